@@ -1,0 +1,71 @@
+# The commands of this project, for people, hooks and CI alike. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+HOME_DIR := $(or $(EVERGREEN_HOME),.evergreen)
+
+# Nothing phones home, and a client that gets no answer says so within seconds.
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_HTTP_REQUEST_MAX_RETRIES := 2
+export PREFECT_HOME := $(abspath $(HOME_DIR))/prefect
+export MPLBACKEND := Agg
+# A virtual environment that happens to be active is none of ours.
+unexport VIRTUAL_ENV
+unexport PYTHONPATH
+unexport PYTHONHOME
+
+.PHONY: help setup key demo test test-faults check bench lock ui-mlflow ui-prefect gc clean
+
+help:  ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: .venv/.ready key  ## make .venv from the lock, and a key for pseudonyms
+
+.venv/.ready: requirements-dev.lock
+	@echo "setting up .venv (once; a minute or so)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@UV=$$(command -v uv || true); \
+	if [ -z "$$UV" ]; then test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; UV=$(BIN)/uv; fi; \
+	"$$UV" pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	@touch $@
+
+key: $(HOME_DIR)/pii.key
+$(HOME_DIR)/pii.key:
+	@mkdir -p $(HOME_DIR) && (umask 077 && $(PYTHON) -c "import secrets; print(secrets.token_hex(32))" > $@)
+
+demo: setup  ## retrain twice on real flights, and show what came of it
+	@$(BIN)/python -m flows.demo
+
+test: setup  ## the fast tests, under 8 minutes on 2 cores
+	@$(BIN)/python -m pytest -q -m "not faults"
+
+test-faults: setup  ## kills, locks, full disks: under 30 minutes
+	@$(BIN)/python -m pytest -q -m faults
+
+check: setup  ## format, lint, types, the import contract
+	@$(BIN)/ruff format --check -q . && $(BIN)/ruff check -q . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: setup  ## every bar, measured side by side → reports/bench.json
+	@$(BIN)/python -m tests.benchmarks
+
+lock: setup  ## pin pyproject.toml anew (no index address gets into the files)
+	@UV=$$(command -v uv || echo $(BIN)/uv); \
+	"$$UV" pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 pyproject.toml -o requirements.lock && \
+	"$$UV" pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+
+ui-mlflow: setup  ## the MLflow UI on http://127.0.0.1:5000
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+	  --backend-store-uri sqlite:///$(abspath $(HOME_DIR))/mlflow.db --artifacts-destination $(abspath $(HOME_DIR))/mlartifacts
+
+ui-prefect: setup  ## the Prefect UI on http://127.0.0.1:4200
+	@$(BIN)/prefect server start --host 127.0.0.1 --port 4200
+
+gc: setup  ## what could be freed; `make gc DO=1` frees it
+	@$(BIN)/python -m tasks.gc $(if $(DO),--do)
+
+clean:  ## remove what runs made here; .venv and .evergreen stay
+	@rm -rf data models reports .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""When and whether things are done: the only place that knows Prefect. What is done stands in tasks."""

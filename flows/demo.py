@@ -1,0 +1,143 @@
+"""demo: the tour. Two retrains on the real flights, and a page of what came of them.
+
+    make demo
+
+The first date makes a first model, which must beat the baselines; two months later a challenger meets it. One Prefect
+server is started for both, since each run without a server would start its own, and stopped at the end. What the runs
+leave behind stays in .evergreen, for the UIs.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from tasks import params
+
+if TYPE_CHECKING:
+    from flows.retrain import Retrained
+
+DATES = (datetime(2013, 9, 1), datetime(2013, 11, 1))
+TRIALS, BUDGET = 12, timedelta(seconds=25)
+START = 90  # seconds that the server may take
+COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
+METRICS = ("log_loss", "auc", "average_precision", "brier", "calibration_error", "f1")
+
+
+def demo() -> None:
+    console = Console()
+    console.print("[bold]evergreen[/] keeps a model fresh: will a flight from New York arrive 15 minutes late or more?")
+    with server() as address:
+        os.environ["PREFECT_API_URL"] = address  # before prefect is imported
+        from prefect.logging.handlers import APILogHandler
+
+        from flows.retrain import retrain
+
+        done = [_retrain(console, retrain, as_of) for as_of in DATES]
+        APILogHandler().flush()  # the server goes when this block ends
+    for each in done:
+        show(console, each)
+    console.print(closing())
+
+
+def _retrain(console: Console, retrain: Any, as_of: datetime) -> "Retrained":
+    console.rule(f"[bold]retrain as of {as_of:%d %B %Y}")
+    result: Retrained = retrain(as_of=as_of, trials=TRIALS, budget=BUDGET, reason=f"demo {as_of:%Y-%m-%d}")
+    return result
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """A Prefect server on a free port of 127.0.0.1, its state in <home>/prefect; yields its API's address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.setdefault("PREFECT_HOME", str(params.home() / "prefect"))
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    log = params.home() / "prefect-server.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as sink:
+        # A session of its own: Ctrl-C reaches the flow first, and the server hears of it from us.
+        process = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
+    try:
+        _wait(f"http://127.0.0.1:{port}/api/health", process, str(log))
+        yield f"http://127.0.0.1:{port}/api"
+    finally:
+        _stop(process)
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]", log: str) -> None:
+    for _ in range(START * 5):
+        if process.poll() is not None:
+            raise RuntimeError(f"the Prefect server ended with status {process.returncode}; see {log}")
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise TimeoutError(f"the Prefect server did not answer at {url} within {START} s; see {log}")
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def show(console: Console, done: "Retrained") -> None:
+    """One retrain on one page."""
+    colour = COLOURS[done.verdict.outcome]
+    became = f"version {done.version} serves now" if done.version else "the champion stays"
+    console.rule(f"[bold]as of {done.as_of[:10]}: [{colour}]{done.verdict.outcome}[/], {became}")
+    console.print(_facts(done))
+    console.print(_leaderboard(done))
+    console.print(Panel("\n".join(f"• {reason}" for reason in done.verdict.reasons), title="why", border_style=colour))
+
+
+def _facts(done: "Retrained") -> Table:
+    tables, tuned = done.reports["quality"]["tables"].values(), done.reports["tuned"]
+    read, bad = (sum(table[name] for table in tables) for name in ("rows", "bad"))
+    table = Table.grid(padding=(0, 2))
+    table.add_row("rows read", f"{read:,}, of which {bad:,} went to quarantine")
+    table.add_row("search", f"{tuned['trials']} trials, {tuned['pruned']} pruned; ended by the {tuned['ended_by']}")
+    table.add_row("stages", ", ".join(f"{each.name} {each.status} {each.wall:.0f} s" for each in done.stages))
+    table.add_row("cost", f"{done.cpu:.0f} seconds of CPU")
+    return table
+
+
+def _leaderboard(done: "Retrained") -> Table:
+    table = Table(title="on the holdout, which only the gate sees", title_justify="left")
+    table.add_column("model")
+    for name in METRICS:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in done.reports["leaderboard"]:
+        style = "bold" if row["model"] == "candidate" else ""
+        table.add_row(row["model"], *(f"{row[name]:.4f}" for name in METRICS), style=style)
+    return table
+
+
+def closing() -> str:
+    return (
+        "\n[bold]Look further[/]\n"
+        "  make ui-mlflow     then http://127.0.0.1:5000   runs, trials, models, the ledger\n"
+        "  make ui-prefect    then http://127.0.0.1:4200   the two runs, stage by stage, with the verdicts\n"
+        "  .venv/bin/dvc repro && .venv/bin/dvc plots show   the same pipeline by hand\n"
+    )
+
+
+if __name__ == "__main__":
+    demo()

@@ -1,0 +1,163 @@
+"""reproduce: rebuild a registered version from its lineage, and compare what comes out, byte for byte.
+
+    python -m flows.reproduce 3
+
+Its commit (with the uncommitted edits of then), its params and its number of trials, in a workspace with empty caches,
+every stage forced. The model and the metrics are equal, or the flow fails and says what differs: the code, the data,
+the environment, or, with all of these equal, the machine.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field
+
+from flows.retrain import stage_task
+from tasks import params, pipeline, registry
+from tasks.pipeline import Workspace
+from tasks.registry import Registry, Version
+
+UNBOUND = "30d"  # of search: the recorded number of trials is what ends it
+RECORD = "record"  # logs to MLflow and makes nothing of the model
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a version was made of, as its run keeps it."""
+
+    version: Version
+    lock: Mapping[str, Any]
+    tuned: Mapping[str, Any]
+    patch: Path | None
+    files: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as it was. `kind` is code, data, environment, or result."""
+
+    kind: str
+    what: str
+    then: str
+    now: str
+
+
+@flow(name="reproduce", flow_run_name="reproduce version {version}")
+def reproduce(version: Annotated[int, Field(ge=1, description="the registered version to rebuild")]) -> list[Difference]:
+    """Rebuild the version and compare. Fails when its model or its metrics come out different."""
+    p = params.load()
+    known = registry.open_registry(p.registry)
+    with tempfile.TemporaryDirectory() as scratch:
+        origin = fetch(known, known.version(version), Path(scratch))
+        commit, patch = origin.version.commit, origin.patch
+        with pipeline.workspace(Path.cwd(), commit=commit, patch=patch, fresh=True) as space:
+            _settings(origin, space)
+            rebuild(space)
+            found = list(differences(origin, space))
+    _publish(version, found)
+    if any(each.kind == "result" for each in found):
+        raise ValueError(f"version {version} does not come out as it was:\n{_lines(found)}")
+    get_run_logger().info("version %s comes out byte for byte", version)
+    return found
+
+
+@task(name="lineage", task_run_name="lineage", cache_policy=NO_CACHE)
+def fetch(known: Registry, version: Version, into: Path) -> Origin:
+    names = ("dvc.lock", "params.yaml", "reports/tuned.json", "reports/metrics.json", "model.ubj", "twin.ubj")
+    files = {name: known.fetch(version, name, into) for name in names}
+    return Origin(
+        version,
+        yaml.safe_load(files["dvc.lock"].read_text())["stages"],
+        json.loads(files["reports/tuned.json"].read_text()),
+        _patch(known, version, into),
+        files,
+    )
+
+
+def _patch(known: Registry, version: Version, into: Path) -> Path | None:
+    if version.tags.get("evergreen.dirty") != "true":
+        return None
+    return known.fetch(version, "uncommitted.patch", into)
+
+
+def _settings(origin: Origin, space: Workspace) -> None:
+    """The params of then; the search ends with the number of trials that were done."""
+    shutil.copyfile(origin.files["params.yaml"], space.root / "params.yaml")
+    found: dict[str, Any] = {"tune.trials": origin.tuned["trials"], "tune.budget": UNBOUND}
+    if origin.version.as_of:
+        found["clock.as_of"] = origin.version.as_of.isoformat()
+    pipeline.override(space.root / "params.yaml", found)
+
+
+def rebuild(space: Workspace) -> None:
+    """Every stage that makes the model, forced; each as a task run of its name."""
+    for stage in pipeline.stages(space.root):
+        if stage.name != RECORD:
+            stage_task(stage.name)(space, stage.name, force=True)
+
+
+def differences(origin: Origin, space: Workspace) -> Iterator[Difference]:
+    """What is not as it was, causes before results."""
+    now = pipeline.lock(space.root)["stages"]
+    yield from _environment(origin, space.root)
+    for stage, entry in origin.lock.items():
+        if stage != RECORD:
+            yield from _of_stage(stage, entry, now.get(stage, {}))
+    models, reports = space.root / "models", space.root / "reports"
+    places = {"model.ubj": models, "twin.ubj": models, "reports/metrics.json": reports}
+    for name, folder in places.items():
+        then, made = _hash(origin.files[name]), _hash(folder / Path(name).name)
+        if then != made:
+            yield Difference("result", name, then, made)
+
+
+def _environment(origin: Origin, root: Path) -> Iterator[Difference]:
+    """The lock of the libraries: what is installed now against what was then."""
+    then = origin.version.tags.get("evergreen.environment", "")
+    now = hashlib.sha256((Path.cwd() / "requirements.lock").read_bytes()).hexdigest()
+    if then and then != now:
+        yield Difference("environment", "requirements.lock", then, now)
+
+
+def _of_stage(stage: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
+    for side in ("deps", "outs"):
+        hashes = {each["path"]: each["md5"] for each in now.get(side, [])}
+        for each in then.get(side, []):
+            path = each["path"]
+            if hashes.get(path) != each["md5"]:
+                kind = "code" if path.startswith("tasks/") else "data"
+                yield Difference(kind, f"{stage} {side[:-1]} {path}", each["md5"], hashes.get(path, "missing"))
+
+
+def _hash(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def _lines(found: list[Difference]) -> str:
+    return "\n".join(f"- {each.kind}: {each.what} was {each.then[:12]}, is {each.now[:12]}" for each in found)
+
+
+def _publish(version: int, found: list[Difference]) -> None:
+    told = _lines(found) if found else "Every byte is the same."
+    create_markdown_artifact(f"# Version {version}\n\n{told}\n", key="reproduction")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("version", type=int)
+    reproduce(parser.parse_args().version)
+
+
+if __name__ == "__main__":
+    main()

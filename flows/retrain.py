@@ -1,0 +1,220 @@
+"""retrain: run the DVC pipeline at as_of, judge the candidate, promote it when the gate says so.
+
+    python -m flows.retrain --as-of 2013-07-01 --trials 12
+
+Works with a Prefect server (PREFECT_API_URL) and without one. The graph is dvc.yaml's: each of its stages is a task run
+of its name. The run has a workspace of its own; the checkout is never edited.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from tasks import gate, judge, params, pipeline, record, registry
+from tasks.gate import Verdict
+from tasks.params import Params
+from tasks.pipeline import StageRun, Workspace
+from tasks.registry import Entry, Registry, Version
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What one retrain came to. `cpu` counts the stages' seconds of CPU; what was restored cost nothing."""
+
+    as_of: str
+    record: str
+    verdict: Verdict
+    run_id: str
+    version: int | None
+    stages: tuple[StageRun, ...]
+    reports: Mapping[str, Any]
+
+    @property
+    def cpu(self) -> float:
+        return sum(stage.cpu for stage in self.stages)
+
+
+@flow(name="retrain", flow_run_name="retrain {reason}")
+def retrain(
+    as_of: Annotated[datetime | None, Field(description="event time 'now'; empty: clock.as_of of params.yaml")] = None,
+    trials: Annotated[int | None, Field(ge=1, description="at most so many Optuna trials")] = None,
+    budget: Annotated[timedelta | None, Field(description="at most so long a search")] = None,
+    reason: Annotated[str, Field(description="why, for those who read the list of runs")] = "by hand",
+    decision: Annotated[str | None, Field(description="the id of the decision that this run answers")] = None,
+    settings: Annotated[dict[str, Any] | None, Field(description="other params, as {'train.refit': false}")] = None,
+) -> Retrained:
+    """Run every stage at as_of, judge the candidate against the champion, and promote it if the gate says PROMOTE."""
+    say = get_run_logger().info
+    overrides = _overrides(as_of, trials, budget, settings)
+    with pipeline.only_run(params.home(), say=say), pipeline.workspace(Path.cwd(), overrides=overrides) as space:
+        p = params.load(space.root / "params.yaml")
+        stages = run_stages(space)
+        known = registry.open_registry(p.registry)
+        found = recorded(p, space, known)
+        verdict = judged(p, space, known, found)
+        version = acted(p, known, found, verdict, decision=decision or f"retrain-{flow_run.id}")
+        done = Retrained(found.as_of, found.record, verdict, found.run_id, version, stages, _reports(p, space.root))
+    publish(done, known)
+    return done
+
+
+def _overrides(
+    as_of: datetime | None, trials: int | None, budget: timedelta | None, settings: dict[str, Any] | None
+) -> dict[str, Any]:
+    """This run's values for params.yaml."""
+    asked = {
+        "clock.as_of": as_of and params.in_utc(as_of).isoformat(),
+        "tune.trials": trials,
+        "tune.budget": budget and params.spell(budget),
+    }
+    return {name: value for name, value in asked.items() if value is not None} | (settings or {})
+
+
+def run_stages(space: Workspace) -> tuple[StageRun, ...]:
+    """Every stage of dvc.yaml, each as a task run of its name that waits for those it needs."""
+    futures: dict[str, Any] = {}
+    for stage in pipeline.stages(space.root):
+        needs = [futures[name] for name in stage.upstream]
+        futures[stage.name] = stage_task(stage.name).submit(space, stage.name, wait_for=needs)
+        futures[stage.name].wait()
+    return tuple(future.result() for future in futures.values())
+
+
+def stage_task(name: str) -> Any:
+    """The Prefect task of a stage. DVC decides what is cached, so Prefect does not."""
+    return task(name=name, task_run_name=name, cache_policy=NO_CACHE)(run_stage)
+
+
+def run_stage(space: Workspace, name: str, *, force: bool = False) -> StageRun:
+    """One stage; what its program says goes to the log as it says it."""
+    say = get_run_logger().info
+    done = pipeline.run_stage(space.root, name, env=_lineage(space), on_line=say, force=force)
+    say("%s: %s, %.1f s, %.1f s of CPU", name, done.status, done.wall, done.cpu)
+    return done
+
+
+def _lineage(space: Workspace) -> dict[str, str]:
+    """What the record stage cannot find out from inside a workspace."""
+    known = {"EVERGREEN_COMMIT": space.commit, "EVERGREEN_DIRTY": str(space.dirty).lower()}
+    if space.diff:
+        known["EVERGREEN_DIFF"] = str(space.diff)
+    return {**space.env, **known, "EVERGREEN_FLOW_RUN": str(flow_run.id or "")}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    record: str
+    run_id: str
+    as_of: str
+
+
+@task(name="on record", task_run_name="on record", cache_policy=NO_CACHE)
+def recorded(p: Params, space: Workspace, known: Registry) -> Recorded:
+    """The MLflow run of what the stages made, made now if their results were restored from elsewhere."""
+    with _environment(_lineage(space)):
+        found = record.record(p, space.root)
+    run_id = known.run_of(found)
+    assert run_id is not None  # record has just seen to it
+    as_of = json.loads((space.root / p.paths.features / "manifest.json").read_text())["as_of"]
+    return Recorded(found, run_id, as_of)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@task(name="gate", task_run_name="gate", cache_policy=NO_CACHE)
+def judged(p: Params, space: Workspace, known: Registry, found: Recorded) -> Verdict:
+    """Finish a promotion that was cut off, then ask the gate."""
+    for version in known.finish_open():
+        get_run_logger().warning("finished the promotion of version %s, which a killed run had left open", version.number)
+    champion = known.champion()
+    _same_pseudonyms(space.root / p.paths.raw / "manifest.json", p, champion)
+    verdict = judge.judge(p, space.root, found.record, registry=known, champion=champion)
+    get_run_logger().info("%s: %s", verdict.outcome, " ".join(verdict.reasons))
+    return verdict
+
+
+def _same_pseudonyms(manifest: Path, p: Params, champion: Version | None) -> None:
+    """Another key is another name for everybody: only somebody who says so in params.yaml may change it."""
+    now = json.loads(manifest.read_text())["pii_key_id"]
+    then = champion.tags.get("evergreen.pii_key_id") if champion else None
+    if then and now != then and p.ingest.pii_key_id != now:
+        raise ValueError(
+            f"the champion's data was pseudonymised with the key {then}, this run's with {now}. Set EVERGREEN_PII_KEY "
+            f"to the old key, or set ingest.pii_key_id: {now} in params.yaml to say that the change is meant."
+        )
+
+
+@task(name="promote", task_run_name="promote", cache_policy=NO_CACHE)
+def acted(p: Params, known: Registry, found: Recorded, verdict: Verdict, *, decision: str) -> int | None:
+    """The verdict into the ledger, and on PROMOTE the alias: the version that serves now, if this run made it."""
+    as_of, told = datetime.fromisoformat(found.as_of), verdict.to_dict()
+    tags = {"flow_run": str(flow_run.id or ""), "gate_metric": p.gate.metric}
+    if verdict.promotes:
+        return known.promote(found.run_id, decision=decision, verdict=told, as_of=as_of, tags=tags).number
+    serving = known.champion()
+    known.append(
+        Entry(
+            "verdict",
+            decision,
+            as_of,
+            run=found.run_id,
+            champion=serving.number if serving else None,
+            outcome=verdict.outcome,
+            reasons=verdict.reasons,
+            detail={"verdict": told, "look": judge.counts_as_look(verdict)},
+        )
+    )
+    return None
+
+
+def _reports(p: Params, root: Path) -> dict[str, Any]:
+    """What the stages reported, for those who read the flow's result: the workspace goes when the run ends."""
+    files = {"quality": p.paths.reports / "quality.json", "tuned": p.paths.models / "tuned.json"}
+    files |= {name: p.paths.reports / f"{name}.json" for name in ("metrics", "leaderboard", "slices")}
+    return {name: json.loads((root / path).read_text()) for name, path in files.items()}
+
+
+def publish(done: Retrained, known: Registry) -> None:
+    """The artifacts that the Prefect UI shows beside the run."""
+    create_markdown_artifact(gate.markdown(done.verdict), key="verdict", description=f"as of {done.as_of}")
+    create_table_artifact(done.reports["leaderboard"], key="metrics", description="on the holdout, the best first")
+    steps = [{"stage": each.name, "status": each.status, "seconds": round(each.wall, 1)} for each in done.stages]
+    create_table_artifact(steps, key="stages", description="what ran, and what was taken from the cache")
+    create_link_artifact(known.link(done.run_id), key="mlflow-run", link_text="the MLflow run")
+
+
+def main() -> None:
+    """The same from a terminal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--as-of", type=datetime.fromisoformat, help="event time 'now', such as 2013-07-01")
+    parser.add_argument("--trials", type=int, help="at most so many Optuna trials")
+    parser.add_argument("--budget", type=params.duration, help="at most so long a search, such as 30s")
+    parser.add_argument("--reason", default="by hand")
+    asked = parser.parse_args()
+    done = retrain(as_of=asked.as_of, trials=asked.trials, budget=asked.budget, reason=asked.reason)
+    print(gate.markdown(done.verdict))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The pictures of one record: the search, its parameters, ROC, calibration and importance, as PNG files.
+
+They are drawn from the files that the stages wrote, without a display and without pyplot's global state.
+"""
+
+import csv
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tasks import periods
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, ACCENT, FAINT, GRID = "#1f2933", "#2a78b5", "#9fb3c8", "#e4e7eb"
+SHOWN = 20  # of the features, the most important
+COLUMNS = 3  # of small pictures in a row
+
+
+def draw(folder: Path, *, trials: Sequence[Mapping[str, Any]], curves: Path, importance: Path) -> list[Path]:
+    """Draw what there is something to draw for; the files that were made. A regression has no ROC."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of every font it meets
+    done = [trial for trial in trials if trial.get("value") is not None and str(trial["state"]).lower() == "complete"]
+    roc, calibration = _rows(curves / "roc.csv"), _rows(curves / "calibration.csv")
+    pictures: dict[str, tuple[bool, Callable[[], Figure]]] = {
+        "search": (bool(done), lambda: search(done, len(trials))),
+        "parameters": (len(done) > 2, lambda: parameters(done)),
+        "roc": (len(roc) > 1, lambda: curve_roc(roc)),
+        "calibration": (bool(calibration), lambda: curve_calibration(calibration)),
+        "importance": (bool(_rows(importance)), lambda: bars(_rows(importance))),
+    }
+    return [_save(folder / f"{name}.png", make()) for name, (wanted, make) in pictures.items() if wanted]
+
+
+def search(done: Sequence[Mapping[str, Any]], total: int) -> "Figure":
+    """Each completed trial's loss, and the lowest so far."""
+    figure, axes = _blank((8, 4.5))
+    ordered = sorted(done, key=lambda trial: trial["number"])
+    numbers, values = [trial["number"] for trial in ordered], [float(trial["value"]) for trial in ordered]
+    lowest = [min(values[: i + 1]) for i in range(len(values))]
+    axes.plot(numbers, values, "o", color=FAINT, markersize=5, label="a trial")
+    axes.step(numbers, lowest, where="post", color=ACCENT, linewidth=2, label="lowest so far")
+    _zoom(axes, values)
+    axes.legend(frameon=False)
+    return _titled(figure, axes, f"search: {len(done)} of {total} trials ran to their end", x="trial", y="loss")
+
+
+def parameters(done: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Each parameter against the loss, the strongest rank correlation first."""
+    names = sorted({name for trial in done for name in trial["params"]})
+    points = {name: _points(done, name) for name in names}
+    names = sorted(
+        (name for name in names if len({x for x, _ in points[name]}) > 1), key=lambda n: -abs(_rho(points[n]))
+    )
+    lines = max(1, -(-len(names) // COLUMNS))
+    figure = _figure((4 * COLUMNS, 2.6 * lines), layout=None)  # the layout engine takes a second for nine pictures
+    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.12 / lines, top=1 - 0.12 / lines, hspace=0.38, wspace=0.1)
+    for i, name in enumerate(names):
+        axes = _plain(figure.add_subplot(lines, COLUMNS, i + 1))
+        axes.plot(*zip(*points[name], strict=True), "o", color=ACCENT, alpha=0.7, markersize=4)
+        if all(isinstance(x, float) and x > 0 for x, _ in points[name]) and _wide([x for x, _ in points[name]]):
+            axes.set_xscale("log")
+        _zoom(axes, [y for _, y in points[name]])
+        axes.tick_params(labelleft=i % COLUMNS == 0)
+        axes.set_title(f"{name}   (rank correlation {_rho(points[name]):+.2f})", fontsize=9, loc="left", color=INK)
+    figure.supylabel("loss", fontsize=10, color=INK, x=0.005)
+    return figure
+
+
+def curve_roc(rows: Sequence[Mapping[str, str]]) -> "Figure":
+    figure, axes = _blank((5.5, 5))
+    _diagonal(axes)
+    for name, part in _by_model(rows).items():
+        x, y = _numbers(part, "false_positive_rate"), _numbers(part, "true_positive_rate")
+        axes.plot(x, y, linewidth=2, label=name, color=None if name else ACCENT)
+    return _titled(figure, axes, "ROC on the holdout", x="false positive rate", y="true positive rate")
+
+
+def curve_calibration(rows: Sequence[Mapping[str, str]]) -> "Figure":
+    """Observed against predicted; a point's size is its number of rows, where the file has it."""
+    figure, axes = _blank((5.5, 5))
+    x, y = _numbers(rows, "predicted"), _numbers(rows, "observed")
+    _diagonal(axes, min(x + y), max(x + y))
+    counts = _numbers(rows, "rows") if "rows" in rows[0] else [1.0] * len(rows)
+    axes.plot(x, y, color=ACCENT, linewidth=1, alpha=0.5)
+    axes.scatter(x, y, s=[20 + 130 * count / max(counts) for count in counts], color=ACCENT, zorder=3)
+    return _titled(figure, axes, "calibration on the holdout", x="predicted", y="observed")
+
+
+def bars(rows: Sequence[Mapping[str, str]]) -> "Figure":
+    ranked = sorted(rows, key=lambda row: -float(row["importance"]))[:SHOWN][::-1]
+    figure, axes = _blank((8, 0.6 + 0.28 * len(ranked)))
+    axes.barh([row["feature"] for row in ranked], _numbers(ranked, "importance"), color=ACCENT, height=0.7)
+    axes.grid(visible=False, axis="y")
+    return _titled(figure, axes, f"mean |SHAP|, the first {len(ranked)} features", x="", y="")
+
+
+def _blank(size: tuple[float, float]) -> "tuple[Figure, Axes]":
+    figure = _figure(size, layout="constrained")
+    return figure, _plain(figure.add_subplot())
+
+
+def _figure(size: tuple[float, float], *, layout: Literal["constrained"] | None) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, dpi=110, layout=layout, facecolor="white")
+
+
+def _plain(axes: "Axes") -> "Axes":
+    axes.grid(visible=True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=9, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    return axes
+
+
+def _titled(figure: "Figure", axes: "Axes", title: str, *, x: str, y: str) -> "Figure":
+    axes.set_title(title, fontsize=11, loc="left", color=INK)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    return figure
+
+
+def _diagonal(axes: "Axes", low: float = 0.0, high: float = 1.0) -> None:
+    axes.plot([low, high], [low, high], color=FAINT, linewidth=1, linestyle="--")
+
+
+def _zoom(axes: "Axes", values: Sequence[float]) -> None:
+    """One wild trial must not flatten the rest: the axis ends a little above the ninth decile."""
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[int(0.9 * (len(ordered) - 1))]
+    if high > low:
+        axes.set_ylim(low - 0.08 * (high - low), high + 0.25 * (high - low))
+
+
+def _points(done: Sequence[Mapping[str, Any]], name: str) -> list[tuple[Any, float]]:
+    found = [(trial["params"].get(name), float(trial["value"])) for trial in done]
+    return [(float(x) if isinstance(x, (int, float)) else str(x), y) for x, y in found if x is not None]
+
+
+def _rho(points: Sequence[tuple[Any, float]]) -> float:
+    """Spearman's rank correlation; 0 for a parameter that has no order."""
+    import numpy as np
+
+    if any(isinstance(x, str) for x, _ in points) or len(points) < 3:
+        return 0.0
+    x, y = (np.argsort(np.argsort([point[i] for point in points], kind="stable")) for i in (0, 1))
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _wide(values: Sequence[float]) -> bool:
+    return max(values) / min(values) > 20
+
+
+def _by_model(rows: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
+    parts: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        parts.setdefault(row.get("model", ""), []).append(row)
+    return parts
+
+
+def _numbers(rows: Sequence[Mapping[str, str]], name: str) -> list[float]:
+    return [float(row[name]) for row in rows]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _save(path: Path, figure: "Figure") -> Path:
+    periods.publish(path, lambda new: figure.savefig(new, format="png"))
+    return path

@@ -1,0 +1,232 @@
+"""The candidate before the gate: both twins on the holdout, their losses and costs → the gate's verdict.
+
+The candidate's twin and the champion's have the same distance from the rows they are judged on: the champion's twin is
+its recipe trained as much earlier as the champion is older. As a rule that is the twin that was stored with it; after
+a change of split or label it is trained again. Nothing here promotes: flows/retrain.py acts on the verdict.
+"""
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks import features, gate, model, params, split, train
+from tasks.evaluate import CANDIDATE, calibration_error
+from tasks.features import Rows
+from tasks.gate import Judged, Verdict
+from tasks.model import Floats, Model, Spec
+from tasks.params import Params
+from tasks.registry import Registry, Version
+
+log = logging.getLogger("evergreen")
+BATCH = 1000  # rows, for the time a prediction takes
+NEAR = timedelta(hours=1)  # a stored twin's cut that is so close to the wanted one needs no new twin
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """What evaluate wrote of each row of the holdout."""
+
+    times: NDArray[np.datetime64]
+    label: NDArray[Any]
+    predictions: dict[str, Floats]
+    slices: dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that turned data into a champion, as it was recorded."""
+
+    p: Params
+    tuned: dict[str, Any]
+    sql: str
+    model: Model
+    twins: tuple[Model, ...]
+
+
+def judge(p: Params, folder: Path, record: str, *, registry: Registry, champion: Version | None) -> Verdict:
+    """The gate's verdict on the candidate that a pipeline run left in `folder`."""
+    as_of = datetime.fromisoformat(json.loads((folder / p.paths.features / "manifest.json").read_text())["as_of"])
+    case = Case(p, folder, as_of, read_holdout(folder / p.paths.reports / "holdout.parquet"))
+    if champion is None:
+        return case.first()
+    if champion.record == record:
+        return gate.unchanged(f"version {champion.number}")
+    if reason := _too_early(p, registry, champion, as_of):
+        return Verdict("HOLD", (reason,), {"champion_version": champion.number})
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            recipe = fetch(registry, champion, Path(scratch))
+            return case.against(recipe, age=_age(as_of, champion), looks=registry.looks(champion.number))
+    except ValueError as error:
+        reason = f"Version {champion.number} cannot be judged on today's tables: {error}"
+        return Verdict("HOLD", (reason, "Mend what its recipe needs, or roll it back."), {})
+
+
+def counts_as_look(verdict: Verdict) -> bool:
+    """Whether the gate compared the models, so that a later look at the same champion must pay for it."""
+    return "gain" in verdict.figures and verdict.figures["gain"] is not None
+
+
+def _too_early(p: Params, registry: Registry, champion: Version, as_of: datetime) -> str | None:
+    if champion.as_of and as_of < champion.as_of:
+        return f"The candidate is of {as_of}, older than version {champion.number} of {champion.as_of}: nothing to gain."
+    return gate.backing_off(registry.last_look(champion.number), as_of, p.gate)
+
+
+def _age(as_of: datetime, champion: Version) -> timedelta:
+    return as_of - champion.as_of if champion.as_of else timedelta(0)
+
+
+def read_holdout(path: Path) -> Holdout:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+
+    def columns(prefix: str) -> dict[str, NDArray[Any]]:
+        names = [name for name in table.column_names if name.startswith(prefix)]
+        return {name.removeprefix(prefix): _array(table[name]) for name in names}
+
+    return Holdout(table["event_time"].to_numpy(), table["label"].to_numpy(), columns("by_"), columns("in_"))
+
+
+def _array(column: Any) -> NDArray[Any]:
+    """A column as numbers or text; a list column of class probabilities as (n, classes)."""
+    import pyarrow as pa
+
+    if pa.types.is_list(column.type):
+        return np.stack(column.to_numpy())
+    values: NDArray[Any] = column.to_numpy()
+    return values.astype(str) if values.dtype == object else values
+
+
+@dataclass(frozen=True)
+class Case:
+    """A candidate on its holdout, ready to be compared."""
+
+    p: Params
+    folder: Path
+    as_of: datetime
+    held: Holdout
+
+    @cached_property
+    def shipped(self) -> Model:
+        return Model.load(self.folder / self.p.paths.models / "model.ubj")
+
+    @cached_property
+    def rows(self) -> Rows:
+        return features.read(self.folder / self.p.paths.features)
+
+    @cached_property
+    def candidate(self) -> Judged:
+        found = [each for name, each in self.held.predictions.items() if name.split("_")[0] == CANDIDATE]
+        size = (self.folder / self.p.paths.models / "model.ubj").stat().st_size / 1e6
+        milliseconds = latency(self.shipped, self.rows)
+        return self._judged(self.shipped.spec, found, megabytes=size, milliseconds=milliseconds)
+
+    def _judged(self, spec: Spec, found: Sequence[Floats], *, megabytes: float = 0, milliseconds: float = 0) -> Judged:
+        codes = spec.encode_label(self.held.label)
+        losses = np.stack([gate.row_losses(codes, each, metric=self.p.gate.metric) for each in found])
+        return Judged(losses, _calibration(spec, codes, found[0]), megabytes, milliseconds)
+
+    def first(self) -> Verdict:
+        """There is no champion: against the baselines."""
+        found = {name: self._judged(self.shipped.spec, [self.held.predictions[name]]) for name in self.p.evaluate.baselines}
+        return gate.first(self.candidate, found, times=self.held.times, slices=self.held.slices, gate=self.p.gate)
+
+    def against(self, recipe: Recipe, *, age: timedelta, looks: int) -> Verdict:
+        """Against a champion whose candidate was judged `age` ago."""
+        where = split.cuts(self.as_of, self.p.split, deadline=self.p.label.deadline)
+        rows = _features_by(recipe, self.p, self.folder, self.rows)
+        inside = _aligned(rows.take(split.between(rows.event_time, where.start, where.end)), self.held)
+        models = _opponents(self.p, recipe, rows, where.start - age)
+        opponent = self._judged(models[0].spec, [each.predict(inside.table) for each in models])
+        unseen = self.held.times >= np.datetime64(datetime.fromisoformat(models[0].spec.until or ""))
+        return gate.judge(
+            _on(self.candidate, unseen),
+            _on(opponent, unseen),
+            times=self.held.times[unseen],
+            slices={name: values[unseen] for name, values in self.held.slices.items()},
+            gate=self.p.gate,
+            looks=looks,
+        )
+
+
+def _on(judged: Judged, mask: NDArray[np.bool_]) -> Judged:
+    return replace(judged, losses=judged.losses[:, mask])
+
+
+def _opponents(p: Params, recipe: Recipe, rows: Rows, cut: datetime) -> tuple[Model, ...]:
+    """What stands for the champion: its model itself without refit, else twins of its recipe that end at `cut`."""
+    if not p.train.refit:
+        return (recipe.model,)
+    until = datetime.fromisoformat(recipe.twins[0].spec.until or "")
+    return recipe.twins if abs(until - cut) <= NEAR else _fitted_again(recipe, rows, cut)
+
+
+def _calibration(spec: Spec, codes: Floats, found: Floats) -> float:
+    if spec.task == "regression":
+        return 0.0
+    if spec.task == "multiclass":
+        return calibration_error((found.argmax(axis=1) == codes).astype(float), found.max(axis=1))
+    return calibration_error(codes, found)
+
+
+def latency(judged: Model, rows: Rows) -> float:
+    """Milliseconds a row, in batches of 1,000: the fastest of five, since the slower ones timed something else."""
+    table = rows.table.slice(0, BATCH)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        judged.predict(table)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds) * 1000 / max(table.num_rows, 1)
+
+
+def fetch(registry: Registry, version: Version, into: Path) -> Recipe:
+    """A version's recipe from the registry: params, tuned numbers, SQL, and the stored twins."""
+    text = {name: registry.fetch(version, name, into) for name in ("params.yaml", "reports/tuned.json", "features.sql")}
+    twins = [registry.fetch(version, "twin.ubj", into), *sorted(registry.fetch(version, "twins", into).glob("*.ubj"))]
+    return Recipe(
+        params.load(text["params.yaml"]),
+        json.loads(text["reports/tuned.json"].read_text()),
+        text["features.sql"].read_text(),
+        Model.load(registry.fetch(version, "model.ubj", into)),
+        tuple(Model.load(path) for path in twins),
+    )
+
+
+def _fitted_again(recipe: Recipe, rows: Rows, cut: datetime) -> tuple[Model, ...]:
+    log.info("the champion's stored twin ends elsewhere: training its recipe up to %s", cut)
+    extras = {"coef": recipe.twins[0].spec.coef, "intercept": recipe.twins[0].spec.intercept}
+    seeds = range(len(recipe.twins))
+    return tuple(train.fit(rows, cut, recipe.tuned, recipe.p, seed=seed).with_spec(**extras) for seed in seeds)
+
+
+def _features_by(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Rows:
+    """Today's rows with the champion's features; when its SQL is today's, they are `rows`."""
+    same = (folder / "tasks" / "features.sql").read_text() == recipe.sql
+    if same and (recipe.p.features, recipe.p.spine) == (p.features, p.spine):
+        return rows
+    log.info("the champion has other features: running its own features.sql")
+    mixed = p.model_copy(update={"features": recipe.p.features, "spine": recipe.p.spine})
+    with tempfile.TemporaryDirectory() as out:
+        features.build(mixed, folder / p.paths.clean, Path(out), recipe.sql)
+        return features.read(Path(out))
+
+
+def _aligned(rows: Rows, held: Holdout) -> Rows:
+    """The same rows in the same order as the holdout's. Both come from one spine, sorted by time and key."""
+    kept = rows.take(model.labelled(rows.label))
+    if len(kept) != len(held.times) or not (kept.event_time == held.times).all():
+        raise ValueError(f"the champion's features give {len(kept)} rows of the holdout's {len(held.times)}")
+    return kept

@@ -1,0 +1,236 @@
+"""A trained model: an XGBoost booster that carries its features, categories, calibration and threshold inside itself.
+
+One .ubj file is the whole model, without pickle. A category that training has not seen becomes a missing value before
+XGBoost sees it. Nothing here trains, reads feature files or knows a registry: whoever scores needs this module alone.
+
+XGBoost reads a torn file until it runs out of memory and then takes the process with it. So a hash follows the model in
+its file (XGBoost reads past it), and nothing reaches XGBoost that does not match it.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Floats = NDArray[np.floating[Any]]
+Task = Literal["binary", "multiclass", "regression"]
+ATTRIBUTE = "evergreen"
+SEAL = b"\nevergreen sha256 "
+
+
+@dataclass(frozen=True)
+class Feature:
+    name: str
+    kind: Literal["number", "category"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a booster alone does not know. It travels as JSON in the booster's attributes."""
+
+    task: Task
+    features: tuple[Feature, ...]
+    categories: dict[str, tuple[str, ...]]  # a category's place here is its code
+    classes: tuple[Any, ...] = ()  # the label that each column of probabilities stands for
+    native: bool = False  # XGBoost splits codes as categories, not as numbers
+    coef: tuple[tuple[float, ...], ...] = ()  # calibration: softmax or sigmoid of margins @ coef.T + intercept
+    intercept: tuple[float, ...] = ()
+    threshold: float | None = None  # binary: a probability at or above it counts as positive
+    until: str | None = None  # training saw nothing that was known at or after this
+
+    @property
+    def names(self) -> list[str]:
+        return [feature.name for feature in self.features]
+
+    @property
+    def types(self) -> list[str] | None:
+        """XGBoost's feature types, when codes are to be split as categories."""
+        return ["c" if each.kind == "category" else "float" for each in self.features] if self.native else None
+
+    def encode(self, table: "pa.Table") -> NDArray[np.float32]:
+        """Feature rows (n) → matrix (n, features) in the model's order. Raises ValueError for a missing column."""
+        if missing := [name for name in self.names if name not in table.column_names]:
+            raise ValueError(f"the model needs the features {missing}, but the rows have {table.column_names}")
+        matrix = np.empty((table.num_rows, len(self.features)), dtype=np.float32)
+        for i, feature in enumerate(self.features):
+            matrix[:, i] = self._column(feature, table[feature.name])
+        return matrix
+
+    def _column(self, feature: Feature, column: Any) -> Floats:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        try:
+            if feature.kind == "number":
+                return _numbers(column)
+            known = pa.array(self.categories[feature.name], pa.string())
+            return _numbers(pc.index_in(column.cast(pa.string()), value_set=known))
+        except pa.ArrowException as error:
+            raise ValueError(f"the feature {feature.name} must be a {feature.kind}, but {error}") from None
+
+    def encode_label(self, label: NDArray[Any]) -> NDArray[np.float32]:
+        """Labels (n) → what XGBoost trains on: 0/1, the class's number, or the value; NaN where there is none."""
+        if self.task != "multiclass":
+            return label.astype(np.float32)
+        codes = np.full(len(label), np.nan, dtype=np.float32)
+        for code, value in enumerate(self.classes):
+            codes[label == value] = code
+        return codes
+
+
+def _numbers(column: Any) -> Floats:
+    import pyarrow as pa
+
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    values: Floats = whole.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+    return values
+
+
+@dataclass(frozen=True)
+class Model:
+    """A booster and its spec. `predict` is all that a caller needs."""
+
+    booster: Any
+    spec: Spec
+
+    def margins(self, table: "pa.Table") -> Floats:
+        """Raw scores before calibration: (n,), or (n, classes) for multiclass."""
+        scores: Floats = self.booster.inplace_predict(self.spec.encode(table), predict_type="margin")
+        return scores
+
+    def predict(self, table: "pa.Table") -> Floats:
+        """Calibrated probabilities, (n,) of the positive class or (n, classes); the value (n,) for regression."""
+        return self.from_margins(self.margins(table))
+
+    def from_margins(self, margins: Floats) -> Floats:
+        if self.spec.task == "regression":
+            return margins
+        if self.spec.task == "binary":
+            slope, shift = (self.spec.coef[0][0], self.spec.intercept[0]) if self.spec.coef else (1.0, 0.0)
+            positive: Floats = np.exp(-np.logaddexp(0, -(margins.astype(np.float64) * slope + shift)))
+            return positive
+        scores = margins.astype(np.float64)
+        return softmax(scores @ self._coef.T + np.asarray(self.spec.intercept) if self.spec.coef else scores)
+
+    @cached_property
+    def _coef(self) -> Floats:
+        return np.asarray(self.spec.coef)
+
+    def with_spec(self, **changes: Any) -> "Model":
+        return Model(self.booster, replace(self.spec, **changes))
+
+    def to_bytes(self) -> bytes:
+        """The model file: the same model gives the same bytes."""
+        self.booster.set_attr(**{ATTRIBUTE: json.dumps(asdict(self.spec), sort_keys=True)})
+        return _sealed(bytes(self.booster.save_raw("ubj")))
+
+    @staticmethod
+    def load(path: Path | str) -> "Model":
+        """Raises ValueError when the file is no whole model of ours."""
+        data = Path(path).read_bytes()
+        raw, _, _ = data.rpartition(SEAL)
+        if data != _sealed(raw):
+            raise ValueError(
+                f"{path} is no whole model of this project: it was torn, or made elsewhere. "
+                "Copy it again, or train it with tasks.train."
+            )
+        booster = xgboost().Booster(model_file=bytearray(raw))
+        return Model(booster, _spec(json.loads(booster.attr(ATTRIBUTE))))
+
+
+def _sealed(raw: bytes) -> bytes:
+    return raw + SEAL + hashlib.sha256(raw).hexdigest().encode()
+
+
+def _spec(raw: dict[str, Any]) -> Spec:
+    nested = {
+        "features": tuple(Feature(**each) for each in raw["features"]),
+        "categories": {name: tuple(values) for name, values in raw["categories"].items()},
+        "coef": tuple(tuple(row) for row in raw["coef"]),
+    }
+    flat: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    return Spec(**flat | nested)
+
+
+def softmax(scores: Floats) -> Floats:
+    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares: Floats = shifted / shifted.sum(axis=1, keepdims=True)
+    return shares
+
+
+def spec_for(table: "pa.Table", label: NDArray[Any], *, task: Task, native: bool = False) -> Spec:
+    """The spec that training rows call for: text columns are categories, the rest numbers. Sorted, so it is stable.
+
+    Raises ValueError for a target with one class, and for a label that does not fit the task.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns = [(name, pa.types.is_string(table.schema.field(name).type)) for name in sorted(table.column_names)]
+    features = tuple(Feature(name, "category" if text else "number") for name, text in columns)
+    categories = {
+        name: tuple(sorted(value for value in pc.unique(table[name]).to_pylist() if value is not None))
+        for name, text in columns
+        if text
+    }
+    return Spec(task, features, categories, classes=classes_of(label, task=task), native=native)
+
+
+def classes_of(label: NDArray[Any], *, task: Task) -> tuple[Any, ...]:
+    """The classes among the labels that are there, in order; none for regression."""
+    if task != "multiclass" and label.dtype == object:
+        raise ValueError(f"label.task {task} needs a label that is a number, but label.expression gives text")
+    if task == "regression":
+        return ()
+    found = sorted(set(label[labelled(label)].tolist()))
+    if task == "binary" and not set(found) <= {0.0, 1.0}:
+        raise ValueError(f"label.task binary needs a label that is true or false, but it holds {found[:5]}")
+    if len(found) < 2:
+        raise ValueError(
+            f"a target needs two classes at least, but the training rows hold only {found}. "
+            "Check label.expression, or give training a longer period."
+        )
+    return tuple(found)
+
+
+def labelled(label: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a label is there: not NaN, or not None for text."""
+    return np.array([value is not None for value in label], dtype=bool) if label.dtype == object else ~np.isnan(label)
+
+
+def xgboost() -> ModuleType:
+    """xgboost without scikit-learn: 0.8 s to import, not 3.5. A process that has scikit-learn already keeps it.
+
+    Its threads sleep while they wait for each other. Spinning, OpenMP's default, made training 20 times slower here
+    as soon as anything else wanted one of two cores.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "xgboost" in sys.modules or "sklearn" in sys.modules:
+        import xgboost as found
+
+        return found
+    sys.modules["sklearn"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    try:
+        import xgboost as found
+    finally:
+        del sys.modules["sklearn"]
+    return found
+
+
+def class_weights(codes: Floats, classes: Sequence[Any], strength: float) -> NDArray[np.float32]:
+    """A weight per row: (n / (classes * rows of its class)) ** strength. 0: none; 1: every class weighs the same."""
+    counts = np.bincount(codes.astype(int), minlength=len(classes))
+    weights = (len(codes) / (len(classes) * np.maximum(counts, 1))) ** strength
+    return np.asarray(weights[codes.astype(int)], dtype=np.float32)

@@ -1,0 +1,351 @@
+"""`params.yaml` as frozen, strict models, one a section; the only reader of that file.
+
+An unknown or mistyped key is an error that names the key, the rule and the nearest key that exists.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+Task = Literal["binary", "multiclass", "regression"]
+
+
+def duration(text: Any) -> Any:
+    """'28d' → timedelta(days=28); anything that is no such text is left to pydantic."""
+    if isinstance(text, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())):
+        return timedelta(**{UNITS[found[2]]: float(found[1])})
+    if isinstance(text, timedelta):
+        return text
+    raise ValueError(f"a length of time is a number and one of {'/'.join(UNITS)}, such as 28d, but got {text!r}")
+
+
+def in_utc(moment: datetime) -> datetime:
+    """The same moment as a naive UTC timestamp, which is what every table holds."""
+    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+
+
+def moment(value: Any) -> Any:
+    """Dates and their texts are left to pydantic; a number, which it would take for seconds since 1970, is refused."""
+    if isinstance(value, int | float):
+        raise ValueError(f"a moment is a date such as 2013-09-01 or 2013-09-01T06:00:00Z, but got {value!r}")
+    return value
+
+
+def spell(length: timedelta) -> str:
+    """timedelta(days=28) → '28d': the way back into params.yaml, in the largest unit that fits."""
+    seconds = length.total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds and seconds % size == 0:
+            return f"{int(seconds // size)}{unit}"
+    return f"{seconds:g}s"
+
+
+Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(spell)]
+Moment = Annotated[datetime, BeforeValidator(moment), PlainSerializer(datetime.isoformat)]
+StageName = Literal["ingest", "clean", "features", "tune", "train", "evaluate", "record"]
+TIMES = ("event_time", "known_at")  # every timed table has them, made from sources.<table>
+TAKEN = ("row_id", "reason", "raw", "file_row_number")  # columns that the stages add to a table or read it by
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Clock(Section):
+    as_of: Moment | None = None
+
+
+class Source(Section):
+    """Where a table comes from. A table without event_time is small and static: always read whole, always known."""
+
+    address: str
+    nulls: list[str] = []
+    event_time: str | None = None
+    known_at: str | None = None
+    derive: dict[str, str] = {}
+
+
+class Column(Section):
+    type: Literal["VARCHAR", "INTEGER", "BIGINT", "DOUBLE", "BOOLEAN", "DATE", "TIMESTAMP"]
+    required: bool = False
+    min: float | None = None
+    max: float | None = None
+    allowed: Annotated[list[str], Field(min_length=1)] | None = None
+    references: str | None = Field(None, pattern=r"^\w+\.\w+$")
+    unmatched: Literal["quarantine", "report"] = "quarantine"
+    outcome: bool = False
+    pii: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Column":
+        if (self.min is not None or self.max is not None) and self.type not in ("INTEGER", "BIGINT", "DOUBLE"):
+            raise ValueError(f"min and max need a number's type, but got {self.type}; write sources.<table>.derive")
+        if self.pii and (self.type != "VARCHAR" or self.allowed):
+            raise ValueError("pii: true makes a pseudonym, a text: it needs type VARCHAR and no allowed")
+        return self
+
+
+class Table(Section):
+    key: list[str] = []
+    columns: dict[str, Column]
+
+
+class Ingest(Section):
+    period: Literal["day", "week", "month"] = "month"
+    pii_key_id: str | None = None
+
+
+class Clean(Section):
+    max_bad_share: float = Field(0.02, ge=0, le=1)
+
+
+class Spine(Section):
+    table: str
+    columns: list[str]
+
+
+class Label(Section):
+    task: Task
+    expression: str
+    deadline: Duration
+
+
+class Features(Section):
+    lead: Duration
+    lookback: Duration
+    leak_probes: int = Field(6, ge=0)
+
+
+class Split(Section):
+    holdout: Annotated[Duration, Field(gt=timedelta(0))]
+    folds: int = Field(2, ge=1)
+    fold: Annotated[Duration, Field(gt=timedelta(0))]
+    window: Duration | None = None
+
+
+class Range(Section):
+    """One dimension of the search: a choice, or low to high."""
+
+    choice: list[Any] | None = None
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    integer: bool = False
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Range":
+        if self.choice:
+            return self
+        if self.low is None or self.high is None or not self.low <= self.high:
+            raise ValueError("a range needs a choice: [...], or low and high with low <= high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log: true needs low > 0, but got low={self.low:g}")
+        return self
+
+
+class Tune(Section):
+    trials: int = Field(24, ge=1)
+    budget: Duration
+    rounds: int = Field(500, ge=1)
+    patience: int = Field(25, ge=1)
+    seed: int = 0
+    space: dict[str, Range]
+
+
+class Train(Section):
+    refit: bool = True
+    seeds: int = Field(3, ge=1)
+    calibration: Literal["sigmoid", "none"] = "sigmoid"
+    categories: Literal["coded", "native"] = "coded"
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+
+
+class Costs(Section):
+    false_positive: float = Field(1, gt=0)
+    false_negative: float = Field(1, gt=0)
+
+
+class Evaluate(Section):
+    costs: Costs = Costs()
+    slices: list[str] = []
+    slice_rows: int = Field(500, ge=1)
+    baselines: list[Literal["constant", "linear", "forest"]] = ["constant", "linear", "forest"]
+    shap_rows: int = Field(2000, ge=1)
+
+
+class Gate(Section):
+    metric: Literal["log_loss", "rmse"]
+    rule: Literal["superior", "non_inferior"] = "superior"
+    min_gain: float = 0
+    margin: float = Field(0.001, ge=0)
+    level: float = Field(0.95, gt=0.5, lt=1)
+    block: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=1)
+    replicates: int = Field(4000, ge=100)
+    min_rows: int = Field(2000, ge=1)
+    min_blocks: int = Field(14, ge=2)
+    slice_tolerance: float = Field(0.02, ge=0)
+    max_calibration_error: float = Field(0.1, gt=0)
+    max_megabytes: float = Field(50, gt=0)
+    max_milliseconds: float = Field(1.0, gt=0)
+    backoff: Duration = timedelta(0)
+    seed: int = 1
+
+
+class Registry(Section):
+    model: str
+    experiment: str
+    top_trials: int = Field(5, ge=0)
+
+
+class Stage(Section):
+    threads: int = Field(2, ge=1)
+    memory: str = "4GB"
+    limits: dict[StageName, Duration]
+
+
+class Paths(Section):
+    raw: Path
+    clean: Path
+    quarantine: Path
+    features: Path
+    models: Path
+    reports: Path
+
+
+class Params(Section):
+    clock: Clock
+    sources: dict[str, Source]
+    contract: dict[str, Table]
+    ingest: Ingest
+    clean: Clean
+    spine: Spine
+    label: Label
+    features: Features
+    split: Split
+    tune: Tune
+    train: Train
+    evaluate: Evaluate
+    gate: Gate
+    registry: Registry
+    stage: Stage
+    paths: Paths
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Params":
+        if missing := self.sources.keys() ^ self.contract.keys():
+            raise ValueError(f"sources and contract must name the same tables, but only one has {sorted(missing)}")
+        for name, table in self.contract.items():
+            _check_table(name, table, self)
+        _check_spine(self)
+        if (self.label.task == "regression") != (self.gate.metric == "rmse"):
+            raise ValueError(f"label.task {self.label.task} does not go with gate.metric {self.gate.metric}")
+        return self
+
+
+def _check_table(name: str, table: Table, p: Params) -> None:
+    timed = p.sources[name].event_time is not None
+    if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "spine":
+        raise ValueError(f"a table's name is a letter, then letters, digits and _, and not spine, but got {name!r}")
+    if taken := sorted(table.columns.keys() & {*TAKEN, *(() if timed else TIMES)}):
+        raise ValueError(f"contract.{name}.columns must not be called {taken}: rename them by sources.{name}.derive")
+    if later := [each for each, column in table.columns.items() if column.outcome and not timed]:
+        raise ValueError(f"contract.{name} has outcomes {later}, so sources.{name}.event_time must be given")
+    if odd := [each for each in table.key if each not in {*table.columns, *(TIMES[:1] if timed else ())}]:
+        raise ValueError(f"contract.{name}.key must name its columns, but {odd} are none{_near(odd[0], table.columns)}")
+    for each, column in table.columns.items():
+        _check_reference(f"contract.{name}.columns.{each}", column, above=_above(name, p))
+
+
+def _above(name: str, p: Params) -> dict[str, Table]:
+    """A table may point to, and its expressions may use, the tables that stand above it."""
+    names = list(p.contract)
+    return {each: p.contract[each] for each in names[: names.index(name)]}
+
+
+def _check_reference(name: str, column: Column, *, above: dict[str, Table]) -> None:
+    if not column.references:
+        return
+    table, _, field = column.references.partition(".")
+    if table not in above:
+        raise ValueError(
+            f"{name}.references must name a table that stands above it, but got {table}{_near(table, above)}"
+        )
+    if field not in above[table].columns:
+        raise ValueError(f"{name}.references: {table} has no column {field}{_near(field, above[table].columns)}")
+    if (other := above[table].columns[field]).type != column.type or other.pii != column.pii:
+        raise ValueError(f"{name} and {column.references} must have the same type, and pii both or neither")
+
+
+def _check_spine(p: Params) -> None:
+    spine = p.spine
+    if spine.table not in p.sources:
+        raise ValueError(f"spine.table must be one of {sorted(p.sources)}, but got {spine.table!r}")
+    if p.sources[spine.table].event_time is None:
+        raise ValueError(f"spine.table {spine.table} must have event times: give sources.{spine.table}.event_time")
+    columns = p.contract[spine.table].columns
+    if unknown := [name for name in spine.columns if name not in columns]:
+        near = _near(unknown[0], columns)
+        raise ValueError(f"spine.columns must be in contract.{spine.table}, but {unknown} are not{near}")
+    if later := [name for name in spine.columns if columns[name].outcome]:
+        raise ValueError(f"spine.columns must be known when a prediction is asked, but {later} are outcomes")
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f". Did you mean `{near[0]}`?" if near else ""
+
+
+def load(path: Path | str = "params.yaml") -> Params:
+    """Read and check the file. Raises ValueError that names file, key, rule and value, a line each."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist (seen from {Path.cwd()}): run this in the project's folder") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    return check(raw, str(path))
+
+
+def check(raw: Any, name: str = "params.yaml") -> Params:
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(dict(found)) for found in error.errors()]
+        raise ValueError("\n".join(f"{name}: {line}" for line in lines)) from None
+
+
+def _explain(found: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in found["loc"]) or "the file"
+    if found["type"] == "extra_forbidden":
+        return f"`{key}` is no known key.{_suggest(found['loc'])}"
+    if found["type"] == "missing":
+        return f"`{key}` is missing."
+    told = found["type"] == "value_error" or isinstance(found["input"], dict)  # our own messages name their values
+    given = "" if told else f", but got {found['input']!r}"
+    return f"`{key}`: {found['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _suggest(loc: tuple[Any, ...]) -> str:
+    model: Any = Params
+    for part in loc[:-1]:
+        model = _inner(model.model_fields[part].annotation) if part in getattr(model, "model_fields", {}) else model
+    return _near(str(loc[-1]), getattr(model, "model_fields", {})).removeprefix(".")
+
+
+def _inner(annotation: Any) -> Any:
+    """The section's class inside dict[str, Section] or Section | None."""
+    classes = [_inner(part) for part in get_args(annotation)] or [annotation]
+    return next((each for each in classes if isinstance(each, type) and issubclass(each, Section)), annotation)
+
+
+def home() -> Path:
+    """The one folder of a checkout's shared state: EVERGREEN_HOME, else .evergreen here."""
+    return Path(os.environ.get("EVERGREEN_HOME") or ".evergreen").absolute()

@@ -1,0 +1,159 @@
+"""The calendar periods that the data's stages work by, and the content-addressed cache of what was made of each.
+
+DVC empties a stage's outputs before it runs, so a stage links the periods it has made before from
+`EVERGREEN_PERIODS` (default <home>/periods) and works on the new ones only. A period's key is a hash of everything
+that its files are made of, the code included: deleting the cache changes time, never bytes.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tasks import params
+
+FORMATS = {"day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m"}
+WHOLE = "all"  # the one period of a table without event times
+UNKNOWN = "unknown"  # the period of rows whose event time cannot be told
+WRITERS = ("duckdb", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Period:
+    """A stretch of event time, start <= t < end."""
+
+    name: str
+    start: datetime
+    end: datetime
+
+
+def holding(moment: datetime, unit: str) -> Period:
+    """The calendar day, ISO week or month that holds a moment."""
+    start = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    if unit == "month":
+        start = start.replace(day=1)
+        return Period(start.strftime(FORMATS[unit]), start, (start + timedelta(days=32)).replace(day=1))
+    start -= timedelta(days=start.weekday() if unit == "week" else 0)
+    return Period(start.strftime(FORMATS[unit]), start, start + timedelta(days=7 if unit == "week" else 1))
+
+
+def named(name: str) -> Period:
+    """The period of a file's name: '2013-01' → January 2013."""
+    if "W" in name:
+        return holding(datetime.strptime(f"{name}-1", "%G-W%V-%u"), "week")
+    unit = "month" if name.count("-") == 1 else "day"
+    return holding(datetime.strptime(name, FORMATS[unit]), unit)
+
+
+def files(folder: Path) -> Iterator[tuple[Period, Path]]:
+    """The period files of a table, oldest first; a static table's file and rows without a time are not among them."""
+    for path in sorted(folder.glob("*.parquet")):
+        if path.stem not in (WHOLE, UNKNOWN):
+            yield named(path.stem), path
+
+
+def key(*inputs: Any) -> str:
+    """One hash of everything that a period's files are made of."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def content(path: Path) -> str:
+    """The hash of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def source_of(*modules: str) -> str:
+    """The hash of modules' source text (`__file__`s) and of the libraries that compute and write Parquet.
+
+    An edited stage, or another release of theirs, never gives what its older self made.
+    """
+    releases = [importlib.metadata.version(name) for name in WRITERS]
+    return key([Path(module).read_text() for module in modules], releases)
+
+
+def cached(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) -> bool:
+    """Put a period's files in place, made now or linked from the cache. True when they were made.
+
+    `make(folder)` writes the files that `targets` asks for by name. An entry appears whole, by a rename, or not at all.
+    """
+    folder = _root() / entry[:2] / entry
+    missing = not folder.is_dir()
+    if missing:
+        _make(folder, make)
+    for target, name in targets.items():
+        _link(folder / name, target)
+    return missing
+
+
+def _root() -> Path:
+    return Path(os.environ.get("EVERGREEN_PERIODS") or params.home() / "periods")
+
+
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        make(scratch)
+        for file in scratch.iterdir():
+            _flush(file)
+        scratch.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # somebody else was faster: theirs holds the same bytes
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        _same_file(source, new)
+        new.replace(target)
+    finally:  # also after success: renaming one link of a file over another link of it does nothing, says POSIX
+        new.unlink(missing_ok=True)
+
+
+def _same_file(source: Path, new: Path) -> None:
+    try:
+        os.link(source, new)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, new)
+        _flush(new)
+
+
+def publish(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a file under a temporary name and rename it: a file's existence means that it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.name}.new")
+    try:
+        write(new)
+        _flush(new)
+        new.replace(target)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def publish_json(target: Path, value: Any) -> None:
+    publish_text(target, json.dumps(value, indent=1, sort_keys=True, default=str, allow_nan=False) + "\n")
+
+
+def publish_text(target: Path, text: str) -> None:
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    publish(target, write)

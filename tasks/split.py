@@ -1,0 +1,98 @@
+"""Time → training, folds and holdout. Pure: masks over rows from their event times.
+
+    |------ training of the twin ------|D|------- holdout H -------|D| as_of
+    |---- fold 1 train ----|D|- valid -|
+    |--------- fold 2 train ---------|D|- valid -|
+
+D is label.deadline, the longest that a label may take. A row counts for training up to a cut only when its event lies
+at least D before the cut: its label was then known by the cut if it ever was, and the rows next to the cut are no
+biased sample of those that came early. The same D keeps as_of away from the holdout and each fold from its validation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.params import Split, spell
+
+Mask = NDArray[np.bool_]
+Times = NDArray[np.datetime64]
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where the holdout begins and ends; everything that the gate's twins see lies before its start."""
+
+    as_of: datetime
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class Fold:
+    train: Mask
+    valid: Mask
+
+
+def cuts(as_of: datetime, split: Split, *, deadline: timedelta) -> Cuts:
+    """The holdout is the last `split.holdout` of rows that are mature at as_of."""
+    return Cuts(as_of, as_of - deadline - split.holdout, as_of - deadline)
+
+
+def between(event_time: Times, start: datetime | None, end: datetime) -> Mask:
+    """start <= event_time < end."""
+    inside: Mask = event_time < np.datetime64(end)
+    return inside if start is None else inside & (event_time >= np.datetime64(start))
+
+
+def training(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta) -> Mask:
+    """The rows whose labels were known at `cut`, if ever, no further back than split.window."""
+    start = cut - split.window if split.window else None
+    return between(event_time, start, cut - deadline)
+
+
+def holdout(event_time: Times, where: Cuts, labelled: Mask) -> Mask:
+    """The labelled rows of the holdout. Raises ValueError when history does not reach behind it, or holds no label."""
+    found: Mask = between(event_time, where.start, where.end) & labelled
+    if len(event_time) and np.datetime64(where.start) <= event_time.min():
+        raise ValueError(
+            f"`split.holdout < history` must hold, but the holdout begins {where.start} and the rows on "
+            f"{event_time.min()}. Shorten split.holdout, or wait for more data."
+        )
+    if not found.any():
+        raise ValueError(f"no labelled row lies in the holdout {where.start} to {where.end}: check label and known_at")
+    return found
+
+
+def folds(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta, labelled: Mask) -> list[Fold]:
+    """Expanding folds that end where training up to `cut` ends, oldest first.
+
+    Raises ValueError when history is too short for them.
+    """
+    end = cut - deadline
+    found = []
+    for number in range(split.folds, 0, -1):
+        start = end - number * split.fold
+        train = training(event_time, start, split, deadline=deadline) & labelled
+        valid = between(event_time, start, start + split.fold) & labelled
+        if not train.any() or not valid.any():
+            raise ValueError(
+                f"fold {split.folds - number + 1} of {split.folds} has {train.sum()} training and {valid.sum()} "
+                f"validation rows: `split.folds * split.fold` ({spell(split.folds * split.fold)}) must leave history "
+                f"before {start}. Use fewer or shorter folds, or a shorter split.holdout."
+            )
+        found.append(Fold(train, valid))
+    return found
+
+
+def check_classes(number: int, *, train: NDArray[Any], valid: NDArray[Any], classes: Sequence[Any]) -> None:
+    """Raises ValueError when a fold's training labels lack a class, or its validation labels are all of one."""
+    way_out = "Use fewer or longer folds, or merge rare classes in label.expression."
+    if missing := [each for each in classes if each not in set(train.tolist())]:
+        raise ValueError(f"the training rows of fold {number} hold none of the class {missing}. {way_out}")
+    if len(held := set(valid.tolist())) < 2:
+        raise ValueError(f"the validation rows of fold {number} are all of one class, {sorted(held)}. {way_out}")

@@ -1,0 +1,78 @@
+"""What surrounds the work of every stage's program: its log, its time limit, its death with the parent, its errors.
+
+DVC does not stop a stage's program when DVC itself is killed, so the program watches its parent. Linux has a call for
+that (prctl PR_SET_PDEATHSIG); elsewhere a thread asks once a second.
+"""
+
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from tasks import params as parameters
+from tasks.params import Params
+
+PR_SET_PDEATHSIG = 1
+TOO_LONG = 124  # the exit status of timeout(1)
+log = logging.getLogger("evergreen")
+
+
+def main(name: str, work: Callable[[Params], None]) -> None:
+    """Run one stage as a program: exit 0, or 1 with the error in one line, or 124 past its limit."""
+    die_with_parent()
+    _log_to(name)
+    try:
+        p = parameters.load()
+        limit(name, p.stage.limits.get(name))
+        work(p)
+    except (ValueError, OSError, MemoryError) as error:
+        log.error("%s: %s", type(error).__name__, error)
+        log.debug("", exc_info=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:
+        log.exception("unexpected error")
+        sys.exit(1)
+
+
+def die_with_parent() -> None:
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def limit(name: str, length: timedelta | None) -> None:
+    """End this process when the stage takes longer than stage.limits.<name>; with its tracebacks if it cannot speak."""
+    if length is None:
+        return
+    seconds = length.total_seconds()
+    timer = threading.Timer(seconds, _too_long, (name, length))
+    timer.daemon = True
+    timer.start()
+    faulthandler.dump_traceback_later(seconds + 5, exit=True)
+
+
+def _too_long(name: str, length: timedelta) -> None:
+    log.error("TimeoutError: %s did not end within its limit of %s. Raise stage.limits.%s.", name, length, name)
+    os._exit(TOO_LONG)
+
+
+def _log_to(name: str) -> None:
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s")

@@ -1,0 +1,256 @@
+"""tasks.pipeline when processes are killed or interrupted, run side by side, or the disk is full."""
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks import pipeline
+from tasks.pipeline import StageFailed, run_stage, workspace
+
+pytestmark = pytest.mark.faults
+
+PROJECT = Path(__file__).parents[2]
+ORDER = ("first", "second")
+PRELUDE = "import os, pathlib, sys, time\nfrom tasks.stage import die_with_parent\ndie_with_parent()\n"
+FILES = {
+    # The program's mark is in its arguments, so that a test finds it among all processes.
+    "dvc.yaml": """
+stages:
+  first: {cmd: "python first.py ${mark}", deps: [first.py], params: [seconds, full], outs: [data/first]}
+  second: {cmd: python second.py, deps: [second.py, data/first], outs: [data/second]}
+""",
+    "params.yaml": "mark: none\nseconds: 0\nfull: false\n",
+    "first.py": PRELUDE
+    + """
+import yaml
+p = yaml.safe_load(open("params.yaml"))
+folder = pathlib.Path("data/first")
+folder.mkdir(parents=True)
+for number in range(20):
+    new = folder / f".{number}.new"
+    new.write_bytes(bytes([number]) * (2_000_000 if p["full"] else 20_000))
+    new.rename(folder / f"{number}.bin")
+    time.sleep(p["seconds"] / 20)  # and says nothing: a closed pipe would end it, too
+""",
+    "second.py": PRELUDE
+    + """
+files = sorted(pathlib.Path("data/first").iterdir())
+pathlib.Path("data/second").write_bytes(b"".join(file.read_bytes() for file in files))
+""",
+    ".dvc/config": '[core]\n    analytics = false\n[cache]\n    type = "hardlink,copy"\n',
+}
+RUN = """
+import json, sys
+from pathlib import Path
+from tasks.pipeline import home, lock, only_run, run_stage, workspace
+checkout, overrides = Path(sys.argv[1]), json.loads(sys.argv[2])
+with workspace(checkout, overrides=overrides) as space:
+    print("begun", flush=True)
+    for name in ("first", "second"):
+        run_stage(space.root, name, env=space.env, force=bool(sys.argv[3:]))
+    print(json.dumps(lock(space.root)["stages"]["second"]["outs"]), flush=True)
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("EVERGREEN_HOME", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    return made(tmp_path / "checkout")
+
+
+def made(folder: Path) -> Path:
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def start(checkout: Path, overrides: str = "{}", *more: str) -> "subprocess.Popen[str]":
+    """A run in a process of its own, as the leader of a group of its own."""
+    command = [sys.executable, "-c", RUN, str(checkout), overrides, *more]
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def slow(mark: str, seconds: float = 30) -> str:
+    return f'{{"mark": "{mark}", "seconds": {seconds}}}'
+
+
+def running(mark: str) -> list[int]:
+    found = subprocess.run(["pgrep", "-f", f"first.py {mark}"], capture_output=True, text=True).stdout
+    return [int(pid) for pid in found.split()]
+
+
+def until(wanted: bool, mark: str, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while bool(running(mark)) != wanted and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(running(mark)) == wanted
+
+
+def expected() -> list[dict[str, object]]:
+    content = b"".join(bytes([number]) * 20_000 for number in sorted(range(20), key=str))
+    return [{"path": "data/second", "hash": "md5", "md5": hashlib.md5(content).hexdigest(), "size": len(content)}]
+
+
+def is_clean(checkout: Path) -> None:
+    """The next run is right, nothing is left of the one before, and each object is what its name says."""
+    with workspace(checkout) as space:
+        for name in ORDER:
+            run_stage(space.root, name, env=space.env)
+        assert pipeline.lock(space.root)["stages"]["second"]["outs"] == expected()
+    assert broken(checkout / ".dvc" / "cache") == []
+    left = [path for path in (pipeline.home(checkout) / "workspaces").iterdir() if not (path / pipeline.KEPT).exists()]
+    assert left == []
+
+
+def broken(cache: Path) -> list[Path]:
+    """Objects that are under their final name and are not what it says. Leftovers under temporary names do no harm."""
+    files = [path for path in (cache / "files" / "md5").rglob("*") if path.is_file()]
+    whole = [path for path in files if len(path.name.removesuffix(".dir")) == 30 and "." not in path.stem]
+    names = {path: (path.parent.name + path.name).removesuffix(".dir") for path in whole}
+    return [path for path, name in names.items() if hashlib.md5(path.read_bytes()).hexdigest() != name]
+
+
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_a_stage_dies_with_its_flow_and_the_next_run_starts_clean(
+    checkout: Path, shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHELL", shell)
+    mark = f"killed{os.getpid()}{Path(shell).name}"
+    flow = start(checkout, slow(mark))
+    assert until(True, mark, 20)
+    time.sleep(0.5)
+    flow.kill()
+    flow.communicate(timeout=10)
+    assert until(False, mark, 3)
+    is_clean(checkout)
+
+
+def test_ctrl_c_ends_the_run_and_its_stage_and_the_next_run_starts_clean(checkout: Path) -> None:
+    mark = f"interrupted{os.getpid()}"
+    flow = start(checkout, slow(mark))
+    assert until(True, mark, 20)
+    time.sleep(0.5)
+    os.killpg(flow.pid, signal.SIGINT)
+    flow.communicate(timeout=10)
+    assert not running(mark)
+    assert not list((pipeline.home(checkout) / "workspaces").iterdir())
+    is_clean(checkout)
+
+
+def test_an_exception_from_a_signal_handler_ends_the_stage(checkout: Path) -> None:
+    mark = f"cancelled{os.getpid()}"
+
+    def cancel(*_: object) -> None:
+        raise SystemExit("cancelled")
+
+    before = signal.signal(signal.SIGALRM, cancel)
+    try:
+        signal.alarm(3)
+        with pytest.raises(SystemExit), workspace(checkout, overrides=yaml.safe_load(slow(mark))) as space:
+            run_stage(space.root, "first", env=space.env)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not running(mark)
+    is_clean(checkout)
+
+
+@pytest.mark.parametrize("delay", [0.3, 0.8, 1.2, 1.6, 2.0, 2.4])
+def test_a_run_that_is_killed_at_any_moment_leaves_nothing_half_done(checkout: Path, delay: float) -> None:
+    flow = start(checkout, slow(f"anywhere{os.getpid()}", 0.2))
+    time.sleep(delay)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(flow.pid, signal.SIGKILL)
+    flow.communicate(timeout=10)
+    is_clean(checkout)
+
+
+def test_two_runs_of_the_same_stages_side_by_side_make_the_same(checkout: Path) -> None:
+    flows = [start(checkout, '{"seconds": 0.5}', "force") for _ in range(3)]
+    said = [flow.communicate(timeout=60) for flow in flows]
+    assert [flow.returncode for flow in flows] == [0, 0, 0], said
+    assert len({out.splitlines()[-1] for out, _ in said}) == 1
+    is_clean(checkout)
+
+
+def test_the_lock_of_a_killed_run_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    program = (
+        "import sys, time, pathlib; from tasks.pipeline import only_run\n"
+        f"with only_run(pathlib.Path({str(tmp_path)!r})): print('mine', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "mine\n"
+    with pytest.raises(TimeoutError, match=f"process {holder.pid}"), pipeline.only_run(tmp_path, timeout=0.1):
+        pass
+    holder.kill()
+    holder.communicate()
+    with pipeline.only_run(tmp_path, timeout=1):
+        pass
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = ["-t", "tmpfs", "-o", "size=12m", "none", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(["mount", *size], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_while_a_stage_writes_fails_it_by_name_and_leaves_no_half_file(
+    small_disk: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVERGREEN_HOME", str(small_disk / "home"))
+    with (
+        pytest.raises(StageFailed, match=r"first: OSError: .* No space left on device"),
+        workspace(checkout, overrides={"full": True}) as space,
+    ):
+        run_stage(space.root, "first", env=space.env)
+    sizes = {path.stat().st_size for path in (space.root / "data" / "first").glob("*.bin")}
+    assert sizes == {2_000_000}
+    pipeline.sweep(pipeline.home(checkout), failures=0)
+    is_clean(checkout)
+
+
+def test_a_disk_that_fills_while_outputs_are_kept_fails_and_leaves_no_half_object(
+    small_disk: Path, checkout: Path
+) -> None:
+    cache = small_disk / "cache"
+    (checkout / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")
+    with (
+        pytest.raises(StageFailed, match=r"could not keep .* No space left"),
+        workspace(checkout, overrides={"full": True}) as space,
+    ):
+        run_stage(space.root, "first", env=space.env)
+    assert broken(cache) == []
+    pipeline.gc(checkout, dry=False, days=0)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+    is_clean(checkout)
+
+
+def test_a_limit_on_the_size_of_files_fails_the_stage_with_its_own_error(checkout: Path) -> None:
+    text = FILES["first.py"].replace(
+        "import yaml", "import resource, signal, yaml\nresource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
+    )
+    (checkout / "first.py").write_text(text)
+    with pytest.raises(StageFailed, match=r"first: OSError: .* File too large"), workspace(checkout) as space:
+        run_stage(space.root, "first", env=space.env)
+    assert not list((space.root / "data" / "first").glob("*.bin"))
+    (checkout / "first.py").write_text(FILES["first.py"])
+    is_clean(checkout)

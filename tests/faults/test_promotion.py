@@ -1,0 +1,278 @@
+"""A promotion or a record that is killed at any of its writes; processes that begin at once; a server that dies."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tasks import params
+from tasks.model import Model, spec_for, xgboost
+from tasks.registry import Bundle, Registry, Trial, open_registry
+
+pytestmark = pytest.mark.faults
+
+PROJECT = Path(__file__).parents[2]
+AS_OF = datetime(2013, 7, 1)
+VERDICT = {"outcome": "PROMOTE", "reasons": ["It is better."]}
+SETTINGS = params.Registry(model="m", experiment="e", top_trials=1)
+WRITES = 13  # of a promotion, first to last: the three marks are three writes each
+CHILD = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(PROJECT)!r})
+from dataclasses import replace
+from tests.faults import test_promotion as told
+from tasks.registry import open_registry
+
+class Dying:
+    '''The client, until so many writes are done; then SIGKILL.'''
+    def __init__(self, client, left):
+        self.client, self.left = client, left
+    def __getattr__(self, name):
+        method = getattr(self.client, name)
+        return self.counted(method) if name.startswith(("create_", "set_", "log_")) else method
+    def counted(self, method):
+        def call(*args, **kwargs):
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.left -= 1
+            return method(*args, **kwargs)
+        return call
+
+work, store, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
+known = open_registry(told.SETTINGS, uri=store)
+known = replace(known, client=Dying(known.client, left))
+print("ready", flush=True)
+sys.stdin.readline()
+if work == "promote":
+    print(told.promote(known).number, flush=True)
+else:
+    print(known.log("r1", **told.everything(told.Path(sys.argv[4]))), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Store:
+    folder: Path
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.folder}/mlflow.db"
+
+    def copy(self, target: Path) -> "Store":
+        target.mkdir()
+        shutil.copy(self.folder / "mlflow.db", target)
+        return Store(target)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a run: a small model, and one artifact."""
+    folder = tmp_path_factory.mktemp("made")
+    rng = np.random.default_rng(0)
+    table, label = pa.table({"size": rng.normal(size=60)}), (rng.random(60) < 0.5).astype(float)
+    spec, xgb = spec_for(table, label, task="binary"), xgboost()
+    data = xgb.QuantileDMatrix(spec.encode(table), label)
+    model = Model(xgb.train({"objective": "binary:logistic", "nthread": 1}, data, 2), spec)
+    for name in ("model.ubj", "twin.ubj"):
+        (folder / name).write_bytes(model.to_bytes())
+    (folder / "files").mkdir()
+    (folder / "files" / "dvc.lock").write_text("stages: {}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, made: Path) -> Store:
+    """A store with one recorded run."""
+    store = Store(tmp_path_factory.mktemp("recorded"))
+    open_registry(SETTINGS, uri=store.uri).log("r1", **everything(made))
+    return store
+
+
+def everything(made: Path) -> dict[str, Any]:
+    features = ({"name": "size", "kind": "number"},)
+    return {
+        "name": "a run",
+        "note": "",
+        "params": {"a": 1},
+        "metrics": {"log_loss": 0.4},
+        "counts": {},
+        "tags": {},
+        "datasets": [],
+        "trials": [Trial(0, "complete", 0.4, {"eta": 0.1})],
+        "files": made / "files",
+        "bundle": Bundle(made / "model.ubj", made / "twin.ubj", features, pa.table({"size": [0.5]})),
+    }
+
+
+def promote(known: Registry) -> Any:
+    run_id = known.run_of("r1")
+    assert run_id
+    return known.promote(run_id, decision="d1", verdict=VERDICT, as_of=AS_OF, tags={})
+
+
+@contextlib.contextmanager
+def child(*args: object) -> Iterator[subprocess.Popen[str]]:
+    """Another process, with its registry open, waiting for a line."""
+    command = [sys.executable, "-c", CHILD, *map(str, args)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def whole(known: Registry) -> None:
+    """One version, which is the champion; each mark once; nothing left running."""
+    assert [version.number for version in known.versions()] == [1]
+    assert known.champion() == known.version(1)
+    runs = known.client.search_runs([known.ledger_experiment])
+    assert sorted(run.data.tags["evergreen.mark"] for run in runs) == ["alias moved", "done", "intent"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("writes", range(WRITES))
+def test_a_promotion_that_is_killed_is_finished_by_the_next_start(writes: int, recorded: Store, tmp_path: Path) -> None:
+    store = recorded.copy(tmp_path / "store")
+    with child("promote", store.uri, writes) as process:
+        process.communicate("go\n")
+    assert process.returncode == -signal.SIGKILL
+    known = open_registry(SETTINGS, uri=store.uri)
+    began = bool(known.ledger())
+    known.finish_open()
+    if began:
+        whole(known)
+    assert promote(known).number == 1  # and whoever asks again gets the same
+    known.finish_open()
+    whole(known)
+
+
+def test_a_promotion_has_that_many_writes(recorded: Store, tmp_path: Path) -> None:
+    store = recorded.copy(tmp_path / "store")
+    with child("promote", store.uri, WRITES) as process:
+        said, _ = process.communicate("go\n")
+    assert (process.returncode, said) == (0, "1\n")
+
+
+def test_one_decision_in_two_processes_is_one_version(recorded: Store, tmp_path: Path) -> None:
+    store = recorded.copy(tmp_path / "store")
+    with child("promote", store.uri, 99) as one, child("promote", store.uri, 99) as two:
+        for process in (one, two):
+            assert process.stdin
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.communicate()[0] for process in (one, two)] == ["1\n", "1\n"]
+    whole(open_registry(SETTINGS, uri=store.uri))
+
+
+@pytest.mark.parametrize("writes", [1, 3, 6, 10])
+def test_a_record_that_is_killed_is_absent_until_the_next_makes_it_whole(
+    writes: int, made: Path, recorded: Store, tmp_path: Path
+) -> None:
+    store = recorded.copy(tmp_path / "store")
+    known = open_registry(SETTINGS, uri=store.uri)
+    whole_run = known.run_of("r1")
+    assert whole_run
+    known.client.delete_run(whole_run)
+    with child("log", store.uri, writes, made) as process:
+        process.communicate("go\n")
+    assert process.returncode == -signal.SIGKILL
+    assert known.run_of("r1") is None
+    run_id = known.log("r1", **everything(made))
+    runs = known.client.search_runs([known.experiment], "tags.`evergreen.record` = 'r1'")
+    assert {run.info.run_id: run.info.status for run in runs if run.info.run_id == run_id} == {run_id: "FINISHED"}
+    assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
+
+
+def test_processes_that_open_a_fresh_store_at_once_all_get_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "fresh")
+    with contextlib.ExitStack() as stack:
+        command = [sys.executable, "-c", CHILD, "promote", store.uri, "99"]
+        pipe = subprocess.PIPE
+        begun = [stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) for _ in range(3)]
+        for process in begun:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+            process.kill()
+    assert open_registry(SETTINGS, uri=store.uri).versions() == []
+
+
+# --- a server ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A real one: a worker, a database, and files that only it can write."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination",
+        str(tmp_path / "up"),
+    ]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (
+        (tmp_path / "server.log").open("wb") as out,
+        subprocess.Popen(
+            command, env=os.environ | quiet, cwd=tmp_path, stdout=out, stderr=out, start_new_session=True
+        ) as process,
+    ):
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health")
+            yield f"http://127.0.0.1:{port}", process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(url: str) -> None:
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        time.sleep(0.3)
+    raise TimeoutError(url)
+
+
+def test_all_of_it_works_through_a_server_and_its_death_is_named(
+    server: tuple[str, subprocess.Popen[bytes]], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, process = server
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "home"))
+    known = open_registry(SETTINGS, uri=uri)
+    run_id = known.log("r1", **everything(made))
+    assert known.log("r1", **everything(made)) == run_id
+    version = promote(known)
+    whole(known)
+    assert known.fetch(version, "model.ubj", tmp_path / "got").read_bytes() == (made / "model.ubj").read_bytes()
+    assert known.fetch(version, "dvc.lock", tmp_path / "got").read_text() == "stages: {}\n"
+    with pytest.raises(ValueError, match="has no artifact 'poem'"):
+        known.fetch(version, "poem", tmp_path / "got")
+    with pytest.raises(ValueError, match="has no version 2"):
+        known.version(2)
+    assert known.link(run_id).startswith(f"{uri}/#/experiments/")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match=f"{uri} does not answer"):
+        known.champion()
+    assert time.monotonic() - began < 20

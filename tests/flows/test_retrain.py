@@ -1,0 +1,194 @@
+"""The retrain flow on a made table, with a real Prefect server, real DVC and a real MLflow store."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.retrain import Retrained, retrain
+from tasks import params, pipeline, registry
+from tests.flows.conftest import Project
+
+STAGES = ["ingest", "clean", "features", "tune", "train", "evaluate", "record"]
+LATER = datetime(2024, 3, 12)
+
+
+@dataclass(frozen=True)
+class Story:
+    """A first retrain, the same again, and one later."""
+
+    first: Retrained
+    again: Retrained
+    later: Retrained
+    known: registry.Registry
+
+
+@pytest.fixture(scope="module")
+def story(project: Project) -> Iterator[Story]:
+    first, again = retrain(), retrain()
+    later = retrain(as_of=LATER, trials=3, reason="later", decision="a-decision")
+    yield Story(first, again, later, registry.open_registry(params.load(project.folder / "params.yaml").registry))
+
+
+def test_a_first_model_that_beats_the_baselines_becomes_champion(story: Story) -> None:
+    assert story.first.verdict.outcome == "PROMOTE"
+    assert story.first.version == 1
+
+
+def test_every_stage_of_dvc_yaml_runs_once_in_order(story: Story) -> None:
+    assert [stage.name for stage in story.first.stages] == STAGES
+    assert {stage.status for stage in story.first.stages} == {"ran"}
+
+
+def test_when_nothing_changed_nothing_runs_and_no_version_is_made(story: Story) -> None:
+    assert {stage.status for stage in story.again.stages if stage.name != "ingest"} <= {"cached", "unchanged"}
+    assert story.again.verdict.outcome == "HOLD"
+    assert story.again.version is None
+    assert story.again.run_id == story.first.run_id
+    assert "Same recipe and same data" in story.again.verdict.reasons[0]
+
+
+def test_a_challenger_is_judged_against_the_champion_by_its_stored_twin(story: Story) -> None:
+    assert story.later.as_of == LATER.isoformat()
+    assert story.later.run_id != story.first.run_id
+    assert {"gain", "low", "high", "rows", "blocks"} <= story.later.verdict.figures.keys()
+    assert story.later.verdict.figures["looks"] == 0
+
+
+def test_the_ledger_holds_a_promotion_in_three_marks_and_answers_every_decision(story: Story) -> None:
+    entries = story.known.ledger()
+    promoted = [entry.mark for entry in entries if entry.version == 1]
+    assert promoted == ["alias moved", "done"]
+    answers = [entry for entry in entries if entry.decision == "a-decision"]
+    assert answers
+    assert {entry.outcome for entry in answers} == {story.later.verdict.outcome}
+
+
+def test_each_stage_is_a_task_run_of_its_name_below_those_it_needs(story: Story) -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(limit=200)
+    names = [run.name for run in runs]
+    assert all(names.count(stage) == 3 for stage in STAGES)
+    clean = next(run for run in runs if run.name == "clean")
+    assert "wait_for" in clean.task_inputs
+    assert story.first.stages
+
+
+def test_the_prefect_ui_gets_the_verdict_the_metrics_and_a_link(story: Story) -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        artifacts = {each.key: each for each in client.read_artifacts(limit=200)}
+    assert {"verdict", "metrics", "stages", "mlflow-run"} <= artifacts.keys()
+    assert story.first.run_id in str(artifacts["mlflow-run"].data) or story.later.run_id in str(
+        artifacts["mlflow-run"].data
+    )
+
+
+def test_the_parameters_are_typed_for_the_form_of_the_prefect_ui(story: Story) -> None:
+    assert story
+    properties = retrain.parameters.properties
+    assert {"as_of", "trials", "budget", "reason", "decision", "settings"} == properties.keys()
+    assert "date-time" in json.dumps(properties["as_of"])
+    assert "minimum" in json.dumps(properties["trials"])
+
+
+def test_a_version_leads_back_to_its_commit_lock_params_and_period(story: Story, tmp_path: Path) -> None:
+    version = story.known.version(1)
+    assert len(version.commit) == 40
+    tags = version.tags
+    wanted = {"evergreen.environment", "evergreen.pii_key_id", "evergreen.data.from", "evergreen.data.rows"}
+    assert wanted <= tags.keys()
+    lock = yaml.safe_load(story.known.fetch(version, "dvc.lock", tmp_path).read_text())
+    assert lock["stages"].keys() >= set(STAGES) - {"record"}
+    assert params.load(story.known.fetch(version, "params.yaml", tmp_path)).registry.model == "made"
+
+
+def test_the_checkout_is_not_edited(story: Story, project: Project) -> None:
+    assert story
+    said = subprocess.run(["git", "status", "--porcelain"], cwd=project.folder, capture_output=True, text=True)
+    assert said.stdout == ""
+    assert not (project.folder / "dvc.lock").exists()
+
+
+def test_no_workspace_is_left(story: Story, project: Project) -> None:
+    assert story
+    assert [path for path in (project.home / "workspaces").iterdir() if path.is_dir()] == []
+
+
+def test_dvc_repro_in_the_checkout_gives_the_hashes_of_the_flow(story: Story, project: Project, tmp_path: Path) -> None:
+    copy = tmp_path / "checkout"
+    shutil.copytree(project.folder, copy)
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=copy, env=env, check=True)
+    made = json.loads((copy / "reports" / "record.json").read_text())
+    assert made == {"record": story.first.record}
+    lock = pipeline.lock(copy)["stages"]
+    assert {out["path"] for out in lock["train"]["outs"]} >= {"models/model.ubj", "models/twin.ubj"}
+
+
+def test_a_failed_stage_fails_the_flow_with_the_stages_own_error(story: Story) -> None:
+    assert story
+    with pytest.raises(Exception, match=r"`bad rows <= clean.max_bad_share` must hold"):
+        retrain(settings={"contract.orders.columns.amount.max": 5})
+
+
+def test_another_key_for_the_pseudonyms_is_refused(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert story
+    monkeypatch.setenv("EVERGREEN_PII_KEY", "another key")
+    with pytest.raises(ValueError, match="pseudonymised with the key"):
+        retrain()
+
+
+def test_a_setting_that_does_not_exist_is_refused_by_name(story: Story) -> None:
+    assert story
+    with pytest.raises(ValueError, match=r"tune.trials"):
+        retrain(settings={"tune.trails": 3})
+
+
+def test_a_regression_needs_no_python(project: Project, story: Story) -> None:
+    assert project
+    assert story
+    done: Any = retrain(
+        reason="regression",
+        settings={
+            "label.task": "regression",
+            "label.expression": "delay",
+            "gate.metric": "rmse",
+            "registry.model": "made-numbers",
+        },
+    )
+    assert done.verdict.outcome == "PROMOTE"
+    assert {"rmse", "mae", "r2"} <= done.reports["metrics"].keys()
+
+
+def test_several_classes_need_no_python(project: Project, story: Story) -> None:
+    assert project
+    assert story
+    expression = "CASE WHEN delay < 20 THEN 'early' WHEN delay < 40 THEN 'fair' ELSE 'late' END"
+    done: Any = retrain(
+        reason="multiclass", settings={"label.task": "multiclass", "label.expression": expression, "registry.model": "made-classes"}
+    )
+    assert done.verdict.outcome == "PROMOTE"
+    assert {"log_loss", "accuracy", "f1_macro"} <= done.reports["metrics"].keys()
+
+
+def test_the_flow_runs_from_a_terminal_without_a_server(project: Project, story: Story) -> None:
+    assert story
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    env |= {"PREFECT_HOME": str(project.home / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    command = [sys.executable, "-m", "flows.retrain", "--reason", "terminal"]
+    done = subprocess.run(command, cwd=project.folder, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "# HOLD" in done.stdout
