@@ -41,7 +41,7 @@ demo: setup  ## retrain twice on real flights, and show what came of it
 	@$(BIN)/python -m flows.demo
 
 test: setup  ## the fast tests, under 8 minutes on 2 cores
-	@$(BIN)/python -m pytest -q -m "not faults"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not faults"
 
 test-faults: setup  ## kills, locks, full disks: under 30 minutes
 	@$(BIN)/python -m pytest -q -m faults

@@ -10,8 +10,9 @@ import hmac
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 
-from tasks.params import Column, Table, home
+from tasks.params import TIMES, Column, Table, home
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ def typed(name: str, column: Column) -> str:
     if column.type == "TIMESTAMP":
         return f"CAST(TRY_CAST({value} AS TIMESTAMPTZ) AS TIMESTAMP)"  # the session's zone is UTC
     return cast
+
+
+def columns_sql(table: Table) -> str:
+    """The columns of a clean table with event times, as CREATE TABLE wants them."""
+    columns = [f"{quoted(name)} {column.type}" for name, column in table.columns.items() if name not in TIMES]
+    return ", ".join([*columns, *(f"{name} TIMESTAMP" for name in TIMES)])
 
 
 def check_columns(table: str, present: Iterable[str], wanted: Iterable[str]) -> None:
@@ -97,6 +104,14 @@ def referenced(table: Table) -> dict[str, str]:
     """The other tables that a table's columns point to, each with the column that is pointed to."""
     pairs = [column.references.partition(".") for column in table.columns.values() if column.references]
     return {other: field for other, _, field in pairs}
+
+
+def in_order(tables: dict[str, Table]) -> list[str]:
+    """The tables, each after those that it refers to."""
+    try:
+        return list(TopologicalSorter({name: referenced(table) for name, table in tables.items()}).static_order())
+    except CycleError as error:
+        raise ValueError(f"contract: these tables refer to each other in a ring: {error.args[1]}") from None
 
 
 def pii_key() -> bytes:

@@ -234,7 +234,7 @@ def _slice_names(p: Params, held: Rows) -> list[str]:
 
 
 def _importance(twin: Model, held: Rows, rows: int) -> list[dict[str, Any]]:
-    """Each feature's mean absolute SHAP value (Lundberg et al. 2020), in units of the margin, over evenly drawn rows."""
+    """Each feature's mean absolute SHAP value (Lundberg et al. 2020), in units of the margin, on evenly drawn rows."""
     chosen = np.unique(np.linspace(0, len(held) - 1, min(rows, len(held))).astype(int))
     spec = twin.spec
     data = model.xgboost().DMatrix(

@@ -4,21 +4,22 @@
 
 The SQL gets a spine (row_id, event_time, spine.columns) and the clean tables no further back than features.lookback;
 it gives back each row_id once, and the features. `compute` is that one call, for training, scoring and serving.
-Every build proves on a few rows that nothing leaks: it hides what was not yet known and computes them again.
+Every build proves on a few rows that nothing leaks: it hides what was not yet known and computes them again. And it
+proves that the look-back is long enough: a period's first rows must not change with twice of it.
 """
 
 import json
 import logging
+import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import periods, stage
-from tasks.contract import literal, quoted
-from tasks.params import Params
+from tasks.contract import columns_sql, literal, quoted
+from tasks.params import Params, spell
 from tasks.periods import Period
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ CODE = periods.source_of(__file__)
 SQL = Path("tasks/features.sql")  # of the project in whose folder the stage runs, like every other path
 META = ("_event_time", "_known_at", "_label")
 KEY = "_key_"
+EDGE = 20  # the first rows of a period, which are computed again with twice the look-back
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def features(p: Params, folder: Path = Path()) -> None:
     """Write <features>/<period>.parquet and <features>/manifest.json. Raises ValueError for SQL that fails or leaks."""
     out = folder / p.paths.features
     shutil.rmtree(out, ignore_errors=True)
-    build(p, folder / p.paths.clean, out, (folder / SQL).read_text())
+    build(p, folder / p.paths.clean, out, (folder / SQL).read_text(encoding="utf-8"))
     manifest = _manifest(p, out, folder)
     for warning in manifest["warnings"]:
         log.warning(warning)
@@ -58,15 +60,10 @@ def features(p: Params, folder: Path = Path()) -> None:
 def build(p: Params, clean: Path, out: Path, sql: str) -> None:
     """The features of every period of the spine's table, each made once: from the cache when nothing it reads changed."""
     tables = open_tables(p, clean)
-    todo = tables.timed[p.spine.table]
-    probes = _spread(p.features.leak_probes, len(todo))
-    for (period, _), rows in zip(todo, probes, strict=True):
-        files = list(_reads(tables, period, p.features.lookback))
-        contents = [(name, [periods.content(path) for path in paths]) for name, paths in files]
-        settings = [each.model_dump() for each in (p.spine, p.label, p.features)]
-        entry = periods.key("features", period.name, contents, settings, p.contract[p.spine.table].key, sql, CODE)
-        target = out / f"{period.name}.parquet"
-        if periods.cached(entry, {target: "rows.parquet"}, _maker(p, dict(files), period, sql, rows)):
+    todo = [period for period, _ in tables.timed[p.spine.table]]
+    for period, probes in zip(todo, _spread(p.features.leak_probes, len(todo)), strict=True):
+        job = Job(p, tables, period, sql, probes, look_further=bool(probes) and period in todo[-2:])
+        if periods.cached(job.key(), {out / f"{period.name}.parquet": "rows.parquet"}, job.make):
             log.info("%s computed", period.name)
 
 
@@ -81,73 +78,112 @@ def _spread(total: int, places: int) -> list[int]:
     return [total // places + (places - 1 - i < total % places) for i in range(places)] if places else []
 
 
-def _reads(tables: Tables, period: Period, lookback: timedelta) -> Iterator[tuple[str, list[Path]]]:
-    """The files that a period's features may depend on."""
-    yield from tables.static.items()
-    for name, files in tables.timed.items():
-        yield name, [path for each, path in files if each.end > period.start - lookback and each.start < period.end]
+@dataclass(frozen=True)
+class Job:
+    """The features of one period: what they are made of, and the making."""
 
+    p: Params
+    tables: Tables
+    period: Period
+    sql: str
+    probes: int = 0
+    look_further: bool = False
 
-def _maker(p: Params, files: dict[str, list[Path]], period: Period, sql: str, probes: int) -> Any:
-    def make(into: Path) -> None:
+    def key(self) -> str:
+        p, files = self.p, self._files(self.p.features.lookback)
+        contents = [(name, [periods.content(path) for path in paths]) for name, paths in files.items()]
+        settings = [each.model_dump() for each in (p.spine, p.label, p.features)]
+        return periods.key(
+            "features", self.period.name, contents, settings, p.contract[p.spine.table].key, self.sql, CODE
+        )
+
+    def make(self, into: Path) -> None:
         import pyarrow.parquet as pq
 
-        con = connect(p)
-        for name, paths in files.items():
-            _register(con, name, paths, period, p)
-        rows = _spine_rows(con, p, period)
-        con.execute(f"CREATE TEMP TABLE spine AS SELECT {_spine_columns(p)} FROM rows ORDER BY row_id")
-        found = compute(con, p, sql)
-        _refuse_leaks(con, p, sql, found, probes)
-        pq.write_table(_with_meta(found, rows), into / "rows.parquet", compression="zstd")
+        con = self._connect(self.p.features.lookback, self.period.end)
+        meta = _take_spine(con, self.p, self.period)
+        found = compute(con, self.p, self.sql)
+        _refuse_leaks(con, self.p, self.sql, found, _probed(meta, self.probes))
+        if self.look_further:
+            self._refuse_short_lookback(con, found)
+        pq.write_table(_beside(meta, found), into / "rows.parquet", compression="zstd")
 
-    return make
+    def _files(self, lookback: timedelta) -> dict[str, list[Path]]:
+        """The files that the period's features may depend on."""
+        since, until = self.period.start - lookback, self.period.end
+        near = {
+            name: [path for each, path in files if each.end > since and each.start < until]
+            for name, files in self.tables.timed.items()
+        }
+        return {**self.tables.static, **near}
+
+    def _connect(self, lookback: timedelta, until: datetime) -> "DuckDBPyConnection":
+        """The clean tables in memory, cut to what the period's rows before `until` may look at."""
+        con = connect(self.p)
+        cut = f"event_time >= {_sql(self.period.start - lookback)} AND event_time < {_sql(until)}"
+        for name, paths in self._files(lookback).items():
+            if not paths:
+                log.warning("%s has no rows for %s", name, self.period.name)
+                con.execute(f"CREATE TEMP TABLE {quoted(name)} ({columns_sql(self.p.contract[name])})")
+                continue
+            listed = ", ".join(literal(str(path)) for path in paths)
+            where = cut if name in self.tables.timed else "TRUE"
+            con.execute(f"CREATE TEMP TABLE {quoted(name)} AS FROM read_parquet([{listed}]) WHERE {where}")
+        return con
+
+    def _refuse_short_lookback(self, con: "DuckDBPyConnection", found: "pa.Table") -> None:
+        """The period's first rows look back furthest: with twice the look-back they must come out the same."""
+        rows = con.execute(f"SELECT event_time FROM spine ORDER BY row_id LIMIT {EDGE}").fetchall()
+        if not rows:
+            return
+        lookback = 2 * self.p.features.lookback
+        wide = self._connect(lookback, rows[-1][0] + timedelta(microseconds=1))
+        _take_spine(wide, self.p, self.period)
+        again = compute(wide, self.p, self.sql)
+        for name in found.column_names:
+            for place, (event_time,) in enumerate(rows):
+                near, far = found[name][place].as_py(), again[name][place].as_py()
+                if not _same(near, far):
+                    raise ValueError(
+                        f"features.sql looks back further than features.lookback ({spell(self.p.features.lookback)}): "
+                        f"`{name}` of the row at {event_time} is {near}, but {far} with {spell(lookback)} of history. "
+                        "Bound its window, or lengthen features.lookback."
+                    )
 
 
 def connect(p: Params) -> "DuckDBPyConnection":
     """A DuckDB connection in UTC, within stage.threads and stage.memory, that knows the lead."""
-    import duckdb
-
-    con = duckdb.connect(config={"threads": p.stage.threads, "memory_limit": p.stage.memory})
-    con.execute("SET TimeZone = 'UTC'")
+    con = stage.connect(p)
     con.execute(f"SET VARIABLE lead = INTERVAL {int(p.features.lead.total_seconds())} SECONDS")
     return con
 
 
-def _register(con: "DuckDBPyConnection", name: str, paths: list[Path], period: Period, p: Params) -> None:
-    """A clean table in memory, cut to what a period may look at."""
-    if not paths:
-        raise ValueError(f"there is no clean data of {name} for {period.name}: check sources.{name} and clock.as_of")
-    listed = ", ".join(literal(str(path)) for path in paths)
-    where = "TRUE"
-    if p.sources[name].event_time:
-        since = literal(str(period.start - p.features.lookback))
-        where = f"event_time >= TIMESTAMP {since} AND event_time < TIMESTAMP {literal(str(period.end))}"
-    con.execute(f"CREATE TEMP TABLE {quoted(name)} AS SELECT * FROM read_parquet([{listed}]) WHERE {where}")
+def _sql(moment: datetime) -> str:
+    return f"TIMESTAMP {literal(str(moment))}"
 
 
-def _spine_rows(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Table":
-    """The period's rows with their keys, times and label, numbered in a fixed order."""
+def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Table":
+    """Make the table `spine` of the period's rows, numbered in a fixed order; returns their keys, times and labels."""
     import duckdb
 
     key = p.contract[p.spine.table].key
-    order = ", ".join(["event_time", *(quoted(name) for name in key)])
+    order = ", ".join(quoted(name) for name in ["event_time", *(key or p.contract[p.spine.table].columns)])
     keys = "".join(f", {quoted(name)} AS {quoted(KEY + name)}" for name in key)
     due = f"known_at <= event_time + INTERVAL {int(p.label.deadline.total_seconds())} SECONDS"
     try:
         con.execute(
-            f"CREATE TEMP TABLE rows AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, *{keys}, "
+            f"CREATE TEMP TABLE _rows AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, *{keys}, "
             f"event_time AS _event_time, known_at AS _known_at, CASE WHEN {due} THEN ({p.label.expression}) END AS _label "
-            f"FROM {quoted(p.spine.table)} WHERE event_time >= TIMESTAMP {literal(str(period.start))}"
+            f"FROM {quoted(p.spine.table)} WHERE event_time >= {_sql(period.start)}"
         )
     except duckdb.Error as error:
         raise ValueError(f"label.expression `{p.label.expression}` fails: {error}") from None
     meta = ", ".join(quoted(name) for name in [*(KEY + name for name in key), *META])
-    return con.sql(f"SELECT {meta} FROM rows ORDER BY row_id").to_arrow_table()
-
-
-def _spine_columns(p: Params) -> str:
-    return ", ".join(["row_id", "event_time", *(quoted(name) for name in p.spine.columns)])
+    taken = con.sql(f"SELECT {meta} FROM _rows ORDER BY row_id").to_arrow_table()
+    columns = ", ".join(["row_id", "event_time", *(quoted(name) for name in p.spine.columns)])
+    con.execute(f"CREATE TEMP TABLE spine AS SELECT {columns} FROM _rows ORDER BY row_id")
+    con.execute("DROP TABLE _rows")  # it holds the labels: features.sql must not find it
+    return taken
 
 
 def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
@@ -158,29 +194,24 @@ def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
     import duckdb
 
     try:
-        found = con.sql(f"SELECT * FROM (\n{sql}\n) ORDER BY row_id").to_arrow_table()
+        con.execute(f"CREATE OR REPLACE TEMP TABLE _found AS {sql}")  # on the same line: errors count the file's lines
     except duckdb.Error as error:
-        raise ValueError(f"features.sql: {_own_lines(str(error))}") from None
-    if "row_id" not in found.column_names:
-        raise ValueError(f"features.sql must give back row_id, but gives {found.column_names}")
-    wanted = con.sql("SELECT row_id FROM spine ORDER BY row_id").to_arrow_table()["row_id"]
-    if not found["row_id"].combine_chunks().equals(wanted.combine_chunks()):
-        raise ValueError(
-            f"features.sql must give each row_id of the spine once, but gives {len(found)} rows for {len(wanted)}: "
-            "check its joins"
-        )
-    _refuse_outcomes(p, found.column_names)
+        raise ValueError(f"features.sql: {error}") from None
+    names = [row[0] for row in con.execute("DESCRIBE _found").fetchall()]
+    _check_names(p, names)
+    found = con.sql("FROM _found ORDER BY row_id").to_arrow_table()
+    wanted = con.sql("SELECT row_id FROM spine ORDER BY row_id").to_arrow_table()
+    con.execute("DROP TABLE _found")
+    if found["row_id"].to_pylist() != wanted["row_id"].to_pylist():
+        raise ValueError(_miscounted(found["row_id"].to_pylist(), wanted["row_id"].to_pylist()))
     return _plain(found.drop_columns(["row_id"]))
 
 
-def _own_lines(message: str) -> str:
-    """DuckDB counts the line that `compute` puts before the file; people count the file's."""
-    import re
-
-    return re.sub(r"LINE (\d+):", lambda found: f"LINE {int(found[1]) - 1}:", message)
-
-
-def _refuse_outcomes(p: Params, names: list[str]) -> None:
+def _check_names(p: Params, names: list[str]) -> None:
+    if "row_id" not in names:
+        raise ValueError(f"features.sql must give back row_id, but gives {names}")
+    if names == ["row_id"]:
+        raise ValueError("features.sql gives back no feature beside row_id")
     spine = p.contract[p.spine.table].columns
     later = [name for name in names if (name in spine and spine[name].outcome) or name in ("known_at", "label")]
     if later:
@@ -189,30 +220,53 @@ def _refuse_outcomes(p: Params, names: list[str]) -> None:
         raise ValueError(f"a feature's name must not start with an underscore, but {hidden} do")
 
 
+def _miscounted(given: list[Any], wanted: list[Any]) -> str:
+    lost, repeated = len(set(wanted) - set(given)), len(given) - len(set(given))
+    return (
+        f"features.sql must give each row_id of the spine once, but of {len(wanted)} rows it loses {lost} and repeats "
+        f"{repeated}: a LEFT JOIN keeps rows, and the table it joins needs one row per key"
+    )
+
+
 def _plain(table: "pa.Table") -> "pa.Table":
-    """Text stays text; every other column becomes float32, as XGBoost reads it."""
     import pyarrow as pa
 
-    def plain(column: Any) -> Any:
-        kind = column.type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
-            return column.cast(pa.string())
-        if pa.types.is_decimal(kind) or pa.types.is_boolean(kind):
-            column = column.cast(pa.float64() if pa.types.is_decimal(kind) else pa.int8())
-        return column.cast(pa.float32(), safe=False)
-
-    return pa.table({name: plain(table[name]) for name in table.column_names})
+    return pa.table({name: _plain_column(name, table[name]) for name in table.column_names})
 
 
-def _refuse_leaks(con: "DuckDBPyConnection", p: Params, sql: str, found: "pa.Table", probes: int) -> None:
+def _plain_column(name: str, column: Any) -> Any:
+    """Text stays text; every other column becomes float32, as XGBoost reads it. What is not finite is missing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
+        return column.cast(pa.string())
+    if pa.types.is_boolean(kind) or pa.types.is_decimal(kind):
+        column = column.cast(pa.int8() if pa.types.is_boolean(kind) else pa.float64())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ValueError(f"features.sql: `{name}` is a {kind}, but a feature is a number, true or false, or a text")
+    column = column.cast(pa.float32(), safe=False)
+    return pc.if_else(pc.is_finite(column), column, pa.scalar(None, pa.float32()))
+
+
+def _probed(meta: "pa.Table", probes: int) -> list[int]:
+    """Places of rows to probe, evenly spread; of those whose outcome is known, for there is something to leak."""
+    import pyarrow.compute as pc
+
+    known = pc.indices_nonzero(pc.is_valid(meta["_known_at"])).to_pylist() or list(range(len(meta)))
+    step = max(len(known) // max(probes, 1), 1)
+    return known[step // 2 :: step][:probes]
+
+
+def _refuse_leaks(con: "DuckDBPyConnection", p: Params, sql: str, found: "pa.Table", places: list[int]) -> None:
     """Compute a few rows again with every row hidden that was not known when they were asked. Raises on a difference."""
-    step = max(len(found) // max(probes, 1), 1)
-    for place in list(range(step // 2, len(found), step))[:probes]:
+    for place in places:
         asked = _hide_later_rows(con, p, place + 1)
         again = compute(con, p, sql)
         for name in found.column_names:
             bulk, alone = found[name][place].as_py(), again[name][0].as_py()
-            if bulk != alone:
+            if not _same(bulk, alone):
                 raise ValueError(
                     f"features.sql leaks: `{name}` of the row at {asked + p.features.lead} is {bulk}, but {alone} when "
                     f"all that was not known by {asked} is hidden. Compare known_at with event_time - lead."
@@ -220,35 +274,39 @@ def _refuse_leaks(con: "DuckDBPyConnection", p: Params, sql: str, found: "pa.Tab
         _show_all(con, p)
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Equal, but for the last digits: sums of fractions come out in another order."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+    return bool(one == other)
+
+
 def _hide_later_rows(con: "DuckDBPyConnection", p: Params, row_id: int) -> datetime:
     """Put views that show what was known when one row was asked over the tables; the spine shows that row alone."""
-    asked: datetime = con.execute(
-        "SELECT event_time - getvariable('lead') FROM spine WHERE row_id = ?", [row_id]
-    ).fetchone()[0]  # type: ignore[index]
-    con.execute("ALTER TABLE spine RENAME TO all_spine")
-    con.execute(f"CREATE TEMP VIEW spine AS FROM all_spine WHERE row_id = {row_id}")
+    when = f"SELECT event_time - getvariable('lead') FROM spine WHERE row_id = {row_id}"
+    asked: datetime = con.execute(when).fetchall()[0][0]
+    con.execute("ALTER TABLE spine RENAME TO _spine")
+    con.execute(f"CREATE TEMP VIEW spine AS FROM _spine WHERE row_id = {row_id}")
     for name in _timed(p):
-        con.execute(f"ALTER TABLE {quoted(name)} RENAME TO {quoted('all_' + name)}")
-        known = f"known_at <= TIMESTAMP {literal(str(asked))}"
-        con.execute(f"CREATE TEMP VIEW {quoted(name)} AS FROM {quoted('all_' + name)} WHERE {known}")
+        con.execute(f"ALTER TABLE {quoted(name)} RENAME TO {quoted('_' + name)}")
+        con.execute(f"CREATE TEMP VIEW {quoted(name)} AS FROM {quoted('_' + name)} WHERE known_at <= {_sql(asked)}")
     return asked
 
 
 def _show_all(con: "DuckDBPyConnection", p: Params) -> None:
     for name in ["spine", *_timed(p)]:
         con.execute(f"DROP VIEW {quoted(name)}")
-        con.execute(f"ALTER TABLE {quoted('all_' + name)} RENAME TO {quoted(name)}")
+        con.execute(f"ALTER TABLE {quoted('_' + name)} RENAME TO {quoted(name)}")
 
 
 def _timed(p: Params) -> list[str]:
     return [name for name, source in p.sources.items() if source.event_time]
 
 
-def _with_meta(found: "pa.Table", rows: "pa.Table") -> "pa.Table":
+def _beside(meta: "pa.Table", found: "pa.Table") -> "pa.Table":
     import pyarrow as pa
 
-    columns = {**{name: rows[name] for name in rows.column_names}, **{name: found[name] for name in found.column_names}}
-    return pa.table(columns)
+    return pa.table({name: table[name] for table in (meta, found) for name in table.column_names})
 
 
 def _manifest(p: Params, out: Path, folder: Path) -> dict[str, Any]:
@@ -310,7 +368,10 @@ def read(features: Path) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.concat_tables([pq.read_table(path) for _, path in periods.files(features)])
+    parts = [pq.read_table(path) for _, path in periods.files(features)]
+    if not parts:
+        raise ValueError(f"{features} holds no feature rows: run the stages before this one (dvc repro)")
+    table = pa.concat_tables(parts)
     names = [name for name in table.column_names if not name.startswith("_")]
     event_time, known_at = (table[name].to_numpy() for name in META[:2])
     return Rows(table.select(names), event_time, known_at, _labels(table["_label"]))

@@ -5,15 +5,16 @@
 --      getvariable('lead')   how long before its event a prediction is asked
 -- Out: row_id once for each row of the spine, and the features. Text is a category, everything else a number.
 --
--- A row may use only what was known when its prediction is asked: known_at <= asked_at. Sums are of whole numbers, so
--- that threads cannot change the last digit; a window that saw no flight is NULL. Windows reach 7 days back by
--- known_at, which lies up to 1.4 days after its event: features.lookback (10d) covers both.
+-- A row may use only what was known when its prediction is asked: known_at <= asked_at. Averages are of whole numbers,
+-- so that threads cannot change the last digit; over a window that saw no flight they are NULL. Windows reach 7 days
+-- back by known_at, which lies up to 1.4 days after its event: features.lookback (10d) covers both.
 WITH asked AS (
     SELECT *, event_time - getvariable('lead') AS asked_at FROM spine
 ),
 
--- Arrivals as they became known, and the questions between them, on one line of time.
-timeline AS (
+-- Arrivals as they became known, and the questions between them, on one line of time. NOT MATERIALIZED: each reader
+-- below takes, and sorts, only the columns that it needs.
+timeline AS NOT MATERIALIZED (
     SELECT NULL AS row_id, known_at AS moment, carrier, flight, tailnum, origin, dest,
         arr_delay, dep_delay, CAST(arr_delay >= 15 AS INTEGER) AS late
     FROM flights
@@ -23,30 +24,46 @@ timeline AS (
     FROM asked
 ),
 
-recent AS (
+by_origin AS (
     SELECT row_id,
-        sum(late) OVER origin_1h / count(late) OVER origin_1h AS origin_late_1h,
-        sum(arr_delay) OVER origin_1h / count(late) OVER origin_1h AS origin_delay_1h,
-        sum(dep_delay) OVER origin_1h / count(late) OVER origin_1h AS origin_dep_delay_1h,
-        count(late) OVER origin_1h AS origin_arrivals_1h,
-        sum(arr_delay) OVER origin_4h / count(late) OVER origin_4h AS origin_delay_4h,
-        sum(arr_delay) OVER carrier_4h / count(late) OVER carrier_4h AS carrier_delay_4h,
-        sum(late) OVER carrier_1d / count(late) OVER carrier_1d AS carrier_late_1d,
-        sum(arr_delay) OVER dest_6h / count(late) OVER dest_6h AS dest_delay_6h,
-        sum(late) OVER dest_7d / count(late) OVER dest_7d AS dest_late_7d,
-        sum(late) OVER flight_7d / count(late) OVER flight_7d AS flight_late_7d,
-        sum(arr_delay) OVER flight_7d / count(late) OVER flight_7d AS flight_delay_7d,
-        sum(arr_delay) OVER tail_1d / count(late) OVER tail_1d AS tail_delay_1d
+        avg(late) OVER hour AS origin_late_1h,
+        avg(arr_delay) OVER hour AS origin_delay_1h,
+        avg(dep_delay) OVER hour AS origin_dep_delay_1h,
+        count(late) OVER hour AS origin_arrivals_1h,
+        avg(arr_delay) OVER hours AS origin_delay_4h
     FROM timeline
     WINDOW
-        origin_1h AS (PARTITION BY origin ORDER BY moment RANGE BETWEEN INTERVAL 1 HOUR PRECEDING AND CURRENT ROW),
-        origin_4h AS (PARTITION BY origin ORDER BY moment RANGE BETWEEN INTERVAL 4 HOUR PRECEDING AND CURRENT ROW),
-        carrier_4h AS (PARTITION BY carrier ORDER BY moment RANGE BETWEEN INTERVAL 4 HOUR PRECEDING AND CURRENT ROW),
-        carrier_1d AS (PARTITION BY carrier ORDER BY moment RANGE BETWEEN INTERVAL 1 DAY PRECEDING AND CURRENT ROW),
-        dest_6h AS (PARTITION BY dest ORDER BY moment RANGE BETWEEN INTERVAL 6 HOUR PRECEDING AND CURRENT ROW),
-        dest_7d AS (PARTITION BY dest ORDER BY moment RANGE BETWEEN INTERVAL 7 DAY PRECEDING AND CURRENT ROW),
-        flight_7d AS (PARTITION BY carrier, flight ORDER BY moment RANGE BETWEEN INTERVAL 7 DAY PRECEDING AND CURRENT ROW),
-        tail_1d AS (PARTITION BY tailnum ORDER BY moment RANGE BETWEEN INTERVAL 1 DAY PRECEDING AND CURRENT ROW)
+        hour AS (PARTITION BY origin ORDER BY moment RANGE BETWEEN INTERVAL 1 HOUR PRECEDING AND CURRENT ROW),
+        hours AS (PARTITION BY origin ORDER BY moment RANGE BETWEEN INTERVAL 4 HOUR PRECEDING AND CURRENT ROW)
+),
+
+by_carrier AS (
+    SELECT row_id, avg(arr_delay) OVER hours AS carrier_delay_4h, avg(late) OVER day AS carrier_late_1d
+    FROM timeline
+    WINDOW
+        hours AS (PARTITION BY carrier ORDER BY moment RANGE BETWEEN INTERVAL 4 HOUR PRECEDING AND CURRENT ROW),
+        day AS (PARTITION BY carrier ORDER BY moment RANGE BETWEEN INTERVAL 1 DAY PRECEDING AND CURRENT ROW)
+),
+
+by_dest AS (
+    SELECT row_id, avg(arr_delay) OVER hours AS dest_delay_6h, avg(late) OVER week AS dest_late_7d
+    FROM timeline
+    WINDOW
+        hours AS (PARTITION BY dest ORDER BY moment RANGE BETWEEN INTERVAL 6 HOUR PRECEDING AND CURRENT ROW),
+        week AS (PARTITION BY dest ORDER BY moment RANGE BETWEEN INTERVAL 7 DAY PRECEDING AND CURRENT ROW)
+),
+
+by_flight AS (
+    SELECT row_id, avg(late) OVER week AS flight_late_7d, avg(arr_delay) OVER week AS flight_delay_7d
+    FROM timeline
+    WINDOW
+        week AS (PARTITION BY carrier, flight ORDER BY moment RANGE BETWEEN INTERVAL 7 DAY PRECEDING AND CURRENT ROW)
+),
+
+by_tail AS (
+    SELECT row_id, avg(arr_delay) OVER day AS tail_delay_1d
+    FROM timeline
+    WINDOW day AS (PARTITION BY tailnum ORDER BY moment RANGE BETWEEN INTERVAL 1 DAY PRECEDING AND CURRENT ROW)
 ),
 
 -- Where the aircraft came from: its last arrival that was known. Two in one minute: the later one counts.
@@ -76,10 +93,15 @@ SELECT asked.row_id,
     epoch(asked.sched_arrival - asked.event_time) / 60 AS sched_duration,
     year(asked.event_time) - planes.year AS plane_age, planes.seats, planes.manufacturer,
     sky.* EXCLUDE (row_id),
-    recent.* EXCLUDE (row_id),
+    by_origin.* EXCLUDE (row_id), by_carrier.* EXCLUDE (row_id), by_dest.* EXCLUDE (row_id),
+    by_flight.* EXCLUDE (row_id), by_tail.* EXCLUDE (row_id),
     aircraft.* EXCLUDE (row_id)
 FROM asked
-JOIN recent ON recent.row_id = asked.row_id
+JOIN by_origin ON by_origin.row_id = asked.row_id
+JOIN by_carrier ON by_carrier.row_id = asked.row_id
+JOIN by_dest ON by_dest.row_id = asked.row_id
+JOIN by_flight ON by_flight.row_id = asked.row_id
+JOIN by_tail ON by_tail.row_id = asked.row_id
 LEFT JOIN aircraft ON aircraft.row_id = asked.row_id
 LEFT JOIN sky ON sky.row_id = asked.row_id
 LEFT JOIN planes ON planes.tailnum = asked.tailnum

@@ -8,11 +8,33 @@ be reproduced and rolled back to.
 """
 
 import argparse
+import contextlib
+import json
+import secrets
+import shutil
 import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
+import yaml
 
 from tasks import params, pipeline, registry
-from tasks.pipeline import Freed
+
+Kind = Literal["workspace", "object", "run", "study", "period"]
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+@dataclass(frozen=True)
+class Freed:
+    """What `gc` removes, or would: `size` counts the bytes that the disk gets back, so a hard link's are 0."""
+
+    kind: Kind
+    path: Path
+    size: int
 
 
 def gc(checkout: Path, *, dry: bool) -> list[Freed]:
@@ -20,7 +42,7 @@ def gc(checkout: Path, *, dry: bool) -> list[Freed]:
     known = registry.open_registry(params.load(checkout / "params.yaml").registry)
     with tempfile.TemporaryDirectory() as scratch:
         locks = [_lock_of(known, version, Path(scratch)) for version in known.versions()]
-        return pipeline.gc(checkout, keep_locks=locks, dry=dry)
+        return free(checkout, keep_locks=locks, dry=dry)
 
 
 def _lock_of(known: registry.Registry, version: registry.Version, into: Path) -> Path:
@@ -29,15 +51,128 @@ def _lock_of(known: registry.Registry, version: registry.Version, into: Path) ->
     return folder
 
 
+def free(checkout: Path, *, keep_locks: Iterable[Path] = (), dry: bool = True, days: float = 14) -> list[Freed]:
+    """Free what neither the locks of the given folders, nor the checkout's, nor a running workspace's need.
+
+    Objects and remembered runs of DVC, left workspaces, and studies and periods that were last used `days` ago. Waits
+    for the run that is under way. Branches and tags of git do not count: their data is made again when asked for.
+    """
+    checkout = checkout.resolve()
+    with contextlib.ExitStack() as held:
+        if not dry:
+            held.enter_context(pipeline.only_run(params.home(checkout)))
+        living = [root for root in pipeline.workspaces(params.home(checkout)) if pipeline.lives(root)]
+        for root in () if dry else (checkout, *living):
+            held.enter_context(_locked(root))  # between an output's way into the cache and its line in dvc.lock
+        found = _unneeded(checkout, keep_locks=[checkout, *living, *keep_locks], before=time.time() - days * 86400)
+        sizes = _sizes([path for _, path in found])
+        for kind, path in () if dry else found:
+            _free(kind, path)
+    return [Freed(kind, path, size) for (kind, path), size in zip(found, sizes, strict=True)]
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    if not (root / ".dvc").is_dir():
+        yield
+        return
+    with pipeline.project(root) as repo, repo.lock:
+        yield
+
+
+def _unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float) -> list[tuple[Kind, Path]]:
+    shared, cache = params.home(checkout), Path(pipeline.cache_of(checkout))
+    needed = _needed(cache, keep_locks)
+    found: list[tuple[Kind, Path]] = [
+        ("workspace", root) for root in pipeline.workspaces(shared) if not pipeline.lives(root)
+    ]
+    found += [
+        ("object", path) for path in _files(cache / "files" / "md5") if path.parent.name + path.name not in needed
+    ]
+    found += [("run", path) for path in _files(cache / "runs") if not _made(_read_yaml(path)) <= needed]
+    found += [("study", path) for path in sorted((shared / "studies").glob("*")) if _used(path) < before]
+    old = [path for path in sorted((shared / "periods").glob("*/*")) if _used(path) < before]
+    gone = _links(path for _, path in found)
+    return found + [("period", path) for path in old if not _linked_elsewhere(path, gone)]
+
+
+def _needed(cache: Path, folders: Iterable[Path]) -> set[str]:
+    """The outputs that the locks name, and the files of those that are folders."""
+    named = {
+        value
+        for folder in folders
+        for stage in pipeline.lock(folder).get("stages", {}).values()
+        for value in _made(stage)
+    }
+    listings = [cache / "files" / "md5" / value[:2] / value[2:] for value in named if value.endswith(".dir")]
+    return named | {entry["md5"] for path in listings if path.exists() for entry in json.loads(path.read_bytes())}
+
+
+def _made(stage: Mapping[str, Any]) -> set[str]:
+    return {out["md5"] for out in stage.get("outs", []) if "md5" in out}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(path.read_text()) or {})
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def _used(path: Path) -> float:
+    """When a file of it was last made, linked or unlinked."""
+    return max((file.stat().st_ctime for file in [path, *_files(path)]), default=0.0)
+
+
+def _links(paths: Iterable[Path]) -> Counter[tuple[int, int]]:
+    stats = [file.lstat() for path in paths for file in _files(path)]
+    return Counter((stat.st_dev, stat.st_ino) for stat in stats)
+
+
+def _linked_elsewhere(path: Path, gone: Counter[tuple[int, int]]) -> bool:
+    """Whether a period is part of data that stays: those are hard links of its files."""
+    stats = [file.lstat() for file in _files(path)]
+    return any(stat.st_nlink - gone[stat.st_dev, stat.st_ino] > 1 for stat in stats)
+
+
+def _sizes(paths: list[Path]) -> list[int]:
+    """The bytes that removing each gives back, in this order: a file's count with the last of its links."""
+    gone: Counter[tuple[int, int]] = Counter()
+    return [sum(_last_link(file, gone) for file in _files(path)) for path in paths]
+
+
+def _last_link(file: Path, gone: Counter[tuple[int, int]]) -> int:
+    stat = file.lstat()
+    gone[stat.st_dev, stat.st_ino] += 1
+    return stat.st_size if gone[stat.st_dev, stat.st_ino] >= stat.st_nlink else 0
+
+
+def _free(kind: Kind, path: Path) -> None:
+    """A folder goes by a rename first: nobody finds half of it."""
+    if kind == "workspace":
+        pipeline.remove_dead(path)
+    elif path.is_dir():
+        shutil.rmtree(path.rename(path.with_name(f".gone-{secrets.token_hex(4)}")))
+    else:
+        path.unlink(missing_ok=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--do", action="store_true", help="free it; without this nothing is touched")
     do = parser.parse_args().do
     freed = gc(Path.cwd(), dry=not do)
-    for each in sorted(freed, key=lambda each: -each.size)[:20]:
-        print(f"{each.size / 1e6:10.1f} MB  {each.kind:<10} {each.path}")
-    total = sum(each.size for each in freed) / 1e6
-    print(f"{total:10.1f} MB in {len(freed)} places {'freed' if do else 'could be freed: make gc DO=1'}")
+    for kind in sorted({each.kind for each in freed}):
+        of_kind = [each.size for each in freed if each.kind == kind]
+        print(f"{_bytes(sum(of_kind)):>10}  {len(of_kind):>6} {kind}s")
+    told = "freed" if do else "could be freed: `make gc DO=1` frees it"
+    print(f"{_bytes(sum(each.size for each in freed)):>10}  in all {told}")
+
+
+def _bytes(size: float) -> str:
+    found = next(((scale, unit) for scale, unit in UNITS if size >= scale), (1, "B"))
+    return f"{size / found[0]:.1f} {found[1]}"
 
 
 if __name__ == "__main__":

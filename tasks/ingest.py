@@ -4,7 +4,8 @@
 
 Columns stay as the source has them (text for CSV), so that clean can say what was wrong with a value. Rows after as_of
 are left out; an outcome that was not yet known at as_of is empty; personal data is pseudonymised before the first
-write. Only periods that are new, or were still open at the last as_of, are worked on.
+write. Only periods that are new, or were still open at the last as_of, are worked on; a source with other bytes is
+read anew, and its periods that came out as they were cost the later stages nothing.
 """
 
 import json
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import contract, periods, sources, stage
 from tasks.contract import literal, quoted
-from tasks.params import Params, Source, Table, in_utc
+from tasks.params import TIMES, Params, Source, Table, in_utc
 from tasks.sources import Fetched
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("evergreen")
 CODE = periods.source_of(__file__, contract.__file__, sources.__file__)
-TIMES = ("event_time", "known_at")
+# Beyond these no clock is right, and half of all libraries fail: such a time counts as none.
+SANE = "BETWEEN TIMESTAMP '1700-01-01' AND TIMESTAMP '2200-01-01'"
+Spans = dict[
+    str, tuple[datetime, datetime]
+]  # by period: when its first row is there, and the newest moment that it tells of
 
 
 @dataclass(frozen=True)
@@ -46,16 +51,29 @@ class Feed:
     def timed(self) -> bool:
         return self.source.event_time is not None
 
+    @property
+    def columns(self) -> list[str]:
+        """The contract's columns but the two times, which come last and from expressions of their own."""
+        return [name for name in self.table.columns if name not in TIMES]
+
+    @property
+    def outcomes(self) -> list[str]:
+        return [name for name in self.columns if self.table.columns[name].outcome]
+
+    @property
+    def order(self) -> str:
+        """A fixed order in which no row's place tells of its outcome: that may not be known yet."""
+        known = [name for name in self.columns if name not in self.outcomes]
+        names = [*TIMES[: self.timed], *known, *self.outcomes]
+        return ", ".join(quoted(name) for name in names)
+
 
 class Reader:
     """The sources as typed tables in DuckDB, each read once and only when something new is asked of it."""
 
-    def __init__(self, p: Params, feeds: dict[str, Feed], scratch: Path) -> None:
-        import duckdb
-
-        self.con = duckdb.connect(config={"threads": p.stage.threads, "memory_limit": p.stage.memory})
-        self.con.execute("SET TimeZone = 'UTC'")
-        self._feeds, self._scratch, self._open = feeds, scratch, set[str]()
+    def __init__(self, p: Params, feeds: dict[str, Feed]) -> None:
+        self.con = stage.connect(p)
+        self._feeds, self._open = feeds, set[str]()
 
     @contextmanager
     def reading(self, feed: Feed) -> Iterator["DuckDBPyConnection"]:
@@ -74,29 +92,27 @@ class Reader:
     def _load(self, feed: Feed) -> None:
         if feed.name in self._open:
             return
-        source, columns = feed.source, feed.table.columns
-        present = sources.load(self.con, feed.fetched, "arrived", nulls=source.nulls, scratch=self._scratch)
-        wanted = [each for each in columns if each not in source.derive and each not in TIMES]
+        present = sources.load(self.con, feed.fetched, "_arrived", nulls=feed.source.nulls)
+        wanted = [each for each in feed.table.columns if each not in feed.source.derive]
         contract.check_columns(feed.name, present, wanted)
         self.con.execute(f"CREATE TEMP TABLE {quoted(feed.name)} AS {_typed_sql(feed, wanted)}")
-        self.con.execute("DROP TABLE arrived")
+        self.con.execute("DROP TABLE _arrived")
         self._open.add(feed.name)
 
 
 def ingest(p: Params, folder: Path = Path()) -> None:
     """Write <raw>/<table>/<period>.parquet and <raw>/manifest.json. Raises ValueError for a source that will not do."""
     key = contract.pii_key() if _has_pii(p) else b""
-    _check_key(p, key)
-    feeds = _fetch(p, contract.key_id(key))
-    with tempfile.TemporaryDirectory() as scratch:
-        reader = Reader(p, feeds, Path(scratch))
-        spans = {name: _spans(reader, feed, p.ingest.period, key) for name, feed in feeds.items()}
-        as_of = _as_of(p, spans[p.spine.table])
-        raw = folder / p.paths.raw
-        shutil.rmtree(raw, ignore_errors=True)  # DVC has done so already; by hand, nothing of an older run may stay
-        tables = {name: _write(reader, feed, spans[name], as_of, raw / name, key) for name, feed in feeds.items()}
-    _report(tables, as_of)
     key_id = contract.key_id(key) if key else None
+    _check_key(p, key_id)
+    feeds = _fetch(p, key_id)
+    reader = Reader(p, feeds)
+    spans = {name: _spans(reader, feed, p.ingest.period, key) for name, feed in feeds.items()}
+    as_of = _as_of(p, spans[p.spine.table])
+    raw = folder / p.paths.raw
+    shutil.rmtree(raw, ignore_errors=True)  # DVC has done so already; by hand, nothing of an older run may stay
+    tables = {name: _write(reader, feed, spans[name], as_of, raw / name, key) for name, feed in feeds.items()}
+    _report(tables, as_of)
     manifest = {"as_of": as_of.isoformat(), "pii_key_id": key_id, "tables": tables}
     periods.publish_json(raw / "manifest.json", manifest)
 
@@ -105,22 +121,24 @@ def _has_pii(p: Params) -> bool:
     return any(column.pii for table in p.contract.values() for column in table.columns.values())
 
 
-def _check_key(p: Params, key: bytes) -> None:
+def _check_key(p: Params, key_id: str | None) -> None:
     wanted = p.ingest.pii_key_id
-    if wanted and wanted != contract.key_id(key):
+    if wanted and key_id and wanted != key_id:
         raise ValueError(
-            f"ingest.pii_key_id is {wanted}, but the key at hand has the id {contract.key_id(key)}: pseudonyms would "
-            "change. Set EVERGREEN_PII_KEY to the key of that id, or write the new id into params.yaml."
+            f"ingest.pii_key_id is {wanted}, but the key at hand has the id {key_id}: pseudonyms would change. "
+            "Set EVERGREEN_PII_KEY to the key of that id, or write the new id into params.yaml."
         )
 
 
-def _fetch(p: Params, key_id: str) -> dict[str, Feed]:
+def _fetch(p: Params, key_id: str | None) -> dict[str, Feed]:
     """In the order of params.yaml: a table's expressions may use the tables above it."""
     feeds: dict[str, Feed] = {}
     for name, source in p.sources.items():
         fetched, table = sources.fetch(source.address), p.contract[name]
-        above = [each.identity for each in feeds.values()]
-        parts = (fetched.fingerprint, source.model_dump(), table.model_dump(), p.ingest.period, key_id, above, CODE)
+        columns = [(each, column.type, column.pii, column.outcome) for each, column in table.columns.items()]
+        above = [feed.identity for feed in feeds.values()]
+        said = source.model_dump(exclude={"address"})
+        parts = (name, fetched.fingerprint, said, columns, p.ingest.period, key_id, above, CODE)
         feeds[name] = Feed(name, source, table, fetched, periods.key(*parts))
     return feeds
 
@@ -131,17 +149,23 @@ def _typed_sql(feed: Feed, wanted: list[str]) -> str:
         f"{contract.typed(each, feed.table.columns[each])} AS {quoted(each)}, {quoted(each)} AS {quoted('raw ' + each)}"
         for each in wanted
     )
-    sql = f"SELECT {pairs} FROM arrived"
+    sql = f"SELECT {pairs} FROM _arrived"
     for name, expression in feed.source.derive.items():
         sql = f"SELECT *, ({expression}) AS {quoted(name)} FROM ({sql})"
     if feed.source.event_time:
-        sql = f"SELECT *, CAST(({feed.source.event_time}) AS TIMESTAMP) AS event_time FROM ({sql})"
-        sql = f"SELECT *, CAST(({feed.source.known_at or 'event_time'}) AS TIMESTAMP) AS known_at FROM ({sql})"
+        sql = _with_time(sql, "event_time", feed.source.event_time, wanted)
+        sql = _with_time(sql, "known_at", feed.source.known_at or "event_time", wanted)
     return sql
 
 
-def _spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> dict[str, datetime]:
-    """Each period of a feed with the newest time in it, be it an event's or the moment when an outcome was known.
+def _with_time(sql: str, name: str, expression: str, present: list[str]) -> str:
+    moment = f"CAST(({expression}) AS TIMESTAMP)"
+    sane = f"CASE WHEN {moment} {SANE} THEN {moment} END AS {name}"
+    return f"SELECT * REPLACE ({sane}) FROM ({sql})" if name in present else f"SELECT *, {sane} FROM ({sql})"
+
+
+def _spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> Spans:
+    """Each period of a feed with the times in it, be they an event's or the moment when an outcome was known.
 
     Once the source is open, all its periods go to the cache, later ones too: bytes seen before are never parsed again.
     """
@@ -153,41 +177,51 @@ def _spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> dict[str, datet
                 found = _measure(con, feed, unit)
             for period in found:
                 _whole(reader, feed, period, key)
-            (into / "spans.json").write_text(json.dumps(found))
+            periods.publish_json(into / "spans.json", found)
 
         periods.cached(periods.key("spans", feed.identity), {target: "spans.json"}, measure)
-        return {period: datetime.fromisoformat(last) for period, last in json.loads(target.read_text()).items()}
+        found = json.loads(target.read_text()).items()
+    return {period: (datetime.fromisoformat(first), datetime.fromisoformat(last)) for period, (first, last) in found}
 
 
-def _measure(con: "DuckDBPyConnection", feed: Feed, unit: str) -> dict[str, str]:
-    if not feed.timed:
-        return {periods.WHOLE: datetime.min.isoformat()}
-    last = "max(greatest(event_time, coalesce(known_at, event_time)))"
-    found = con.execute(f"SELECT date_trunc('{unit}', event_time), {last} FROM {quoted(feed.name)} GROUP BY 1").fetchall()
+def _measure(con: "DuckDBPyConnection", feed: Feed, unit: str) -> dict[str, tuple[str, str]]:
+    there = "event_time" if feed.outcomes else "greatest(event_time, known_at)"
+    span = f"min({there}), max(greatest(event_time, known_at))" if feed.timed else "NULL, NULL"
+    start = f"date_trunc('{unit}', event_time)" if feed.timed else f"'{periods.WHOLE}'"
+    found = con.execute(f"SELECT {start}, {span} FROM {quoted(feed.name)} GROUP BY 1").fetchall()
     if not found:
         raise ValueError(f"{feed.name} ({feed.source.address}) has no rows")
-    names = {periods.holding(start, unit).name if start else periods.UNKNOWN: newest for start, newest in found}
-    return {name: (newest or datetime.min).isoformat() for name, newest in sorted(names.items())}
+    never = datetime.min.isoformat()
+    spans = {_period(start, unit): (str(first or never), str(last or never)) for start, first, last in found}
+    return dict(sorted(spans.items()))
 
 
-def _as_of(p: Params, spans: dict[str, datetime]) -> datetime:
-    """clock.as_of, else the newest event of the spine's table. Refused when it lies before every event."""
-    dated = sorted(name for name in spans if name not in (periods.UNKNOWN, periods.WHOLE))
+def _period(start: datetime | str | None, unit: str) -> str:
+    if isinstance(start, datetime):
+        return periods.holding(start, unit).name
+    return start or periods.UNKNOWN
+
+
+def _as_of(p: Params, spans: Spans) -> datetime:
+    """clock.as_of, else the newest moment that the spine's table tells of. Refused when it lies before every event."""
+    table = p.spine.table
+    dated = [times for name, times in spans.items() if name != periods.UNKNOWN]
     if not dated:
-        raise ValueError(f"no row of {p.spine.table} has an event time: check sources.{p.spine.table}.event_time")
-    as_of = in_utc(p.clock.as_of) if p.clock.as_of else max(spans[name] for name in dated)
-    if as_of <= periods.named(dated[0]).start:
-        raise ValueError(f"clock.as_of {as_of} lies before any data: {p.spine.table} begins in {dated[0]}")
+        raise ValueError(f"no row of {table} has an event time: check sources.{table}.event_time")
+    first, newest = min(each for each, _ in dated), max(each for _, each in dated)
+    as_of = in_utc(p.clock.as_of) if p.clock.as_of else newest
+    if as_of < first:
+        raise ValueError(
+            f"clock.as_of {as_of} lies before any data: {table} begins at {first}. Set a later clock.as_of."
+        )
     return as_of
 
 
-def _write(
-    reader: Reader, feed: Feed, spans: dict[str, datetime], as_of: datetime, folder: Path, key: bytes
-) -> dict[str, Any]:
+def _write(reader: Reader, feed: Feed, spans: Spans, as_of: datetime, folder: Path, key: bytes) -> dict[str, Any]:
     """Put one table's periods in place, and say what they hold."""
     rows = {}
-    for period, newest in spans.items():
-        if period not in (periods.WHOLE, periods.UNKNOWN) and periods.named(period).start > as_of:
+    for period, (first, newest) in spans.items():
+        if first > as_of:
             continue
         target = folder / f"{period}.parquet"
         _whole(reader, feed, period, key, target)
@@ -203,7 +237,7 @@ def _write(
 
 
 def _whole(reader: Reader, feed: Feed, period: str, key: bytes, *targets: Path) -> None:
-    """A period with all that the source knows of it, as the pieces are that every as_of is cut from."""
+    """A period with all that the source knows of it: the pieces that every as_of is cut from."""
 
     def make(into: Path) -> None:
         with reader.reading(feed) as con:
@@ -214,40 +248,47 @@ def _whole(reader: Reader, feed: Feed, period: str, key: bytes, *targets: Path) 
 
 def _cut(con: "DuckDBPyConnection", feed: Feed, period: str, as_of: datetime, target: Path) -> None:
     """Replace a period that as_of falls into, or whose outcomes were not all known by then, by what was known."""
-    moment = f"TIMESTAMP {literal(str(as_of))}"
-    later = [quoted(name) for name, column in feed.table.columns.items() if column.outcome] + ["known_at"]
-    masked = ", ".join(f"CASE WHEN known_at <= {moment} THEN {name} END AS {name}" for name in later)
 
     def make(into: Path) -> None:
-        whole = f"SELECT * REPLACE ({masked}) FROM read_parquet({literal(str(target))}) WHERE event_time <= {moment}"
-        _parquet(con.sql(whole).to_arrow_table(), into / "rows.parquet")
+        _parquet(con.sql(_known_sql(feed, as_of, target)).to_arrow_table(), into / "rows.parquet")
 
     periods.cached(periods.key("cut", feed.identity, period, as_of), {target: "rows.parquet"}, make)
 
 
-def _rows(con: "DuckDBPyConnection", feed: Feed, period: str, key: bytes) -> "pa.Table":
-    """One period's rows: raw columns in the contract's order, pseudonymised, in a fixed order.
+def _known_sql(feed: Feed, as_of: datetime, whole: Path) -> str:
+    """A row is there from its event on, its outcomes from known_at on; a table without outcomes is there from known_at.
 
-    An outcome without the time at which it was known is dropped: nobody could say when to use it.
+    A row without an event time stays: nobody could say when it came, and clean puts it aside.
     """
+    moment = f"TIMESTAMP {literal(str(as_of))}"
+    later = [quoted(name) for name in [*feed.outcomes, "known_at"]]
+    masked = ", ".join(f"CASE WHEN known_at <= {moment} THEN {name} END AS {name}" for name in later)
+    there = f"coalesce(event_time <= {moment}, TRUE)"
+    if not feed.outcomes:
+        there += f" AND coalesce(known_at <= {moment}, TRUE)"
+    source = f"read_parquet({literal(str(whole))})"
+    return f"SELECT * REPLACE ({masked}) FROM {source} WHERE {there} ORDER BY {feed.order}"
+
+
+def _rows(con: "DuckDBPyConnection", feed: Feed, period: str, key: bytes) -> "pa.Table":
+    """One period's rows: raw columns in the contract's order, pseudonymised, in a fixed order."""
     where = _within(period) if feed.timed else "TRUE"
-    con.execute(f"CREATE OR REPLACE TEMP TABLE chosen AS SELECT * FROM {quoted(feed.name)} WHERE {where}")
+    con.execute(f"CREATE OR REPLACE TEMP TABLE _chosen AS SELECT * FROM {quoted(feed.name)} WHERE {where}")
     columns, joins = [], ""
-    for name, column in feed.table.columns.items():
-        if name in TIMES:
-            continue
-        value = quoted(name if name in feed.source.derive else f"raw {name}")
-        if column.pii:
+    for name in feed.columns:
+        value = _value(feed, name)
+        if feed.table.columns[name].pii:
             joins += _pseudonyms(con, name, value, key)
             value = f"{quoted('pii ' + name)}.pseudonym"
-        if column.outcome and feed.timed:
-            value = f"CASE WHEN known_at IS NOT NULL THEN {value} END"
         columns.append(f"{value} AS {quoted(name)}")
-    order = [quoted(name) for name in feed.table.columns if name not in TIMES]
-    if feed.timed:
-        columns += TIMES
-        order.insert(0, "event_time")
-    return con.sql(f"SELECT {', '.join(columns)} FROM chosen{joins} ORDER BY {', '.join(order)}").to_arrow_table()
+    columns += TIMES if feed.timed else ()
+    return con.sql(f"SELECT {', '.join(columns)} FROM _chosen{joins} ORDER BY {feed.order}").to_arrow_table()
+
+
+def _value(feed: Feed, name: str) -> str:
+    """An outcome without the time at which it was known is dropped: nobody could say when to use it."""
+    value = quoted(name if name in feed.source.derive else f"raw {name}")
+    return f"CASE WHEN known_at IS NOT NULL THEN {value} END" if name in feed.outcomes else value
 
 
 def _within(period: str) -> str:
@@ -259,15 +300,13 @@ def _within(period: str) -> str:
 
 def _pseudonyms(con: "DuckDBPyConnection", name: str, value: str, key: bytes) -> str:
     """Make a table of this period's values and their pseudonyms; returns the join that uses it."""
-    found = con.execute(f"SELECT DISTINCT CAST({value} AS VARCHAR) FROM chosen WHERE {value} IS NOT NULL").fetchall()
+    found = con.execute(f"SELECT DISTINCT CAST({value} AS VARCHAR) FROM _chosen WHERE {value} IS NOT NULL").fetchall()
     clear = [row[0] for row in found]
     hidden = [contract.pseudonym(each, key) for each in clear]
     table = quoted(f"pii {name}")
     # Lists as parameters, not con.register: that would import pandas, 1.4 s of it.
-    con.execute(
-        f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT unnest($1::VARCHAR[]) AS clear, unnest($2::VARCHAR[]) AS pseudonym",
-        [clear, hidden],
-    )
+    lists = "unnest($1::VARCHAR[]) AS clear, unnest($2::VARCHAR[]) AS pseudonym"
+    con.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT {lists}", [clear, hidden])
     return f" LEFT JOIN {table} ON {table}.clear = CAST({value} AS VARCHAR)"
 
 

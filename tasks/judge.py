@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import features, gate, model, params, split, train
-from tasks.evaluate import CANDIDATE, calibration_error
+from tasks.evaluate import CANDIDATE, calibration_error, with_known_class
 from tasks.features import Rows
 from tasks.gate import Judged, Verdict
 from tasks.model import Floats, Model, Spec
@@ -79,7 +79,7 @@ def counts_as_look(verdict: Verdict) -> bool:
 
 def _too_early(p: Params, registry: Registry, champion: Version, as_of: datetime) -> str | None:
     if champion.as_of and as_of < champion.as_of:
-        return f"The candidate is of {as_of}, older than version {champion.number} of {champion.as_of}: nothing to gain."
+        return f"The candidate, of {as_of}, is older than version {champion.number}, of {champion.as_of}."
     return gate.backing_off(registry.last_look(champion.number), as_of, p.gate)
 
 
@@ -128,29 +128,37 @@ class Case:
 
     @cached_property
     def candidate(self) -> Judged:
-        found = [each for name, each in self.held.predictions.items() if name.split("_")[0] == CANDIDATE]
-        size = (self.folder / self.p.paths.models / "model.ubj").stat().st_size / 1e6
-        milliseconds = latency(self.shipped, self.rows)
-        return self._judged(self.shipped.spec, found, megabytes=size, milliseconds=milliseconds)
+        path = self.folder / self.p.paths.models / "model.ubj"
+        speed = latency(self.shipped, self.rows)
+        return self._judged(self._own(), megabytes=path.stat().st_size / 1e6, milliseconds=speed)
 
-    def _judged(self, spec: Spec, found: Sequence[Floats], *, megabytes: float = 0, milliseconds: float = 0) -> Judged:
-        codes = spec.encode_label(self.held.label)
+    def _own(self) -> list[Floats]:
+        """The candidate's predictions, of each seed; without refit those of the very model that would serve."""
+        own = {name: each for name, each in self.held.predictions.items() if name.split("_")[0] == CANDIDATE}
+        return list(own.values()) if self.p.train.refit else [own[CANDIDATE]]
+
+    def _judged(self, found: Sequence[Floats], *, megabytes: float = 0, milliseconds: float = 0) -> Judged:
+        codes = self.shipped.spec.encode_label(self.held.label)
         losses = np.stack([gate.row_losses(codes, each, metric=self.p.gate.metric) for each in found])
-        return Judged(losses, _calibration(spec, codes, found[0]), megabytes, milliseconds)
+        return Judged(losses, _calibration(self.shipped.spec, codes, found[0]), megabytes, milliseconds)
 
     def first(self) -> Verdict:
         """There is no champion: against the baselines."""
-        found = {name: self._judged(self.shipped.spec, [self.held.predictions[name]]) for name in self.p.evaluate.baselines}
+        found = {str(name): self._judged([self.held.predictions[name]]) for name in self.p.evaluate.baselines}
         return gate.first(self.candidate, found, times=self.held.times, slices=self.held.slices, gate=self.p.gate)
 
     def against(self, recipe: Recipe, *, age: timedelta, looks: int) -> Verdict:
         """Against a champion whose candidate was judged `age` ago."""
         where = split.cuts(self.as_of, self.p.split, deadline=self.p.label.deadline)
         rows = _features_by(recipe, self.p, self.folder, self.rows)
-        inside = _aligned(rows.take(split.between(rows.event_time, where.start, where.end)), self.held)
+        inside = self._same_rows(rows.take(split.between(rows.event_time, where.start, where.end)))
         models = _opponents(self.p, recipe, rows, where.start - age)
-        opponent = self._judged(models[0].spec, [each.predict(inside.table) for each in models])
-        unseen = self.held.times >= np.datetime64(datetime.fromisoformat(models[0].spec.until or ""))
+        opponent = self._judged([_onto(self.shipped.spec, each, each.predict(inside.table)) for each in models])
+        unseen = self.held.times >= np.datetime64(until := _until(models[0]))
+        if not unseen.any():
+            raise ValueError(
+                f"it has seen all rows up to {until}, and the holdout ends {where.end}: wait for newer rows"
+            )
         return gate.judge(
             _on(self.candidate, unseen),
             _on(opponent, unseen),
@@ -160,6 +168,13 @@ class Case:
             looks=looks,
         )
 
+    def _same_rows(self, rows: Rows) -> Rows:
+        """The holdout's rows, in its order. Both come from one spine, sorted by time and key."""
+        kept = with_known_class(rows.take(model.labelled(rows.label)), self.shipped.spec)
+        if len(kept) != len(self.held.times) or not (kept.event_time == self.held.times).all():
+            raise ValueError(f"its features give {len(kept)} rows of the holdout's {len(self.held.times)}")
+        return kept
+
 
 def _on(judged: Judged, mask: NDArray[np.bool_]) -> Judged:
     return replace(judged, losses=judged.losses[:, mask])
@@ -167,10 +182,26 @@ def _on(judged: Judged, mask: NDArray[np.bool_]) -> Judged:
 
 def _opponents(p: Params, recipe: Recipe, rows: Rows, cut: datetime) -> tuple[Model, ...]:
     """What stands for the champion: its model itself without refit, else twins of its recipe that end at `cut`."""
+    if recipe.p.label != p.label:
+        return _fitted_again(p, recipe, rows, cut)
     if not p.train.refit:
         return (recipe.model,)
-    until = datetime.fromisoformat(recipe.twins[0].spec.until or "")
-    return recipe.twins if abs(until - cut) <= NEAR else _fitted_again(recipe, rows, cut)
+    return recipe.twins if abs(_until(recipe.twins[0]) - cut) <= NEAR else _fitted_again(p, recipe, rows, cut)
+
+
+def _until(judged: Model) -> datetime:
+    return datetime.fromisoformat(judged.spec.until or "")
+
+
+def _onto(spec: Spec, judged: Model, found: Floats) -> Floats:
+    """Probabilities with a column for each class of `spec` first: a class that the model never saw has none."""
+    own = judged.spec.classes
+    if spec.task != "multiclass" or own == spec.classes:
+        return found
+    order = [*spec.classes, *(each for each in own if each not in spec.classes)]
+    shares = np.zeros((len(found), len(order)))
+    shares[:, [order.index(each) for each in own]] = found
+    return shares
 
 
 def _calibration(spec: Spec, codes: Floats, found: Floats) -> float:
@@ -189,7 +220,7 @@ def latency(judged: Model, rows: Rows) -> float:
         began = time.perf_counter()
         judged.predict(table)
         seconds.append(time.perf_counter() - began)
-    return min(seconds) * 1000 / max(table.num_rows, 1)
+    return min(seconds) * 1000 / max(len(table), 1)
 
 
 def fetch(registry: Registry, version: Version, into: Path) -> Recipe:
@@ -205,11 +236,12 @@ def fetch(registry: Registry, version: Version, into: Path) -> Recipe:
     )
 
 
-def _fitted_again(recipe: Recipe, rows: Rows, cut: datetime) -> tuple[Model, ...]:
+def _fitted_again(p: Params, recipe: Recipe, rows: Rows, cut: datetime) -> tuple[Model, ...]:
+    """The champion's recipe on today's label, on this machine."""
     log.info("the champion's stored twin ends elsewhere: training its recipe up to %s", cut)
-    extras = {"coef": recipe.twins[0].spec.coef, "intercept": recipe.twins[0].spec.intercept}
-    seeds = range(len(recipe.twins))
-    return tuple(train.fit(rows, cut, recipe.tuned, recipe.p, seed=seed).with_spec(**extras) for seed in seeds)
+    device = recipe.p.train.model_copy(update={"device": p.train.device})
+    then = recipe.p.model_copy(update={"label": p.label, "stage": p.stage, "train": device})
+    return tuple(train.fit_twins(rows, cut, recipe.tuned, then, seeds=len(recipe.twins)))
 
 
 def _features_by(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Rows:
@@ -220,13 +252,5 @@ def _features_by(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Rows:
     log.info("the champion has other features: running its own features.sql")
     mixed = p.model_copy(update={"features": recipe.p.features, "spine": recipe.p.spine})
     with tempfile.TemporaryDirectory() as out:
-        features.build(mixed, folder / p.paths.clean, Path(out), recipe.sql)
+        features.build(params.check(mixed.model_dump(mode="json")), folder / p.paths.clean, Path(out), recipe.sql)
         return features.read(Path(out))
-
-
-def _aligned(rows: Rows, held: Holdout) -> Rows:
-    """The same rows in the same order as the holdout's. Both come from one spine, sorted by time and key."""
-    kept = rows.take(model.labelled(rows.label))
-    if len(kept) != len(held.times) or not (kept.event_time == held.times).all():
-        raise ValueError(f"the champion's features give {len(kept)} rows of the holdout's {len(held.times)}")
-    return kept

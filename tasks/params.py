@@ -50,7 +50,7 @@ def spell(length: timedelta) -> str:
 
 Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(spell)]
 Moment = Annotated[datetime, BeforeValidator(moment), PlainSerializer(datetime.isoformat)]
-StageName = Literal["ingest", "clean", "features", "tune", "train", "evaluate", "record"]
+STAGES = ("ingest", "clean", "features", "tune", "train", "evaluate", "record")  # of dvc.yaml; a test compares
 TIMES = ("event_time", "known_at")  # every timed table has them, made from sources.<table>
 TAKEN = ("row_id", "reason", "raw", "file_row_number")  # columns that the stages add to a table or read it by
 
@@ -208,7 +208,13 @@ class Registry(Section):
 class Stage(Section):
     threads: int = Field(2, ge=1)
     memory: str = "4GB"
-    limits: dict[StageName, Duration]
+    limits: dict[str, Duration]
+
+    @model_validator(mode="after")
+    def _known(self) -> "Stage":
+        for name in self.limits.keys() - set(STAGES):
+            raise ValueError(f"limits has no stage called {name}{_near(name, STAGES)}")
+        return self
 
 
 class Paths(Section):
@@ -261,26 +267,19 @@ def _check_table(name: str, table: Table, p: Params) -> None:
     if odd := [each for each in table.key if each not in {*table.columns, *(TIMES[:1] if timed else ())}]:
         raise ValueError(f"contract.{name}.key must name its columns, but {odd} are none{_near(odd[0], table.columns)}")
     for each, column in table.columns.items():
-        _check_reference(f"contract.{name}.columns.{each}", column, above=_above(name, p))
+        others = {other: table for other, table in p.contract.items() if other != name}
+        _check_reference(f"contract.{name}.columns.{each}", column, others)
 
 
-def _above(name: str, p: Params) -> dict[str, Table]:
-    """A table may point to, and its expressions may use, the tables that stand above it."""
-    names = list(p.contract)
-    return {each: p.contract[each] for each in names[: names.index(name)]}
-
-
-def _check_reference(name: str, column: Column, *, above: dict[str, Table]) -> None:
+def _check_reference(name: str, column: Column, others: dict[str, Table]) -> None:
     if not column.references:
         return
     table, _, field = column.references.partition(".")
-    if table not in above:
-        raise ValueError(
-            f"{name}.references must name a table that stands above it, but got {table}{_near(table, above)}"
-        )
-    if field not in above[table].columns:
-        raise ValueError(f"{name}.references: {table} has no column {field}{_near(field, above[table].columns)}")
-    if (other := above[table].columns[field]).type != column.type or other.pii != column.pii:
+    if table not in others:
+        raise ValueError(f"{name}.references must name another table, but got {table}{_near(table, others)}")
+    if field not in others[table].columns:
+        raise ValueError(f"{name}.references: {table} has no column {field}{_near(field, others[table].columns)}")
+    if (other := others[table].columns[field]).type != column.type or other.pii != column.pii:
         raise ValueError(f"{name} and {column.references} must have the same type, and pii both or neither")
 
 
@@ -346,6 +345,7 @@ def _inner(annotation: Any) -> Any:
     return next((each for each in classes if isinstance(each, type) and issubclass(each, Section)), annotation)
 
 
-def home() -> Path:
-    """The one folder of a checkout's shared state: EVERGREEN_HOME, else .evergreen here."""
-    return Path(os.environ.get("EVERGREEN_HOME") or ".evergreen").absolute()
+def home(checkout: Path | None = None) -> Path:
+    """The one folder of a checkout's shared state: EVERGREEN_HOME, else .evergreen in the checkout (the cwd)."""
+    named = os.environ.get("EVERGREEN_HOME")
+    return Path(named).absolute() if named else (checkout or Path.cwd()).resolve() / ".evergreen"

@@ -23,7 +23,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -32,6 +32,8 @@ from typing import IO, Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
+
+from tasks.params import home
 
 UNKNOWN = "unknown"  # the commit of a run that was made without git, or before the first commit
 KEPT = ".kept"  # in a workspace that was left on purpose; one without it and without a living owner was killed
@@ -42,7 +44,6 @@ NOT_CODE = (".dvc/cache/", ".dvc/tmp/", ".dvc/config.local")
 TAIL = 200  # lines of a stage that are held for its error
 PROGRESS = 15.0  # seconds between two lines of progress where there is no terminal to draw a bar on
 
-Kind = Literal["workspace", "object", "run", "study", "period"]
 
 log = logging.getLogger("evergreen")
 _one_stage = threading.Lock()  # the working directory belongs to the whole process, and DVC needs it to be the root
@@ -78,15 +79,6 @@ class StageRun:
     wall: float
 
 
-@dataclass(frozen=True)
-class Freed:
-    """What `gc` removes, or would: `size` counts the bytes that the disk gets back, so a hard link's are 0."""
-
-    kind: Kind
-    path: Path
-    size: int
-
-
 class StageFailed(RuntimeError):  # noqa: N818 (it says what happened)
     """A stage's program failed, with the last it said; or DVC could not run it or keep its outputs."""
 
@@ -97,12 +89,6 @@ class StageFailed(RuntimeError):  # noqa: N818 (it says what happened)
 
 
 # --- a workspace ---------------------------------------------------------------------------------------------------
-
-
-def home(checkout: Path | None = None) -> Path:
-    """The one folder of a checkout's shared state: EVERGREEN_HOME, else .evergreen in the checkout."""
-    named = os.environ.get("EVERGREEN_HOME")
-    return Path(named).absolute() if named else (checkout or Path.cwd()).resolve() / ".evergreen"
 
 
 @contextlib.contextmanager
@@ -138,13 +124,13 @@ def workspace(
         (root / KEPT).write_text("") if keep else shutil.rmtree(root)
 
 
-def sweep(home: Path, *, failures: int = 3) -> list[Path]:
+def sweep(shared: Path, *, failures: int = 3) -> list[Path]:
     """Remove the workspaces that killed runs left, and those of failed runs but for the newest few."""
-    dead = [root for root in _workspaces(home) if not _lives(root)]
-    for path in (home / "workspaces").glob("*.lock"):
-        _lives(path.with_suffix(""))  # of a run that was killed before it had a workspace: takes the file away
+    dead = [root for root in workspaces(shared) if not lives(root)]
+    for path in (shared / "workspaces").glob("*.lock"):
+        lives(path.with_suffix(""))  # of a run that was killed before it had a workspace: takes the file away
     kept = sorted((root for root in dead if (root / KEPT).exists()), key=lambda root: root.name, reverse=True)
-    return [root for root in dead if root not in kept[:failures] and _remove_dead(root)]
+    return [root for root in dead if root not in kept[:failures] and remove_dead(root)]
 
 
 @contextlib.contextmanager
@@ -164,15 +150,15 @@ def _lock_of(root: Path) -> FileLock:
     return FileLock(root.with_name(f"{root.name.removeprefix('.')}.lock"), thread_local=False)
 
 
-def _workspaces(home: Path) -> list[Path]:
-    return sorted(root for root in (home / "workspaces").glob("*") if root.is_dir())
+def workspaces(shared: Path) -> list[Path]:
+    return sorted(root for root in (shared / "workspaces").glob("*") if root.is_dir())
 
 
-def _lives(root: Path) -> bool:
+def lives(root: Path) -> bool:
     return not _if_dead(root, lambda: None)
 
 
-def _remove_dead(root: Path) -> bool:
+def remove_dead(root: Path) -> bool:
     return _if_dead(root, lambda: shutil.rmtree(root, ignore_errors=True))
 
 
@@ -202,7 +188,7 @@ def _make(
         base, diff = _code(checkout, making, commit=commit, patch=patch)
         if overrides:
             override(making / "params.yaml", overrides)
-        _configure(checkout, making, cache=root / ".dvc" / "cache" if fresh else _cache(checkout), site=root)
+        _configure(checkout, making, cache=root / ".dvc" / "cache" if fresh else cache_of(checkout), site=root)
         if diff:
             (making / PATCH).write_bytes(diff)
         if fresh:
@@ -431,14 +417,14 @@ def _configure(checkout: Path, root: Path, *, cache: str | Path, site: Path) -> 
     (root / ".dvc" / "config.local").chmod(0o600)  # a remote's credentials may be among them
 
 
-def _cache(checkout: Path) -> str:
+def cache_of(checkout: Path) -> str:
     from dvc.config import Config
 
     return str(Config(str(checkout / ".dvc")).read()["cache"].get("dir") or checkout / ".dvc" / "cache")
 
 
 @contextlib.contextmanager
-def _project(root: Path) -> Iterator[Any]:
+def project(root: Path) -> Iterator[Any]:
     """DVC's repository object; it waits for its lock as long as somebody has it, and never writes a .gitignore."""
     from dvc.repo import Repo
 
@@ -450,7 +436,7 @@ def _project(root: Path) -> Iterator[Any]:
 
 def stages(root: Path) -> list[StageInfo]:
     """The stages of dvc.yaml, each after those that it needs, else in the file's order."""
-    with _one_stage, contextlib.chdir(root), _project(root) as repo:
+    with _one_stage, contextlib.chdir(root), project(root) as repo:
         graph = repo.index.graph  # its edges point from a stage to what it needs
         needs = {stage.addressing: _names(graph.successors(stage)) for stage in repo.index.stages}
     return [StageInfo(name, needs[name]) for name in _ordered(needs)]
@@ -506,7 +492,7 @@ def _reproduce(root: Path, name: str, program: "Program", *, env: Mapping[str, s
 
     with _heard("dvc_data") as errors:
         try:
-            with _project(root) as repo:
+            with project(root) as repo:
                 changed = repo.reproduce(name, single_item=True, force=force, run_env=dict(env))
         except DvcException as error:
             log.debug("DVC's own account", exc_info=True)
@@ -682,10 +668,10 @@ def _signal(status: int) -> str:
 
 
 @contextlib.contextmanager
-def only_run(home: Path, *, say: Callable[[str], None] = log.info, timeout: float = 6 * 3600) -> Iterator[None]:
+def only_run(shared: Path, *, say: Callable[[str], None] = log.info, timeout: float = 6 * 3600) -> Iterator[None]:
     """One run at a time for a home; a second waits and says for whom. The lock of a dead process holds nobody."""
-    home.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(home / "run.lock", thread_local=False), home / "run.holder"
+    shared.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(shared / "run.lock", thread_local=False), shared / "run.holder"
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -709,106 +695,3 @@ def _wait_for(lock: FileLock, holder: Path, timeout: float) -> None:
 
 def _holder(path: Path) -> str:
     return path.read_text() if path.exists() else "which has not said its process yet"
-
-
-# --- what nobody needs ---------------------------------------------------------------------------------------------
-
-
-def gc(checkout: Path, *, keep_locks: Iterable[Path] = (), dry: bool = True, days: float = 14) -> list[Freed]:
-    """Free what neither the locks of the given folders, nor the checkout's, nor a running workspace's need.
-
-    Objects and remembered runs of DVC, left workspaces, and studies and periods that were last used `days` ago. Waits
-    for the run that is under way. Branches and tags of git do not count: their data is made again when asked for.
-    """
-    checkout = checkout.resolve()
-    with contextlib.ExitStack() as held:
-        if not dry:
-            held.enter_context(only_run(home(checkout)))
-        living = [root for root in _workspaces(home(checkout)) if _lives(root)]
-        for root in () if dry else (checkout, *living):
-            held.enter_context(_locked(root))  # between an output's way into the cache and its line in dvc.lock
-        found = _unneeded(checkout, keep_locks=[checkout, *living, *keep_locks], before=time.time() - days * 86400)
-        sizes = _sizes([path for _, path in found])
-        for kind, path in () if dry else found:
-            _free(kind, path)
-    return [Freed(kind, path, size) for (kind, path), size in zip(found, sizes, strict=True)]
-
-
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    if not (root / ".dvc").is_dir():
-        yield
-        return
-    with _project(root) as repo, repo.lock:
-        yield
-
-
-def _unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float) -> list[tuple[Kind, Path]]:
-    shared, cache = home(checkout), Path(_cache(checkout))
-    needed = _needed(cache, keep_locks)
-    found: list[tuple[Kind, Path]] = [("workspace", root) for root in _workspaces(shared) if not _lives(root)]
-    found += [
-        ("object", path) for path in _files(cache / "files" / "md5") if path.parent.name + path.name not in needed
-    ]
-    found += [("run", path) for path in _files(cache / "runs") if not _made(_read_yaml(path)) <= needed]
-    found += [("study", path) for path in sorted((shared / "studies").glob("*")) if _used(path) < before]
-    old = [path for path in sorted((shared / "periods").glob("*/*")) if _used(path) < before]
-    gone = _links(path for _, path in found)
-    return found + [("period", path) for path in old if not _linked_elsewhere(path, gone)]
-
-
-def _needed(cache: Path, folders: Iterable[Path]) -> set[str]:
-    """The outputs that the locks name, and the files of those that are folders."""
-    named = {value for folder in folders for stage in lock(folder).get("stages", {}).values() for value in _made(stage)}
-    listings = [cache / "files" / "md5" / value[:2] / value[2:] for value in named if value.endswith(".dir")]
-    return named | {entry["md5"] for path in listings if path.exists() for entry in json.loads(path.read_bytes())}
-
-
-def _made(stage: Mapping[str, Any]) -> set[str]:
-    return {out["md5"] for out in stage.get("outs", []) if "md5" in out}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load(path.read_text()) or {})
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-
-
-def _used(path: Path) -> float:
-    """When a file of it was last made, linked or unlinked."""
-    return max((file.stat().st_ctime for file in [path, *_files(path)]), default=0.0)
-
-
-def _links(paths: Iterable[Path]) -> Counter[tuple[int, int]]:
-    stats = [file.lstat() for path in paths for file in _files(path)]
-    return Counter((stat.st_dev, stat.st_ino) for stat in stats)
-
-
-def _linked_elsewhere(path: Path, gone: Counter[tuple[int, int]]) -> bool:
-    """Whether a period is part of data that stays: those are hard links of its files."""
-    stats = [file.lstat() for file in _files(path)]
-    return any(stat.st_nlink - gone[stat.st_dev, stat.st_ino] > 1 for stat in stats)
-
-
-def _sizes(paths: list[Path]) -> list[int]:
-    """The bytes that removing each gives back, in this order: a file's count with the last of its links."""
-    gone: Counter[tuple[int, int]] = Counter()
-    return [sum(_last_link(file, gone) for file in _files(path)) for path in paths]
-
-
-def _last_link(file: Path, gone: Counter[tuple[int, int]]) -> int:
-    stat = file.lstat()
-    gone[stat.st_dev, stat.st_ino] += 1
-    return stat.st_size if gone[stat.st_dev, stat.st_ino] >= stat.st_nlink else 0
-
-
-def _free(kind: Kind, path: Path) -> None:
-    """A folder goes by a rename first: nobody finds half of it."""
-    if kind == "workspace":
-        _remove_dead(path)
-    elif path.is_dir():
-        shutil.rmtree(path.rename(path.with_name(f".gone-{secrets.token_hex(4)}")))
-    else:
-        path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import importlib.util
 import shutil
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -51,20 +52,21 @@ def fetch(address: str) -> Fetched:
     return Fetched(address, tuple(files), digest)
 
 
-def load(con: "DuckDBPyConnection", fetched: Fetched, into: str, *, nulls: list[str], scratch: Path) -> list[str]:
+def load(con: "DuckDBPyConnection", fetched: Fetched, into: str, *, nulls: list[str]) -> list[str]:
     """Read a fetched source into the temporary table `into`; returns its columns.
 
     Raises ValueError when a file is torn or is no table. `nulls` are the texts that stand for a missing value, beside
-    the empty one.
+    the empty one. What is unpacked is gone again at the end: it may hold personal data.
     """
     import duckdb
 
-    plain = [_unpack(file, scratch / str(i), fetched.address) for i, file in enumerate(fetched.files)]
     try:
-        rows = _readers(con, plain, nulls, fetched.address)
-        rows.create_view("_rows")
-        con.execute(f"CREATE OR REPLACE TEMP TABLE {into} AS FROM _rows")
-        return list(rows.columns)
+        with tempfile.TemporaryDirectory() as scratch:
+            plain = [_unpack(file, Path(scratch) / str(i), fetched.address) for i, file in enumerate(fetched.files)]
+            rows = _readers(con, plain, nulls, fetched.address)
+            rows.create_view("_rows")
+            con.execute(f"CREATE OR REPLACE TEMP TABLE {into} AS FROM _rows")
+            return list(rows.columns)
     except (duckdb.Error, UnicodeDecodeError, *TORN) as error:
         raise ValueError(f"{fetched.address} cannot be read as a table: {_brief(error)}") from None
 

@@ -1,4 +1,4 @@
-"""What surrounds the work of every stage's program: its log, its time limit, its death with the parent, its errors.
+"""What surrounds the work of every stage's program: its log, its limits, its death with the parent, its errors.
 
 DVC does not stop a stage's program when DVC itself is killed, so the program watches its parent. Linux has a call for
 that (prctl PR_SET_PDEATHSIG); elsewhere a thread asks once a second.
@@ -10,13 +10,19 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 from tasks import params as parameters
 from tasks.params import Params
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 PR_SET_PDEATHSIG = 1
 TOO_LONG = 124  # the exit status of timeout(1)
@@ -31,15 +37,25 @@ def main(name: str, work: Callable[[Params], None]) -> None:
         p = parameters.load()
         limit(name, p.stage.limits.get(name))
         work(p)
-    except (ValueError, OSError, MemoryError) as error:
-        log.error("%s: %s", type(error).__name__, error)
-        log.debug("", exc_info=True)
-        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
-        log.exception("unexpected error")
+    except Exception as error:
+        _say(error)
         sys.exit(1)
+
+
+def _say(error: Exception) -> None:
+    """One line for what a person can mend: the world's errors, and a ValueError that this project raised itself."""
+    if isinstance(error, OSError | MemoryError) or (isinstance(error, ValueError) and _ours(error.__traceback__)):
+        log.error("%s: %s", type(error).__name__, error)
+    else:
+        log.error("unexpected error", exc_info=error)
+
+
+def _ours(trace: TracebackType | None) -> bool:
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"].split(".")[0] in ("tasks", "__main__")
 
 
 def die_with_parent() -> None:
@@ -76,3 +92,19 @@ def _too_long(name: str, length: timedelta) -> None:
 
 def _log_to(name: str) -> None:
     logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s")
+
+
+def connect(p: Params) -> "DuckDBPyConnection":
+    """A DuckDB in memory, in UTC, within stage.threads and stage.memory. What it spills to disk is encrypted."""
+    import duckdb
+
+    con = duckdb.connect(
+        config={
+            "threads": p.stage.threads,
+            "memory_limit": p.stage.memory,
+            "temp_directory": tempfile.gettempdir(),
+            "temp_file_encryption": True,
+        }
+    )
+    con.execute("SET TimeZone = 'UTC'")
+    return con

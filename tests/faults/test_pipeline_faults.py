@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks import pipeline
+from tasks import gc, params, pipeline
 from tasks.pipeline import StageFailed, run_stage, workspace
 
 pytestmark = pytest.mark.faults
@@ -109,7 +109,7 @@ def is_clean(checkout: Path) -> None:
             run_stage(space.root, name, env=space.env)
         assert pipeline.lock(space.root)["stages"]["second"]["outs"] == expected()
     assert broken(checkout / ".dvc" / "cache") == []
-    left = [path for path in (pipeline.home(checkout) / "workspaces").iterdir() if not (path / pipeline.KEPT).exists()]
+    left = [path for path in (params.home(checkout) / "workspaces").iterdir() if not (path / pipeline.KEPT).exists()]
     assert left == []
 
 
@@ -144,7 +144,7 @@ def test_ctrl_c_ends_the_run_and_its_stage_and_the_next_run_starts_clean(checkou
     os.killpg(flow.pid, signal.SIGINT)
     flow.communicate(timeout=10)
     assert not running(mark)
-    assert not list((pipeline.home(checkout) / "workspaces").iterdir())
+    assert not list((params.home(checkout) / "workspaces").iterdir())
     is_clean(checkout)
 
 
@@ -224,7 +224,7 @@ def test_a_disk_that_fills_while_a_stage_writes_fails_it_by_name_and_leaves_no_h
         run_stage(space.root, "first", env=space.env)
     sizes = {path.stat().st_size for path in (space.root / "data" / "first").glob("*.bin")}
     assert sizes == {2_000_000}
-    pipeline.sweep(pipeline.home(checkout), failures=0)
+    pipeline.sweep(params.home(checkout), failures=0)
     is_clean(checkout)
 
 
@@ -239,7 +239,7 @@ def test_a_disk_that_fills_while_outputs_are_kept_fails_and_leaves_no_half_objec
     ):
         run_stage(space.root, "first", env=space.env)
     assert broken(cache) == []
-    pipeline.gc(checkout, dry=False, days=0)
+    gc.free(checkout, dry=False, days=0)
     assert not [path for path in cache.rglob("*") if path.is_file()]
     is_clean(checkout)
 

@@ -79,7 +79,7 @@ def test_each_stage_is_a_task_run_of_its_name_below_those_it_needs(story: Story)
     with get_client(sync_client=True) as client:
         runs = client.read_task_runs(limit=200)
     names = [run.name for run in runs]
-    assert all(names.count(stage) == 3 for stage in STAGES)
+    assert all(names.count(stage) >= 3 for stage in STAGES)  # other tests use this server too
     clean = next(run for run in runs if run.name == "clean")
     assert "wait_for" in clean.task_inputs
     assert story.first.stages
@@ -141,7 +141,7 @@ def test_dvc_repro_in_the_checkout_gives_the_hashes_of_the_flow(story: Story, pr
 def test_a_failed_stage_fails_the_flow_with_the_stages_own_error(story: Story) -> None:
     assert story
     with pytest.raises(Exception, match=r"`bad rows <= clean.max_bad_share` must hold"):
-        retrain(settings={"contract.orders.columns.amount.max": 5})
+        retrain(settings={"contract.orders.columns.distance.max": 5})
 
 
 def test_another_key_for_the_pseudonyms_is_refused(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks import pipeline
+from tasks import gc, params, pipeline
 from tasks.pipeline import StageFailed, StageInfo, Workspace, run_stage, workspace
 
 FILES = {
@@ -174,7 +174,7 @@ def test_a_fresh_workspace_uses_nothing_made_before_and_leaves_nothing(checkout:
         run_all(space)
         made = pipeline.lock_hash(space.root)
     before = objects(checkout)
-    write(pipeline.home(checkout), {"pii.key": "k", "studies/a.log": "trials"})
+    write(params.home(checkout), {"pii.key": "k", "studies/a.log": "trials"})
     with workspace(checkout, fresh=True) as space:
         assert run_all(space) == ["ran", "ran", "ran"]
         assert pipeline.lock_hash(space.root) == made
@@ -372,13 +372,13 @@ def test_only_the_newest_failures_stay_for_a_look(checkout: Path, monkeypatch: p
         with contextlib.suppress(RuntimeError), workspace(checkout) as space:
             failed.append(space.root)
             raise RuntimeError(f"boom {number}")
-    pipeline.sweep(pipeline.home(checkout), failures=2)
+    pipeline.sweep(params.home(checkout), failures=2)
     assert [root.exists() for root in failed] == [False, False, False, True, True]
     assert (failed[-1] / pipeline.KEPT).read_text() == "RuntimeError: boom 4\n"
 
 
 def test_a_sweep_takes_what_has_no_owner_and_never_what_has_one(checkout: Path) -> None:
-    shared_state = pipeline.home(checkout)
+    shared_state = params.home(checkout)
     with workspace(checkout) as living:
         dead = shared_state / "workspaces" / "20010101-000000-abcdef"
         half = shared_state / "workspaces" / ".20010101-000000-fedcba"
@@ -529,9 +529,9 @@ def test_gc_frees_what_no_lock_needs_and_a_dry_run_frees_nothing(checkout: Path,
     with workspace(checkout, overrides={"clock.as_of": "2013-09-01", "train.rate": 0.3}) as space:
         run_all(space)
     everything = objects(checkout)
-    listed = pipeline.gc(checkout, keep_locks=[registered])
+    listed = gc.free(checkout, keep_locks=[registered])
     assert objects(checkout) == everything
-    assert pipeline.gc(checkout, keep_locks=[registered], dry=False) == listed
+    assert gc.free(checkout, keep_locks=[registered], dry=False) == listed
     assert {freed.path for freed in listed} == everything - needed
     assert objects(checkout) == needed
     assert sum(freed.size for freed in listed) >= 3 * len("2013-09-01 0\n") * 1000
@@ -542,28 +542,28 @@ def test_gc_frees_what_no_lock_needs_and_a_dry_run_frees_nothing(checkout: Path,
 def test_gc_keeps_what_a_running_workspace_needs(checkout: Path) -> None:
     with workspace(checkout) as space:
         run_all(space)
-        assert pipeline.gc(checkout, dry=False) == []
-    assert {freed.kind for freed in pipeline.gc(checkout)} == {"object", "run"}
+        assert gc.free(checkout, dry=False) == []
+    assert {freed.kind for freed in gc.free(checkout)} == {"object", "run"}
 
 
 def test_gc_frees_left_workspaces_old_studies_and_periods_that_no_data_is_made_of(checkout: Path) -> None:
-    shared_state = pipeline.home(checkout)
+    shared_state = params.home(checkout)
     with workspace(checkout, keep=True) as left:
         run_all(left)
         saved_lock(left, checkout)
         model = left.root / "models" / "model.txt"
         write(shared_state, {"studies/a.log": "trials", "periods/ab/abc/x.parquet": "unused", "periods/ab/abd/.k": ""})
         os.link(model, shared_state / "periods" / "ab" / "abd" / "used.parquet")
-    freed = pipeline.gc(checkout, dry=False, days=0)
+    freed = gc.free(checkout, dry=False, days=0)
     assert {(each.kind, each.path.name) for each in freed} == {
         ("workspace", left.root.name),
         ("study", "a.log"),
         ("period", "abc"),
     }
     assert not left.root.exists()
-    assert pipeline.gc(checkout, dry=False, days=0) == []
+    assert gc.free(checkout, dry=False, days=0) == []
 
 
 def test_gc_leaves_studies_and_periods_that_are_young(checkout: Path) -> None:
-    write(pipeline.home(checkout), {"studies/a.log": "trials", "periods/ab/abc/x.parquet": "unused"})
-    assert pipeline.gc(checkout) == []
+    write(params.home(checkout), {"studies/a.log": "trials", "periods/ab/abc/x.parquet": "unused"})
+    assert gc.free(checkout) == []

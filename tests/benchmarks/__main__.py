@@ -1,0 +1,92 @@
+"""Run benchmarks, print the table, and write it to reports/bench.json; see the package's docstring."""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tasks import params, periods
+from tests.benchmarks import features, loop, month, tuning  # noqa: F401  (each puts its rows on the list)
+from tests.benchmarks.place import ROOT, Bench
+from tests.benchmarks.row import BENCHMARKS, Benchmark, Row
+
+SIGNS = {"at most": "≤", "at least": "≥"}
+
+
+def main() -> int:
+    asked = arguments()
+    console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=False)
+    if asked.list:
+        console.print("\n".join(name for each in BENCHMARKS for name in each.names), highlight=False)
+        return 0
+    target = ROOT / params.load(ROOT / "params.yaml").paths.reports / ("bench-quick.json" if asked.quick else "bench.json")
+    found, failed = run(chosen(asked.rows), console, target, quick=asked.quick)
+    console.print(table(found))
+    console.print(f"written to {target.relative_to(ROOT)}" + (f"; {failed} could not be measured" if failed else ""))
+    return int(failed > 0 or not all(each.holds for each in found))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("rows", nargs="*", help="only the rows whose names hold one of these")
+    parser.add_argument("--quick", action="store_true", help="little data, few trials: tries the benchmarks, tells nothing")
+    parser.add_argument("--list", action="store_true", help="the rows' names")
+    return parser.parse_args()
+
+
+def chosen(parts: list[str]) -> list[Benchmark]:
+    """Raises SystemExit for a name that no row has."""
+    names = [name for each in BENCHMARKS for name in each.names]
+    if unknown := [part for part in parts if not any(part in name for name in names)]:
+        raise SystemExit(f"no row's name holds {unknown}; there are:\n" + "\n".join(names))
+    return [each for each in BENCHMARKS if not parts or any(part in name for part in parts for name in each.names)]
+
+
+def run(wanted: list[Benchmark], console: Console, target: Path, *, quick: bool) -> tuple[list[Row], int]:
+    """The rows that could be measured, and how many could not. Each is written as it comes."""
+    found: list[Row] = []
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="evergreen-bench-") as scratch:
+        bench = Bench(Path(scratch).resolve(), quick=quick)
+        for each in wanted:
+            began = time.monotonic()
+            console.print(f"measuring {' and '.join(each.names)} ...", highlight=False)
+            try:
+                rows = each.run(bench)
+            except Exception:  # the others are measured all the same, and the end says so
+                console.print(traceback.format_exc(), markup=False, highlight=False)
+                failed += len(each.names)
+                continue
+            found += rows
+            write(rows, target)
+            console.print(f"  {', '.join(f'{one.ratio:.3f}' for one in rows)} after {time.monotonic() - began:.0f} s")
+    return found, failed
+
+
+def write(rows: list[Row], target: Path) -> None:
+    """Add the rows to the file, in the place of those of the same name."""
+    before = json.loads(target.read_text()) if target.exists() else []
+    kept = {each["row"]: each for each in before} | {each.row: each.to_dict() for each in rows}
+    names = [name for each in BENCHMARKS for name in each.names]
+    periods.publish_json(target, [kept[name] for name in names if name in kept])
+
+
+def table(rows: list[Row]) -> Table:
+    shown = Table(title="benchmarks", title_justify="left")
+    for name, side in (("row", "left"), ("ratio", "right"), ("bar", "right"), ("holds", "left"), ("detail", "left")):
+        shown.add_column(name, justify=side, overflow="fold")  # type: ignore[arg-type]
+    for each in rows:
+        colour = "green" if each.holds else "red"
+        bar = f"{SIGNS[each.sense]} {each.bar:g}"
+        shown.add_row(each.row, f"{each.ratio:.3f}", bar, f"[{colour}]{'yes' if each.holds else 'NO'}[/]", each.detail)
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""The loop itself: what the retrain flow costs beside its stages, and what it costs when nothing has changed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+
+from flows import demo
+from tests.benchmarks.place import Bench, Checkout, environment
+from tests.benchmarks.row import Row, benchmark, row, seconds
+
+OVERHEAD = "loop overhead: the retrain flow ÷ the same stage functions in one plain script"
+UNCHANGED = "nothing changed: second retrain ÷ first"
+TRIALS = 36  # about a minute of tuning on 2 cores
+
+
+@benchmark(OVERHEAD, UNCHANGED)
+def loop(bench: Bench) -> list[Row]:
+    """Each in an empty checkout and home, as a program from start to end; the Prefect server runs already."""
+    first, second, plain = [], [], []
+    with server(bench.checkout()) as address:
+        for _ in range(bench.times(3)):
+            place = empty(bench)
+            first.append(retrain(place, address))
+            second.append(retrain(place, address))
+            plain.append(empty(bench).run("tests.benchmarks.plain_loop"))
+    whole, parts = [each.seconds for each in plain], [each.told for each in plain]
+    told = ", ".join(f"{name} {median(each[name] for each in parts):.1f}" for name in parts[0])
+    return [
+        row(OVERHEAD, over=first, under=whole, bar=1.35, detail=f"{seconds(first)}; plain {seconds(whole)}: {told}; aim 1.15"),
+        row(UNCHANGED, over=second, under=first, bar=0.15, detail=f"{seconds(second)} after {seconds(first)}; aim 0.05"),
+    ]
+
+
+def empty(bench: Bench) -> Checkout:
+    """At the as_of of params.yaml; the trials, not the budget, end the search."""
+    tune = {"trials": 3 if bench.quick else TRIALS, "budget": "2h"}
+    return bench.checkout(tune=tune, **({"clock": {"as_of": "2013-05-01"}} if bench.quick else {}))
+
+
+def retrain(place: Checkout, address: str) -> float:
+    return place.run("flows.retrain", PREFECT_API_URL=address).seconds
+
+
+@contextmanager
+def server(place: Checkout) -> Iterator[str]:
+    """The demo's server, with a home that is no run's."""
+    with environment(place.env), demo.server() as address:
+        yield address

@@ -1,0 +1,84 @@
+"""The search of tasks/tune.py once more, as a person would write it: a loop of XGBClassifier.fit.
+
+    python -m tests.benchmarks.plain_search
+
+The same features, folds, space, rounds and patience, and the same sampler with the same seeds; each fold is fitted from
+its data frame, early stopping ends a fit, nothing else does. Prints the seconds, imports left out, and the best score.
+"""
+
+import json
+import time
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from sklearn.metrics import log_loss
+from xgboost import XGBClassifier
+
+from tasks import features, model, params, split, tune
+from tasks.params import Params
+
+Fold = tuple[pd.DataFrame, np.ndarray, pd.DataFrame, np.ndarray]
+
+
+def search(p: Params) -> "optuna.Study":
+    folds = read_folds(p)
+    space = {name: tune._distribution(each) for name, each in sorted(p.tune.space.items())}
+    study = optuna.create_study()
+    for number in range(p.tune.trials):
+        study.sampler = tune._sampler(p, number)  # so that both draw the same while they know the same
+        trial = study.ask(space)
+        study.tell(trial, score(trial.params, folds, p))
+    return study
+
+
+def read_folds(p: Params) -> list[Fold]:
+    """Categories as codes, which is the faster way here; missing values are NaN."""
+    rows = features.read(p.paths.features)
+    as_of = datetime.fromisoformat(json.loads((p.paths.features / "manifest.json").read_text())["as_of"])
+    where = split.cuts(as_of, p.split, deadline=p.label.deadline)
+    there = model.labelled(rows.label)
+    found = split.folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there)
+    table = rows.table.to_pandas()
+    for name in table.select_dtypes("str"):
+        codes = table[name].astype("category").cat.codes
+        table[name] = codes.where(codes >= 0)
+    return [(table[each.train], rows.label[each.train], table[each.valid], rows.label[each.valid]) for each in found]
+
+
+def score(drawn: dict[str, Any], folds: list[Fold], p: Params) -> float:
+    """The folds' log loss, weighted by their rows."""
+    losses = [fit(drawn, fold, p) for fold in folds]
+    return float(np.average(losses, weights=[len(fold[3]) for fold in folds]))
+
+
+def fit(drawn: dict[str, Any], fold: Fold, p: Params) -> float:
+    x, y, held_x, held_y = fold
+    settings = {name: value for name, value in drawn.items() if name not in ("eta", "lambda", "class_weight")}
+    fitted = XGBClassifier(
+        n_estimators=p.tune.rounds,
+        early_stopping_rounds=p.tune.patience,
+        eval_metric="logloss",
+        learning_rate=drawn["eta"],
+        reg_lambda=drawn["lambda"],
+        n_jobs=p.stage.threads,
+        random_state=p.tune.seed,
+        **settings,
+    )
+    weight = model.class_weights(y, [0, 1], drawn["class_weight"])
+    fitted.fit(x, y, sample_weight=weight, eval_set=[(held_x, held_y)], verbose=False)
+    return float(log_loss(held_y, fitted.predict_proba(held_x)[:, 1]))
+
+
+def main() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    p = params.load()
+    began = time.perf_counter()
+    study = search(p)
+    print(json.dumps({"seconds": time.perf_counter() - began, "score": study.best_value, "trials": len(study.trials)}))
+
+
+if __name__ == "__main__":
+    main()

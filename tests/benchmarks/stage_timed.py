@@ -1,0 +1,67 @@
+"""One of the project's stage functions in a process of its own, as a benchmark wants it.
+
+    python -m tests.benchmarks.stage_timed features | tune
+
+In the folder that it is started in. Prints the seconds that the work took, imports left out, and the process's peak of
+memory in MB; the features' time is from clean Parquet to feature Parquet, its checks for leaks and all.
+"""
+
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tasks import features, model, params, tune
+from tasks.params import Params
+
+
+def build(p: Params) -> None:
+    shutil.rmtree(p.paths.features, ignore_errors=True)
+    features.build(p, p.paths.clean, p.paths.features, features.SQL.read_text())
+
+
+def import_for_features() -> None:
+    import duckdb  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+
+
+def import_for_tune() -> None:
+    import_for_features()
+    import optuna  # noqa: F401
+    import tqdm  # noqa: F401
+
+    model.xgboost()
+
+
+WORK: dict[str, tuple[Callable[[], None], Callable[[Params], None]]] = {
+    "features": (import_for_features, build),
+    "tune": (import_for_tune, tune.tune),
+}
+
+
+def peak() -> float:
+    """The most memory that this process has had, in MB.
+
+    Linux's ru_maxrss begins with what the parent had when it started us, and so would hide what we need; VmHWM is ours.
+    """
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts it in bytes
+
+
+def main(name: str) -> None:
+    prepare, work = WORK[name]
+    prepare()
+    p = params.load(Path("params.yaml"))
+    began = time.perf_counter()
+    work(p)
+    took = time.perf_counter() - began
+    print(json.dumps({"seconds": took, "megabytes": peak()}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

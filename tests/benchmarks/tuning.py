@@ -1,0 +1,44 @@
+"""tuning: trials a minute against a plain loop of fits, and that the faster one finds no worse a model."""
+
+import json
+import shutil
+from statistics import median
+from typing import Any
+
+from tests.benchmarks.place import Bench, Checkout
+from tests.benchmarks.row import Row, benchmark, row
+
+NAME = "tuning: trials a minute ÷ a plain loop of XGBClassifier.fit"
+NEAR = 0.001  # of log loss
+SEED = 20130101
+
+
+@benchmark(NAME)
+def against_a_plain_loop(bench: Bench) -> list[Row]:
+    """Both from the features on disk to the best score, imports left out; trials, not time, end both."""
+    place, trials = bench.featured, 4 if bench.quick else 24
+    ours, theirs = [], []
+    for turn in range(bench.times(2)):
+        place.set(tune={"trials": trials, "budget": "2h", "seed": SEED + turn})
+        ours.append(tuned(place))
+        theirs.append(place.run("tests.benchmarks.plain_search").told)
+    worse = median(one["score"] - other["score"] for one, other in zip(ours, theirs, strict=True))
+    over, under = ([60 * trials / each["seconds"] for each in found] for found in (ours, theirs))
+    detail = (
+        f"{trials} trials: {median(over):.1f} and {median(under):.1f} a minute; {median(each['pruned'] for each in ours):.0f} "
+        f"pruned; best log loss {scores(ours)} and {scores(theirs)}, "
+        + (f"not within {NEAR}" if worse > NEAR else f"within {NEAR}")
+    )
+    return [row(NAME, over=over, under=under, bar=3, sense="at least", detail=detail, sound=worse <= NEAR)]
+
+
+def tuned(place: Checkout) -> dict[str, Any]:
+    """tasks.tune without what it remembers of an earlier search."""
+    shutil.rmtree(place.home / "studies", ignore_errors=True)
+    told = place.run("tests.benchmarks.stage_timed", "tune").told
+    made = json.loads((place.root / "models/tuned.json").read_text())
+    return {**told, "score": made["score"], "pruned": made["pruned"]}
+
+
+def scores(found: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{each['score']:.4f}" for each in found)

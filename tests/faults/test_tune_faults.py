@@ -1,0 +1,92 @@
+"""A search that is killed in the middle of a trial, and two processes that begin the same search at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.params import Params
+from tests.conftest import write_params
+from tests.tasks import small
+
+pytestmark = pytest.mark.faults
+
+PROJECT = Path(__file__).parents[2]
+TRIALS = 12
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> tuple[Params, Path]:
+    """Enough rows for a trial to take a while."""
+    p = small.settings(**{"tune.trials": TRIALS, "tune.budget": "10m", "tune.rounds": 200, "tune.patience": 40})
+    folder = small.write(tmp_path / "project", small.made_rows(per_day=400), p)
+    write_params(p.model_dump(mode="json"), folder)
+    return p, folder
+
+
+def begin(folder: Path, home: Path) -> subprocess.Popen[str]:
+    env = os.environ | {"EVERGREEN_HOME": str(home), "PYTHONPATH": str(PROJECT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tasks.tune"], cwd=folder, env=env, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    return said
+
+
+def outputs(p: Params, folder: Path) -> tuple[bytes, bytes]:
+    return (folder / p.paths.models / "tuned.json").read_bytes(), (
+        folder / p.paths.reports / "trials.json"
+    ).read_bytes()
+
+
+def logged(home: Path) -> list[dict[str, Any]]:
+    paths = list((home / "studies").glob("*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def killed_after(count: int, folder: Path, home: Path) -> None:
+    """SIGKILL, some time into the trial that follows so many."""
+    process = begin(folder, home)
+    until = time.monotonic() + 200
+    while len(logged(home)) < count:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_search_that_is_killed_and_resumed_is_the_search_that_nobody_killed(
+    project: tuple[Params, Path], tmp_path: Path
+) -> None:
+    p, folder = project
+    finish(begin(folder, tmp_path / "unbroken"))
+    unbroken = outputs(p, folder)
+    for path in (folder / p.paths.models / "tuned.json", folder / p.paths.reports / "trials.json"):
+        path.unlink()
+    for count in (2, 7):
+        killed_after(count, folder, tmp_path / "killed")
+        assert not (folder / p.paths.models / "tuned.json").exists(), "it was to be killed before its end"
+    assert "trials taken up" in finish(begin(folder, tmp_path / "killed"))
+    assert outputs(p, folder) == unbroken
+    assert [row["number"] for row in logged(tmp_path / "killed")] == list(range(TRIALS))
+
+
+def test_two_processes_that_begin_one_search_make_each_trial_once(project: tuple[Params, Path], tmp_path: Path) -> None:
+    p, folder = project
+    both = [begin(folder, tmp_path / "home") for _ in range(2)]
+    said = [finish(process) for process in both]
+    assert sum(f"{TRIALS} trials taken up" in text for text in said) == 1
+    assert [row["number"] for row in logged(tmp_path / "home")] == list(range(TRIALS))
+    assert json.loads(outputs(p, folder)[0])["trials"] == TRIALS

@@ -1,0 +1,94 @@
+"""Small made feature rows for the tests of the modelling path: a folder as tasks.features leaves it, in milliseconds.
+
+The outcome depends on two numbers and a category, by a rule that is known here, and on nothing else.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tasks import params
+from tasks.features import Rows
+from tasks.params import Params, Task
+from tests.conftest import BEGIN, raw_params
+
+DAYS = 60
+AS_OF = BEGIN + timedelta(days=DAYS)
+HELD_FROM = AS_OF - timedelta(days=15)  # label.deadline 1d, split.holdout 14d
+Labels = NDArray[Any]
+
+
+def settings(task: Task = "binary", **overrides: Any) -> Params:
+    """The made world's params for these rows; settings(**{"tune.trials": 2}) with another value."""
+    raw = raw_params(task, DAYS)
+    raw["spine"]["columns"] = ["store"]
+    for name, value in overrides.items():
+        section, key = name.split(".")
+        raw[section][key] = value
+    return params.check(raw)
+
+
+def made_rows(task: Task = "binary", *, per_day: int = 60, days: int = DAYS, seed: int = 0) -> Rows:
+    """Rows in the order of time: jam decides most, then distance, then the store; the noise says nothing."""
+    rng = np.random.default_rng(seed)
+    count = per_day * days
+    minutes = np.sort(rng.integers(0, days * 1440, count))
+    event_time = np.datetime64(BEGIN, "us") + minutes.astype("timedelta64[m]")
+    numbers = {name: rng.normal(size=count).astype(np.float32) for name in ("jam", "distance", "noise_1", "noise_2")}
+    store = rng.choice(["north", "south", "west"], count)
+    level = np.where(np.abs(numbers["jam"]) > 0.7, 2.0, -2.0) + np.where(numbers["distance"] > 0, 1.0, -1.0)
+    level += store == "south"
+    known_at = event_time + rng.integers(60, 1440, count).astype("timedelta64[m]")
+    table = pa.table(numbers | {"store": pa.array(store.tolist())})
+    return Rows(table, event_time, known_at, _label(task, level + rng.logistic(size=count)))
+
+
+def _label(task: Task, level: NDArray[np.float64]) -> Labels:
+    if task == "binary":
+        return (level > 1).astype(np.float64)
+    if task == "regression":
+        return level
+    return np.array(["early", "fair", "late"], dtype=object)[np.digitize(level, [-1, 1.5])]
+
+
+def relabelled(rows: Rows, change: Callable[[Labels], Labels], since: datetime, until: datetime = AS_OF) -> Rows:
+    """The same rows with other labels between two moments."""
+    label = rows.label.copy()
+    inside = (rows.event_time >= np.datetime64(since)) & (rows.event_time < np.datetime64(until))
+    label[inside] = change(label[inside])
+    return replace(rows, label=label)
+
+
+def flipped(label: Labels) -> Labels:
+    return 1 - label
+
+
+def write(folder: Path, rows: Rows, p: Params) -> Path:
+    """Put rows where tasks.features puts them: Parquet by month and a manifest. Returns the folder."""
+    out = folder / p.paths.features
+    out.mkdir(parents=True, exist_ok=True)
+    label = pa.array(rows.label, from_pandas=True)
+    times = {"_event_time": pa.array(rows.event_time), "_known_at": pa.array(rows.known_at), "_label": label}
+    table = pa.table({**times, **{name: rows.table[name] for name in rows.table.column_names}})
+    months = rows.event_time.astype("datetime64[M]")
+    for month in np.unique(months):
+        pq.write_table(table.filter(months == month), out / f"{month}.parquet")
+    (out / "manifest.json").write_text(json.dumps({"as_of": AS_OF.isoformat()}))
+    return folder
+
+
+def tuned(folder: Path, p: Params, **changes: Any) -> dict[str, Any]:
+    """Parameters as tune would leave them, without a search."""
+    drawn = {"max_depth": 3, "eta": 0.3, "subsample": 0.8, "max_bin": 32}
+    found = {"params": drawn | changes.pop("params", {}), "rounds": 20, **changes}
+    (folder / p.paths.models).mkdir(parents=True, exist_ok=True)
+    (folder / p.paths.models / "tuned.json").write_text(json.dumps(found))
+    return found

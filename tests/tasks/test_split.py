@@ -1,0 +1,170 @@
+"""tasks.split: nothing is known too early, whatever the lengths."""
+
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks import split
+from tasks.params import Split
+from tasks.split import Fold, Mask, Times
+
+LAW = settings(deadline=None, derandomize=True, max_examples=60)
+BEGIN = datetime(2024, 1, 1)
+AS_OF = BEGIN + timedelta(days=120)
+
+
+def days(low: int, high: int) -> st.SearchStrategy[timedelta]:
+    return st.integers(low, high).map(lambda count: timedelta(days=count))
+
+
+SPLITS = st.builds(
+    Split,
+    holdout=days(1, 30),
+    folds=st.integers(1, 4),
+    fold=days(1, 12),
+    window=st.none() | days(20, 200),
+)
+DEADLINES = st.integers(0, 96).map(lambda hours: timedelta(hours=hours))
+SEEDS = st.integers(0, 1000)
+
+
+def rows(seed: int, deadline: timedelta, count: int = 600) -> tuple[Times, Times, Mask]:
+    """Event times, when each label is known (at most the deadline later), and which rows ever get one."""
+    rng = np.random.default_rng(seed)
+    regular = np.arange(0, 120 * 1440, 360)  # no day without a labelled row
+    minutes = np.sort(np.concatenate([regular, rng.integers(0, 120 * 1440, count)]))
+    count = len(minutes)
+    event = np.datetime64(BEGIN, "us") + minutes.astype("timedelta64[m]")
+    late = rng.uniform(0, 1, count) ** 3 * deadline.total_seconds()
+    known = event + np.where(rng.random(count) < 0.1, deadline.total_seconds(), late).astype("timedelta64[s]")
+    return event, known, (rng.random(count) < 0.95) | (minutes % 360 == 0)
+
+
+def folds_of(seed: int, setting: Split, deadline: timedelta) -> list[Fold]:
+    event, _, labelled = rows(seed, deadline)
+    where = split.cuts(AS_OF, setting, deadline=deadline)
+    return split.folds(event, where.start, setting, deadline=deadline, labelled=labelled)
+
+
+@LAW
+@given(SEEDS, SPLITS, DEADLINES, st.integers(0, 120))
+def test_no_training_row_has_a_label_that_was_not_known_before_the_cut(
+    seed: int, setting: Split, deadline: timedelta, day: int
+) -> None:
+    event, known, _ = rows(seed, deadline)
+    cut = BEGIN + timedelta(days=day)
+    chosen = split.training(event, cut, setting, deadline=deadline)
+    assert (known[chosen] < np.datetime64(cut)).all()
+
+
+@LAW
+@given(SEEDS, SPLITS, DEADLINES)
+def test_nothing_that_the_twin_learns_from_is_known_in_the_holdout(
+    seed: int, setting: Split, deadline: timedelta
+) -> None:
+    event, known, labelled = rows(seed, deadline)
+    where = split.cuts(AS_OF, setting, deadline=deadline)
+    held = split.holdout(event, where, labelled)
+    seen = split.training(event, where.start, setting, deadline=deadline)
+    assert known[seen].max() < event[held].min()
+    assert not (held & seen).any()
+
+
+@LAW
+@given(SEEDS, SPLITS, DEADLINES)
+def test_the_holdout_is_the_newest_labelled_stretch_whose_labels_had_their_time(
+    seed: int, setting: Split, deadline: timedelta
+) -> None:
+    event, known, labelled = rows(seed, deadline)
+    held = split.holdout(event, split.cuts(AS_OF, setting, deadline=deadline), labelled)
+    assert labelled[held].all()
+    assert (known[held] < np.datetime64(AS_OF)).all()
+    newer = labelled & (event > event[held].max())
+    assert (event[newer] >= np.datetime64(AS_OF - deadline)).all()
+    assert event[held].max() - event[held].min() < setting.holdout
+
+
+@LAW
+@given(SEEDS, SPLITS, DEADLINES)
+def test_a_fold_learns_only_what_was_known_before_its_validation_begins(
+    seed: int, setting: Split, deadline: timedelta
+) -> None:
+    event, known, labelled = rows(seed, deadline)
+    for fold in folds_of(seed, setting, deadline):
+        assert known[fold.train].max() < event[fold.valid].min()
+        assert labelled[fold.train].all()
+        assert labelled[fold.valid].all()
+
+
+@LAW
+@given(SEEDS, SPLITS, DEADLINES)
+def test_no_fold_touches_the_holdout_or_what_becomes_known_in_it(
+    seed: int, setting: Split, deadline: timedelta
+) -> None:
+    event, known, labelled = rows(seed, deadline)
+    held = split.holdout(event, split.cuts(AS_OF, setting, deadline=deadline), labelled)
+    for fold in folds_of(seed, setting, deadline):
+        assert not (held & (fold.train | fold.valid)).any()
+        assert known[fold.train | fold.valid].max() < event[held].min()
+
+
+@LAW
+@given(SEEDS, SPLITS, DEADLINES)
+def test_folds_expand_in_time_and_validate_on_rows_of_their_own(seed: int, setting: Split, deadline: timedelta) -> None:
+    event, _, _ = rows(seed, deadline)
+    found = folds_of(seed, setting, deadline)
+    assert len(found) == setting.folds
+    for one, later in pairwise(found):
+        assert event[one.valid].max() < event[later.valid].min()
+        assert event[one.train].max() <= event[later.train].max()
+        if setting.window is None:
+            assert not (one.train & ~later.train).any()
+
+
+@LAW
+@given(SEEDS, SPLITS, DEADLINES)
+def test_training_reaches_no_further_back_than_the_window(seed: int, setting: Split, deadline: timedelta) -> None:
+    event, _, _ = rows(seed, deadline)
+    chosen = split.training(event, AS_OF, setting, deadline=deadline)
+    oldest = BEGIN if setting.window is None else AS_OF - setting.window
+    assert (event[chosen] >= np.datetime64(oldest)).all()
+
+
+def test_a_holdout_longer_than_history_names_the_way_out() -> None:
+    event, _, labelled = rows(0, timedelta(0))
+    setting = Split(holdout=timedelta(days=121), folds=1, fold=timedelta(days=1))
+    with pytest.raises(ValueError, match=r"`split.holdout < history` must hold, .* Shorten split.holdout"):
+        split.holdout(event, split.cuts(AS_OF, setting, deadline=timedelta(0)), labelled)
+
+
+def test_a_holdout_without_a_label_is_an_error() -> None:
+    event, _, labelled = rows(0, timedelta(0))
+    setting = Split(holdout=timedelta(days=10), folds=1, fold=timedelta(days=1))
+    with pytest.raises(ValueError, match=r"no labelled row lies in the holdout .*: check label and known_at"):
+        split.holdout(event, split.cuts(AS_OF, setting, deadline=timedelta(0)), np.zeros_like(labelled))
+
+
+def test_folds_without_room_name_the_way_out() -> None:
+    setting = Split(holdout=timedelta(days=60), folds=4, fold=timedelta(days=15))
+    with pytest.raises(ValueError, match=r"fold 1 of 4 has 0 training .* \(60d\) .* fewer or shorter folds"):
+        folds_of(0, setting, timedelta(days=2))
+
+
+def test_a_fold_with_one_class_names_the_way_out() -> None:
+    both, one = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0])
+    with pytest.raises(ValueError, match=r"training rows of fold 2 hold none of the class \[1.0\]. Use fewer"):
+        split.check_classes(2, train=one, valid=both, classes=(0.0, 1.0))
+    with pytest.raises(ValueError, match=r"validation rows of fold 1 are all of one class, \[0.0\]. Use fewer"):
+        split.check_classes(1, train=both, valid=one, classes=(0.0, 1.0))
+    split.check_classes(1, train=both, valid=both, classes=(0.0, 1.0))
+
+
+def test_a_rare_class_may_be_missing_from_validation_but_not_from_training() -> None:
+    words = np.array(["a", "b", "c"], dtype=object)
+    split.check_classes(1, train=words, valid=words[:2], classes=("a", "b", "c"))
+    with pytest.raises(ValueError, match=r"none of the class \['c'\]"):
+        split.check_classes(1, train=words[:2], valid=words, classes=("a", "b", "c"))
