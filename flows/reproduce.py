@@ -54,7 +54,9 @@ class Difference:
 
 
 @flow(name="reproduce", flow_run_name="reproduce version {version}")
-def reproduce(version: Annotated[int, Field(ge=1, description="the registered version to rebuild")]) -> list[Difference]:
+def reproduce(
+    version: Annotated[int, Field(ge=1, description="the registered version to rebuild")],
+) -> list[Difference]:
     """Rebuild the version and compare. Fails when its model or its metrics come out different."""
     p = params.load()
     known = registry.open_registry(p.registry)

@@ -146,7 +146,9 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def judged(p: Params, space: Workspace, known: Registry, found: Recorded) -> Verdict:
     """Finish a promotion that was cut off, then ask the gate."""
     for version in known.finish_open():
-        get_run_logger().warning("finished the promotion of version %s, which a killed run had left open", version.number)
+        get_run_logger().warning(
+            "finished the promotion of version %s, which a killed run had left open", version.number
+        )
     champion = known.champion()
     _same_pseudonyms(space.root / p.paths.raw / "manifest.json", p, champion)
     verdict = judge.judge(p, space.root, found.record, registry=known, champion=champion)

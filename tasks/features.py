@@ -33,6 +33,8 @@ CODE = periods.source_of(__file__)
 SQL = Path("tasks/features.sql")  # of the project in whose folder the stage runs, like every other path
 META = ("_event_time", "_known_at", "_label")
 KEY = "_key_"
+INTEGERS = {f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")}
+NUMBERS = {*INTEGERS, "BOOLEAN", "DECIMAL", "FLOAT", "DOUBLE"}
 EDGE = 20  # the first rows of a period, which are computed again with twice the look-back
 
 
@@ -58,7 +60,7 @@ def features(p: Params, folder: Path = Path()) -> None:
 
 
 def build(p: Params, clean: Path, out: Path, sql: str) -> None:
-    """The features of every period of the spine's table, each made once: from the cache when nothing it reads changed."""
+    """The features of every period of the spine's table, from the cache where nothing that they read has changed."""
     tables = open_tables(p, clean)
     todo = [period for period, _ in tables.timed[p.spine.table]]
     for period, probes in zip(todo, _spread(p.features.leak_probes, len(todo)), strict=True):
@@ -173,7 +175,8 @@ def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Tab
     try:
         con.execute(
             f"CREATE TEMP TABLE _rows AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, *{keys}, "
-            f"event_time AS _event_time, known_at AS _known_at, CASE WHEN {due} THEN ({p.label.expression}) END AS _label "
+            f"event_time AS _event_time, known_at AS _known_at, "
+            f"CASE WHEN {due} THEN ({p.label.expression}) END AS _label "
             f"FROM {quoted(p.spine.table)} WHERE event_time >= {_sql(period.start)}"
         )
     except duckdb.Error as error:
@@ -197,14 +200,15 @@ def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
         con.execute(f"CREATE OR REPLACE TEMP TABLE _found AS {sql}")  # on the same line: errors count the file's lines
     except duckdb.Error as error:
         raise ValueError(f"features.sql: {error}") from None
-    names = [row[0] for row in con.execute("DESCRIBE _found").fetchall()]
-    _check_names(p, names)
-    found = con.sql("FROM _found ORDER BY row_id").to_arrow_table()
+    kinds = {row[0]: str(row[1]) for row in con.execute("DESCRIBE _found").fetchall()}
+    _check_names(p, list(kinds))
+    plain = ", ".join(_plain(name, kind) for name, kind in kinds.items() if name != "row_id")
+    found = con.sql(f"SELECT row_id, {plain} FROM _found ORDER BY row_id").to_arrow_table()
     wanted = con.sql("SELECT row_id FROM spine ORDER BY row_id").to_arrow_table()
     con.execute("DROP TABLE _found")
-    if found["row_id"].to_pylist() != wanted["row_id"].to_pylist():
+    if not found["row_id"].combine_chunks().equals(wanted["row_id"].combine_chunks()):
         raise ValueError(_miscounted(found["row_id"].to_pylist(), wanted["row_id"].to_pylist()))
-    return _plain(found.drop_columns(["row_id"]))
+    return found.drop_columns(["row_id"])
 
 
 def _check_names(p: Params, names: list[str]) -> None:
@@ -228,39 +232,29 @@ def _miscounted(given: list[Any], wanted: list[Any]) -> str:
     )
 
 
-def _plain(table: "pa.Table") -> "pa.Table":
-    import pyarrow as pa
-
-    return pa.table({name: _plain_column(name, table[name]) for name in table.column_names})
-
-
-def _plain_column(name: str, column: Any) -> Any:
+def _plain(name: str, kind: str) -> str:
     """Text stays text; every other column becomes float32, as XGBoost reads it. What is not finite is missing."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
-        return column.cast(pa.string())
-    if pa.types.is_boolean(kind) or pa.types.is_decimal(kind):
-        column = column.cast(pa.int8() if pa.types.is_boolean(kind) else pa.float64())
-    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    column, kind = quoted(name), kind.partition("(")[0]
+    if kind in ("VARCHAR", "ENUM"):
+        return f"CAST({column} AS VARCHAR) AS {column}"
+    if kind not in NUMBERS:
         raise ValueError(f"features.sql: `{name}` is a {kind}, but a feature is a number, true or false, or a text")
-    column = column.cast(pa.float32(), safe=False)
-    return pc.if_else(pc.is_finite(column), column, pa.scalar(None, pa.float32()))
+    value = f"TRY_CAST({column} AS FLOAT)"
+    return f"CASE WHEN isfinite({value}) THEN {value} END AS {column}"
 
 
 def _probed(meta: "pa.Table", probes: int) -> list[int]:
     """Places of rows to probe, evenly spread; of those whose outcome is known, for there is something to leak."""
-    import pyarrow.compute as pc
-
-    known = pc.indices_nonzero(pc.is_valid(meta["_known_at"])).to_pylist() or list(range(len(meta)))
-    step = max(len(known) // max(probes, 1), 1)
+    if not probes:
+        return []
+    known = [place for place, there in enumerate(meta["_known_at"].is_valid().to_pylist()) if there]
+    known = known or list(range(len(meta)))
+    step = max(len(known) // probes, 1)
     return known[step // 2 :: step][:probes]
 
 
 def _refuse_leaks(con: "DuckDBPyConnection", p: Params, sql: str, found: "pa.Table", places: list[int]) -> None:
-    """Compute a few rows again with every row hidden that was not known when they were asked. Raises on a difference."""
+    """Compute a few rows again with all hidden that was not known when they were asked. Raises on a difference."""
     for place in places:
         asked = _hide_later_rows(con, p, place + 1)
         again = compute(con, p, sql)
@@ -313,14 +307,13 @@ def _manifest(p: Params, out: Path, folder: Path) -> dict[str, Any]:
     """What the features hold, and what a person should look at: features without a value, or with only one."""
     raw = json.loads((folder / p.paths.raw / "manifest.json").read_text())
     as_of = datetime.fromisoformat(raw["as_of"])
-    listed = literal(str(out / "*.parquet"))
+    listed = "[" + ", ".join(literal(str(path)) for _, path in periods.files(out)) + "]"
     con = connect(p)
     mature = f"_event_time < TIMESTAMP {literal(str(as_of - p.label.deadline))}"
     total = con.execute(
         f"SELECT count(*), count(_label), count(*) FILTER ({mature}), count(_label) FILTER ({mature}), "
         f"min(_event_time), max(_event_time) FROM read_parquet({listed})"
-    ).fetchone()
-    assert total is not None  # an aggregate always gives a row
+    ).fetchall()[0]
     kinds = {row[0]: row[1] for row in con.execute(f"DESCRIBE FROM read_parquet({listed})").fetchall()}
     names = [name for name in kinds if not name.startswith("_")]
     return {
@@ -337,7 +330,7 @@ def _manifest(p: Params, out: Path, folder: Path) -> dict[str, Any]:
 
 def _warnings(con: "DuckDBPyConnection", listed: str, names: list[str]) -> list[str]:
     counts = ", ".join(f"count({quoted(name)}), min({quoted(name)}) = max({quoted(name)})" for name in names)
-    row = con.execute(f"SELECT {counts} FROM read_parquet({listed})").fetchone() or ()
+    row = con.execute(f"SELECT {counts} FROM read_parquet({listed})").fetchall()[0]
     found = []
     for i, name in enumerate(names):
         if row[2 * i] == 0:

@@ -286,9 +286,15 @@ def _rows(con: "DuckDBPyConnection", feed: Feed, period: str, key: bytes) -> "pa
 
 
 def _value(feed: Feed, name: str) -> str:
-    """An outcome without the time at which it was known is dropped: nobody could say when to use it."""
-    value = quoted(name if name in feed.source.derive else f"raw {name}")
-    return f"CASE WHEN known_at IS NOT NULL THEN {value} END" if name in feed.outcomes else value
+    """An outcome without the time at which it was known is dropped: nobody could say when to use it.
+
+    One that does not fit its type stays: the time may be missing for that very reason, and clean is to hear of it.
+    """
+    if name in feed.source.derive:
+        value, odd = quoted(name), "FALSE"
+    else:
+        value, odd = quoted(f"raw {name}"), f"{quoted(name)} IS NULL"
+    return f"CASE WHEN known_at IS NOT NULL OR {odd} THEN {value} END" if name in feed.outcomes else value
 
 
 def _within(period: str) -> str:

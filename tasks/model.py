@@ -225,7 +225,7 @@ def xgboost() -> ModuleType:
     try:
         import xgboost as found
     finally:
-        del sys.modules["sklearn"]
+        sys.modules.pop("sklearn", None)  # threads that train side by side may both have come here
     return found
 
 

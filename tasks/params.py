@@ -45,7 +45,7 @@ def spell(length: timedelta) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds and seconds % size == 0:
             return f"{int(seconds // size)}{unit}"
-    return f"{seconds:g}s"
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
 
 
 Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(spell)]
@@ -154,6 +154,7 @@ class Range(Section):
 class Tune(Section):
     trials: int = Field(24, ge=1)
     budget: Duration
+    rows: int | None = Field(None, ge=100)
     rounds: int = Field(500, ge=1)
     patience: int = Field(25, ge=1)
     seed: int = 0
@@ -329,7 +330,8 @@ def _explain(found: dict[str, Any]) -> str:
         return f"`{key}` is missing."
     told = found["type"] == "value_error" or isinstance(found["input"], dict)  # our own messages name their values
     given = "" if told else f", but got {found['input']!r}"
-    return f"`{key}`: {found['msg'].removeprefix('Value error, ')}{given}"
+    rule = found["msg"].removeprefix("Value error, ").replace("datetime.timedelta(0)", spell(timedelta(0)))
+    return f"`{key}`: {rule}{given}"
 
 
 def _suggest(loc: tuple[Any, ...]) -> str:

@@ -307,7 +307,9 @@ def _unpack(checkout: Path, root: Path, *, tree: str, env: Mapping[str, str] | N
         _git(checkout, "archive", "--format=tar", tree, env=env, stdout=archive)
         archive.seek(0)
         with tarfile.open(fileobj=archive) as files:
-            files.extractall(root, filter="tar")
+            if hasattr(tarfile, "tar_filter"):  # Python 3.11.4 brought it; Debian 12 has 3.11.2
+                files.extraction_filter = tarfile.tar_filter
+            files.extractall(root)
 
 
 def _git(

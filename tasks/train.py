@@ -10,8 +10,11 @@ All carry one calibration, from out-of-fold predictions, and one threshold, from
 import json
 import logging
 import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +47,15 @@ def train(p: Params, folder: Path = Path()) -> None:
 
 def fit_twins(rows: Rows, cut: datetime, tuned: dict[str, Any], p: Params, *, seeds: int) -> list[Model]:
     """The recipe trained up to `cut` with so many seeds, calibrated alike: the first is the one with tune.seed."""
-    first = fit(rows, cut, tuned, p)
-    extras = calibrate(rows, cut, tuned, p, classes=first.spec.classes)
-    return [each.with_spec(**extras) for each in (first, *(fit(rows, cut, tuned, p, seed=i) for i in range(1, seeds)))]
+    twins = _side_by_side([partial(fit, rows, cut, tuned, p, seed=seed, threads=1) for seed in range(seeds)], p)
+    extras = calibrate(rows, cut, tuned, p, classes=twins[0].spec.classes)
+    return [twin.with_spec(**extras) for twin in twins]
+
+
+def _side_by_side(works: Sequence[Callable[[], Model]], p: Params) -> list[Model]:
+    """Several fits of one thread each use the cores better than one fit of several; the bytes are the same."""
+    with ThreadPoolExecutor(p.stage.threads) as pool:
+        return list(pool.map(lambda work: work(), works))
 
 
 def _refit(rows: Rows, as_of: datetime, tuned: dict[str, Any], p: Params, twin: Model) -> Model:
@@ -60,24 +69,35 @@ def _refit(rows: Rows, as_of: datetime, tuned: dict[str, Any], p: Params, twin: 
 
 
 def fit(
-    rows: Rows, cut: datetime, tuned: dict[str, Any], p: Params, *, seed: int = 0, classes: tuple[Any, ...] = ()
+    rows: Rows,
+    cut: datetime,
+    tuned: dict[str, Any],
+    p: Params,
+    *,
+    seed: int = 0,
+    classes: tuple[Any, ...] = (),
+    threads: int | None = None,
 ) -> Model:
     """A booster on the labelled rows that training up to `cut` may see, without calibration."""
     seen = split.training(rows.event_time, cut, p.split, deadline=p.label.deadline) & model.labelled(rows.label)
     if not seen.any():
         raise ValueError(f"no labelled row lies before {cut}: wait for more data, or shorten split.holdout")
-    return _fit(rows.take(seen), tuned, p, seed=seed, classes=classes).with_spec(until=cut.isoformat())
+    found = _fit(rows.take(seen), tuned, p, seed=seed, classes=classes, threads=threads or p.stage.threads)
+    return found.with_spec(until=cut.isoformat())
 
 
-def _fit(seen: Rows, tuned: dict[str, Any], p: Params, *, seed: int = 0, classes: tuple[Any, ...] = ()) -> Model:
+def _fit(
+    seen: Rows, tuned: dict[str, Any], p: Params, *, threads: int, seed: int = 0, classes: tuple[Any, ...] = ()
+) -> Model:
     spec = model.spec_for(seen.table, seen.label, task=p.label.task, native=p.train.categories == "native")
     spec = replace(spec, classes=classes or spec.classes)
     drawn = tuned["params"]
-    data = tune.matrix(spec, seen, max_bin=int(drawn.get("max_bin", tune.MAX_BIN)), threads=p.stage.threads)
+    data = tune.matrix(spec, seen, max_bin=int(drawn.get("max_bin", tune.MAX_BIN)), threads=threads)
     if "class_weight" in drawn and spec.classes:
         codes = spec.encode_label(seen.label)
         data.set_weight(model.class_weights(codes, spec.classes, drawn["class_weight"]))
-    settings = tune.booster_params(drawn, p, classes=len(spec.classes)) | {"seed": p.tune.seed + seed}
+    settings = tune.booster_params(drawn, p, classes=len(spec.classes))
+    settings |= {"seed": p.tune.seed + seed, "nthread": threads}
     return Model(model.xgboost().train(settings, data, tuned["rounds"]), spec)
 
 
@@ -90,12 +110,13 @@ def calibrate(
     extras: dict[str, Any] = {"threshold": threshold(p.evaluate.costs)} if p.label.task == "binary" else {}
     if p.train.calibration == "none":
         return extras
-    margins, codes = [], []
     there = model.labelled(rows.label)
-    for fold in split.folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=there):
-        fitted, valid = _fit(rows.take(fold.train), tuned, p, classes=classes), rows.take(fold.valid)
-        margins.append(fitted.margins(valid.table))
-        codes.append(fitted.spec.encode_label(valid.label))
+    folds = split.folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=there)
+    trained = [partial(_fit, rows.take(fold.train), tuned, p, classes=classes, threads=1) for fold in folds]
+    valid = [rows.take(fold.valid) for fold in folds]
+    fitted = _side_by_side(trained, p)
+    margins = [each.margins(part.table) for each, part in zip(fitted, valid, strict=True)]
+    codes = [each.spec.encode_label(part.label) for each, part in zip(fitted, valid, strict=True)]
     return extras | platt(np.concatenate(margins), np.concatenate(codes), classes=len(classes))
 
 

@@ -16,9 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 
 from tasks import params
 from tasks.params import Params
+
+# The same command gives the same result, on a busy machine too.
+settings.register_profile("evergreen", derandomize=True, database=None, deadline=None)
+settings.load_profile("evergreen")
 
 Task = Literal["binary", "multiclass", "regression"]
 BEGIN = datetime(2024, 1, 1)
@@ -86,6 +91,11 @@ class Made:
         for name in stages:
             getattr(importlib.import_module(f"tasks.{name}"), name)(p)
         return p
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and its bytes: two equal trees hold the same."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def write_params(raw: dict[str, Any], folder: Path) -> Path:

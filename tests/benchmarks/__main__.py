@@ -25,7 +25,9 @@ def main() -> int:
     if asked.list:
         console.print("\n".join(name for each in BENCHMARKS for name in each.names), highlight=False)
         return 0
-    target = ROOT / params.load(ROOT / "params.yaml").paths.reports / ("bench-quick.json" if asked.quick else "bench.json")
+    target = (
+        ROOT / params.load(ROOT / "params.yaml").paths.reports / ("bench-quick.json" if asked.quick else "bench.json")
+    )
     found, failed = run(chosen(asked.rows), console, target, quick=asked.quick)
     console.print(table(found))
     console.print(f"written to {target.relative_to(ROOT)}" + (f"; {failed} could not be measured" if failed else ""))
@@ -35,7 +37,9 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", help="only the rows whose names hold one of these")
-    parser.add_argument("--quick", action="store_true", help="little data, few trials: tries the benchmarks, tells nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="little data, few trials: tries the benchmarks, tells nothing"
+    )
     parser.add_argument("--list", action="store_true", help="the rows' names")
     return parser.parse_args()
 

@@ -4,7 +4,7 @@ They are what the clean stage would leave, types and all, so that only the featu
 go by the airport and the hour, so that no window is empty and none is constant.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def planes(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def weather(rng: np.random.Generator, start: datetime, end: datetime) -> dict[str, Any]:
-    hours = np.arange(start, end, timedelta(hours=1), dtype="datetime64[us]")
+    hours = np.arange(np.datetime64(start, "us"), np.datetime64(end, "us"), np.timedelta64(1, "h"))
     moments, count = np.tile(hours, len(ORIGINS)), len(hours) * len(ORIGINS)
     scales = {"temp": 90, "dewp": 50, "humid": 100, "wind_speed": 30, "wind_gust": 40, "precip": 1, "visib": 10}
     found = {name: rng.uniform(0, scale, count) for name, scale in scales.items()}
@@ -103,7 +103,10 @@ def _save(p: Params, clean: Path, name: str, period: str, columns: dict[str, Any
     kinds = {each: ARROW[column.type] for each, column in p.contract[name].columns.items()}
     kinds |= TIMES if p.sources[name].event_time else {}
     count = len(next(iter(columns.values())))
-    arrays = {each: pa.array(columns[each]).cast(kind) if each in columns else pa.nulls(count, kind) for each, kind in kinds.items()}
+    arrays = {
+        each: pa.array(columns[each]).cast(kind) if each in columns else pa.nulls(count, kind)
+        for each, kind in kinds.items()
+    }
     (clean / name).mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(arrays), clean / name / f"{period}.parquet", compression="zstd")
 

@@ -10,7 +10,9 @@ STAGES = ("ingest", "clean", "features")
 @benchmark(NAME)
 def one_more_month(bench: Bench) -> list[Row]:
     """Each stage as its own program, start-up and all; the same sources, as_of a month later."""
-    before, after, whole = ("2013-01-20", "2013-02-10", "2013-02-10") if bench.quick else ("2013-11-01", "2013-12-01", YEAR)
+    before, after, whole = (
+        ("2013-01-20", "2013-02-10", "2013-02-10") if bench.quick else ("2013-11-01", "2013-12-01", YEAR)
+    )
     warm = bench.checkout(clock={"as_of": before})
     build(warm)
     month, year = [], []

@@ -1,4 +1,4 @@
-"""Temporary checkouts of the code as it is now, and processes in them. The user's own checkout and home stay out of it."""
+"""Temporary checkouts of the code as it is now, and processes in them. The user's own checkout and home stay out."""
 
 import json
 import os
@@ -69,7 +69,9 @@ class Checkout:
         done = subprocess.run(command, cwd=self.root, env={**self.env, **env}, capture_output=True, text=True)
         took = time.perf_counter() - began
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command[1:])} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
+            raise RuntimeError(
+                f"{' '.join(command[1:])} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
+            )
         return Ran(took, _told(done.stdout))
 
 
@@ -79,7 +81,7 @@ def _told(text: str) -> Any:
 
 
 class Bench:
-    """Where one run of the benchmarks works. `quick` means little data and few trials: for trying the benchmarks out."""
+    """Where one run of the benchmarks works. `quick` means little data and few trials: to try the benchmarks out."""
 
     def __init__(self, scratch: Path, *, quick: bool) -> None:
         self.quick = quick

@@ -76,7 +76,9 @@ def last_arrival(asked: pd.DataFrame) -> pd.DataFrame:
 def recent(asked: pd.DataFrame) -> pd.DataFrame:
     """What was known of other flights: arrivals and questions on one line of time, and windows that look back on it."""
     line = timeline(asked)
-    found = [look_back(line, group, window, list(columns)).rename(columns=columns) for group, window, columns in WINDOWS]
+    found = [
+        look_back(line, group, window, list(columns)).rename(columns=columns) for group, window, columns in WINDOWS
+    ]
     arrivals = look_back(line, ["origin"], "1h", ["late"], how="count").rename(columns={"late": "origin_arrivals_1h"})
     together = pd.concat([*found, arrivals], axis=1).assign(row_id=line["row_id"])
     return together[together["row_id"] >= 0].set_index("row_id").sort_index()

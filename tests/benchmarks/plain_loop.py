@@ -22,7 +22,9 @@ def write_lock() -> None:
     stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
     paths = yaml.safe_load(Path("params.yaml").read_text())["paths"]
     outs = {name: [*stage.get("outs", []), *stage.get("metrics", [])] for name, stage in stages.items()}
-    lock = {name: {"outs": [{"path": _spelled(out, paths), "md5": "0" * 32} for out in each]} for name, each in outs.items()}
+    lock = {
+        name: {"outs": [{"path": _spelled(out, paths), "md5": "0" * 32} for out in each]} for name, each in outs.items()
+    }
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": lock}))
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-from sklearn.metrics import log_loss
 from xgboost import XGBClassifier
 
 from tasks import features, model, params, split, tune
@@ -69,7 +68,7 @@ def fit(drawn: dict[str, Any], fold: Fold, p: Params) -> float:
     )
     weight = model.class_weights(y, [0, 1], drawn["class_weight"])
     fitted.fit(x, y, sample_weight=weight, eval_set=[(held_x, held_y)], verbose=False)
-    return float(log_loss(held_y, fitted.predict_proba(held_x)[:, 1]))
+    return float(fitted.best_score)
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""One of the project's stage functions in a process of its own, as a benchmark wants it.
+"""One of the project's functions in a process of its own, as a benchmark wants it.
 
-    python -m tests.benchmarks.stage_timed features | tune
+    python -m tests.benchmarks.stage_timed features | sql | tune
 
 In the folder that it is started in. Prints the seconds that the work took, imports left out, and the process's peak of
-memory in MB; the features' time is from clean Parquet to feature Parquet, its checks for leaks and all.
+memory in MB. `features` is what the stage does, a period at a time, with its checks; `sql` is features.sql once over
+all the clean tables; both from clean Parquet to feature Parquet.
 """
 
 import json
@@ -15,12 +16,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tasks import features, model, params, tune
+from tasks.contract import literal, quoted
 from tasks.params import Params
 
 
 def build(p: Params) -> None:
     shutil.rmtree(p.paths.features, ignore_errors=True)
     features.build(p, p.paths.clean, p.paths.features, features.SQL.read_text())
+
+
+def at_once(p: Params) -> None:
+    import pyarrow.parquet as pq
+
+    con = features.connect(p)
+    for name in p.sources:
+        con.execute(
+            f"CREATE TEMP TABLE {quoted(name)} AS FROM read_parquet({literal(str(p.paths.clean / name / '*.parquet'))})"
+        )
+    order = ", ".join(["event_time", *map(quoted, p.contract[p.spine.table].key)])
+    columns = ", ".join(["event_time", *map(quoted, p.spine.columns)])
+    con.execute(
+        f"CREATE TEMP TABLE spine AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, {columns} "
+        f"FROM {quoted(p.spine.table)}"
+    )
+    found = features.compute(con, p, features.SQL.read_text())
+    pq.write_table(found, "sql.parquet", compression="zstd")
 
 
 def import_for_features() -> None:
@@ -38,6 +58,7 @@ def import_for_tune() -> None:
 
 WORK: dict[str, tuple[Callable[[], None], Callable[[Params], None]]] = {
     "features": (import_for_features, build),
+    "sql": (import_for_features, at_once),
     "tune": (import_for_tune, tune.tune),
 }
 

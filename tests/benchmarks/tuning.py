@@ -24,10 +24,10 @@ def against_a_plain_loop(bench: Bench) -> list[Row]:
         theirs.append(place.run("tests.benchmarks.plain_search").told)
     worse = median(one["score"] - other["score"] for one, other in zip(ours, theirs, strict=True))
     over, under = ([60 * trials / each["seconds"] for each in found] for found in (ours, theirs))
+    pruned = median(each["pruned"] for each in ours)
     detail = (
-        f"{trials} trials: {median(over):.1f} and {median(under):.1f} a minute; {median(each['pruned'] for each in ours):.0f} "
-        f"pruned; best log loss {scores(ours)} and {scores(theirs)}, "
-        + (f"not within {NEAR}" if worse > NEAR else f"within {NEAR}")
+        f"{trials} trials: {median(over):.1f} and {median(under):.1f} a minute, {pruned:.0f} of ours pruned; "
+        f"best log loss {scores(ours)} and {scores(theirs)}: {'' if worse <= NEAR else 'NOT '}within {NEAR} or better"
     )
     return [row(NAME, over=over, under=under, bar=3, sense="at least", detail=detail, sound=worse <= NEAR)]
 

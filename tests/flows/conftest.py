@@ -52,7 +52,16 @@ def project(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> I
 
 
 def make_checkout(folder: Path, raw: dict[str, Any]) -> None:
-    listed = ["tasks", "flows", "dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "requirements.lock"]
+    listed = [
+        "tasks",
+        "flows",
+        "dvc.yaml",
+        ".dvc/config",
+        ".dvc/.gitignore",
+        ".dvcignore",
+        ".gitignore",
+        "requirements.lock",
+    ]
     for name in listed:
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -178,7 +178,8 @@ def test_several_classes_need_no_python(project: Project, story: Story) -> None:
     assert story
     expression = "CASE WHEN delay < 20 THEN 'early' WHEN delay < 40 THEN 'fair' ELSE 'late' END"
     done: Any = retrain(
-        reason="multiclass", settings={"label.task": "multiclass", "label.expression": expression, "registry.model": "made-classes"}
+        reason="multiclass",
+        settings={"label.task": "multiclass", "label.expression": expression, "registry.model": "made-classes"},
     )
     assert done.verdict.outcome == "PROMOTE"
     assert {"log_loss", "accuracy", "f1_macro"} <= done.reports["metrics"].keys()

@@ -71,7 +71,14 @@ def flipped(label: Labels) -> Labels:
     return 1 - label
 
 
-def write(folder: Path, rows: Rows, p: Params) -> Path:
+def known(rows: Rows, as_of: datetime) -> Rows:
+    """What there was of them at a moment: labels that came later are not there yet."""
+    label = rows.label.copy()
+    label[rows.known_at > np.datetime64(as_of)] = None if label.dtype == object else np.nan
+    return replace(rows, label=label).take(rows.event_time < np.datetime64(as_of))
+
+
+def write(folder: Path, rows: Rows, p: Params, as_of: datetime = AS_OF) -> Path:
     """Put rows where tasks.features puts them: Parquet by month and a manifest. Returns the folder."""
     out = folder / p.paths.features
     out.mkdir(parents=True, exist_ok=True)
@@ -81,7 +88,7 @@ def write(folder: Path, rows: Rows, p: Params) -> Path:
     months = rows.event_time.astype("datetime64[M]")
     for month in np.unique(months):
         pq.write_table(table.filter(months == month), out / f"{month}.parquet")
-    (out / "manifest.json").write_text(json.dumps({"as_of": AS_OF.isoformat()}))
+    (out / "manifest.json").write_text(json.dumps({"as_of": as_of.isoformat()}))
     return folder
 
 

@@ -30,7 +30,10 @@ import sys
 sys.path.insert(0, {str(PROJECT)!r})
 import numpy as np
 import pyarrow.parquet as pq
-from tasks.model import Model
+from concurrent.futures import ThreadPoolExecutor
+from tasks.model import Model, xgboost
+with ThreadPoolExecutor(4) as pool:
+    assert len(set(pool.map(lambda _: xgboost(), range(4)))) == 1  # side by side
 found = Model.load("model.ubj").predict(pq.read_table("rows.parquet"))
 assert not {{"sklearn", "scipy.stats", "mlflow", "duckdb"}} & set(sys.modules), "scoring needs this module alone"
 import sklearn

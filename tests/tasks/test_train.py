@@ -106,6 +106,11 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     assert trained(tmp_path / "a") == trained(tmp_path / "b")
 
 
+def test_the_number_of_threads_does_not_change_the_bytes(tmp_path: Path) -> None:
+    one, three = (trained(tmp_path / str(count), **{"stage.threads": count}) for count in (1, 3))
+    assert one == three
+
+
 def test_a_twin_of_another_seed_is_another_model_with_the_same_calibration(tmp_path: Path) -> None:
     p, folder = project(tmp_path, **{"train.seeds": 3})
     train.train(p, folder)

@@ -102,6 +102,15 @@ def test_the_order_of_the_space_in_the_file_does_not_matter(tmp_path: Path, monk
     assert outputs(p, folder) == before
 
 
+def test_the_number_of_threads_does_not_change_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, folder = project(tmp_path)
+    tune.tune(p, folder)
+    before = outputs(p, folder)
+    another_home(monkeypatch, tmp_path)
+    tune.tune(p.model_copy(update={"stage": p.stage.model_copy(update={"threads": 2})}), folder)
+    assert outputs(p, folder) == before
+
+
 def test_each_folds_rows_are_binned_once_however_many_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[int, int]] = []
     original = tune.matrix
@@ -126,6 +135,17 @@ def test_no_trial_sees_a_row_of_the_holdout(tmp_path: Path, monkeypatch: pytest.
     small.write(folder, small.relabelled(small.made_rows(per_day=40), small.flipped, since), p)
     tune.tune(p, folder)
     assert outputs(p, folder) == before
+
+
+@LAW
+@given(st.integers(1, 200), st.none() | st.integers(1, 300))
+def test_a_search_on_fewer_rows_takes_them_evenly_over_time(count: int, most: int | None) -> None:
+    rows = small.made_rows(per_day=200, days=1).take(np.arange(200) < count)
+    kept = tune._thinned(rows, most)
+    assert len(kept) == min(count, most or count)
+    assert kept.event_time[0] == rows.event_time[0]
+    gaps = np.diff(np.flatnonzero(np.isin(rows.table["jam"].to_numpy(), kept.table["jam"].to_numpy())))
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
 
 
 def test_class_weighting_changes_what_a_trial_learns(tmp_path: Path) -> None:

@@ -1,0 +1,273 @@
+"""clean keeps every row, in one of two places, says why, and stops when too many are bad, after it has said so."""
+
+import csv
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.params import Params
+from tests.conftest import Made, tree
+
+World = Callable[..., Made]
+HEAD = ["number", "placed", "email", "store", "amount", "distance", "delay"]
+GOOD = ["1", "2024-01-05 10:00:00", "person1@example.org", "north", "10.5", "3", "25"]
+
+
+@pytest.fixture
+def made(make_world: World) -> Made:
+    made = make_world(days=40, per_day=4)
+    made.raw["clean"]["max_bad_share"] = 1
+    return made
+
+
+@pytest.fixture
+def cleaned(made: Made) -> Callable[..., dict[str, Any]]:
+    """Orders, each as the values in which it differs from a good one → what quality.json says of them."""
+
+    def cleaned(*orders: dict[str, str]) -> dict[str, Any]:
+        rows = [{**dict(zip(HEAD, GOOD, strict=True)), "number": str(i), **order} for i, order in enumerate(orders)]
+        with (made.folder / "source/orders.csv").open("w") as stream:
+            writer = csv.DictWriter(stream, HEAD)
+            writer.writeheader()
+            writer.writerows(rows)
+        made.run("ingest", "clean", p=made.params())
+        return quality(made)["orders"]
+
+    return cleaned
+
+
+def quality(made: Made) -> dict[str, Any]:
+    return dict(json.loads((made.folder / "reports/quality.json").read_text())["tables"])
+
+
+def rows(made: Made, place: str, table: str = "orders") -> pa.Table:
+    return pa.concat_tables([pq.read_table(file) for file in sorted((made.folder / "data" / place / table).glob("*"))])
+
+
+def reasons(made: Made) -> dict[str, str]:
+    held = rows(made, "quarantine")
+    return dict(zip(held["number"].to_pylist(), held["reason"].to_pylist(), strict=True))
+
+
+def entries(made: Made) -> set[str]:
+    return {path.name for path in (made.folder.parent / "periods").glob("??/*")}
+
+
+@pytest.mark.parametrize(
+    ("order", "rule", "reason"),
+    [
+        ({"amount": "a lot"}, "amount: type", "amount a lot is no DOUBLE"),
+        ({"delay": "2.5"}, "delay: type", "delay 2.5 is no INTEGER"),
+        ({"store": ""}, "store: required", "store is missing"),
+        ({"amount": "-1"}, "amount: min", "amount -1.0 is below 0"),
+        ({"distance": "100.5"}, "distance: max", "distance 100.5 is above 100"),
+        ({"store": "east"}, "store: allowed", "store east is not allowed"),
+        ({"number": "0"}, "key: duplicate", "another row has this number"),
+        ({"placed": "soon"}, "placed: type", "placed soon is no TIMESTAMP; event_time cannot be told"),
+        ({"placed": ""}, "event_time: required", "placed is missing; event_time cannot be told"),
+    ],
+)
+def test_each_rule_puts_its_row_aside_and_says_why(
+    cleaned: Callable[..., dict[str, Any]], made: Made, order: dict[str, str], rule: str, reason: str
+) -> None:
+    found = cleaned({}, order, {})
+    assert (found["rows"], found["bad"], found["by_rule"][rule]) == (3, 1, 1)
+    assert reasons(made) == {order.get("number", "1"): reason}
+    assert rows(made, "clean")["number"].to_pylist() == [0, 2]
+
+
+def test_a_person_whom_nobody_knows_is_put_aside_under_a_pseudonym(
+    cleaned: Callable[..., dict[str, Any]], made: Made
+) -> None:
+    found = cleaned({}, {"email": "stranger@example.org"})
+    assert found["by_rule"] == {"email: references": 1}
+    (reason,) = reasons(made).values()
+    assert reason.startswith("email ")
+    assert reason.endswith(" is not in customers.email")
+    assert "stranger" not in reason
+
+
+def test_a_reference_that_is_only_reported_keeps_its_row(cleaned: Callable[..., dict[str, Any]], made: Made) -> None:
+    made.raw["contract"]["orders"]["columns"]["email"]["unmatched"] = "report"
+    found = cleaned({}, {"email": "stranger@example.org"})
+    assert (found["bad"], found["by_rule"], found["reported"]) == (0, {}, {"email: references": 1})
+
+
+def test_a_row_with_many_faults_is_counted_by_each_and_put_aside_once(
+    cleaned: Callable[..., dict[str, Any]], made: Made
+) -> None:
+    found = cleaned({"store": "east", "amount": "-1"}, {})
+    assert (found["bad"], found["by_rule"]) == (1, {"store: allowed": 1, "amount: min": 1})
+    assert reasons(made) == {"0": "store east is not allowed; amount -1.0 is below 0"}
+
+
+def test_of_two_rows_with_one_key_the_good_one_stays_wherever_it_stands(
+    cleaned: Callable[..., dict[str, Any]], made: Made
+) -> None:
+    cleaned({"number": "7", "amount": "-1"}, {"number": "7"}, {"number": "7", "placed": "2024-01-06 10:00:00"})
+    kept = rows(made, "clean")
+    assert (kept["number"].to_pylist(), kept["amount"].to_pylist()) == ([7], [10.5])
+    assert rows(made, "quarantine")["reason"].to_pylist()[0] == "amount -1.0 is below 0; another row has this number"
+
+
+def test_a_key_that_comes_back_in_another_period_is_reported_and_kept(
+    cleaned: Callable[..., dict[str, Any]], made: Made
+) -> None:
+    found = cleaned({"number": "7"}, {"number": "7", "placed": "2024-02-02"})
+    assert (found["bad"], found["reported"]) == (0, {"key: again in another period": 1})
+    assert rows(made, "clean")["number"].to_pylist() == [7, 7]
+
+
+def test_no_row_is_lost(made: Made) -> None:
+    text = (made.folder / "source/orders.csv").read_text().splitlines()
+    text[5], text[9] = text[9], text[5].replace("north", "east").replace("south", "east").replace("west", "east")
+    (made.folder / "source/orders.csv").write_text("\n".join([*text, text[3]]) + "\n")
+    made.run("ingest", "clean", p=made.params())
+    for name, found in quality(made).items():
+        kept, held = len(rows(made, "clean", name)), len(rows(made, "quarantine", name))
+        assert (kept + held, held) == (found["rows"], found["bad"])
+        assert len(rows(made, "raw", name)) == found["rows"]
+    assert quality(made)["orders"]["bad"] == 2
+
+
+def test_clean_rows_have_the_contracts_types_and_raw_ones_stay_as_they_came(
+    cleaned: Callable[..., dict[str, Any]], made: Made
+) -> None:
+    cleaned({}, {"amount": "12,50"})
+    types = {field.name: str(field.type) for field in rows(made, "clean").schema}
+    assert types == {
+        "number": "int32",
+        "placed": "timestamp[us]",
+        "email": "string",
+        "store": "string",
+        "amount": "double",
+        "distance": "double",
+        "delay": "int32",
+        "event_time": "timestamp[us]",
+        "known_at": "timestamp[us]",
+    }
+    assert rows(made, "quarantine")["amount"].to_pylist() == ["12,50"]
+
+
+def test_too_many_bad_rows_fail_the_stage_by_the_tables_name_after_all_is_written(made: Made) -> None:
+    made.raw["clean"]["max_bad_share"] = 0.1
+    made.raw["contract"]["orders"]["columns"]["store"]["allowed"] = ["north", "south"]
+    made.raw["contract"]["traffic"]["columns"]["jam"]["max"] = 0.1
+    made.run("ingest", p=made.params())
+    with pytest.raises(ValueError) as caught:
+        made.run("clean")
+    traffic, orders = str(caught.value).splitlines()
+    assert traffic.startswith("traffic: `bad rows <= clean.max_bad_share` must hold, but ")
+    assert orders.startswith("orders: `bad rows")
+    assert "store: allowed (" in orders
+    assert "See data/quarantine/orders; mend the source, contract.orders, or the bound." in orders
+    assert quality(made)["orders"]["bad"] == len(rows(made, "quarantine"))
+    assert (made.folder / "reports/quality.html").read_text().count('class="bad"') == 4
+
+
+def test_the_same_inputs_give_the_same_bytes_with_the_cache_and_without(
+    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def outputs() -> dict[str, bytes]:
+        return {**tree(made.folder / "data"), **tree(made.folder / "reports")}
+
+    made.run("ingest", "clean", p=made.params())
+    first = outputs()
+    assert not [name for name in first if Path(name).name.startswith(".")]
+    made.run("clean")
+    assert outputs() == first
+    monkeypatch.setenv("EVERGREEN_PERIODS", str(tmp_path / "empty"))
+    made.run("clean")
+    assert outputs() == first
+
+
+def test_only_periods_with_other_rows_are_worked_on(made: Made) -> None:
+    made.run("ingest", "clean", p=made.params())
+    orders = made.folder / "source/orders.csv"
+    orders.write_text(orders.read_text() + ",".join([*GOOD[:1], "2024-02-07 10:00:00", *GOOD[2:]]) + "\n")
+    made.run("ingest")
+    before = entries(made)
+    made.run("clean")
+    assert len(entries(made) - before) == 1
+
+
+def test_a_changed_reference_is_checked_again(made: Made) -> None:
+    made.run("ingest", "clean", p=made.params())
+    assert quality(made)["orders"]["bad"] == 0
+    customers = made.folder / "source/customers.csv"
+    customers.write_text("\n".join(customers.read_text().splitlines()[:-50]) + "\n")
+    made.run("ingest", "clean")
+    assert quality(made)["orders"]["by_rule"]["email: references"] > 0
+
+
+def test_tables_may_stand_in_any_order(made: Made) -> None:
+    made.run("ingest", "clean", p=made.params())
+    first = tree(made.folder / "data")
+    made.raw["contract"] = dict(reversed(made.raw["contract"].items()))
+    made.run("clean", p=made.params())
+    assert tree(made.folder / "data") == first
+
+
+def test_a_table_of_which_nothing_was_known_yet_is_empty_and_may_be_referred_to(made: Made) -> None:
+    made.raw["sources"]["traffic"]["known_at"] = "measured_at + INTERVAL 90 DAY"
+    made.run("ingest", "clean", p=made.params())
+    assert quality(made)["traffic"]["rows"] == 0
+
+
+class Strict(HTMLParser):
+    """Every tag is closed, in turn; what is shown is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.shown = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.shown += data
+
+
+def page(made: Made) -> str:
+    parser = Strict()
+    parser.feed((made.folder / "reports/quality.html").read_text())
+    assert parser.open == []
+    return parser.shown
+
+
+def test_the_report_is_well_formed_and_names_every_table_and_broken_rule(
+    cleaned: Callable[..., dict[str, Any]], made: Made
+) -> None:
+    cleaned({}, {"store": "east"}, {"distance": ""})
+    shown = page(made)
+    for text in ("customers", "traffic", "orders", "store: allowed", "distance", "Every row keeps every rule."):
+        assert text in shown
+
+
+def test_a_name_that_looks_like_html_is_shown_and_not_run(made: Made) -> None:
+    evil = "<script>alert('&')</script>"
+    text = (made.folder / "source/orders.csv").read_text().replace("distance", evil, 1)
+    (made.folder / "source/orders.csv").write_text(text)
+    columns = made.raw["contract"]["orders"]["columns"]
+    columns[evil] = {**columns.pop("distance"), "max": 5}
+    made.raw["spine"]["columns"].remove("distance")
+    made.run("ingest", "clean", p=made.params())
+    assert "<script" not in (made.folder / "reports/quality.html").read_text()
+    assert f"{evil}: max" in page(made)
+
+
+def test_the_bound_is_told_in_the_report(made: Made) -> None:
+    p: Params = made.params(**{"clean.max_bad_share": 0.025})
+    made.run("ingest", "clean", p=p)
+    assert "more than 2.5% there fails the stage" in page(made)

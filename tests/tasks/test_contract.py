@@ -1,0 +1,143 @@
+"""The contract as SQL says of each value whether it keeps the rules, and hides personal data under one name each."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks import contract
+from tasks.params import Column, Table
+
+
+@pytest.fixture(scope="module")
+def con() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect() as con:
+        con.execute("SET TimeZone = 'UTC'")
+        yield con
+
+
+@pytest.fixture
+def judge(con: duckdb.DuckDBPyConnection) -> Callable[..., list[str]]:
+    """A column and a raw value → what its broken rules say."""
+
+    def judge(value: Any, **column: Any) -> list[str]:
+        found = Table(columns={"x": Column(**column)})
+        typed = contract.typed("x", found.columns["x"])
+        con.execute("CREATE OR REPLACE TEMP TABLE given AS SELECT ? AS x", [value])
+        con.execute(f"CREATE OR REPLACE TEMP TABLE checked AS SELECT raw, {{'x': {typed}}} AS typed FROM given raw")
+        reasons = [f"CASE WHEN {rule.broken} THEN {rule.reason} END" for rule in contract.rules(found)]
+        said = con.execute(f"SELECT {', '.join(reasons)} FROM checked").fetchall()[0]
+        return [each for each in said if each]
+
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "reasons"),
+    [
+        ("12", {"type": "INTEGER"}, []),
+        ("12.0", {"type": "INTEGER"}, []),
+        ("12.7", {"type": "INTEGER"}, ["x 12.7 is no INTEGER"]),
+        ("12x", {"type": "INTEGER"}, ["x 12x is no INTEGER"]),
+        ("3000000000", {"type": "INTEGER"}, ["x 3000000000 is no INTEGER"]),
+        ("9007199254740993", {"type": "BIGINT"}, []),
+        ("1.5", {"type": "DOUBLE"}, []),
+        ("inf", {"type": "DOUBLE"}, ["x inf is no DOUBLE"]),
+        ("nan", {"type": "DOUBLE"}, ["x nan is no DOUBLE"]),
+        ("2024-02-30", {"type": "TIMESTAMP"}, ["x 2024-02-30 is no TIMESTAMP"]),
+        ("2024-02-01", {"type": "DATE"}, []),
+        ("perhaps", {"type": "BOOLEAN"}, ["x perhaps is no BOOLEAN"]),
+        (None, {"type": "INTEGER"}, []),
+        (None, {"type": "INTEGER", "required": True}, ["x is missing"]),
+        ("5", {"type": "INTEGER", "min": 5, "max": 5}, []),
+        ("4", {"type": "INTEGER", "min": 5}, ["x 4 is below 5"]),
+        ("6.5", {"type": "DOUBLE", "max": 5}, ["x 6.5 is above 5"]),
+        ("red", {"type": "VARCHAR", "allowed": ["red", "it's"]}, []),
+        ("it's", {"type": "VARCHAR", "allowed": ["red", "it's"]}, []),
+        ("blue", {"type": "VARCHAR", "allowed": ["red"]}, ["x blue is not allowed"]),
+        (None, {"type": "VARCHAR", "allowed": ["red"]}, []),
+    ],
+)
+def test_a_value_breaks_the_rules_that_it_breaks_and_no_other(
+    judge: Callable[..., list[str]], value: Any, column: dict[str, Any], reasons: list[str]
+) -> None:
+    assert judge(value, **column) == reasons
+
+
+@pytest.mark.parametrize(
+    ("text", "hour"), [("2024-02-01T06:00:00Z", 6), ("2024-02-01 06:00", 6), ("2024-02-01T06:00:00+02:00", 4)]
+)
+def test_a_time_with_an_offset_is_turned_to_utc(con: duckdb.DuckDBPyConnection, text: str, hour: int) -> None:
+    typed = contract.typed("x", Column(type="TIMESTAMP"))
+    assert con.execute(f"SELECT hour({typed}) FROM (SELECT ? AS x)", [text]).fetchall() == [(hour,)]
+
+
+@settings(max_examples=30)
+@given(st.text(max_size=20))
+def test_any_text_survives_quoting(con: duckdb.DuckDBPyConnection, text: str) -> None:
+    text = text.replace("\0", "")
+    assert con.execute(f"SELECT {contract.literal(text)}").fetchall() == [(text,)]
+    if text:
+        assert con.execute(f"SELECT 1 AS {contract.quoted(text)}").description[0][0] == text
+
+
+def test_a_missing_column_is_named_with_the_nearest_one() -> None:
+    contract.check_columns("orders", ["store", "amount"], ["store"])
+    with pytest.raises(ValueError, match=r"orders lacks the column `stoer` \(did you mean `store`\?\), `zzz`; it has"):
+        contract.check_columns("orders", ["store", "amount"], ["stoer", "zzz"])
+
+
+def points(**references: str) -> dict[str, Table]:
+    return {
+        name: Table(columns={"id": Column(type="VARCHAR"), "other": Column(type="VARCHAR", references=f"{other}.id")})
+        for name, other in references.items()
+    }
+
+
+def test_a_table_comes_after_those_that_it_refers_to_wherever_it_stands() -> None:
+    tables = {**points(orders="people"), "people": Table(columns={"id": Column(type="VARCHAR")})}
+    assert contract.in_order(tables) == ["people", "orders"]
+
+
+def test_tables_that_refer_to_each_other_in_a_ring_are_refused() -> None:
+    with pytest.raises(ValueError, match="refer to each other in a ring"):
+        contract.in_order(points(one="two", two="one"))
+
+
+def test_the_key_comes_from_the_environment_then_from_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
+    monkeypatch.setenv("EVERGREEN_PII_KEY", "from the environment")
+    assert contract.pii_key() == b"from the environment"
+    monkeypatch.delenv("EVERGREEN_PII_KEY")
+    (tmp_path / "pii.key").write_text("from the file\n")
+    assert contract.pii_key() == b"from the file"
+
+
+@pytest.mark.parametrize("content", [None, "", "\n"])
+def test_without_a_key_or_with_an_empty_one_the_way_to_one_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+) -> None:
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
+    monkeypatch.delenv("EVERGREEN_PII_KEY", raising=False)
+    if content is not None:
+        (tmp_path / "pii.key").write_text(content)
+    with pytest.raises(ValueError, match="set EVERGREEN_PII_KEY, or run `make key`"):
+        contract.pii_key()
+
+
+def test_a_person_has_one_pseudonym_a_key_and_another_under_another_key() -> None:
+    one = contract.pseudonym("ada@example.org", b"key")
+    assert one == contract.pseudonym("ada@example.org", b"key")
+    assert (
+        len({one, contract.pseudonym("ada@example.org", b"other"), contract.pseudonym("bob@example.org", b"key")}) == 3
+    )
+    assert len(one) == 16
+
+
+def test_a_keys_id_tells_keys_apart_and_is_no_part_of_them() -> None:
+    assert contract.key_id(b"one") != contract.key_id(b"two")
+    assert contract.key_id(b"one") not in contract.pseudonym("one", b"one")

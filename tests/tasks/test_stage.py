@@ -1,0 +1,156 @@
+"""A stage's program ends with the status and the words that its caller needs, and not after its caller."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from tasks import params, stage
+from tests.conftest import raw_params, write_params
+
+ROOT = Path(__file__).parents[2]
+MAIN = "from tasks import stage; import os, time, sys\n"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[str], "subprocess.Popen[str]"]]:
+    """A program's text → the program, running in a folder with params.yaml."""
+    raw = raw_params("binary", 60)
+    raw["stage"]["limits"]["clean"] = "0.2s"
+    write_params(raw, tmp_path)
+    started = []
+
+    def start(text: str) -> "subprocess.Popen[str]":
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-c", MAIN + text]
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stdout=-1, stderr=-1))
+        return started[-1]
+
+    yield start
+    for program in started:
+        program.kill()
+        program.communicate()
+
+
+def outcome(program: "subprocess.Popen[str]") -> tuple[int, str]:
+    _, said = program.communicate(timeout=60)
+    return program.returncode, said
+
+
+Start = Callable[[str], "subprocess.Popen[str]"]
+
+
+def test_work_that_is_done_exits_with_0_and_its_log_names_the_stage(start: Start) -> None:
+    work = "def work(p): stage.log.info('%s', p.spine.table)\nstage.main('ingest', work)"
+    assert outcome(start(work)) == (0, "ingest: orders\n")
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("ValueError('features.lead must be shorter')", "ingest: ValueError: features.lead must be shorter\n"),
+        ("OSError(28, 'No space left on device')", "ingest: OSError: [Errno 28] No space left on device\n"),
+        ("MemoryError('too big')", "ingest: MemoryError: too big\n"),
+    ],
+)
+def test_an_error_that_a_person_can_mend_is_one_line_and_status_1(start: Start, raised: str, said: str) -> None:
+    assert outcome(start(f"def work(p): raise {raised}\nstage.main('ingest', work)")) == (1, said)
+
+
+@pytest.mark.parametrize("work", ["1 / 0", "json.loads('{')"])
+def test_an_error_that_nobody_foresaw_shows_where_it_came_from(start: Start, work: str) -> None:
+    """A ValueError of somebody else's code too: only this project's own are written for people."""
+    status, said = outcome(start(f"import json\ndef work(p): {work}\nstage.main('ingest', work)"))
+    assert status == 1
+    assert "Traceback" in said
+    assert "Error: " in said.splitlines()[-1]
+
+
+def test_params_that_will_not_do_are_told_before_any_work(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("cleen: 1\n")
+    status, said = outcome(start("stage.main('ingest', print)"))
+    assert status == 1
+    assert "ingest: ValueError: params.yaml: `clock` is missing." in said
+    assert "`cleen` is no known key. Did you mean `clean`?" in said
+
+
+def test_ctrl_c_exits_as_the_shell_expects(start: Start) -> None:
+    program = start("def work(p): print('begun'); time.sleep(60)\nstage.main('ingest', work)")
+    assert program.stdout is not None
+    assert program.stdout.readline() == "begun\n"
+    program.send_signal(signal.SIGINT)
+    assert outcome(program) == (130, "")
+
+
+def test_a_stage_that_hangs_is_ended_at_its_limit_with_the_limits_name(start: Start) -> None:
+    status, said = outcome(start("def work(p): time.sleep(60)\nstage.main('clean', work)"))
+    assert status == stage.TOO_LONG == 124
+    assert (
+        said == "clean: TimeoutError: clean did not end within its limit of 0:00:00.200000. Raise stage.limits.clean.\n"
+    )
+
+
+def test_a_stage_without_a_limit_is_not_ended(start: Start) -> None:
+    work = (
+        "from datetime import timedelta\nstage.limit('x', None); stage.limit('y', timedelta(seconds=60)); print('on')"
+    )
+    program = start(work)
+    assert outcome(program)[0] == 0
+
+
+PARENT = """
+import subprocess
+child = subprocess.Popen([sys.executable, "-c", '''
+import sys, time
+{before}
+from tasks import stage
+stage.die_with_parent()
+print("ready", flush=True)
+time.sleep(60)
+'''], stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+print(child.pid)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(
+            "", id="asked of the kernel", marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+        ),
+        pytest.param("sys.platform = 'other'", id="by looking"),
+    ],
+)
+def test_a_program_dies_with_the_parent_that_is_killed(start: Start, before: str) -> None:
+    parent = start(PARENT.format(before=before))
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert lives(child)
+    parent.kill()
+    ended = time.monotonic() + 20
+    while lives(child) and time.monotonic() < ended:
+        time.sleep(0.05)
+    assert not lives(child)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs. A dead one that nobody has asked for yet does not."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return found.stdout.strip()[:1] not in ("", "Z")
+
+
+def test_a_connection_keeps_to_the_stages_limits_and_to_utc() -> None:
+    p = params.check(raw_params("binary", 60))
+    with stage.connect(p) as con:
+        settings = "current_setting('threads'), current_setting('TimeZone'), current_setting('temp_file_encryption')"
+        assert con.execute(f"SELECT {settings}").fetchall() == [(p.stage.threads, "UTC", True)]
+        assert con.execute("SELECT current_setting('memory_limit')").fetchall()[0][0].endswith("MiB")
+    assert isinstance(con, duckdb.DuckDBPyConnection)
