@@ -112,7 +112,7 @@ def rebuild(space: Workspace) -> None:
 def differences(origin: Origin, space: Workspace) -> Iterator[Difference]:
     """What is not as it was, causes before results."""
     now = pipeline.lock(space.root)["stages"]
-    yield from _environment(origin, space.root)
+    yield from _environment(origin)
     for stage, entry in origin.lock.items():
         if stage != RECORD:
             yield from _of_stage(stage, entry, now.get(stage, {}))
@@ -124,7 +124,7 @@ def differences(origin: Origin, space: Workspace) -> Iterator[Difference]:
             yield Difference("result", name, then, made)
 
 
-def _environment(origin: Origin, root: Path) -> Iterator[Difference]:
+def _environment(origin: Origin) -> Iterator[Difference]:
     """The lock of the libraries: what is installed now against what was then."""
     then = origin.version.tags.get("evergreen.environment", "")
     now = hashlib.sha256((Path.cwd() / "requirements.lock").read_bytes()).hexdigest()

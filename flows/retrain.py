@@ -51,7 +51,7 @@ def retrain(
     as_of: Annotated[datetime | None, Field(description="event time 'now'; empty: clock.as_of of params.yaml")] = None,
     trials: Annotated[int | None, Field(ge=1, description="at most so many Optuna trials")] = None,
     budget: Annotated[timedelta | None, Field(description="at most so long a search")] = None,
-    reason: Annotated[str, Field(description="why, for those who read the list of runs")] = "by hand",
+    reason: Annotated[str, Field(description="why; it names the run")] = "by hand",  # noqa: ARG001 (flow_run_name)
     decision: Annotated[str | None, Field(description="the id of the decision that this run answers")] = None,
     settings: Annotated[dict[str, Any] | None, Field(description="other params, as {'train.refit': false}")] = None,
 ) -> Retrained:

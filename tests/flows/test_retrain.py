@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -33,10 +32,10 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(project: Project) -> Iterator[Story]:
+def story(project: Project) -> Story:
     first, again = retrain(), retrain()
     later = retrain(as_of=LATER, trials=3, reason="later", decision="a-decision")
-    yield Story(first, again, later, registry.open_registry(params.load(project.folder / "params.yaml").registry))
+    return Story(first, again, later, registry.open_registry(params.load(project.folder / "params.yaml").registry))
 
 
 def test_a_first_model_that_beats_the_baselines_becomes_champion(story: Story) -> None:
