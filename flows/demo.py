@@ -2,7 +2,7 @@
 
     make demo
 
-The first date makes a first model, which must beat the baselines; in August a challenger meets it. One Prefect
+The first date makes a first model, which must beat the baselines; three months later a challenger meets it. One Prefect
 server is started for both, since each run without a server would start its own, and stopped at the end. What the runs
 leave behind stays in .evergreen, for the UIs.
 """
@@ -29,7 +29,7 @@ from tasks import params
 if TYPE_CHECKING:
     from flows.retrain import Retrained
 
-DATES = (datetime(2013, 4, 15), datetime(2013, 8, 1))
+DATES = (datetime(2013, 4, 15), datetime(2013, 7, 15))
 TRIALS, BUDGET = 10, timedelta(seconds=40)
 START = 90  # seconds that the server may take
 COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}

@@ -5,6 +5,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,13 @@ def real() -> Params:
     return params.load(ROOT / "params.yaml")
 
 
-@pytest.fixture(scope="module")
-def con(real: Params) -> Iterator[duckdb.DuckDBPyConnection]:
+@contextmanager
+def real_tables(p: Params) -> Iterator[duckdb.DuckDBPyConnection]:
     """The real tables, empty, and an empty spine."""
-    with features.connect(real) as con:
-        for name, table in real.contract.items():
+    with features.connect(p) as con:
+        for name, table in p.contract.items():
             con.execute(f"CREATE TABLE {name} ({columns_sql(table)})")
-        columns = ", ".join(["event_time", *real.spine.columns])
+        columns = ", ".join(["event_time", *p.spine.columns])
         con.execute(f"CREATE TABLE spine AS SELECT 0 AS row_id, {columns} FROM flights LIMIT 0")
         yield con
 
@@ -103,6 +104,14 @@ def is_known(row: dict[str, Any], moment: datetime) -> bool:
     return row["known_at"] is not None and row["known_at"] <= moment
 
 
+def known(rows: list[dict[str, Any]], moment: datetime) -> list[dict[str, Any]]:
+    return [row for row in rows if is_known(row, moment)]
+
+
+def unknown(rows: list[dict[str, Any]], moment: datetime) -> list[dict[str, Any]]:
+    return [row for row in rows if not is_known(row, moment)]
+
+
 @settings(max_examples=20)
 @given(
     flights=st.lists(FLIGHT, min_size=2, max_size=14),
@@ -112,7 +121,6 @@ def is_known(row: dict[str, Any], moment: datetime) -> bool:
     minute=MINUTES,
 )
 def test_no_row_that_was_not_yet_known_changes_a_feature(
-    con: duckdb.DuckDBPyConnection,
     real: Params,
     flights: list[dict[str, Any]],
     others: list[dict[str, Any]],
@@ -124,35 +132,26 @@ def test_no_row_that_was_not_yet_known_changes_a_feature(
     moment = BEGIN + timedelta(minutes=minute)
     one, other = [flight(each) for each in flights], [flight(each) for each in others]
     air, other_air = [sky(each) for each in skies], [sky(each) for each in other_skies]
-    ask(con, real, one)
-    fill(con, "flights", one)
-    fill(con, "weather", air)
-    before = features.compute(con, real, SQL)
-    fill(
-        con,
-        "flights",
-        [row for row in one if is_known(row, moment)] + [row for row in other if not is_known(row, moment)],
-    )
-    fill(
-        con,
-        "weather",
-        [row for row in air if is_known(row, moment)] + [row for row in other_air if not is_known(row, moment)],
-    )
-    after = features.compute(con, real, SQL)
+    with real_tables(real) as con:
+        ask(con, real, one)
+        fill(con, "flights", one)
+        fill(con, "weather", air)
+        before = features.compute(con, real, SQL)
+        fill(con, "flights", known(one, moment) + unknown(other, moment))
+        fill(con, "weather", known(air, moment) + unknown(other_air, moment))
+        after = features.compute(con, real, SQL)
     asked_by_then = [row["event_time"] - LEAD <= moment for row in one]
     assert before.filter(asked_by_then).equals(after.filter(asked_by_then))
 
 
 @settings(max_examples=20)
 @given(flights=st.lists(FLIGHT, min_size=2, max_size=20))
-def test_recent_delays_are_what_a_plain_loop_says(
-    con: duckdb.DuckDBPyConnection, real: Params, flights: list[dict[str, Any]]
-) -> None:
+def test_recent_delays_are_what_a_plain_loop_says(real: Params, flights: list[dict[str, Any]]) -> None:
     rows = [flight(each) for each in flights]
-    ask(con, real, rows)
-    fill(con, "flights", rows)
-    fill(con, "weather", [])
-    found = features.compute(con, real, SQL).to_pylist()
+    with real_tables(real) as con:
+        ask(con, real, rows)
+        fill(con, "flights", rows)
+        found = features.compute(con, real, SQL).to_pylist()
     for row, features_of in zip(rows, found, strict=True):
         asked = row["event_time"] - LEAD
 

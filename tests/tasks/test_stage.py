@@ -108,8 +108,8 @@ PARENT = """
 import subprocess
 child = subprocess.Popen([sys.executable, "-c", '''
 import sys, time
-{before}
 from tasks import stage
+{before}
 stage.die_with_parent()
 print("ready", flush=True)
 time.sleep(60)

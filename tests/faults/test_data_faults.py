@@ -1,0 +1,117 @@
+"""ingest, clean and features when they are killed in their middle, when the disk is full, and when work hangs hard."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import Made, tree
+
+pytestmark = pytest.mark.faults
+ROOT = Path(__file__).parents[2]
+STAGES = ("ingest", "clean", "features")
+OUTPUTS = {"ingest": ["data/raw"], "clean": ["data/clean", "data/quarantine", "reports"], "features": ["data/features"]}
+
+
+@pytest.fixture
+def made(make_world: Callable[..., Made]) -> Made:
+    made = make_world(days=15, per_day=12)
+    made.raw["ingest"]["period"] = "day"
+    made.params()
+    return made
+
+
+def start(made: Made, stage: str, before: str = "") -> "subprocess.Popen[bytes]":
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{before}\nfrom tasks import {stage}, stage\n"
+    script += f"stage.main({stage!r}, {stage}.{stage})"
+    return subprocess.Popen([sys.executable, "-c", script], cwd=made.folder, stderr=subprocess.PIPE)
+
+
+def outputs(made: Made, stage: str) -> dict[str, bytes]:
+    found = {name: tree(made.folder / name) for name in OUTPUTS[stage]}
+    return {f"{name}/{path}": content for name, files in found.items() for path, content in files.items()}
+
+
+def whole(folder: Path) -> None:
+    """Every file that has its final name can be read to its end."""
+    for path in folder.rglob("*.parquet"):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            assert pq.read_table(path).num_columns > 0
+
+
+@pytest.fixture
+def unbroken(made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, dict[str, bytes]]:
+    """What each stage writes when nothing goes wrong; its periods are in a cache of their own."""
+    with monkeypatch.context() as patch:
+        patch.setenv("EVERGREEN_PERIODS", str(tmp_path / "unbroken"))
+        made.run(*STAGES)
+    return {stage: outputs(made, stage) for stage in STAGES}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_is_killed_anywhere_leaves_whole_files_and_the_next_run_ends_as_if_nothing_had_been(
+    made: Made, unbroken: dict[str, dict[str, bytes]], stage: str
+) -> None:
+    for delay in (0.5, 0.8, 1.1, 1.5, 2.0):
+        program = start(made, stage)
+        time.sleep(delay)
+        program.send_signal(signal.SIGKILL)
+        program.communicate()
+        whole(made.folder)
+        whole(Path(os.environ["EVERGREEN_PERIODS"]))
+    program = start(made, stage)
+    assert program.communicate(timeout=120)[1] is not None
+    assert program.returncode == 0
+    assert outputs(made, stage) == unbroken[stage]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_is_told_in_words_and_leaves_no_half_file(
+    made: Made, unbroken: dict[str, dict[str, bytes]], stage: str
+) -> None:
+    """The limit on a file's size stands in for the full disk."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))"
+    program = start(made, stage, limit)
+    _, said = program.communicate(timeout=120)
+    assert program.returncode == 1
+    assert b"OSError: [Errno 27]" in said
+    assert b"File too large" in said
+    whole(made.folder)
+    assert not [name for name in tree(Path(os.environ["EVERGREEN_PERIODS"])) if "/.new-" in name]
+    program = start(made, stage)
+    program.communicate(timeout=120)
+    assert program.returncode == 0
+    assert outputs(made, stage) == unbroken[stage]
+
+
+def test_a_stage_that_hangs_too_hard_to_speak_is_ended_all_the_same(made: Made) -> None:
+    """The interpreter's lock is held all the time: no thread of this program can run, or say what happened."""
+    made.raw["stage"]["limits"]["ingest"] = "0.5s"
+    made.params()
+    hang = "import ctypes\ndef work(p): ctypes.PyDLL(None).sleep(100)\n"
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom tasks import stage\n{hang}stage.main('ingest', work)"
+    begun = time.monotonic()
+    program = subprocess.Popen([sys.executable, "-c", script], cwd=made.folder, stderr=subprocess.PIPE)
+    _, said = program.communicate(timeout=60)
+    assert time.monotonic() - begun < 30
+    assert program.returncode != 0
+    assert b"Timeout" in said
+    assert b"in work" in said
+
+
+def test_two_ingests_at_once_make_the_same_cache(made: Made, unbroken: dict[str, dict[str, bytes]]) -> None:
+    """Two checkouts share a cache; neither sees the other's half-made periods."""
+    import shutil
+
+    other = Made(made.folder.with_name("other"), made.raw, made.monkeypatch)
+    shutil.copytree(made.folder, other.folder)
+    both = [start(each, "ingest") for each in (made, other)]
+    assert [program.communicate(timeout=120) and program.returncode for program in both] == [0, 0]
+    assert outputs(made, "ingest") == outputs(other, "ingest") == unbroken["ingest"]
+    whole(Path(os.environ["EVERGREEN_PERIODS"]))
