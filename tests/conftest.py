@@ -6,6 +6,7 @@ same bytes.
 """
 
 import copy
+import gc
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,11 @@ JOIN recent ON recent.row_id = asked.row_id
 LEFT JOIN roads ON roads.row_id = asked.row_id
 LEFT JOIN customers ON customers.email = asked.email
 """
+
+
+def pytest_sessionfinish() -> None:
+    """DuckDB's binding complains at exit of connections that the collector has not come round to yet."""
+    gc.collect()
 
 
 @dataclass(frozen=True)
