@@ -80,6 +80,20 @@ def test_an_earlier_as_of_gives_what_the_source_would_have_given_then(
     assert data(whole) == data(then)
 
 
+def test_the_place_of_a_row_does_not_tell_of_an_outcome_that_is_not_known_yet(make_world: World) -> None:
+    """Many orders share their time, and the contract names the outcome first."""
+    as_of, found = BEGIN + timedelta(days=33, hours=6, minutes=59), []
+    for made in (make_world(days=40, per_day=60, folder=each) for each in ("whole", "then")):
+        made.raw["sources"]["orders"]["event_time"] = "date_trunc('hour', placed)"
+        columns = made.raw["contract"]["orders"]["columns"]
+        made.raw["contract"]["orders"]["columns"] = {"delay": columns.pop("delay"), **columns}
+        if made.folder.name == "then":
+            truncate(made, as_of)
+        made.run("ingest", p=made.params(**{"clock.as_of": as_of.isoformat()}))
+        found.append(data(made))
+    assert found[0] == found[1]
+
+
 def test_nothing_is_there_that_was_not_known_at_as_of(made: Made) -> None:
     as_of = BEGIN + timedelta(days=20, hours=12)
     made.run("ingest", p=made.params(**{"clock.as_of": as_of.isoformat()}))
