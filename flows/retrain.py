@@ -60,6 +60,7 @@ def retrain(
     overrides = _overrides(as_of, trials, budget, settings)
     with pipeline.only_run(params.home(), say=say), pipeline.workspace(Path.cwd(), overrides=overrides) as space:
         p = params.load(space.root / "params.yaml")
+        registry.preload()
         stages = run_stages(space)
         known = registry.open_registry(p.registry)
         found = recorded(p, space, known)

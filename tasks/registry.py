@@ -7,6 +7,7 @@ promote is not decided here. mlflow costs seconds to import: it is imported when
 
 import contextlib
 import functools
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -14,6 +15,7 @@ import os
 import shutil
 import ssl
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 import warnings
@@ -46,6 +48,7 @@ ENVIRONMENT = {  # before mlflow is imported: no telemetry, no four-minute waits
     "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
+STORES = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
 CHAMPION = "champion"
 MODEL_FILES = ("model.ubj", "twin.ubj")  # of a run's artifacts, these are the logged model's
 SHIPPED = ("mlflow", "numpy", "pandas", "pyarrow", "xgboost", "xgboost-cpu")  # what serving a model needs
@@ -137,11 +140,28 @@ def address() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{parameters.home() / 'mlflow.db'}"
 
 
+def preload() -> None:
+    """Begin to import mlflow in the background: seconds, which cost nothing while the caller waits for a program."""
+    _set_environment()
+    wanted = ["mlflow"] if _served(address()) else ["mlflow", *STORES]
+    threading.Thread(target=_import, args=[wanted], name="preload", daemon=True).start()
+
+
+def _import(names: Sequence[str]) -> None:
+    with contextlib.suppress(Exception), _hushed():  # whoever opens the registry meets the error
+        for name in names:
+            importlib.import_module(name)
+
+
+def _set_environment() -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def open_registry(settings: parameters.Registry, *, uri: str | None = None) -> "Registry":
     """Raises ConnectionError, within seconds, when a server does not answer."""
     uri = uri or address()
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    _set_environment()
     if _served(uri):
         _knock(uri)
     home = _beside(uri)

@@ -78,7 +78,11 @@ def made(folder: Path) -> Path:
 def start(checkout: Path, overrides: str = "{}", *more: str) -> "subprocess.Popen[str]":
     """A run in a process of its own, as the leader of a group of its own."""
     command = [sys.executable, "-c", RUN, str(checkout), overrides, *more]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeding = signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts with & would ignore it, for good
+    try:
+        return subprocess.Popen(command, start_new_session=True, stdout=-1, stderr=-1, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heeding)
 
 
 def slow(mark: str, seconds: float = 30) -> str:

@@ -29,7 +29,9 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], "subprocess.Popen[str]"]]:
     def start(text: str) -> "subprocess.Popen[str]":
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-c", MAIN + text]
+        heeding = signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts with & would ignore it, for good
         started.append(subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stdout=-1, stderr=-1))
+        signal.signal(signal.SIGINT, heeding)
         return started[-1]
 
     yield start
