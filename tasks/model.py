@@ -229,8 +229,12 @@ def xgboost() -> ModuleType:
     return found
 
 
-def class_weights(codes: Floats, classes: Sequence[Any], strength: float) -> NDArray[np.float32]:
-    """A weight per row: (n / (classes * rows of its class)) ** strength. 0: none; 1: every class weighs the same."""
+def weights_of_classes(codes: Floats, classes: Sequence[Any], strength: float) -> NDArray[np.float32]:
+    """A weight per class: (n / (classes * its rows)) ** strength. 0: none; 1: every class weighs the same in all."""
     counts = np.bincount(codes.astype(int), minlength=len(classes))
-    weights = (len(codes) / (len(classes) * np.maximum(counts, 1))) ** strength
-    return np.asarray(weights[codes.astype(int)], dtype=np.float32)
+    return np.asarray((len(codes) / (len(classes) * np.maximum(counts, 1))) ** strength, dtype=np.float32)
+
+
+def class_weights(codes: Floats, classes: Sequence[Any], strength: float) -> NDArray[np.float32]:
+    """The weight of each row's class."""
+    return np.asarray(weights_of_classes(codes, classes, strength)[codes.astype(int)])

@@ -154,7 +154,9 @@ class Range(Section):
 class Tune(Section):
     trials: int = Field(24, ge=1)
     budget: Duration
+    parallel: int = Field(2, ge=1)
     rows: int | None = Field(None, ge=100)
+    finalists: int = Field(4, ge=0)
     rounds: int = Field(500, ge=1)
     patience: int = Field(25, ge=1)
     seed: int = 0

@@ -10,8 +10,6 @@ All carry one calibration, from out-of-fold predictions, and one threshold, from
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -22,8 +20,8 @@ import numpy as np
 
 from tasks import features, model, periods, split, stage, tune
 from tasks.features import Rows
-from tasks.model import Floats, Model
-from tasks.params import Costs, Params
+from tasks.model import Floats, Model, Spec
+from tasks.params import Costs, Params, Task
 
 log = logging.getLogger("evergreen")
 
@@ -47,15 +45,10 @@ def train(p: Params, folder: Path = Path()) -> None:
 
 def fit_twins(rows: Rows, cut: datetime, tuned: dict[str, Any], p: Params, *, seeds: int) -> list[Model]:
     """The recipe trained up to `cut` with so many seeds, calibrated alike: the first is the one with tune.seed."""
-    twins = _side_by_side([partial(fit, rows, cut, tuned, p, seed=seed, threads=1) for seed in range(seeds)], p)
+    works = [partial(fit, rows, cut, tuned, p, seed=seed, threads=1) for seed in range(seeds)]
+    twins = tune.side_by_side(works, p.stage.threads)
     extras = calibrate(rows, cut, tuned, p, classes=twins[0].spec.classes)
     return [twin.with_spec(**extras) for twin in twins]
-
-
-def _side_by_side(works: Sequence[Callable[[], Model]], p: Params) -> list[Model]:
-    """Several fits of one thread each use the cores better than one fit of several; the bytes are the same."""
-    with ThreadPoolExecutor(p.stage.threads) as pool:
-        return list(pool.map(lambda work: work(), works))
 
 
 def _refit(rows: Rows, as_of: datetime, tuned: dict[str, Any], p: Params, twin: Model) -> Model:
@@ -108,16 +101,28 @@ def calibrate(
     if p.label.task == "regression":
         return {}
     extras: dict[str, Any] = {"threshold": threshold(p.evaluate.costs)} if p.label.task == "binary" else {}
+    there = model.labelled(rows.label)
+    if "class_weight" in tuned["params"]:
+        seen = split.training(rows.event_time, cut, p.split, deadline=p.label.deadline) & there
+        known = Spec(p.label.task, (), {}, classes).encode_label(rows.take(seen).label)
+        extras |= unweighed(known[~np.isnan(known)], tuned["params"]["class_weight"], classes, p.label.task)
     if p.train.calibration == "none":
         return extras
-    there = model.labelled(rows.label)
     folds = split.folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=there)
     trained = [partial(_fit, rows.take(fold.train), tuned, p, classes=classes, threads=1) for fold in folds]
     valid = [rows.take(fold.valid) for fold in folds]
-    fitted = _side_by_side(trained, p)
+    fitted = tune.side_by_side(trained, p.stage.threads)
     margins = [each.margins(part.table) for each, part in zip(fitted, valid, strict=True)]
     codes = [each.spec.encode_label(part.label) for each, part in zip(fitted, valid, strict=True)]
     return extras | platt(np.concatenate(margins), np.concatenate(codes), classes=len(classes))
+
+
+def unweighed(codes: Floats, strength: float, classes: tuple[Any, ...], task: Task) -> dict[str, Any]:
+    """The calibration that does no more than take class weights out again: a margin rose by the log of its weight."""
+    logs = np.log(model.weights_of_classes(codes, classes, strength).astype(float))
+    if task == "binary":
+        return {"coef": ((1.0,),), "intercept": (float(logs[0] - logs[1]),)}
+    return {"coef": tuple(map(tuple, np.eye(len(classes)).tolist())), "intercept": tuple((-logs).tolist())}
 
 
 def platt(margins: Floats, codes: Floats, *, classes: int) -> dict[str, Any]:

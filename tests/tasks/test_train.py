@@ -194,6 +194,27 @@ def test_calibration_can_be_turned_off(tmp_path: Path) -> None:
     assert load(p, folder, "model.ubj").spec.coef == ()
 
 
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_without_calibration_class_weights_are_taken_out_again(task: Task, tmp_path: Path) -> None:
+    rows = small.made_rows(task, per_day=30)
+    kept = np.arange(len(rows)) % 4 == 0
+    rare = rows.take(kept | (rows.label == rows.label.min()))
+    p, folder = project(tmp_path, task, rare, {"class_weight": 1.0}, **{"train.calibration": "none"})
+    train.train(p, folder)
+    found = load(p, folder, "model.ubj")
+    shares = [np.mean(rare.label == each) for each in found.spec.classes]
+    left = found.with_spec(coef=(), intercept=())
+    off, weighted = (np.abs(told(each, rare) - shares).max() for each in (found, left))
+    assert off < 0.04
+    assert weighted > off + 0.04
+
+
+def told(judged: Model, rows: Rows) -> Floats:
+    """The mean probability of each class."""
+    mean: Floats = judged.predict(rows.table).mean(axis=0)
+    return mean if np.ndim(mean) else np.array([1 - mean, mean])
+
+
 def test_several_classes_are_calibrated_together(tmp_path: Path) -> None:
     p, folder = project(tmp_path, "multiclass")
     train.train(p, folder)

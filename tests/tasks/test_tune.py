@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import tune
+from tasks import features, tune
 from tasks.features import Rows
 from tasks.params import Params, Task
 from tasks.tune import Curve, behind
@@ -111,7 +111,9 @@ def test_the_number_of_threads_does_not_change_the_search(tmp_path: Path, monkey
     assert outputs(p, folder) == before
 
 
-def test_each_folds_rows_are_binned_once_however_many_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_folds_rows_are_binned_once_a_side_however_many_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[tuple[int, int]] = []
     original = tune.matrix
 
@@ -120,9 +122,9 @@ def test_each_folds_rows_are_binned_once_however_many_trials(tmp_path: Path, mon
         return original(spec, rows, max_bin=max_bin, **more)
 
     monkeypatch.setattr(tune, "matrix", counted)
-    p, folder = project(tmp_path, **{"tune.trials": 8})
+    p, folder = project(tmp_path, **{"tune.trials": 12})
     tune.tune(p, folder)
-    parts = 2 * p.split.folds
+    parts = 2 * p.split.folds * p.tune.parallel
     assert len(made) == parts * len({max_bin for _, max_bin in made}) == 2 * parts
 
 
@@ -159,6 +161,54 @@ def test_class_weighting_changes_what_a_trial_learns(tmp_path: Path) -> None:
     assert scores[0] != scores[1]
 
 
+def test_class_weights_alone_do_not_change_a_score(tmp_path: Path) -> None:
+    """A booster that learns nothing knows the shares of the classes, weighted or not."""
+    found = []
+    for strength in (0.0, 1.0):
+        space = SPACE | {"eta": {"choice": [1e-9]}, "class_weight": {"choice": [strength]}}
+        p, folder = project(tmp_path / str(strength), **{"tune.space": space, "tune.trials": 1, "tune.rounds": 1})
+        found.append(searched(p, folder)["score"])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_the_best_on_fewer_rows_are_ranked_again_on_all(tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.trials": 6, "tune.rows": 150, "tune.finalists": 6})
+    found, ended = searched(p, folder), [each for each in trials(p, folder) if each["state"] == "COMPLETE"]
+    alone = {each["number"]: on_all_rows(p, folder, each["params"]) for each in ended}
+    assert found["trial"] == min(alone, key=lambda number: alone[number][0])
+    assert (found["score"], found["rounds"]) == alone[found["trial"]]
+    assert found["score"] != ended[0]["value"]
+
+
+def on_all_rows(p: Params, folder: Path, drawn: dict[str, Any]) -> tuple[float, int]:
+    rows = features.read(folder / p.paths.features)
+    done, rounds = tune._across(
+        drawn,
+        tune.Folds(p, rows, small.AS_OF).whole(drawn["max_bin"]),
+        tune.Folds(p, rows, small.AS_OF).spec,
+        p,
+        lambda _done, _rows: tune._stopper(threading.Event()),
+    )
+    return done.mean, rounds
+
+
+def test_a_search_on_all_rows_needs_no_finalists(tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.rows": None, "tune.finalists": 3})
+    found = searched(p, folder)
+    assert found["score"] == min(trial["value"] for trial in trials(p, folder) if trial["state"] == "COMPLETE")
+
+
+def test_an_error_in_one_trial_stops_the_one_beside_it() -> None:
+    stop = threading.Event()
+
+    def fails() -> None:
+        raise ValueError("this one")
+
+    with pytest.raises(ValueError, match="this one"):
+        tune.side_by_side([fails, lambda: stop.wait(30) or None], 2, stop=stop)
+    assert stop.is_set()
+
+
 def test_native_categories_are_searched_too(tmp_path: Path) -> None:
     p, folder = project(tmp_path)
     native = p.model_copy(update={"train": p.train.model_copy(update={"categories": "native"})})
@@ -190,12 +240,26 @@ def tear(home: Path, count: int) -> None:
 
 def test_a_search_that_grows_takes_up_its_trials(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     p, folder = project(tmp_path)
-    tune.tune(p, folder)
+    tune.tune(with_trials(p, 4), folder)
     first = trials(p, folder)
     caplog.set_level(logging.INFO)
-    tune.tune(with_trials(p, 5), folder)
-    assert trials(p, folder)[:3] == first
-    assert "3 trials taken up" in caplog.text
+    tune.tune(with_trials(p, 7), folder)
+    assert trials(p, folder)[:4] == first
+    assert "4 trials taken up" in caplog.text
+
+
+@pytest.mark.parametrize("left", [1, 3, 5])
+def test_a_kill_between_the_lines_of_trials_that_ran_side_by_side_changes_nothing(
+    left: int, tmp_path: Path, home: Path
+) -> None:
+    p, folder = project(tmp_path, **{"tune.trials": 8})
+    tune.tune(p, folder)
+    unbroken = outputs(p, folder)
+    (path,) = (home / "studies").glob("*.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:left]))
+    tune.tune(p, folder)
+    assert outputs(p, folder) == unbroken
+    assert len(path.read_text().splitlines()) == 8
 
 
 def test_a_search_that_shrinks_is_the_smaller_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,8 +297,8 @@ def test_the_budget_ends_the_search_and_says_after_how_many_trials(
 ) -> None:
     p, folder = project(tmp_path)
     found = searched(with_trials(p, 9, budget=timedelta(microseconds=1)), folder)
-    assert (found["trials"], found["ended_by"]) == (1, "budget")
-    assert "tune.budget ended the search after 1 of 9 trials" in caplog.text
+    assert (found["trials"], found["ended_by"]) == (p.tune.parallel, "budget")
+    assert "tune.budget ended the search after 2 of 9 trials" in caplog.text
 
 
 def test_a_search_that_its_budget_ended_goes_on_with_a_larger_one(
