@@ -18,7 +18,7 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help setup key demo test test-faults check bench lock ui-mlflow ui-prefect gc clean
+.PHONY: help setup key demo repro test test-faults check bench lock ui-mlflow ui-prefect gc clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,10 +35,13 @@ setup: .venv/.ready key  ## make .venv from the lock, and a key for pseudonyms
 
 key: $(HOME_DIR)/pii.key
 $(HOME_DIR)/pii.key:
-	@mkdir -p $(HOME_DIR) && (umask 077 && $(PYTHON) -c "import secrets; print(secrets.token_hex(32))" > $@)
+	@mkdir -p $(HOME_DIR) && (umask 077 && $(PYTHON) -c "import secrets; print(secrets.token_hex(32))" > $@.new) && mv $@.new $@
 
 demo: setup  ## retrain twice on real flights, and show what came of it
 	@$(BIN)/python -m flows.demo
+
+repro: setup  ## the pipeline by hand: dvc repro in this checkout
+	@PATH="$(abspath $(BIN)):$$PATH" dvc repro
 
 test: setup  ## the fast tests, under 8 minutes on 2 cores
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not faults"
@@ -64,8 +67,8 @@ ui-mlflow: setup  ## the MLflow UI on http://127.0.0.1:5000
 ui-prefect: setup  ## the Prefect UI on http://127.0.0.1:4200
 	@$(BIN)/prefect server start --host 127.0.0.1 --port 4200
 
-gc: setup  ## what could be freed; `make gc DO=1` frees it
-	@$(BIN)/python -m tasks.gc $(if $(DO),--do)
+gc: setup  ## what could be freed; DO=1 frees it; where it refuses and that is meant: NO_VERSIONS=1, SHARED_CACHE=1
+	@$(BIN)/python -m tasks.gc $(if $(DO),--do) $(if $(NO_VERSIONS),--no-versions) $(if $(SHARED_CACHE),--shared-cache)
 
 clean:  ## remove what runs made here; .venv and .evergreen stay
 	@rm -rf data models reports .mypy_cache .ruff_cache .import_linter_cache .hypothesis

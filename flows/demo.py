@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from tasks import params
+from tasks import params, stage
 
 if TYPE_CHECKING:
     from flows.retrain import Retrained
@@ -73,7 +73,9 @@ def server() -> Iterator[str]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as sink:
         # A session of its own: Ctrl-C reaches the flow first, and the server hears of it from us.
-        process = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=sink, stderr=sink, start_new_session=True, preexec_fn=stage.die_with_parent
+        )
     try:
         _wait(f"http://127.0.0.1:{port}/api/health", process, str(log))
         yield f"http://127.0.0.1:{port}/api"
@@ -138,7 +140,7 @@ def closing() -> str:
         "\n[bold]Look further[/]\n"
         "  make ui-mlflow     then http://127.0.0.1:5000   runs, trials, models, the ledger\n"
         "  make ui-prefect    then http://127.0.0.1:4200   the two runs, stage by stage, with the verdicts\n"
-        "  .venv/bin/dvc repro && .venv/bin/dvc plots show   the same pipeline by hand\n"
+        "  make repro         the same pipeline by hand, in this folder\n"
     )
 
 

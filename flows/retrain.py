@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from tasks import gate, judge, params, pipeline, record, registry
+from tasks import clock, gate, judge, params, pipeline, record, registry
 from tasks.gate import Verdict
 from tasks.params import Params
 from tasks.pipeline import StageRun, Workspace
@@ -57,7 +57,7 @@ def retrain(
 ) -> Retrained:
     """Run every stage at as_of, judge the candidate against the champion, and promote it if the gate says PROMOTE."""
     say = get_run_logger().info
-    overrides = _overrides(as_of, trials, budget, settings)
+    overrides = _overrides(as_of or clock.now(params.load().clock), trials, budget, settings)
     with pipeline.only_run(params.home(), say=say), pipeline.workspace(Path.cwd(), overrides=overrides) as space:
         p = params.load(space.root / "params.yaml")
         registry.preload()
@@ -83,13 +83,15 @@ def _overrides(
     return {name: value for name, value in asked.items() if value is not None} | (settings or {})
 
 
-def run_stages(space: Workspace) -> tuple[StageRun, ...]:
-    """Every stage of dvc.yaml, each as a task run of its name that waits for those it needs."""
+def run_stages(space: Workspace, *, last: str | None = None) -> tuple[StageRun, ...]:
+    """The stages of dvc.yaml, all or up to `last`, each as a task run of its name that waits for those it needs."""
     futures: dict[str, Any] = {}
     for stage in pipeline.stages(space.root):
         needs = [futures[name] for name in stage.upstream]
         futures[stage.name] = stage_task(stage.name).submit(space, stage.name, wait_for=needs)
         futures[stage.name].wait()
+        if stage.name == last:
+            break
     return tuple(future.result() for future in futures.values())
 
 
@@ -108,7 +110,7 @@ def run_stage(space: Workspace, name: str, *, force: bool = False) -> StageRun:
 
 def _lineage(space: Workspace) -> dict[str, str]:
     """What the record stage cannot find out from inside a workspace."""
-    known = {"EVERGREEN_COMMIT": space.commit, "EVERGREEN_DIRTY": str(space.dirty).lower()}
+    known = {"EVERGREEN_COMMIT": space.commit}
     if space.diff:
         known["EVERGREEN_DIFF"] = str(space.diff)
     return {**space.env, **known, "EVERGREEN_FLOW_RUN": str(flow_run.id or "")}

@@ -14,6 +14,8 @@ from graphlib import CycleError, TopologicalSorter
 
 from tasks.params import TIMES, Column, Table, home
 
+KEY = 16  # characters of a key at least; fewer can be tried out against a list of names
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -116,15 +118,25 @@ def in_order(tables: dict[str, Table]) -> list[str]:
 
 def pii_key() -> bytes:
     """The secret that pseudonyms are made with: EVERGREEN_PII_KEY, else the file that `make key` wrote."""
-    if text := os.environ.get("EVERGREEN_PII_KEY"):
-        return text.encode()
     file = home() / "pii.key"
-    if file.is_file() and (key := file.read_bytes().strip()):  # an empty key would hide nothing
-        return key
+    if text := os.environ.get("EVERGREEN_PII_KEY"):
+        return _long_enough(text.encode(), "EVERGREEN_PII_KEY", "set it to such a key")
+    if file.is_file():
+        return _long_enough(file.read_bytes().strip(), str(file), "remove it and run `make key`")
     raise ValueError(
         f"the contract has columns with `pii: true`, which needs a key: set EVERGREEN_PII_KEY, or run `make key`, "
         f"which writes one to {file}"
     )
+
+
+def _long_enough(key: bytes, where: str, way_out: str) -> bytes:
+    """An empty key would hide nothing, a short one little: whoever has the pseudonyms can try all of them."""
+    if len(key) < KEY:
+        raise ValueError(
+            f"a key for pseudonyms must have {KEY} characters or more, but {where} has {len(key)}. "
+            f'`python -c "import secrets; print(secrets.token_hex(32))"` makes one; {way_out}.'
+        )
+    return key
 
 
 def key_id(key: bytes) -> str:

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import periods, stage
+from tasks import contract, periods, stage
 from tasks.contract import columns_sql, literal, quoted
 from tasks.params import Params, spell
 from tasks.periods import Period
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 log = logging.getLogger("evergreen")
-CODE = periods.source_of(__file__)
+CODE = periods.source_of(__file__, contract.__file__)
 SQL = Path("tasks/features.sql")  # of the project in whose folder the stage runs, like every other path
 META = ("_event_time", "_known_at", "_label")
 KEY = "_key_"
@@ -168,8 +168,11 @@ def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Tab
     """Make the table `spine` of the period's rows, numbered in a fixed order; returns their keys, times and labels."""
     import duckdb
 
-    key = p.contract[p.spine.table].key
-    order = ", ".join(quoted(name) for name in ["event_time", *(key or p.contract[p.spine.table].columns)])
+    table = p.contract[p.spine.table]
+    key = table.key
+    # Without a key outcomes come last: the number of a row must not tell more of them than it has to.
+    early_first = sorted(table.columns, key=lambda name: table.columns[name].outcome)
+    order = ", ".join(quoted(name) for name in ["event_time", *(key or early_first)])
     keys = "".join(f", {quoted(name)} AS {quoted(KEY + name)}" for name in key)
     due = f"known_at <= event_time + INTERVAL {int(p.label.deadline.total_seconds())} SECONDS"
     try:
@@ -342,18 +345,23 @@ def _warnings(con: "DuckDBPyConnection", listed: str, names: list[str]) -> list[
 
 @dataclass(frozen=True)
 class Rows:
-    """Feature rows in the order of time. `label` is NaN where a row has none; a class label keeps its own type."""
+    """Feature rows in the order of time. `label` is NaN where a row has none; a class label keeps its own type.
+
+    `keys` are the spine's key columns, for those who must name a row.
+    """
 
     table: "pa.Table"
     event_time: "NDArray[np.datetime64]"
     known_at: "NDArray[np.datetime64]"
     label: "NDArray[Any]"
+    keys: "pa.Table | None" = None
 
     def __len__(self) -> int:
         return len(self.event_time)
 
     def take(self, mask: "NDArray[np.bool_]") -> "Rows":
-        return Rows(self.table.filter(mask), self.event_time[mask], self.known_at[mask], self.label[mask])
+        keys = None if self.keys is None else self.keys.filter(mask)
+        return Rows(self.table.filter(mask), self.event_time[mask], self.known_at[mask], self.label[mask], keys)
 
 
 def read(features: Path) -> Rows:
@@ -367,7 +375,9 @@ def read(features: Path) -> Rows:
     table = pa.concat_tables(parts)
     names = [name for name in table.column_names if not name.startswith("_")]
     event_time, known_at = (table[name].to_numpy() for name in META[:2])
-    return Rows(table.select(names), event_time, known_at, _labels(table["_label"]))
+    keys = table.select([name for name in table.column_names if name.startswith(KEY)])
+    keys = keys.rename_columns([name.removeprefix(KEY) for name in keys.column_names])
+    return Rows(table.select(names), event_time, known_at, _labels(table["_label"]), keys)
 
 
 def _labels(column: Any) -> "NDArray[Any]":

@@ -2,11 +2,18 @@
 
 The gain is the champion's metric less the candidate's, on the same rows: positive is better. Its interval is a paired
 studentized bootstrap over blocks of event time, because rows of one day rise and fall together (Künsch, Ann. Stat.
-1989). The symmetric form (Hall, JRSS B 1988; Efron & Tibshirani, An Introduction to the Bootstrap, ch. 12 and 16),
-never narrower than Student's t, is what covers with few, unequal blocks. Measured on made days of log loss, both models
-imperfect (4,000 holdouts, nominal 95 %): at 28 blocks the percentile interval covers 92.3 %, the equal-tailed
-bootstrap-t 92.5 %, Student's t 95.0 %, this one 96.0 %; at 14 blocks with a long tail of bad days 90.8, 92.0, 95.6 and
-96.9 %. It errs on the safe side.
+1989). Each end is the farthest of four: Student's t and the symmetric bootstrap-t (Hall, JRSS B 1988), which cover with
+few, unequal blocks; the equal-tailed bootstrap-t (Efron & Tibshirani, An Introduction to the Bootstrap, ch. 12) and the
+one through Hall's transformation (JRSS B 1992), which see that bad days are rare and large. So the interval need not be
+symmetric. Measured on made days of log loss, both models imperfect (4,000 holdouts, nominal 95 %): at 28 blocks the
+percentile interval covers 92.7 %, the equal-tailed bootstrap-t 93.1 %, Student's t 94.8 %, this one 96.5 %; at 14
+blocks 89.0, 91.9, 94.2 and 96.2 %. It errs on the safe side, at a price: of normal gains half pass the first look at
+2.48 standard errors, where the symmetric interval alone asks for 2.38.
+
+What is not reached: a candidate that is no better, a little better on most days and much worse on a few, passes oftener
+than it should, because 28 days without a bad one do not tell of it. At a one-sided tail of 2.5 %, 3.4 % of gains with
+an exponential's tail pass and 5.1 % with a lognormal's (2.3 % of normal ones); by the symmetric interval alone 5.2 and
+9.1 %.
 
 One recipe trained with another seed is another model, better or worse by luck, and the refit that promotion ships does
 not inherit its twin's luck. On real flights the gain between two seeds of one recipe varied 1.0 to 1.5 times as much as
@@ -18,7 +25,8 @@ two in 2.8 %, three in 1.8 %. With one seed each the verdict is about these two 
 
 Every look at the same champion is another chance to be wrong, so each look spends a share 1/((k+1)(k+2)) of the
 one-sided tail (1 - level)/2, as in alpha spending (Lan & DeMets, Biometrika 1983): over all looks together, however
-much their holdouts overlap, a candidate that is no better is promoted at most at that rate (Bonferroni).
+much their holdouts overlap, a candidate that is no better is promoted at most at that rate (Bonferroni), as far as each
+interval holds. First models share a tail in the same way, since there was last a champion.
 """
 
 import math
@@ -57,8 +65,8 @@ SLICE_SHARE = 0.25
 # The one-sided tail at which a slice is likely worse. On the real flights this holds up few sound candidates: two
 # seeds of one recipe have a standard error of 0.004 to 0.012 in a slice of 500 rows (scaled from the whole holdout's).
 LIKELY = 0.1
-# So many of the replicates lie beyond the deepest quantile that is read off them.
-BEYOND = 40
+# So many of the replicates lie beyond the deepest quantile that is read off them, on its side.
+BEYOND = 20
 # Replicates times blocks: bounds the memory (blocks of an hour in a year's holdout get fewer replicates).
 CELLS = 2**22
 
@@ -104,6 +112,14 @@ class Verdict:
         return {"outcome": self.outcome, "reasons": list(self.reasons), "figures": dict(self.figures)}
 
 
+class _Drawn(NamedTuple):
+    """Of each draw of the blocks."""
+
+    gain: Floats
+    variance: Floats  # of the gain, from block to block
+    bend: Floats  # a third of the skewness of the gain's error
+
+
 class Finding(NamedTuple):
     """One rule's say; the harshest one is the outcome. `outcome` None: said for the reader alone."""
 
@@ -145,13 +161,11 @@ def judge(
     candidate: Judged, champion: Judged, *, times: NDArray[Any], slices: Slices, gate: Gate, looks: int = 0
 ) -> Verdict:
     """`looks`: how many gates this champion has survived before this one. A gate that could not have promoted (too few
-    rows, over budget, unchanged) spent nothing and need not be counted."""
-    if looks < 0:
-        raise ValueError(f"`looks >= 0` must hold, but got looks={looks}. It counts the champion's earlier gates.")
-    pair = _pair(candidate, champion, times=times, gate=gate)
-    tail = spent(looks, gate)
-    spending = {"looks": looks, "spent_level": 1 - tail, "bound": pair.interval and pair.interval.low(tail)}
-    findings, rows = [*_enough(pair), *_budgets(candidate, gate)], []
+    rows, over budget, unchanged) spent nothing and is not counted: its figure `looked` is not true."""
+    pair, tail = _pair(candidate, champion, times=times, gate=gate), spent(looks, gate)
+    barred = [*_enough(pair), *_budgets(candidate, gate)]
+    spending = _spending(looks, tail, barred=barred, bound=pair.interval.low(tail) if pair.interval else None)
+    findings, rows = list(barred), []
     if pair.enough and pair.interval:
         rows = list(_by_slice(pair, slices))
         findings += [*_overall(pair, pair.interval, tail), *_slices(rows, gate)]
@@ -159,21 +173,44 @@ def judge(
 
 
 def first(
-    candidate: Judged, baselines: Mapping[str, Judged], *, times: NDArray[Any], gate: Gate, slices: Slices | None = None
+    candidate: Judged,
+    baselines: Mapping[str, Judged],
+    *,
+    times: NDArray[Any],
+    gate: Gate,
+    slices: Slices | None = None,
+    looks: int = 0,
 ) -> Verdict:
-    """No champion yet: the candidate must beat every baseline. Slices are judged against the best of them."""
+    """No champion yet: the candidate must beat every baseline. Slices are judged against the best of them. `looks`:
+    how many first models were looked at and refused; they share one tail as the looks at a champion do."""
     if not baselines:
         return Verdict("HOLD", ("There is no baseline to beat. Name one in evaluate.baselines.",), {})
+    tail = spent(looks, gate)
     pairs = {name: _pair(candidate, each, times=times, gate=gate) for name, each in baselines.items()}
+    bounds = {name: pair.interval.low(tail) for name, pair in pairs.items() if pair.interval}
     best = min(pairs.values(), key=lambda pair: pair.metrics[1])
-    findings, rows = [*_enough(best), *_budgets(candidate, gate)], []
+    barred = [*_enough(best), *_budgets(candidate, gate)]
+    findings, rows = list(barred), []
     if best.enough:
         rows = list(_by_slice(best, slices or {}))
-        beats = [_beats(name, pair, pair.interval) for name, pair in pairs.items() if pair.interval]
-        findings += [*beats, *_slices(rows, gate)]
-    against = [{"baseline": name, "metric": pair.metrics[1], **_ends(pair)} for name, pair in pairs.items()]
-    figures = {**_figures(best), "champion": None, **_costs(candidate), "baselines": against, "slices": rows}
-    return _verdict(findings, figures)
+        beats = [_beats(name, pair, pair.interval, tail) for name, pair in pairs.items() if pair.interval]
+        findings += [*beats, _hardest(bounds, tail), *_slices(rows, gate)]
+    against = [
+        {"baseline": name, "metric": pair.metrics[1], **_ends(pair), "bound": bounds.get(name)}
+        for name, pair in pairs.items()
+    ]
+    spending = _spending(looks, tail, barred=barred, bound=min(bounds.values(), default=None))
+    found = {**_figures(best), "champion": None, **spending, **_costs(candidate), "baselines": against, "slices": rows}
+    return _verdict(findings, found)
+
+
+def level(losses: Floats, *, times: NDArray[Any], gate: Gate) -> tuple[float, float | None, float | None]:
+    """One model's metric on rows (n,), and its interval by the same bootstrap; None where one block tells none."""
+    alone, nothing = Judged(losses, 0.0, 0.0, 0.0), Judged(np.zeros_like(losses), 0.0, 0.0, 0.0)
+    pair, tail = _pair(alone, nothing, times=times, gate=gate), (1 - gate.level) / 2
+    if pair.interval is None:
+        return pair.metrics[0], None, None
+    return pair.metrics[0], -pair.interval.high(tail), -pair.interval.low(tail)
 
 
 def unchanged(champion: str) -> Verdict:
@@ -182,17 +219,21 @@ def unchanged(champion: str) -> Verdict:
 
 
 def backing_off(last_time: datetime | None, now: datetime, gate: Gate) -> str | None:
-    """Why this champion is not looked at again yet: its last HOLD or REJECT was at `last_time`, in event time."""
+    """Why no candidate is looked at yet: the last HOLD or REJECT, against the same champion or of a first model, was at
+    `last_time`, in event time."""
     if last_time is None or (until := in_utc(last_time) + gate.backoff) <= in_utc(now):
         return None
     return (
-        f"The last look at this champion, at {in_utc(last_time):%Y-%m-%d %H:%M}, did not promote. "
+        f"The last look, at {in_utc(last_time):%Y-%m-%d %H:%M}, did not promote. "
         f"The next is gate.backoff ({spell(gate.backoff)}) later, from {until:%Y-%m-%d %H:%M} on."
     )
 
 
 def spent(looks: int, gate: Gate) -> float:
-    """The one-sided tail that the look after `looks` others may use; over all looks they sum to (1 - level) / 2."""
+    """The one-sided tail that the look after `looks` others may use; over all looks they sum to (1 - level) / 2. So
+    already the first look has half of it, against a champion as against the baselines."""
+    if looks < 0:
+        raise ValueError(f"`looks >= 0` must hold, but got looks={looks}. It counts the earlier gates.")
     return (1 - gate.level) / 2 / ((looks + 1) * (looks + 2))
 
 
@@ -241,10 +282,19 @@ def _overall(pair: "_Pair", interval: "_Interval", tail: float) -> Iterator[Find
         yield Finding(None, f"{together}, so the interval may be too narrow: consider a longer gate.block.")
 
 
-def _beats(name: str, pair: "_Pair", interval: "_Interval") -> Finding:
-    tail = (1 - pair.gate.level) / 2
-    outcome: Outcome = "PROMOTE" if interval.low(tail) > 0 else "REJECT" if interval.high(tail) < 0 else "HOLD"
-    return Finding(outcome, f"{SAID['superior', outcome]} the baseline {name}: {_compared(pair)}.")
+def _beats(name: str, pair: "_Pair", interval: "_Interval", tail: float) -> Finding:
+    high = interval.high((1 - pair.gate.level) / 2)
+    outcome: Outcome = "PROMOTE" if interval.low(tail) > 0 else "REJECT" if high < 0 else "HOLD"
+    way_out = f" Wait for more data, or take {name} out of evaluate.baselines." if outcome == "HOLD" else ""
+    return Finding(outcome, f"{SAID['superior', outcome]} the baseline {name}: {_compared(pair)}.{way_out}")
+
+
+def _hardest(bounds: Mapping[str, float], tail: float) -> Finding:
+    name = min(bounds, key=lambda each: bounds[each])
+    word = "more" if bounds[name] > 0 else "not more"
+    return Finding(
+        None, f"At this look's level ({1 - tail:.2%}) the gain over {name} is above {bounds[name]:+.4g}: {word} than 0."
+    )
 
 
 def _compared(pair: "_Pair") -> str:
@@ -292,6 +342,11 @@ def _figures(pair: "_Pair") -> dict[str, Any]:
         "error_of_blocks": interval and math.sqrt(interval.of_blocks),
         "error_of_seeds": interval and math.sqrt(interval.of_seeds) if sum(pair.seeds) > 2 else None,
     }
+
+
+def _spending(looks: int, tail: float, *, barred: list[Finding], bound: float | None) -> dict[str, Any]:
+    """A look is spent only where promoting was possible: `barred` names what forbade it, whatever the losses said."""
+    return {"looks": looks, "spent_level": 1 - tail, "bound": bound, "looked": not barred}
 
 
 def _ends(pair: "_Pair") -> dict[str, float | None]:
@@ -349,33 +404,35 @@ def _cell(value: Any) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Interval:
-    """Symmetric about the gain; its ends may be asked for at several tails."""
+    """Around the gain, each end by itself: bad days that are rare and large push the lower end further out than the
+    upper one. The ends may be asked for at several tails."""
 
     gain: float
     of_blocks: float  # the gain's variance from block to block
     of_seeds: float  # and what the seeds add to it
     freedom: float
     blocks: int
-    deviations: Floats  # |studentized gain - gain| of the replicates, ascending
+    deviations: tuple[Floats, ...]  # forms of the replicates' studentized error, each ascending; the first both sides'
 
     def low(self, tail: float) -> float:
-        return self.gain - self._reach(tail)
+        return self.gain - self._reach(tail, self.deviations)
 
     def high(self, tail: float) -> float:
-        return self.gain + self._reach(tail)
+        return self.gain + self._reach(tail, tuple(-form[::-1] for form in self.deviations))
 
-    def _reach(self, tail: float) -> float:
-        return self._stretch(tail) * student(tail, self.freedom) * math.sqrt(self.of_blocks + self.of_seeds)
+    def _reach(self, tail: float, forms: tuple[Floats, ...]) -> float:
+        stretch = self._stretch(tail, forms)
+        return stretch * student(tail, self.freedom) * math.sqrt(self.of_blocks + self.of_seeds)
 
-    def _stretch(self, tail: float) -> float:
-        """How much further the bootstrap's tail reaches than Student's, and never less. A tail deeper than the
-        replicates tell is stretched as much as the deepest that they do: few blocks say no more of it."""
-        count = len(self.deviations)
-        held = max(tail, BEYOND / 2 / max(count, 1))
+    def _stretch(self, tail: float, forms: tuple[Floats, ...]) -> float:
+        """How much further the bootstrap's tail reaches than Student's, in the form that reaches furthest, and never
+        less. A tail deeper than the replicates tell is stretched as much as the deepest that they do: few blocks say
+        no more of it."""
+        held = max(tail, BEYOND / max(len(forms[-1]), 1))
         if held >= 0.25:
             return 1.0
-        reached = self.deviations[math.ceil((1 - 2 * held) * (count + 1)) - 1]
-        return max(1.0, float(reached) / student(held, self.blocks - 1))
+        reached = max(float(form[math.ceil((1 - held) * (len(form) + 1)) - 1]) for form in forms)
+        return max(1.0, reached / student(held, self.blocks - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -438,9 +495,10 @@ class _Pair:
     def interval(self) -> _Interval | None:
         if self.blocks < 2:
             return None
-        gain, of_blocks = (float(each[0]) for each in self.gains(self.once))
+        here = self.gains(self.once)
+        gain, of_blocks = float(here.gain[0]), float(here.variance[0])
         of_seeds, freedom = self._seeds(of_blocks)
-        return _Interval(gain, of_blocks, of_seeds, freedom, self.blocks, self._deviations(gain, of_blocks))
+        return _Interval(gain, of_blocks, of_seeds, freedom, self.blocks, self._deviations(here))
 
     def measured(self, draws: Floats) -> Floats:
         """The models' metrics, (draws, models), where each block counts as often as it was drawn."""
@@ -451,20 +509,26 @@ class _Pair:
         """Of the metric by the mean loss. An RMSE is no mean: it is linearized where it is (the delta method)."""
         return 0.5 / np.maximum(metrics, 1e-150) if self.gate.metric == "rmse" else np.ones_like(metrics)
 
-    def gains(self, draws: Floats) -> tuple[Floats, Floats]:
-        """Each draw's gain, and its variance from block to block (of a ratio: the blocks' sizes are drawn too)."""
+    def gains(self, draws: Floats) -> _Drawn:
+        """The variance is that of a ratio: the blocks' sizes are drawn too."""
         metrics, rows = self.measured(draws), draws @ self.sizes
         slopes = self.signs * self._slopes(metrics)
         means = draws @ self.sums.T / rows[:, None]
         parts = slopes @ self.sums - np.outer((slopes * means).sum(axis=1), self.sizes)
-        variance = (draws * parts**2).sum(axis=1) / rows**2 * self.blocks / (self.blocks - 1)
-        return metrics @ self.signs, variance
+        squares = draws * parts**2
+        spread = squares.sum(axis=1)
+        bend = np.einsum("ij,ij->i", squares, parts) / np.maximum(spread, 1e-200) ** 1.5 / 3
+        return _Drawn(metrics @ self.signs, spread / rows**2 * self.blocks / (self.blocks - 1), bend)
 
-    def _deviations(self, gain: float, of_blocks: float) -> Floats:
+    def _deviations(self, here: _Drawn) -> tuple[Floats, ...]:
+        """Both sides together (the symmetric form), each side by itself (equal-tailed), and the latter of the errors
+        that Hall's transformation has freed of their skewness, bent back to what the holdout's own skewness makes."""
         replicates = max(100, min(self.gate.replicates, CELLS // self.blocks))
-        gains, variances = self.gains(_draws(self.gate.seed, self.blocks, replicates).astype(np.float64))
-        told = variances > 1e-12 * of_blocks  # a draw of one block alone has none but rounding
-        return np.sort(np.abs(gains[told] - gain) / np.sqrt(variances[told]))
+        drawn = self.gains(_draws(self.gate.seed, self.blocks, replicates).astype(np.float64))
+        told = drawn.variance > 1e-12 * here.variance  # a draw of one block alone has none but rounding
+        errors = (drawn.gain[told] - here.gain) / np.sqrt(drawn.variance[told])
+        bent = _bent(_straightened(errors, drawn.bend[told]), here.bend)
+        return tuple(np.sort(form) for form in (np.concatenate([errors, -errors]), errors, bent))
 
     @cached_property
     def influences(self) -> Floats:
@@ -512,6 +576,19 @@ def _blocks(times: NDArray[Any], length: timedelta) -> NDArray[np.intp]:
     quiet = int(np.bincount(hour % 24, minlength=24).argmin()) if length % DAY == timedelta(0) else 0
     since = times.astype("datetime64[us]").astype(np.int64) - quiet * 3_600_000_000
     return np.unique(since // (length // timedelta(microseconds=1)), return_inverse=True)[1]
+
+
+def _straightened(error: Floats, bend: Floats) -> Floats:
+    """Hall's transformation (JRSS B 1992): a studentized mean so changed has next to no skewness left. It rises with
+    the error, so that it can be undone."""
+    return error + bend * error**2 + bend**2 * error**3 / 3 + bend / 2
+
+
+def _bent(straight: Floats, bend: Floats) -> Floats:
+    """What `_straightened` makes `straight` of: ((1 + 3 bend x) ^ (1/3) - 1) / bend, written to hold for none too."""
+    found = straight - bend / 2
+    root = np.cbrt(1 + 3 * bend * found)
+    return np.asarray(3 * found / (root**2 + root + 1), np.float64)
 
 
 @lru_cache(maxsize=8)

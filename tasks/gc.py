@@ -4,7 +4,11 @@
     python -m tasks.gc --do      frees it
 
 A version's lock lives in MLflow and counts like the checkout's own: whatever it names stays, so that every version can
-be reproduced and rolled back to.
+be reproduced and rolled back to. Nothing else counts: what other commits and branches made goes, and so do the results
+of `dvc exp` that were not applied or committed.
+
+Two things are refused unless a flag says that they are meant: to free data when the registry holds no version (it may
+be the wrong registry), and to free a DVC cache outside the checkout and the home (others may use it).
 """
 
 import argparse
@@ -15,7 +19,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,12 +41,43 @@ class Freed:
     size: int
 
 
-def gc(checkout: Path, *, dry: bool) -> list[Freed]:
-    """What was freed, or with `dry` would be."""
+def gc(
+    checkout: Path,
+    *,
+    dry: bool,
+    no_versions: bool = False,
+    shared_cache: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Freed]:
+    """What was freed, or with `dry` would be. The two flags say that what is refused without them is meant."""
     known = registry.open_registry(params.load(checkout / "params.yaml").registry)
+    versions, address = known.versions(), registry.public(known.uri)
+    say(f"{len(versions)} versions of {known.model} in {address}: what they were made of stays")
     with tempfile.TemporaryDirectory() as scratch:
-        locks = [_lock_of(known, version, Path(scratch)) for version in known.versions()]
+        locks = [_lock_of(known, version, Path(scratch)) for version in versions]
+        if not dry and not shared_cache:
+            _check_cache(checkout)
+        if not dry and not versions and not no_versions:
+            _check_versions(known.model, address, would=free(checkout, dry=True))
         return free(checkout, keep_locks=locks, dry=dry)
+
+
+def _check_cache(checkout: Path) -> None:
+    cache, places = Path(pipeline.cache_of(checkout)).resolve(), (checkout, params.home(checkout))
+    if not any(cache.is_relative_to(place.resolve()) for place in places):
+        raise ValueError(
+            f"the DVC cache must lie in the checkout or in the home to be freed, but it is {cache}: other projects may "
+            "need what this one does not. Say SHARED_CACHE=1 (--shared-cache) if no other uses it."
+        )
+
+
+def _check_versions(model: str, address: str, *, would: Iterable[Freed]) -> None:
+    if objects := sum(each.kind == "object" for each in would):
+        raise ValueError(
+            f"{address} holds no version of {model}, and {objects} objects of data would be freed. Set "
+            "MLFLOW_TRACKING_URI and registry.model to those of the runs, or say NO_VERSIONS=1 (--no-versions) if "
+            "there is none yet."
+        )
 
 
 def _lock_of(known: registry.Registry, version: registry.Version, into: Path) -> Path:
@@ -161,12 +196,21 @@ def _free(kind: Kind, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--do", action="store_true", help="free it; without this nothing is touched")
-    do = parser.parse_args().do
-    freed = gc(Path.cwd(), dry=not do)
+    parser.add_argument("--no-versions", action="store_true", help="free data although no version is registered")
+    parser.add_argument("--shared-cache", action="store_true", help="free a DVC cache outside checkout and home")
+    asked = parser.parse_args()
+    try:
+        freed = gc(Path.cwd(), dry=not asked.do, no_versions=asked.no_versions, shared_cache=asked.shared_cache)
+    except ValueError as error:
+        raise SystemExit(f"gc: {error}") from None
+    _print(freed, done=asked.do)
+
+
+def _print(freed: list[Freed], *, done: bool) -> None:
     for kind in sorted({each.kind for each in freed}):
         of_kind = [each.size for each in freed if each.kind == kind]
         print(f"{_bytes(sum(of_kind)):>10}  {len(of_kind):>6} {kind}s")
-    told = "freed" if do else "could be freed: `make gc DO=1` frees it"
+    told = "freed" if done else "could be freed: `make gc DO=1` frees it"
     print(f"{_bytes(sum(each.size for each in freed)):>10}  in all {told}")
 
 

@@ -2,7 +2,9 @@
 
 The candidate's twin and the champion's have the same distance from the rows they are judged on: the champion's twin is
 its recipe trained as much earlier as the champion is older. As a rule that is the twin that was stored with it; after
-a change of split or label it is trained again. Nothing here promotes: flows/retrain.py acts on the verdict.
+a change of split or label it is trained again. What is wrong with the candidate, or with reaching the registry, fails
+the run; a champion whose recipe no longer works on today's tables holds. Nothing here promotes: flows/retrain.py acts
+on the verdict.
 """
 
 import json
@@ -25,10 +27,11 @@ from tasks.features import Rows
 from tasks.gate import Judged, Verdict
 from tasks.model import Floats, Model, Spec
 from tasks.params import Params
-from tasks.registry import Registry, Version
+from tasks.registry import CHAMPION, Registry, Version
 
 log = logging.getLogger("evergreen")
 BATCH = 1000  # rows, for the time a prediction takes
+RECIPE = ("params.yaml", "reports/tuned.json", "features.sql", "model.ubj", "twin.ubj", "twins")
 NEAR = timedelta(hours=1)  # a stored twin's cut that is so close to the wanted one needs no new twin
 
 
@@ -53,34 +56,57 @@ class Recipe:
     twins: tuple[Model, ...]
 
 
+@dataclass(frozen=True)
+class Opponent:
+    """A champion on a candidate's holdout. It has seen the rows before `until`."""
+
+    judged: Judged
+    until: datetime
+
+
 def judge(p: Params, folder: Path, record: str, *, registry: Registry, champion: Version | None) -> Verdict:
     """The gate's verdict on the candidate that a pipeline run left in `folder`."""
     as_of = datetime.fromisoformat(json.loads((folder / p.paths.features / "manifest.json").read_text())["as_of"])
     case = Case(p, folder, as_of, read_holdout(folder / p.paths.reports / "holdout.parquet"))
-    if champion is None:
-        return case.first()
-    if champion.record == record:
+    if champion and champion.record == record:
         return gate.unchanged(f"version {champion.number}")
+    number = champion.number if champion else None
     if reason := _too_early(p, registry, champion, as_of):
-        return Verdict("HOLD", (reason,), {"champion_version": champion.number})
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            recipe = fetch(registry, champion, Path(scratch))
-            return case.against(recipe, age=_age(as_of, champion), looks=registry.looks(champion.number))
-    except ValueError as error:
-        reason = f"Version {champion.number} cannot be judged on today's tables: {error}"
-        return Verdict("HOLD", (reason, "Mend what its recipe needs, or roll it back."), {})
+        return Verdict("HOLD", (reason,), {"champion_version": number} if champion else {})
+    looks = registry.looks(number)
+    return _against(champion, case, registry, looks=looks) if champion else case.first(looks=looks)
+
+
+def _against(champion: Version, case: "Case", registry: Registry, *, looks: int) -> Verdict:
+    """Only what comes of the champion's recipe holds; with anything else that is wrong the run fails."""
+    case.candidate  # noqa: B018 (its own faults must not be taken for the champion's)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = download(registry, champion, Path(scratch))
+        try:
+            opponent = case.opponent(read_recipe(files), age=_age(case.as_of, champion))
+        except ValueError as error:
+            return _stuck(champion, error)
+    return case.against(opponent, looks=looks)
+
+
+def _stuck(champion: Version, error: ValueError) -> Verdict:
+    way_out = (
+        f"Mend what its recipe needs, or take the alias `{CHAMPION}` off it in the MLflow UI: the next candidate is "
+        "then judged as a first model."
+    )
+    reason = f"Version {champion.number} cannot be judged on today's tables: {error}"
+    return Verdict("HOLD", (reason, way_out), {"champion_version": champion.number})
 
 
 def counts_as_look(verdict: Verdict) -> bool:
-    """Whether the gate compared the models, so that a later look at the same champion must pay for it."""
-    return "gain" in verdict.figures and verdict.figures["gain"] is not None
+    """Whether the gate could have promoted, so that a later look must pay for this one."""
+    return verdict.figures.get("looked") is True
 
 
-def _too_early(p: Params, registry: Registry, champion: Version, as_of: datetime) -> str | None:
-    if champion.as_of and as_of < champion.as_of:
+def _too_early(p: Params, registry: Registry, champion: Version | None, as_of: datetime) -> str | None:
+    if champion and champion.as_of and as_of < champion.as_of:
         return f"The candidate, of {as_of}, is older than version {champion.number}, of {champion.as_of}."
-    return gate.backing_off(registry.last_look(champion.number), as_of, p.gate)
+    return gate.backing_off(registry.last_look(champion.number if champion else None), as_of, p.gate)
 
 
 def _age(as_of: datetime, champion: Version) -> timedelta:
@@ -142,31 +168,39 @@ class Case:
         losses = np.stack([gate.row_losses(codes, each, metric=self.p.gate.metric) for each in found])
         return Judged(losses, _calibration(self.shipped.spec, codes, found[0]), megabytes, milliseconds)
 
-    def first(self) -> Verdict:
+    def first(self, *, looks: int) -> Verdict:
         """There is no champion: against the baselines."""
         found = {str(name): self._judged([self.held.predictions[name]]) for name in self.p.evaluate.baselines}
-        return gate.first(self.candidate, found, times=self.held.times, slices=self.held.slices, gate=self.p.gate)
+        held = self.held
+        return gate.first(self.candidate, found, times=held.times, slices=held.slices, gate=self.p.gate, looks=looks)
 
-    def against(self, recipe: Recipe, *, age: timedelta, looks: int) -> Verdict:
-        """Against a champion whose candidate was judged `age` ago."""
-        where = split.cuts(self.as_of, self.p.split, deadline=self.p.label.deadline)
-        rows = _features_by(recipe, self.p, self.folder, self.rows)
+    def opponent(self, recipe: Recipe, *, age: timedelta) -> Opponent:
+        """A champion whose candidate was judged `age` ago, on this candidate's rows."""
+        where = self._where
+        rows = features_by(recipe, self.p, self.folder, self.rows)
         inside = self._same_rows(rows.take(split.between(rows.event_time, where.start, where.end)))
         models = _opponents(self.p, recipe, rows, where.start - age)
-        opponent = self._judged([_onto(self.shipped.spec, each, each.predict(inside.table)) for each in models])
-        unseen = self.held.times >= np.datetime64(until := _until(models[0]))
+        found = [_onto(self.shipped.spec, each, each.predict(inside.table)) for each in models]
+        return Opponent(self._judged(found), _until(models[0]))
+
+    def against(self, opponent: Opponent, *, looks: int) -> Verdict:
+        """On the rows that the champion has not seen."""
+        unseen = self.held.times >= np.datetime64(opponent.until)
         if not unseen.any():
-            raise ValueError(
-                f"it has seen all rows up to {until}, and the holdout ends {where.end}: wait for newer rows"
-            )
+            seen = f"it has seen all rows up to {opponent.until}, and the holdout ends {self._where.end}"
+            return Verdict("HOLD", (f"The champion cannot be judged yet: {seen}: wait for newer rows.",), {})
         return gate.judge(
             _on(self.candidate, unseen),
-            _on(opponent, unseen),
+            _on(opponent.judged, unseen),
             times=self.held.times[unseen],
             slices={name: values[unseen] for name, values in self.held.slices.items()},
             gate=self.p.gate,
             looks=looks,
         )
+
+    @property
+    def _where(self) -> split.Cuts:
+        return split.cuts(self.as_of, self.p.split, deadline=self.p.label.deadline)
 
     def _same_rows(self, rows: Rows) -> Rows:
         """The holdout's rows, in its order. Both come from one spine, sorted by time and key."""
@@ -224,14 +258,21 @@ def latency(judged: Model, rows: Rows) -> float:
 
 
 def fetch(registry: Registry, version: Version, into: Path) -> Recipe:
-    """A version's recipe from the registry: params, tuned numbers, SQL, and the stored twins."""
-    text = {name: registry.fetch(version, name, into) for name in ("params.yaml", "reports/tuned.json", "features.sql")}
-    twins = [registry.fetch(version, "twin.ubj", into), *sorted(registry.fetch(version, "twins", into).glob("*.ubj"))]
+    """A version's recipe from the registry: params, tuned numbers, SQL, its model and the stored twins."""
+    return read_recipe(download(registry, version, into))
+
+
+def download(registry: Registry, version: Version, into: Path) -> dict[str, Path]:
+    return {name: registry.fetch(version, name, into) for name in RECIPE}
+
+
+def read_recipe(files: dict[str, Path]) -> Recipe:
+    twins = [files["twin.ubj"], *sorted(files["twins"].glob("*.ubj"))]
     return Recipe(
-        params.load(text["params.yaml"]),
-        json.loads(text["reports/tuned.json"].read_text()),
-        text["features.sql"].read_text(),
-        Model.load(registry.fetch(version, "model.ubj", into)),
+        params.load(files["params.yaml"]),
+        json.loads(files["reports/tuned.json"].read_text()),
+        files["features.sql"].read_text(),
+        Model.load(files["model.ubj"]),
         tuple(Model.load(path) for path in twins),
     )
 
@@ -244,7 +285,7 @@ def _fitted_again(p: Params, recipe: Recipe, rows: Rows, cut: datetime) -> tuple
     return tuple(train.fit_twins(rows, cut, recipe.tuned, then, seeds=len(recipe.twins)))
 
 
-def _features_by(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Rows:
+def features_by(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Rows:
     """Today's rows with the champion's features; when its SQL is today's, they are `rows`."""
     same = (folder / "tasks" / "features.sql").read_text() == recipe.sql
     if same and (recipe.p.features, recipe.p.spine) == (p.features, p.spine):

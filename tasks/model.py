@@ -176,16 +176,19 @@ def spec_for(table: "pa.Table", label: NDArray[Any], *, task: Task, native: bool
     Raises ValueError for a target with one class, and for a label that does not fit the task.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     columns = [(name, pa.types.is_string(table.schema.field(name).type)) for name in sorted(table.column_names)]
     features = tuple(Feature(name, "category" if text else "number") for name, text in columns)
-    categories = {
-        name: tuple(sorted(value for value in pc.unique(table[name]).to_pylist() if value is not None))
-        for name, text in columns
-        if text
-    }
-    return Spec(task, features, categories, classes=classes_of(label, task=task), native=native)
+    found = Spec(task, features, {}, classes=classes_of(label, task=task), native=native)
+    return replace(found, categories=categories_of(table, found))
+
+
+def categories_of(table: "pa.Table", spec: Spec) -> dict[str, tuple[str, ...]]:
+    """What the category features of these rows hold, sorted."""
+    import pyarrow.compute as pc
+
+    names = [each.name for each in spec.features if each.kind == "category"]
+    return {name: tuple(sorted(pc.unique(table[name].drop_null()).to_pylist())) for name in names}
 
 
 def classes_of(label: NDArray[Any], *, task: Task) -> tuple[Any, ...]:

@@ -61,6 +61,7 @@ class Section(BaseModel):
 
 class Clock(Section):
     as_of: Moment | None = None
+    step: Duration | None = None
 
 
 class Source(Section):
@@ -229,6 +230,26 @@ class Paths(Section):
     reports: Path
 
 
+class Journal(Section):
+    address: str | None = None
+
+
+SignalKind = Literal["performance", "quality"]
+
+
+class Monitor(Section):
+    window: Duration = timedelta(days=7)
+    tolerance: float = Field(0.0, ge=0)
+
+
+class Policy(Section):
+    signals: list[SignalKind] = ["performance"]
+    windows: int = Field(2, ge=1)
+    min_rows: int = Field(500, ge=1)
+    cool_down: Duration = timedelta(days=14)
+    budget: int = Field(4, ge=1)
+
+
 class Params(Section):
     clock: Clock
     sources: dict[str, Source]
@@ -244,6 +265,9 @@ class Params(Section):
     evaluate: Evaluate
     gate: Gate
     registry: Registry
+    journal: Journal = Journal()
+    monitor: Monitor = Monitor()
+    policy: Policy = Policy()
     stage: Stage
     paths: Paths
 
@@ -269,6 +293,10 @@ def _check_table(name: str, table: Table, p: Params) -> None:
         raise ValueError(f"contract.{name} has outcomes {later}, so sources.{name}.event_time must be given")
     if odd := [each for each in table.key if each not in {*table.columns, *(TIMES[:1] if timed else ())}]:
         raise ValueError(f"contract.{name}.key must name its columns, but {odd} are none{_near(odd[0], table.columns)}")
+    if loose := [each for each in table.key if each in table.columns and not table.columns[each].required]:
+        raise ValueError(
+            f"contract.{name}.key: {loose} must be `required: true`, since two missing keys are not one key"
+        )
     for each, column in table.columns.items():
         others = {other: table for other, table in p.contract.items() if other != name}
         _check_reference(f"contract.{name}.columns.{each}", column, others)

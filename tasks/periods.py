@@ -71,12 +71,13 @@ def content(path: Path) -> str:
 
 
 def source_of(*modules: str) -> str:
-    """The hash of modules' source text (`__file__`s) and of the libraries that compute and write Parquet.
+    """The hash of modules' source text (`__file__`s), of what all stages share, and of the libraries that compute.
 
     An edited stage, or another release of theirs, never gives what its older self made.
     """
+    shared = [Path(__file__), Path(__file__).with_name("stage.py")]  # stage.py opens DuckDB
     releases = [importlib.metadata.version(name) for name in WRITERS]
-    return key([Path(module).read_text() for module in modules], releases)
+    return key([path.read_text() for path in [*map(Path, modules), *shared]], releases)
 
 
 def cached(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) -> bool:

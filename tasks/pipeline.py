@@ -33,7 +33,7 @@ from typing import IO, Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from tasks.params import home
+from tasks.params import Params, Section, home
 
 UNKNOWN = "unknown"  # the commit of a run that was made without git, or before the first commit
 KEPT = ".kept"  # in a workspace that was left on purpose; one without it and without a living owner was killed
@@ -41,6 +41,22 @@ PATCH = ".dvc/tmp/uncommitted.patch"
 OWN_HOME = ".dvc/tmp/home"
 LEFT_OUT = ("data", "models", "reports", ".git", ".venv", ".evergreen")  # where no git says what the code is
 NOT_CODE = (".dvc/cache/", ".dvc/tmp/", ".dvc/config.local")
+CODE = (".py", ".sql", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".json")  # what git does not know, travels if it is so
+CODE_SIZE = 1_000_000  # bytes; beyond it even a .json is data
+LOCKED = "requirements.lock"  # the environment's; of no such suffix, and a run before the first commit needs it
+SECRETS = ".env"  # a name that begins so is no code
+# Whatever the user's git is set to: the patch must apply anywhere, and be the same bytes for the same edits.
+PLAIN = (
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--no-renames",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+    "--unified=3",
+    "--full-index",
+    "--binary",
+)
 TAIL = 200  # lines of a stage that are held for its error
 PROGRESS = 15.0  # seconds between two lines of progress where there is no terminal to draw a bar on
 
@@ -201,11 +217,15 @@ def _make(
 
 
 def _env(checkout: Path, root: Path, *, fresh: bool) -> dict[str, str]:
-    """What the stages' programs are told: where the shared state is, which a fresh workspace has to itself."""
+    """What the stages' programs are told: where the shared state is, which a fresh workspace has to itself.
+
+    And where the checkout is: a source with a relative address may lie there, outside git.
+    """
+    told = {"EVERGREEN_CHECKOUT": str(checkout)}
     if not fresh:
-        return {"EVERGREEN_HOME": str(home(checkout))}
+        return {**told, "EVERGREEN_HOME": str(home(checkout))}
     own = root / OWN_HOME
-    return {"EVERGREEN_HOME": str(own), "EVERGREEN_PERIODS": str(own / "periods")}
+    return {**told, "EVERGREEN_HOME": str(own), "EVERGREEN_PERIODS": str(own / "periods")}
 
 
 def _own_home(checkout: Path, making: Path) -> None:
@@ -253,25 +273,75 @@ def _in_git(checkout: Path) -> bool:
     return asked.returncode == 1  # 0: a repository around the checkout, which ignores it
 
 
+def code_of(checkout: Path) -> tuple[str, bytes]:
+    """The commit that the checkout's code stands on, and the patch from there; empty where nothing was edited.
+
+    The same that a workspace of it would tell, so that a run by `dvc repro` and one by a flow have one lineage.
+    """
+    checkout = checkout.resolve()
+    if not _in_git(checkout):
+        return UNKNOWN, b""
+    with _tree(checkout) as (tree, env):
+        return _since_head(checkout, tree, env)
+
+
 def _snapshot(checkout: Path, root: Path) -> tuple[str, bytes]:
-    """The files as they are, tracked or not yet, but not the ignored ones; by an index and objects of our own."""
+    """Fill `root` with the files as they are, and say what they are."""
+    with _tree(checkout) as (tree, env):
+        _unpack(checkout, root, tree=tree, env=env)
+        return _since_head(checkout, tree, env)
+
+
+@contextlib.contextmanager
+def _tree(checkout: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The code as it is as a tree of git, by an index and objects of our own, which the environment names."""
     with tempfile.TemporaryDirectory() as scratch:
         env = _own_index(checkout, Path(scratch))
         _git(checkout, "update-index", "--add", "--remove", "-z", "--stdin", env=env, stdin=_listed(checkout))
-        tree = _git(checkout, "write-tree", env=env).decode().strip()
-        _unpack(checkout, root, tree=tree, env=env)
-        head = _head(checkout)
-        base = head or _git(checkout, "hash-object", "-t", "tree", os.devnull).decode().strip()
-        only = ["--relative", "--", ".", ":(exclude)dvc.lock"]  # the lock says what was made, not what makes it
-        return head or UNKNOWN, _git(checkout, "diff", "--binary", "--no-ext-diff", base, tree, *only, env=env)
+        yield _git(checkout, "write-tree", env=env).decode().strip(), env
+
+
+def _since_head(checkout: Path, tree: str, env: Mapping[str, str]) -> tuple[str, bytes]:
+    head = _head(checkout)
+    base = head or _git(checkout, "hash-object", "-t", "tree", os.devnull).decode().strip()
+    only = ["--relative", "--", ".", ":(exclude)dvc.lock"]  # the lock says what was made, not what makes it
+    return head or UNKNOWN, _git(checkout, "diff", *PLAIN, base, tree, *only, env=env)
 
 
 def _listed(checkout: Path) -> bytes:
-    """The names of the files that make up the code, each ended by a NUL."""
-    names = _git(checkout, "ls-files", "--cached", "--others", "--exclude-standard", "-z").decode().split("\0")[:-1]
+    """The names of the files that make up the code, each ended by a NUL: all that git tracks, and new code."""
+    new = _names_in_git(checkout, "--others", "--exclude-standard")
+    code = [name for name in new if _is_code(checkout / name, Path(name))]
+    _tell_of_data([name for name in new if name not in code and name != "dvc.lock"])
+    return "".join(f"{name}\0" for name in [*_names_in_git(checkout, "--cached"), *code]).encode(
+        errors="surrogateescape"
+    )
+
+
+def _names_in_git(checkout: Path, *which: str) -> list[str]:
+    names = _git(checkout, "ls-files", *which, "-z").decode(errors="surrogateescape").split("\0")[:-1]
     foreign = tuple(_foreign(checkout))
-    code = [name for name in names if not name.endswith("/") and not name.startswith(foreign)]  # "/": a nested clone
-    return "".join(f"{name}\0" for name in code).encode()
+    return [name for name in names if not name.endswith("/") and not name.startswith(foreign)]  # "/": a nested clone
+
+
+def _is_code(path: Path, name: Path) -> bool:
+    """Whether a file that git does not know is code. Else it may be a table of people, or a password."""
+    if any(part.startswith(SECRETS) for part in name.parts):
+        return False
+    if name.suffix.lower() not in CODE and name.name != LOCKED:
+        return False
+    return path.is_symlink() or (path.is_file() and path.stat().st_size <= CODE_SIZE)
+
+
+def _tell_of_data(names: list[str]) -> None:
+    if names:
+        log.warning(
+            "%d files that git does not track are no code and are left out of the run and of its patch (%s%s). Data "
+            "belongs outside the checkout or under an ignored path; what the code needs beside it, `git add` brings in",
+            len(names),
+            ", ".join(names[:3]),
+            ", ..." if names[3:] else "",
+        )
 
 
 def _own_index(checkout: Path, scratch: Path) -> dict[str, str]:
@@ -335,7 +405,11 @@ def _copy_tree(checkout: Path, root: Path) -> None:
     left_out = {checkout / name for name in (*LEFT_OUT, *_foreign(checkout))}
 
     def ignore(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if Path(folder, name) in left_out or name == "__pycache__"]
+        return [
+            name
+            for name in names
+            if Path(folder, name) in left_out or name == "__pycache__" or name.startswith(SECRETS)
+        ]
 
     shutil.copytree(checkout, root, symlinks=True, ignore=ignore, dirs_exist_ok=True)
 
@@ -344,7 +418,10 @@ def _copy_tree(checkout: Path, root: Path) -> None:
 
 
 def override(params: Path, values: Mapping[str, Any]) -> None:
-    """Set keys such as `tune.trials` in params.yaml. A key that is not there is an error that names the nearest."""
+    """Set keys such as `tune.trials` in params.yaml. A key that nothing knows is an error that names the nearest.
+
+    A key that the file leaves at its default is put in.
+    """
     from ruamel.yaml import YAML
 
     file = YAML()
@@ -352,7 +429,7 @@ def override(params: Path, values: Mapping[str, Any]) -> None:
     file.width = 1_000_000
     content = file.load(params)
     for key, value in values.items():
-        _set(content, key, value, known=list(_keys(content)))
+        _set(content, key, value, known=list(dict.fromkeys([*_keys(content), *_fields()])))
     with params.open("w") as stream:
         file.dump(content, stream)
 
@@ -363,14 +440,26 @@ def _set(content: Any, key: str, value: Any, *, known: list[str]) -> None:
         raise ValueError(f"`{key}` is no key of params.yaml.{f' Did you mean `{near[0]}`?' if near else ''}")
     *path, last = key.split(".")
     for part in path:
+        if content.get(part) is None:
+            content[part] = type(content)()
         content = content[part]
-    content[last] = _spelled(value, like=content[last])
+    if last in content:
+        content[last] = _spelled(value, like=content[last])
+    else:
+        content.insert(0, last, _spelled(value, like=None))  # at the end it would come after the next section's comment
 
 
 def _keys(content: Any, prefix: str = "") -> Iterator[str]:
     for name, value in content.items() if isinstance(content, Mapping) else ():
         yield f"{prefix}{name}"
         yield from _keys(value, f"{prefix}{name}.")
+
+
+def _fields() -> Iterator[str]:
+    """The keys that params.yaml may leave out: `section.field`."""
+    for name, section in Params.model_fields.items():
+        if isinstance(section.annotation, type) and issubclass(section.annotation, Section):
+            yield from (f"{name}.{field}" for field in section.annotation.model_fields)
 
 
 def _spelled(value: Any, *, like: Any) -> Any:
@@ -670,10 +759,12 @@ def _signal(status: int) -> str:
 
 
 @contextlib.contextmanager
-def only_run(shared: Path, *, say: Callable[[str], None] = log.info, timeout: float = 6 * 3600) -> Iterator[None]:
-    """One run at a time for a home; a second waits and says for whom. The lock of a dead process holds nobody."""
+def only_run(
+    shared: Path, *, name: str = "run", say: Callable[[str], None] = log.info, timeout: float = 6 * 3600
+) -> Iterator[None]:
+    """One run of a name at a time for a home; a second waits and says for whom. A dead process holds nobody."""
     shared.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(shared / "run.lock", thread_local=False), shared / "run.holder"
+    lock, holder = FileLock(shared / f"{name}.lock", thread_local=False), shared / f"{name}.holder"
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tasks import figures, periods, registry, stage
+from tasks import figures, periods, pipeline, registry, stage
 from tasks.params import Params
+from tasks.pipeline import UNKNOWN
 from tasks.registry import Bundle, Dataset, Trial
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 NAME = "record"
-UNKNOWN = "unknown"
 PATCH = "uncommitted.patch"
 SECTIONS = ("clean", "clock", "evaluate", "features", "ingest", "label", "split", "train", "tune")  # as MLflow params
 REPORTS = (
@@ -131,10 +130,11 @@ def _read(path: Path) -> Any:
 
 
 def _log(mlflow: registry.Registry, made: Made) -> str:
-    tags = lineage(made)
+    commit, patch = _code(made.folder)
+    tags = lineage(made, commit=commit, dirty=bool(patch))
     with tempfile.TemporaryDirectory() as scratch:
         files = Path(scratch)
-        _stage_files(made, files)
+        _stage_files(made, files, patch)
         return mlflow.log(
             made.record,
             name=run_name(made, tags),
@@ -150,13 +150,13 @@ def _log(mlflow: registry.Registry, made: Made) -> str:
         )
 
 
-def _stage_files(made: Made, files: Path) -> None:
+def _stage_files(made: Made, files: Path, patch: bytes) -> None:
     """The run's artifacts, laid out as a person will find them in MLflow."""
     reports = made.folder / made.p.paths.reports
     shutil.copy(made.folder / "params.yaml", files)
     shutil.copy(made.folder / "dvc.lock", files)
     shutil.copy(made.folder / "tasks" / "features.sql", files)
-    if patch := _patch(made.folder):
+    if patch:
         (files / PATCH).write_bytes(patch)
     _copy(made.folder / made.p.paths.models / "twins", files / "twins")
     (files / "twins").mkdir(exist_ok=True)
@@ -251,7 +251,7 @@ def counts(made: Made) -> Iterator[tuple[str, float]]:
     yield "rows.read", float(sum(table["rows"] for table in tables))
     yield "rows.quarantined", float(sum(table["bad"] for table in tables))
     yield "rows.labelled", float(made.features["labelled"])
-    for name in ("score", "trials", "pruned"):
+    for name in ("score", "trial", "trials", "pruned"):
         yield from _numbers({f"tune.{name}": made.tuned[name]})
 
 
@@ -286,7 +286,9 @@ def _made(made: Made, name: str, context: str, path: Path, **known: Any) -> Data
 
 
 def _trial(row: Mapping[str, Any]) -> Trial:
-    return Trial(row["number"], str(row["state"]).lower(), row["value"], row["params"], row.get("rounds"))
+    final = row.get("final") or {}
+    rounds = final.get("rounds", row.get("rounds"))
+    return Trial(row["number"], str(row["state"]).lower(), row["value"], row["params"], rounds, final.get("score"))
 
 
 def _bundle(made: Made) -> Bundle:
@@ -310,15 +312,13 @@ def _example(features: Path, columns: Sequence[Mapping[str, str]]) -> "pa.Table"
 # --- where the code came from --------------------------------------------------------------------------------------
 
 
-def lineage(made: Made) -> dict[str, str]:
-    """The tags that lead back to the bytes. The retrain flow tells its workspace's commit; a checkout asks git."""
-    commit = os.environ.get("EVERGREEN_COMMIT") or _git(made.folder, "rev-parse", "HEAD").decode().strip() or UNKNOWN
-    dirty = os.environ.get("EVERGREEN_DIRTY") or str(bool(_git(made.folder, "status", "--porcelain"))).lower()
+def lineage(made: Made, *, commit: str, dirty: bool) -> dict[str, str]:
+    """The tags that lead back to the bytes."""
     lock = made.folder / "requirements.lock"
     known = {
         "as_of": made.as_of,
         "commit": commit,
-        "dirty": dirty,
+        "dirty": str(dirty).lower(),
         "environment": periods.content(lock) if lock.exists() else UNKNOWN,
         "flow_run": os.environ.get("EVERGREEN_FLOW_RUN") or None,
         "pii_key_id": made.raw.get("pii_key_id"),
@@ -330,20 +330,12 @@ def lineage(made: Made) -> dict[str, str]:
     return {**{f"evergreen.{key}": str(value) for key, value in known.items() if value is not None}, **shown}
 
 
-def _patch(folder: Path) -> bytes:
-    """What was edited and not committed: from the flow's workspace, or from git (which knows no untracked files)."""
-    if named := os.environ.get("EVERGREEN_DIFF"):
-        return Path(named).read_bytes()
-    return b"" if "EVERGREEN_COMMIT" in os.environ else _git(folder, "diff", "--binary", "HEAD")
-
-
-def _git(folder: Path, *args: str) -> bytes:
-    """What git says; nothing where there is no git, no repository or no commit."""
-    try:
-        asked = subprocess.run(["git", *args], cwd=folder, check=True, capture_output=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return b""
-    return asked.stdout
+def _code(folder: Path) -> tuple[str, bytes]:
+    """The commit and the patch from there: what the retrain flow tells of its workspace, else what the checkout is."""
+    commit, patch = os.environ.get("EVERGREEN_COMMIT"), os.environ.get("EVERGREEN_DIFF")
+    if commit is None:
+        return pipeline.code_of(folder)
+    return commit, Path(patch).read_bytes() if patch else b""
 
 
 def work(p: Params) -> None:

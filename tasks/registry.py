@@ -119,6 +119,7 @@ class Trial:
     value: float | None
     params: Mapping[str, Any]
     rounds: int | None = None
+    final: float | None = None  # on all rows, where the search had fewer
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def preload() -> None:
 
 
 def _import(names: Sequence[str]) -> None:
-    with contextlib.suppress(Exception), _hushed():  # whoever opens the registry meets the error
+    with contextlib.suppress(Exception):  # whoever opens the registry meets the error
         for name in names:
             importlib.import_module(name)
 
@@ -208,7 +209,7 @@ def _knock(uri: str) -> None:
 
 def _silent(uri: str, why: str) -> ConnectionError:
     return ConnectionError(
-        f"the MLflow server at {public(uri)} does not answer ({why}). Start it (`make up`), or correct "
+        f"the MLflow server at {public(uri)} does not answer ({why}). Start it, or correct "
         "MLFLOW_TRACKING_URI; without that variable the runs are kept in .evergreen/mlflow.db."
     )
 
@@ -382,7 +383,7 @@ class Registry:
     def _log_trial(self, parent: str, trial: Trial) -> None:
         tags = {"mlflow.parentRunId": parent, "mlflow.note.content": f"Trial {trial.number} of the search."}
         run_id = self._create(self.experiment, f"trial {trial.number}", tags)
-        scores = [("trial_value", trial.value), ("rounds", trial.rounds)]
+        scores = [("trial_value", trial.value), ("trial_final", trial.final), ("rounds", trial.rounds)]
         self._batch(
             run_id,
             params=trial.params,
@@ -555,7 +556,8 @@ class Registry:
         return entry
 
     def looks(self, champion: int | None) -> int:
-        """How often a candidate was compared with this version and refused, since it became champion."""
+        """How often a candidate was compared with this version and refused, since it became champion; of None, how
+        often a first model was, since there last was a champion."""
         return len(self._refusals(champion))
 
     def last_look(self, champion: int | None) -> datetime | None:
@@ -565,8 +567,8 @@ class Registry:
     def _refusals(self, champion: int | None) -> list[Entry]:
         """A HOLD without a comparison (detail `look: false`), as during a back-off, is none: it would never end."""
         lines = self.ledger()
-        crowned = [i for i, line in enumerate(lines) if line.version == champion and line.mark in CROWNS]
-        since = lines[crowned[-1] :] if crowned and champion is not None else lines
+        crowned = [i for i, line in enumerate(lines) if line.mark in CROWNS and champion in (None, line.version)]
+        since = lines[crowned[-1] :] if crowned else lines
         against = [line for line in since if line.mark == "verdict" and line.champion == champion]
         return [line for line in against if line.outcome in ("HOLD", "REJECT") and line.detail.get("look", True)]
 
@@ -641,10 +643,10 @@ def _marked(intent: Entry, mark: Mark, version: int | None) -> Entry:
 
 
 def best(trials: Sequence[Trial]) -> list[Trial]:
-    """The completed trials, the lowest loss first."""
+    """The completed trials, the lowest loss first; before them those that were fitted on all rows, ranked by that."""
     return sorted(
         (each for each in trials if each.value is not None and each.state.lower() == "complete"),
-        key=lambda each: (each.value, each.number),
+        key=lambda each: (each.final is None, each.value if each.final is None else each.final, each.number),
     )
 
 

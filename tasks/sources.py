@@ -3,23 +3,30 @@
 Addresses: a path or file://path (with * for many files), package://name/path for data inside an installed package.
 CSV (also .gz, .zip) arrives as text, Parquet as it is typed; the contract casts later, so nothing is lost on the way.
 Nothing is guessed of a CSV but its delimiter: a guessing reader takes a torn file for a table with other columns.
-Another scheme is another entry of SCHEMES.
+Another scheme is another entry of SCHEMES. A relative path is seen from the working directory and, for what a run's
+workspace does not hold, from the checkout that the workspace was made of.
 """
 
+import contextlib
 import csv
 import glob
 import gzip
 import hashlib
 import importlib.util
+import os
+import secrets
 import shutil
-import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
+
+from filelock import FileLock, Timeout
+
+from tasks.params import home
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
@@ -39,6 +46,7 @@ class Fetched:
 
 def fetch(address: str) -> Fetched:
     """Bring a source here. Raises ValueError when it is missing or empty."""
+    sweep()
     scheme, _, rest = address.rpartition("://")
     if scheme not in SCHEMES:
         raise ValueError(f"{address}: the scheme must be one of {sorted(filter(None, SCHEMES))}, but got {scheme!r}")
@@ -61,8 +69,9 @@ def load(con: "DuckDBPyConnection", fetched: Fetched, into: str, *, nulls: list[
     import duckdb
 
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            plain = [_unpack(file, Path(scratch) / str(i), fetched.address) for i, file in enumerate(fetched.files)]
+        with contextlib.ExitStack() as held:
+            scratch = held.enter_context(_scratch()) if any(map(_is_zip, fetched.files)) else Path()
+            plain = [_unpack(file, scratch / str(i), fetched.address) for i, file in enumerate(fetched.files)]
             rows = _readers(con, plain, nulls, fetched.address)
             rows.create_view("_rows")
             con.execute(f"CREATE OR REPLACE TEMP TABLE {into} AS FROM _rows")
@@ -138,10 +147,18 @@ def _with_nulls(rows: "DuckDBPyRelation", nulls: list[str]) -> "DuckDBPyRelation
 
 
 def _file(path: str) -> list[Path]:
-    found = [Path(path)] if Path(path).exists() else sorted(Path(name) for name in glob.glob(path))
+    """A workspace holds what git tracks, as it was at the run's commit; what it lacks is looked for in its checkout."""
+    places = [Path(), *map(Path, filter(None, [os.environ.get("EVERGREEN_CHECKOUT")]))]
+    found = {name: place / name for place in reversed(places) for name in _matches(path, place)}
     if not found:
-        raise ValueError(f"{path} does not exist (seen from {Path.cwd()})")
-    return found
+        raise ValueError(
+            f"{path} does not exist (seen from {' and from '.join(str(place.resolve()) for place in places)})"
+        )
+    return [found[name] for name in sorted(found, key=Path)]  # by the name, so that its place tells nothing
+
+
+def _matches(path: str, place: Path) -> list[str]:
+    return [path] if (place / path).exists() else glob.glob(path, root_dir=place)
 
 
 def _package(path: str) -> list[Path]:
@@ -160,8 +177,43 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder in the home, not among the system's: what is unpacked may hold personal data, in clear.
+
+    Its lock lives as long as this process, so that the next one can tell what a killed one left.
+    """
+    shared = _unpacked()
+    shared.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root = shared / secrets.token_hex(6)
+    with FileLock(root.with_suffix(".lock")) as lock:
+        root.mkdir(mode=0o700)
+        try:
+            yield root
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def sweep() -> None:
+    """Remove what processes that were killed had unpacked."""
+    for root in {path.with_suffix("") for path in _unpacked().glob("*")}:
+        lock = FileLock(root.with_suffix(".lock"))
+        with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+            shutil.rmtree(root, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _unpacked() -> Path:
+    return home() / "unpacked"
+
+
+def _is_zip(file: Path) -> bool:
+    return file.suffix.lower() == ".zip"
+
+
 def _unpack(file: Path, scratch: Path, address: str) -> Path:
-    if file.suffix.lower() != ".zip":
+    if not _is_zip(file):
         return file
     try:
         with zipfile.ZipFile(file) as archive:

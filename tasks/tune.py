@@ -2,9 +2,10 @@
 
     python -m tasks.tune
 
-Each fold's rows are binned once and shared by every trial. A trial that falls behind the median of its elders is
-pruned, in whichever fold that shows. The sampler's seed is tune.seed and the trial's number, and finished trials go to
-a log as they end: a study that is killed and started again is the study that nobody killed.
+Trials run side by side, on matrices that each side bins once. One that falls behind the median of its elders is pruned,
+in whichever fold that shows. The search may have fewer rows than there are (tune.rows); then its best trials are fitted
+once more on all of them, and the best of these wins. The sampler's seed is tune.seed and the trial's number, and what
+has ended goes to a log: a study that is killed and started again is the study that nobody killed.
 """
 
 import json
@@ -14,10 +15,10 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -41,8 +42,10 @@ OBJECTIVE = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regre
 EVERY = 10  # rounds between two looks at a trial
 MAX_BIN = 256  # where tune.space names none: XGBoost's own
 WARM = 20  # rounds of each fold in which nobody is pruned
+RARE = 200  # rows of the rarest class that a search on fewer rows keeps
+RANDOM = 6  # trials that are drawn blindly before the sampler learns
 STARTUP = 4  # trials that end before anybody is pruned
-CODE = periods.source_of(__file__, model.__file__, split.__file__)
+CODE = periods.source_of(__file__, features.__file__, model.__file__, split.__file__)
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ class Folds:
         self.spec: Spec = model.spec_for(
             used.table, used.label, task=p.label.task, native=p.train.categories == "native"
         )
-        for number, (train, valid) in enumerate(self._whole, 1):
+        self._parts = [(_thinned(train, p.tune.rows, self.spec), valid) for train, valid in self._whole]
+        for number, (train, valid) in enumerate(self._parts, 1):
             if self.spec.classes:
                 split.check_classes(number, train=train.label, valid=valid.label, classes=self.spec.classes)
-        self._parts = [(_thinned(train, p.tune.rows), valid) for train, valid in self._whole]
         self._threads = p.stage.threads
         self._binned: dict[tuple[int, int], list[Binned]] = {}
 
@@ -83,22 +86,30 @@ class Folds:
             self._binned[max_bin, side] = [self._bin(train, valid, max_bin) for train, valid in self._parts]
         return self._binned[max_bin, side]
 
-    def whole(self, max_bin: int) -> list[Binned]:
-        """With all their rows; not kept."""
-        return [self._bin(train, valid, max_bin) for train, valid in self._whole]
+    def whole(self, max_bin: int) -> Iterator[Binned]:
+        """With all their rows, one fold in memory at a time."""
+        return (self._bin(train, valid, max_bin) for train, valid in self._whole)
 
     def _bin(self, train: Rows, valid: Rows, max_bin: int) -> Binned:
-        data = matrix(self.spec, train, max_bin=max_bin, threads=self._threads)
-        held = matrix(self.spec, valid, max_bin=max_bin, threads=self._threads, ref=data)
-        return Binned(data, held, self.spec.encode_label(train.label))
+        """A category that these very training rows do not have is missing in validation, as it will be in earnest."""
+        spec = replace(self.spec, categories=model.categories_of(train.table, self.spec))
+        data = matrix(spec, train, max_bin=max_bin, threads=self._threads)
+        held = matrix(spec, valid, max_bin=max_bin, threads=self._threads, ref=data)
+        return Binned(data, held, spec.encode_label(train.label))
 
 
-def _thinned(rows: Rows, most: int | None) -> Rows:
-    """At most so many rows, evenly over time: what ranks parameters need not be all of history."""
-    if most is None or len(rows) <= most:
+def _thinned(rows: Rows, most: int | None, spec: Spec) -> Rows:
+    """At most so many rows, evenly over time, for what ranks parameters need not be all of history. More where a class
+    is rare: at least RARE of its rows, or all that there are, since the classes keep their shares."""
+    if most is None:
+        return rows
+    counts = np.bincount(spec.encode_label(rows.label).astype(int)) if spec.classes else np.array([len(rows)])
+    rarest = max(int(counts[counts > 0].min()), 1)
+    wanted = max(most, math.ceil(len(rows) * min(1.0, RARE / rarest)) if spec.classes else 0)
+    if len(rows) <= wanted:
         return rows
     kept = np.zeros(len(rows), dtype=bool)
-    kept[np.linspace(0, len(rows) - 1, most).astype(int)] = True
+    kept[np.linspace(0, len(rows) - 1, wanted).astype(int)] = True
     return rows.take(kept)
 
 
@@ -129,9 +140,12 @@ def tune(p: Params, folder: Path = Path()) -> None:
     with _trial_log(p, source, as_of) as path:
         spent = _restore(study, path, p)
         ended_by = _search(study, folds, p, path, spent)
-    tuned = _tuned(study, p, _winner(study, folds, p), ended_by)
+        finals = _finals(study, folds, p, path.with_suffix(".finals.jsonl"))
+    tuned = _tuned(study, p, finals[0], ended_by)
     periods.publish_json(folder / p.paths.models / "tuned.json", tuned)
-    periods.publish_json(folder / p.paths.reports / "trials.json", [_row(trial) for trial in study.trials])
+    told = {each.number: {"score": each.score, "rounds": each.rounds} for each in finals}
+    listed = [{**_row(trial), "final": told.get(trial.number)} for trial in study.trials]
+    periods.publish_json(folder / p.paths.reports / "trials.json", listed)
     log.info("%(trials)s trials, %(pruned)s of them pruned; best %(metric)s %(score).5f", tuned)
     if ended_by == "budget":
         log.warning("tune.budget ended the search after %s of %s trials", len(study.trials), p.tune.trials)
@@ -159,24 +173,36 @@ def _tuned(study: "optuna.Study", p: Params, winner: Final, ended_by: str) -> di
     }
 
 
-def _winner(study: "optuna.Study", folds: Folds, p: Params) -> Final:
-    """The best trial. After a search on fewer rows, the best of its best when they have all rows: it ranked the
-    parameters, but their scores, and how many rounds they want, belong to the rows that training will have.
+def _finals(study: "optuna.Study", folds: Folds, p: Params, path: Path) -> list[Final]:
+    """The best trials, the best first. After a search on fewer rows they are those of its best, on all rows: it ranked
+    the parameters, but their scores, and the rounds they want, belong to the rows that training will have.
 
     On the default case (24 trials, two seeds): 20,000 rows a fold and 4 finalists came in 40 s to 0.5259 and 0.5262,
-    all rows with nobody pruned in 94 and 118 s to 0.5259 and 0.5260.
+    all rows with nobody pruned in 94 and 118 s to 0.5259 and 0.5260. They come after the budget: as many fits of each
+    fold, which is what training costs too.
     """
     ended = [each for each in study.trials if each.state.name == "COMPLETE" and each.value is not None]
     ranked = sorted((Final(each.value or 0, each.number, each.user_attrs["rounds"]) for each in ended), key=_rank)
+    if not ranked:
+        raise ValueError("no trial came to an end with a finite score: check label.expression for extreme values")
     if not folds.thinned or not p.tune.finalists:
-        return ranked[0]
-    drawn = [(each.number, study.trials[each.number].params) for each in ranked[: p.tune.finalists]]
-    found: list[Final] = []
-    for first in range(0, len(drawn), p.tune.parallel):
-        stop = threading.Event()
-        works = [partial(_final, *each, folds, p, stop) for each in drawn[first : first + p.tune.parallel]]
-        found += side_by_side(works, len(works), stop=stop)
-    return min(found, key=_rank)
+        return ranked[:1]
+    wanted = [each.number for each in ranked[: p.tune.finalists]]
+    known = {each.number: each for each in (Final(**json.loads(line)) for line in _whole_lines(path))}
+    _fit_finals(study, folds, p, path, [number for number in wanted if number not in known])
+    known = {each.number: each for each in (Final(**json.loads(line)) for line in _whole_lines(path))}
+    return sorted((known[number] for number in wanted), key=_rank)
+
+
+def _fit_finals(study: "optuna.Study", folds: Folds, p: Params, path: Path, numbers: Sequence[int]) -> None:
+    from tqdm import tqdm
+
+    with tqdm(total=len(numbers), desc="finalists", unit="trial", mininterval=1, leave=False) as bar:
+        for first in range(0, len(numbers), p.tune.parallel):
+            some, stop = numbers[first : first + p.tune.parallel], threading.Event()
+            works = [partial(_final, each, study.trials[each].params, folds, p, stop) for each in some]
+            _append(path, [asdict(each) for each in side_by_side(works, len(works), stop=stop)])
+            bar.update(len(some))
 
 
 def _rank(found: Final) -> tuple[float, int]:
@@ -220,7 +246,9 @@ def _sampler(p: Params, number: int) -> "optuna.samplers.BaseSampler":
     import optuna
 
     seed = p.tune.seed + number * 1_000_003
-    return optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=8, multivariate=True, constant_liar=False)
+    return optuna.samplers.TPESampler(
+        seed=seed % 2**32, n_startup_trials=RANDOM, multivariate=True, constant_liar=False
+    )
 
 
 def _search(study: "optuna.Study", folds: Folds, p: Params, path: Path, spent: float) -> str:
@@ -271,13 +299,23 @@ def side_by_side(works: Sequence[Callable[[], T]], workers: int, *, stop: thread
 
     Several fits at once use the cores better than one after the other, by half here; the bytes are the same.
     """
+    stop = stop or threading.Event()
+    errors: list[BaseException] = []
+
+    def guarded(work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except BaseException as error:
+            errors.append(error)
+            stop.set()
+            raise
+
     with ThreadPoolExecutor(workers) as pool:
         try:
-            return list(pool.map(lambda work: work(), works))
-        except BaseException:
-            if stop:
-                stop.set()
-            raise
+            return list(pool.map(guarded, works))
+        except BaseException as error:
+            stop.set()
+            raise next((each for each in errors if not isinstance(each, Stopped)), error) from None
 
 
 def _score(trial: "Trial", folds: Folds, p: Params, side: int, stop: threading.Event) -> float | None:
@@ -299,7 +337,7 @@ def _score(trial: "Trial", folds: Folds, p: Params, side: int, stop: threading.E
 
 
 def _across(
-    drawn: dict[str, Any], parts: Sequence[Binned], spec: Spec, p: Params, watch: "Callable[[Done, int], Any]"
+    drawn: dict[str, Any], parts: Iterable[Binned], spec: Spec, p: Params, watch: "Callable[[Done, int], Any]"
 ) -> "tuple[Done, int]":
     """Fit the folds one after the other: what they came to, and the mean of their best rounds."""
     settings = booster_params(drawn, p, classes=len(spec.classes))
@@ -405,6 +443,8 @@ def _watcher(trial: "Trial", elders: "Sequence[Curve]", p: Params, done: Done, r
                 raise Stopped
             if epoch % EVERY == EVERY - 1:
                 step = done.folds * p.tune.rounds + epoch
+                if not math.isfinite(evals_log["valid"][METRIC[p.label.task]][-1]):
+                    raise optuna.TrialPruned  # labels beyond what float32 holds
                 own.scores[step] = done.plus(min(evals_log["valid"][METRIC[p.label.task]]), rows).mean
                 trial.report(own.scores[step], step)
                 if epoch >= WARM and behind(own, elders, rounds=p.tune.rounds):
@@ -462,7 +502,9 @@ def _trial_log(p: Params, features: Path, as_of: datetime) -> Iterator[Path]:
     rows = [periods.content(path) for _, path in periods.files(features)]
     search = p.tune.model_dump(exclude={"trials", "budget", "finalists"})
     asked = p.label.task, p.label.deadline, p.split.model_dump(), p.train.categories, p.train.device
-    entry = periods.key(rows, as_of, search, asked, CODE, optuna.__version__, model.xgboost().__version__)
+    entry = periods.key(
+        rows, as_of, search, asked, CODE, optuna.__version__, np.__version__, model.xgboost().__version__
+    )
     path = params.home() / "studies" / f"{entry}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
@@ -491,25 +533,27 @@ def _restore(study: "optuna.Study", path: Path, p: Params) -> float:
     for row in rows:
         study.add_trial(_frozen(row, p.tune.space))
     if rows:
-        log.info("%s trials taken up from a search that was broken off or has grown", len(rows))
+        log.info("%s trials taken up from the log of this search", len(rows))
     return float(sum(row["seconds"] for row in rows))
 
 
 def _logged(path: Path, tune: Tune) -> list[dict[str, Any]]:
-    """The log's trials. What a kill left of the last ones, a torn line or one without those beside it, is cut off."""
+    """The log's trials. Of those that ran side by side, a kill may have left some: they are cut off."""
+    lines = _whole_lines(path)
+    alone = len(lines) % tune.parallel if len(lines) < tune.trials else 0
+    if alone:
+        periods.publish_text(path, "".join(lines[:-alone]))
+    return [json.loads(line) for line in lines[: len(lines) - alone][: tune.trials]]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """A log's lines. A torn last one is cut off."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    alone = len(whole) % tune.parallel if len(whole) < tune.trials else 0
-    kept = whole[: len(whole) - alone]
-    if kept != lines:
-        periods.publish(path, lambda new: _write(new, "".join(kept)))
-    return [json.loads(line) for line in kept[: tune.trials]]
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+    if lines and not lines[-1].endswith("\n"):
+        periods.publish_text(path, "".join(lines[:-1]))
+    return [line for line in lines if line.endswith("\n")]
 
 
 def _frozen(row: dict[str, Any], space: dict[str, Range]) -> "FrozenTrial":

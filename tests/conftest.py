@@ -28,7 +28,7 @@ settings.load_profile("evergreen")
 
 Task = Literal["binary", "multiclass", "regression"]
 BEGIN = datetime(2024, 1, 1)
-KEY = "a key for tests"
+KEY = "a key for the tests"
 STAGES = ("ingest", "clean", "features", "tune", "train", "evaluate", "record")
 STORES = ("north", "south", "west")
 LABELS: dict[Task, str] = {

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = {f"tasks.{path.stem}": path for path in (ROOT / "tasks").glob("*.py") if path.stem != "__init__"}
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # A section of params.yaml belongs to the module of its name, or to this one.
-OWNERS = {"clock": "ingest", "spine": "features", "label": "features", "paths": "params"}
+OWNERS = {"spine": "features", "label": "features", "paths": "params"}
 
 
 def imports(path: Path) -> set[str]:

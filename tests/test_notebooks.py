@@ -49,7 +49,7 @@ def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
 
 @each_notebook
 def test_a_notebook_runs_right_after_a_clone(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVERGREEN_PII_KEY", "a key for tests")
+    monkeypatch.setenv("EVERGREEN_PII_KEY", "a key for the tests")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
     for name in ("EVERGREEN_HOME", "EVERGREEN_PERIODS", "MPLBACKEND"):  # the last: as a person sees it, with pictures

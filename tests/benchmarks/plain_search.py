@@ -67,8 +67,22 @@ def fit(drawn: dict[str, Any], fold: Fold, p: Params) -> float:
         **settings,
     )
     weight = model.class_weights(y, [0, 1], drawn["class_weight"])
-    fitted.fit(x, y, sample_weight=weight, eval_set=[(held_x, held_y)], verbose=False)
+    margin, held_margin = (np.full(len(each), log_odds(y, w)) for each, w in ((y, weight), (held_y, np.ones(len(y)))))
+    fitted.fit(
+        x,
+        y,
+        sample_weight=weight,
+        base_margin=margin,
+        eval_set=[(held_x, held_y)],
+        base_margin_eval_set=[held_margin],
+        verbose=False,
+    )
     return float(fitted.best_score)
+
+
+def log_odds(y: np.ndarray, weight: np.ndarray) -> float:
+    """Weights are taken out of what is scored, as tasks/tune.py does: else the two would score different things."""
+    return float(np.log(weight[y == 1].sum() / weight[y == 0].sum()))
 
 
 def main() -> None:

@@ -1,15 +1,23 @@
 """A registered version comes out of its lineage byte for byte, or the flow says what differs."""
 
-import pytest
+import hashlib
+import json
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from flows.reproduce import reproduce
+import pytest
+import yaml
+
+from flows.reproduce import Difference, Origin, differences, reproduce
 from flows.retrain import retrain
+from tasks.pipeline import Workspace
+from tasks.registry import Version
 from tests.flows.conftest import Project, commit
 
 
 def test_a_version_comes_out_as_it_was_and_a_changed_source_is_named(project: Project) -> None:
-    readme = project.folder / "NOTES.md"
-    readme.write_text("an edit that nobody has committed\n")
+    (project.folder / "notes.py").write_text("# an edit that nobody has committed\n")
     done = retrain()
     assert done.version == 1
     commit(project.folder, "later work")
@@ -28,3 +36,59 @@ def test_a_version_that_does_not_exist_is_refused(project: Project) -> None:
     assert project
     with pytest.raises(ValueError, match="version"):
         reproduce(99)
+
+
+# --- what counts as a difference -----------------------------------------------------------------------------------
+
+TUNED = {"params": {"eta": 0.1}, "rounds": 50, "score": 0.4, "trials": 3, "pruned": 0, "ended_by": "budget"}
+
+
+def test_what_ended_the_search_is_no_difference(tmp_path: Path) -> None:
+    assert compared(tmp_path, tuned=TUNED | {"ended_by": "trials"}) == []
+
+
+def test_another_search_is_a_difference_of_every_stage_that_has_it(tmp_path: Path) -> None:
+    found = compared(tmp_path, tuned=TUNED | {"rounds": 51, "ended_by": "trials"})
+    assert [each.what for each in found] == ["search out out/models/tuned.json", "train dep out/models/tuned.json"]
+
+
+def test_another_key_is_named_as_the_cause(tmp_path: Path) -> None:
+    assert [(each.kind, each.then, each.now) for each in compared(tmp_path, key="k2")] == [("key", "k1", "k2")]
+
+
+def test_another_model_is_a_result(tmp_path: Path) -> None:
+    assert [(each.kind, each.what) for each in compared(tmp_path, model=b"another")] == [("result", "model.ubj")]
+
+
+def compared(
+    folder: Path, *, tuned: dict[str, Any] = TUNED, key: str = "k1", model: bytes = b"model"
+) -> list[Difference]:
+    """A version with folders of its own naming, against what was rebuilt of it."""
+    then, now = made(folder / "then", TUNED, "k1", b"model"), made(folder / "now", tuned, key, model)
+    out = then / "out"
+    files = {
+        "model.ubj": out / "models" / "model.ubj",
+        "twin.ubj": out / "models" / "twin.ubj",
+        "reports/metrics.json": out / "told" / "metrics.json",
+    }
+    version = Version(1, "r", "d", "h", None, "c", MappingProxyType({"evergreen.pii_key_id": "k1"}))
+    stages = yaml.safe_load((then / "dvc.lock").read_text())["stages"]
+    return list(differences(Origin(version, stages, TUNED, None, files), Workspace(now, "c", None, {})))
+
+
+def made(root: Path, tuned: dict[str, Any], key: str, model: bytes) -> Path:
+    files = {
+        "params.yaml": b"paths: {raw: out/raw, models: out/models, reports: out/told}",
+        "out/raw/manifest.json": json.dumps({"pii_key_id": key}).encode(),
+        "out/models/tuned.json": json.dumps(tuned).encode(),
+        "out/models/model.ubj": model,
+        "out/models/twin.ubj": b"twin",
+        "out/told/metrics.json": b"{}",
+    }
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    md5 = hashlib.md5(files["out/models/tuned.json"]).hexdigest()
+    one = [{"path": "out/models/tuned.json", "md5": md5}]
+    (root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"search": {"outs": one}, "train": {"deps": one}}}))
+    return root

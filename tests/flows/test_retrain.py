@@ -145,7 +145,7 @@ def test_a_failed_stage_fails_the_flow_with_the_stages_own_error(story: Story) -
 
 def test_another_key_for_the_pseudonyms_is_refused(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     assert story
-    monkeypatch.setenv("EVERGREEN_PII_KEY", "another key")
+    monkeypatch.setenv("EVERGREEN_PII_KEY", "another key, as long")
     with pytest.raises(ValueError, match="pseudonymised with the key"):
         retrain()
 

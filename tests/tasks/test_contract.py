@@ -1,5 +1,7 @@
 """The contract as SQL says of each value whether it keeps the rules, and hides personal data under one name each."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,23 +113,48 @@ def test_tables_that_refer_to_each_other_in_a_ring_are_refused() -> None:
 
 def test_the_key_comes_from_the_environment_then_from_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
-    monkeypatch.setenv("EVERGREEN_PII_KEY", "from the environment")
-    assert contract.pii_key() == b"from the environment"
+    monkeypatch.setenv("EVERGREEN_PII_KEY", "from the environment, of so many characters")
+    assert contract.pii_key() == b"from the environment, of so many characters"
     monkeypatch.delenv("EVERGREEN_PII_KEY")
-    (tmp_path / "pii.key").write_text("from the file\n")
-    assert contract.pii_key() == b"from the file"
+    (tmp_path / "pii.key").write_text("from the file, and long enough\n")
+    assert contract.pii_key() == b"from the file, and long enough"
 
 
-@pytest.mark.parametrize("content", [None, "", "\n"])
-def test_without_a_key_or_with_an_empty_one_the_way_to_one_is_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
-) -> None:
+def test_without_a_key_the_way_to_one_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
     monkeypatch.delenv("EVERGREEN_PII_KEY", raising=False)
-    if content is not None:
-        (tmp_path / "pii.key").write_text(content)
     with pytest.raises(ValueError, match="set EVERGREEN_PII_KEY, or run `make key`"):
         contract.pii_key()
+
+
+@pytest.mark.parametrize("key", ["", "\n", "fifteen letters\n"])
+def test_a_key_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str) -> None:
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
+    monkeypatch.delenv("EVERGREEN_PII_KEY", raising=False)
+    (tmp_path / "pii.key").write_text(key)
+    with pytest.raises(
+        ValueError, match=r"16 characters .*pii\.key has \d+\. .*token_hex.* remove it and run `make key`"
+    ):
+        contract.pii_key()
+    monkeypatch.setenv("EVERGREEN_PII_KEY", "fifteen letters")
+    with pytest.raises(ValueError, match=r"16 characters .* EVERGREEN_PII_KEY has 15\. .*token_hex"):
+        contract.pii_key()
+
+
+def test_a_key_that_could_not_be_written_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty file would look made to the next `make key`."""
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("EVERGREEN_PII_KEY", raising=False)
+    file = tmp_path / "home" / "pii.key"
+    assert make("key", python="false").returncode != 0
+    assert not file.exists()
+    assert make("key", python=sys.executable).returncode == 0
+    assert len(contract.pii_key()) == 64
+    assert file.stat().st_mode & 0o077 == 0
+
+
+def make(target: str, *, python: str) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(["make", target, f"PYTHON={python}"], cwd=Path(__file__).parents[2], capture_output=True)
 
 
 def test_a_person_has_one_pseudonym_a_key_and_another_under_another_key() -> None:

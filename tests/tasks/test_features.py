@@ -206,7 +206,7 @@ def by_month(slice_of_the_year: dict[str, Any], tmp_path_factory: pytest.TempPat
     folder, p = tmp_path_factory.mktemp("by_month"), params.check(slice_of_the_year)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVERGREEN_PERIODS", str(folder / "periods"))
-        patch.setenv("EVERGREEN_PII_KEY", "a key for tests")
+        patch.setenv("EVERGREEN_PII_KEY", "a key for the tests")
         ingest.ingest(p, folder)
         clean.clean(p, folder)
         features.build(p, folder / "data/clean", folder / "data/features", SQL)

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,11 +130,16 @@ def mean_loss(models: list[Model], held: Rows) -> float:
 # --- without a champion
 
 
-NOBODY = cast(Registry, None)  # a first model asks no registry
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """A registry without a champion, where first models are refused."""
+    store = f"sqlite:///{tmp_path_factory.mktemp('empty')}/mlflow.db"
+    known = registry.open_registry(params.Registry(model="none", experiment="none", top_trials=0), uri=store)
+    return Shelf(known, tmp_path_factory.mktemp("none"))
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
-def test_a_first_model_that_beats_the_baselines_is_promoted(task: Task, tmp_path: Path) -> None:
+def test_a_first_model_that_beats_the_baselines_is_promoted(task: Task, shelf: Shelf, tmp_path: Path) -> None:
     made = run(
         tmp_path,
         FIRST,
@@ -142,7 +147,7 @@ def test_a_first_model_that_beats_the_baselines_is_promoted(task: Task, tmp_path
         GOOD,
         rows=small.made_rows(task),
     )
-    found = judge.judge(made.p, made.folder, "new", registry=NOBODY, champion=None)
+    found = shelf.judged(made, None)
     assert found.outcome == "PROMOTE"
     assert [row["baseline"] for row in found.figures["baselines"]] == ["constant", "linear"]
     told = json.loads((made.folder / "reports" / "metrics.json").read_text())
@@ -150,10 +155,23 @@ def test_a_first_model_that_beats_the_baselines_is_promoted(task: Task, tmp_path
     assert baselines["constant"] == pytest.approx(told[f"constant.{made.p.gate.metric}"], rel=1e-4)
 
 
-def test_a_first_model_that_does_not_beat_the_baselines_is_not_promoted(tmp_path: Path) -> None:
+def test_a_first_model_that_does_not_beat_the_baselines_is_not_promoted(shelf: Shelf, tmp_path: Path) -> None:
     made = run(tmp_path, FIRST, settings(**{"evaluate.baselines": ["constant", "forest"]}), POOR)
-    found = judge.judge(made.p, made.folder, "new", registry=NOBODY, champion=None)
+    found = shelf.judged(made, None)
     assert found.outcome == "REJECT", found.reasons
+    assert judge.counts_as_look(found)
+
+
+def test_a_refused_first_model_waits_for_the_back_off_and_is_paid_for(new: Made, empty: Shelf) -> None:
+    once = empty.judged(new, None)
+    refuse(empty.known, None, LATER - timedelta(days=6), "f1")
+    waiting = empty.judged(new, None)
+    assert (once.outcome, waiting.outcome) == ("PROMOTE", "HOLD")
+    assert "did not promote" in waiting.reasons[0]
+    assert not judge.counts_as_look(waiting)
+    again = empty.judged(replace(new, p=settings(**{"gate.backoff": "6d"})), None)
+    assert (once.figures["looks"], again.figures["looks"]) == (0, 1)
+    assert again.figures["bound"] < once.figures["bound"]
 
 
 def test_the_models_size_and_speed_are_those_of_what_would_ship(new: Made, shelf: Shelf) -> None:
@@ -200,9 +218,21 @@ def test_an_earlier_look_is_paid_for(old: Made, new: Made, shelf: Shelf, champio
     assert again["bound"] < once["bound"]
 
 
-def refuse(known: Registry, champion: Version, as_of: datetime, decision: str, *, look: bool = True) -> None:
-    entry = Entry("verdict", decision, as_of, champion=champion.number, outcome="HOLD", detail={"look": look})
-    known.append(entry)
+def refuse(known: Registry, champion: Version | None, as_of: datetime, decision: str, *, look: bool = True) -> None:
+    number = champion.number if champion else None
+    known.append(Entry("verdict", decision, as_of, champion=number, outcome="HOLD", detail={"look": look}))
+
+
+def test_a_candidate_that_could_not_have_been_promoted_costs_no_look(
+    new: Made, shelf: Shelf, champion: Version
+) -> None:
+    for name, value in (("min_rows", 10**6), ("min_blocks", 1000), ("max_megabytes", 1e-6), ("max_milliseconds", 1e-9)):
+        made = replace(new, p=settings(**{f"gate.{name}": value}))
+        for opponent in (champion, None):
+            found = shelf.judged(made, opponent)
+            assert not found.promotes
+            assert found.figures["gain"] is not None
+            assert not judge.counts_as_look(found)
 
 
 # --- against the champion
@@ -289,6 +319,48 @@ def test_one_seed_is_judged_as_one_model(shelf: Shelf, tmp_path: Path) -> None:
     assert shelf.judged(second, shelf.champion(first, "one seed")).figures["seeds"] == [1, 1]
 
 
+# --- what fails the run
+
+
+def spoilt(made: Made, folder: Path) -> Made:
+    """The same run, whose candidate predicts NaN once."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    copy = replace(made, folder=Path(shutil.copytree(made.folder, folder)))
+    path = copy.folder / copy.p.paths.reports / "holdout.parquet"
+    table = pq.read_table(path)
+    name = f"by_{evaluate.CANDIDATE}"
+    values = [float("nan"), *table[name].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(values)), path)
+    return copy
+
+
+def test_a_candidate_that_predicts_nan_fails_the_run(
+    new: Made, shelf: Shelf, champion: Version, tmp_path: Path
+) -> None:
+    bad = spoilt(new, tmp_path / "nan")
+    for opponent in (champion, None):
+        with pytest.raises(ValueError, match="must be finite, but 1 are not"):
+            shelf.judged(bad, opponent)
+
+
+def test_a_candidate_whose_model_is_broken_fails_the_run(
+    new: Made, shelf: Shelf, champion: Version, tmp_path: Path
+) -> None:
+    bad = replace(new, folder=Path(shutil.copytree(new.folder, tmp_path / "broken")))
+    (bad.folder / bad.p.paths.models / "model.ubj").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"model\.ubj is no whole model"):
+        shelf.judged(bad, champion)
+
+
+def test_a_champion_whose_files_cannot_be_fetched_fails_the_run(old: Made, new: Made, shelf: Shelf) -> None:
+    mine = shelf.champion(old, "its files are gone")
+    lost = replace(mine, run_id="0" * 32)
+    with pytest.raises(Exception, match="0" * 32):
+        shelf.judged(new, lost)
+
+
 # --- a champion with other features
 
 
@@ -354,6 +426,7 @@ def test_a_champion_whose_recipe_no_longer_runs_is_held_with_the_reason(
     assert found.outcome == "HOLD"
     assert "cannot be judged on today's tables: features.sql: " in found.reasons[0]
     assert "clients" in found.reasons[0]
+    assert "take the alias `champion` off it in the MLflow UI" in found.reasons[1]
     assert not judge.counts_as_look(found)
 
 

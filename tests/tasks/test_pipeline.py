@@ -179,7 +179,8 @@ def test_a_fresh_workspace_uses_nothing_made_before_and_leaves_nothing(checkout:
         assert run_all(space) == ["ran", "ran", "ran"]
         assert pipeline.lock_hash(space.root) == made
         assert content(Path(space.env["EVERGREEN_HOME"])) == {"pii.key": b"k"}
-        assert all(Path(folder).is_relative_to(space.root) for folder in space.env.values())
+        own = {name: folder for name, folder in space.env.items() if name != "EVERGREEN_CHECKOUT"}
+        assert all(Path(folder).is_relative_to(space.root) for folder in own.values())
     assert objects(checkout) == before
 
 
@@ -243,6 +244,7 @@ def test_uncommitted_edits_travel_along_and_their_patch_gives_them_back(checkout
     write(checkout, {"train.py": FILES["train.py"] + "# edited\n", "sub/new.py": "x = 1\n", "ignored.log": "no"})
     (checkout / "report.py").unlink()
     (checkout / "binary").write_bytes(bytes(range(256)))
+    git(checkout, "add", "binary")
     (checkout / ".git" / "info" / "exclude").write_text("*.log\n")
     with workspace(checkout) as space:
         assert space.dirty
@@ -254,6 +256,76 @@ def test_uncommitted_edits_travel_along_and_their_patch_gives_them_back(checkout
     git(checkout, "checkout", "-q", "--", ".")
     with workspace(checkout, commit=space.commit, patch=tmp_path / "saved") as again:
         assert code.items() <= content(again.root).items()
+
+
+def test_of_untracked_files_only_code_travels_and_the_rest_is_named_once(
+    checkout: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    code = {"new.py": "x = 1\n", "tasks/more.sql": "SELECT 1\n", "small.json": "{}"}
+    others = {".env": "PASSWORD=x", ".env.json": "{}", "people.csv": "ada", "big.json": " " * 1_000_001, "notes.md": ""}
+    write(checkout, {**code, **others})
+    with workspace(checkout) as space:
+        assert code.keys() <= content(space.root).keys()
+        assert not others.keys() & content(space.root).keys()
+        assert space.diff is not None
+        patch = space.diff.read_text()
+    assert all(f"b/{name}" in patch for name in code)
+    assert not any(name in patch for name in others)
+    assert [line for line in caplog.messages if "left out" in line] == [
+        "5 files that git does not track are no code and are left out of the run and of its patch "
+        "(.env, .env.json, big.json, ...). Data belongs outside the checkout or under an ignored path; "
+        "what the code needs beside it, `git add` brings in"
+    ]
+
+
+def test_untracked_data_alone_makes_no_run_dirty(checkout: Path) -> None:
+    write(checkout, {"people.csv": "ada"})
+    with workspace(checkout) as space:
+        assert not space.dirty
+
+
+def test_the_code_of_a_checkout_is_what_a_workspace_of_it_says(checkout: Path) -> None:
+    head = git(checkout, "rev-parse", "HEAD").strip()
+    write(checkout, {"dvc.lock": "schema: '2.0'\nstages: {}\n"})
+    assert pipeline.code_of(checkout) == (head, b"")
+    write(checkout, {"train.py": FILES["train.py"] + "# edited\n", "new.py": "x = 1\n"})
+    with workspace(checkout) as space:
+        assert space.diff is not None
+        assert pipeline.code_of(checkout) == (head, space.diff.read_bytes())
+    without_git(checkout)
+    assert pipeline.code_of(checkout) == (pipeline.UNKNOWN, b"")
+
+
+def test_the_patch_is_the_same_whatever_the_users_git_is_set_to(checkout: Path, tmp_path: Path) -> None:
+    write(checkout, {".gitattributes": "*.py diff=odd\n"})
+    commit(checkout)
+    write(checkout, {"train.py": FILES["train.py"] + "# edited\n", "sub/new.py": "x = 1\n"})
+    (checkout / "report.py").rename(checkout / "told.py")
+    expected = pipeline.code_of(checkout)
+    odd = {
+        "diff.noprefix": "true",
+        "diff.mnemonicPrefix": "true",
+        "diff.context": "0",
+        "diff.renames": "copies",
+        "diff.external": "false",
+        "diff.odd.textconv": "wc -c",
+        "diff.odd.command": "false",
+        "color.ui": "always",
+        "core.abbrev": "4",
+    }
+    for name, value in odd.items():
+        git(checkout, "config", name, value)
+    assert pipeline.code_of(checkout) == expected
+    (tmp_path / "saved").write_bytes(expected[1])
+    with workspace(checkout, commit=expected[0], patch=tmp_path / "saved") as again:
+        assert (again.root / "train.py").read_text() == FILES["train.py"] + "# edited\n"
+        assert (again.root / "told.py").exists()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_stage_is_told_where_the_checkout_is(checkout: Path, fresh: bool) -> None:
+    with workspace(checkout, fresh=fresh) as space:
+        assert space.env["EVERGREEN_CHECKOUT"] == str(checkout)
 
 
 def test_a_clean_checkout_has_no_patch_even_after_dvc_repro(checkout: Path) -> None:
@@ -345,11 +417,28 @@ def test_the_same_moment_in_another_spelling_changes_nothing(checkout: Path, sam
 
 def test_an_unknown_key_is_an_error_that_names_the_nearest_and_leaves_nothing(checkout: Path) -> None:
     with (
-        pytest.raises(ValueError, match=r"`tune.trials` is no key .* Did you mean `train.trials`"),
-        workspace(checkout, overrides={"tune.trials": 5}),
+        pytest.raises(ValueError, match=r"`train.trails` is no key .* Did you mean `train.trials`"),
+        workspace(checkout, overrides={"train.trails": 5}),
     ):
         pass
     assert not list((checkout / ".evergreen" / "workspaces").iterdir())
+
+
+def test_a_key_that_the_file_leaves_at_its_default_is_put_in(checkout: Path) -> None:
+    """The last: of a section that is not in the file."""
+    path = checkout / "params.yaml"
+    path.write_text(FILES["params.yaml"] + "\n# the search\ntune:\n  budget: 1m   # at most\n\n# the end\n")
+    pipeline.override(path, {"tune.trials": 5, "clock.step": "7d", "journal.address": "s3://journal"})
+    text = path.read_text()
+    assert yaml.safe_load(text) == {
+        "clock": {"as_of": "2013-07-01", "step": "7d"},
+        "train": {"rate": 0.1, "trials": 20},
+        "tune": {"budget": "1m", "trials": 5},
+        "journal": {"address": "s3://journal"},
+    }
+    assert "# the search\ntune:\n  trials: 5\n  budget: 1m   # at most\n" in text
+    with pytest.raises(ValueError, match=r"`tune.trails` is no key .* Did you mean `tune.trials`"):
+        pipeline.override(path, {"tune.trails": 5})
 
 
 # --- a workspace's life --------------------------------------------------------------------------------------------

@@ -295,6 +295,23 @@ def test_looks_count_refusals_since_the_version_became_champion(known: Registry)
     assert known.looks(1) == 0
 
 
+def test_looks_at_first_models_count_their_refusals_since_there_last_was_a_champion(known: Registry) -> None:
+    def judged(decision: str, day: int, *, champion: int | None = None, look: bool = True) -> None:
+        as_of = AS_OF + timedelta(days=day)
+        known.append(Entry("verdict", decision, as_of, champion=champion, outcome="HOLD", detail={"look": look}))
+
+    judged("a", 1)
+    judged("b", 2)
+    judged("c", 3, look=False)
+    assert (known.looks(None), known.last_look(None)) == (2, AS_OF + timedelta(days=2))
+    known.append(Entry("alias moved", "d", AS_OF, version=1))
+    judged("e", 4, champion=1)
+    assert (known.looks(None), known.last_look(None)) == (0, None)
+    judged("f", 5)  # somebody took the alias off
+    assert (known.looks(None), known.last_look(None)) == (1, AS_OF + timedelta(days=5))
+    assert known.looks(1) == 1
+
+
 # --- reaching MLflow
 
 

@@ -1,6 +1,9 @@
 """A source's address becomes a table whole, or an error that says what is wrong with it; never a part of it."""
 
 import gzip
+import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +17,13 @@ import pytest
 from tasks import sources
 
 ROWS = "a,b,c\n1,x,2.5\n2,y,NA\n"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("EVERGREEN_CHECKOUT", raising=False)
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
 @pytest.fixture
@@ -194,13 +204,87 @@ def test_the_fingerprint_is_of_the_bytes_alone(tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_what_was_unpacked_is_gone_afterwards(
-    read: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_unpacked_is_in_the_home_and_gone_afterwards(
+    read: Callable[..., list[Any]], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "system").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "system"))
+    seen: list[Path] = []
+    unpack = sources._unpack
+
+    def watched(*args: Any) -> Path:
+        seen.append(unpack(*args))
+        return seen[-1]
+
+    monkeypatch.setattr("tasks.sources._unpack", watched)
     read(zipped(tmp_path / "t.zip", **{"t.csv": ROWS}))
-    assert list((tmp_path / "scratch").iterdir()) == []
+    assert seen[0].is_relative_to(home / "unpacked")
+    assert list((home / "unpacked").iterdir()) == list((tmp_path / "system").iterdir()) == []
+
+
+UNPACK = """
+import sys, time
+from pathlib import Path
+from tasks import sources
+with sources._scratch() as scratch:
+    sources._unpack(Path(sys.argv[1]), scratch / "0", "t.zip")
+    print(scratch, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_had_unpacked_goes_at_the_next_start_and_not_before(tmp_path: Path, home: Path) -> None:
+    path = zipped(tmp_path / "t.zip", **{"t.csv": ROWS})
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    other = subprocess.Popen([sys.executable, "-c", UNPACK, str(path)], env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        scratch = Path(other.stdout.readline().strip())
+        sources.fetch(str(path))
+        assert (scratch / "0" / "t.csv").read_text() == ROWS  # it lives
+    finally:
+        other.kill()
+        other.communicate()
+    assert scratch.exists()
+    sources.fetch(str(path))
+    assert list((home / "unpacked").iterdir()) == []
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout, seen from a workspace of it, which holds what git tracks."""
+    for name in ("checkout", "workspace"):
+        (tmp_path / name / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "workspace")
+    monkeypatch.setenv("EVERGREEN_CHECKOUT", str(tmp_path / "checkout"))
+    return tmp_path / "checkout"
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_relative_address_is_the_same_table_from_a_workspace(
+    checkout: Path, read: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    for name in ("mine1", "mine2"):
+        write(checkout / "data" / f"{name}.csv", f"a\n{name}\n")
+    write(Path("data/mine2.csv"), "a\nmine2\n")  # git tracks this one
+    found = [sources.fetch(f"{scheme}data/{name}.csv") for name in ("mine1", "mine*")]
+    rows = read(f"{scheme}data/mine*.csv")
+    monkeypatch.chdir(checkout)
+    monkeypatch.delenv("EVERGREEN_CHECKOUT")
+    by_hand = [sources.fetch(f"{scheme}data/{name}.csv") for name in ("mine1", "mine*")]
+    assert [(each.address, each.fingerprint) for each in found] == [(e.address, e.fingerprint) for e in by_hand]
+    assert rows == read(f"{scheme}data/mine*.csv") == [("a",), ("mine1",), ("mine2",)]
+
+
+def test_a_source_that_git_tracks_is_the_one_of_the_runs_commit(checkout: Path, read: Callable[..., list[Any]]) -> None:
+    write(checkout / "data" / "mine.csv", "a\nlater\n")
+    write(Path("data/mine.csv"), "a\nthen\n")
+    assert read("data/mine.csv") == [("a",), ("then",)]
+
+
+def test_a_source_that_is_nowhere_names_both_places(checkout: Path) -> None:
+    with pytest.raises(ValueError, match=rf"seen from .*/workspace and from {checkout}\)"):
+        sources.fetch("data/mine.csv")
 
 
 def test_a_table_called_like_a_variable_of_the_reader_is_not_mistaken_for_it(

@@ -1,0 +1,75 @@
+"""score: bring in what has arrived, have the champion predict it, and journal predictions and outcomes.
+
+    python -m flows.score
+
+The scheduled tick of the loop. With clock.step each run brings that much more of history, as if it were arriving.
+"""
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field
+
+from flows.retrain import run_stages
+from tasks import clock, journal, params, pipeline, registry
+from tasks import score as work
+from tasks.params import Params
+from tasks.score import Scored
+
+LAST = "features"  # of the pipeline's stages: what comes after it is training
+
+
+@flow(name="score")
+def score(
+    as_of: Annotated[datetime | None, Field(description="event time 'now'; empty: the clock of params.yaml")] = None,
+) -> Scored:
+    """Run the stages up to features at as_of, and journal the champion's predictions and the outcomes that came."""
+    say = get_run_logger().info
+    with pipeline.only_run(params.home(), name="score", say=say):
+        settings = params.load().clock
+        moment = params.in_utc(as_of) if as_of else clock.after(settings)
+        overrides: dict[str, Any] = {"clock.as_of": moment.isoformat()} if moment else {}
+        with pipeline.workspace(Path.cwd(), overrides=overrides) as space:
+            registry.preload()
+            run_stages(space, last=LAST)
+            done = journalled(params.load(space.root / "params.yaml"), space.root)
+        clock.move(settings, done.as_of)
+    create_markdown_artifact(_told(done), key="scored", description=f"as of {done.as_of}")
+    return done
+
+
+@task(name="journal", task_run_name="journal", cache_policy=NO_CACHE)
+def journalled(p: Params, root: Path) -> Scored:
+    """The predictions and outcomes, appended; and what ended processes appended, into Parquet."""
+    kept = journal.open_journal(p.journal)
+    try:
+        done = work.score(p, root, registry=registry.open_registry(p.registry), journal=kept)
+        kept.compact()
+    finally:
+        kept.close()
+    get_run_logger().info("%s", _told(done))
+    return done
+
+
+def _told(done: Scored) -> str:
+    if done.version is None:
+        return "No champion serves yet: nothing was scored. Run the retrain flow first."
+    return (
+        f"As of {done.as_of}: {done.predictions:,} predictions by version {done.version}, {done.outcomes:,} outcomes."
+    )
+
+
+def main() -> None:
+    """The same from a terminal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--as-of", type=datetime.fromisoformat, help="event time 'now', such as 2013-07-01")
+    print(_told(score(as_of=parser.parse_args().as_of)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""The journal: every prediction that was made and every outcome that came, appended and never rewritten.
+
+A writing process has a log of its own, of frames that are on disk before `append` returns: what was acknowledged
+survives a kill, and a torn last frame was never acknowledged. `compact` puts the logs of processes that have ended into
+Parquet by day of event time, at journal.address. It writes before it removes, and a row's `entry` tells it from every
+other, so a reader sees each row once at any moment. What the rows mean is known to tasks/score.py and tasks/monitor.py.
+"""
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import secrets
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock, Timeout
+
+from tasks import params
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Kind = Literal["predictions", "outcomes", "signals", "decisions"]
+KINDS: tuple[Kind, ...] = ("predictions", "outcomes", "signals", "decisions")
+HEAD = struct.Struct(">4sQI")  # a frame: a mark, its length in bytes, their CRC-32; then an Arrow stream
+MARK = b"EVJ1"
+TORN = ".torn"  # what could not be read of a log is kept under this name
+log = logging.getLogger("evergreen")
+
+
+def open_journal(settings: params.Journal, *, home: Path | None = None) -> "Journal":
+    """The journal of a home; its Parquet is at journal.address, else beside its logs."""
+    root = (home or params.home()) / "journal"
+    return Journal(root / "logs", settings.address or str(root))
+
+
+@dataclass
+class Journal:
+    """One process's hold on the journal. Not for two threads at once: each opens its own."""
+
+    logs: Path
+    address: str
+    _open: dict[Kind, "Log"] = field(default_factory=dict)
+
+    def append(self, kind: Kind, rows: "pa.Table") -> None:
+        """Rows with the columns `entry` (text) and `event_time`. They are on disk when this returns, or it raises."""
+        if missing := {"entry", "event_time"} - set(rows.column_names):
+            raise ValueError(f"a row of the journal needs {sorted(missing)}, but there are {rows.column_names}")
+        if not rows.num_rows:
+            return
+        if kind not in self._open:
+            self._open[kind] = Log.begin(self.logs / kind)
+        self._open[kind].append(rows)
+
+    def read(
+        self,
+        kind: Kind,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> "pa.Table":
+        """Every row with since <= event_time < until, once, in the order of event time and entry.
+
+        `columns` must hold those two. An empty journal gives a table without columns.
+        """
+        logged = [table for path in self._logs(kind) for table in _frames(path)]  # before the Parquet: see compact
+        parts = [*self._parquet(kind, since, until), *logged]
+        return _once([part.select(columns) if columns else part for part in parts], since, until)
+
+    def compact(self) -> int:
+        """Put the logs of processes that have ended into Parquet; how many. Killed anywhere, it can be run again."""
+        ended = [(kind, path) for kind in KINDS for path in self._logs(kind)]
+        return sum(_if_ended(path, partial(self._move, kind, path)) for kind, path in ended)
+
+    def close(self) -> None:
+        for each in self._open.values():
+            each.close()
+        self._open.clear()
+
+    def _logs(self, kind: Kind) -> list[Path]:
+        return sorted((self.logs / kind).glob("*.log"))
+
+    def _parquet(self, kind: Kind, since: datetime | None, until: datetime | None) -> "Iterator[pa.Table]":
+        import pyarrow.parquet as pq
+
+        files, root = _at(f"{self.address}/{kind}")
+        for path in sorted(files.glob(f"{root}/day=*/*.parquet")):
+            day = date.fromisoformat(path.rsplit("/", 2)[-2].removeprefix("day="))
+            if (since is None or day >= since.date()) and (until is None or day <= until.date()):
+                with files.open(path, "rb") as stream:
+                    yield pq.read_table(stream)
+
+    def _move(self, kind: Kind, path: Path) -> None:
+        """A day's file is named for the log: written twice, it is the same file."""
+        import pyarrow.parquet as pq
+
+        files, root = _at(f"{self.address}/{kind}")
+        for day, rows in _by_day(_once(list(_frames(path)), None, None)):
+            target = f"{root}/day={day}/{path.stem}.parquet"
+            files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            held = io.BytesIO()
+            pq.write_table(rows, held, compression="zstd")
+            files.pipe_file(f"{target}.new", held.getvalue())
+            files.mv(f"{target}.new", target)
+        _retire(path)
+
+
+def _at(address: str) -> tuple[Any, str]:
+    """An fsspec file system, and the path in it."""
+    import fsspec.core
+
+    files, root = fsspec.core.url_to_fs(address)
+    return files, str(root)
+
+
+def _by_day(rows: "pa.Table") -> "Iterator[tuple[date, pa.Table]]":
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if rows.num_rows:
+        days = pc.cast(rows["event_time"], pa.date32())
+        for day in pc.unique(days):
+            yield day.as_py(), rows.filter(pc.equal(days, day))
+
+
+def _once(parts: "Sequence[pa.Table]", since: datetime | None, until: datetime | None) -> "pa.Table":
+    """Together, each entry's first, within since <= event_time < until."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not parts:
+        return pa.table({})
+    rows = pa.concat_tables(parts, promote_options="permissive")
+    for moment, inside in ((since, pc.greater_equal), (until, pc.less)):
+        if moment is not None:
+            rows = rows.filter(inside(rows["event_time"], pa.scalar(moment, pa.timestamp("us"))))
+    _, first = np.unique(rows["entry"].to_numpy(), return_index=True)
+    return rows.take(first).sort_by([("event_time", "ascending"), ("entry", "ascending")])
+
+
+# --- a log ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Log:
+    """The log of one process. It holds a lock as long as the process lives: so compaction knows what has ended."""
+
+    path: Path
+    lock: FileLock
+    stream: IO[bytes]
+
+    @staticmethod
+    def begin(folder: Path) -> "Log":
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}-{secrets.token_hex(3)}.log"
+        lock = _lock_of(path)
+        lock.acquire(timeout=0)
+        stream = path.open("xb")
+        _flush_folder(folder)
+        return Log(path, lock, stream)
+
+    def append(self, rows: "pa.Table") -> None:
+        import pyarrow as pa
+
+        held = io.BytesIO()
+        with pa.ipc.new_stream(held, rows.schema) as writer:
+            writer.write_table(rows)
+        data, before = held.getvalue(), self.stream.tell()
+        try:
+            self.stream.write(HEAD.pack(MARK, len(data), zlib.crc32(data)) + data)
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+        except OSError:  # a full disk: the next frame must not stand behind half a one
+            self._back_to(before)
+            raise
+
+    def _back_to(self, place: int) -> None:
+        """Python's buffer still holds what could not be written: a stream without it goes on from `place`."""
+        with contextlib.suppress(OSError):
+            self.stream.close()
+        os.truncate(self.path, place)
+        self.stream = self.path.open("ab")
+
+    def close(self) -> None:
+        self.stream.close()
+        self.lock.release()
+
+
+def _frames(path: Path) -> "Iterator[pa.Table]":
+    """The whole frames of a log that another process may be writing, or compaction may just have taken away."""
+    import pyarrow as pa
+
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
+        while data := _frame(stream):
+            yield pa.ipc.open_stream(data).read_all()
+
+
+def _frame(stream: IO[bytes]) -> bytes:
+    """The next whole frame; nothing at the end, or where the rest is torn."""
+    head = stream.read(HEAD.size)
+    if len(head) < HEAD.size:
+        return b""
+    mark, length, crc = HEAD.unpack(head)
+    data = stream.read(length) if mark == MARK else b""
+    return data if len(data) == length and zlib.crc32(data) == crc else b""
+
+
+def _whole_length(path: Path) -> int:
+    with path.open("rb") as stream:
+        whole = 0
+        while _frame(stream):
+            whole = stream.tell()
+        return whole
+
+
+def _retire(path: Path) -> None:
+    """Remove a log whose frames are in Parquet. What could not be read of it is kept, for somebody to look at."""
+    whole, size = _whole_length(path), path.stat().st_size
+    if whole < size:
+        log.warning("%s: the last %s bytes are torn; the log is kept as %s", path, size - whole, path.name + TORN)
+        path.replace(path.with_name(path.name + TORN))
+    path.unlink(missing_ok=True)
+
+
+def _lock_of(path: Path) -> FileLock:
+    return FileLock(path.with_suffix(".lock"), thread_local=False)
+
+
+def _if_ended(path: Path, act: Callable[[], None]) -> bool:
+    lock = _lock_of(path)
+    with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+        if path.exists():  # somebody else may have been faster
+            act()
+            Path(lock.lock_file).unlink(missing_ok=True)
+            return True
+    return False
+
+
+def _flush_folder(folder: Path) -> None:
+    """A new file's name is on disk only when its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def entry_of(*parts: Any) -> str:
+    """The name of a row of the journal: a hash of what makes it this row and no other."""
+    return hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,129 @@
+"""policy: the signals so far → retrain or wait, with the reasons and an id. Pure: nothing is read, written or started.
+
+A signal must alarm in several windows in a row, on enough rows, before it counts; a retrain is not asked for twice for
+one cause, nor again within the cool-down, nor oftener than the budget allows.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from tasks.params import Policy, SignalKind, spell
+
+MONTH = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What monitoring measured of one window. `value` alarms; `low` and `high` are its interval, where it has one."""
+
+    kind: SignalKind
+    window_end: datetime
+    version: int
+    rows: int
+    alarm: bool
+    said: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reference: float | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`id` names the cause: a retrain that is asked for again for the same cause has the same id."""
+
+    action: Literal["retrain", "wait"]
+    id: str
+    as_of: datetime
+    version: int
+    reasons: tuple[str, ...]
+
+    @property
+    def retrains(self) -> bool:
+        return self.action == "retrain"
+
+
+def decide(
+    signals: Sequence[Signal],
+    *,
+    as_of: datetime,
+    version: int,
+    policy: Policy,
+    retrains: Sequence[datetime] = (),
+    asked: Sequence[str] = (),
+) -> Decision:
+    """From the signals of the champion `version`, the event times of the retrains so far, and the causes asked for."""
+    last = max((each for each in retrains if each <= as_of), default=None)
+    measured = {kind: _of(signals, kind, version, as_of) for kind in policy.signals}
+    alarmed = {kind: found for kind, found in measured.items() if _persists(found, policy)}
+    cause = _cause(version, alarmed, last)
+    if not alarmed:
+        quiet = tuple(_why_quiet(kind, found, policy) for kind, found in measured.items())
+        return Decision("wait", cause, as_of, version, quiet)
+    why = tuple(found[-1].said for found in alarmed.values())
+    held = _held_back(cause, as_of, policy, last, retrains, asked)
+    return Decision("wait" if held else "retrain", cause, as_of, version, (*held, *why))
+
+
+def _of(signals: Sequence[Signal], kind: SignalKind, version: int, as_of: datetime) -> list[Signal]:
+    """A kind's signals of this champion up to now, oldest first; of a window that was measured twice, the last."""
+    windows = {
+        each.window_end: each
+        for each in signals
+        if (each.kind, each.version) == (kind, version) and each.window_end <= as_of
+    }
+    return [windows[end] for end in sorted(windows)]
+
+
+def _persists(found: Sequence[Signal], policy: Policy) -> bool:
+    newest = found[-policy.windows :]
+    return len(newest) == policy.windows and all(each.alarm and each.rows >= policy.min_rows for each in newest)
+
+
+def _why_quiet(kind: SignalKind, found: Sequence[Signal], policy: Policy) -> str:
+    if not found:
+        return f"{kind}: nothing measured yet."
+    last = found[-1]
+    if not last.alarm:
+        return f"{kind}: no alarm. {last.said}"
+    row = sum(each.window_end >= _began(found) for each in found)
+    if last.rows < policy.min_rows:
+        return f"{kind}: an alarm on {last.rows:,} rows, and policy.min_rows is {policy.min_rows:,}. {last.said}"
+    return f"{kind}: alarms in {row} of the {policy.windows} windows in a row that policy.windows asks for. {last.said}"
+
+
+def _held_back(
+    cause: str,
+    as_of: datetime,
+    policy: Policy,
+    last: datetime | None,
+    retrains: Sequence[datetime],
+    asked: Sequence[str],
+) -> tuple[str, ...]:
+    """Why an alarm starts nothing now."""
+    if cause in asked:
+        return ("A retrain was asked for already for this cause.",)
+    if last is not None and as_of < (until := last + policy.cool_down):
+        return (f"The last retrain was at {last}; policy.cool_down ({spell(policy.cool_down)}) ends {until}.",)
+    recent = [each for each in retrains if as_of - MONTH < each <= as_of]
+    if len(recent) >= policy.budget:
+        return (f"{len(recent)} retrains in the last 30 days, and policy.budget is {policy.budget}.",)
+    return ()
+
+
+def _cause(version: int, alarmed: Mapping[SignalKind, Sequence[Signal]], last: datetime | None) -> str:
+    """The same as long as the same alarms of the same champion go on and no retrain has come between: alarms that
+    outlast a retrain which changed nothing are a new cause, for the cool-down to hold back."""
+    began = {kind: _began(found).isoformat() for kind, found in alarmed.items()}
+    return hashlib.sha256(json.dumps([version, began, str(last)]).encode()).hexdigest()[:12]
+
+
+def _began(found: Sequence[Signal]) -> datetime:
+    """The first of the alarms in a row that the newest window ends."""
+    quiet = [place for place, each in enumerate(found) if not each.alarm]
+    return found[quiet[-1] + 1 if quiet else 0].window_end

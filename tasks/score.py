@@ -1,0 +1,156 @@
+"""score: the champion's predictions for the rows that have arrived, and the outcomes that have, → the journal.
+
+The rows are those that the pipeline's features stage made at as_of, from one moment on: the as_of of the champion that
+served when the journal began. Each is predicted once, by whoever was champion when it came. Run again, it adds nothing.
+"""
+
+import json
+import logging
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tasks import features, judge, model
+from tasks.features import Rows
+from tasks.journal import Journal, entry_of
+from tasks.judge import Recipe
+from tasks.model import Floats
+from tasks.params import Params
+from tasks.registry import Registry, Version
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+log = logging.getLogger("evergreen")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one run added: predictions, and outcomes of predictions. `version` is None where nobody serves yet."""
+
+    as_of: datetime
+    version: int | None
+    predictions: int
+    outcomes: int
+
+
+def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> Scored:
+    """Predict and journal what has arrived in the features of `folder`."""
+    as_of = datetime.fromisoformat(json.loads((folder / p.paths.features / "manifest.json").read_text())["as_of"])
+    champion = registry.champion()
+    if champion is None:
+        log.warning("no champion serves yet: nothing was scored. Run the retrain flow; the next run scores.")
+        return Scored(as_of, None, 0, 0)
+    rows = features.read(folder / p.paths.features)
+    entries = entries_of(rows)
+    made = journal.read("predictions", columns=["entry", "event_time"])
+    arrived = _arrived(rows, entries, made, champion, as_of)
+    if arrived.any():
+        journal.append("predictions", predicted(p, folder, rows, entries, arrived, registry=registry, by=champion))
+    known = set(entries[arrived]) | set(_column(made, "entry"))
+    came = outcomes(rows, entries, known, journal)
+    journal.append("outcomes", came)
+    log.info("as of %s: %s predictions by version %s, %s outcomes", as_of, arrived.sum(), champion.number, len(came))
+    return Scored(as_of, champion.number, int(arrived.sum()), len(came))
+
+
+def entries_of(rows: Rows) -> "NDArray[Any]":
+    """The name of each row's prediction (n), made of its key. Raises ValueError for a spine without one."""
+    if rows.keys is None or not rows.keys.num_columns:
+        raise ValueError("predictions are told apart by their key: name the spine table's in contract.<table>.key")
+    columns = [rows.keys[name].to_pylist() for name in rows.keys.column_names]
+    return np.array([entry_of(*key) for key in zip(*columns, strict=True)], dtype="U32")
+
+
+def _arrived(
+    rows: Rows, entries: "NDArray[Any]", made: "pa.Table", champion: Version, as_of: datetime
+) -> "NDArray[np.bool_]":
+    """The rows that nobody has predicted, since the journal began; before that, since the champion's own time."""
+    begin = made["event_time"][0].as_py() if made.num_rows else champion.as_of or as_of
+    if made.num_rows and (newest := made["event_time"][-1].as_py()) > as_of:
+        log.warning("the journal has predictions up to %s: it is ahead of %s, and nothing is taken back", newest, as_of)
+    return ~np.isin(entries, _column(made, "entry")) & (rows.event_time >= np.datetime64(begin))
+
+
+def _column(table: "pa.Table", name: str) -> list[Any]:
+    return list(table[name].to_pylist()) if table.num_rows else []
+
+
+def predicted(
+    p: Params,
+    folder: Path,
+    rows: Rows,
+    entries: "NDArray[Any]",
+    which: "NDArray[np.bool_]",
+    *,
+    registry: Registry,
+    by: Version,
+) -> "pa.Table":
+    """The journal's rows of these predictions: entry, made_at, version, event_time, score, key_*, and x_* the features.
+
+    `score` is the calibrated probability, for several classes a list in the order of the model's, or the number.
+    """
+    import pyarrow as pa
+
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe = judge.fetch(registry, by, Path(scratch))
+        table = _features_of(recipe, p, folder, rows).filter(which)
+    found = recipe.model.predict(table)
+    count = table.num_rows
+    told = {
+        "entry": pa.array(entries[which].tolist(), pa.string()),
+        "made_at": pa.array([datetime.now(UTC).replace(tzinfo=None)] * count, pa.timestamp("us")),
+        "version": pa.array([by.number] * count, pa.int64()),
+        "event_time": pa.array(rows.event_time[which], pa.timestamp("us")),
+        "score": _scores(found),
+    }
+    keys = rows.take(which).keys
+    named = {f"key_{name}": keys[name] for name in keys.column_names} if keys else {}
+    return pa.table(told | named | {f"x_{name}": table[name] for name in recipe.model.spec.names})
+
+
+def _scores(found: Floats) -> "pa.Array":
+    import pyarrow as pa
+
+    return pa.array(found.astype(np.float64).tolist(), pa.float64() if found.ndim == 1 else pa.list_(pa.float64()))
+
+
+def _features_of(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> "pa.Table":
+    """By the champion's own SQL, where today's is another. Both come from one spine, in one order."""
+    own = judge.features_by(recipe, p, folder, rows)
+    if len(own) != len(rows) or not (own.event_time == rows.event_time).all():
+        raise ValueError(f"the champion's features.sql gives {len(own)} rows of the spine's {len(rows)}")
+    return own.table
+
+
+def outcomes(rows: Rows, entries: "NDArray[Any]", known: set[str], journal: Journal) -> "pa.Table":
+    """The labels of journalled predictions that the journal does not have, or has otherwise: a correction is a row."""
+    import pyarrow as pa
+
+    latest = latest_outcomes(journal.read("outcomes"))
+    there = model.labelled(rows.label) & np.isin(entries, list(known))
+    new = [i for i in np.flatnonzero(there) if latest.get(str(entries[i])) != rows.label[i]]
+    labels, times = rows.label[new], rows.known_at[new]
+    of = entries[new].tolist()
+    told = {
+        "entry": [entry_of(*each) for each in zip(of, labels.tolist(), times.astype("datetime64[us]"), strict=True)],
+        "of": of,
+        "label": labels.tolist(),
+        "known_at": pa.array(times, pa.timestamp("us")),
+        "made_at": pa.array([datetime.now(UTC).replace(tzinfo=None)] * len(new), pa.timestamp("us")),
+        "event_time": pa.array(rows.event_time[new], pa.timestamp("us")),
+    }
+    return pa.table(told)
+
+
+def latest_outcomes(told: "pa.Table") -> dict[str, Any]:
+    """The label of each prediction: of several, the one that was journalled last."""
+    if not told.num_rows:
+        return {}
+    ordered = told.sort_by([("made_at", "ascending")])
+    return dict(zip(ordered["of"].to_pylist(), ordered["label"].to_pylist(), strict=True))

@@ -1,0 +1,122 @@
+"""The monitor flow on a made table: a quiet stream is left alone, one whose outcomes turn asks for a retrain, once."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import pytest
+
+from flows.monitor import WANTED, Monitored, monitor
+from flows.retrain import retrain
+from flows.score import score
+from tasks import journal, params
+from tests.conftest import write_params
+from tests.flows.conftest import Project
+
+FIRST = datetime(2024, 3, 1)
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Story:
+    """Before any champion; quiet days; days whose outcomes are turned round; the same day again."""
+
+    nobody: Monitored
+    quiet: Monitored
+    first: Monitored
+    second: Monitored
+    again: Monitored
+
+
+@pytest.fixture(scope="module")
+def story(project: Project) -> Story:
+    watch = {"monitor": {"window": "6d"}, "policy": {"windows": 2, "min_rows": 50, "cool_down": "5d"}}
+    write_params({**project.raw, **watch}, project.folder)
+    nobody = monitor()
+    assert retrain().version == 1
+    done = {4: watched(4)}
+    source = project.folder / "source/orders.csv"
+    source.write_text(turned(source.read_text()))
+    done |= {days: watched(days) for days in (10, 13)}
+    return Story(nobody, done[4], done[10], done[13], monitor(as_of=FIRST + 13 * DAY))
+
+
+def watched(days: int) -> Monitored:
+    score(as_of=FIRST + days * DAY)
+    return monitor(as_of=FIRST + days * DAY)
+
+
+def turned(text: str) -> str:
+    """From the fourth of March on, what was late is early and what was early is late."""
+    lines = []
+    for line in text.splitlines():
+        rest, _, delay = line.rpartition(",")
+        late = delay.isdigit() and any(f",2024-03-{day:02} " in line for day in range(4, 17))
+        lines.append(f"{rest},{0 if int(delay) >= 30 else 60}" if late else line)
+    return "\n".join(lines) + "\n"
+
+
+def alarms(done: Monitored) -> dict[str, bool]:
+    return {each.kind: each.alarm for each in done.signals}
+
+
+def test_without_a_champion_there_is_nothing_to_watch(story: Story) -> None:
+    assert (story.nobody.signals, story.nobody.decision) == ((), None)
+
+
+def test_a_quiet_stream_is_left_alone(story: Story) -> None:
+    assert not any(alarms(story.quiet).values())
+    assert story.quiet.decision
+    assert story.quiet.decision.action == "wait"
+
+
+def test_only_mature_outcomes_count(story: Story, project: Project) -> None:
+    deadline = params.load(project.folder / "params.yaml").label.deadline
+    kept = journal.open_journal(params.Journal(), home=project.home)
+    until = FIRST + 10 * DAY - deadline
+    rows = kept.read("predictions", since=until - 6 * DAY, until=until).num_rows
+    (signal,) = (each for each in story.first.signals if each.kind == "performance")
+    assert 0.9 * rows < signal.rows <= rows
+
+
+def test_outcomes_that_turn_alarm_and_ask_when_they_last(story: Story) -> None:
+    assert alarms(story.first)["performance"]
+    assert alarms(story.second)["performance"]
+    assert story.first.decision
+    assert story.second.decision
+    assert (story.first.decision.action, story.second.decision.action) == ("wait", "retrain")
+    assert "at promotion" in story.second.decision.reasons[0]
+
+
+def test_one_cause_asks_once(story: Story) -> None:
+    assert story.again.decision
+    assert story.second.decision
+    assert story.again.decision.id == story.second.decision.id
+    assert story.again.decision.action == "wait"
+
+
+@pytest.mark.usefixtures("story")
+def test_the_event_carries_the_decision_and_its_time() -> None:
+    import time
+
+    from prefect.client.orchestration import get_client
+    from prefect.events.filters import EventFilter, EventNameFilter
+
+    wanted = EventFilter(event=EventNameFilter(name=[WANTED]))
+    with get_client(sync_client=True) as client:
+        for _ in range(60):
+            found = client.read_events(wanted, limit=50).events
+            if found:
+                break
+            time.sleep(0.5)
+    (event,) = found
+    assert event.payload["as_of"] == (FIRST + 13 * DAY).isoformat()
+    assert event.resource.id == "evergreen.model.made"
+
+
+def test_signals_and_decisions_are_in_the_journal(story: Story, project: Project) -> None:
+    kept = journal.open_journal(params.Journal(), home=project.home)
+    measured = kept.read("signals")
+    assert measured.num_rows == 2 * 3
+    decided = [(row["id"], row["action"]) for row in kept.read("decisions").to_pylist()]
+    assert story.second.decision
+    assert (story.second.decision.id, "retrain") in decided

@@ -1,0 +1,135 @@
+"""The score flow on a made table: a row that arrives is predicted once, and its outcome joins it when it is known."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from flows.retrain import retrain
+from flows.score import score
+from tasks import clock, journal, params, pipeline, registry
+from tasks.model import Model
+from tasks.score import Scored
+from tests.flows.conftest import Project
+
+FIRST = datetime(2024, 3, 1)
+WEEK = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Story:
+    """Before any champion; a retrain; then a week later, the same again, and another week."""
+
+    nobody: Scored
+    week: Scored
+    again: Scored
+    next: Scored
+    kept: journal.Journal
+    known: registry.Registry
+
+
+@pytest.fixture(scope="module")
+def story(project: Project) -> Story:
+    nobody = score()
+    assert retrain().version == 1
+    done = [score(as_of=FIRST + weeks * WEEK) for weeks in (1, 1, 2)]
+    p = params.load(project.folder / "params.yaml")
+    return Story(nobody, *done, journal.open_journal(p.journal), registry.open_registry(p.registry))
+
+
+def predictions(story: Story) -> pa.Table:
+    return story.kept.read("predictions")
+
+
+def test_without_a_champion_nothing_is_scored_and_nothing_fails(story: Story) -> None:
+    assert (story.nobody.version, story.nobody.predictions) == (None, 0)
+
+
+def test_every_row_that_has_arrived_since_the_champions_time_is_predicted_once(story: Story) -> None:
+    assert story.week.predictions > 0 < story.next.predictions
+    made = predictions(story)
+    assert made.num_rows == story.week.predictions + story.next.predictions
+    assert len(set(made["entry"].to_pylist())) == made.num_rows
+    assert made["event_time"][0].as_py() >= FIRST
+    assert FIRST + 2 * WEEK - timedelta(days=1) < made["event_time"][-1].as_py() <= FIRST + 2 * WEEK
+
+
+def test_a_second_run_over_the_same_rows_adds_nothing(story: Story) -> None:
+    assert (story.again.predictions, story.again.outcomes) == (0, 0)
+
+
+def test_what_is_journalled_is_what_the_champion_says_of_the_journalled_features(story: Story, tmp_path: Path) -> None:
+    made = predictions(story)
+    champion = story.known.champion()
+    assert champion
+    one = Model.load(story.known.fetch(champion, "model.ubj", tmp_path))
+    table = pa.table({name: made[f"x_{name}"] for name in one.spec.names})
+    assert np.array_equal(made["score"].to_numpy(), one.predict(table).astype(np.float64))
+    assert set(made["version"].to_pylist()) == {1}
+
+
+def test_an_outcome_joins_its_prediction_when_it_is_known_and_not_before(story: Story) -> None:
+    made = {each["entry"]: each for each in predictions(story).to_pylist()}
+    came = story.kept.read("outcomes").to_pylist()
+    assert len(came) == story.week.outcomes + story.next.outcomes > 0
+    assert {each["of"] for each in came} < made.keys()
+    assert all(each["known_at"] <= FIRST + 2 * WEEK for each in came)
+    assert all(each["event_time"] == made[each["of"]]["event_time"] < each["known_at"] for each in came)
+
+
+@pytest.mark.usefixtures("story")
+def test_what_was_written_before_is_parquet_by_day(project: Project) -> None:
+    days = sorted(path.name for path in (project.home / "journal/predictions").glob("day=*"))
+    assert days[0] == "day=2024-03-01"
+    assert len(days) >= 7
+
+
+def test_a_clock_behind_the_journal_adds_nothing(story: Story) -> None:
+    before = predictions(story)
+    assert score(as_of=FIRST + WEEK).predictions == 0
+    assert predictions(story).equals(before)
+
+
+def test_a_corrected_outcome_replaces_the_earlier_one_and_both_stay(story: Story, project: Project) -> None:
+    before = story.kept.read("outcomes")
+    source = project.folder / "source/orders.csv"
+    text = source.read_text()
+    try:
+        source.write_text(corrected(text))
+        done = score(as_of=FIRST + 2 * WEEK)
+    finally:
+        source.write_text(text)
+    assert done.predictions == 0 < done.outcomes
+    after = story.kept.read("outcomes")
+    assert after.num_rows == before.num_rows + done.outcomes
+
+
+def corrected(text: str) -> str:
+    """The delays of one day, turned round."""
+    lines = []
+    for line in text.splitlines():
+        rest, _, delay = line.rpartition(",")
+        turned = delay.isdigit() and ",2024-03-03 " in line
+        lines.append(f"{rest},{0 if int(delay) > 20 else 60}" if turned else line)
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.usefixtures("story")
+def test_ticks_move_the_stored_clock_by_a_step(project: Project) -> None:
+    path = project.folder / "params.yaml"
+    text = path.read_text()
+    try:
+        pipeline.override(path, {"clock.step": "3d", "clock.as_of": (FIRST + 2 * WEEK).isoformat()})
+        first, second = score(), score()
+        assert [each.as_of for each in (first, second)] == [
+            FIRST + 2 * WEEK + each * timedelta(days=3) for each in (1, 2)
+        ]
+        assert json.loads((project.home / clock.NAME).read_text()) == {"as_of": second.as_of.isoformat()}
+        assert first.predictions > 0
+    finally:
+        path.write_text(text)
+        (project.home / clock.NAME).unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""tasks.policy: what makes a retrain, case by case, and that one cause asks once."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.params import Policy
+from tasks.policy import Signal, decide
+
+DAY = timedelta(days=1)
+NOW = datetime(2013, 9, 1)
+POLICY = Policy(signals=["performance"], windows=2, min_rows=100, cool_down=14 * DAY, budget=2)
+
+
+def signals(*alarms: bool, rows: int = 1000, version: int = 1) -> list[Signal]:
+    """One a week, the last one now."""
+    ends = [NOW - 7 * DAY * back for back in reversed(range(len(alarms)))]
+    return [Signal("performance", end, version, rows, alarm, "Loss.") for end, alarm in zip(ends, alarms, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("found", "action", "said"),
+    [
+        ([], "wait", "nothing measured yet"),
+        (signals(False, False), "wait", "no alarm"),
+        (signals(False, True), "wait", "1 of the 2 windows"),
+        (signals(True, False), "wait", "no alarm"),
+        (signals(True, True), "retrain", "Loss."),
+        (signals(False, True, True), "retrain", "Loss."),
+        (signals(True, True, rows=99), "wait", "policy.min_rows is 100"),
+        (signals(True, True, version=2), "wait", "nothing measured yet"),
+    ],
+)
+def test_an_alarm_counts_when_it_lasts_and_has_the_rows(found: list[Signal], action: str, said: str) -> None:
+    decision = decide(found, as_of=NOW, version=1, policy=POLICY)
+    assert decision.action == action
+    assert said in " ".join(decision.reasons)
+
+
+@pytest.mark.parametrize(
+    ("retrains", "action", "said"),
+    [
+        ([], "retrain", "Loss."),
+        ([NOW - 13 * DAY], "wait", "cool_down"),
+        ([NOW - 14 * DAY], "retrain", "Loss."),
+        ([NOW - 20 * DAY, NOW - 25 * DAY], "wait", "policy.budget is 2"),
+        ([NOW - 20 * DAY, NOW - 31 * DAY], "retrain", "Loss."),
+        ([NOW + DAY], "retrain", "Loss."),
+    ],
+)
+def test_a_retrain_waits_for_the_cool_down_and_the_budget(retrains: list[datetime], action: str, said: str) -> None:
+    decision = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY, retrains=retrains)
+    assert decision.action == action
+    assert said in decision.reasons[0]
+
+
+def test_one_cause_asks_once() -> None:
+    first = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
+    longer = [*signals(True, True), replace(signals(True)[0], window_end=NOW + 7 * DAY)]
+    again = decide(longer, as_of=NOW + 7 * DAY, version=1, policy=POLICY, asked=[first.id])
+    assert again.id == first.id
+    assert again.action == "wait"
+    assert "asked for already" in again.reasons[0]
+
+
+def test_an_alarm_that_outlasts_a_retrain_is_a_new_cause() -> None:
+    first = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
+    later = NOW + 15 * DAY
+    found = [*signals(True, True), *(replace(signals(True)[0], window_end=later - each * DAY) for each in (7, 0))]
+    again = decide(found, as_of=later, version=1, policy=POLICY, retrains=[NOW], asked=[first.id])
+    assert again.action == "retrain"
+    assert again.id != first.id
+
+
+def test_any_kind_that_the_policy_names_may_ask() -> None:
+    quality = [replace(each, kind="quality") for each in signals(True, True)]
+    both = POLICY.model_copy(update={"signals": ["performance", "quality"]})
+    assert not decide(quality, as_of=NOW, version=1, policy=POLICY).retrains
+    assert decide(quality, as_of=NOW, version=1, policy=both).retrains
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.permutations(range(6)), st.lists(st.booleans(), min_size=6, max_size=6))
+def test_the_order_of_the_signals_does_not_matter(order: Sequence[int], alarms: list[bool]) -> None:
+    found = signals(*alarms)
+    mixed = [found[place] for place in order]
+    one, other = (decide(each, as_of=NOW, version=1, policy=POLICY) for each in (found, mixed))
+    assert one == other
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.booleans(), max_size=8))
+def test_signals_after_now_are_not_known(alarms: list[bool]) -> None:
+    found = signals(*alarms)
+    later = [replace(each, window_end=each.window_end + 400 * DAY, alarm=not each.alarm) for each in found]
+    one, other = (decide(each, as_of=NOW, version=1, policy=POLICY) for each in (found, found + later))
+    assert one == other
