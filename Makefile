@@ -18,7 +18,7 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help setup key demo repro test test-faults check bench lock ui-mlflow ui-prefect gc clean
+.PHONY: help setup key deploy demo repro test test-faults check bench lock ui-mlflow ui-prefect gc clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,10 @@ lock: setup  ## pin pyproject.toml anew (no index address gets into the files)
 	@UV=$$(command -v uv || echo $(BIN)/uv); \
 	"$$UV" pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 pyproject.toml -o requirements.lock && \
 	"$$UV" pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+
+deploy: setup  ## put the deployments of prefect.yaml on the server at PREFECT_API_URL
+	@$(BIN)/prefect work-pool inspect evergreen > /dev/null 2>&1 || $(BIN)/prefect work-pool create evergreen --type process
+	@$(BIN)/prefect --no-prompt deploy --all
 
 ui-mlflow: setup  ## the MLflow UI on http://127.0.0.1:5000
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \

@@ -15,6 +15,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
+from prefect.runtime import flow_run
 from pydantic import Field
 
 from tasks import journal, params, pipeline, policy, registry
@@ -36,7 +37,13 @@ class Monitored:
     decision: Decision | None
 
 
-@flow(name="monitor")
+def named() -> str:
+    """The run's name in the UI: the flow's, and its as_of when somebody gave one."""
+    as_of = flow_run.parameters.get("as_of")
+    return f"monitor {str(as_of)[:10]}" if as_of else "monitor"
+
+
+@flow(name="monitor", flow_run_name=named)
 def monitor(
     as_of: Annotated[
         datetime | None, Field(description="event time 'now'; empty: the newest that is journalled")
@@ -89,7 +96,7 @@ def _want(p: Params, decision: Decision) -> None:
     emit_event(
         WANTED,
         resource={"prefect.resource.id": f"evergreen.model.{p.registry.model}"},
-        payload={"decision": decision.id, "as_of": decision.as_of.isoformat(), "reason": " ".join(decision.reasons)},
+        payload={"decision": decision.id, "as_of": decision.as_of.isoformat(), "reason": f"decision {decision.id}"},
     )
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.retrain import run_stages
@@ -24,7 +25,13 @@ from tasks.score import Scored
 LAST = "features"  # of the pipeline's stages: what comes after it is training
 
 
-@flow(name="score")
+def named() -> str:
+    """The run's name in the UI: the flow's, and its as_of when somebody gave one."""
+    as_of = flow_run.parameters.get("as_of")
+    return f"score {str(as_of)[:10]}" if as_of else "score"
+
+
+@flow(name="score", flow_run_name=named)
 def score(
     as_of: Annotated[datetime | None, Field(description="event time 'now'; empty: the clock of params.yaml")] = None,
 ) -> Scored:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 log = logging.getLogger("evergreen")
+LATE = timedelta(days=14)  # sources that end so long before as_of are worth a word
 CODE = periods.source_of(__file__, contract.__file__, sources.__file__)
 # Beyond these no clock is right, and half of all libraries fail: such a time counts as none.
 SANE = "BETWEEN TIMESTAMP '1700-01-01' AND TIMESTAMP '2200-01-01'"
@@ -213,6 +214,13 @@ def _as_of(p: Params, spans: Spans) -> datetime:
     if as_of < first:
         raise ValueError(
             f"clock.as_of {as_of} lies before any data: {table} begins at {first}. Set a later clock.as_of."
+        )
+    if as_of - newest > LATE:
+        log.warning(
+            "clock.as_of is %s, but the newest row of %s is of %s: bring newer data, or set clock.as_of",
+            as_of,
+            table,
+            newest,
         )
     return as_of
 

@@ -10,6 +10,7 @@ All carry one calibration, from out-of-fold predictions, and one threshold, from
 import json
 import logging
 import shutil
+import threading
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -45,8 +46,9 @@ def train(p: Params, folder: Path = Path()) -> None:
 
 def fit_twins(rows: Rows, cut: datetime, tuned: dict[str, Any], p: Params, *, seeds: int) -> list[Model]:
     """The recipe trained up to `cut` with so many seeds, calibrated alike: the first is the one with tune.seed."""
-    works = [partial(fit, rows, cut, tuned, p, seed=seed, threads=1) for seed in range(seeds)]
-    twins = tune.side_by_side(works, p.stage.threads)
+    stop = threading.Event()
+    works = [partial(fit, rows, cut, tuned, p, seed=seed, threads=1, stop=stop) for seed in range(seeds)]
+    twins = tune.side_by_side(works, p.stage.threads, stop=stop)
     extras = calibrate(rows, cut, tuned, p, classes=twins[0].spec.classes)
     return [twin.with_spec(**extras) for twin in twins]
 
@@ -70,17 +72,26 @@ def fit(
     seed: int = 0,
     classes: tuple[Any, ...] = (),
     threads: int | None = None,
+    stop: threading.Event | None = None,
 ) -> Model:
     """A booster on the labelled rows that training up to `cut` may see, without calibration."""
     seen = split.training(rows.event_time, cut, p.split, deadline=p.label.deadline) & model.labelled(rows.label)
     if not seen.any():
         raise ValueError(f"no labelled row lies before {cut}: wait for more data, or shorten split.holdout")
-    found = _fit(rows.take(seen), tuned, p, seed=seed, classes=classes, threads=threads or p.stage.threads)
+    threads = threads or p.stage.threads
+    found = _fit(rows.take(seen), tuned, p, seed=seed, classes=classes, threads=threads, stop=stop)
     return found.with_spec(until=cut.isoformat())
 
 
 def _fit(
-    seen: Rows, tuned: dict[str, Any], p: Params, *, threads: int, seed: int = 0, classes: tuple[Any, ...] = ()
+    seen: Rows,
+    tuned: dict[str, Any],
+    p: Params,
+    *,
+    threads: int,
+    seed: int = 0,
+    classes: tuple[Any, ...] = (),
+    stop: threading.Event | None = None,
 ) -> Model:
     spec = model.spec_for(seen.table, seen.label, task=p.label.task, native=p.train.categories == "native")
     spec = replace(spec, classes=classes or spec.classes)
@@ -91,7 +102,8 @@ def _fit(
         data.set_weight(model.class_weights(codes, spec.classes, drawn["class_weight"]))
     settings = tune.booster_params(drawn, p, classes=len(spec.classes))
     settings |= {"seed": p.tune.seed + seed, "nthread": threads}
-    return Model(model.xgboost().train(settings, data, tuned["rounds"]), spec)
+    callbacks = [tune.stopper(stop)] if stop else []  # Ctrl-C must not wait for whole fits
+    return Model(model.xgboost().train(settings, data, tuned["rounds"], callbacks=callbacks), spec)
 
 
 def calibrate(
@@ -109,9 +121,10 @@ def calibrate(
     if p.train.calibration == "none":
         return extras
     folds = split.folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=there)
-    trained = [partial(_fit, rows.take(fold.train), tuned, p, classes=classes, threads=1) for fold in folds]
+    stop = threading.Event()
+    trained = [partial(_fit, rows.take(fold.train), tuned, p, classes=classes, threads=1, stop=stop) for fold in folds]
     valid = [rows.take(fold.valid) for fold in folds]
-    fitted = tune.side_by_side(trained, p.stage.threads)
+    fitted = tune.side_by_side(trained, p.stage.threads, stop=stop)
     margins = [each.margins(part.table) for each, part in zip(fitted, valid, strict=True)]
     codes = [each.spec.encode_label(part.label) for each, part in zip(fitted, valid, strict=True)]
     return extras | platt(np.concatenate(margins), np.concatenate(codes), classes=len(classes))

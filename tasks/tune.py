@@ -211,7 +211,7 @@ def _rank(found: Final) -> tuple[float, int]:
 
 def _final(number: int, drawn: dict[str, Any], folds: Folds, p: Params, stop: threading.Event) -> Final:
     parts = folds.whole(int(drawn.get("max_bin", MAX_BIN)))
-    done, rounds = _across(drawn, parts, folds.spec, p, lambda _done, _rows: _stopper(stop))
+    done, rounds = _across(drawn, parts, folds.spec, p, lambda _done, _rows: stopper(stop))
     return Final(done.mean, number, rounds)
 
 
@@ -412,7 +412,7 @@ class Stopped(RuntimeError):  # noqa: N818 (it says what happened)
     """A trial beside this one failed, or somebody pressed Ctrl-C."""
 
 
-def _stopper(stop: threading.Event) -> Any:
+def stopper(stop: threading.Event) -> Any:
     """XGBoost's callback that ends a fit when `stop` is set."""
 
     class Stopper(model.xgboost().callback.TrainingCallback):  # type: ignore[misc]  # its class is known at run time

@@ -1,5 +1,6 @@
 """What can be said of infra/ and CI without a container engine: the Dockerfile's rules, and that the copies agree."""
 
+import ast
 import json
 import re
 import shutil
@@ -140,3 +141,26 @@ def test_ci_may_only_read_and_ends() -> None:
         assert job["timeout-minutes"] <= 90
         uses = [step["uses"] for step in job["steps"] if "uses" in step]
         assert all(re.search(r"@v\d+$", each) for each in uses)
+
+
+# --- the deployments
+
+DEPLOYMENTS = {each["name"]: each for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_deployment_runs_the_flow_of_its_name_with_parameters_that_it_has(name: str) -> None:
+    path, _, function = DEPLOYMENTS[name]["entrypoint"].partition(":")
+    assert (path, function) == (f"flows/{name}.py", name)
+    found = [each for each in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(each, ast.FunctionDef)]
+    takes = next({arg.arg for arg in each.args.args} for each in found if each.name == function)
+    given = [each["parameters"] for each in DEPLOYMENTS[name].get("triggers", [])]
+    assert {key for each in given for key in each} <= takes
+
+
+def test_what_the_monitor_says_is_what_the_retrain_waits_for() -> None:
+    (trigger,) = DEPLOYMENTS["retrain"]["triggers"]
+    source = (ROOT / "flows/monitor.py").read_text()
+    assert f'WANTED = "{trigger["expect"][0]}"' in source
+    sent = set(re.findall(r'"(\w+)": ', source.partition("payload={")[2].partition("}")[0]))
+    assert {re.sub(r"[{} ]|event.payload.", "", value) for value in trigger["parameters"].values()} <= sent | {"as_of"}

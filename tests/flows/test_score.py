@@ -118,6 +118,24 @@ def corrected(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def test_a_run_that_dies_between_predictions_and_outcomes_is_made_whole_by_the_next(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, when, before = journal.Journal.append, FIRST + 2 * WEEK + timedelta(hours=12), predictions(story)
+
+    def dies(self: journal.Journal, kind: journal.Kind, rows: pa.Table) -> None:
+        append(self, kind, rows)
+        raise RuntimeError(f"dead after {kind}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "append", dies)
+        with pytest.raises(RuntimeError, match="dead after predictions"):
+            score(as_of=when)
+    assert predictions(story).num_rows > before.num_rows
+    done = score(as_of=when)
+    assert done.predictions == 0 < done.outcomes
+
+
 @pytest.mark.usefixtures("story")
 def test_ticks_move_the_stored_clock_by_a_step(project: Project) -> None:
     path = project.folder / "params.yaml"

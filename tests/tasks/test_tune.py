@@ -188,7 +188,7 @@ def on_all_rows(p: Params, folder: Path, drawn: dict[str, Any]) -> tuple[float, 
         tune.Folds(p, rows, small.AS_OF).whole(drawn["max_bin"]),
         tune.Folds(p, rows, small.AS_OF).spec,
         p,
-        lambda _done, _rows: tune._stopper(threading.Event()),
+        lambda _done, _rows: tune.stopper(threading.Event()),
     )
     return done.mean, rounds
 
