@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from flows.retrain import Retrained
 
 DATES = (datetime(2013, 4, 15), datetime(2013, 7, 15))
-TRIALS, FINALISTS, BUDGET = 8, 2, timedelta(seconds=40)
+TRIALS, ROWS, FINALISTS, BUDGET = 8, 20_000, 2, timedelta(seconds=40)
 START = 90  # seconds that the server may take
 COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 METRICS = ("log_loss", "auc", "average_precision", "brier", "calibration_error", "f1")
@@ -54,7 +54,7 @@ def demo() -> None:
 
 def _retrain(console: Console, retrain: Any, as_of: datetime) -> "Retrained":
     console.rule(f"[bold]retrain as of {as_of:%d %B %Y}")
-    smaller = {"tune.finalists": FINALISTS}
+    smaller = {"tune.rows": ROWS, "tune.finalists": FINALISTS}
     result: Retrained = retrain(
         as_of=as_of, trials=TRIALS, budget=BUDGET, reason=f"demo {as_of:%Y-%m-%d}", settings=smaller
     )

@@ -157,7 +157,7 @@ class Tune(Section):
     budget: Duration
     parallel: int = Field(2, ge=1)
     rows: int | None = Field(None, ge=100)
-    finalists: int = Field(4, ge=0)
+    finalists: int = Field(5, ge=0)
     rounds: int = Field(500, ge=1)
     patience: int = Field(25, ge=1)
     seed: int = 0
