@@ -73,7 +73,7 @@ class Journal:
         `columns` must hold those two. An empty journal gives a table without columns.
         """
         logged = [table for path in self._logs(kind) for table in _frames(path)]  # before the Parquet: see compact
-        parts = [*self._parquet(kind, since, until), *logged]
+        parts = [*self._parquet(kind, since, until, columns), *logged]
         return _once([part.select(columns) if columns else part for part in parts], since, until)
 
     def compact(self) -> int:
@@ -89,7 +89,9 @@ class Journal:
     def _logs(self, kind: Kind) -> list[Path]:
         return sorted((self.logs / kind).glob("*.log"))
 
-    def _parquet(self, kind: Kind, since: datetime | None, until: datetime | None) -> "Iterator[pa.Table]":
+    def _parquet(
+        self, kind: Kind, since: datetime | None, until: datetime | None, columns: Sequence[str] | None
+    ) -> "Iterator[pa.Table]":
         import pyarrow.parquet as pq
 
         files, root = _at(f"{self.address}/{kind}")
@@ -97,7 +99,7 @@ class Journal:
             day = date.fromisoformat(path.rsplit("/", 2)[-2].removeprefix("day="))
             if (since is None or day >= since.date()) and (until is None or day <= until.date()):
                 with files.open(path, "rb") as stream:
-                    yield pq.read_table(stream)
+                    yield pq.read_table(stream, columns=columns and list(columns))
 
     def _move(self, kind: Kind, path: Path) -> None:
         """A day's file is named for the log: written twice, it is the same file."""

@@ -57,7 +57,8 @@ def measure(p: Params, *, journal: Journal, registry: Registry, champion: Versio
 def read(journal: Journal, champion: Version, *, until: datetime, p: Params) -> Window:
     """The window of monitor.window that ends at `until`."""
     since = until - p.monitor.window
-    made = journal.read("predictions", since=since, until=until)
+    columns = ["entry", "event_time", "version", "score"]  # the features are most of a row, and not wanted here
+    made = journal.read("predictions", since=since, until=until, columns=columns)
     rows = [each for each in made.to_pylist() if each["version"] == champion.number]
     came = score.latest_outcomes(journal.read("outcomes", since=since, until=until))
     labels = np.empty(len(rows), dtype=object)
@@ -102,7 +103,8 @@ def _span(window: Window) -> str:
 
 def volume(window: Window, journal: Journal, champion: Version, p: Params, as_of: datetime) -> Signal:
     """How many rows came, beside the window before: an alarm when there are none, or fewer than half."""
-    before = journal.read("predictions", since=window.since - p.monitor.window, until=window.since).num_rows
+    earlier = window.since - p.monitor.window
+    before = journal.read("predictions", since=earlier, until=window.since, columns=["entry", "event_time"]).num_rows
     count = len(window.times)
     alarm = count == 0 or count < before / 2
     said = f"{count:,} rows {_span(window)}, {before:,} in the {spell(p.monitor.window)} before."
