@@ -188,21 +188,25 @@ def _finals(study: "optuna.Study", folds: Folds, p: Params, path: Path) -> list[
     if not folds.thinned or not p.tune.finalists:
         return ranked[:1]
     wanted = [each.number for each in ranked[: p.tune.finalists]]
-    known = {each.number: each for each in (Final(**json.loads(line)) for line in _whole_lines(path))}
-    _fit_finals(study, folds, p, path, [number for number in wanted if number not in known])
-    known = {each.number: each for each in (Final(**json.loads(line)) for line in _whole_lines(path))}
-    return sorted((known[number] for number in wanted), key=_rank)
+    known = [found for found in (Final(**json.loads(line)) for line in _whole_lines(path)) if found.number in wanted]
+    missing = [number for number in wanted if number not in {each.number for each in known}]
+    return sorted([*known, *_fit_finals(study, folds, p, path, missing)], key=_rank)
 
 
-def _fit_finals(study: "optuna.Study", folds: Folds, p: Params, path: Path, numbers: Sequence[int]) -> None:
+def _fit_finals(study: "optuna.Study", folds: Folds, p: Params, path: Path, numbers: Sequence[int]) -> list[Final]:
+    """Fitted now, and in the log as they end."""
     from tqdm import tqdm
 
+    found: list[Final] = []
     with tqdm(total=len(numbers), desc="finalists", unit="trial", mininterval=1, leave=False) as bar:
         for first in range(0, len(numbers), p.tune.parallel):
             some, stop = numbers[first : first + p.tune.parallel], threading.Event()
             works = [partial(_final, each, study.trials[each].params, folds, p, stop) for each in some]
-            _append(path, [asdict(each) for each in side_by_side(works, len(works), stop=stop)])
+            ended = side_by_side(works, len(works), stop=stop)
+            _append(path, [asdict(each) for each in ended])
+            found += ended
             bar.update(len(some))
+    return found
 
 
 def _rank(found: Final) -> tuple[float, int]:
