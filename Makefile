@@ -18,7 +18,7 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help setup key deploy demo repro test test-faults check bench lock ui-mlflow ui-prefect gc clean
+.PHONY: help setup key up deploy demo repro test test-faults check bench lock ui-mlflow ui-prefect gc clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ $(HOME_DIR)/pii.key:
 
 demo: setup  ## retrain twice on real flights, and show what came of it
 	@$(BIN)/python -m flows.demo
+
+up: setup  ## Prefect, MLflow, Evidently and a worker on 127.0.0.1, until Ctrl-C; PORTS="--prefect-port 4300 ..." moves them
+	@exec $(BIN)/python -m flows.up $(PORTS)
 
 repro: setup  ## the pipeline by hand: dvc repro in this checkout
 	@PATH="$(abspath $(BIN)):$$PATH" dvc repro
@@ -61,12 +64,11 @@ lock: setup  ## pin pyproject.toml anew (no index address gets into the files)
 	"$$UV" pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 
 deploy: setup  ## put the deployments of prefect.yaml on the server at PREFECT_API_URL
-	@$(BIN)/prefect work-pool inspect evergreen > /dev/null 2>&1 || $(BIN)/prefect work-pool create evergreen --type process
-	@$(BIN)/prefect --no-prompt deploy --all
+	@$(BIN)/python -m flows.automations && $(BIN)/prefect --no-prompt deploy --all
 
 ui-mlflow: setup  ## the MLflow UI on http://127.0.0.1:5000
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
-	  --backend-store-uri sqlite:///$(abspath $(HOME_DIR))/mlflow.db --artifacts-destination $(abspath $(HOME_DIR))/mlartifacts
+	  --backend-store-uri sqlite:///$(abspath $(HOME_DIR))/mlflow.db --no-serve-artifacts --default-artifact-root file://$(abspath $(HOME_DIR))/mlartifacts
 
 ui-prefect: setup  ## the Prefect UI on http://127.0.0.1:4200
 	@$(BIN)/prefect server start --host 127.0.0.1 --port 4200

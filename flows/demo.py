@@ -8,15 +8,6 @@ leave behind stays in .evergreen, for the UIs.
 """
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +15,13 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from tasks import params, stage
+from flows.servers import server
 
 if TYPE_CHECKING:
     from flows.retrain import Retrained
 
 DATES = (datetime(2013, 4, 15), datetime(2013, 7, 15))
 TRIALS, ROWS, FINALISTS, BUDGET = 8, 20_000, 2, timedelta(seconds=40)
-START = 90  # seconds that the server may take
 COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 METRICS = ("log_loss", "auc", "average_precision", "brier", "calibration_error", "f1")
 
@@ -59,48 +49,6 @@ def _retrain(console: Console, retrain: Any, as_of: datetime) -> "Retrained":
         as_of=as_of, trials=TRIALS, budget=BUDGET, reason=f"demo {as_of:%Y-%m-%d}", settings=smaller
     )
     return result
-
-
-@contextmanager
-def server() -> Iterator[str]:
-    """A Prefect server on a free port of 127.0.0.1, its state in <home>/prefect; yields its API's address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.setdefault("PREFECT_HOME", str(params.home() / "prefect"))
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    log = params.home() / "prefect-server.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as sink:
-        # A session of its own: Ctrl-C reaches the flow first, and the server hears of it from us.
-        process = subprocess.Popen(
-            command, stdout=sink, stderr=sink, start_new_session=True, preexec_fn=stage.die_with_parent
-        )
-    try:
-        _wait(f"http://127.0.0.1:{port}/api/health", process, str(log))
-        yield f"http://127.0.0.1:{port}/api"
-    finally:
-        _stop(process)
-
-
-def _wait(url: str, process: "subprocess.Popen[bytes]", log: str) -> None:
-    for _ in range(START * 5):
-        if process.poll() is not None:
-            raise RuntimeError(f"the Prefect server ended with status {process.returncode}; see {log}")
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise TimeoutError(f"the Prefect server did not answer at {url} within {START} s; see {log}")
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def show(console: Console, done: "Retrained") -> None:

@@ -3,29 +3,35 @@
     python -m flows.monitor
 
 The event is `evergreen.retrain.wanted`; its payload has the decision's id and as_of. What starts a retrain on it is a
-deployment's trigger: nothing is trained here.
+deployment's trigger: nothing is trained here. Where the champion's predecessor would surely have done better, the alias
+goes back to it at once.
 """
 
 import argparse
+import tempfile
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from tasks import journal, params, pipeline, policy, registry
+from flows.alert import alert
+from tasks import drift, journal, params, pipeline, policy, predecessor, registry
 from tasks import monitor as work
 from tasks.journal import Journal
+from tasks.monitor import Measured, Watched
 from tasks.params import Params
 from tasks.policy import Decision, Signal
-from tasks.registry import Registry, Version
+from tasks.registry import Registry
 
 WANTED = "evergreen.retrain.wanted"
+NETWORK: dict[str, Any] = {"retries": 3, "retry_delay_seconds": [2, 10, 30]}  # MLflow may be away for a while
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Monitored:
     as_of: datetime
     signals: tuple[Signal, ...]
     decision: Decision | None
+    rolled_back: int | None = None  # the version that was taken down
+    report: Path | None = None
 
 
 def named() -> str:
@@ -48,48 +56,83 @@ def monitor(
     as_of: Annotated[
         datetime | None, Field(description="event time 'now'; empty: the newest that is journalled")
     ] = None,
+    report: Annotated[bool, Field(description="draw Evidently's report of the window")] = True,
 ) -> Monitored:
     """Signals of the window that ends at as_of, the policy's decision on all signals so far, and the event."""
     p = params.load()
     with pipeline.only_run(params.home(), name="monitor", say=get_run_logger().info):
         kept = journal.open_journal(p.journal)
         try:
-            done = watched(p, kept, params.in_utc(as_of) if as_of else None)
+            return _monitored(p, kept, params.in_utc(as_of) if as_of else None, report=report)
         finally:
             kept.close()
-    _publish(done)
-    return done
 
 
-@task(name="watch", task_run_name="watch", cache_policy=NO_CACHE)
-def watched(p: Params, kept: Journal, as_of: datetime | None) -> Monitored:
-    """Measure, decide, say so, and keep it."""
-    known = registry.open_registry(p.registry)
-    champion = known.champion()
-    moment = as_of or work.newest(kept) or (champion and champion.as_of) or datetime.now()
-    if champion is None:
+def _monitored(p: Params, kept: Journal, as_of: datetime | None, *, report: bool) -> Monitored:
+    known, of = champion(p)
+    moment = as_of or work.newest(kept) or (of and of.version.as_of) or datetime.now()
+    if of is None:
         get_run_logger().warning("no champion serves yet: there is nothing to watch. Run the retrain flow first.")
-        return Monitored(moment, (), None)
-    found = work.measure(p, journal=kept, registry=known, champion=champion, as_of=moment)
-    decision = decided(p, kept, known, champion, moment)
-    if decision.retrains:
-        _want(p, decision)  # before it is kept: a kill between them asks twice, with one id, and not never
-    work.keep(decision, kept)
+        return _publish(Monitored(moment, (), None))
+    found = measured(p, of, kept, known, moment)
+    down = taken_down(kept, known, of, moment)
+    decision = decided(p, kept, known, of, moment)
+    drawn = drawn_up(p, of, found, moment) if report else None
+    told(p, kept, found, decision, down)
     kept.compact()
-    return Monitored(moment, tuple(found), decision)
+    _publish(Monitored(moment, found.signals, decision, down, drawn), found)
+    charted(known, of, found, decision, drawn)  # last: where MLflow is away, everything else is done
+    return Monitored(moment, found.signals, decision, down, drawn)
 
 
-def decided(p: Params, kept: Journal, known: Registry, champion: Version, as_of: datetime) -> Decision:
-    """The policy's answer to everything that was measured and done so far."""
-    verdicts = [entry.as_of for entry in known.ledger() if entry.mark in ("verdict", "intent")]
-    return policy.decide(
+@task(name="champion", task_run_name="champion", cache_policy=NO_CACHE, timeout_seconds=120, **NETWORK)
+def champion(p: Params) -> tuple[Registry, Watched | None]:
+    """Who serves, and what it has to be held against."""
+    known = registry.open_registry(p.registry)
+    serving = known.champion()
+    return known, work.watched(p, known, serving) if serving else None
+
+
+@task(name="measure", task_run_name="measure", cache_policy=NO_CACHE)
+def measured(p: Params, of: Watched, kept: Journal, known: Registry, as_of: datetime) -> Measured:
+    """The signals of the newest window, and of those that were missed before it."""
+    *_, found = [
+        work.measure(p, of, journal=kept, registry=known, as_of=end)
+        for end in work.due(kept, of.version, p, newest=as_of)
+    ]
+    for each in found.signals:
+        get_run_logger().log(30 if each.alarm else 20, "%s", each.said)
+    return found
+
+
+@task(name="roll back", task_run_name="roll back", cache_policy=NO_CACHE)
+def taken_down(kept: Journal, known: Registry, of: Watched, as_of: datetime) -> int | None:
+    """The champion's number, if its predecessor would surely have done better: the alias has gone back."""
+    look = predecessor.wanted(work.signals(kept), of.version.number)
+    if look is None:
+        return None
+    decision = predecessor.decision_of(look)
+    now = known.rollback(decision=decision, as_of=as_of, reasons=[look.said], champion=of.version.number)
+    get_run_logger().warning("rolled back: version %s serves again. %s", now.number, look.said)
+    return of.version.number
+
+
+@task(name="decide", task_run_name="decide", cache_policy=NO_CACHE)
+def decided(p: Params, kept: Journal, known: Registry, of: Watched, as_of: datetime) -> Decision:
+    """The policy's answer to everything that was measured and done so far, said by an event and kept."""
+    lines = known.ledger()
+    found = policy.decide(
         list(work.signals(kept)),
         as_of=as_of,
-        version=champion.number,
+        version=of.version.number,
         policy=p.policy,
-        retrains=verdicts,
-        asked=work.asked(kept),
+        retrains=[entry.as_of for entry in lines if entry.mark in ("verdict", "intent")],
+        asked=work.asked(kept, answered={entry.decision for entry in lines}),
     )
+    if found.retrains:
+        _want(p, found)  # before it is kept: a kill between them asks twice, with one id, and not never
+    work.keep(found, kept)
+    return found
 
 
 def _want(p: Params, decision: Decision) -> None:
@@ -100,26 +143,75 @@ def _want(p: Params, decision: Decision) -> None:
     )
 
 
-def _publish(done: Monitored) -> None:
-    create_markdown_artifact(_told(done), key="decision", description=f"as of {done.as_of}")
-    rows = [{"signal": each.kind, "alarm": each.alarm, "said": each.said} for each in done.signals]
-    if rows:
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE, timeout_seconds=300)
+def drawn_up(p: Params, of: Watched, found: Measured, as_of: datetime) -> Path | None:
+    """Evidently's report: HTML in the home, and a snapshot for its UI."""
+    if not found.drift.columns:
+        return None
+    home = params.home()
+    return drift.report(
+        found.drift,
+        of.sample,
+        found.sample,
+        said=found.scores,
+        until=as_of,
+        html=home / "reports" / f"drift-{as_of:%Y-%m-%dT%H%M}.html",
+        workspace=home / "evidently",
+        project=p.registry.model,
+    )
+
+
+@task(name="alert", task_run_name="alert", cache_policy=NO_CACHE)
+def told(p: Params, kept: Journal, found: Measured, decision: Decision, down: int | None) -> None:
+    """What a person should hear of, each cause once."""
+    for each in found.signals:
+        if each.alarm:
+            began = work.began(kept, each)
+            alert(f"evergreen: {each.kind} of {p.registry.model}", each.said, cause=began, journal=kept, p=p)
+    if decision.retrains:
+        why = "\n".join(decision.reasons)
+        alert(f"evergreen: a retrain of {p.registry.model} is wanted", why, cause=decision.id, journal=kept, p=p)
+    if down is not None:
+        subject = f"evergreen: version {down} of {p.registry.model} was taken down"
+        alert(subject, "Its predecessor serves again.", cause=f"down {down}", journal=kept, p=p)
+
+
+@task(name="chart", task_run_name="chart", cache_policy=NO_CACHE, timeout_seconds=120, **NETWORK)
+def charted(known: Registry, of: Watched, found: Measured, decision: Decision, drawn: Path | None) -> None:
+    """The window as a point on the charts of this champion in MLflow, with the newest report beside them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "window.md").write_text(work.markdown(found, decision))
+        if drawn:
+            (folder / "drift.html").write_bytes(drawn.read_bytes())
+        number = of.version.number
+        note = f"How version {number} fares: a point for each window that the monitor measured."
+        known.chart(f"version {number}", work.figures(found), at=decision.as_of, note=note, files=folder)
+
+
+def _publish(done: Monitored, found: Measured | None = None) -> Monitored:
+    text = work.markdown(found, done.decision) if found and done.decision else NOBODY
+    create_markdown_artifact(text, key="decision", description=f"as of {done.as_of}")
+    if found:
+        rows = [{"signal": each.kind, "alarm": each.alarm, "said": each.said} for each in done.signals]
         create_table_artifact(rows, key="signals", description=f"as of {done.as_of}")
-    get_run_logger().info("%s", _told(done))
+    if done.report:
+        create_link_artifact(done.report.as_uri(), key="drift-report", link_text="Evidently's report of the window")
+    get_run_logger().info("%s", text)
+    return done
 
 
-def _told(done: Monitored) -> str:
-    if done.decision is None:
-        return "No champion serves yet: there is nothing to watch. Run the retrain flow first."
-    head = f"# {done.decision.action} (as of {done.as_of}, decision {done.decision.id})"
-    return "\n".join([head, "", *(f"- {reason}" for reason in done.decision.reasons)])
+NOBODY = "No champion serves yet: there is nothing to watch. Run the retrain flow first."
 
 
 def main() -> None:
     """The same from a terminal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--as-of", type=datetime.fromisoformat, help="event time 'now', such as 2013-07-01")
-    print(_told(monitor(as_of=parser.parse_args().as_of)))
+    done = monitor(as_of=parser.parse_args().as_of)
+    print("\n".join(each.said for each in done.signals) or NOBODY)
+    if done.decision:
+        print(f"{done.decision.action}: {' '.join(done.decision.reasons)}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows import approval
 from tasks import clock, gate, judge, params, pipeline, record, registry
 from tasks.gate import Verdict
 from tasks.params import Params
@@ -54,9 +55,11 @@ def retrain(
     reason: Annotated[str, Field(description="why; it names the run")] = "by hand",  # noqa: ARG001 (flow_run_name)
     decision: Annotated[str | None, Field(description="the id of the decision that this run answers")] = None,
     settings: Annotated[dict[str, Any] | None, Field(description="other params, as {'train.refit': false}")] = None,
+    attempt: Annotated[int, Field(ge=0, description="how often this has crashed and been run again")] = 0,
 ) -> Retrained:
     """Run every stage at as_of, judge the candidate against the champion, and promote it if the gate says PROMOTE."""
     say = get_run_logger().info
+    _not_for_ever(attempt, params.load().policy.attempts)
     overrides = _overrides(as_of or clock.now(params.load().clock), trials, budget, settings)
     with pipeline.only_run(params.home(), say=say), pipeline.workspace(Path.cwd(), overrides=overrides) as space:
         p = params.load(space.root / "params.yaml")
@@ -64,11 +67,21 @@ def retrain(
         stages = run_stages(space)
         known = registry.open_registry(p.registry)
         found = recorded(p, space, known)
-        verdict = judged(p, space, known, found)
-        version = acted(p, known, found, verdict, decision=decision or f"retrain-{flow_run.id}")
+        # While a person decides, other retrains wait: they would be judged against a champion that is about to go.
+        verdict = approval.approved(judged(p, space, known, found), p.gate)
+        verdict, version = acted(p, known, found, verdict, decision=decision or f"retrain-{flow_run.id}")
         done = Retrained(found.as_of, found.record, verdict, found.run_id, version, stages, _reports(p, space.root))
     publish(done, known)
     return done
+
+
+def _not_for_ever(attempt: int, attempts: int) -> None:
+    """What runs a crashed retrain again (flows/automations.py) does not count: this failure is what ends it."""
+    if attempt > attempts:
+        raise ValueError(
+            f"`attempt <= policy.attempts` must hold, but this retrain has crashed {attempt} times and policy.attempts "
+            f"is {attempts}. See in the logs of those runs why; then start it by hand, or raise policy.attempts."
+        )
 
 
 def _overrides(
@@ -147,10 +160,10 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @task(name="gate", task_run_name="gate", cache_policy=NO_CACHE)
 def judged(p: Params, space: Workspace, known: Registry, found: Recorded) -> Verdict:
-    """Finish a promotion that was cut off, then ask the gate."""
+    """Finish a promotion or rollback that was cut off, then ask the gate."""
     for version in known.finish_open():
         get_run_logger().warning(
-            "finished the promotion of version %s, which a killed run had left open", version.number
+            "version %s serves: that was decided before, but a killed run had left it open", version.number
         )
     champion = known.champion()
     _same_pseudonyms(space.root / p.paths.raw / "manifest.json", p, champion)
@@ -171,26 +184,32 @@ def _same_pseudonyms(manifest: Path, p: Params, champion: Version | None) -> Non
 
 
 @task(name="promote", task_run_name="promote", cache_policy=NO_CACHE)
-def acted(p: Params, known: Registry, found: Recorded, verdict: Verdict, *, decision: str) -> int | None:
+def acted(
+    p: Params, known: Registry, found: Recorded, verdict: Verdict, *, decision: str
+) -> tuple[Verdict, int | None]:
     """The verdict into the ledger, and on PROMOTE the alias: the version that serves now, if this run made it."""
-    as_of, told = datetime.fromisoformat(found.as_of), verdict.to_dict()
-    tags = {"flow_run": str(flow_run.id or ""), "gate_metric": p.gate.metric}
-    if verdict.promotes:
-        return known.promote(found.run_id, decision=decision, verdict=told, as_of=as_of, tags=tags).number
-    serving = known.champion()
-    known.append(
-        Entry(
-            "verdict",
-            decision,
-            as_of,
-            run=found.run_id,
-            champion=serving.number if serving else None,
-            outcome=verdict.outcome,
-            reasons=verdict.reasons,
-            detail={"verdict": told, "look": judge.counts_as_look(verdict)},
+    as_of = datetime.fromisoformat(found.as_of)
+    with known.lock:  # no rollback may come between the question who serves and the answer
+        serving = known.champion()
+        verdict = judge.unless_another_serves(verdict, serving)
+        told = verdict.to_dict()
+        if verdict.promotes:
+            tags = {"flow_run": str(flow_run.id or ""), "gate_metric": p.gate.metric}
+            done = known.promote(found.run_id, decision=decision, verdict=told, as_of=as_of, tags=tags)
+            return verdict, done.number
+        known.append(
+            Entry(
+                "verdict",
+                decision,
+                as_of,
+                run=found.run_id,
+                champion=verdict.figures.get("champion_version", serving.number if serving else None),
+                outcome=verdict.outcome,
+                reasons=verdict.reasons,
+                detail={"verdict": told, "look": judge.counts_as_look(verdict)},
+            )
         )
-    )
-    return None
+    return verdict, None
 
 
 def _reports(p: Params, root: Path) -> dict[str, Any]:

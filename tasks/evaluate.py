@@ -3,7 +3,8 @@
     python -m tasks.evaluate
 
 The baselines learn from the rows that the twin learnt from. What the gate needs of every row (time, label,
-predictions, slices) goes to reports/holdout.parquet. Numbers keep six digits: the rest is the machine's, not ours.
+predictions, slices) goes to reports/holdout.parquet, what the monitor needs of the history to profile.json and
+reference.parquet. Numbers keep six digits: the rest is the machine's, not ours.
 """
 
 import csv
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import features, model, periods, split, stage
+from tasks import features, model, periods, reference, split, stage
 from tasks.features import Rows
 from tasks.model import Floats, Model, Spec
 from tasks.params import Params
@@ -45,9 +46,11 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     seen = rows.take(split.training(rows.event_time, where.start, p.split, deadline=p.label.deadline) & there)
     predictions = {CANDIDATE: twin.predict(held.table)} | _baselines(p, seen, held, twin.spec)
     board = {name: measure(twin.spec, held.label, found) for name, found in predictions.items()}
-    _write_reports(p, folder / p.paths.reports, twin, held, predictions[CANDIDATE], board)
+    parts = reference.contributions(twin, held.table.take(_evenly(len(held), p.evaluate.shap_rows)))
+    _write_reports(p, folder / p.paths.reports, twin, held, predictions[CANDIDATE], board, parts)
     others = {name: each.predict(held.table) for name, each in seeds.items()}
     _publish_holdout(folder / p.paths.reports / "holdout.parquet", p, held, predictions | others)
+    _publish_reference(p, folder / p.paths.reports, rows, as_of, twin, held, predictions[CANDIDATE], parts)
     log.info("holdout %s to %s: %s", where.start, where.end, _brief(board[CANDIDATE]))
 
 
@@ -195,12 +198,18 @@ def _outcome(fitted: Any, inputs: Floats, spec: Spec) -> Floats:
 
 
 def _write_reports(
-    p: Params, reports: Path, twin: Model, held: Rows, found: Floats, board: dict[str, dict[str, float]]
+    p: Params,
+    reports: Path,
+    twin: Model,
+    held: Rows,
+    found: Floats,
+    board: dict[str, dict[str, float]],
+    parts: Floats,
 ) -> None:
     periods.publish_json(reports / "metrics.json", board[CANDIDATE] | dict(_of_baselines(board, p.gate.metric)))
     periods.publish_json(reports / "leaderboard.json", _leaderboard(board, p.gate.metric))
     periods.publish_json(reports / "slices.json", _slices(p, twin.spec, held, found))
-    _publish_csv(reports / "importance.csv", _importance(twin, held, p.evaluate.shap_rows))
+    _publish_csv(reports / "importance.csv", _importance(twin.spec, parts))
     _publish_csv(reports / "curves" / "roc.csv", _roc(twin.spec, held.label, found))
     _publish_csv(reports / "curves" / "calibration.csv", _calibration(twin.spec, held.label, found))
 
@@ -233,18 +242,9 @@ def _slice_names(p: Params, held: Rows) -> list[str]:
     return p.evaluate.slices
 
 
-def _importance(twin: Model, held: Rows, rows: int) -> list[dict[str, Any]]:
-    """Each feature's mean absolute SHAP value (Lundberg et al. 2020), in units of the margin, on evenly drawn rows."""
-    chosen = np.unique(np.linspace(0, len(held) - 1, min(rows, len(held))).astype(int))
-    spec = twin.spec
-    data = model.xgboost().DMatrix(
-        spec.encode(held.table.take(chosen)),
-        feature_names=spec.names,
-        feature_types=spec.types,
-        enable_categorical=spec.native,
-    )
-    shares = np.abs(twin.booster.predict(data, pred_contribs=True))[..., :-1]
-    mean = shares.reshape(-1, len(spec.features)).mean(axis=0)
+def _importance(spec: Spec, parts: Floats) -> list[dict[str, Any]]:
+    """Each feature's mean absolute SHAP value, in units of the margin, over rows and classes."""
+    mean = np.abs(parts).reshape(-1, len(spec.features)).mean(axis=0)
     order = np.argsort(-mean, kind="stable")
     return [{"feature": spec.names[i], "importance": digits(float(mean[i]))} for i in order]
 
@@ -303,6 +303,47 @@ def _publish_holdout(path: Path, p: Params, held: Rows, predictions: dict[str, F
     columns |= {f"by_{name}": _column(found) for name, found in predictions.items()}
     columns |= {f"in_{name}": held.table[name] for name in _slice_names(p, held)}
     periods.publish(path, lambda new: pq.write_table(pa.table(columns), new, compression="zstd"))
+
+
+def _publish_reference(
+    p: Params, reports: Path, rows: Rows, as_of: datetime, twin: Model, held: Rows, found: Floats, parts: Floats
+) -> None:
+    """What the monitor holds new rows against: the model's history as a profile, and a sample of it to be drawn."""
+    start = as_of - p.split.window if p.split.window else None
+    history = rows.take(split.between(rows.event_time, start, as_of))
+    made = reference.profile(
+        history.table,
+        history.event_time,
+        importance={each["feature"]: each["importance"] for each in _importance(twin.spec, parts)},
+        contributions=parts.mean(axis=0),
+        scores=reference.score_columns(found, twin.spec.classes),
+        score_times=held.event_time,
+        until=as_of,
+        window=p.monitor.window,
+        settings=p.drift,
+    )
+    periods.publish(reports / "profile.json", lambda new: _write(new, made.to_json()))
+    _publish_sample(
+        reports / "reference.parquet", p.drift.sample, history, held, reference.score_columns(found, twin.spec.classes)
+    )
+
+
+def _publish_sample(path: Path, size: int, history: Rows, held: Rows, scores: dict[str, Floats]) -> None:
+    """Rows drawn evenly over time: of the history its features, of the holdout the twin's scores."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    drawn = history.table.take(_evenly(len(history), size))
+    places = _evenly(len(held), len(drawn))
+    for name, values in scores.items():
+        padded = np.full(len(drawn), np.nan)
+        padded[: len(places)] = values[places]
+        drawn = drawn.append_column(name, pa.array(padded, from_pandas=True))
+    periods.publish(path, lambda new: pq.write_table(drawn, new, compression="zstd"))
+
+
+def _evenly(rows: int, size: int) -> NDArray[np.intp]:
+    return np.unique(np.linspace(0, rows - 1, min(size, rows)).astype(np.intp))
 
 
 def _column(found: Floats) -> "pa.Array":

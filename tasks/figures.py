@@ -1,11 +1,14 @@
-"""The pictures of one record: the search, its parameters, ROC, calibration and importance, as PNG files.
+"""The pictures of one record: the search, its parameters, ROC, calibration and importance; and those of a replay.
 
-They are drawn from the files that the stages wrote, without a display and without pyplot's global state.
+They are PNG files, drawn of what others have made, without a display and without pyplot's global state.
 """
 
 import csv
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 INK, ACCENT, FAINT, GRID = "#1f2933", "#2a78b5", "#9fb3c8", "#e4e7eb"
 SHOWN = 20  # of the features, the most important
 COLUMNS = 3  # of small pictures in a row
+# Told apart by the colour-blind too (Okabe & Ito 2008), and by their dashes without colour.
+LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#E69F00", (0, (5, 1, 1, 1, 1, 1))))
 
 
 def draw(folder: Path, *, trials: Sequence[Mapping[str, Any]], curves: Path, importance: Path) -> list[Path]:
@@ -96,6 +101,75 @@ def bars(rows: Sequence[Mapping[str, str]]) -> "Figure":
     axes.barh([row["feature"] for row in ranked], _numbers(ranked, "importance"), color=ACCENT, height=0.7)
     axes.grid(visible=False, axis="y")
     return _titled(figure, axes, f"mean |SHAP|, the first {len(ranked)} features", x="", y="")
+
+
+@dataclass(frozen=True)
+class Course:
+    """One policy in a replay: its metric by week and what it saved so far, in % of never's error; its retrains."""
+
+    name: str
+    weeks: Sequence[float | None]
+    saved: Sequence[float]
+    retrains: Sequence[datetime]
+    promoted: Sequence[datetime]
+
+
+def policies(lines: Sequence[Course], starts: Sequence[datetime], path: Path, *, metric: str, never: str) -> Path:
+    """Three pictures over one time: the metric by week, what each policy saved so far, and when each retrained."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    figure = _figure((9, 6.4 + 0.26 * len(lines)), layout="constrained")
+    grid = figure.add_gridspec(3, 1, height_ratios=[2.2, 2.8, 0.5 + 0.3 * len(lines)])
+    top = _plain(figure.add_subplot(grid[0]))
+    middle, bottom = (_plain(figure.add_subplot(grid[i], sharex=top)) for i in (1, 2))
+    styles = _styles(lines, never)
+    weeks: Any = starts
+    for line in lines:
+        colour, dash = styles[line.name]
+        width = 1.2 if line.name == never else 1.7
+        found = [math.nan if value is None else value for value in line.weeks]
+        top.plot(weeks, found, color=colour, linestyle=dash, linewidth=width)
+        middle.plot(weeks, line.saved, color=colour, linestyle=dash, linewidth=width)
+    _name_ends(middle, lines, starts, styles)
+    _retrains(bottom, lines, styles)
+    for axes in (top, middle):
+        axes.tick_params(labelbottom=False)
+    _titled(figure, top, f"{metric} by week", x="", y="")
+    _titled(figure, middle, f"error saved so far, in % of what `{never}` made", x="", y="")
+    _titled(figure, bottom, "retrains: ● promoted   ○ refused", x="", y="")
+    return _save(path, figure)
+
+
+def _styles(lines: Sequence[Course], never: str) -> dict[str, tuple[str, Any]]:
+    others = [line.name for line in lines if line.name != never]
+    return {never: (INK, "-")} | {name: LINES[i % len(LINES)] for i, name in enumerate(others)}
+
+
+def _name_ends(
+    axes: "Axes", lines: Sequence[Course], starts: Sequence[datetime], styles: Mapping[str, tuple[str, Any]]
+) -> None:
+    """Each line's name at its end, apart from each other where the lines end together."""
+    low, high = axes.get_ylim()
+    least, last = (high - low) / 14, -math.inf
+    end: Any = starts[-1]
+    for line in sorted(lines, key=lambda each: each.saved[-1]):
+        last = max(line.saved[-1], last + least)
+        place: Any = (starts[-1] + (starts[-1] - starts[0]) / 60, last)
+        axes.annotate(
+            line.name, (end, line.saved[-1]), xytext=place, color=styles[line.name][0], fontsize=9, va="center"
+        )
+    axes.set_ylim(low, max(high, last + least))
+
+
+def _retrains(axes: "Axes", lines: Sequence[Course], styles: Mapping[str, tuple[str, Any]]) -> None:
+    for place, line in enumerate(reversed(lines)):
+        colour = styles[line.name][0]
+        refused: Any = [when for when in line.retrains if when not in set(line.promoted)]
+        promoted: Any = line.promoted
+        axes.plot(refused, [place] * len(refused), "o", color=colour, markersize=5, fillstyle="none")
+        axes.plot(promoted, [place] * len(promoted), "o", color=colour, markersize=6)
+    axes.set_yticks(range(len(lines)), [line.name for line in reversed(lines)])
+    axes.set_ylim(-0.6, len(lines) - 0.4)
+    axes.grid(visible=False, axis="x")
 
 
 def _blank(size: tuple[float, float]) -> "tuple[Figure, Axes]":

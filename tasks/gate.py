@@ -204,7 +204,7 @@ def first(
     return _verdict(findings, found)
 
 
-def level(losses: Floats, *, times: NDArray[Any], gate: Gate) -> tuple[float, float | None, float | None]:
+def level(losses: NDArray[Any], *, times: NDArray[Any], gate: Gate) -> tuple[float, float | None, float | None]:
     """One model's metric on rows (n,), and its interval by the same bootstrap; None where one block tells none."""
     alone, nothing = Judged(losses, 0.0, 0.0, 0.0), Judged(np.zeros_like(losses), 0.0, 0.0, 0.0)
     pair, tail = _pair(alone, nothing, times=times, gate=gate), (1 - gate.level) / 2
@@ -561,13 +561,13 @@ def _pair(candidate: Judged, champion: Judged, *, times: NDArray[Any], gate: Gat
         counts = f"{candidate.rows:,}, {champion.rows:,} and {len(times):,}"
         raise ValueError(f"both models must be judged on the same rows, one time each, but got {counts}")
     losses = np.concatenate([candidate.models, champion.models])
-    block = _blocks(times, gate.block)
+    block = blocks(times, gate.block)
     order = np.lexsort((*losses, block))
     seeds = len(candidate.models), len(champion.models)
     return _Pair(losses[:, order], block[order], order, seeds, gate)
 
 
-def _blocks(times: NDArray[Any], length: timedelta) -> NDArray[np.intp]:
+def blocks(times: NDArray[Any], length: timedelta) -> NDArray[np.intp]:
     """0, 1, 2 ... in time. Blocks of whole days begin at the hour of fewest rows: UTC's midnight is New York's evening
     and would cut its storms in two (measured there: it understates the gain's error by a tenth)."""
     if not np.issubdtype(times.dtype, np.datetime64) or np.isnat(times).any():

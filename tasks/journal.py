@@ -28,8 +28,8 @@ from tasks import params
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Kind = Literal["predictions", "outcomes", "signals", "decisions"]
-KINDS: tuple[Kind, ...] = ("predictions", "outcomes", "signals", "decisions")
+Kind = Literal["predictions", "outcomes", "signals", "decisions", "alerts"]
+KINDS: tuple[Kind, ...] = ("predictions", "outcomes", "signals", "decisions", "alerts")
 HEAD = struct.Struct(">4sQI")  # a frame: a mark, its length in bytes, their CRC-32; then an Arrow stream
 MARK = b"EVJ1"
 TORN = ".torn"  # what could not be read of a log is kept under this name

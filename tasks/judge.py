@@ -70,11 +70,16 @@ def judge(p: Params, folder: Path, record: str, *, registry: Registry, champion:
     case = Case(p, folder, as_of, read_holdout(folder / p.paths.reports / "holdout.parquet"))
     if champion and champion.record == record:
         return gate.unchanged(f"version {champion.number}")
+    if (down := registry.was_taken_down(record)) is not None:
+        return _barred(down)
     number = champion.number if champion else None
     if reason := _too_early(p, registry, champion, as_of):
         return Verdict("HOLD", (reason,), {"champion_version": number} if champion else {})
     looks = registry.looks(number)
-    return _against(champion, case, registry, looks=looks) if champion else case.first(looks=looks)
+    if champion is None:
+        return case.first(looks=looks)
+    found = _against(champion, case, registry, looks=looks)
+    return replace(found, figures={**found.figures, "champion_version": number})
 
 
 def _against(champion: Version, case: "Case", registry: Registry, *, looks: int) -> Verdict:
@@ -96,6 +101,23 @@ def _stuck(champion: Version, error: ValueError) -> Verdict:
     )
     reason = f"Version {champion.number} cannot be judged on today's tables: {error}"
     return Verdict("HOLD", (reason, way_out), {"champion_version": champion.number})
+
+
+def _barred(down: int) -> Verdict:
+    """Nobody looked, so no look is spent: the registry would refuse it anyway."""
+    reason = f"Same recipe and same data as version {down}, which was rolled back: it is never promoted again."
+    return Verdict("HOLD", (reason,), {"rolled_back": down})
+
+
+def unless_another_serves(verdict: Verdict, serving: Version | None) -> Verdict:
+    """A rollback does not wait for a retrain, and a person may decide a day later: better than the champion that was
+    taken down in between is not yet better than the one that serves now. No look at that one is spent."""
+    number, judged = serving.number if serving else None, verdict.figures.get("champion_version")
+    if not verdict.promotes or number == judged:
+        return verdict
+    names = [f"version {each}" if each else "no version" for each in (judged, number)]
+    reason = f"When it was judged {names[0]} served, and now {names[1]} does: the next retrain judges again."
+    return Verdict("HOLD", (reason, *verdict.reasons), {**verdict.figures, "looked": False})
 
 
 def counts_as_look(verdict: Verdict) -> bool:
@@ -180,7 +202,7 @@ class Case:
         rows = features_by(recipe, self.p, self.folder, self.rows)
         inside = self._same_rows(rows.take(split.between(rows.event_time, where.start, where.end)))
         models = _opponents(self.p, recipe, rows, where.start - age)
-        found = [_onto(self.shipped.spec, each, each.predict(inside.table)) for each in models]
+        found = [onto(self.shipped.spec, each, each.predict(inside.table)) for each in models]
         return Opponent(self._judged(found), _until(models[0]))
 
     def against(self, opponent: Opponent, *, looks: int) -> Verdict:
@@ -227,7 +249,7 @@ def _until(judged: Model) -> datetime:
     return datetime.fromisoformat(judged.spec.until or "")
 
 
-def _onto(spec: Spec, judged: Model, found: Floats) -> Floats:
+def onto(spec: Spec, judged: Model, found: Floats) -> Floats:
     """Probabilities with a column for each class of `spec` first: a class that the model never saw has none."""
     own = judged.spec.classes
     if spec.task != "multiclass" or own == spec.classes:

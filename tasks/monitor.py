@@ -1,36 +1,55 @@
 """monitor: what the journal says of a window of event time → signals, appended to the journal.
 
-Performance is measured where outcomes are mature: on rows so old that label.deadline has passed. Drift of the features
-is not measured here; whether to retrain is decided in tasks/policy.py.
+Performance is measured where outcomes are mature: on rows so old that label.deadline has passed. Until then it is
+estimated from the calibrated scores themselves. Drift and quality are of the newest rows, against the history that the
+champion was made of (tasks/drift.py). Whether to retrain is decided in tasks/policy.py, whether to go back to the
+champion before in tasks/predecessor.py.
 """
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tasks import gate, score
+from tasks import drift, gate, judge, predecessor, reference, score
+from tasks.drift import Cause, Found, Slice
+from tasks.evaluate import CANDIDATE
 from tasks.journal import Journal, entry_of
+from tasks.judge import Holdout
 from tasks.model import Floats, Model
 from tasks.params import Params, spell
 from tasks.policy import Decision, Signal
+from tasks.reference import Profile
 from tasks.registry import Registry, Version
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-FIELDS = ("version", "rows", "alarm", "said", "value", "low", "high", "reference")
+FIELDS = ("window_begin", "version", "rows", "alarm", "said", "value", "low", "high", "reference")
+NEEDED = ("reports/profile.json", "reports/reference.parquet", "reports/holdout.parquet")
+AGAIN = timedelta(hours=6)  # of the clock on the wall: a decision that nobody answered for so long is said again
+SHAP_ROWS = 400
+CAUSES = 8
+
+
+class Level(NamedTuple):
+    """A loss and its interval; None where there are too few blocks to tell one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
 class Window:
-    """The journalled predictions of since <= event_time < until, by one version, and the outcomes that have come."""
+    """The journalled predictions of since <= event_time < until, and the outcomes that have come."""
 
     since: datetime
     until: datetime
@@ -43,19 +62,89 @@ class Window:
         return np.array([label is not None for label in self.labels], dtype=bool)
 
 
-def measure(p: Params, *, journal: Journal, registry: Registry, champion: Version, as_of: datetime) -> list[Signal]:
-    """The champion's signals at as_of, in the journal already when this returns. Measured again, they are the same."""
-    mature = read(journal, champion, until=as_of - p.label.deadline, p=p)
-    young = read(journal, champion, until=as_of, p=p)
+@dataclass(frozen=True)
+class Watched:
+    """The champion, and what it has to be held against."""
+
+    version: Version
+    model: Model
+    twin: Model
+    profile: Profile
+    sample: "pa.Table"
+    holdout: Holdout
+    p: Params
+
+    @cached_property
+    def losses(self) -> Floats:
+        """Of its twin, on each row of the holdout."""
+        codes = self.model.spec.encode_label(self.holdout.label)
+        return gate.row_losses(codes, self.holdout.predictions[CANDIDATE], metric=self.p.gate.metric)
+
+    @cached_property
+    def at_promotion(self) -> Level:
+        return level(self.losses, self.holdout.times, self.p)
+
+
+def level(losses: Floats, times: "NDArray[np.datetime64]", p: Params) -> Level:
+    return Level(*gate.level(losses, times=times, gate=p.gate))
+
+
+def watched(p: Params, registry: Registry, champion: Version) -> Watched:
+    """Raises ValueError for a version that an older evergreen made."""
     with tempfile.TemporaryDirectory() as scratch:
-        one = Model.load(registry.fetch(champion, "model.ubj", Path(scratch)))
-    found = [performance(mature, one, champion, p, as_of), volume(young, journal, champion, p, as_of)]
+        files = [registry.fetch(champion, name, Path(scratch)) for name in NEEDED]
+        one, twin = (Model.load(registry.fetch(champion, name, Path(scratch))) for name in ("model.ubj", "twin.ubj"))
+        return read_watched(p, champion, one, twin, *files)
+
+
+def read_watched(
+    p: Params, version: Version, one: Model, twin: Model, profile: Path, sample: Path, holdout: Path
+) -> Watched:
+    import pyarrow.parquet as pq
+
+    return Watched(version, one, twin, Profile.load(profile), pq.read_table(sample), judge.read_holdout(holdout), p)
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One window: its signals, and where the alarms come from."""
+
+    signals: tuple[Signal, ...]
+    drift: Found
+    scores: Found
+    sample: "pa.Table"  # of the window's rows: features and scores
+    causes: tuple[Cause, ...] = ()
+    slices: tuple[Slice, ...] = ()
+
+
+def measure(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_of: datetime) -> Measured:
+    """The champion's signals at as_of, in the journal already when this returns. Measured again, they are the same."""
+    since, version = as_of - p.monitor.window, of.version.number
+    mature = read(journal, of.version, until=as_of - p.label.deadline, p=p)
+    young = read(journal, of.version, until=as_of, p=p)
+    features, times = arrived(journal, of.model, since=since, until=as_of)
+    scores = of.model.predict(features) if len(times) else np.zeros(0)
+    moved = drift.compare(of.profile, features, times, settings=p.drift)
+    said = drift.compare_scores(of.profile, scores, times, settings=p.drift)
+    whole = _whole(journal, since, of.profile)
+    found = [
+        performance(mature, of.model, then=of.at_promotion, version=version, p=p, as_of=as_of),
+        *estimate(young, of, as_of),
+        *drift.signals(moved, said, version=version, since=since, until=as_of, whole=whole),
+    ]
+    found = [with_volume(each, journal, since, p) if each.kind == "quality" else each for each in found]
+    found += predecessor_of(p, of, journal=journal, registry=registry, as_of=as_of)
     journal.append("signals", _rows(found))
-    return found
+    slices = _slices(of, mature, *arrived(journal, of.model, since=mature.since, until=mature.until, of=of.version))
+    causes = _causes(of, features, moved) if any(each.alarm for each in found) else ()
+    return Measured(tuple(found), moved, said, _drawn(features, scores, of), causes, slices)
 
 
 def read(journal: Journal, champion: Version, *, until: datetime, p: Params) -> Window:
-    """The window of monitor.window that ends at `until`."""
+    """The champion's own predictions in the window of monitor.window that ends at `until`."""
     since = until - p.monitor.window
     columns = ["entry", "event_time", "version", "score"]  # the features are most of a row, and not wanted here
     made = journal.read("predictions", since=since, until=until, columns=columns)
@@ -67,30 +156,68 @@ def read(journal: Journal, champion: Version, *, until: datetime, p: Params) -> 
     return Window(since, until, times, np.array([each["score"] for each in rows], dtype=np.float64), labels)
 
 
-def performance(window: Window, one: Model, champion: Version, p: Params, as_of: datetime) -> Signal:
-    """The loss on mature outcomes against the loss on the holdout at promotion: an alarm when it is surely higher, by
-    more than monitor.tolerance, by the gate's own bootstrap over blocks."""
+def arrived(
+    journal: Journal, one: Model, *, since: datetime, until: datetime, of: Version | None = None
+) -> "tuple[pa.Table, NDArray[np.datetime64]]":
+    """The journalled features of a window's rows, and their times; of all versions, unless one is named.
+
+    What the model wants and the journal does not hold, because an earlier version did without, is missing.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows = journal.read("predictions", since=since, until=until)
+    if of and rows.num_rows:
+        rows = rows.filter(pc.equal(rows["version"], of.number))
+    kinds = {"number": pa.float64(), "category": pa.string()}
+    columns = {
+        each.name: rows[f"x_{each.name}"]
+        if f"x_{each.name}" in rows.column_names
+        else pa.nulls(rows.num_rows, kinds[each.kind])
+        for each in one.spec.features
+    }
+    times = rows["event_time"].to_numpy() if rows.num_rows else np.zeros(0, dtype="datetime64[us]")
+    return pa.table(columns), times
+
+
+def _whole(journal: Journal, since: datetime, profile: Profile) -> bool:
+    """Whether the journal began early enough to hold all of the window, but for a day."""
+    first = journal.read("predictions", until=since + profile.unit, columns=["entry", "event_time"])
+    return bool(first.num_rows)
+
+
+def performance(window: Window, one: Model, *, then: Level, version: int, p: Params, as_of: datetime) -> Signal:
+    """The loss on mature outcomes against the loss of the twin on the holdout at promotion: an alarm when it is surely
+    higher, by more than monitor.tolerance. Both are estimates: the interval of the difference is made of the gate's
+    intervals of each (Zou and Donner 2008)."""
     there = window.labelled
-    count, reference = int(there.sum()), _at_promotion(champion)
-    told: dict[str, Any] = {"window_end": as_of, "version": champion.number, "rows": count, "reference": reference}
-    if not count or reference is None:
-        why = "no mature outcomes" if reference is not None else "the champion's verdict tells no loss"
-        return Signal("performance", alarm=False, said=f"Performance: {why} {_span(window)}.", **told)
+    told: dict[str, Any] = {"window_begin": as_of - p.monitor.window, "window_end": as_of, "version": version}
+    told |= {"rows": int(there.sum()), "reference": then.value}
+    if not there.any():
+        return Signal("performance", alarm=False, said=f"Performance: no mature outcomes {_span(window)}.", **told)
     codes = one.spec.encode_label(_typed(window.labels[there], one))
-    losses = gate.row_losses(codes, window.scores[there], metric=p.gate.metric)
-    level, low, high = gate.level(losses, times=window.times[there], gate=p.gate)
-    alarm = low is not None and low > reference + p.monitor.tolerance
-    between = f" (95 % interval {low:.4f} to {high:.4f})" if low is not None else ""
+    known = ~np.isnan(codes)
+    losses = gate.row_losses(codes[known], window.scores[there][known], metric=p.gate.metric)
+    now = level(losses, window.times[there][known], p)
+    worse = surely_worse(then, now)
+    alarm = worse is not None and worse > p.monitor.tolerance
+    between = f" ({p.gate.level:.0%} interval {now.low:.4f} to {now.high:.4f})" if now.low is not None else ""
     said = (
-        f"{gate.NAMES[p.gate.metric].capitalize()} {level:.4f}{between} {_span(window)}, {reference:.4f} at promotion; "
-        f"{1 - count / len(there):.1%} of the rows never got a label."
+        f"{gate.NAMES[p.gate.metric].capitalize()} {now.value:.4f}{between} {_span(window)}, {then.value:.4f} at "
+        f"promotion; {1 - there.mean():.1%} of the rows never got a label."
     )
-    return Signal("performance", alarm=alarm, said=said, value=level, low=low, high=high, **told)
+    detail = {"unlabelled": float(1 - there.mean()), "surely_worse_by": worse}
+    return Signal(
+        "performance", alarm=alarm, said=said, value=now.value, low=now.low, high=now.high, detail=detail, **told
+    )
 
 
-def _at_promotion(champion: Version) -> float | None:
-    figures = json.loads(champion.tags.get("evergreen.verdict.figures", "{}")).get("figures", {})
-    return float(figures["candidate"]) if figures.get("candidate") is not None else None
+def surely_worse(then: Level, now: Level) -> float | None:
+    """The lower end of now - then."""
+    if now.low is None:
+        return None
+    above = (then.high - then.value) if then.high is not None else 0.0
+    return now.value - then.value - float(np.hypot(now.value - now.low, above))
 
 
 def _typed(labels: "NDArray[Any]", one: Model) -> "NDArray[Any]":
@@ -101,20 +228,131 @@ def _span(window: Window) -> str:
     return f"from {window.since:%Y-%m-%d %H:%M} to {window.until:%Y-%m-%d %H:%M}"
 
 
-def volume(window: Window, journal: Journal, champion: Version, p: Params, as_of: datetime) -> Signal:
+def estimate(window: Window, of: Watched, as_of: datetime) -> list[Signal]:
+    """What the log loss will be if the scores are as well calibrated as they were: their expected loss, no label
+    needed. It cannot see that the question has changed. None for numbers, whose scores tell no spread."""
+    if of.model.spec.task == "regression" or not len(window.scores):
+        return []
+    now, then = (float(expected_loss(each).mean()) for each in (window.scores, of.holdout.predictions[CANDIDATE]))
+    said = (
+        f"Estimated log loss {now:.4f} {_span(window)}, from the scores alone, without labels; the same estimate was "
+        f"{then:.4f} on the holdout, where {of.at_promotion.value:.4f} was measured."
+    )
+    told: dict[str, Any] = {"window_begin": window.since, "window_end": as_of, "version": of.version.number}
+    return [Signal("estimate", rows=len(window.scores), alarm=False, said=said, value=now, reference=then, **told)]
+
+
+def expected_loss(scores: Floats) -> Floats:
+    """The entropy of each calibrated score, (n,) or (n, classes), in nats: its log loss on average."""
+    shares = np.stack([scores, 1 - scores], axis=1) if scores.ndim == 1 else scores
+    held = np.clip(shares.astype(np.float64), gate.CLIP, 1)
+    return np.asarray(-(held * np.log(held)).sum(axis=1))
+
+
+def with_volume(quality: Signal, journal: Journal, since: datetime, p: Params) -> Signal:
     """How many rows came, beside the window before: an alarm when there are none, or fewer than half."""
-    earlier = window.since - p.monitor.window
-    before = journal.read("predictions", since=earlier, until=window.since, columns=["entry", "event_time"]).num_rows
-    count = len(window.times)
-    alarm = count == 0 or count < before / 2
-    said = f"{count:,} rows {_span(window)}, {before:,} in the {spell(p.monitor.window)} before."
-    return Signal("quality", as_of, champion.number, count, alarm, said, value=float(count), reference=float(before))
+    earlier = since - p.monitor.window
+    before = journal.read("predictions", since=earlier, until=since, columns=["entry", "event_time"]).num_rows
+    alarm = quality.rows == 0 or quality.rows < before / 2
+    said = f"{quality.said} {quality.rows:,} rows came, {before:,} in the {spell(p.monitor.window)} before."
+    return replace(quality, alarm=quality.alarm or alarm, said=said)
+
+
+def predecessor_of(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_of: datetime) -> list[Signal]:
+    """A look at whether the champion before would do better, when one is due."""
+    earlier = list(signals(journal))
+    if not predecessor.due(earlier, of.version.number, as_of=as_of, window=p.monitor.window):
+        return []
+    looks = len(predecessor.looked(earlier, of.version.number))
+    found = predecessor.compare(p, journal=journal, registry=registry, champion=of.version, as_of=as_of, looks=looks)
+    return [found] if found else []
+
+
+# --- where it comes from -------------------------------------------------------------------------------------------
+
+
+def _drawn(features: "pa.Table", scores: Floats, of: Watched) -> "pa.Table":
+    """drift.sample rows of the window with their scores, for the report to draw."""
+    import pyarrow as pa
+
+    places = _evenly(len(scores), len(of.sample))
+    drawn = features.take(places)
+    for name, values in reference.score_columns(scores[places], of.model.spec.classes).items():
+        drawn = drawn.append_column(name, pa.array(values))
+    return drawn
+
+
+def _causes(of: Watched, features: "pa.Table", moved: Found) -> tuple[Cause, ...]:
+    if not features.num_rows:
+        return ()
+    drawn = features.take(_evenly(features.num_rows, SHAP_ROWS))
+    return tuple(drift.causes(of.twin, drawn, of.profile, moved)[:CAUSES])
+
+
+def _slices(of: Watched, window: Window, features: "pa.Table", times: "NDArray[np.datetime64]") -> tuple[Slice, ...]:
+    """The slices of evaluate.slices that lost most on mature outcomes."""
+    there = window.labelled
+    if not there.any() or len(times) != len(there):
+        return ()
+    codes = of.model.spec.encode_label(_typed(window.labels[there], of.model))
+    known = ~np.isnan(codes)
+    losses = gate.row_losses(codes[known], window.scores[there][known], metric=of.p.gate.metric)
+    now = {name: _texts(features, name)[there][known] for name in of.holdout.slices if name in features.column_names}
+    then = {name: values.astype(str) for name, values in of.holdout.slices.items()}
+    return tuple(drift.slices(then, of.losses, now, losses, rows=of.p.evaluate.slice_rows // 4)[:CAUSES])
+
+
+def _texts(features: "pa.Table", name: str) -> "NDArray[Any]":
+    return np.array([None if each is None else str(each) for each in features[name].to_pylist()], dtype=object)
+
+
+def _evenly(rows: int, size: int) -> "NDArray[np.intp]":
+    return np.unique(np.linspace(0, max(rows - 1, 0), min(size, rows)).astype(np.intp))
+
+
+# --- for people ----------------------------------------------------------------------------------------------------
+
+
+def figures(found: Measured) -> dict[str, float]:
+    """The window as numbers, for a chart over time."""
+    told: dict[str, float] = {each.kind: each.value for each in found.signals if each.value is not None}
+    told |= {f"{each.kind}.threshold": each.reference for each in found.signals if each.reference is not None}
+    told |= {f"{each.kind}.alarm": float(each.alarm) for each in found.signals}
+    return told | {f"moved.{each.name}": round(each.score, 4) for each in found.drift.columns}
+
+
+def markdown(found: Measured, decision: Decision) -> str:
+    """The window as a person reads it: the decision, the signals, what moved and what it did."""
+    head = f"# {decision.action} (as of {decision.as_of:%Y-%m-%d %H:%M}, decision {decision.id})"
+    why = "\n".join(f"- {reason}" for reason in decision.reasons)
+    lines = [(each.kind, "ALARM" if each.alarm else "quiet", each.said) for each in found.signals]
+    parts = [head, why, "## Signals", _listed(("signal", "", "what was seen"), lines)]
+    if found.drift.moved:
+        moved = [
+            (each.name, f"{each.score:.1f}", f"{each.threshold:.1f}", each.told) for each in found.drift.moved[:CAUSES]
+        ]
+        parts += ["## Columns that moved", _listed(("column", "deviations", "threshold", "how"), moved)]
+    if found.causes:
+        shifts = [(each.name, f"{each.shift:+.4f}", f"{each.moved:.1f}", each.told) for each in found.causes]
+        parts += ["## What moved the scores", _listed(("column", "SHAP shift", "deviations", "how"), shifts)]
+    if found.slices:
+        lost = [
+            (f"{each.name} {each.value}", f"{each.rows:,}", f"{each.then:.4f}", f"{each.now:.4f}")
+            for each in found.slices
+        ]
+        parts += ["## Slices that lost most", _listed(("slice", "rows", "loss at promotion", "loss now"), lost)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _listed(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(each.replace('|', '/') for each in line)} |" for line in lines)
 
 
 # --- signals and decisions in the journal --------------------------------------------------------------------------
 
 
-def _rows(found: list[Signal]) -> "pa.Table":
+def _rows(found: Sequence[Signal]) -> "pa.Table":
     rows = [asdict(each) for each in found]
     named = [{"entry": entry_of(each.kind, each.window_end, each.version)} for each in found]
     times = [{"event_time": each.window_end, "detail": json.dumps(dict(each.detail), default=str)} for each in found]
@@ -127,7 +365,7 @@ def _table(rows: list[dict[str, Any]]) -> "pa.Table":
 
     now = datetime.now(UTC).replace(tzinfo=None)
     types = {name: pa.float64() for name in ("value", "low", "high", "reference")}
-    types |= {name: pa.timestamp("us") for name in ("event_time", "window_end", "as_of", "made_at")}
+    types |= {name: pa.timestamp("us") for name in ("event_time", "window_begin", "window_end", "as_of", "made_at")}
     listed = [{**row, "made_at": now} for row in rows]
     return pa.table({name: pa.array([row[name] for row in listed], types.get(name)) for name in listed[0]})
 
@@ -137,6 +375,14 @@ def signals(journal: Journal) -> Iterator[Signal]:
     for row in journal.read("signals").to_pylist():
         plain: Mapping[str, Any] = {name: row[name] for name in FIELDS}
         yield Signal(kind=row["kind"], window_end=row["event_time"], detail=json.loads(row["detail"]), **plain)
+
+
+def due(journal: Journal, champion: Version, p: Params, *, newest: datetime) -> list[datetime]:
+    """The ends of the windows to measure: the newest, and before it those that were missed since the last one."""
+    ends = [each.window_end for each in signals(journal) if each.version == champion.number]
+    last = max((each for each in ends if each < newest), default=newest)
+    missed = int((newest - last) / p.monitor.window - 1e-9)
+    return [*(last + (i + 1) * p.monitor.window for i in range(missed)), newest]
 
 
 def keep(decision: Decision, journal: Journal) -> None:
@@ -152,6 +398,18 @@ def newest(journal: Journal) -> datetime | None:
     return made["event_time"][-1].as_py() if made.num_rows else None
 
 
-def asked(journal: Journal) -> list[str]:
-    """The ids of the decisions to retrain."""
-    return [row["id"] for row in journal.read("decisions").to_pylist() if row["action"] == "retrain"]
+def asked(journal: Journal, *, answered: set[str]) -> list[str]:
+    """The ids of the decisions to retrain that were answered, or said so lately that an answer may be under way: an
+    event that got lost is said again."""
+    lately = datetime.now(UTC).replace(tzinfo=None) - AGAIN
+    listed = [row for row in journal.read("decisions").to_pylist() if row["action"] == "retrain"]
+    return [row["id"] for row in listed if row["id"] in answered or row["made_at"] > lately]
+
+
+def began(journal: Journal, alarm: Signal) -> str:
+    """The name of an alarm's cause: the same for as long as the same signal of the same champion alarms on end."""
+    mine = [each for each in signals(journal) if (each.kind, each.version) == (alarm.kind, alarm.version)]
+    quiet = max(
+        (each.window_end for each in mine if not each.alarm and each.window_end < alarm.window_end), default=None
+    )
+    return f"{alarm.kind} {alarm.version} {quiet}"

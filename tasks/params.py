@@ -200,6 +200,8 @@ class Gate(Section):
     max_megabytes: float = Field(50, gt=0)
     max_milliseconds: float = Field(1.0, gt=0)
     backoff: Duration = timedelta(0)
+    approval: Literal["none", "required"] = "none"
+    approval_within: Duration = timedelta(days=1)
     seed: int = 1
 
 
@@ -234,20 +236,39 @@ class Journal(Section):
     address: str | None = None
 
 
-SignalKind = Literal["performance", "quality"]
+SignalKind = Literal["performance", "drift", "prediction", "quality", "estimate", "predecessor"]
 
 
 class Monitor(Section):
-    window: Duration = timedelta(days=7)
+    window: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=7)
     tolerance: float = Field(0.0, ge=0)
+    alerts: str | None = Field(None, pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")
+
+
+class Drift(Section):
+    false_alarms: float = Field(0.25, gt=0)
+    bins: int = Field(16, ge=4, le=200)
+    levels: int = Field(20, ge=2, le=500)
+    sample: int = Field(4000, ge=100)
 
 
 class Policy(Section):
-    signals: list[SignalKind] = ["performance"]
+    signals: list[SignalKind] = ["performance", "drift"]
     windows: int = Field(2, ge=1)
     min_rows: int = Field(500, ge=1)
     cool_down: Duration = timedelta(days=14)
     budget: int = Field(4, ge=1)
+    attempts: int = Field(2, ge=0)
+
+
+ReplayPolicy = Annotated[str, Field(pattern=r"^(never|drift|performance|both|every:\d+[hdw]|spaced:\d+)$")]
+
+
+class Replay(Section):
+    policies: Annotated[list[ReplayPolicy], Field(min_length=1)] = ["never", "every:7d", "drift", "performance", "both"]
+    step: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=7)
+    trials: int | None = Field(None, ge=1)
+    price: float = Field(0.05, ge=0)
 
 
 class Params(Section):
@@ -267,7 +288,9 @@ class Params(Section):
     registry: Registry
     journal: Journal = Journal()
     monitor: Monitor = Monitor()
+    drift: Drift = Drift()
     policy: Policy = Policy()
+    replay: Replay = Replay()
     stage: Stage
     paths: Paths
 

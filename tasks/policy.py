@@ -18,9 +18,11 @@ MONTH = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Signal:
-    """What monitoring measured of one window. `value` alarms; `low` and `high` are its interval, where it has one."""
+    """What monitoring measured of window_begin <= event_time < window_end. `value` alarms; `low` and `high` are its
+    interval, where it has one."""
 
     kind: SignalKind
+    window_begin: datetime
     window_end: datetime
     version: int
     rows: int
@@ -81,8 +83,17 @@ def _of(signals: Sequence[Signal], kind: SignalKind, version: int, as_of: dateti
 
 
 def _persists(found: Sequence[Signal], policy: Policy) -> bool:
-    newest = found[-policy.windows :]
+    newest = _apart(found, policy.windows)
     return len(newest) == policy.windows and all(each.alarm and each.rows >= policy.min_rows for each in newest)
+
+
+def _apart(found: Sequence[Signal], count: int) -> list[Signal]:
+    """The newest window and those before it, so many, that do not overlap: a week seen every hour is one window."""
+    chosen: list[Signal] = []
+    for each in reversed(found):
+        if len(chosen) < count and (not chosen or each.window_end <= chosen[-1].window_begin):
+            chosen.append(each)
+    return chosen
 
 
 def _why_quiet(kind: SignalKind, found: Sequence[Signal], policy: Policy) -> str:
@@ -91,7 +102,7 @@ def _why_quiet(kind: SignalKind, found: Sequence[Signal], policy: Policy) -> str
     last = found[-1]
     if not last.alarm:
         return f"{kind}: no alarm. {last.said}"
-    row = sum(each.window_end >= _began(found) for each in found)
+    row = len([each for each in _apart(found, policy.windows) if each.window_end >= _began(found)])
     if last.rows < policy.min_rows:
         return f"{kind}: an alarm on {last.rows:,} rows, and policy.min_rows is {policy.min_rows:,}. {last.said}"
     return f"{kind}: alarms in {row} of the {policy.windows} windows in a row that policy.windows asks for. {last.said}"

@@ -33,11 +33,14 @@ PATCH = "uncommitted.patch"
 SECTIONS = ("clean", "clock", "evaluate", "features", "ingest", "label", "split", "train", "tune")  # as MLflow params
 REPORTS = (
     "curves",
+    "holdout.parquet",
     "importance.csv",
     "leaderboard.json",
     "metrics.json",
+    "profile.json",
     "quality.html",
     "quality.json",
+    "reference.parquet",
     "slices.json",
 )
 TELLING = ("auc", "average_precision", "accuracy", "brier", "calibration_error", "f1", "mae", "r2")  # in a description

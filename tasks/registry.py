@@ -1,8 +1,9 @@
 """Runs, versions, the champion's alias and the ledger, kept in MLflow; the only importer of mlflow.
 
-A run is whole or absent: `log` ends it last, and `run_of` sees ended runs only. A promotion writes its intent into the
-ledger before it acts, and every step of it can be repeated, so `finish_open` completes one that was cut off. Whether to
-promote is not decided here. mlflow costs seconds to import: it is imported when a registry is opened, not before.
+A run is whole or absent: `log` ends it last, and `run_of` sees ended runs only. A promotion or a rollback writes its
+intent into the ledger before it acts, and every step of it can be repeated, so `finish_open` completes one that was cut
+off. Whether to promote or to roll back is not decided here. mlflow costs seconds to import: it is imported when a
+registry is opened, not before.
 """
 
 import contextlib
@@ -57,15 +58,17 @@ WAIT = 300.0  # seconds for another process of this machine that is writing
 CHUNK = 4000  # characters; a tag holds 8,000
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # the most that MLflow takes in one call
 RUNS_NOTE = "One run for each result of the pipeline, with its trials under it."
-LEDGER_NOTE = "What was decided: verdicts and promotions, one small run each, never rewritten."
+LEDGER_NOTE = "What was decided: verdicts, promotions and rollbacks, one small run each, never rewritten."
+MONITOR_NOTE = "How each champion fares: a point a window, at its event time."
 CROWNS = ("alias moved", "rolled back")  # marks after which their version is the champion
+BEGINS = {"intent": "done", "rollback": "rolled back"}  # what begins a change of the champion, and what ends it
 NETWORK = ("requests.", "urllib3.")
 LOST = ("ConnectionError", "Timeout", "RetryError", "MaxRetryError")  # of requests and urllib3: nobody answered
 TABLE = "trials.json"
 LOCAL_UI = "http://127.0.0.1:5000"  # mlflow's own default
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # or its UI asks what the experiment is for
 
-Mark = Literal["verdict", "intent", "alias moved", "done", "superseded", "rolled back"]
+Mark = Literal["verdict", "intent", "alias moved", "done", "superseded", "rollback", "rolled back"]
 P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger("evergreen")
@@ -86,7 +89,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the ledger. `version` is the one it is about, `champion` the one that served when it was written."""
+    """A line of the ledger. `version` is the one it is about, `champion` the one that served when it was begun."""
 
     mark: Mark
     decision: str
@@ -426,6 +429,49 @@ class Registry:
         at = public(self.uri).rstrip("/") if _served(self.uri) else LOCAL_UI
         return f"{at}/#/experiments/{self.experiment}/runs/{run_id}?workflowType=machine_learning"
 
+    @_answered
+    def log_files(
+        self,
+        name: str,
+        *,
+        note: str,
+        metrics: Mapping[str, Sequence[tuple[int, float]]],
+        files: Path,
+        tags: Mapping[str, str],
+    ) -> str:
+        """A run beside those of records, for what has no model of its own; its id. `metrics`: points (step, value)."""
+        points = [(key, value, step) for key, each in metrics.items() for step, value in each]
+        with self.lock:
+            run_id = self._create(self.experiment, name, {**tags, "mlflow.note.content": note})
+            self._batch(run_id, metrics=points)
+            self.client.log_artifacts(run_id, str(files))
+            self.client.set_terminated(run_id, "FINISHED")
+        return run_id
+
+    @_answered
+    def chart(self, name: str, points: Mapping[str, float], *, at: datetime, note: str, files: Path) -> str:
+        """A point of each figure at an event time, on the run of that name beside the experiment: over time they are
+        charts. `files` become its artifacts, in place of those of the same names."""
+        from mlflow.entities import Metric
+
+        moment = int(at.replace(tzinfo=UTC).timestamp())
+        with self.lock:
+            experiment = self._watching()
+            found = self._search(experiment, f"attributes.run_name = '{name}'")
+            run_id = found[0].info.run_id if found else self._create(experiment, name, {"mlflow.note.content": note})
+            step = moment // 3600
+            self.client.log_batch(run_id, [Metric(key, value, moment * 1000, step) for key, value in points.items()])
+            self.client.log_artifacts(run_id, str(files))
+            self.client.set_terminated(run_id, "FINISHED")
+        return str(run_id)
+
+    def _watching(self) -> str:
+        """The experiment of what monitoring finds."""
+        name = f"{self.client.get_experiment(self.experiment).name}-monitor"
+        return _experiment(
+            self.client, name, MONITOR_NOTE, None if _served(self.uri) else _beside(self.uri) / "mlartifacts"
+        )
+
     # --- versions
 
     @_answered
@@ -579,8 +625,16 @@ class Registry:
         self, run_id: str, *, decision: str, verdict: Mapping[str, Any], as_of: datetime, tags: Mapping[str, str]
     ) -> Version:
         """Register the run's model and make it the champion: intent, version, alias, done. Cut off, it can be asked
-        again with the same decision, or be finished by `finish_open`. A decision that is done is never done twice."""
+        again with the same decision, or be finished by `finish_open`. A decision that is done is never done twice.
+
+        Raises ValueError for a run that a rolled-back version was made of.
+        """
         with self.lock:
+            if begun := _line(self.ledger(), "intent", decision):
+                return self._finish(begun)
+            self._settle()
+            if (down := self._taken_down(run_id)) is not None:
+                raise ValueError(f"{_barred(down)}: run {run_id} cannot be promoted. Train another candidate.")
             serving = self.champion()
             intent = Entry(
                 "intent",
@@ -596,16 +650,20 @@ class Registry:
 
     @_answered
     def finish_open(self) -> list[Version]:
-        """Complete the promotion that was cut off. One that something newer overtook is marked superseded instead."""
+        """Complete the promotion or rollback that was cut off; the versions that serve by it. One that something newer
+        overtook is marked superseded instead."""
         with self.lock:
             for run in self._search(self.ledger_experiment, "attributes.status = 'RUNNING'"):  # whole, but not ended
                 self.client.set_terminated(run.info.run_id, "FINISHED")
             lines = self.ledger()
-            closed = {line.decision for line in lines if line.mark in ("done", "superseded")}
-            opened = [line for line in lines if line.mark == "intent" and line.decision not in closed]
-            for line in (overtaken := [line for line in opened if _overtaken(line, lines)]):
-                self._supersede(line)
-            return [self._finish(line) for line in opened if line not in overtaken]
+            for line in _open(lines):
+                if why := self._void(line, lines):
+                    log.warning("decision %s %s", line.decision, why)
+                    self._supersede(line)
+            return [self._complete(line) for line in _open(self.ledger())]
+
+    def _complete(self, begun: Entry) -> Version:
+        return self._finish(begun) if begun.mark == "intent" else self._finish_rollback(begun)
 
     def _finish(self, intent: Entry) -> Version:
         """Every step may have been done before: each is repeated only where its mark is missing."""
@@ -613,9 +671,7 @@ class Registry:
         marks = {line.mark: line for line in lines if line.decision == intent.decision}
         if (done := marks.get("done")) and done.version is not None:
             return self.version(done.version)
-        if _overtaken(intent, lines):
-            self._supersede(intent)
-            raise ValueError(f"decision {intent.decision} was overtaken by a later one: judge the candidate again")
+        self._still_stands(intent, lines)
         assert intent.run is not None
         told, tags = _sentence(intent), _lineage(intent)
         version = self.register(intent.run, decision=intent.decision, description=told, tags=tags)
@@ -625,17 +681,165 @@ class Registry:
         self.append(_marked(intent, "done", version.number))
         return version
 
-    def _supersede(self, intent: Entry) -> None:
-        self.append(_marked(intent, "superseded", None))
+    def _settle(self) -> list[Entry]:
+        """What had moved the alias when it was cut off is finished before anything newer begins: else the ledger would
+        not know that its version served. What had not moved it is overtaken by the newer."""
+        lines, serving = self.ledger(), self.champion()
+        moved = [line for line in _open(lines) if serving and _moved_to(serving, line) and not self._void(line, lines)]
+        for line in moved:
+            self._complete(line)
+        return moved
+
+    def _still_stands(self, begun: Entry, lines: Sequence[Entry]) -> None:
+        if why := self._void(begun, lines):
+            self._supersede(begun)
+            raise ValueError(f"decision {begun.decision} {why}")
+
+    def _void(self, begun: Entry, lines: Sequence[Entry]) -> str | None:
+        """Why a decision that was begun must not be finished."""
+        if _overtaken(begun, lines):
+            way_out = "judge the candidate again" if begun.mark == "intent" else "see what serves now, and ask again"
+            return f"was overtaken by a later one: {way_out}"
+        if begun.mark == "intent" and (down := self._taken_down(str(begun.run))) is not None:
+            return f"would promote run {begun.run} again. {_barred(down)}"
+        return None
+
+    def _supersede(self, begun: Entry) -> None:
+        self.append(_marked(begun, "superseded", None))
+
+    # --- rollback
+
+    @_answered
+    def rollback(
+        self,
+        *,
+        decision: str,
+        as_of: datetime,
+        reasons: Sequence[str],
+        to: int | None = None,
+        champion: int | None = None,
+    ) -> Version:
+        """Give the alias back to the version that served before the champion, or to `to`: intent, alias, done. Cut off,
+        it can be asked again with the same decision, or be finished by `finish_open`. What was taken down is never
+        promoted again.
+
+        `champion`: the version that is to be taken down; when another serves by now, nothing is done. Raises ValueError
+        for that, when there is no version that may serve, and when an earlier rollback had to be finished instead.
+        """
+        with self.lock:
+            if begun := _line(self.ledger(), "rollback", decision):
+                return self._finish_rollback(begun)
+            settled = self._settle()
+            if to is None and champion is None and any(line.mark == "rollback" for line in settled):
+                raise ValueError(
+                    f"a rollback to version {settled[-1].version} had been cut off and is finished now: that version "
+                    "serves. Ask again to go further back."
+                )
+            serving = self._serving(champion)
+            target = self._may_serve(to, serving) if to is not None else self._before(serving)
+            intent = Entry(
+                "rollback",
+                decision,
+                as_of,
+                run=target.run_id,
+                version=target.number,
+                champion=serving.number,
+                reasons=tuple(reasons),
+            )
+            return self._finish_rollback(self.append(intent))
+
+    def _finish_rollback(self, begun: Entry) -> Version:
+        assert begun.version is not None
+        lines = self.ledger()
+        if not _line(lines, "rolled back", begun.decision):
+            self._still_stands(begun, lines)
+            self.client.set_registered_model_alias(self.model, CHAMPION, str(begun.version))
+            self.append(_marked(begun, "rolled back", begun.version))
+        return self.version(begun.version)
+
+    def _serving(self, wanted: int | None) -> Version:
+        if (serving := self.champion()) is None:
+            raise ValueError(f"no version of {self.model} serves: there is nothing to roll back. Promote one first.")
+        if wanted not in (None, serving.number):
+            raise ValueError(f"version {wanted} was to be taken down, but version {serving.number} serves by now")
+        return serving
+
+    def _before(self, serving: Version) -> Version:
+        if found := self.predecessor(serving):
+            return found
+        raise ValueError(
+            f"no version that may serve was champion before version {serving.number}: name one that served later, "
+            "or retrain."
+        )
+
+    def _may_serve(self, number: int, serving: Version) -> Version:
+        found, served = self.version(number), set(_crowned(self.ledger()))
+        if number == serving.number:
+            raise ValueError(f"version {number} serves already: name an earlier champion")
+        if number not in served:
+            raise ValueError(
+                f"version {number} was never champion, so nobody knows how it serves: choose one of "
+                f"{sorted(served - self.rolled_back() - {serving.number})}, or let the gate judge it"
+            )
+        if number in self.rolled_back():
+            raise ValueError(f"{_barred(number)}: choose another")
+        return found
+
+    def predecessor(self, of: Version) -> Version | None:
+        """The version that served last before this one first did, of those that were not rolled back themselves."""
+        served = _crowned(self.ledger())
+        earlier = served[: served.index(of.number)] if of.number in served else served
+        there, down = {each.number: each for each in self.versions()}, self.rolled_back()
+        return next((there[number] for number in reversed(earlier) if number in there.keys() - down), None)
+
+    def rolled_back(self) -> set[int]:
+        """The versions that were taken down by a rollback."""
+        return {line.champion for line in self.ledger() if line.mark == "rolled back" and line.champion is not None}
+
+    def was_taken_down(self, record: str) -> int | None:
+        """The rolled-back version of this record, if there is one: the same recipe and data give the same model."""
+        if not (down := self.rolled_back()):
+            return None
+        return next((each.number for each in self.versions() if each.number in down and each.record == record), None)
+
+    def _taken_down(self, run_id: str) -> int | None:
+        if not self.rolled_back():
+            return None
+        return self.was_taken_down(self.client.get_run(run_id).data.tags.get("evergreen.record", ""))
 
 
 # --- to and from MLflow's own forms --------------------------------------------------------------------------------
 
 
-def _overtaken(intent: Entry, lines: Sequence[Entry]) -> bool:
+def _line(lines: Sequence[Entry], mark: Mark, decision: str) -> Entry | None:
+    return next((line for line in lines if (line.mark, line.decision) == (mark, decision)), None)
+
+
+def _open(lines: Sequence[Entry]) -> list[Entry]:
+    """What was begun and neither done nor superseded."""
+    ended = {(line.mark, line.decision) for line in lines}
+    begun = [line for line in lines if line.mark in BEGINS]
+    return [line for line in begun if not {(BEGINS[line.mark], line.decision), ("superseded", line.decision)} & ended]
+
+
+def _overtaken(begun: Entry, lines: Sequence[Entry]) -> bool:
     """Whether another promotion, or a rollback, was begun after this one."""
-    began = next(i for i, line in enumerate(lines) if line.mark == "intent" and line.decision == intent.decision)
-    return any(line.mark in ("intent", "rolled back") for line in lines[began + 1 :])
+    place = next(i for i, line in enumerate(lines) if (line.mark, line.decision) == (begun.mark, begun.decision))
+    return any(line.mark in (*BEGINS, "rolled back") for line in lines[place + 1 :])
+
+
+def _moved_to(serving: Version, begun: Entry) -> bool:
+    """Whether the alias is where this decision puts it."""
+    return serving.number == begun.version if begun.mark == "rollback" else serving.decision == begun.decision
+
+
+def _crowned(lines: Sequence[Entry]) -> list[int]:
+    """The champions, in the order of time."""
+    return [line.version for line in lines if line.mark in CROWNS and line.version is not None]
+
+
+def _barred(number: int) -> str:
+    return f"version {number} was rolled back, and what was rolled back never serves again"
 
 
 def _marked(intent: Entry, mark: Mark, version: int | None) -> Entry:

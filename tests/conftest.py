@@ -275,6 +275,8 @@ def raw_params(task: Task, days: int) -> dict[str, Any]:
             "slice_tolerance": 0.5 if task == "regression" else 0.05,
         },
         "registry": {"model": "made", "experiment": "made", "top_trials": 2},
+        "monitor": {"window": "7d"},
+        "drift": {"false_alarms": 0.25, "bins": 8, "levels": 20, "sample": 300},
         "stage": {"threads": 1, "memory": "1GB", "limits": dict.fromkeys(STAGES, "5m")},
         "paths": {
             "raw": "data/raw",

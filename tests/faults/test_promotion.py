@@ -1,4 +1,4 @@
-"""A promotion or a record that is killed at any of its writes; processes that begin at once; a server that dies."""
+"""A promotion, rollback or record that is killed at any write; processes that begin at once; a server that dies."""
 
 import contextlib
 import os
@@ -30,6 +30,7 @@ AS_OF = datetime(2013, 7, 1)
 VERDICT = {"outcome": "PROMOTE", "reasons": ["It is better."]}
 SETTINGS = params.Registry(model="m", experiment="e", top_trials=1)
 WRITES = 13  # of a promotion, first to last: the three marks are three writes each
+BACK_WRITES = 5  # of a rollback: a mark, the alias, a mark, and a mark is two writes
 CHILD = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(PROJECT)!r})
@@ -59,6 +60,8 @@ print("ready", flush=True)
 sys.stdin.readline()
 if work == "promote":
     print(told.promote(known).number, flush=True)
+elif work == "rollback":
+    print(told.back(known).number, flush=True)
 else:
     print(known.log("r1", **told.everything(told.Path(sys.argv[4]))), flush=True)
 """
@@ -124,6 +127,10 @@ def promote(known: Registry) -> Any:
     return known.promote(run_id, decision="d1", verdict=VERDICT, as_of=AS_OF, tags={})
 
 
+def back(known: Registry) -> Any:
+    return known.rollback(decision="b1", as_of=AS_OF, reasons=["It was worse."])
+
+
 @contextlib.contextmanager
 def child(*args: object) -> Iterator[subprocess.Popen[str]]:
     """Another process, with its registry open, waiting for a line."""
@@ -178,6 +185,87 @@ def test_one_decision_in_two_processes_is_one_version(recorded: Store, tmp_path:
             process.stdin.flush()
         assert [process.communicate()[0] for process in (one, two)] == ["1\n", "1\n"]
     whole(open_registry(SETTINGS, uri=store.uri))
+
+
+# --- rollback
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory, made: Path, recorded: Store) -> Store:
+    """A store with two champions, one after the other."""
+    store = recorded.copy(tmp_path_factory.mktemp("twice") / "store")
+    known = open_registry(SETTINGS, uri=store.uri)
+    promote(known)
+    again(known, made, "r2", "d2")
+    return store
+
+
+def again(known: Registry, made: Path, record: str, decision: str) -> Any:
+    run_id = known.log(record, **everything(made))
+    return known.promote(run_id, decision=decision, verdict=VERDICT, as_of=AS_OF, tags={})
+
+
+def gone_back(known: Registry) -> None:
+    """Version 1 serves, version 2 was taken down once; nothing left open or running."""
+    assert known.champion() == known.version(1)
+    assert known.rolled_back() == {2}
+    runs = known.client.search_runs([known.ledger_experiment], "tags.`evergreen.decision` = 'b1'")
+    assert sorted(run.data.tags["evergreen.mark"] for run in runs) == ["rollback", "rolled back"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert known.finish_open() == []
+
+
+def killed(store: Store, writes: int) -> Registry:
+    """The registry after a rollback that was killed before this write."""
+    with child("rollback", store.uri, writes) as process:
+        process.communicate("go\n")
+    assert process.returncode == -signal.SIGKILL
+    return open_registry(SETTINGS, uri=store.uri)
+
+
+@pytest.mark.parametrize("writes", range(BACK_WRITES))
+def test_a_rollback_that_is_killed_is_finished_by_the_next_start(writes: int, twice: Store, tmp_path: Path) -> None:
+    known = killed(twice.copy(tmp_path / "store"), writes)
+    began = any(line.mark == "rollback" for line in known.ledger())
+    known.finish_open()
+    if began:
+        gone_back(known)
+    assert back(known).number == 1  # and whoever asks again gets the same
+    gone_back(known)
+
+
+@pytest.mark.parametrize("writes", range(BACK_WRITES))
+def test_a_promotion_after_a_rollback_that_was_killed_serves(
+    writes: int, made: Path, twice: Store, tmp_path: Path
+) -> None:
+    known = killed(twice.copy(tmp_path / "store"), writes)
+    moved = known.champion() == known.version(1)
+    assert again(known, made, "r3", "d3").number == 3
+    known.finish_open()
+    assert known.champion() == known.version(3)
+    assert known.rolled_back() == ({2} if moved else set())  # what the new champion overtook was not done at all
+    assert known.finish_open() == []
+
+
+def test_a_rollback_has_that_many_writes(twice: Store, tmp_path: Path) -> None:
+    with child("rollback", twice.copy(tmp_path / "store").uri, BACK_WRITES) as process:
+        said, _ = process.communicate("go\n")
+    assert (process.returncode, said) == (0, "1\n")
+
+
+def test_one_rollback_in_two_processes_goes_back_once(made: Path, twice: Store, tmp_path: Path) -> None:
+    store = twice.copy(tmp_path / "store")
+    again(open_registry(SETTINGS, uri=store.uri), made, "r3", "d3")
+    with child("rollback", store.uri, 99) as one, child("rollback", store.uri, 99) as two:
+        for process in (one, two):
+            assert process.stdin
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.communicate()[0] for process in (one, two)] == ["2\n", "2\n"]
+    assert open_registry(SETTINGS, uri=store.uri).rolled_back() == {3}
+
+
+# --- a record
 
 
 @pytest.mark.parametrize("writes", [1, 3, 6, 10])

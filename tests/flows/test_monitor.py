@@ -29,15 +29,16 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(project: Project) -> Story:
-    watch = {"monitor": {"window": "6d"}, "policy": {"windows": 2, "min_rows": 50, "cool_down": "5d"}}
+    policy = {"signals": ["performance"], "windows": 2, "min_rows": 50, "cool_down": "5d"}
+    watch = {"monitor": {"window": "4d"}, "policy": policy}
     write_params({**project.raw, **watch}, project.folder)
     nobody = monitor()
     assert retrain().version == 1
     done = {4: watched(4)}
     source = project.folder / "source/orders.csv"
     source.write_text(turned(source.read_text()))
-    done |= {days: watched(days) for days in (10, 13)}
-    return Story(nobody, done[4], done[10], done[13], monitor(as_of=FIRST + 13 * DAY))
+    done |= {days: watched(days) for days in (10, 14)}
+    return Story(nobody, done[4], done[10], done[14], monitor(as_of=FIRST + 14 * DAY))
 
 
 def watched(days: int) -> Monitored:
@@ -73,7 +74,7 @@ def test_only_mature_outcomes_count(story: Story, project: Project) -> None:
     deadline = params.load(project.folder / "params.yaml").label.deadline
     kept = journal.open_journal(params.Journal(), home=project.home)
     until = FIRST + 10 * DAY - deadline
-    rows = kept.read("predictions", since=until - 6 * DAY, until=until).num_rows
+    rows = kept.read("predictions", since=until - 4 * DAY, until=until).num_rows
     (signal,) = (each for each in story.first.signals if each.kind == "performance")
     assert 0.9 * rows < signal.rows <= rows
 
@@ -109,14 +110,16 @@ def test_the_event_carries_the_decision_and_its_time() -> None:
                 break
             time.sleep(0.5)
     (event,) = found
-    assert event.payload["as_of"] == (FIRST + 13 * DAY).isoformat()
+    assert event.payload["as_of"] == (FIRST + 14 * DAY).isoformat()
     assert event.resource.id == "evergreen.model.made"
 
 
 def test_signals_and_decisions_are_in_the_journal(story: Story, project: Project) -> None:
     kept = journal.open_journal(params.Journal(), home=project.home)
     measured = kept.read("signals")
-    assert measured.num_rows == 2 * 3
+    windows = {4, 8, 10, 14}  # the eighth was missed, and made good by the run of the tenth
+    assert {(each - FIRST).days for each in measured["event_time"].to_pylist()} == windows
+    assert measured.num_rows == len(windows) * len(story.second.signals)
     decided = [(row["id"], row["action"]) for row in kept.read("decisions").to_pylist()]
     assert story.second.decision
     assert (story.second.decision.id, "retrain") in decided

@@ -294,7 +294,7 @@ def test_the_reports_are_the_same_bytes_when_made_again(task: Task, done: dict[s
         done[task].folder,
     )
     assert done[task].everything() == before
-    assert len(before) == 7
+    assert len(before) == 9
 
 
 def test_rows_with_missing_values_everywhere_are_scored_by_every_model(tmp_path: Path) -> None:

@@ -190,6 +190,19 @@ def test_the_champions_own_record_is_held_unchanged(new: Made, shelf: Shelf, cha
     assert not judge.counts_as_look(found)
 
 
+def test_a_candidate_that_is_what_was_rolled_back_is_held_and_costs_no_look(
+    old: Made, new: Made, shelf: Shelf, tmp_path: Path
+) -> None:
+    mine = shelf.champion(old, "before")
+    down = shelf.champion(replace(new, folder=shutil.copytree(new.folder, tmp_path / "worse")), "taken down")
+    assert shelf.known.rollback(decision="back", as_of=LATER, reasons=["It was worse."]) == mine
+    found = shelf.judged(new, mine, record="worse")
+    assert found.outcome == "HOLD"
+    assert f"version {down.number}, which was rolled back" in found.reasons[0]
+    assert not judge.counts_as_look(found)
+    assert shelf.judged(new, mine, record="another").figures["looked"]
+
+
 def test_a_candidate_older_than_the_champion_is_held(new: Made, old: Made, shelf: Shelf) -> None:
     later = shelf.champion(new, "a later one")
     found = shelf.judged(old, later)
@@ -451,7 +464,7 @@ def test_a_class_that_the_champion_never_saw_has_no_share_of_its_own() -> None:
     wanted = Spec("multiclass", (), {}, classes=("a", "b", "c"))
     theirs = Model(None, Spec("multiclass", (), {}, classes=("a", "c", "d")))
     shares: Floats = np.array([[0.2, 0.3, 0.5]])
-    found = judge._onto(wanted, theirs, shares)
+    found = judge.onto(wanted, theirs, shares)
     assert found.tolist() == [[0.2, 0.0, 0.3, 0.5]]
     assert gate.row_losses([1.0], found, metric="log_loss") == pytest.approx(16.1, abs=0.1)
 

@@ -19,7 +19,14 @@ POLICY = Policy(signals=["performance"], windows=2, min_rows=100, cool_down=14 *
 def signals(*alarms: bool, rows: int = 1000, version: int = 1) -> list[Signal]:
     """One a week, the last one now."""
     ends = [NOW - 7 * DAY * back for back in reversed(range(len(alarms)))]
-    return [Signal("performance", end, version, rows, alarm, "Loss.") for end, alarm in zip(ends, alarms, strict=True)]
+    return [
+        Signal("performance", end - 7 * DAY, end, version, rows, alarm, "Loss.")
+        for end, alarm in zip(ends, alarms, strict=True)
+    ]
+
+
+def moved(signal: Signal, by: timedelta) -> Signal:
+    return replace(signal, window_begin=signal.window_begin + by, window_end=signal.window_end + by)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +67,7 @@ def test_a_retrain_waits_for_the_cool_down_and_the_budget(retrains: list[datetim
 
 def test_one_cause_asks_once() -> None:
     first = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
-    longer = [*signals(True, True), replace(signals(True)[0], window_end=NOW + 7 * DAY)]
+    longer = [*signals(True, True), moved(signals(True)[0], 7 * DAY)]
     again = decide(longer, as_of=NOW + 7 * DAY, version=1, policy=POLICY, asked=[first.id])
     assert again.id == first.id
     assert again.action == "wait"
@@ -70,10 +77,16 @@ def test_one_cause_asks_once() -> None:
 def test_an_alarm_that_outlasts_a_retrain_is_a_new_cause() -> None:
     first = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
     later = NOW + 15 * DAY
-    found = [*signals(True, True), *(replace(signals(True)[0], window_end=later - each * DAY) for each in (7, 0))]
+    found = [*signals(True, True), *(moved(signals(True)[0], (15 - each) * DAY) for each in (7, 0))]
     again = decide(found, as_of=later, version=1, policy=POLICY, retrains=[NOW], asked=[first.id])
     assert again.action == "retrain"
     assert again.id != first.id
+
+
+def test_windows_that_overlap_are_one() -> None:
+    hourly = [moved(signals(True)[0], -timedelta(hours=hour)) for hour in range(24)]
+    assert "1 of the 2 windows" in " ".join(decide(hourly, as_of=NOW, version=1, policy=POLICY).reasons)
+    assert decide([*hourly, moved(hourly[0], -7 * DAY)], as_of=NOW, version=1, policy=POLICY).retrains
 
 
 def test_any_kind_that_the_policy_names_may_ask() -> None:
@@ -96,6 +109,6 @@ def test_the_order_of_the_signals_does_not_matter(order: Sequence[int], alarms: 
 @given(st.lists(st.booleans(), max_size=8))
 def test_signals_after_now_are_not_known(alarms: list[bool]) -> None:
     found = signals(*alarms)
-    later = [replace(each, window_end=each.window_end + 400 * DAY, alarm=not each.alarm) for each in found]
+    later = [replace(moved(each, 400 * DAY), alarm=not each.alarm) for each in found]
     one, other = (decide(each, as_of=NOW, version=1, policy=POLICY) for each in (found, found + later))
     assert one == other

@@ -247,6 +247,191 @@ def test_an_intent_that_a_rollback_overtook_is_not_finished(known: Registry, mad
     assert known.champion() is None
 
 
+# --- rollback
+
+
+def crown(known: Registry, made: dict[str, Any], count: int) -> list[registry.Version]:
+    """So many champions, one after another, each of a run of its own."""
+    runs = [known.log(f"r{i}", **{**made, "trials": []}) for i in range(1, count + 1)]
+    told: dict[str, Any] = {"verdict": BETTER, "as_of": AS_OF, "tags": {}}
+    return [known.promote(run_id, decision=f"p{i}", **told) for i, run_id in enumerate(runs, 1)]
+
+
+def back(known: Registry, decision: str, **asked: Any) -> int:
+    return known.rollback(decision=decision, as_of=AS_OF, reasons=["It was worse."], **asked).number
+
+
+def serving(known: Registry) -> int | None:
+    champion = known.champion()
+    return champion and champion.number
+
+
+def marks_of(known: Registry, decision: str) -> list[tuple[str, int | None, int | None]]:
+    return [(line.mark, line.version, line.champion) for line in known.ledger() if line.decision == decision]
+
+
+def test_a_rollback_gives_the_alias_back_and_leaves_two_marks(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 2)
+    assert back(known, "b1") == 1 == serving(known)
+    assert marks_of(known, "b1") == [("rollback", 1, 2), ("rolled back", 1, 2)]
+    assert known.ledger()[-1].reasons == ("It was worse.",)
+    assert known.rolled_back() == {2}
+    assert known.finish_open() == []
+
+
+def test_a_rollback_asked_twice_acts_once(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 3)
+    assert [back(known, "b1") for _ in range(2)] == [2, 2]
+    assert (serving(known), known.rolled_back()) == (2, {3})
+
+
+def test_a_second_rollback_goes_one_further_back_and_never_to_what_was_taken_down(
+    known: Registry, made: dict[str, Any]
+) -> None:
+    crown(known, made, 3)
+    assert [back(known, "b1"), back(known, "b2")] == [2, 1]
+    assert known.rolled_back() == {2, 3}
+    with pytest.raises(ValueError, match="no version that may serve was champion before version 1"):
+        back(known, "b3")
+    assert serving(known) == 1
+
+
+def test_a_rollback_may_name_any_champion_that_was_not_taken_down(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 3)
+    assert back(known, "b1", to=1) == 1
+    with pytest.raises(ValueError, match="before version 1"):
+        back(known, "b2")  # version 2 came later: nobody is sent there without being told
+    with pytest.raises(ValueError, match="version 3 was rolled back, and what was rolled back never serves again"):
+        back(known, "b2", to=3)
+    assert back(known, "b2", to=2) == 2
+    assert known.rolled_back() == {1, 3}
+
+
+def test_what_cannot_be_rolled_back_says_why_and_changes_nothing(known: Registry, made: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="serves: there is nothing to roll back"):
+        back(known, "b1")
+    (first,) = crown(known, made, 1)
+    known.register(first.run_id, decision="never promoted", description="", tags={})
+    for to, why in ((7, "has no version 7"), (1, "serves already"), (2, "never champion, .* choose one of")):
+        with pytest.raises(ValueError, match=why):
+            back(known, "b1", to=to)
+    with pytest.raises(ValueError, match="version 2 was to be taken down, but version 1 serves"):
+        back(known, "b1", champion=2)
+    assert (serving(known), known.rolled_back(), marks_of(known, "b1")) == (1, set(), [])
+
+
+def test_what_was_rolled_back_is_never_promoted_again(known: Registry, made: dict[str, Any]) -> None:
+    _, second = crown(known, made, 2)
+    back(known, "b1")
+    for decision in ("again", "and again"):
+        with pytest.raises(ValueError, match="version 2 was rolled back, and what was rolled back never serves again"):
+            known.promote(second.run_id, decision=decision, verdict=BETTER, as_of=AS_OF, tags={})
+    assert known.promote(second.run_id, decision="p2", verdict=BETTER, as_of=AS_OF, tags={}) == second  # that is done
+    assert (serving(known), len(known.versions())) == (1, 2)
+    assert known.was_taken_down("r2") == 2
+    assert known.was_taken_down("r1") is None
+
+
+def test_an_open_promotion_of_what_was_rolled_back_is_never_finished(
+    known: Registry, made: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, second = crown(known, made, 2)
+    back(known, "b1")
+    known.append(intent("another machine's", second.run_id))
+    assert known.finish_open() == []
+    assert "would promote run" in caplog.text
+    assert known.ledger()[-1].mark == "superseded"
+    assert serving(known) == 1
+
+
+def test_an_open_rollback_is_finished_once(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 2)
+    known.append(Entry("rollback", "b1", AS_OF, version=1, champion=2))
+    assert [version.number for version in known.finish_open()] == [1]
+    assert known.finish_open() == []
+    assert marks_of(known, "b1") == [("rollback", 1, 2), ("rolled back", 1, 2)]
+    assert (serving(known), known.rolled_back()) == (1, {2})
+
+
+def test_who_asks_again_after_a_rollback_was_cut_off_does_not_go_two_back(
+    known: Registry, made: dict[str, Any]
+) -> None:
+    crown(known, made, 3)
+    known.append(Entry("rollback", "b1", AS_OF, version=2, champion=3))
+    known.client.set_registered_model_alias(known.model, registry.CHAMPION, "2")
+    with pytest.raises(ValueError, match="version 2 had been cut off and is finished now: that version serves"):
+        back(known, "b2")
+    assert (serving(known), known.rolled_back()) == (2, {3})
+    assert back(known, "b2") == 1
+
+
+def test_a_rollback_that_a_promotion_overtook_is_not_finished(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 2)
+    known.append(Entry("rollback", "b1", AS_OF, version=1, champion=2))
+    third = known.promote(known.log("r3", **made), decision="p3", verdict=BETTER, as_of=AS_OF, tags={})
+    assert known.finish_open() == []
+    assert known.champion() == third
+    with pytest.raises(ValueError, match="b1 was overtaken by a later one: see what serves now"):
+        back(known, "b1")
+
+
+def test_a_rollback_overtakes_a_promotion_that_had_not_moved_the_alias(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 2)
+    known.append(intent("p3", known.log("r3", **made)))
+    assert back(known, "b1") == 1
+    assert known.finish_open() == []
+    assert [line.mark for line in known.ledger() if line.decision == "p3"] == ["intent", "superseded"]
+    assert serving(known) == 1
+
+
+def test_a_rollback_finishes_a_promotion_that_had_moved_the_alias_and_takes_it_down(
+    known: Registry, made: dict[str, Any]
+) -> None:
+    crown(known, made, 1)
+    run_id = known.log("r2", **made)
+    known.append(intent("p2", run_id))
+    second = known.register(run_id, decision="p2", description="", tags={})
+    known.client.set_registered_model_alias(known.model, registry.CHAMPION, str(second.number))
+    assert back(known, "b1") == 1
+    assert [line.mark for line in known.ledger() if line.decision == "p2"] == ["intent", "alias moved", "done"]
+    assert known.rolled_back() == {2}
+
+
+def test_a_promotion_finishes_a_rollback_that_had_moved_the_alias(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 2)
+    known.append(Entry("rollback", "b1", AS_OF, version=1, champion=2))
+    known.client.set_registered_model_alias(known.model, registry.CHAMPION, "1")
+    known.promote(known.log("r3", **made), decision="p3", verdict=BETTER, as_of=AS_OF, tags={})
+    assert marks_of(known, "b1")[-1] == ("rolled back", 1, 2)
+    assert (serving(known), known.rolled_back()) == (3, {2})
+
+
+def test_the_predecessor_is_who_served_before_it_did_first(known: Registry, made: dict[str, Any]) -> None:
+    first, second, third = crown(known, made, 3)
+    assert [known.predecessor(each) for each in (first, second, third)] == [None, first, second]
+    back(known, "b1")
+    assert known.predecessor(second) == first
+    back(known, "b2")
+    assert known.predecessor(third) == first
+
+
+def test_after_a_rollback_the_looks_at_the_version_that_serves_again_start_anew(
+    known: Registry, made: dict[str, Any]
+) -> None:
+    def judged(decision: str, champion: int, day: int) -> None:
+        known.append(Entry("verdict", decision, AS_OF + timedelta(days=day), champion=champion, outcome="HOLD"))
+
+    _, second = crown(known, made, 2)
+    judged("a", 2, 1)
+    assert (known.looks(2), known.last_look(2)) == (1, AS_OF + timedelta(days=1))
+    assert back(known, "b1") == 1
+    assert (known.looks(1), known.last_look(1)) == (0, None)
+    judged("b", 1, 2)
+    assert (known.looks(1), known.last_look(1)) == (1, AS_OF + timedelta(days=2))
+    assert known.looks(second.number) == 1
+    assert known.looks(None) == 0
+
+
 def intent(decision: str, run_id: str) -> Entry:
     return Entry("intent", decision, AS_OF, run=run_id, outcome="PROMOTE", detail={"verdict": BETTER, "tags": {}})
 

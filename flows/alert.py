@@ -1,0 +1,89 @@
+"""alert: tell a person, once for each cause, by the Prefect notification block that monitor.alerts names, else the log.
+
+What was sent is kept in the journal, so a cause that lasts over many runs is told once. What could not be delivered is
+not kept: the next run tries again, and no flow fails for it. Killed between the two, it is sent once more, not never.
+What is worth telling is not decided here.
+"""
+
+from concurrent.futures import Future
+from contextvars import copy_context
+from datetime import UTC, datetime
+from threading import Thread
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.blocks.core import Block
+from prefect.cache_policies import NO_CACHE
+
+from tasks.journal import Journal, entry_of
+from tasks.params import Params
+
+DELAYS = [1.0, 2.0, 4.0]  # seconds before the first, second and third time that it is tried again
+LIMIT = 20.0  # seconds for one try; most blocks' own limits are shorter
+
+
+def alert(subject: str, body: str, *, cause: str, journal: Journal, p: Params) -> bool:
+    """Whether it was told now. Not when `cause` was told before, and not when nobody could be reached."""
+    entry = entry_of("alert", cause)
+    if _told(entry, journal):
+        return False
+    if not _delivered(subject, body, p.monitor.alerts):
+        return False
+    _keep(entry, subject, body, cause, journal)
+    return True
+
+
+def _told(entry: str, journal: Journal) -> bool:
+    before = journal.read("alerts", columns=["entry", "event_time"])
+    return bool(before.num_rows) and entry in before["entry"].to_pylist()
+
+
+def _delivered(subject: str, body: str, block: str | None) -> bool:
+    if block is None:
+        get_run_logger().warning("%s\n%s", subject, body)
+        return True
+    try:
+        send = sent.with_options(name=f"alert by {block}", retries=len(DELAYS), retry_delay_seconds=DELAYS)
+        send(subject, body, by=_block(block))
+    except Exception as error:  # whatever is wrong with the block, the flow's own work goes on
+        get_run_logger().error(
+            "%s\n%s\n(not delivered by %s: %s; the next run tries again)", subject, body, block, error
+        )
+        return False
+    return True
+
+
+def _block(name: str) -> Any:
+    import prefect.blocks.notifications  # noqa: F401 (the server keeps a block's kind by name: this makes them known)
+
+    return Block.load(name)
+
+
+@task(name="alert", cache_policy=NO_CACHE)
+def sent(subject: str, body: str, *, by: Any) -> None:
+    """The one step that goes out of the house, and so the one that is tried again.
+
+    It is left behind in its thread when nobody answers: Prefect's own limit of a task waits until a socket returns.
+    """
+    answer: Future[None] = Future()
+    Thread(target=copy_context().run, args=[_notify, subject, body, by, answer], daemon=True).start()
+    try:
+        answer.result(timeout=LIMIT)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {LIMIT} s") from None
+
+
+def _notify(subject: str, body: str, by: Any, answer: "Future[None]") -> None:
+    try:
+        with by.raise_on_failure():  # without it, most blocks keep quiet about what they could not deliver
+            answer.set_result(by.notify(body, subject))
+    except Exception as error:
+        answer.set_exception(error)
+
+
+def _keep(entry: str, subject: str, body: str, cause: str, journal: Journal) -> None:
+    import pyarrow as pa
+
+    now = pa.array([datetime.now(UTC).replace(tzinfo=None)], pa.timestamp("us"))
+    told = {"entry": [entry], "cause": [cause], "subject": [subject], "body": [body]}
+    journal.append("alerts", pa.table({**told, "event_time": now, "made_at": now}))

@@ -1,0 +1,159 @@
+"""replay: what each retrain policy would have cost, and saved, on the history that there is.
+
+    python -m flows.replay --since 2013-05-01 --until 2013-12-31 --policies never,every:28d,both --trials 12
+
+The pipeline's stages up to features run once, as of the end. Then each policy of replay.policies is walked from `since`
+on: every model is a task run, kept under the home, so that a replay that was killed goes on where it was. The table and
+the picture are artifacts of the run, and files of an MLflow run. What really serves is not touched.
+"""
+
+import argparse
+import base64
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from flows.retrain import run_stages
+from tasks import clock, history, params, pipeline, registry
+from tasks import replay as work
+from tasks.history import Candidate, History
+from tasks.params import Params
+from tasks.replay import Grid, Past, Replayed
+
+LAST = "features"  # of the pipeline's stages: what comes after it is trained for each as_of
+
+
+def named() -> str:
+    """The run's name in the UI: the flow's, and its period when somebody gave one."""
+    times = [str(flow_run.parameters[name])[:10] for name in ("since", "until") if flow_run.parameters.get(name)]
+    return " ".join(["replay", *times])
+
+
+@flow(name="replay", flow_run_name=named)
+def replay(
+    since: Annotated[
+        datetime | None, Field(description="the first decision; empty: as early as split leaves history for")
+    ] = None,
+    until: Annotated[datetime | None, Field(description="the end; empty: the clock of params.yaml")] = None,
+    policies: Annotated[
+        list[str] | None, Field(description="such as never, every:28d, both; empty: replay.policies")
+    ] = None,
+    trials: Annotated[int | None, Field(ge=1, description="of each search; empty: replay.trials")] = None,
+) -> Replayed:
+    """Features as of the end, then every policy over the same weeks; the table, the picture, and an MLflow run."""
+    own = params.load()
+    names = [work.known(name) for name in policies or own.replay.policies]
+    with pipeline.only_run(params.home(), name="replay", say=get_run_logger().info):
+        overrides = _overrides(until or clock.now(own.clock), trials)
+        with pipeline.workspace(Path.cwd(), overrides=overrides) as space:
+            registry.preload()
+            run_stages(space, last=LAST)
+            done = walked(space.root, params.in_utc(since) if since else None, names)
+    publish(done, own)
+    return done
+
+
+def _overrides(until: datetime | None, trials: int | None) -> dict[str, Any]:
+    asked = {"clock.as_of": until and params.in_utc(until).isoformat(), "replay.trials": trials}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def walked(root: Path, since: datetime | None, names: list[str]) -> Replayed:
+    """Every policy over the features that a workspace holds; it ends where they do."""
+    p = params.load(root / "params.yaml")
+    past = History(history.settings(p), root / p.paths.features, (root / history.SQL).read_text(), shelf(params.home()))
+    grid = Grid(since or work.earliest(past.rows, p), past.as_of, p.replay.step)
+    return work.replay(Past(past, grid.since, make=candidate), grid, names, say=get_run_logger().info)
+
+
+def shelf(home: Path) -> Path:
+    return home / "replay" / "candidates"
+
+
+@task(name="candidate", task_run_name="candidate {as_of:%Y-%m-%d}", cache_policy=NO_CACHE)
+def candidate(past: History, as_of: datetime) -> Candidate:
+    """Trained now, or by an earlier replay."""
+    return past.candidate(as_of)
+
+
+def files(done: Replayed, home: Path) -> Path:
+    """The folder of the newest replay of a period."""
+    return home / "replay" / f"{done.since:%Y-%m-%d}_{done.until:%Y-%m-%d}"
+
+
+def publish(done: Replayed, p: Params) -> None:
+    """The files, the MLflow run, and what the Prefect UI shows beside the run."""
+    folder = files(done, params.home())
+    work.write(done, folder)
+    run_id, link = logged(done, folder, p)
+    create_markdown_artifact(work.markdown(done), key="replay", description=f"files: {folder}")
+    create_table_artifact(_cells(done), key="replay-table", description=work.told(done))
+    create_image_artifact(_picture(folder / "replay.png"), key="replay-picture", description=work.told(done))
+    create_link_artifact(link, key="mlflow-run", link_text=f"the MLflow run {run_id[:8]}")
+    get_run_logger().info("%s", work.markdown(done))
+
+
+def logged(done: Replayed, folder: Path, p: Params) -> tuple[str, str]:
+    """One run for the comparison; its id and where a person sees it."""
+    known = registry.open_registry(p.registry)
+    name = f"replay {done.since:%Y-%m-%d} to {done.until:%Y-%m-%d}"
+    tags = {"evergreen.replay": ",".join(each.policy for each in done.lines)}
+    tags["evergreen.flow_run"] = str(flow_run.id or "")
+    run_id = known.log_files(name, note=work.markdown(done), metrics=work.points(done), files=folder, tags=tags)
+    return run_id, known.link(run_id)
+
+
+def _cells(done: Replayed) -> list[dict[str, Any]]:
+    return [dict(row) for row in work.table(done)]
+
+
+def _picture(path: Path) -> str:
+    """The picture itself as an address: the UI's reader need not be on the machine that drew it."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def show(done: Replayed) -> None:
+    console = Console()
+    console.print(work.told(done))
+    console.print(_shown(work.table(done)))
+    console.print(f"files: {files(done, params.home())}")
+
+
+def _shown(rows: Sequence[Mapping[str, str]]) -> Table:
+    shown = Table()
+    for name in rows[0]:
+        shown.add_column(name, justify="left" if name == "policy" else "right")
+    for row in rows:
+        shown.add_row(*row.values())
+    return shown
+
+
+def main() -> None:
+    """The same from a terminal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    moment = datetime.fromisoformat
+    parser.add_argument("--since", type=moment, help="the first decision, such as 2013-05-01")
+    parser.add_argument("--until", type=moment, help="the end, such as 2013-12-31")
+    parser.add_argument("--policies", type=partial(str.split, sep=","), help="such as never,every:28d,both")
+    parser.add_argument("--trials", type=int, help="of each search")
+    asked = parser.parse_args()
+    show(replay(since=asked.since, until=asked.until, policies=asked.policies, trials=asked.trials))
+
+
+if __name__ == "__main__":
+    main()

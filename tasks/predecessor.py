@@ -1,0 +1,183 @@
+"""predecessor: would the version before the champion have done better? Rows that the champion predicted → a signal.
+
+The predecessor re-scores the features that the journal holds of the champion's predictions, and the gate's own test
+compares both on the outcomes that are mature. Neither has seen these rows. Each look spends its share of the tail, as
+looks at candidates do, so a champion that is no worse is taken down at most at the gate's rate, however often somebody
+looks. The rule is always `superior`, and nothing but the loss decides: what served before may serve again. Nothing is
+rolled back here: tasks/registry.py does that.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tasks import gate, judge, score
+from tasks.gate import Judged, Verdict
+from tasks.journal import Journal
+from tasks.model import Floats, Model, Spec
+from tasks.params import Params
+from tasks.policy import Signal
+from tasks.registry import Registry, Version
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+log = logging.getLogger("evergreen")
+TICK = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True)
+class Matured:
+    """What the champion predicted and how it came out: the journal's rows (n), and the label of each as a number."""
+
+    rows: "pa.Table"
+    codes: Floats
+
+    @property
+    def times(self) -> "NDArray[np.datetime64]":
+        found: NDArray[np.datetime64] = self.rows["event_time"].to_numpy()
+        return found
+
+    @property
+    def features(self) -> "pa.Table":
+        named = {name.removeprefix("x_"): name for name in self.rows.column_names if name.startswith("x_")}
+        return self.rows.select(list(named.values())).rename_columns(list(named))
+
+
+def compare(
+    p: Params, *, journal: Journal, registry: Registry, champion: Version, as_of: datetime, looks: int
+) -> Signal | None:
+    """Alarms when the predecessor would surely have done better. `looks`: how often this champion was so looked at
+    before. None where there is no predecessor that may serve, or where the journal lacks features that it needs."""
+    before = registry.predecessor(champion)
+    if before is None:
+        return None
+    serving, earlier = _model(registry, champion), _model(registry, before)
+    if why := _cannot_score(earlier.spec, serving.spec):
+        log.info("version %s cannot be compared with version %s: %s", before.number, champion.number, why)
+        return None
+    found = matured(journal, champion, serving.spec, until=as_of - p.label.deadline)
+    verdict = _judged(p, found, serving, earlier, looks=looks) if len(found.codes) else _nothing()
+    return _signal(verdict, found, champion, before, as_of)
+
+
+def _model(registry: Registry, version: Version) -> Model:
+    with tempfile.TemporaryDirectory() as scratch:
+        return Model.load(registry.fetch(version, "model.ubj", Path(scratch)))
+
+
+def _cannot_score(earlier: Spec, serving: Spec) -> str | None:
+    """Why the predecessor cannot score what is journalled of the champion's predictions."""
+    if missing := sorted(each.name for each in set(earlier.features) - set(serving.features)):
+        return f"the journal does not hold its features {missing}, or holds them as another kind"
+    if earlier.task != serving.task:
+        return f"it answers another question ({earlier.task}, not {serving.task})"
+    return None
+
+
+def matured(journal: Journal, champion: Version, spec: Spec, *, until: datetime) -> Matured:
+    """The champion's predictions of event_time < until that have an outcome; of several outcomes, the latest."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    listed = journal.read("predictions", until=until, columns=["entry", "event_time", "version"])
+    mine = listed.filter(pc.equal(listed["version"], champion.number)) if listed.num_rows else listed
+    if not mine.num_rows:
+        return Matured(mine, np.empty(0))
+    since, last = mine["event_time"][0].as_py(), mine["event_time"][-1].as_py()  # whole rows are large: not all of them
+    rows = journal.read("predictions", since=since, until=last + TICK)
+    came = score.latest_outcomes(journal.read("outcomes", since=since, until=last + TICK))
+    there = pc.and_(pc.equal(rows["version"], champion.number), pc.is_in(rows["entry"], pa.array(came, pa.string())))
+    rows = rows.filter(there)
+    codes = _codes([came[entry] for entry in rows["entry"].to_pylist()], spec)
+    known = ~np.isnan(codes)  # a class that the champion has never seen cannot be predicted by either
+    return Matured(rows.filter(known), codes[known])
+
+
+def _codes(labels: list[Any], spec: Spec) -> Floats:
+    kind = object if spec.task == "multiclass" else np.float64
+    values = np.empty(len(labels), dtype=kind)
+    values[:] = labels
+    return spec.encode_label(values)
+
+
+def _judged(p: Params, found: Matured, serving: Model, earlier: Model, *, looks: int) -> Verdict:
+    """The gate's verdict on the predecessor, as a candidate that costs nothing."""
+    rule = p.gate.model_copy(update={"rule": "superior"})
+    told = np.array(found.rows["score"].to_pylist(), dtype=np.float64)
+    again = judge.onto(serving.spec, earlier, earlier.predict(found.features))
+    champion, candidate = (
+        Judged(gate.row_losses(found.codes, each, metric=p.gate.metric), 0.0, 0.0, 0.0) for each in (told, again)
+    )
+    return gate.judge(candidate, champion, times=found.times, slices={}, gate=rule, looks=looks)
+
+
+def _nothing() -> Verdict:
+    return Verdict("HOLD", ("No outcome of its predictions is mature yet.",), {})
+
+
+def _signal(verdict: Verdict, found: Matured, champion: Version, before: Version, as_of: datetime) -> Signal:
+    figures, rows = verdict.figures, len(found.codes)
+    told = {name: figures.get(name) for name in ("candidate", "champion", "looks", "bound")}
+    return Signal(
+        "predecessor",
+        window_begin=found.rows["event_time"][0].as_py() if rows else as_of,
+        window_end=as_of,
+        version=champion.number,
+        rows=rows,
+        alarm=verdict.promotes,
+        said=_said(verdict, champion, before, rows),
+        value=figures.get("gain"),
+        low=figures.get("low"),
+        high=figures.get("high"),
+        detail={
+            "predecessor": before.number,
+            "outcome": verdict.outcome,
+            "looked": judge.counts_as_look(verdict),
+            **{name: value for name, value in told.items() if value is not None},
+        },
+    )
+
+
+def _said(verdict: Verdict, champion: Version, before: Version, rows: int) -> str:
+    figures, names = verdict.figures, f"version {before.number}, which served before version {champion.number},"
+    if not judge.counts_as_look(verdict):
+        return f"Nothing can be said of {names} on {rows:,} mature rows. {verdict.reasons[0]}"
+    word = "is better than it" if verdict.promotes else "is not surely better than it"
+    measure = f"{gate.NAMES[figures['metric']]} {figures['candidate']:.4f} against {figures['champion']:.4f}"
+    interval = f"a gain of {figures['gain']:+.4f} ({figures['low']:+.4f} to {figures['high']:+.4f})"
+    return f"On {rows:,} mature rows {names} {word}: {measure}, {interval}."
+
+
+# --- when to look --------------------------------------------------------------------------------------------------
+
+
+def looked(signals: Iterable[Signal], version: int) -> list[Signal]:
+    """The looks at this champion so far, oldest first. What could not have taken it down, for want of rows, is none."""
+    found = [each for each in signals if (each.kind, each.version) == ("predecessor", version)]
+    return sorted((each for each in found if each.detail.get("looked")), key=lambda each: each.window_end)
+
+
+def due(signals: Iterable[Signal], version: int, *, as_of: datetime, window: timedelta) -> bool:
+    """Whether monitor.window has passed since the last look at this champion. Each look makes the next one harder, so
+    nobody gains by looking at every tick; and a clock that went back looks at nothing again."""
+    earlier = looked(signals, version)
+    return not earlier or as_of >= earlier[-1].window_end + window
+
+
+def wanted(signals: Iterable[Signal], version: int) -> Signal | None:
+    """The look that says this champion is to be rolled back, if there is one. It stands until somebody has acted on it:
+    a run that was killed between the look and the rollback is made good by the next."""
+    return next((each for each in looked(signals, version) if each.alarm), None)
+
+
+def decision_of(signal: Signal) -> str:
+    """The id of the rollback that answers this look."""
+    return f"predecessor-{signal.version}-{signal.window_end:%Y%m%dT%H%M%S}"

@@ -1,0 +1,510 @@
+"""What a model's history looked like, and how far windows of that history lay from the rest of it; written by evaluate.
+
+A window of the monitor's length is slid over the history, a day at a time, and compared with what is left. So each
+column has a sample of the distances that it shows when nothing is wrong, with the season, the weather and whatever else
+makes its days alike; tasks/drift.py holds a new window against it. A window counts each of its days alike, and leaves
+out the most extreme of a week at either end: a shift lasts, a storm or a holiday does not. Two distances a column:
+
+- its own distribution: the Jensen-Shannon distance of binned shares (Lin 1991; base 2, 0 to 1);
+- its mean given all other columns: what a linear regression on them leaves, in standard deviations of what it leaves.
+  A season moves columns together; a column that moves alone breaks its relation to the others, and shows here.
+
+Nothing here decides what is an alarm. Pure numpy and Arrow: neither pandas nor Evidently is imported.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.model import Model, xgboost
+from tasks.params import Drift
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Floats = NDArray[np.floating[Any]]
+Codes = NDArray[np.int64]
+DAY = timedelta(days=1)
+INDICATORS = 8  # levels of a category that take part in the regressions
+RIDGE = 0.005  # on correlations: a column that others give exactly is taken to leave that much of itself
+CLIP = 0.002  # of a number's rows at each end are taken for the nearest of the rest, in the regressions
+WEEK = 7  # units, of which the most extreme is left out at either end
+LATTICE = 3000  # a number with no more values than this may be recorded in steps: a value between them is new
+STEPS = 0.1  # it is not, where a window of its history holds so large a share of values that are nowhere else
+SCORE = "score"
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one column is binned, the history's counts by bin, and the distances of the history's windows.
+
+    Bins of a number: below the history, between `edges`, above it, missing. Of a category: each of `levels`, the other
+    known ones, new ones, missing. `known`: all levels; all values of a number that comes in steps, or nothing.
+    `worst`: the largest shares of missing, new and out of range in any window.
+    """
+
+    name: str
+    kind: Literal["number", "category"]
+    edges: tuple[float, ...]
+    levels: tuple[str, ...]
+    known: tuple[Any, ...]
+    counts: tuple[int, ...]
+    history: tuple[float, ...] = ()
+    worst: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def bins(self) -> int:
+        return len(self.edges) + 2 if self.kind == "number" else len(self.levels) + 3
+
+    def place(self, column: Any) -> Codes:
+        """The bin of each value (n). A value of another type raises ValueError."""
+        import pyarrow as pa
+
+        try:
+            return self._number(numbers(column)) if self.kind == "number" else self._category(column)
+        except (pa.ArrowException, TypeError) as error:
+            raise ValueError(f"the column {self.name} must be a {self.kind}, but {error}") from None
+
+    def _number(self, values: Floats) -> Codes:
+        codes = np.searchsorted(np.asarray(self.edges), values, side="right")
+        return np.where(np.isnan(values), self.bins - 1, codes)
+
+    def _category(self, column: Any) -> Codes:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        texts = whole(column).cast(pa.string())
+        top = pc.index_in(texts, value_set=pa.array(self.levels, pa.string())).fill_null(-1).to_numpy()
+        known = pc.is_in(texts, value_set=pa.array(self.known, pa.string())).to_numpy(zero_copy_only=False)
+        missing = texts.is_null().to_numpy(zero_copy_only=False)
+        other = np.where(known, len(self.levels), len(self.levels) + 1)
+        return np.where(missing, self.bins - 1, np.where(top >= 0, top, other)).astype(np.int64)
+
+    def new(self, column: Any) -> NDArray[np.bool_]:
+        """Which values the history does not hold at all (n)."""
+        if self.kind == "category":
+            return np.asarray(self._category(column) == self.bins - 2)
+        values = numbers(column)
+        return ~(np.isnan(values) | np.isin(values, self.known)) if self.known else np.zeros(len(values), dtype=bool)
+
+    def quality(self, column: Any) -> Floats:
+        """The shares of missing, new and out-of-range values (3)."""
+        codes, rows = self.place(column), max(len(column), 1)
+        outside = ((codes == 0) | (codes == self.bins - 2)).sum() if self.kind == "number" else 0
+        return np.array([(codes == self.bins - 1).sum(), self.new(column).sum(), outside]) / rows
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The history's columns together: numbers, and indicators of the commonest levels, as k standardised terms.
+
+    `inverse` (k, k) is the inverse of their correlations; `history` (windows, k) what the regressions left.
+    """
+
+    column: tuple[int, ...]  # the column that a term is of
+    level: tuple[str | None, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    centre: tuple[float, ...]
+    scale: tuple[float, ...]
+    inverse: tuple[tuple[float, ...], ...]
+    history: tuple[tuple[float, ...], ...] = ()
+
+    def terms(self, table: "pa.Table", names: Sequence[str]) -> NDArray[np.float32]:
+        """Rows (n) → (n, k). A missing number stands at the centre: that it is missing shows elsewhere."""
+        found = np.empty((table.num_rows, len(self.column)), dtype=np.float32)
+        for i, (place, level) in enumerate(zip(self.column, self.level, strict=True)):
+            values = _term(table[names[place]], level)
+            values = np.nan_to_num(np.clip(values, self.low[i], self.high[i]), nan=self.centre[i])
+            found[:, i] = (values - self.centre[i]) / self.scale[i]
+        return found
+
+    def left(self, terms: NDArray[np.float32], units: Codes) -> Floats:
+        """A window's terms (n, k), and the unit of each row → what the regressions leave of them (k)."""
+        sums = np.zeros((int(units.max()) + 1, terms.shape[1]))
+        np.add.at(sums, units, terms)
+        rows = np.bincount(units).astype(float)
+        return left(_means(sums, rows), np.asarray(self.inverse))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The rows that a model was made of, as its drift is measured against them. `unit`: what windows are slid by."""
+
+    until: datetime
+    window: timedelta
+    unit: timedelta
+    rows: int
+    columns: tuple[Column, ...]
+    weights: tuple[float, ...]  # each column's share of the model's importance
+    joint: Joint
+    scores: tuple[Column, ...]  # the predictions, of rows that the model had not seen
+    contributions: tuple[
+        Any, ...
+    ] = ()  # the twin's mean SHAP values on the holdout, in its spec's order; by class first
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [each.name for each in self.columns]
+
+    @property
+    def span(self) -> int:
+        """Units in a window."""
+        return max(round(self.window / self.unit), 1)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=_plain, separators=(",", ":"))
+
+    @staticmethod
+    def load(path: Path) -> "Profile":
+        """Raises ValueError where there is none: a version that an older evergreen made."""
+        try:
+            raw = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing: run the evaluate stage, which writes it") from None
+        return Profile(
+            until=datetime.fromisoformat(raw["until"]),
+            window=timedelta(seconds=raw["window"]),
+            unit=timedelta(seconds=raw["unit"]),
+            rows=raw["rows"],
+            columns=tuple(Column(**_tuples(each)) for each in raw["columns"]),
+            weights=tuple(raw["weights"]),
+            joint=Joint(**_tuples(raw["joint"])),
+            scores=tuple(Column(**_tuples(each)) for each in raw["scores"]),
+            contributions=_frozen(raw["contributions"]),
+        )
+
+
+def _plain(value: Any) -> Any:
+    return value.total_seconds() if isinstance(value, timedelta) else value.isoformat()
+
+
+def _tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _frozen(value) for name, value in raw.items()}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+# --- making one ----------------------------------------------------------------------------------------------------
+
+
+def profile(
+    table: "pa.Table",
+    times: "NDArray[np.datetime64]",
+    *,
+    importance: Mapping[str, float],
+    contributions: Floats,
+    scores: Mapping[str, Floats],
+    score_times: "NDArray[np.datetime64]",
+    until: datetime,
+    window: timedelta,
+    settings: Drift,
+) -> Profile:
+    """Of feature rows (n) in the order of time, and of predictions of rows that their model had not seen."""
+    unit = DAY if window % DAY == timedelta(0) else window
+    names = sorted(table.column_names)
+    days = units(times, unit)
+    span = max(round(window / unit), 1)
+    columns = tuple(_calibrated(_column(name, table[name], settings), table[name], days, span) for name in names)
+    joint = _joint(table, columns, days, span)
+    score_days = units(score_times, unit)
+    found = {name: _arrow(each) for name, each in scores.items()}
+    said = tuple(_calibrated(_column(name, each, settings), each, score_days, span) for name, each in found.items())
+    total = sum(importance.get(name, 0.0) for name in names) or 1.0
+    weights = tuple(round(importance.get(name, 0.0) / total, 6) for name in names)
+    parts = _frozen(np.vectorize(lambda value: float(f"{value:.6g}"))(contributions).tolist())
+    return Profile(until, window, unit, len(times), columns, weights, joint, said, parts)
+
+
+def contributions(one: Model, table: "pa.Table") -> Floats:
+    """SHAP values (Lundberg et al. 2020) of feature rows (n), in units of the margin: (n, features), or by class
+    (n, classes, features). Exact, and so slow: about 3 ms a row for a few hundred deep trees."""
+    spec = one.spec
+    data = xgboost().DMatrix(
+        spec.encode(table), feature_names=spec.names, feature_types=spec.types, enable_categorical=spec.native
+    )
+    return np.asarray(one.booster.predict(data, pred_contribs=True))[..., :-1]
+
+
+def score_columns(found: Floats, classes: Sequence[Any]) -> dict[str, Floats]:
+    """Predictions as columns: one, or one a class."""
+    if found.ndim == 1:
+        return {SCORE: found}
+    return {f"{SCORE} {each}": found[:, i] for i, each in enumerate(classes)}
+
+
+def whole(column: Any) -> Any:
+    """One Arrow array."""
+    return column.combine_chunks() if hasattr(column, "combine_chunks") else column
+
+
+def numbers(column: Any) -> Floats:
+    """As float64, NaN where there is nothing. Text raises TypeError: it is not cast, a retyped column must show."""
+    import pyarrow as pa
+
+    held = whole(column)
+    if pa.types.is_string(held.type) or pa.types.is_large_string(held.type):
+        raise TypeError("it holds text")
+    values: Floats = held.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return values
+
+
+def _arrow(values: Floats) -> Any:
+    import pyarrow as pa
+
+    return pa.array(np.asarray(values, dtype=np.float64))
+
+
+def units(times: "NDArray[np.datetime64]", unit: timedelta) -> Codes:
+    """The number of each row's unit since the first (n)."""
+    if not len(times):
+        return np.zeros(0, dtype=np.int64)
+    number = times.astype("datetime64[us]").astype(np.int64) // int(unit / timedelta(microseconds=1))
+    found: Codes = number - number[0]
+    return found
+
+
+def _column(name: str, column: Any, settings: Drift) -> Column:
+    import pyarrow as pa
+
+    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return _category(name, column, settings.levels) if text else _number(name, column, settings.bins)
+
+
+def _number(name: str, column: Any, bins: int) -> Column:
+    values = numbers(column)
+    there = values[~np.isnan(values)]
+    inner = np.quantile(there, np.linspace(0, 1, bins + 1)[1:-1]) if len(there) else np.zeros(0)
+    low, high = (there.min(), np.nextafter(there.max(), math.inf)) if len(there) else (0.0, 0.0)
+    edges = tuple(float(each) for each in np.unique([low, *inner, high]))
+    values = np.unique(there)
+    known = tuple(values.tolist()) if len(values) <= min(LATTICE, len(there) / 20) else ()
+    return _counted(Column(name, "number", edges, (), known, ()), column)
+
+
+def _category(name: str, column: Any, levels: int) -> Column:
+    import pyarrow.compute as pc
+
+    found = pc.value_counts(whole(column).drop_null()).to_pylist()
+    order = [each["values"] for each in sorted(found, key=lambda each: (-each["counts"], each["values"]))]
+    return _counted(Column(name, "category", (), tuple(order[:levels]), tuple(sorted(order)), ()), column)
+
+
+def _counted(column: Column, values: Any) -> Column:
+    counts = np.bincount(column.place(values), minlength=column.bins)
+    return replace(column, counts=tuple(counts.tolist()))
+
+
+def _calibrated(column: Column, values: Any, days: Codes, span: int) -> Column:
+    """With the distance of each window of the history from the rest of it."""
+    by_unit = _by_unit(column.place(values), days, column.bins)
+    rest = np.asarray(column.counts) - _windows(by_unit, span)
+    history = distance(trimmed(shares(by_unit), span), shares(rest))
+    worst = _worst(column, values, days, span)
+    if column.kind == "number" and worst[1] > STEPS:
+        column = replace(column, known=())
+        worst[1] = 0.0
+    return replace(column, history=_six(history), worst=_six(worst))
+
+
+def window_shares(column: Column, values: Any, units: Codes) -> Floats:
+    """The shares by bin (bins) of one window's rows, each of a unit from 0 on."""
+    by_unit = _by_unit(column.place(values), units, column.bins)
+    return np.asarray(trimmed(shares(by_unit), len(by_unit))[0])
+
+
+def _by_unit(codes: Codes, days: Codes, bins: int) -> Codes:
+    """Counts by unit and bin (units, bins)."""
+    units = int(days[-1]) + 1 if len(days) else 0
+    return np.bincount(days * bins + codes, minlength=units * bins).reshape(units, bins)
+
+
+def _windows(by_unit: NDArray[Any], span: int) -> NDArray[Any]:
+    """Sums over each `span` units in a row (units, ...) → (windows, ...)."""
+    total = np.concatenate([np.zeros_like(by_unit[:1]), np.cumsum(by_unit, axis=0)])
+    return np.asarray(total[span:] - total[:-span])
+
+
+def trimmed(by_unit: Floats, span: int) -> Floats:
+    """The mean of each `span` units in a row (units, ...) → (windows, ...), without the most extreme at either end.
+
+    A unit without rows is NaN, and stands for nothing.
+    """
+    if len(by_unit) < span:
+        return np.zeros((0, *by_unit.shape[1:]))
+    held = np.sort(np.lib.stride_tricks.sliding_window_view(by_unit, span, axis=0), axis=-1)  # NaN comes last
+    there = (~np.isnan(held)).sum(axis=-1, keepdims=True)
+    place, drop = np.arange(span), np.where(there >= WEEK - 2, there // WEEK + (there < WEEK), 0)
+    kept = (place >= drop) & (place < there - drop)
+    return np.asarray(np.where(kept, held, 0).sum(axis=-1) / np.maximum(kept.sum(axis=-1), 1))
+
+
+def shares(counts: NDArray[Any]) -> Floats:
+    """Counts by bin (..., bins) as shares; NaN where there are no rows."""
+    total = counts.sum(axis=-1, keepdims=True)
+    return np.asarray(np.where(total > 0, counts / np.maximum(total, 1), np.nan))
+
+
+def distance(found: Floats, history: Floats) -> Floats:
+    """The Jensen-Shannon distance of shares by bin (..., bins); 0 where either has no rows."""
+    p, q = (each / np.maximum(each.sum(axis=-1, keepdims=True), 1e-12) for each in (found, history))
+    middle = (p + q) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(p > 0, p * np.log2(p / middle), 0) + np.where(q > 0, q * np.log2(q / middle), 0)
+    return np.asarray(np.nan_to_num(np.sqrt(np.maximum(terms.sum(axis=-1) / 2, 0))))
+
+
+def _worst(column: Column, values: Any, days: Codes, span: int) -> Floats:
+    """The largest share in any window of missing, of values that are nowhere else, and of those beyond all others."""
+    missing = column.place(values) == column.bins - 1
+    rows = np.maximum(_windows(np.bincount(days), span), 1) if len(days) else np.zeros(0)
+    if not len(rows):
+        return np.zeros(3)
+    beyond = _beyond(values, days, span) if column.kind == "number" else np.zeros(1)
+    found = _windows(np.bincount(days, weights=missing), span), _alone(column, values, days, span), beyond
+    return np.array([(each / rows).max() for each in found])
+
+
+def _alone(column: Column, values: Any, days: Codes, span: int) -> Floats:
+    """Rows of each window whose value is nowhere else."""
+    codes, count = _among(column, values)
+    there = codes >= 0
+    by_unit = np.bincount(days[there] * count + codes[there], minlength=(int(days[-1]) + 1) * count)
+    windows = _windows(by_unit.reshape(-1, count), span)
+    totals = np.bincount(codes[there], minlength=count)
+    return np.asarray(np.where(windows == totals, windows, 0).sum(axis=1))
+
+
+def _among(column: Column, values: Any) -> tuple[Codes, int]:
+    """Each value's place among the known ones, -1 for none; and how many there are."""
+    count = max(len(column.known), 1)
+    if column.kind == "category":
+        codes = replace(column, levels=column.known).place(values)
+        return np.where(codes < len(column.known), codes, -1), count
+    held = numbers(values)
+    if not column.known:
+        return np.full(len(held), -1), count
+    return np.where(np.isnan(held), -1, np.minimum(np.searchsorted(column.known, held), count - 1)), count
+
+
+def _beyond(values: Any, days: Codes, span: int) -> Floats:
+    """Rows of each window that lie outside the range of all others."""
+    held = numbers(values)
+    units = int(days[-1]) + 1
+    starts = np.searchsorted(days, np.arange(units + 1))
+    low, high = np.full(units, math.inf), np.full(units, -math.inf)
+    np.fmin.at(low, days, held)
+    np.fmax.at(high, days, held)
+    found = np.zeros(units - span + 1)
+    for i in range(len(found)):
+        inside = held[starts[i] : starts[i + span]]
+        least = min(low[:i].min(initial=math.inf), low[i + span :].min(initial=math.inf))
+        most = max(high[:i].max(initial=-math.inf), high[i + span :].max(initial=-math.inf))
+        found[i] = ((inside < least) | (inside > most)).sum() if least <= most else 0
+    return found
+
+
+# --- the regressions -----------------------------------------------------------------------------------------------
+
+
+def _term(column: Any, level: str | None) -> Floats:
+    """A number as it is; of a category, 1 where it is `level`."""
+    if level is None:
+        return numbers(column)
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    same = pc.equal(whole(column).cast(pa.string()), level).fill_null(False)
+    return np.asarray(same.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _joint(table: "pa.Table", columns: Sequence[Column], days: Codes, span: int) -> Joint:
+    names = [each.name for each in columns]
+    wanted = [(i, level) for i, each in enumerate(columns) for level in _levels(each)]
+    scaled = [(i, level, *_scaling(_term(table[names[i]], level))) for i, level in wanted]
+    start = _terms([each for each in scaled if each[-1] > 0])
+    terms = start.terms(table, names)
+    sums, products = _sums(terms, days)
+    history = tuple(map(_six, _left_out(sums, products, days, span)))
+    inverse = _inverse(products.sum(axis=0), sums.sum(axis=0), len(days))
+    return replace(start, inverse=tuple(map(_six, inverse)), history=history)
+
+
+def _terms(scaled: Sequence[tuple[Any, ...]]) -> Joint:
+    column, level, low, high, centre, scale = zip(*scaled, strict=True) if scaled else ((),) * 6
+    return Joint(column, level, low, high, centre, scale, inverse=())
+
+
+def _levels(column: Column) -> tuple[str | None, ...]:
+    """A category that takes two values has one indicator."""
+    if column.kind == "number":
+        return (None,)
+    return column.levels[: min(INDICATORS, max(len(column.levels) - 1, 1))]
+
+
+def _scaling(values: Floats) -> tuple[float, float, float, float]:
+    """Where a term is clipped, its centre and its deviation. Deviation 0: it is the same everywhere."""
+    there = values[~np.isnan(values)]
+    if not len(there):
+        return 0.0, 0.0, 0.0, 0.0
+    low, high = np.quantile(there, [CLIP, 1 - CLIP])
+    if low == high:
+        low, high = there.min(), there.max()
+    held = np.clip(there, low, high)
+    return float(low), float(high), float(held.mean()), float(held.std())
+
+
+def _sums(terms: NDArray[np.float32], days: Codes) -> tuple[Floats, Floats]:
+    """Of each unit: the sums of the terms (units, k) and of their products (units, k, k)."""
+    units, k = (int(days[-1]) + 1 if len(days) else 0), terms.shape[1]
+    starts = np.searchsorted(days, np.arange(units + 1))
+    sums, products = np.zeros((units, k)), np.zeros((units, k, k))
+    for i in range(units):
+        part = terms[starts[i] : starts[i + 1]].astype(np.float64)
+        sums[i], products[i] = part.sum(axis=0), part.T @ part
+    return sums, products
+
+
+def _left_out(sums: Floats, products: Floats, days: Codes, span: int) -> Iterator[Floats]:
+    """Of each window: what the rest's regressions leave of it (k)."""
+    rows = np.bincount(days, minlength=len(sums)).astype(float) if len(days) else np.zeros(0)
+    all_rows, all_sums, all_products = rows.sum(), sums.sum(axis=0), products.sum(axis=0)
+    for i in range(len(sums) - span + 1):
+        inside = slice(i, i + span)
+        rest, rest_sums = all_rows - rows[inside].sum(), all_sums - sums[inside].sum(axis=0)
+        inverse = _inverse(all_products - products[inside].sum(axis=0), rest_sums, rest)
+        yield left(_means(sums[inside], rows[inside]) - rest_sums / max(rest, 1), inverse)
+
+
+def _means(sums: Floats, rows: Floats) -> Floats:
+    """Of each unit (units, k); NaN where it has no rows."""
+    return np.asarray(np.where(rows[:, None] > 0, sums / np.maximum(rows[:, None], 1), np.nan))
+
+
+def left(shifts: Floats, inverse: Floats) -> Floats:
+    """Shifts of a window's units (units, k) → what the other terms do not explain of them, in deviations of it (k)."""
+    if not len(inverse):
+        return np.zeros(0)
+    return np.asarray(trimmed(shifts @ inverse / np.sqrt(np.diag(inverse)), len(shifts))[0])
+
+
+def _inverse(products: Floats, sums: Floats, rows: float) -> Floats:
+    """The inverse of the terms' covariances, which are all but correlations, with a ridge."""
+    mean = sums / max(rows, 1)
+    covariance = products / max(rows, 1) - np.outer(mean, mean)
+    return np.asarray(np.linalg.inv(covariance + RIDGE * np.eye(len(mean)))) if len(mean) else np.zeros((0, 0))
+
+
+def _six(values: Any) -> Any:
+    """Six digits: the rest is the machine's."""
+    return tuple(float(f"{value:.6g}") for value in np.asarray(values, dtype=np.float64).tolist())

@@ -1,0 +1,113 @@
+"""A replay that is killed, in the middle of a training and between two, goes on where it was and comes to the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import history
+from tests.conftest import BEGIN, write_params
+from tests.tasks import small
+from tests.tasks.test_replay import DAY, DAYS, GRID, SMALL
+
+pytestmark = pytest.mark.faults
+
+PROJECT = Path(__file__).parents[2]
+PROGRAM = """
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from tasks import history, params, periods, replay
+
+p = params.load("params.yaml")
+past = history.History(p, p.paths.features.absolute(), "SELECT 1", Path("shelf").absolute())
+grid = replay.Grid(*map(datetime.fromisoformat, sys.argv[1:3]), timedelta(days=7))
+shared = replay.Past(past, grid.since, make=history.History.candidate)
+done = replay.replay(shared, grid, ["every:7d"], say=print)
+replay.write(done, Path("out"))
+periods.publish_json(Path("cpu.json"), {"cpu": shared.cpu})
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Enough rows for a training to take a while."""
+    p = history.settings(small.settings(**SMALL | {"tune.rounds": 200, "tune.patience": 50, "tune.trials": 6}))
+    small.write(tmp_path, small.made_rows(days=DAYS, per_day=200), p, GRID.until)
+    write_params(p.model_dump(mode="json"), tmp_path)
+    return tmp_path
+
+
+def begin(folder: Path) -> subprocess.Popen[str]:
+    env = os.environ | {"PYTHONPATH": str(PROJECT), "EVERGREEN_HOME": str(folder / "home")}
+    period = [GRID.since.isoformat(), (BEGIN + 56 * DAY).isoformat()]
+    command = [sys.executable, "-c", PROGRAM, *period]
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    return dict(json.loads((folder / "out/replay.json").read_text()))
+
+
+def whole(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "shelf").glob("2*")}
+
+
+def half(folder: Path) -> list[Path]:
+    return list((folder / "shelf").glob(f"{history.HALF}*"))
+
+
+def kill_when(met: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 200
+    while not met():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_killed_replay_goes_on_where_it_was(folder: Path) -> None:
+    kill_when(lambda: len(whole(folder)) == 1 and bool(half(folder)), begin(folder))
+    kept = whole(folder)
+    assert len(kept) == 1, "it was to be killed in its second training"
+    assert half(folder)
+    assert not (folder / "out").exists()
+
+    kill_when(lambda: len(whole(folder)) == 2, begin(folder))
+    assert kept.items() < whole(folder).items(), "what was whole is not made again"
+    kept = whole(folder)
+
+    resumed = finish(begin(folder), folder)
+    assert len(whole(folder)) == 4
+    assert kept.items() < whole(folder).items()
+    assert half(folder) == []
+    assert [each["outcome"] for each in resumed["lines"][1]["retrains"]]
+
+    again = finish(begin(folder), folder)
+    assert again == resumed
+    assert json.loads((folder / "cpu.json").read_text()) == {"cpu": 0}
+
+
+def test_a_killed_replay_comes_to_what_an_unbroken_one_comes_to(folder: Path) -> None:
+    kill_when(lambda: len(whole(folder)) == 2, begin(folder))
+    resumed = finish(begin(folder), folder)
+    (folder / "shelf").rename(folder / "elsewhere")
+    unbroken = finish(begin(folder), folder)
+    assert timeless(unbroken) == timeless(resumed)
+
+
+def timeless(done: dict[str, Any]) -> dict[str, Any]:
+    lines = [{**line, "cpu": 0, "cost": 0, "cost_per_percent": 0} for line in done["lines"]]
+    for line in lines:
+        line["retrains"] = [{**each, "cpu": 0} for each in line["retrains"]]
+    return {**done, "first_cpu": 0, "lines": lines}

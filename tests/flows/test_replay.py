@@ -1,0 +1,104 @@
+"""The replay flow on a made table, once: its task runs, artifacts and MLflow run, and that nothing else is touched."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+from flows.replay import replay, shelf
+from tasks import params, registry
+from tasks.replay import Replayed
+from tests.conftest import write_params
+from tests.flows.conftest import Project
+
+SINCE, UNTIL = datetime(2024, 2, 15), datetime(2024, 3, 11)
+WEEK = timedelta(days=7)
+SETTINGS = {
+    "replay": {"policies": ["never", "every:14d"], "step": "7d", "trials": 2, "price": 3600},
+    "policy": {"min_rows": 50},
+}
+
+
+@dataclass(frozen=True)
+class Story:
+    """The flow, and the flow again."""
+
+    first: Replayed
+    again: Replayed
+    candidates: dict[str, int]  # after the first: their times of change
+
+
+@pytest.fixture(scope="module")
+def story(project: Project) -> Story:
+    write_params({**project.raw, **SETTINGS}, project.folder)
+    first = replay(since=SINCE, until=UNTIL)
+    return Story(first, replay(since=SINCE, until=UNTIL, policies=["performance", "every:14d"]), changed(project.home))
+
+
+def changed(home: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in shelf(home).glob("2*")}
+
+
+def artifacts(key: str) -> list[str]:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+    return [str(each.data) for each in found]
+
+
+def test_every_policy_is_walked_and_charged(story: Story) -> None:
+    assert [line.policy for line in story.first.lines] == ["never", "every:14d"]
+    (found,) = story.first.line("every:14d").retrains
+    assert found.as_of == SINCE + 2 * WEEK
+    assert story.first.line("every:14d").cost == pytest.approx(found.cpu, abs=0.01)
+
+
+def test_again_nothing_is_trained_and_never_is_always_there(story: Story, project: Project) -> None:
+    assert changed(project.home) == story.candidates
+    assert len(story.candidates) == 2
+    assert [line.policy for line in story.again.lines] == ["never", "performance", "every:14d"]
+    assert story.again.line("every:14d") == story.first.line("every:14d")
+
+
+def test_the_ui_has_the_table_and_the_picture(story: Story) -> None:
+    assert any("| every:14d |" in text for text in artifacts("replay"))
+    assert {len(json.loads(text)) for text in artifacts("replay-table")} == {2, 3}
+    assert all(text.startswith("data:image/png;base64,") for text in artifacts("replay-picture"))
+    assert len(artifacts("mlflow-run")) >= len([story.first, story.again])  # the server is other modules' too
+
+
+def test_each_model_is_a_task_run_of_its_moment(story: Story) -> None:
+    with get_client(sync_client=True) as client:
+        names = {run.name for run in client.read_task_runs()}
+    assert {f"candidate {retrain.as_of:%Y-%m-%d}" for retrain in story.first.line("every:14d").retrains} <= names
+    assert "features" in names
+
+
+@pytest.mark.usefixtures("story")
+def test_mlflow_has_the_files_and_the_curves(project: Project) -> None:
+    known = registry.open_registry(params.load(project.folder / "params.yaml").registry)
+    runs = known.client.search_runs([known.experiment], "tags.`evergreen.replay` != ''")
+    assert [run.info.status for run in runs] == ["FINISHED"] * 2
+    newest = max(runs, key=lambda run: run.info.start_time)
+    assert {each.path for each in known.client.list_artifacts(newest.info.run_id)} == {
+        "replay.json",
+        "replay.md",
+        "replay.png",
+    }
+    assert len(known.client.get_metric_history(newest.info.run_id, "log_loss/every 14d")) == 4
+
+
+@pytest.mark.usefixtures("story")
+def test_what_really_serves_is_not_touched(project: Project) -> None:
+    known = registry.open_registry(params.load(project.folder / "params.yaml").registry)
+    assert (known.champion(), known.ledger(), known.versions()) == (None, [], [])
+    assert not (project.home / "journal").exists()
+    assert not (project.home / "studies").exists()
+
+
+def test_an_unknown_policy_fails_before_anything_is_run() -> None:
+    with pytest.raises(ValueError, match="a policy must be one of never"):
+        replay(policies=["sometimes"])

@@ -1,0 +1,247 @@
+"""tasks.predecessor on a real registry and journal: a worse champion is found out, one that is no worse stays."""
+
+import logging
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tasks import gate, params, predecessor, registry
+from tasks.features import Rows
+from tasks.journal import Journal, entry_of
+from tasks.model import Model, spec_for, xgboost
+from tasks.params import Params
+from tasks.policy import Signal
+from tasks.registry import Bundle, Registry, Version
+from tests.tasks import small
+
+FIRST = small.BEGIN + timedelta(days=30)  # the models are trained before it, and predict from it on
+LAST = small.AS_OF
+DEADLINE = timedelta(days=1)
+ROWS = small.made_rows(seed=5)
+GOOD = ("jam", "distance", "store")
+
+
+def settings(**overrides: Any) -> Params:
+    return small.settings(**{"gate.rule": "non_inferior", "gate.max_megabytes": 1e-9, **overrides})
+
+
+def fitted(features: tuple[str, ...], *, rows: Rows = ROWS, rounds: int = 30) -> Model:
+    """A small model of these features, trained before FIRST."""
+    past = rows.take(rows.event_time < np.datetime64(FIRST))
+    table = past.table.select(list(features))
+    spec, xgb = spec_for(table, past.label, task="binary"), xgboost()
+    data = xgb.QuantileDMatrix(spec.encode(table), spec.encode_label(past.label))
+    return Model(xgb.train({"objective": "binary:logistic", "max_depth": 4, "nthread": 1}, data, rounds), spec)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A registry with its champions, and the journal of what they predicted."""
+
+    known: Registry
+    kept: Journal
+    folder: Path
+
+    def crown(self, name: str, model: Model) -> Version:
+        files = self.folder / name
+        files.mkdir()
+        path = files / "model.ubj"
+        path.write_bytes(model.to_bytes())
+        features = [{"name": each.name, "kind": each.kind} for each in model.spec.features]
+        bundle = Bundle(path, path, features, ROWS.table.select(model.spec.names).slice(0, 2))
+        empty: dict[str, Any] = {"params": {}, "metrics": {}, "counts": {}, "datasets": [], "trials": []}
+        run_id = self.known.log(name, name=name, note="", tags={}, files=files, bundle=bundle, **empty)
+        told = {"outcome": "PROMOTE", "reasons": ["It is better."]}
+        return self.known.promote(run_id, decision=name, verdict=told, as_of=FIRST, tags={})
+
+    def predicts(self, version: Version, model: Model, *, since: datetime = FIRST, until: datetime = LAST) -> None:
+        """Its predictions of the rows between two moments, as tasks.score journals them, and their outcomes."""
+        mine = ROWS.take((ROWS.event_time >= np.datetime64(since)) & (ROWS.event_time < np.datetime64(until)))
+        table = mine.table.select(model.spec.names)
+        entries = [entry_of(version.number, i) for i in range(len(mine))]
+        told = {
+            "entry": entries,
+            "version": pa.array([version.number] * len(mine), pa.int64()),
+            "event_time": pa.array(mine.event_time, pa.timestamp("us")),
+            "score": model.predict(table).astype(np.float64),
+        }
+        self.kept.append("predictions", pa.table(told | {f"x_{name}": table[name] for name in model.spec.names}))
+        self.outcomes(entries, mine.label, mine.event_time)
+
+    def outcomes(self, entries: list[str], label: Any, event_time: Any, *, made_at: datetime = LAST) -> None:
+        told = {
+            "entry": [entry_of(entry, made_at) for entry in entries],
+            "of": entries,
+            "label": label,
+            "made_at": pa.array([made_at] * len(entries), pa.timestamp("us")),
+            "event_time": pa.array(event_time, pa.timestamp("us")),
+        }
+        self.kept.append("outcomes", pa.table(told))
+
+    def compare(self, champion: Version, *, looks: int = 0, as_of: datetime = LAST, **overrides: Any) -> Signal | None:
+        return predecessor.compare(
+            settings(**overrides), journal=self.kept, registry=self.known, champion=champion, as_of=as_of, looks=looks
+        )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+
+
+@pytest.fixture
+def shop(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> Shop:
+    name = request.node.name
+    known = registry.open_registry(params.Registry(model=name, experiment=name, top_trials=0), uri=store)
+    return Shop(known, Journal(tmp_path / "logs", str(tmp_path / "parquet")), tmp_path)
+
+
+GOOD_MODEL, POOR_MODEL = fitted(GOOD), fitted(GOOD, rounds=1)
+
+
+def test_a_champion_that_is_worse_than_its_predecessor_is_found_out(shop: Shop) -> None:
+    shop.crown("good", GOOD_MODEL)
+    worse = shop.crown("worse", POOR_MODEL)
+    shop.predicts(worse, POOR_MODEL)
+    found = shop.compare(worse)
+    assert found
+    assert (found.kind, found.alarm, found.version) == ("predecessor", True, 2)
+    assert found.value
+    assert found.low
+    assert 0 < found.low < found.value
+    assert {"predecessor": 1, "outcome": "PROMOTE", "looked": True}.items() <= found.detail.items()
+    assert "version 1, which served before version 2, is better than it: log loss 0." in found.said
+
+
+def test_the_figures_are_the_gates_own_on_the_mature_rows(shop: Shop) -> None:
+    shop.crown("good", GOOD_MODEL)
+    worse = shop.crown("worse", POOR_MODEL)
+    shop.predicts(worse, POOR_MODEL)
+    found = shop.compare(worse)
+    mature = ROWS.take((ROWS.event_time >= np.datetime64(FIRST)) & (ROWS.event_time < np.datetime64(LAST - DEADLINE)))
+    loss = [
+        gate.row_losses(mature.label, each.predict(mature.table), metric="log_loss").mean()
+        for each in (POOR_MODEL, GOOD_MODEL)
+    ]
+    assert found
+    assert found.rows == len(mature)
+    assert found.value == pytest.approx(loss[0] - loss[1], rel=1e-6)
+
+
+def test_a_champion_that_is_better_or_no_worse_stays(shop: Shop) -> None:
+    shop.crown("poor", POOR_MODEL)
+    better = shop.crown("better", GOOD_MODEL)
+    shop.predicts(better, GOOD_MODEL, until=FIRST + timedelta(days=29))
+    twin = shop.crown("twin", fitted(GOOD, rounds=31))
+    found = shop.compare(better)
+    assert found
+    assert (found.alarm, found.detail["outcome"]) == (False, "REJECT")
+    assert "is not surely better than it" in found.said
+    assert shop.compare(twin)
+    shop.predicts(twin, fitted(GOOD, rounds=31), since=FIRST + timedelta(days=5))
+    same = shop.compare(twin)
+    assert same
+    assert not same.alarm
+
+
+def test_each_look_makes_the_next_one_harder(shop: Shop) -> None:
+    shop.crown("good", GOOD_MODEL)
+    worse = shop.crown("worse", POOR_MODEL)
+    shop.predicts(worse, POOR_MODEL)
+    bounds = [found.detail["bound"] for looks in (0, 1, 7) if (found := shop.compare(worse, looks=looks))]
+    assert bounds == sorted(bounds, reverse=True)
+    assert len(set(bounds)) == 3
+
+
+def test_without_a_predecessor_there_is_no_signal(shop: Shop) -> None:
+    only = shop.crown("only", POOR_MODEL)
+    shop.predicts(only, POOR_MODEL)
+    assert shop.compare(only) is None
+
+
+def test_what_was_rolled_back_is_no_predecessor(shop: Shop) -> None:
+    first, second = shop.crown("first", POOR_MODEL), shop.crown("second", GOOD_MODEL)
+    shop.known.rollback(decision="back", as_of=LAST, reasons=["By hand."])
+    third = shop.crown("third", POOR_MODEL)
+    shop.predicts(third, POOR_MODEL)
+    found = shop.compare(third)
+    assert found
+    assert (second.number, found.detail["predecessor"]) == (2, first.number)
+
+
+def test_features_that_the_journal_lacks_say_so_and_give_no_signal(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    shop.crown("wide", fitted((*GOOD, "noise_1")))
+    narrow = shop.crown("narrow", POOR_MODEL)
+    shop.predicts(narrow, POOR_MODEL)
+    assert shop.compare(narrow) is None
+    assert "the journal does not hold its features ['noise_1']" in caplog.text
+
+
+def test_without_mature_outcomes_nothing_is_said_and_no_look_is_spent(shop: Shop) -> None:
+    shop.crown("good", GOOD_MODEL)
+    worse = shop.crown("worse", POOR_MODEL)
+    for said in ("No outcome of its predictions is mature yet", "fewer than gate.min_rows"):
+        found = shop.compare(worse, as_of=FIRST + timedelta(days=4))
+        assert found
+        assert (found.alarm, found.detail["looked"]) == (False, False)
+        assert said in found.said
+        assert predecessor.looked([found], worse.number) == []
+        shop.predicts(worse, POOR_MODEL)
+
+
+def test_the_latest_of_several_outcomes_counts(shop: Shop) -> None:
+    shop.crown("good", GOOD_MODEL)
+    worse = shop.crown("worse", POOR_MODEL)
+    shop.predicts(worse, POOR_MODEL)
+    told = shop.kept.read("outcomes")
+    turned = [1 - label for label in told["label"].to_pylist()]
+    shop.outcomes(told["of"].to_pylist(), turned, told["event_time"], made_at=LAST + timedelta(hours=1))
+    found = shop.compare(worse)
+    assert found
+    assert found.detail["outcome"] == "REJECT"  # who was right before is wrong now
+
+
+def test_only_rows_of_this_champion_count_even_among_others(shop: Shop) -> None:
+    good = shop.crown("good", GOOD_MODEL)
+    worse = shop.crown("worse", POOR_MODEL)
+    turn = FIRST + timedelta(days=10)
+    shop.predicts(good, fitted((*GOOD, "noise_2")), until=turn)
+    shop.predicts(worse, POOR_MODEL, since=turn)
+    found = shop.compare(worse)
+    assert found
+    mature = (ROWS.event_time >= np.datetime64(turn)) & (ROWS.event_time < np.datetime64(LAST - DEADLINE))
+    assert found.rows == mature.sum()
+    assert found.window_begin >= turn
+
+
+# --- when to look
+
+
+def look(day: int, *, alarm: bool = False, version: int = 2, looked: bool = True) -> Signal:
+    at = FIRST + timedelta(days=day)
+    return Signal("predecessor", at, at, version, 100, alarm, "Said.", detail={"looked": looked})
+
+
+def test_a_look_is_due_once_a_window() -> None:
+    week = timedelta(days=7)
+    seen = [look(7), look(0), look(9, version=3), look(10, looked=False)]
+    for day, due in ((0, False), (7, False), (13, False), (14, True), (30, True)):
+        as_of = FIRST + timedelta(days=day)
+        assert predecessor.due(seen, 2, as_of=as_of, window=week) is due
+    assert predecessor.due([], 2, as_of=FIRST, window=week)
+    assert len(predecessor.looked(seen, 2)) == 2
+
+
+def test_an_alarm_stands_until_it_is_acted_on() -> None:
+    alarm = look(7, alarm=True)
+    assert predecessor.wanted([look(0), alarm, look(14)], 2) == alarm
+    assert predecessor.wanted([replace(alarm, version=3), look(0)], 2) is None
+    assert predecessor.decision_of(alarm) == "predecessor-2-20240207T000000"
