@@ -1,13 +1,16 @@
-"""demo: the tour. Two retrains on the real flights, and a page of what came of them.
+"""demo: the tour. The whole loop on the real flights, and a page of what came of it.
 
     make demo
 
-The first date makes a first model, which must beat the baselines; three months later a challenger meets it. One Prefect
-server is started for both, since each run without a server would start its own, and stopped at the end. What the runs
-leave behind stays in .evergreen, for the UIs.
+A first model must beat the baselines; then three months go by, four weeks a step: the champion scores what arrived,
+outcomes come late, the monitor measures each week and decides, a wanted retrain meets the gate, and at the end a
+rollback is shown. The flows are called one after another here; under `make up` schedules and an event start them. One
+Prefect server is started for all, since each run without a server would start its own, and stopped at the end. What the
+runs leave behind stays in .evergreen, for the UIs.
 """
 
 import os
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +19,16 @@ from rich.panel import Panel
 from rich.table import Table
 
 from flows.servers import server
+from tasks import params
 
 if TYPE_CHECKING:
+    from flows.monitor import Monitored
     from flows.retrain import Retrained
+    from tasks.policy import Signal
 
-DATES = (datetime(2013, 4, 15), datetime(2013, 7, 15))
-TRIALS, ROWS, FINALISTS, BUDGET = 8, 20_000, 2, timedelta(seconds=40)
+FIRST, LAST, STEP = datetime(2013, 4, 15), datetime(2013, 8, 5), timedelta(days=28)
+TRIALS, BUDGET = 6, timedelta(seconds=40)
+SMALLER = {"tune.rows": 20_000, "tune.finalists": 2, "evaluate.shap_rows": 500}
 COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 METRICS = ("log_loss", "auc", "average_precision", "brier", "calibration_error", "f1")
 
@@ -33,32 +40,95 @@ def demo() -> None:
         os.environ["PREFECT_API_URL"] = address  # before prefect is imported
         from prefect.logging.handlers import APILogHandler
 
-        from flows.retrain import retrain
-
-        done = [_retrain(console, retrain, as_of) for as_of in DATES]
+        pages = list(tour(console))
         APILogHandler().flush()  # the server goes when this block ends
-    for each in done:
-        show(console, each)
+    for page in pages:
+        console.print(page)
     console.print(closing())
 
 
-def _retrain(console: Console, retrain: Any, as_of: datetime) -> "Retrained":
+def tour(console: Console) -> Iterator[Any]:
+    """Live through the months; what is to be shown at the end, in the order of time."""
+    from flows.rollback import rollback, told
+
+    yield from page(_retrain(console, FIRST, None))
+    as_of, done = FIRST, None
+    while not (done and done.version) and (as_of := as_of + STEP) <= LAST:
+        console.rule(f"[bold]{as_of:%d %B %Y}: score and monitor")
+        watched = _tick(as_of)
+        yield from weeks(watched)
+        if watched.decision and watched.decision.retrains:
+            done = _retrain(console, as_of, watched.decision.id)
+            yield from page(done)
+    if done and done.version:
+        console.rule("[bold]and back: rollback")
+        yield Panel(told(rollback(reason="to show it", as_of=as_of)), title="rollback", border_style="yellow")
+
+
+def _tick(as_of: datetime) -> "Monitored":
+    from flows.monitor import monitor
+    from flows.score import score
+
+    score(as_of=as_of)
+    return monitor(as_of=as_of, report="alarms")
+
+
+def _retrain(console: Console, as_of: datetime, decision: str | None) -> "Retrained":
+    from flows.retrain import retrain
+
     console.rule(f"[bold]retrain as of {as_of:%d %B %Y}")
-    smaller = {"tune.rows": ROWS, "tune.finalists": FINALISTS}
-    result: Retrained = retrain(
-        as_of=as_of, trials=TRIALS, budget=BUDGET, reason=f"demo {as_of:%Y-%m-%d}", settings=smaller
-    )
-    return result
+    reason = f"decision {decision}" if decision else "the first model"
+    done = retrain(as_of=as_of, trials=TRIALS, budget=BUDGET, reason=reason, decision=decision, settings=SMALLER)
+    if done is None:
+        raise RuntimeError(f"decision {decision} was answered by another run: see its verdict in the MLflow UI")
+    return done
 
 
-def show(console: Console, done: "Retrained") -> None:
+# --- what a person sees --------------------------------------------------------------------------------------------
+
+
+def weeks(watched: "Monitored") -> Iterator[Any]:
+    """The windows that a run of the monitor measured, and what it decided."""
+    from tasks import journal, monitor
+
+    table = Table(title=f"weeks seen on {watched.as_of:%d %B}", title_justify="left")
+    for name in ("to", "rows", "performance: log loss", "drift", "what moved most"):
+        table.add_column(name, justify="right" if name == "rows" else "left")
+    kept = journal.open_journal(params.load().journal)
+    seen = [each for each in monitor.signals(kept) if watched.as_of - STEP < each.window_end <= watched.as_of]
+    for end in sorted({each.window_end for each in seen}):
+        by_kind = {each.kind: each for each in seen if each.window_end == end}
+        table.add_row(*_cells(by_kind["performance"], by_kind["drift"]))
+    yield table
+    if watched.decision:
+        colour = "red" if watched.decision.retrains else "green"
+        why = "\n".join(f"• {reason}" for reason in watched.decision.reasons)
+        yield Panel(why, title=f"decision {watched.decision.id}: {watched.decision.action}", border_style=colour)
+
+
+def _cells(performance: "Signal", drift: "Signal") -> tuple[str, ...]:
+    columns = drift.detail.get("columns", [])
+    top = f"{columns[0]['name']}: {columns[0]['told']}" if columns else "–"
+    return f"{drift.window_end:%d %b}", f"{drift.rows:,}", _cell(performance), _cell(drift), top
+
+
+def _cell(signal: "Signal") -> str:
+    if signal.value is None or signal.reference is None:
+        return "–"
+    text = f"{signal.value:.3g} against {signal.reference:.3g}"
+    return f"[bold red]{text} ALARM[/]" if signal.alarm else text
+
+
+def page(done: "Retrained") -> Iterator[Any]:
     """One retrain on one page."""
+    from rich.rule import Rule
+
     colour = COLOURS[done.verdict.outcome]
     became = f"version {done.version} serves now" if done.version else "the champion stays"
-    console.rule(f"[bold]as of {done.as_of[:10]}: [{colour}]{done.verdict.outcome}[/], {became}")
-    console.print(_facts(done))
-    console.print(_leaderboard(done))
-    console.print(Panel("\n".join(f"• {reason}" for reason in done.verdict.reasons), title="why", border_style=colour))
+    yield Rule(f"[bold]as of {done.as_of[:10]}: [{colour}]{done.verdict.outcome}[/], {became}")
+    yield _facts(done)
+    yield _leaderboard(done)
+    yield Panel("\n".join(f"• {reason}" for reason in done.verdict.reasons), title="why", border_style=colour)
 
 
 def _facts(done: "Retrained") -> Table:
@@ -86,8 +156,7 @@ def _leaderboard(done: "Retrained") -> Table:
 def closing() -> str:
     return (
         "\n[bold]Look further[/]\n"
-        "  make ui-mlflow     then http://127.0.0.1:5000   runs, trials, models, the ledger\n"
-        "  make ui-prefect    then http://127.0.0.1:4200   the two runs, stage by stage, with the verdicts\n"
+        "  make up            Prefect on http://127.0.0.1:4200, MLflow on :5000, the drift reports on :8000\n"
         "  make repro         the same pipeline by hand, in this folder\n"
     )
 

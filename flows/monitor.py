@@ -10,9 +10,9 @@ goes back to it at once.
 import argparse
 import tempfile
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -31,7 +31,15 @@ from tasks.policy import Decision, Signal
 from tasks.registry import Registry
 
 WANTED = "evergreen.retrain.wanted"
-NETWORK: dict[str, Any] = {"retries": 3, "retry_delay_seconds": [2, 10, 30]}  # MLflow may be away for a while
+Reports = Literal["always", "alarms", "never"]
+
+
+def may_pass(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether MLflow may have been away, or its database locked. What is wrong in itself would fail again."""
+    return not isinstance(state.result(raise_on_failure=False), (ValueError, TypeError, LookupError))
+
+
+NETWORK: dict[str, Any] = {"retries": 3, "retry_delay_seconds": [2, 10, 30], "retry_condition_fn": may_pass}
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def monitor(
     as_of: Annotated[
         datetime | None, Field(description="event time 'now'; empty: the newest that is journalled")
     ] = None,
-    report: Annotated[bool, Field(description="draw Evidently's report of the window")] = True,
+    report: Annotated[Reports, Field(description="when Evidently's report of the window is drawn")] = "always",
 ) -> Monitored:
     """Signals of the window that ends at as_of, the policy's decision on all signals so far, and the event."""
     p = params.load()
@@ -68,17 +76,18 @@ def monitor(
             kept.close()
 
 
-def _monitored(p: Params, kept: Journal, as_of: datetime | None, *, report: bool) -> Monitored:
+def _monitored(p: Params, kept: Journal, as_of: datetime | None, *, report: Reports) -> Monitored:
     known, of = champion(p)
-    moment = as_of or work.newest(kept) or (of and of.version.as_of) or datetime.now()
+    moment = as_of or work.newest(kept) or (of and of.version.as_of) or datetime.now(UTC).replace(tzinfo=None)
     if of is None:
         get_run_logger().warning("no champion serves yet: there is nothing to watch. Run the retrain flow first.")
         return _publish(Monitored(moment, (), None))
     found = measured(p, of, kept, known, moment)
     down = taken_down(kept, known, of, moment)
     decision = decided(p, kept, known, of, moment)
-    drawn = drawn_up(p, of, found, moment) if report else None
     told(p, kept, found, decision, down)
+    wanted = report == "always" or (report == "alarms" and any(each.alarm for each in found.signals))
+    drawn = drawn_up(p, of, found, moment) if wanted else None
     kept.compact()
     _publish(Monitored(moment, found.signals, decision, down, drawn), found)
     charted(known, of, found, decision, drawn)  # last: where MLflow is away, everything else is done
@@ -93,7 +102,7 @@ def champion(p: Params) -> tuple[Registry, Watched | None]:
     return known, work.watched(p, known, serving) if serving else None
 
 
-@task(name="measure", task_run_name="measure", cache_policy=NO_CACHE)
+@task(name="measure", task_run_name="measure", cache_policy=NO_CACHE, **NETWORK)
 def measured(p: Params, of: Watched, kept: Journal, known: Registry, as_of: datetime) -> Measured:
     """The signals of the newest window, and of those that were missed before it."""
     *_, found = [
@@ -105,19 +114,24 @@ def measured(p: Params, of: Watched, kept: Journal, known: Registry, as_of: date
     return found
 
 
-@task(name="roll back", task_run_name="roll back", cache_policy=NO_CACHE)
+@task(name="roll back", task_run_name="roll back", cache_policy=NO_CACHE, **NETWORK)
 def taken_down(kept: Journal, known: Registry, of: Watched, as_of: datetime) -> int | None:
-    """The champion's number, if its predecessor would surely have done better: the alias has gone back."""
+    """The champion's number, if its predecessor would surely have done better: the alias has gone back. Where that one
+    may serve no more, or another serves by now, the look stands and nothing is done."""
     look = predecessor.wanted(work.signals(kept), of.version.number)
     if look is None:
         return None
     decision = predecessor.decision_of(look)
-    now = known.rollback(decision=decision, as_of=as_of, reasons=[look.said], champion=of.version.number)
+    try:
+        now = known.rollback(decision=decision, as_of=as_of, reasons=[look.said], champion=of.version.number)
+    except ValueError as error:
+        get_run_logger().warning("version %s is not taken down: %s", of.version.number, error)
+        return None
     get_run_logger().warning("rolled back: version %s serves again. %s", now.number, look.said)
     return of.version.number
 
 
-@task(name="decide", task_run_name="decide", cache_policy=NO_CACHE)
+@task(name="decide", task_run_name="decide", cache_policy=NO_CACHE, **NETWORK)
 def decided(p: Params, kept: Journal, known: Registry, of: Watched, as_of: datetime) -> Decision:
     """The policy's answer to everything that was measured and done so far, said by an event and kept."""
     lines = known.ledger()

@@ -56,13 +56,18 @@ def retrain(
     decision: Annotated[str | None, Field(description="the id of the decision that this run answers")] = None,
     settings: Annotated[dict[str, Any] | None, Field(description="other params, as {'train.refit': false}")] = None,
     attempt: Annotated[int, Field(ge=0, description="how often this has crashed and been run again")] = 0,
-) -> Retrained:
-    """Run every stage at as_of, judge the candidate against the champion, and promote it if the gate says PROMOTE."""
+) -> Retrained | None:
+    """Run every stage at as_of, judge the candidate against the champion, and promote it if the gate says PROMOTE.
+
+    None where the ledger has answered the decision already: whoever asked twice gets one retrain.
+    """
     say = get_run_logger().info
     _not_for_ever(attempt, params.load().policy.attempts)
     overrides = _overrides(as_of or clock.now(params.load().clock), trials, budget, settings)
     with pipeline.only_run(params.home(), say=say), pipeline.workspace(Path.cwd(), overrides=overrides) as space:
         p = params.load(space.root / "params.yaml")
+        if decision and answered(p, decision):
+            return None
         registry.preload()
         stages = run_stages(space)
         known = registry.open_registry(p.registry)
@@ -73,6 +78,18 @@ def retrain(
         done = Retrained(found.as_of, found.record, verdict, found.run_id, version, stages, _reports(p, space.root))
     publish(done, known)
     return done
+
+
+@task(name="is it answered", task_run_name="is it answered", cache_policy=NO_CACHE)
+def answered(p: Params, decision: str) -> bool:
+    """An event may be said twice, and a run that crashed after its verdict is run again."""
+    known = registry.open_registry(p.registry)
+    for version in known.finish_open():
+        get_run_logger().warning("version %s serves: a killed run had decided that, and left it open", version.number)
+    lines = [line for line in known.ledger() if line.decision == decision and line.mark in ("verdict", "done")]
+    if lines:
+        get_run_logger().info("decision %s was answered already: %s", decision, lines[-1].outcome)
+    return bool(lines)
 
 
 def _not_for_ever(attempt: int, attempts: int) -> None:
@@ -237,7 +254,8 @@ def main() -> None:
     parser.add_argument("--reason", default="by hand")
     asked = parser.parse_args()
     done = retrain(as_of=asked.as_of, trials=asked.trials, budget=asked.budget, reason=asked.reason)
-    print(gate.markdown(done.verdict))
+    if done:
+        print(gate.markdown(done.verdict))
 
 
 if __name__ == "__main__":

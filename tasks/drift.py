@@ -15,6 +15,7 @@ assumed of it, except of its tail where there are fewer windows than the rate as
 import logging
 import math
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -101,11 +102,11 @@ class Normal:
     columns: tuple[Column, ...]
     with_terms: bool
 
-    @property
+    @cached_property
     def distances(self) -> Floats:
         return np.array([each.history for each in self.columns]).T.reshape(-1, len(self.columns))
 
-    @property
+    @cached_property
     def left(self) -> Floats:
         history = np.array(self.profile.joint.history, dtype=np.float64)
         return history.reshape(len(self.distances), -1) if self.with_terms else np.zeros((len(self.distances), 0))
@@ -138,9 +139,11 @@ class Normal:
     def own(self) -> Floats:
         """The evidence of each window and column (m, columns), by the windows that it does not overlap."""
         span = self.profile.span
-        by_distance = _against_others(self.distances, span, self.floors[0])
-        # What is left is 0 on average; the mean of the other windows would be this one's with the sign turned.
-        by_left = np.abs(_against_others(self.left, span, self.floors[1], centred=True))
+        mean, deviation = _of_others(self.distances, span)
+        by_distance = (self.distances - mean) / np.maximum(deviation, self.floors[0])
+        _, usual = _of_others(self.left, span, mean=0.0)  # what is left is 0 on average
+        pairs = zip(self.left, np.maximum(usual, self.floors[1]), strict=True)
+        by_left = np.array([self._blamed(*each) for each in pairs]).reshape(self.left.shape)
         return _evidence(np.maximum(by_distance, self._to_columns(by_left)))
 
     def _to_columns(self, of_terms: Floats) -> Floats:
@@ -195,16 +198,16 @@ class Normal:
         return float(np.quantile(found, 1 - told, method="higher")) + math.log(told / self.share)
 
 
-def _against_others(found: Floats, span: int, floor: Floats, *, centred: bool = False) -> Floats:
-    """Each row's (m, ...) distance from the mean of the rows that it does not overlap, in their deviations."""
+def _of_others(found: Floats, span: int, mean: float | None = None) -> tuple[Floats, Floats]:
+    """For each row (m, ...) the mean of the rows that it does not overlap, and their deviation from it, or from `mean`:
+    where all rows sum to nothing, the mean of the others is the row itself with its sign turned."""
     sums, squares = (np.concatenate([np.zeros_like(found[:1]), np.cumsum(each, axis=0)]) for each in (found, found**2))
     places = np.arange(len(found))
     low, high = np.maximum(places - span + 1, 0), np.minimum(places + span, len(found))
-    count = (len(found) - (high - low))[:, None]
-    mean = 0.0 if centred else (sums[-1] - sums[high] + sums[low]) / np.maximum(count, 1)
-    mean_square = (squares[-1] - squares[high] + squares[low]) / np.maximum(count, 1)
-    deviation = np.sqrt(np.maximum(mean_square - mean**2, 0))
-    return np.asarray((found - mean) / np.maximum(deviation, floor))
+    count = np.maximum(len(found) - (high - low), 1)[:, None]
+    means = (sums[-1] - sums[high] + sums[low]) / count if mean is None else np.full_like(found, mean)
+    square = (squares[-1] - squares[high] + squares[low]) / count
+    return means, np.sqrt(np.maximum(square - means**2, 0))
 
 
 def _evidence(off: Floats) -> Floats:
@@ -218,10 +221,11 @@ def compare(profile: Profile, table: "pa.Table", times: "NDArray[np.datetime64]"
     """A window's rows (n), in the order of time, against the history of the model that serves."""
     usual = Normal(profile, settings, profile.columns, with_terms=True)
     table, gone = _as_known(profile, table)
-    units = reference.units(times, profile.unit)
+    units = _units(profile, times)
     if usual.windows < ENOUGH or not len(units):
         return Found((), 0.0, math.inf, len(units), usual.windows, gone)
-    left = profile.joint.left(profile.joint.terms(table, profile.names), units)
+    empty = [i for i, name in enumerate(profile.names) if table[name].null_count == table.num_rows]
+    left = profile.joint.left(profile.joint.terms(table, profile.names), units, empty=empty)
     return _found(usual, table, units, left, gone=gone)
 
 
@@ -230,11 +234,22 @@ def compare_scores(profile: Profile, scores: Floats, times: "NDArray[np.datetime
     import pyarrow as pa
 
     usual = Normal(profile, settings, profile.scores, with_terms=False)
-    columns = reference.score_columns(scores, [each.name.partition(" ")[2] for each in profile.scores])
-    units = reference.units(times, profile.unit)
+    parts = [scores] if scores.ndim == 1 else [scores[:, i] for i in range(len(profile.scores))]
+    columns = {each.name: part for each, part in zip(profile.scores, parts, strict=False)}
+    units = _units(profile, times)
     if usual.windows < ENOUGH or not len(units):
         return Found((), 0.0, math.inf, len(units), usual.windows)
     return _found(usual, pa.table(columns), units, np.zeros(0), gone=())
+
+
+def _units(profile: Profile, times: "NDArray[np.datetime64]") -> reference.Codes:
+    """Of a window that is one unit there are no parts, wherever it begins."""
+    return reference.units(times, profile.unit) if profile.span > 1 else np.zeros(len(times), dtype=np.int64)
+
+
+def unknown(rows: int) -> Found:
+    """Of a window whose model has no profile: it is held against nothing."""
+    return Found((), 0.0, math.inf, rows, 0.0)
 
 
 def _as_known(profile: Profile, table: "pa.Table") -> tuple["pa.Table", tuple[str, ...]]:
@@ -288,16 +303,18 @@ def _deviations(evidence: float) -> float:
 def _told(column: Column, before: Floats, now: Floats) -> str:
     """Where a column was and is: the middle of a number, or the level whose share changed most."""
     if column.kind == "number":
-        return f"median about {_middle(column, before):.4g} → {_middle(column, now):.4g}"
+        median = f"median about {_middle(column, before):.4g} → {_middle(column, now):.4g}"
+        lost = f", missing {before[-1]:.1%} → {now[-1]:.1%}" if abs(now[-1] - before[-1]) > SLACK else ""
+        return median + lost
     place = int(np.argmax(np.abs(now - before)))
     return f"{[*column.levels, 'other levels', 'new levels', 'missing'][place]} {before[place]:.1%} → {now[place]:.1%}"
 
 
 def _middle(column: Column, shares: Floats) -> float:
-    """The median, as well as the bins tell it."""
+    """The median, as well as the bins tell it; NaN where all is missing."""
     there = shares[:-1] / max(float(shares[:-1].sum()), 1e-12)
     place = int(np.searchsorted(np.cumsum(there), 0.5))
-    if not column.edges:
+    if not there.any():
         return math.nan
     low, high = (column.edges[min(max(each, 0), len(column.edges) - 1)] for each in (place - 1, place))
     inside = (0.5 - float(there[:place].sum())) / max(float(there[min(place, len(there) - 1)]), 1e-12)
@@ -350,15 +367,18 @@ def _prediction(found: Found, told: Mapping[str, Any], *, whole: bool) -> Signal
 def _unmeasured(found: Found, *, whole: bool) -> str | None:
     if not found.rows:
         return "no rows in the window."
+    if not found.windows:
+        return "no history of this version is kept, or less than a window of it; the next promotion brings its own."
     if found.windows < ENOUGH:
         return f"the history holds {found.windows:.1f} windows, and a threshold needs {ENOUGH}."
-    return None if whole else "the journal covers a part of the window only."
+    return None if whole else "too little of the window is journalled to tell."
 
 
 def _quality(found: Found, told: Mapping[str, Any]) -> Signal:
     faults = [f"{each.name}: {', '.join(each.faults)}" for each in found.faulty]
     faults += [f"{name} is gone, or holds another type" for name in found.gone]
-    said = f"Quality: {'; '.join(faults[:SHOWN]) or 'nothing missing, new or out of range beyond its history'}."
+    quiet = "nothing missing, new or out of range beyond its history" if found.columns else "no column was looked at"
+    said = f"Quality: {'; '.join(faults[:SHOWN]) or quiet}."
     return Signal(
         "quality",
         alarm=bool(faults),
@@ -446,13 +466,15 @@ def report(
     project: str = "evergreen",
 ) -> Path:
     """Evidently's drift report of two samples, as HTML that opens offline, and as a snapshot in a workspace that
-    `evidently ui` serves. Its scores and thresholds are ours, of all rows: the samples are only drawn."""
+    `evidently ui` serves. Its scores and thresholds are ours, of all rows: the samples are only drawn. A column that is
+    empty in one of them is left out: Evidently refuses it."""
     _quietly()
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
-    columns = [*found.columns, *(said.columns if said else ())]
-    kinds = {each.name: _is_text(now, each.name) for each in columns}
+    listed = [*(each for each in found.columns if each.name not in found.gone), *(said.columns if said else ())]
+    columns = [each for each in listed if _holds(then, each.name) and _holds(now, each.name)]
+    kinds = {each.name: _is_text(then, each.name) for each in columns}
     definition = DataDefinition(
         numerical_columns=[name for name, text in kinds.items() if not text],
         categorical_columns=[name for name, text in kinds.items() if text],
@@ -460,7 +482,10 @@ def report(
     data = [Dataset.from_pandas(_frame(each, kinds), data_definition=definition) for each in (now, then)]
     thresholds = {each.name: round(each.threshold, 4) for each in columns}
     preset = DataDriftPreset(columns=list(kinds), method=_told_by(columns), per_column_threshold=thresholds)
-    snapshot = Report([preset], include_tests=True).run(*data, timestamp=until, name=f"drift to {until:%Y-%m-%d %H:%M}")
+    with warnings.catch_warnings(), np.errstate(all="ignore"):  # it divides by the deviation of a constant column
+        warnings.simplefilter("ignore")
+        drawn = Report([preset], include_tests=True)
+        snapshot = drawn.run(*data, timestamp=until, name=f"drift to {until:%Y-%m-%d %H:%M}")
     _publish(snapshot, html)
     if workspace:
         _keep(snapshot, workspace, project, until)
@@ -473,19 +498,26 @@ def _quietly() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
+def _holds(table: "pa.Table", name: str) -> bool:
+    return name in table.column_names and table[name].null_count < table.num_rows
+
+
 def _is_text(table: "pa.Table", name: str) -> bool:
     import pyarrow as pa
 
-    return bool(pa.types.is_string(table.schema.field(name).type)) if name in table.column_names else False
+    return bool(pa.types.is_string(table.schema.field(name).type))
 
 
 def _frame(table: "pa.Table", kinds: Mapping[str, bool]) -> Any:
-    """What pandas makes of the columns; one that is missing altogether is so here too."""
+    """What pandas makes of the columns. Evidently puts texts into its page as they are: `</script>` would end it."""
     import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    frame = table.select([name for name in kinds if name in table.column_names]).to_pandas()
-    plain = {name: frame[name].astype(object if text else float) for name, text in kinds.items() if name in frame}
-    return pd.DataFrame(plain | {name: [math.nan] * len(frame) for name in kinds if name not in plain})
+    held = {name: table[name].cast(pa.string()) for name, text in kinds.items() if text}
+    texts = {name: pc.replace_substring(each, "<", "‹").to_pandas().astype(object) for name, each in held.items()}
+    numbers = {name: reference.numbers(table[name]) for name, text in kinds.items() if not text}
+    return pd.DataFrame(texts | numbers)
 
 
 def _told_by(columns: Sequence[Moved]) -> str:
@@ -508,15 +540,15 @@ def _publish(snapshot: Any, html: Path) -> None:
     new = html.with_suffix(f".{uuid.uuid4().hex[:6]}.new")
     snapshot.save_html(str(new))
     new.replace(html)
-    for old in sorted(html.parent.glob("*.html"))[:-KEPT]:
+    others = sorted(set(html.parent.glob("*.html")) - {html})  # what was just drawn stays, however old its window
+    for old in others[: max(len(others) - KEPT + 1, 0)]:
         old.unlink(missing_ok=True)
 
 
 def _keep(snapshot: Any, workspace: Path, project: str, until: datetime) -> None:
-    """Into the workspace, unless the window is there already."""
+    """Into the workspace, in place of an earlier one of the same window: its id is the window's."""
     from evidently.ui.workspace import Workspace
 
     held = Workspace.create(str(workspace))
     mine = next(iter(held.search_project(project)), None) or held.create_project(project)
-    if until.isoformat() not in {str(held.get_run(mine.id, each).timestamp) for each in held.list_runs(mine.id)}:
-        held.add_run(mine.id, snapshot)
+    held.state.write_snapshot(mine.id, uuid.uuid5(mine.id, until.isoformat()), snapshot.to_snapshot_model())

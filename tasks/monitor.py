@@ -7,12 +7,16 @@ champion before in tasks/predecessor.py.
 """
 
 import json
+import logging
+import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,6 +41,10 @@ NEEDED = ("reports/profile.json", "reports/reference.parquet", "reports/holdout.
 AGAIN = timedelta(hours=6)  # of the clock on the wall: a decision that nobody answered for so long is said again
 SHAP_ROWS = 400
 CAUSES = 8
+FEWEST = 4  # blocks that an interval needs
+COVERED = 0.9  # of a window's rows hold all that the champion wants, or its drift is not told
+UNTOLD = re.compile(r"[|\x00-\x1f]")  # in a table of a page
+log = logging.getLogger("evergreen")
 
 
 class Level(NamedTuple):
@@ -64,37 +72,68 @@ class Window:
 
 @dataclass(frozen=True)
 class Watched:
-    """The champion, and what it has to be held against."""
+    """The champion, and what it has to be held against: of a version that an older evergreen made, its loss alone."""
 
     version: Version
     model: Model
     twin: Model
-    profile: Profile
+    profile: Profile | None
     sample: "pa.Table"
-    holdout: Holdout
+    holdout: Holdout | None
     p: Params
+    told: float = 0.0  # its twin's loss as evaluate reported it, where there is no holdout
 
     @cached_property
     def losses(self) -> Floats:
         """Of its twin, on each row of the holdout."""
+        assert self.holdout
         codes = self.model.spec.encode_label(self.holdout.label)
         return gate.row_losses(codes, self.holdout.predictions[CANDIDATE], metric=self.p.gate.metric)
 
     @cached_property
     def at_promotion(self) -> Level:
-        return level(self.losses, self.holdout.times, self.p)
+        return level(self.losses, self.holdout.times, self.p) if self.holdout else Level(self.told)
+
+    @property
+    def window(self) -> timedelta:
+        """Thresholds hold for windows of the length that they come from, whatever params.yaml says by now."""
+        return self.profile.window if self.profile else self.p.monitor.window
 
 
 def level(losses: Floats, times: "NDArray[np.datetime64]", p: Params) -> Level:
-    return Level(*gate.level(losses, times=times, gate=p.gate))
+    """The metric of row losses (n,), and its interval by a bootstrap over blocks: percentiles, drawn out as far as
+    Student's t lies beyond the normal for so few blocks (Hesterberg 2015). The gate's interval is wider: it must hold
+    for gains of any shape, and an alarm that came once in a storm must not need a week of storms to be heard."""
+    _, block = np.unique(gate.blocks(times, p.gate.block), return_inverse=True)
+    sizes, sums = np.bincount(block), np.bincount(block, weights=losses)
+    root = np.sqrt if p.gate.metric == "rmse" else np.asarray
+    value, count = float(root(sums.sum() / sizes.sum())), len(sizes)
+    if count < FEWEST:
+        return Level(value)
+    draws = np.random.default_rng(p.gate.seed).multinomial(count, np.full(count, 1 / count), size=p.gate.replicates)
+    reach = gate.student((1 - p.gate.level) / 2, count - 1) * math.sqrt(count / (count - 1))
+    tail = NormalDist().cdf(-reach)
+    low, high = np.quantile(root((draws @ sums) / (draws @ sizes)), [tail, 1 - tail])
+    return Level(value, float(low), float(high))
 
 
 def watched(p: Params, registry: Registry, champion: Version) -> Watched:
-    """Raises ValueError for a version that an older evergreen made."""
+    """What the registry keeps of the champion. A version that an older evergreen made has no profile."""
     with tempfile.TemporaryDirectory() as scratch:
-        files = [registry.fetch(champion, name, Path(scratch)) for name in NEEDED]
         one, twin = (Model.load(registry.fetch(champion, name, Path(scratch))) for name in ("model.ubj", "twin.ubj"))
+        try:
+            files = [registry.fetch(champion, name, Path(scratch)) for name in NEEDED]
+        except ValueError as error:
+            log.warning("version %s: %s. Its drift cannot be measured until the next promotion", champion.number, error)
+            return _older(p, champion, one, twin, registry.fetch(champion, "reports/metrics.json", Path(scratch)))
         return read_watched(p, champion, one, twin, *files)
+
+
+def _older(p: Params, version: Version, one: Model, twin: Model, metrics: Path) -> Watched:
+    import pyarrow as pa
+
+    told = json.loads(metrics.read_text())[p.gate.metric]
+    return Watched(version, one, twin, None, pa.table({}), None, p, told)
 
 
 def read_watched(
@@ -122,23 +161,24 @@ class Measured:
 
 def measure(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_of: datetime) -> Measured:
     """The champion's signals at as_of, in the journal already when this returns. Measured again, they are the same."""
-    since, version = as_of - p.monitor.window, of.version.number
+    since, version = as_of - of.window, of.version.number
     mature = read(journal, of.version, until=as_of - p.label.deadline, p=p)
     young = read(journal, of.version, until=as_of, p=p)
-    features, times = arrived(journal, of.model, since=since, until=as_of)
+    features, times = arrived(journal, of, since=since, until=as_of)
     scores = of.model.predict(features) if len(times) else np.zeros(0)
-    moved = drift.compare(of.profile, features, times, settings=p.drift)
-    said = drift.compare_scores(of.profile, scores, times, settings=p.drift)
-    whole = _whole(journal, since, of.profile)
+    moved, said = _compared(p, of, features, times, scores)
+    came = _rows_of(journal, since, as_of)
+    whole = _begun(journal, since, of) and len(times) >= max(p.policy.min_rows, COVERED * came)
     found = [
         performance(mature, of.model, then=of.at_promotion, version=version, p=p, as_of=as_of),
         *estimate(young, of, as_of),
         *drift.signals(moved, said, version=version, since=since, until=as_of, whole=whole),
     ]
-    found = [with_volume(each, journal, since, p) if each.kind == "quality" else each for each in found]
+    before = _rows_of(journal, since - of.window, since)
+    found = [with_volume(each, came, before) if each.kind == "quality" else each for each in found]
     found += predecessor_of(p, of, journal=journal, registry=registry, as_of=as_of)
     journal.append("signals", _rows(found))
-    slices = _slices(of, mature, *arrived(journal, of.model, since=mature.since, until=mature.until, of=of.version))
+    slices = _slices(of, mature, *arrived(journal, of, since=mature.since, until=mature.until, own=True))
     causes = _causes(of, features, moved) if any(each.alarm for each in found) else ()
     return Measured(tuple(found), moved, said, _drawn(features, scores, of), causes, slices)
 
@@ -156,19 +196,27 @@ def read(journal: Journal, champion: Version, *, until: datetime, p: Params) -> 
     return Window(since, until, times, np.array([each["score"] for each in rows], dtype=np.float64), labels)
 
 
-def arrived(
-    journal: Journal, one: Model, *, since: datetime, until: datetime, of: Version | None = None
-) -> "tuple[pa.Table, NDArray[np.datetime64]]":
-    """The journalled features of a window's rows, and their times; of all versions, unless one is named.
+def _compared(
+    p: Params, of: Watched, features: "pa.Table", times: "NDArray[np.datetime64]", scores: Floats
+) -> tuple[Found, Found]:
+    """The window's features and predictions against the champion's history."""
+    if of.profile is None:
+        return drift.unknown(len(times)), drift.unknown(len(times))
+    moved = drift.compare(of.profile, features, times, settings=p.drift)
+    return moved, drift.compare_scores(of.profile, scores, times, settings=p.drift)
 
-    What the model wants and the journal does not hold, because an earlier version did without, is missing.
-    """
+
+def arrived(
+    journal: Journal, of: Watched, *, since: datetime, until: datetime, own: bool = False
+) -> "tuple[pa.Table, NDArray[np.datetime64]]":
+    """The journalled features of a window's rows, and their times; of all versions that recorded what the champion
+    wants, or of its `own` predictions."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    rows = journal.read("predictions", since=since, until=until)
-    if of and rows.num_rows:
-        rows = rows.filter(pc.equal(rows["version"], of.number))
+    one, rows = of.model, journal.read("predictions", since=since, until=until)
+    if rows.num_rows:
+        rows = rows.filter(pc.is_in(rows["version"], pa.array(sorted(_able(rows, of, own=own)), pa.int64())))
     kinds = {"number": pa.float64(), "category": pa.string()}
     columns = {
         each.name: rows[f"x_{each.name}"]
@@ -180,16 +228,34 @@ def arrived(
     return pa.table(columns), times
 
 
-def _whole(journal: Journal, since: datetime, profile: Profile) -> bool:
+def _able(rows: "pa.Table", of: Watched, *, own: bool) -> set[int]:
+    """The versions that recorded each of the champion's features: what nobody wrote down has not gone missing."""
+    import pyarrow.compute as pc
+
+    others = set() if own else set(pc.unique(rows["version"]).to_pylist()) - {of.version.number}
+    parts = {each: rows.filter(pc.equal(rows["version"], each)) for each in others}
+    return {of.version.number} | {each for each, part in parts.items() if all(_wrote(part, of.model.spec.names))}
+
+
+def _wrote(rows: "pa.Table", names: Sequence[str]) -> Iterator[bool]:
+    for name in names:
+        yield f"x_{name}" in rows.column_names and rows[f"x_{name}"].null_count < rows.num_rows
+
+
+def _rows_of(journal: Journal, since: datetime, until: datetime) -> int:
+    return int(journal.read("predictions", since=since, until=until, columns=["entry", "event_time"]).num_rows)
+
+
+def _begun(journal: Journal, since: datetime, of: Watched) -> bool:
     """Whether the journal began early enough to hold all of the window, but for a day."""
-    first = journal.read("predictions", until=since + profile.unit, columns=["entry", "event_time"])
-    return bool(first.num_rows)
+    first = since + (of.profile.unit if of.profile else timedelta(0))
+    return bool(journal.read("predictions", until=first, columns=["entry", "event_time"]).num_rows)
 
 
 def performance(window: Window, one: Model, *, then: Level, version: int, p: Params, as_of: datetime) -> Signal:
     """The loss on mature outcomes against the loss of the twin on the holdout at promotion: an alarm when it is surely
-    higher, by more than monitor.tolerance. Both are estimates: the interval of the difference is made of the gate's
-    intervals of each (Zou and Donner 2008)."""
+    higher, by more than monitor.tolerance. Both are estimates: the interval of the difference is made of the intervals
+    of each (Zou and Donner 2008)."""
     there = window.labelled
     told: dict[str, Any] = {"window_begin": as_of - p.monitor.window, "window_end": as_of, "version": version}
     told |= {"rows": int(there.sum()), "reference": then.value}
@@ -197,6 +263,9 @@ def performance(window: Window, one: Model, *, then: Level, version: int, p: Par
         return Signal("performance", alarm=False, said=f"Performance: no mature outcomes {_span(window)}.", **told)
     codes = one.spec.encode_label(_typed(window.labels[there], one))
     known = ~np.isnan(codes)
+    if not known.any():
+        said = f"Performance: all {len(codes):,} mature outcomes {_span(window)} are of classes that it never saw."
+        return Signal("performance", alarm=True, said=said, **told)
     losses = gate.row_losses(codes[known], window.scores[there][known], metric=p.gate.metric)
     now = level(losses, window.times[there][known], p)
     worse = surely_worse(then, now)
@@ -231,7 +300,7 @@ def _span(window: Window) -> str:
 def estimate(window: Window, of: Watched, as_of: datetime) -> list[Signal]:
     """What the log loss will be if the scores are as well calibrated as they were: their expected loss, no label
     needed. It cannot see that the question has changed. None for numbers, whose scores tell no spread."""
-    if of.model.spec.task == "regression" or not len(window.scores):
+    if of.model.spec.task == "regression" or not len(window.scores) or of.holdout is None:
         return []
     now, then = (float(expected_loss(each).mean()) for each in (window.scores, of.holdout.predictions[CANDIDATE]))
     said = (
@@ -249,12 +318,11 @@ def expected_loss(scores: Floats) -> Floats:
     return np.asarray(-(held * np.log(held)).sum(axis=1))
 
 
-def with_volume(quality: Signal, journal: Journal, since: datetime, p: Params) -> Signal:
+def with_volume(quality: Signal, came: int, before: int) -> Signal:
     """How many rows came, beside the window before: an alarm when there are none, or fewer than half."""
-    earlier = since - p.monitor.window
-    before = journal.read("predictions", since=earlier, until=since, columns=["entry", "event_time"]).num_rows
-    alarm = quality.rows == 0 or quality.rows < before / 2
-    said = f"{quality.said} {quality.rows:,} rows came, {before:,} in the {spell(p.monitor.window)} before."
+    alarm = came == 0 or came < before / 2
+    length = spell(quality.window_end - quality.window_begin)
+    said = f"{quality.said} {came:,} rows came, {before:,} in the {length} before."
     return replace(quality, alarm=quality.alarm or alarm, said=said)
 
 
@@ -283,7 +351,7 @@ def _drawn(features: "pa.Table", scores: Floats, of: Watched) -> "pa.Table":
 
 
 def _causes(of: Watched, features: "pa.Table", moved: Found) -> tuple[Cause, ...]:
-    if not features.num_rows:
+    if of.profile is None or not features.num_rows:
         return ()
     drawn = features.take(_evenly(features.num_rows, SHAP_ROWS))
     return tuple(drift.causes(of.twin, drawn, of.profile, moved)[:CAUSES])
@@ -292,7 +360,7 @@ def _causes(of: Watched, features: "pa.Table", moved: Found) -> tuple[Cause, ...
 def _slices(of: Watched, window: Window, features: "pa.Table", times: "NDArray[np.datetime64]") -> tuple[Slice, ...]:
     """The slices of evaluate.slices that lost most on mature outcomes."""
     there = window.labelled
-    if not there.any() or len(times) != len(there):
+    if of.holdout is None or not there.any() or len(times) != len(there):
         return ()
     codes = of.model.spec.encode_label(_typed(window.labels[there], of.model))
     known = ~np.isnan(codes)
@@ -318,7 +386,12 @@ def figures(found: Measured) -> dict[str, float]:
     told: dict[str, float] = {each.kind: each.value for each in found.signals if each.value is not None}
     told |= {f"{each.kind}.threshold": each.reference for each in found.signals if each.reference is not None}
     told |= {f"{each.kind}.alarm": float(each.alarm) for each in found.signals}
-    return told | {f"moved.{each.name}": round(each.score, 4) for each in found.drift.columns}
+    return told | {f"moved.{_charted(each.name)}": round(each.score, 4) for each in found.drift.columns}
+
+
+def _charted(name: str) -> str:
+    """As MLflow takes a name."""
+    return re.sub(r"[^\w ./:-]", "_", name)[:200]
 
 
 def markdown(found: Measured, decision: Decision) -> str:
@@ -345,8 +418,8 @@ def markdown(found: Measured, decision: Decision) -> str:
 
 
 def _listed(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(each.replace('|', '/') for each in line)} |" for line in lines)
+    lines = [[UNTOLD.sub("/", each) for each in line] for line in (names, ["---"] * len(names), *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 # --- signals and decisions in the journal --------------------------------------------------------------------------
@@ -354,7 +427,7 @@ def _listed(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _rows(found: Sequence[Signal]) -> "pa.Table":
     rows = [asdict(each) for each in found]
-    named = [{"entry": entry_of(each.kind, each.window_end, each.version)} for each in found]
+    named = [{"entry": entry_of(each.kind, each.window_end, each.version, each.rows, each.said)} for each in found]
     times = [{"event_time": each.window_end, "detail": json.dumps(dict(each.detail), default=str)} for each in found]
     return _table([{**row, **name, **time} for row, name, time in zip(rows, named, times, strict=True)])
 
@@ -371,8 +444,11 @@ def _table(rows: list[dict[str, Any]]) -> "pa.Table":
 
 
 def signals(journal: Journal) -> Iterator[Signal]:
-    """All that was ever measured, in the order of time."""
-    for row in journal.read("signals").to_pylist():
+    """All that was ever measured, in the order of time; of a window that was measured again, when more rows or outcomes
+    had come, what was found last."""
+    rows = sorted(journal.read("signals").to_pylist(), key=lambda row: row["made_at"])
+    last = {(row["event_time"], row["kind"], row["version"]): row for row in rows}
+    for row in sorted(last.values(), key=lambda row: row["event_time"]):
         plain: Mapping[str, Any] = {name: row[name] for name in FIELDS}
         yield Signal(kind=row["kind"], window_end=row["event_time"], detail=json.loads(row["detail"]), **plain)
 
@@ -386,9 +462,9 @@ def due(journal: Journal, champion: Version, p: Params, *, newest: datetime) -> 
 
 
 def keep(decision: Decision, journal: Journal) -> None:
-    """The decision into the journal: once for each cause and time."""
+    """The decision into the journal: to wait once for each cause and time, to retrain as often as it was said."""
     row = asdict(decision) | {"reasons": " ".join(decision.reasons), "event_time": decision.as_of}
-    entry = entry_of(decision.id, decision.as_of, decision.action)
+    entry = entry_of(decision.id, decision.as_of, datetime.now(UTC) if decision.retrains else decision.action)
     journal.append("decisions", _table([{**row, "entry": entry}]))
 
 

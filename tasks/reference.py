@@ -39,7 +39,7 @@ CLIP = 0.002  # of a number's rows at each end are taken for the nearest of the 
 WEEK = 7  # units, of which the most extreme is left out at either end
 LATTICE = 3000  # a number with no more values than this may be recorded in steps: a value between them is new
 STEPS = 0.1  # it is not, where a window of its history holds so large a share of values that are nowhere else
-SCORE = "score"
+SCORE = "_score"  # no feature begins so
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,16 @@ class Joint:
             found[:, i] = (values - self.centre[i]) / self.scale[i]
         return found
 
-    def left(self, terms: NDArray[np.float32], units: Codes) -> Floats:
-        """A window's terms (n, k), and the unit of each row → what the regressions leave of them (k)."""
+    def left(self, terms: NDArray[np.float32], units: Codes, *, empty: Sequence[int] = ()) -> Floats:
+        """A window's terms (n, k), and the unit of each row → what the regressions leave of them (k). Columns that are
+        `empty` are taken to have moved as the others say: else those that go with them would seem to move alone."""
         sums = np.zeros((int(units.max()) + 1, terms.shape[1]))
         np.add.at(sums, units, terms)
-        rows = np.bincount(units).astype(float)
-        return left(_means(sums, rows), np.asarray(self.inverse))
+        means, inverse = _means(sums, np.bincount(units).astype(float)), np.asarray(self.inverse)
+        if (away := np.isin(self.column, empty)).any():
+            by_others = inverse[np.ix_(~away, away)] @ np.linalg.inv(inverse[np.ix_(away, away)])
+            means[:, away] = -means[:, ~away] @ by_others
+        return left(means, inverse)
 
 
 @dataclass(frozen=True)
@@ -361,7 +365,8 @@ def distance(found: Floats, history: Floats) -> Floats:
     middle = (p + q) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(p > 0, p * np.log2(p / middle), 0) + np.where(q > 0, q * np.log2(q / middle), 0)
-    return np.asarray(np.nan_to_num(np.sqrt(np.maximum(terms.sum(axis=-1) / 2, 0))))
+    there = (p.sum(axis=-1) > 0) & (q.sum(axis=-1) > 0)
+    return np.asarray(np.where(there, np.sqrt(np.maximum(terms.sum(axis=-1) / 2, 0)), 0))
 
 
 def _worst(column: Column, values: Any, days: Codes, span: int) -> Floats:
@@ -376,13 +381,18 @@ def _worst(column: Column, values: Any, days: Codes, span: int) -> Floats:
 
 
 def _alone(column: Column, values: Any, days: Codes, span: int) -> Floats:
-    """Rows of each window whose value is nowhere else."""
+    """Rows of each window whose value is nowhere else: those of values that come and go within it."""
     codes, count = _among(column, values)
-    there = codes >= 0
-    by_unit = np.bincount(days[there] * count + codes[there], minlength=(int(days[-1]) + 1) * count)
-    windows = _windows(by_unit.reshape(-1, count), span)
-    totals = np.bincount(codes[there], minlength=count)
-    return np.asarray(np.where(windows == totals, windows, 0).sum(axis=1))
+    held, units = codes[codes >= 0], days[codes >= 0]
+    first, last = np.full(count, days[-1] + 1), np.full(count, -1)
+    np.minimum.at(first, held, units)
+    np.maximum.at(last, held, units)
+    starts, ends = np.maximum(last - span + 1, 0), np.minimum(first, days[-1] - span + 1)
+    inside, rows = starts <= ends, np.bincount(held, minlength=count)
+    found = np.zeros(int(days[-1]) - span + 3, dtype=np.int64)
+    np.add.at(found, starts[inside], rows[inside])
+    np.subtract.at(found, ends[inside] + 1, rows[inside])
+    return np.asarray(np.cumsum(found)[:-1])
 
 
 def _among(column: Column, values: Any) -> tuple[Codes, int]:
@@ -466,12 +476,15 @@ def _scaling(values: Floats) -> tuple[float, float, float, float]:
 
 def _sums(terms: NDArray[np.float32], days: Codes) -> tuple[Floats, Floats]:
     """Of each unit: the sums of the terms (units, k) and of their products (units, k, k)."""
+    from threadpoolctl import threadpool_limits
+
     units, k = (int(days[-1]) + 1 if len(days) else 0), terms.shape[1]
     starts = np.searchsorted(days, np.arange(units + 1))
     sums, products = np.zeros((units, k)), np.zeros((units, k, k))
-    for i in range(units):
-        part = terms[starts[i] : starts[i + 1]].astype(np.float64)
-        sums[i], products[i] = part.sum(axis=0), part.T @ part
+    with threadpool_limits(1):  # for so small a product more threads only wait, and their sums end in other digits
+        for i in range(units):
+            part = terms[starts[i] : starts[i + 1]].astype(np.float64)
+            sums[i], products[i] = part.sum(axis=0), part.T @ part
     return sums, products
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks import params, periods
-from tests.benchmarks import features, loop, month, replay, tuning  # noqa: F401  (each puts its rows on the list)
+from tests.benchmarks import drift, event, features, loop, month, replay, tuning  # noqa: F401  (each puts its rows on the list)
 from tests.benchmarks.place import ROOT, Bench
 from tests.benchmarks.row import BENCHMARKS, Benchmark, Row
 

@@ -1,0 +1,100 @@
+"""drift: false alarms where nothing changes, what is found where something does, and the time beside Evidently's."""
+
+from collections.abc import Sequence
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from tasks import params
+from tests.benchmarks.place import ROOT, YEAR, Bench
+from tests.benchmarks.row import Row, benchmark, row, seconds
+
+FALSE = "drift: alarms on a stream without change ÷ the most that chance allows"
+FOUND = "drift: planted shifts found within 2 windows"
+TIME = "drift: signals and report ÷ Evidently's preset on all rows"
+SCALE = "drift: time of 300,000 rows ÷ 30,000"
+STREAMS = 4  # of some 25 windows each
+DRAWS = 100_000
+
+
+@benchmark(FALSE, FOUND)
+def still(bench: Bench) -> list[Row]:
+    place = bench.checkout(clock={"as_of": "2013-05-01" if bench.quick else YEAR})
+    for stage in ("ingest", "clean", "features"):
+        place.run(f"tasks.{stage}")
+    told = place.run("tests.benchmarks.still_stream", "1" if bench.quick else str(STREAMS)).told
+    return [false_alarms(told), found(told)]
+
+
+def false_alarms(told: dict[str, Any]) -> Row:
+    """Each stream has a threshold of its own, a quantile of so many windows: that is a sample too."""
+    p = params.load(ROOT / "params.yaml")
+    stated = p.drift.false_alarms * p.monitor.window.days / 30
+    streams = [[any(alarms) for seed, *alarms in told["windows"] if seed == each] for each in seeds(told)]
+    low, high = likely([len(each) for each in streams], stated, told["windows_of_history"])
+    count, windows = sum(map(sum, streams)), sum(map(len, streams))
+    by_drift, lost = sum(alarm for _, alarm, _ in told["windows"]), told["quiet_labels"]
+    detail = (
+        f"{count} of {windows} windows ({by_drift} by drift, the rest by quality alone); stated {stated:.1%}, "
+        f"and chance allows {low} to {high}; performance alarmed in {sum(lost)} of {len(lost)}"
+    )
+    return Row(FALSE, count / max(high, 1), 1, command(FALSE), detail, sound=count >= low)
+
+
+def seeds(told: dict[str, Any]) -> list[int]:
+    return sorted({seed for seed, *_ in told["windows"]})
+
+
+def likely(windows: Sequence[int], stated: float, history: float) -> tuple[int, int]:
+    """The middle 95 % of beta-binomial counts, one for each stream, together."""
+    rng = np.random.default_rng(0)
+    rates = rng.beta(stated * (history + 1), (1 - stated) * (history + 1), (DRAWS, len(windows)))
+    counts = rng.binomial(windows, rates).sum(axis=1)
+    low, high = np.quantile(counts, [0.025, 0.975])
+    return int(low), int(high)
+
+
+def found(told: dict[str, Any]) -> Row:
+    """Every column's shift counts alike; turned labels are one more."""
+    by_shift = {name: mean(any(each) for each in seen) for name, seen in told["found"].items()}
+    share = mean([*by_shift.values(), mean(told["labels"])])
+    by_drift = mean(mean(each[0] for each in seen) for seen in told["found"].values())
+    worst = sorted(by_shift.items(), key=lambda each: each[1])[:4]
+    detail = (
+        f"{len(by_shift)} shifts of numbers and categories, {by_drift:.1%} by the drift signal, the rest by quality; "
+        f"labels turned in 20 % of rows: {mean(told['labels']):.0%}; "
+        f"the hardest: {', '.join(f'{name} {each:.0%}' for name, each in worst)}"
+    )
+    return Row(FOUND, share, 0.9, command(FOUND), detail, "at least")
+
+
+@benchmark(TIME, SCALE)
+def time(bench: Bench) -> list[Row]:
+    place = bench.checkout()
+    large, small = ("30000", "3000") if bench.quick else ("300000", "30000")
+    runs: dict[tuple[str, str], list[Any]] = {("ours", large): [], ("theirs", large): [], ("ours", small): []}
+    for _ in range(bench.times(3)):
+        for asked, told in runs.items():
+            told.append(place.run("tests.benchmarks.drift_timed", *asked).told)
+    took = {asked: [each["seconds"] for each in told] for asked, told in runs.items()}
+    ours, theirs = (runs[who, large][0]["said"] for who in ("ours", "theirs"))
+    odd = [case for case in ours if ours[case] != theirs[case]]
+    detail = (
+        f"{large} rows × 30 columns, imports left out: {seconds(took['ours', large])}; Evidently "
+        f"{seconds(took['theirs', large])}; "
+        + (
+            f"NOT THE SAME VERDICT: {[(each, ours[each], theirs[each]) for each in odd]}"
+            if odd
+            else "the same verdicts"
+        )
+    )
+    growth = f"{large} rows {seconds(took['ours', large])}, {small} rows {seconds(took['ours', small])}"
+    return [
+        row(TIME, over=took["ours", large], under=took["theirs", large], bar=0.25, detail=detail, sound=not odd),
+        Row(SCALE, median(took["ours", large]) / median(took["ours", small]), 3, command(SCALE), growth),
+    ]
+
+
+def command(name: str) -> str:
+    return f'.venv/bin/python -m tests.benchmarks "{name}"'

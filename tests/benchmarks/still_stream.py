@@ -1,0 +1,202 @@
+"""A stream that does not change, made of the real year: how often the monitor alarms, what it finds of planted shifts.
+
+    python -m tests.benchmarks.still_stream 4
+
+In a folder with data/features. Whole days of finished feature rows are put into a random order, so that days stay what
+they are (storms, weekends, hourly weather) and nothing else does. One half of the days is the model's history, the
+other half comes in windows of a week. Prints counts as JSON.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tasks import drift, features, gate, monitor, params, reference, train
+from tasks.drift import Found
+from tasks.features import Rows
+from tasks.model import Model
+from tasks.monitor import Level, Window
+from tasks.params import Params
+from tasks.reference import Profile
+
+BEGIN = np.datetime64("2020-01-01", "us")
+DAY = np.timedelta64(1, "D")
+WEEK = 7
+HELD = 28  # days at the end of the history that stand for the holdout
+SHARES = (0.05, 0.40)  # of a category that is doubled
+FLIPPED = 0.2
+TUNED = {"params": {"max_depth": 5, "eta": 0.15, "subsample": 0.8, "colsample_bytree": 0.6}, "rounds": 60}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The year's days in a new order: days[i] comes on the i-th day."""
+
+    rows: Rows
+    starts: Any  # of each day's rows, and where the last one ends
+    days: Any
+
+    def take(self, first: int, last: int) -> Rows:
+        """The rows that come from day `first` to before day `last`, at their new times."""
+        places = [np.arange(self.starts[day], self.starts[day + 1]) for day in self.days[first:last]]
+        found = _at(self.rows, np.concatenate(places))
+        lengths = [len(each) for each in places]
+        of_day = found.event_time - found.event_time.astype("datetime64[D]")
+        times = BEGIN + np.repeat(np.arange(first, last), lengths) * DAY + of_day
+        return Rows(found.table, times, times, found.label)
+
+
+def _at(rows: Rows, places: Any) -> Rows:
+    return Rows(rows.table.take(places), rows.event_time[places], rows.known_at[places], rows.label[places])
+
+
+def stream(rows: Rows, seed: int) -> Stream:
+    day = rows.event_time.astype("datetime64[D]").astype(int)
+    known = np.unique(day)
+    starts = np.append(np.searchsorted(day, known), len(day))
+    return Stream(rows, starts, np.random.default_rng(seed).permutation(len(known)))
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A model of a stream's first days, and what it is held against."""
+
+    p: Params
+    profile: Profile
+    model: Model
+    then: Level
+
+    def found(self, rows: Rows) -> Found:
+        return drift.compare(self.profile, rows.table, rows.event_time, settings=self.p.drift)
+
+    def alarms(self, rows: Rows) -> tuple[bool, bool]:
+        """Of drift and of quality."""
+        found = self.found(rows)
+        return found.alarm, bool(found.faulty or found.gone)
+
+    def performance(self, rows: Rows, label: Any) -> bool:
+        """On outcomes that are all mature."""
+        since, until = _moment(rows.event_time[0]), _moment(rows.event_time[-1])
+        shown = np.array([None if np.isnan(each) else each for each in label], dtype=object)
+        window = Window(since, until, rows.event_time, self.model.predict(rows.table), shown)
+        return monitor.performance(window, self.model, then=self.then, version=1, p=self.p, as_of=until).alarm
+
+
+def _moment(time: np.datetime64) -> datetime:
+    return time.astype("datetime64[us]").astype(datetime)
+
+
+def watch(p: Params, history: Rows, days: int) -> Watch:
+    """Trained on all but the newest days of the history, which stand for its holdout."""
+    cut = BEGIN + (days - HELD) * DAY
+    fitted = train.fit(history, _moment(cut), TUNED, p)
+    held = _at(history, np.flatnonzero(history.event_time >= cut))
+    there = ~np.isnan(held.label)
+    losses = gate.row_losses(held.label[there], fitted.predict(held.table)[there], metric=p.gate.metric)
+    then = Level(*gate.level(losses, times=held.event_time[there], gate=p.gate))
+    parts = reference.contributions(fitted, held.table.take(np.arange(0, len(held), max(len(held) // 500, 1))))
+    profile = reference.profile(
+        history.table,
+        history.event_time,
+        importance=dict(zip(fitted.spec.names, np.abs(parts).mean(axis=0).tolist(), strict=True)),
+        contributions=parts.mean(axis=0),
+        scores={reference.SCORE: fitted.predict(held.table)},
+        score_times=held.event_time,
+        until=_moment(BEGIN + days * DAY),
+        window=timedelta(days=WEEK),
+        settings=p.drift,
+    )
+    return Watch(p, profile, fitted, then)
+
+
+# --- planted shifts ------------------------------------------------------------------------------------------------
+
+Shift = Callable[[Rows], Rows]
+
+
+def shifts(profile: Profile, history: Rows) -> Iterator[tuple[str, Shift]]:
+    """Each number by half a deviation, and each level of 5 to 40 % twice as often."""
+    for column in profile.columns:
+        if column.kind == "number":
+            by = 0.5 * float(np.nanstd(reference.numbers(history.table[column.name])))
+            yield f"{column.name} + {by:.3g}", _raised(column.name, by)
+            continue
+        shares = np.array(column.counts) / sum(column.counts)
+        for level, share in zip(column.levels, shares, strict=False):
+            if SHARES[0] <= share <= SHARES[1]:
+                yield f"{column.name} {level} doubled", _doubled(column.name, level)
+
+
+def _raised(name: str, by: float) -> Shift:
+    def plant(rows: Rows) -> Rows:
+        return _with(rows, name, pa.array(reference.numbers(rows.table[name]) + by, from_pandas=True))
+
+    return plant
+
+
+def _doubled(name: str, level: str) -> Shift:
+    def plant(rows: Rows) -> Rows:
+        values = np.array(rows.table[name].to_pylist(), dtype=object)
+        others = np.flatnonzero(values != level)
+        count = min(int((values == level).sum()), len(others))
+        values[np.random.default_rng(0).choice(others, count, replace=False)] = level
+        return _with(rows, name, pa.array(values.tolist(), pa.string()))
+
+    return plant
+
+
+def _with(rows: Rows, name: str, values: Any) -> Rows:
+    table = rows.table.set_column(rows.table.column_names.index(name), name, values)
+    return Rows(table, rows.event_time, rows.known_at, rows.label)
+
+
+def flipped(label: Any, seed: int) -> Any:
+    turned = np.random.default_rng(seed).random(len(label)) < FLIPPED
+    return np.where(turned, 1 - label, label)
+
+
+# --- the count -----------------------------------------------------------------------------------------------------
+
+
+def count(p: Params, seeds: int) -> dict[str, Any]:
+    rows = _whole_days(features.read(Path(p.paths.features)))
+    told: dict[str, Any] = {"windows": [], "found": {}, "labels": [], "quiet_labels": []}
+    for seed in range(seeds):
+        made = stream(rows, seed)
+        half = len(made.days) // 2
+        history = made.take(0, half)
+        held = watch(p, history, half)
+        weeks = range(half, len(made.days) - WEEK + 1, WEEK)
+        told["windows"] += [(seed, *held.alarms(made.take(day, day + WEEK))) for day in weeks]
+        for day in list(weeks)[:-1:6]:
+            _plant(told, held, history, [made.take(each, each + WEEK) for each in (day, day + WEEK)], seed)
+    return told | {"windows_of_history": drift.Normal(held.profile, p.drift, held.profile.columns, True).windows}
+
+
+def _whole_days(rows: Rows) -> Rows:
+    """Without the first week, whose look-back is short, and a last day that is not whole."""
+    begin, end = rows.event_time[0].astype("datetime64[D]") + 7, rows.event_time[-1].astype("datetime64[D]")
+    return rows.take((rows.event_time >= begin) & (rows.event_time < end))
+
+
+def _plant(told: dict[str, Any], held: Watch, history: Rows, pair: list[Rows], seed: int) -> None:
+    for name, plant in shifts(held.profile, history):
+        seen = [held.alarms(plant(each)) for each in pair]
+        told["found"].setdefault(name, []).append([any(each) for each in zip(*seen, strict=True)])
+    told["labels"].append(any(held.performance(each, flipped(each.label, seed)) for each in pair))
+    told["quiet_labels"] += [held.performance(each, each.label) for each in pair]
+
+
+def main(seeds: int) -> None:
+    print(json.dumps(count(params.load(), seeds), default=bool))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

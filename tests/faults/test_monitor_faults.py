@@ -1,0 +1,258 @@
+"""The monitor when others run beside it, when it is killed, and when MLflow goes away and comes back."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from flows import monitor as flow
+from tasks import monitor, params, registry
+from tasks.journal import Journal, open_journal
+from tasks.policy import Signal
+from tests.conftest import raw_params, write_params
+from tests.tasks import small
+from tests.tasks.test_monitor import DAY, FIRST, LAST, Shop, crowned, settings, trained
+
+pytestmark = pytest.mark.faults
+ROOT = Path(__file__).parents[2]
+MEASURE = """
+import sys, time
+from datetime import datetime
+from pathlib import Path
+from tasks import monitor, params, registry
+from tasks.journal import open_journal
+p = params.load(Path(sys.argv[1]) / "params.yaml")
+known = registry.open_registry(p.registry)
+of = monitor.watched(p, known, known.champion())
+print("ready", flush=True)
+sys.stdin.readline()
+kept = open_journal(p.journal)
+for end in map(datetime.fromisoformat, sys.argv[2:]):
+    monitor.measure(p, of, journal=kept, registry=known, as_of=end)
+    print(end, flush=True)
+kept.close()
+"""
+
+
+@dataclass
+class Server:
+    """A real MLflow server on a port of its own, which stays the same when it is started again."""
+
+    folder: Path
+    port: int = 0
+    process: "subprocess.Popen[bytes] | None" = field(default=None)
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.port = self.port or _free()
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
+        command += ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            with suppress(OSError), urlopen(f"{self.uri}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+            time.sleep(0.2)
+        raise TimeoutError("the server did not start")
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+            self.process = None
+
+
+def _free() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def prefect_server() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    one = Server(tmp_path_factory.mktemp("mlflow"))
+    one.start()
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What train and evaluate leave, and params.yaml."""
+    folder = trained(tmp_path_factory.mktemp("trained"), settings())
+    raw = raw_params("binary", small.DAYS)
+    raw["spine"]["columns"] = ["store"]
+    raw |= {"monitor": {"window": "4d"}, "policy": {"signals": ["performance"], "windows": 2, "min_rows": 50}}
+    write_params(raw, folder)
+    return folder
+
+
+@pytest.fixture
+def shop(
+    server: Server,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Iterator[Shop]:
+    """A champion on the server, and a journal in a home of its own; this process works in the folder."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    p = params.load(folder / "params.yaml")
+    known = registry.open_registry(p.registry)
+    champion = known.champion() or crowned(known, folder, tmp_path, name=request.node.name)
+    kept = open_journal(p.journal)
+    one = Shop(monitor.watched(p, known, champion), known, kept)
+    one.lives()
+    yield one
+    kept.close()
+    if server.process is None:
+        server.start()
+
+
+def rows(kept: Journal) -> list[tuple[str, str]]:
+    found = kept.read("signals")
+    return [(str(each["event_time"]), each["kind"]) for each in found.to_pylist()] if found.num_rows else []
+
+
+def begin(folder: Path, *ends: str) -> "subprocess.Popen[str]":
+    """A process that measures windows, when it is told to."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", MEASURE, str(folder), *ends], stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+ENDS = [(FIRST + days * DAY).isoformat() for days in (8, 12, 16, 20)]
+
+
+@pytest.mark.timeout(300)
+def test_two_monitors_at_once_leave_one_row_for_each_signal_and_window(shop: Shop, folder: Path) -> None:
+    """Without the flow's lock, which would let one wait for the other."""
+    both = [begin(folder, *ENDS) for _ in range(2)]
+    for each in both:
+        go(each)
+    for each in both:
+        each.communicate(timeout=120)
+    assert [each.returncode for each in both] == [0, 0]
+    found = rows(shop.kept)
+    assert len(found) == len(set(found)) == 5 * len(ENDS)
+    shop.kept.compact()
+    assert rows(shop.kept) == found
+
+
+@pytest.mark.timeout(300)
+def test_a_monitor_that_is_killed_leaves_whole_windows_and_the_next_measures_the_rest(shop: Shop, folder: Path) -> None:
+    one = begin(folder, *ENDS)
+    go(one)
+    assert one.stdout
+    one.stdout.readline()
+    one.kill()
+    one.communicate()
+    before = rows(shop.kept)
+    assert len(before) % 5 == 0
+    assert 5 <= len(before) <= 5 * len(ENDS)
+    for end in monitor.due(shop.kept, shop.of.version, shop.of.p, newest=LAST):
+        shop.measures(end)
+    assert set(rows(shop.kept)) >= set(before)
+    assert sorted({end for end, _ in rows(shop.kept)}) == [each.replace("T", " ") for each in ENDS]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("prefect_server")
+def test_a_monitor_that_finds_mlflow_away_asks_again_and_goes_on_when_it_is_back(shop: Shop, server: Server) -> None:
+    server.stop()
+    back = threading.Timer(4, server.start)
+    back.start()
+    done = flow.monitor(as_of=LAST, report="never")
+    back.join()
+    assert {each.kind for each in done.signals} >= {"performance", "drift", "quality"}
+    assert done.decision
+    assert len(rows(shop.kept)) == len(done.signals)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("prefect_server")
+def test_where_mlflow_stays_away_the_failure_is_clear_no_signal_is_lost_and_the_next_run_adds_what_is_missing(
+    shop: Shop, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = FIRST + 8 * DAY
+    first = flow.monitor(as_of=early, report="never")
+    before = rows(shop.kept)
+    server.stop()
+    monkeypatch.setattr(flow, "champion", flow.champion.with_options(retry_delay_seconds=0.1))
+    with pytest.raises(ConnectionError, match=rf"the MLflow server at {server.uri} does not answer"):
+        flow.monitor(as_of=LAST, report="never")
+    assert rows(shop.kept) == before
+    server.start()
+    later = flow.monitor(as_of=LAST, report="never")
+    found = rows(shop.kept)
+    assert len(found) == 4 * len(first.signals)  # the windows that nobody could measure are made good
+    assert set(found) > set(before)
+    assert later.decision
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("prefect_server")
+def test_mlflow_that_goes_away_when_all_is_measured_costs_a_point_on_a_chart_and_nothing_else(
+    shop: Shop, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = flow.decided
+
+    def decided(*args: object, **kwargs: object) -> object:
+        found = gone(*args, **kwargs)  # type: ignore[arg-type]
+        server.stop()
+        return found
+
+    monkeypatch.setattr(flow, "decided", decided)
+    monkeypatch.setattr(flow, "charted", flow.charted.with_options(retry_delay_seconds=0.1))
+    with pytest.raises(ConnectionError, match="does not answer"):
+        flow.monitor(as_of=LAST, report="never")
+    assert len(rows(shop.kept)) == 5
+    (kept,) = shop.kept.read("decisions").to_pylist()
+    assert kept["action"] == "wait"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("prefect_server")
+def test_a_look_whose_predecessor_may_serve_no_more_is_told_and_stops_nothing(shop: Shop) -> None:
+    version, said = shop.of.version.number, "The one before would be better."
+    look = Signal("predecessor", FIRST, LAST - DAY, version, 900, True, said, detail={"looked": True})
+    shop.kept.append("signals", monitor._rows([look]))
+    done = flow.monitor(as_of=LAST, report="never")
+    assert done.rolled_back is None
+    assert done.decision
+    champion = shop.known.champion()
+    assert champion
+    assert champion.number == version

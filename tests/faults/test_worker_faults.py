@@ -1,0 +1,218 @@
+"""A worker, its runs and `make up` when they are killed: what was begun is finished once, and no process is left."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from prefect.client.schemas.objects import FlowRun
+
+from flows import servers, up
+from tasks import journal, params, registry
+from tests.flows.station import Station, program, station, until
+from tests.flows.test_loop import FIRST, made
+
+pytestmark = pytest.mark.faults
+
+WEEK = timedelta(days=7)
+ONE_EACH = ["intent", "alias moved", "done"]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
+    folder = tmp_path_factory.mktemp("faults")
+    made(folder)
+    with station(folder) as found:
+        yield found
+
+
+def open_registry(here: Station) -> registry.Registry:
+    p = params.load(here.folder / "params.yaml")
+    return registry.open_registry(p.registry, uri=f"sqlite:///{here.home / 'mlflow.db'}")
+
+
+def marks(known: registry.Registry, decision: str) -> list[str]:
+    return [entry.mark for entry in known.ledger() if entry.decision == decision]
+
+
+def next_of(here: Station, run: FlowRun, *, seconds: float = 60) -> FlowRun:
+    """The run that came of the crash of another."""
+
+    def came() -> FlowRun | None:
+        return next((each for each in here.runs("retrain") if each.created and each.created > run.created), None)
+
+    return until(came, seconds, here.worker.log)
+
+
+def kill(*roots: int) -> None:
+    """Each with all that is below it, at once."""
+    for pid in {*roots, *(pid for root in roots for pid in up.descendants(root))}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(600)
+def test_a_retrain_that_is_killed_after_it_promoted_runs_again_and_promotes_nothing_twice(here: Station) -> None:
+    said, run = here.listen(), here.ask("retrain", decision="first")
+    until(lambda: said("Task run 'promote' - Finished"), 180, here.worker.log)
+    kill(*up.descendants(here.worker.process.pid))
+    assert here.ended(run).state_name == "Crashed"
+    again = next_of(here, run)
+    assert {name: again.parameters[name] for name in ("attempt", "decision")} == {"attempt": 1, "decision": "first"}
+    assert here.ended(again).state_name == "Completed"
+    known = open_registry(here)
+    assert marks(known, "first")[:3] == ONE_EACH
+    assert set(marks(known, "first")[3:]) <= {"verdict"}
+    champion = known.champion()
+    assert champion
+    assert champion.number == 1
+    assert len(here.runs("retrain")) == 2
+
+
+@pytest.mark.timeout(600)
+def test_a_score_that_is_killed_is_made_whole_by_the_next_and_predicts_nothing_twice(here: Station) -> None:
+    as_of = (FIRST + WEEK).isoformat()
+    run = here.ask("score", as_of=as_of)
+    logs = here.home / "journal" / "logs" / "predictions"
+    until(lambda: any(path.stat().st_size for path in logs.glob("*.log")), 120, here.worker.log)
+    kill(*up.descendants(here.worker.process.pid))
+    assert here.ended(run).state_name == "Crashed"
+    here.run("score", as_of=as_of)
+    kept = journal.open_journal(params.Journal(), home=here.home)
+    entries = kept.read("predictions")["entry"].to_pylist()
+    assert len(entries) == len(set(entries)) == len(arrived(here, FIRST, FIRST + WEEK))
+    outcomes = kept.read("outcomes").num_rows
+    here.run("score", as_of=as_of)
+    assert (kept.read("predictions").num_rows, kept.read("outcomes").num_rows) == (len(entries), outcomes)
+
+
+def arrived(here: Station, since: datetime, until_: datetime) -> list[str]:
+    lines = (here.folder / "source" / "orders.csv").read_text().splitlines()[1:]
+    return [line for line in lines if since <= datetime.fromisoformat(line.split(",")[1]) < until_]
+
+
+@pytest.mark.timeout(600)
+def test_a_worker_that_is_killed_with_its_run_is_noticed_and_the_run_is_made_again_once(here: Station) -> None:
+    before = len(here.runs("retrain"))
+    said, run = here.listen(), here.ask("retrain", decision="second", as_of=(FIRST + WEEK).isoformat())
+    until(lambda: said("Task run 'clean'"), 120, here.worker.log)
+    kill(here.worker.process.pid)
+    here.worker.process.wait()
+    other = servers.start(servers.worker("evergreen", here.env), here.home / "other-logs")
+    try:
+        assert here.ended(run, seconds=150).state_name == "Crashed"
+        again = next_of(here, run)
+        assert again.parameters["attempt"] == 1
+        assert here.ended(again, seconds=180).state_name == "Completed"
+    finally:
+        servers.stop(other)
+    assert len(here.runs("retrain")) == before + 2
+    assert marks(open_registry(here), "second") in (["verdict"], ONE_EACH)
+
+
+# --- make up ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def standing(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
+    """`make up` in a checkout of its own, when it has said that it is ready."""
+    made(tmp_path)
+    env = {**os.environ, "EVERGREEN_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "home" / "prefect")}
+    command = [sys.executable, "-m", "flows.up", "--prefect-port=0", "--mlflow-port=0", "--evidently-port=0"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+    )
+    try:
+        yield process, tmp_path / "home"
+    finally:
+        kill(*of(tmp_path / "home"))
+        process.communicate()
+
+
+def ready(process: "subprocess.Popen[str]") -> str:
+    """The line of addresses."""
+    assert process.stdout
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("ready"):
+            return line
+    raise AssertionError("".join(lines))
+
+
+def of(home: Path) -> set[int]:
+    """The processes that were started with this home."""
+    mark = f"EVERGREEN_HOME={home}".encode()
+    return {int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if mark in _read(path).split(b"\0")}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def inner(process: "subprocess.Popen[str]") -> int:
+    return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_ends_everything_in_good_order(standing: tuple["subprocess.Popen[str]", Path]) -> None:
+    process, home = standing
+    for address in re.findall(r"http://\S+", ready(process)):
+        assert urlopen(address, timeout=10).status == 200
+    assert len(of(home)) >= 6
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert of(home) == set()
+    assert "stopped!" in (home / "logs" / "worker.log").read_text()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("which", ["outer", "inner"])
+def test_a_killed_supervisor_leaves_no_process(standing: tuple["subprocess.Popen[str]", Path], which: str) -> None:
+    process, home = standing
+    ready(process)
+    os.kill(process.pid if which == "outer" else inner(process), signal.SIGKILL)
+    until(lambda: not of(home), 60)
+    assert process.wait(10) != 0
+
+
+@pytest.mark.timeout(600)
+def test_a_part_that_dies_is_named_with_its_log_and_the_rest_stops(
+    standing: tuple["subprocess.Popen[str]", Path],
+) -> None:
+    process, home = standing
+    ready(process)
+    victim = next(pid for pid in of(home) if b"mlflow\0server" in _read(Path(f"/proc/{pid}/cmdline")))
+    os.kill(victim, signal.SIGKILL)
+    last, _ = process.communicate(timeout=60)
+    assert f"mlflow ended with status -9; see {home / 'logs' / 'mlflow.log'}" in last
+    assert process.returncode == 1
+    assert of(home) == set()
+
+
+def test_up_is_refused_where_it_runs_already_and_where_a_port_is_taken(tmp_path: Path) -> None:
+    made(tmp_path)
+    env: dict[str, Any] = {**os.environ, "EVERGREEN_HOME": str(tmp_path / "home")}
+    port = servers.free_port()
+    with servers.socket.socket() as taken:
+        taken.bind((servers.HOST, port))
+        taken.listen()
+        with pytest.raises(AssertionError, match=f"port {port} of 127.0.0.1 cannot be had"):
+            program(tmp_path, env, "-m", "flows.up", f"--prefect-port={port}", "--mlflow-port=0", "--evidently-port=0")
+    (tmp_path / "home").mkdir(exist_ok=True)
+    with (
+        up.FileLock(tmp_path / "home" / "up.lock"),
+        pytest.raises(AssertionError, match="it runs already for"),
+    ):
+        program(tmp_path, env, "-m", "flows.up")

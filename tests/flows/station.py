@@ -1,0 +1,116 @@
+"""A made checkout with what surrounds it in earnest: a Prefect server on SQLite, its deployments, and a process worker.
+
+Each has a home of its own; everything that is waited for has a bound.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import FlowRun
+
+from flows import servers
+from flows.servers import HOST, Running
+from tests.conftest import KEY
+
+T = TypeVar("T")
+FOREIGN = ("EVERGREEN_", "PREFECT_", "MLFLOW_", "DVC_", "GIT_")
+
+
+@dataclass(frozen=True)
+class Station:
+    folder: Path
+    env: Mapping[str, str]
+    client: SyncPrefectClient
+    worker: Running
+
+    @property
+    def home(self) -> Path:
+        return self.folder / ".evergreen"
+
+    def run(self, name: str, **parameters: Any) -> FlowRun:
+        """A run of the deployment of this name by the worker, to its good end."""
+        return self.completed(self.ask(name, **parameters))
+
+    def ask(self, name: str, **parameters: Any) -> FlowRun:
+        deployment = self.client.read_deployment_by_name(f"{name}/{name}")
+        return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+    def completed(self, run: FlowRun) -> FlowRun:
+        done = self.ended(run)
+        assert done.state_name == "Completed", self.worker.log.read_text(errors="replace")[-3000:]
+        return done
+
+    def ended(self, run: FlowRun, *, seconds: float = 120) -> FlowRun:
+        """The run in its final state. Raises AssertionError with the worker's log when it takes longer."""
+
+        def final() -> FlowRun | None:
+            now = self.client.read_flow_run(run.id)
+            return now if now.state and now.state.is_final() else None
+
+        return until(final, seconds, self.worker.log)
+
+    def runs(self, name: str) -> list[FlowRun]:
+        """Those of a flow that somebody asked for, the oldest first; schedules make others in advance."""
+        found = self.client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[name])), limit=50)
+        return sorted((each for each in found if not each.auto_scheduled), key=lambda each: str(each.created))
+
+    def listen(self) -> Callable[[str], bool]:
+        """Whether the worker has said a text since now."""
+        begin = self.worker.log.stat().st_size
+        return lambda text: text.encode() in self.worker.log.read_bytes()[begin:]
+
+
+def until(found: Callable[[], T | None], seconds: float, log: Path | None = None) -> T:
+    """What is found, once it is."""
+    end = time.monotonic() + seconds
+    while not (it := found()):
+        last = log.read_text(errors="replace")[-3000:] if log else ""
+        assert time.monotonic() < end, f"not within {seconds} s: {found.__qualname__}\n{last}"
+        time.sleep(0.2)
+    return it
+
+
+@contextmanager
+def station(folder: Path) -> Iterator[Station]:
+    """For a checkout that has been made."""
+    port = servers.free_port()
+    api, logs = f"http://{HOST}:{port}/api", folder / ".evergreen" / "logs"
+    env = environment(folder, api)
+    running = [servers.start(servers.prefect(port, env), logs)]
+    try:
+        servers.wait(running[0])
+        program(folder, env, "-m", "flows.automations")
+        running.append(servers.start(servers.worker(servers.pool_of(folder), env), logs))
+        program(folder, env, "-m", "prefect", "--no-prompt", "deploy", "--all")
+        servers.wait(running[1], beside=running)
+        with SyncPrefectClient(api) as client:
+            yield Station(folder, env, client, running[1])
+    finally:
+        for each in reversed(running):
+            servers.stop(each)
+
+
+def environment(folder: Path, api: str) -> dict[str, str]:
+    """What `make up` gives its parts, for this folder."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    given = {"EVERGREEN_HOME": str(folder / ".evergreen"), "PREFECT_HOME": str(folder / ".evergreen" / "prefect")}
+    theirs = servers.environment(folder / ".evergreen", api=api)
+    kept = {name: value for name, value in theirs.items() if name not in os.environ}
+    return {**mine, **kept, **given, "PREFECT_API_URL": api, "EVERGREEN_PII_KEY": KEY}
+
+
+def program(folder: Path, env: Mapping[str, str], *arguments: str) -> str:
+    """A program to its end, in the checkout."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=dict(env), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout

@@ -1,0 +1,113 @@
+"""What surrounds `make up`: its parts are told where to be, and nothing that it starts outlives it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from flows import automations, servers, up
+
+ROOT = Path(__file__).parents[2]
+SLEEP = "import time; time.sleep(60)"
+ORPHAN = f"""
+import subprocess, sys
+from flows.up import guarded
+left = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{SLEEP}', sys.argv[1]])"
+def work():
+    subprocess.run([sys.executable, "-c", left, sys.argv[1]], check=True, start_new_session=True)
+    return 3
+sys.exit(guarded(work))
+"""
+DEAF = f"import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True); {SLEEP}"
+
+
+def test_what_lost_its_parent_is_ended_too() -> None:
+    mark = f"orphan{os.getpid()}"
+    done = subprocess.run([sys.executable, "-c", ORPHAN, mark], cwd=ROOT, timeout=60)
+    assert done.returncode == 3
+    assert subprocess.run(["pgrep", "-f", f"sleep.60. {mark}"], stdout=subprocess.DEVNULL).returncode == 1
+
+
+def test_a_process_that_took_over_a_pid_is_left_alone() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SLEEP])
+    try:
+        assert process.pid in up.descendants(os.getpid())
+        up.kill({process.pid: "another time"})
+        time.sleep(0.2)
+        assert process.poll() is None
+        up.kill({process.pid: up.descendants(os.getpid())[process.pid]})
+        assert process.wait(10) == -signal.SIGKILL
+    finally:
+        process.kill()
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with servers.socket.socket() as taken:
+        taken.bind((servers.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} of 127.0.0.1 cannot be had .* --mlflow-port another"):
+            up._port("mlflow", port)
+
+
+def test_a_part_that_ends_before_it_answers_says_where_its_log_is(tmp_path: Path) -> None:
+    part = servers.Part("stub", ("-c", "print('why'); raise SystemExit(4)"), lambda: False, dict(os.environ))
+    running = servers.start(part, tmp_path)
+    with pytest.raises(RuntimeError, match=r"stub ended with status 4; see .*stub\.log"):
+        servers.wait(running)
+    assert running.log.read_text() == "why\n"
+
+
+def test_a_part_that_will_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {DEAF!r}, sys.argv[1]])"
+    mark = f"deaf{os.getpid()}"
+    running = servers.start(servers.Part("deaf", ("-c", child, mark), lambda: True, dict(os.environ)), tmp_path)
+    while "up" not in running.log.read_text():
+        time.sleep(0.05)
+    servers.stop(running, seconds=0.5)
+    assert running.ended()
+    assert subprocess.run(["pgrep", "-f", f"SIG_IGN.*{mark}"], stdout=subprocess.DEVNULL).returncode == 1
+
+
+def test_addresses_are_set_whatever_the_environment_says_and_numbers_are_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere:4200/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
+    monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "7")
+    env = servers.environment(tmp_path, api="http://127.0.0.1:1/api", mlflow="http://127.0.0.1:2")
+    assert (env["PREFECT_API_URL"], env["MLFLOW_TRACKING_URI"]) == ("http://127.0.0.1:1/api", "http://127.0.0.1:2")
+    assert env["PREFECT_WORKER_QUERY_SECONDS"] == "7"
+    assert env["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] == "false"
+
+
+def test_every_part_listens_on_this_machine_alone(tmp_path: Path) -> None:
+    env = servers.environment(tmp_path, api="http://127.0.0.1:1/api")
+    parts = (servers.prefect(1, env), servers.mlflow(2, tmp_path, env), servers.evidently(3, tmp_path / "e", env))
+    for part in parts:
+        assert part.arguments[list(part.arguments).index("--host") + 1] == "127.0.0.1"
+
+
+def test_silence_is_longer_than_two_heartbeats() -> None:
+    assert timedelta(seconds=2 * int(servers.TUNED["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])) < automations.SILENCE
+
+
+def test_the_parameters_of_a_crashed_run_are_passed_on_with_their_types() -> None:
+    """As the server renders them: an attempt more, the rest as it was."""
+    import json
+
+    from prefect.server.utilities.user_templates import render_user_template_sync
+
+    run = {
+        "id": "7",
+        "parameters": {"as_of": str(datetime(2024, 3, 1)), "trials": 3, "settings": {"train.refit": False}},
+    }
+    told = json.loads(render_user_template_sync(automations.AGAIN, {"flow_run": run}))
+    assert told == {**run["parameters"], "attempt": 1, "decision": "retrain-7"}
+    run["parameters"] = told
+    assert json.loads(render_user_template_sync(automations.AGAIN, {"flow_run": run})) == {**told, "attempt": 2}
