@@ -140,7 +140,7 @@ def decided(p: Params, kept: Journal, known: Registry, of: Watched, as_of: datet
         as_of=as_of,
         version=of.version.number,
         policy=p.policy,
-        retrains=[entry.as_of for entry in lines if entry.mark in ("verdict", "intent")],
+        retrains=sorted({entry.as_of for entry in lines if entry.mark in ("verdict", "intent")}),
         asked=work.asked(kept, answered={entry.decision for entry in lines}),
     )
     if found.retrains:

@@ -142,12 +142,22 @@ def _once(parts: "Sequence[pa.Table]", since: datetime | None, until: datetime |
 
     if not parts:
         return pa.table({})
-    rows = pa.concat_tables(parts, promote_options="permissive")
+    rows = pa.concat_tables(_alike(parts), promote_options="permissive")
     for moment, inside in ((since, pc.greater_equal), (until, pc.less)):
         if moment is not None:
             rows = rows.filter(inside(rows["event_time"], pa.scalar(moment, pa.timestamp("us"))))
     _, first = np.unique(rows["entry"].to_numpy(), return_index=True)
     return rows.take(first).sort_by([("event_time", "ascending"), ("entry", "ascending")])
+
+
+def _alike(parts: "Sequence[pa.Table]") -> "Iterator[pa.Table]":
+    """A feature may be a number in one version and text in the next: together it is text."""
+    import pyarrow as pa
+
+    texts = {each.name for part in parts for each in part.schema if pa.types.is_string(each.type)}
+    for part in parts:
+        fields = [each.with_type(pa.string()) if each.name in texts else each for each in part.schema]
+        yield part.cast(pa.schema(fields))
 
 
 # --- a log ---------------------------------------------------------------------------------------------------------

@@ -218,14 +218,23 @@ def arrived(
     if rows.num_rows:
         rows = rows.filter(pc.is_in(rows["version"], pa.array(sorted(_able(rows, of, own=own)), pa.int64())))
     kinds = {"number": pa.float64(), "category": pa.string()}
-    columns = {
-        each.name: rows[f"x_{each.name}"]
-        if f"x_{each.name}" in rows.column_names
-        else pa.nulls(rows.num_rows, kinds[each.kind])
-        for each in one.spec.features
-    }
+    columns = {each.name: _typed_as(kinds[each.kind], f"x_{each.name}", rows) for each in one.spec.features}
     times = rows["event_time"].to_numpy() if rows.num_rows else np.zeros(0, dtype="datetime64[us]")
     return pa.table(columns), times
+
+
+def _typed_as(kind: "pa.DataType", name: str, rows: "pa.Table") -> Any:
+    """A column that another version journalled as text is read as numbers again, or is missing."""
+    import pyarrow as pa
+
+    if name not in rows.column_names:
+        return pa.nulls(rows.num_rows, kind)
+    if pa.types.is_floating(kind) and not pa.types.is_string(rows[name].type):
+        return rows[name]
+    try:
+        return rows[name].cast(kind)
+    except pa.ArrowInvalid:
+        return pa.nulls(rows.num_rows, kind)
 
 
 def _able(rows: "pa.Table", of: Watched, *, own: bool) -> set[int]:

@@ -217,3 +217,10 @@ def test_a_full_disk_is_an_error_and_the_next_rows_are_whole(kept: Journal) -> N
         signal.signal(signal.SIGXFSZ, heard)
     kept.append("predictions", rows(3))
     assert numbers(another(kept).read("predictions")) == list(range(6))
+
+
+def test_a_column_that_became_text_is_text_in_all_rows(kept: Journal) -> None:
+    kept.append("predictions", rows(0))
+    texts = rows(3).drop_columns(["score"]).append_column("score", pa.array(["low"] * 3))
+    kept.append("predictions", texts)
+    assert kept.read("predictions")["score"].to_pylist() == ["0.5"] * 3 + ["low"] * 3
