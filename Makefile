@@ -49,7 +49,7 @@ repro: setup  ## the pipeline by hand: dvc repro in this checkout
 test: setup  ## the fast tests, under 8 minutes on 2 cores
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not faults"
 
-test-faults: setup  ## kills, locks, full disks: under 30 minutes
+test-faults: setup  ## kills, locks, full disks, the loop on real servers: under 30 minutes
 	@$(BIN)/python -m pytest -q -m faults
 
 check: setup  ## format, lint, types, the import contract

@@ -15,7 +15,7 @@ from tests.conftest import raw_params, write_sources
 from tests.flows.conftest import commit, make_checkout
 from tests.flows.station import Station, program, station, until
 
-pytestmark = pytest.mark.timeout(600)  # for a busy machine
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]  # minutes, on real servers: with the other long ones
 
 FIRST = datetime(2024, 3, 1)
 SHIFT = datetime(2024, 3, 10)
