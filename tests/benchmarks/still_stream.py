@@ -126,7 +126,7 @@ def shifts(profile: Profile, history: Rows) -> Iterator[tuple[str, Shift]]:
     for column in profile.columns:
         if column.kind == "number":
             by = 0.5 * float(np.nanstd(reference.numbers(history.table[column.name])))
-            yield f"{column.name} + {by:.3g}", _raised(column.name, by)
+            yield f"{column.name} + half a deviation", _raised(column.name, by)
             continue
         shares = np.array(column.counts) / sum(column.counts)
         for level, share in zip(column.levels, shares, strict=False):

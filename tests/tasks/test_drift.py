@@ -395,6 +395,7 @@ def test_the_report_is_a_page_that_needs_no_network(drawn: tuple[Path, Found]) -
     assert re.findall(r"<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)\s*=\s*[^>]*//[^>]*>", text) == []
     assert "evil.example" in text  # as a level that is drawn, and no more
     assert "noise" in text
+    assert ("Dataset Drift is detected" in text) is drawn[1].alarm
     assert sorted(each.name for each in drawn[0].parent.iterdir()) == ["drift.html"]
 
 
