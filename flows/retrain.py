@@ -84,12 +84,16 @@ def retrain(
 def answered(p: Params, decision: str) -> bool:
     """An event may be said twice, and a run that crashed after its verdict is run again."""
     known = registry.open_registry(p.registry)
-    for version in known.finish_open():
-        get_run_logger().warning("version %s serves: a killed run had decided that, and left it open", version.number)
+    _finish_open(known)
     lines = [line for line in known.ledger() if line.decision == decision and line.mark in ("verdict", "done")]
     if lines:
         get_run_logger().info("decision %s was answered already: %s", decision, lines[-1].outcome)
     return bool(lines)
+
+
+def _finish_open(known: Registry) -> None:
+    for version in known.finish_open():
+        get_run_logger().warning("version %s serves: a killed run had decided that, and left it open", version.number)
 
 
 def _not_for_ever(attempt: int, attempts: int) -> None:
@@ -178,10 +182,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 @task(name="gate", task_run_name="gate", cache_policy=NO_CACHE)
 def judged(p: Params, space: Workspace, known: Registry, found: Recorded) -> Verdict:
     """Finish a promotion or rollback that was cut off, then ask the gate."""
-    for version in known.finish_open():
-        get_run_logger().warning(
-            "version %s serves: that was decided before, but a killed run had left it open", version.number
-        )
+    _finish_open(known)
     champion = known.champion()
     _same_pseudonyms(space.root / p.paths.raw / "manifest.json", p, champion)
     verdict = judge.judge(p, space.root, found.record, registry=known, champion=champion)

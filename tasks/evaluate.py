@@ -46,7 +46,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     seen = rows.take(split.training(rows.event_time, where.start, p.split, deadline=p.label.deadline) & there)
     predictions = {CANDIDATE: twin.predict(held.table)} | _baselines(p, seen, held, twin.spec)
     board = {name: measure(twin.spec, held.label, found) for name, found in predictions.items()}
-    parts = reference.contributions(twin, held.table.take(_evenly(len(held), p.evaluate.shap_rows)))
+    parts = reference.contributions(twin, held.table.take(reference.evenly(len(held), p.evaluate.shap_rows)))
     _write_reports(p, folder / p.paths.reports, twin, held, predictions[CANDIDATE], board, parts)
     others = {name: each.predict(held.table) for name, each in seeds.items()}
     _publish_holdout(folder / p.paths.reports / "holdout.parquet", p, held, predictions | others)
@@ -333,17 +333,13 @@ def _publish_sample(path: Path, size: int, history: Rows, held: Rows, scores: di
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    drawn = history.table.take(_evenly(len(history), size))
-    places = _evenly(len(held), len(drawn))
+    drawn = history.table.take(reference.evenly(len(history), size))
+    places = reference.evenly(len(held), len(drawn))
     for name, values in scores.items():
         padded = np.full(len(drawn), np.nan)
         padded[: len(places)] = values[places]
         drawn = drawn.append_column(name, pa.array(padded, from_pandas=True))
     periods.publish(path, lambda new: pq.write_table(drawn, new, compression="zstd"))
-
-
-def _evenly(rows: int, size: int) -> NDArray[np.intp]:
-    return np.unique(np.linspace(0, rows - 1, min(size, rows)).astype(np.intp))
 
 
 def _column(found: Floats) -> "pa.Array":

@@ -352,7 +352,7 @@ def _drawn(features: "pa.Table", scores: Floats, of: Watched) -> "pa.Table":
     """drift.sample rows of the window with their scores, for the report to draw."""
     import pyarrow as pa
 
-    places = _evenly(len(scores), len(of.sample))
+    places = reference.evenly(len(scores), len(of.sample))
     drawn = features.take(places)
     for name, values in reference.score_columns(scores[places], of.model.spec.classes).items():
         drawn = drawn.append_column(name, pa.array(values))
@@ -362,7 +362,7 @@ def _drawn(features: "pa.Table", scores: Floats, of: Watched) -> "pa.Table":
 def _causes(of: Watched, features: "pa.Table", moved: Found) -> tuple[Cause, ...]:
     if of.profile is None or not features.num_rows:
         return ()
-    drawn = features.take(_evenly(features.num_rows, SHAP_ROWS))
+    drawn = features.take(reference.evenly(features.num_rows, SHAP_ROWS))
     return tuple(drift.causes(of.twin, drawn, of.profile, moved)[:CAUSES])
 
 
@@ -381,10 +381,6 @@ def _slices(of: Watched, window: Window, features: "pa.Table", times: "NDArray[n
 
 def _texts(features: "pa.Table", name: str) -> "NDArray[Any]":
     return np.array([None if each is None else str(each) for each in features[name].to_pylist()], dtype=object)
-
-
-def _evenly(rows: int, size: int) -> "NDArray[np.intp]":
-    return np.unique(np.linspace(0, max(rows - 1, 0), min(size, rows)).astype(np.intp))
 
 
 # --- for people ----------------------------------------------------------------------------------------------------

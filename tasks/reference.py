@@ -247,6 +247,11 @@ def score_columns(found: Floats, classes: Sequence[Any]) -> dict[str, Floats]:
     return {f"{SCORE} {each}": found[:, i] for i, each in enumerate(classes)}
 
 
+def evenly(rows: int, size: int) -> NDArray[np.intp]:
+    """At most `size` places among so many rows, drawn evenly."""
+    return np.unique(np.linspace(0, max(rows - 1, 0), min(size, rows)).astype(np.intp))
+
+
 def whole(column: Any) -> Any:
     """One Arrow array."""
     return column.combine_chunks() if hasattr(column, "combine_chunks") else column
