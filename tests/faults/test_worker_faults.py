@@ -24,6 +24,7 @@ pytestmark = pytest.mark.faults
 
 WEEK = timedelta(days=7)
 ONE_EACH = ["intent", "alias moved", "done"]
+AT_ONCE = 0.01  # seconds: what is to be killed after its deed ends by itself soon after
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def kill(*roots: int) -> None:
 @pytest.mark.timeout(600)
 def test_a_retrain_that_is_killed_after_it_promoted_runs_again_and_promotes_nothing_twice(here: Station) -> None:
     said, run = here.listen(), here.ask("retrain", decision="first")
-    until(lambda: said("Task run 'promote' - Finished"), 180, here.worker.log)
+    until(lambda: said("Task run 'promote' - Finished"), 180, here.worker.log, every=AT_ONCE)
     kill(*up.descendants(here.worker.process.pid))
     assert here.ended(run).state_name == "Crashed"
     again = next_of(here, run)
@@ -82,8 +83,8 @@ def test_a_score_that_is_killed_is_made_whole_by_the_next_and_predicts_nothing_t
     as_of = (FIRST + WEEK).isoformat()
     run = here.ask("score", as_of=as_of)
     logs = here.home / "journal" / "logs" / "predictions"
-    until(lambda: any(path.stat().st_size for path in logs.glob("*.log")), 120, here.worker.log)
-    kill(*up.descendants(here.worker.process.pid))
+    written = until(lambda: [path for path in logs.glob("*.log") if path.stat().st_size], 120, every=AT_ONCE)
+    os.kill(int(written[0].name.split("-")[2]), signal.SIGKILL)
     assert here.ended(run).state_name == "Crashed"
     here.run("score", as_of=as_of)
     kept = journal.open_journal(params.Journal(), home=here.home)

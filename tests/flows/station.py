@@ -69,13 +69,13 @@ class Station:
         return lambda text: text.encode() in self.worker.log.read_bytes()[begin:]
 
 
-def until(found: Callable[[], T | None], seconds: float, log: Path | None = None) -> T:
-    """What is found, once it is."""
+def until(found: Callable[[], T | None], seconds: float, log: Path | None = None, *, every: float = 0.2) -> T:
+    """What is found, once it is. All in seconds."""
     end = time.monotonic() + seconds
     while not (it := found()):
         last = log.read_text(errors="replace")[-3000:] if log else ""
         assert time.monotonic() < end, f"not within {seconds} s: {found.__qualname__}\n{last}"
-        time.sleep(0.2)
+        time.sleep(every)
     return it
 
 
