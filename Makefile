@@ -37,7 +37,7 @@ key: $(HOME_DIR)/pii.key
 $(HOME_DIR)/pii.key:
 	@mkdir -p $(HOME_DIR) && (umask 077 && $(PYTHON) -c "import secrets; print(secrets.token_hex(32))" > $@.new) && mv $@.new $@
 
-demo: setup  ## retrain twice on real flights, and show what came of it
+demo: setup  ## live through months of real flights: a first model, drift, a retrain, a rollback
 	@$(BIN)/python -m flows.demo
 
 up: setup  ## Prefect, MLflow, Evidently and a worker on 127.0.0.1, until Ctrl-C; PORTS="--prefect-port 4300 ..." moves them

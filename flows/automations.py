@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
-from flows.servers import pool_of
+from flows.servers import ONE_RETRAIN, pool_of
 
 SILENCE = timedelta(seconds=75)  # two heartbeats of 30 s missed (PREFECT_FLOWS_HEARTBEAT_FREQUENCY), and some
 ONCE = timedelta(minutes=10)  # a worker may report one death twice
@@ -130,12 +130,18 @@ def make_pool(name: str, client: SyncPrefectClient) -> None:
         client.create_work_pool(WorkPoolCreate(name=name, type="process"))
 
 
+def make_limit(client: SyncPrefectClient) -> None:
+    """One retrain at a time, of all that deployments start."""
+    client.upsert_global_concurrency_limit_by_name(ONE_RETRAIN, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-worker-runs", action="store_true", help="so what is called running has died")
     pool, alone = pool_of(Path.cwd()), parser.parse_args().no_worker_runs
     with get_client(sync_client=True) as client:
         make_pool(pool, client)
+        make_limit(client)
         for each in (silent(), again()):
             keep(each, client)
         for run in take_up(pool, client) if alone else []:

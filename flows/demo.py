@@ -36,6 +36,11 @@ METRICS = ("log_loss", "auc", "average_precision", "brier", "calibration_error",
 def demo() -> None:
     console = Console()
     console.print("[bold]evergreen[/] keeps a model fresh: will a flight from New York arrive 15 minutes late or more?")
+    if _lived_before():
+        console.print(
+            f"[yellow]{params.home()} has runs already, so little of this will be new. "
+            "With EVERGREEN_HOME=<a new folder> the tour begins at the beginning.[/]"
+        )
     with server() as address:
         os.environ["PREFECT_API_URL"] = address  # before prefect is imported
         from prefect.logging.handlers import APILogHandler
@@ -57,12 +62,27 @@ def tour(console: Console) -> Iterator[Any]:
         console.rule(f"[bold]{as_of:%d %B %Y}: score and monitor")
         watched = _tick(as_of)
         yield from weeks(watched)
-        if watched.decision and watched.decision.retrains:
+        if watched.decision and (watched.decision.retrains or _left_open(watched.decision.id)):
             done = _retrain(console, as_of, watched.decision.id)
             yield from page(done)
     if done and done.version:
         console.rule("[bold]and back: rollback")
         yield Panel(told(rollback(reason="to show it", as_of=as_of)), title="rollback", border_style="yellow")
+
+
+def _left_open(decision: str) -> bool:
+    """Whether an earlier tour asked for this retrain, and was ended before it had an answer."""
+    from tasks import journal, monitor, registry
+
+    p = params.load()
+    answered = {line.decision for line in registry.open_registry(p.registry).ledger()}
+    return decision in monitor.pending(journal.open_journal(p.journal), answered=answered, p=p)
+
+
+def _lived_before() -> bool:
+    from tasks import registry
+
+    return bool(registry.open_registry(params.load().registry).ledger())
 
 
 def _tick(as_of: datetime) -> "Monitored":

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -22,6 +22,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.alert import alert
+from flows.network import NETWORK
 from tasks import drift, journal, params, pipeline, policy, predecessor, registry
 from tasks import monitor as work
 from tasks.journal import Journal
@@ -32,14 +33,6 @@ from tasks.registry import Registry
 
 WANTED = "evergreen.retrain.wanted"
 Reports = Literal["always", "alarms", "never"]
-
-
-def may_pass(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether MLflow may have been away, or its database locked. What is wrong in itself would fail again."""
-    return not isinstance(state.result(raise_on_failure=False), (ValueError, TypeError, LookupError))
-
-
-NETWORK: dict[str, Any] = {"retries": 3, "retry_delay_seconds": [2, 10, 30], "retry_condition_fn": may_pass}
 
 
 @dataclass(frozen=True)
@@ -82,15 +75,16 @@ def _monitored(p: Params, kept: Journal, as_of: datetime | None, *, report: Repo
     if of is None:
         get_run_logger().warning("no champion serves yet: there is nothing to watch. Run the retrain flow first.")
         return _publish(Monitored(moment, (), None))
-    found = measured(p, of, kept, known, moment)
+    windows = measured(p, of, kept, known, moment)
+    found = windows[-1]
     down = taken_down(kept, known, of, moment)
-    decision = decided(p, kept, known, of, moment)
-    told(p, kept, found, decision, down)
+    decision = decided(p, kept, known, of, moment, down=down)
+    told(p, kept, known, found)
     wanted = report == "always" or (report == "alarms" and any(each.alarm for each in found.signals))
     drawn = drawn_up(p, of, found, moment) if wanted else None
     kept.compact()
     _publish(Monitored(moment, found.signals, decision, down, drawn), found)
-    charted(known, of, found, decision, drawn)  # last: where MLflow is away, everything else is done
+    charted(known, of, windows, decision, drawn)  # last: where MLflow is away, everything else is done
     return Monitored(moment, found.signals, decision, down, drawn)
 
 
@@ -103,13 +97,11 @@ def champion(p: Params) -> tuple[Registry, Watched | None]:
 
 
 @task(name="measure", task_run_name="measure", cache_policy=NO_CACHE, **NETWORK)
-def measured(p: Params, of: Watched, kept: Journal, known: Registry, as_of: datetime) -> Measured:
-    """The signals of the newest window, and of those that were missed before it."""
-    *_, found = [
-        work.measure(p, of, journal=kept, registry=known, as_of=end)
-        for end in work.due(kept, of.version, p, newest=as_of)
-    ]
-    for each in found.signals:
+def measured(p: Params, of: Watched, kept: Journal, known: Registry, as_of: datetime) -> list[Measured]:
+    """The windows that were missed, made good, and the newest one."""
+    ends = work.due(kept, of.version, p, newest=as_of)
+    found = [work.measure(p, of, journal=kept, registry=known, as_of=end) for end in ends]
+    for each in found[-1].signals:
         get_run_logger().log(30 if each.alarm else 20, "%s", each.said)
     return found
 
@@ -132,16 +124,21 @@ def taken_down(kept: Journal, known: Registry, of: Watched, as_of: datetime) -> 
 
 
 @task(name="decide", task_run_name="decide", cache_policy=NO_CACHE, **NETWORK)
-def decided(p: Params, kept: Journal, known: Registry, of: Watched, as_of: datetime) -> Decision:
+def decided(
+    p: Params, kept: Journal, known: Registry, of: Watched, as_of: datetime, *, down: int | None = None
+) -> Decision:
     """The policy's answer to everything that was measured and done so far, said by an event and kept."""
     lines = known.ledger()
+    answered = {entry.decision for entry in lines if entry.mark in registry.ANSWERS}
     found = policy.decide(
         list(work.signals(kept)),
         as_of=as_of,
         version=of.version.number,
         policy=p.policy,
         retrains=sorted({entry.as_of for entry in lines if entry.mark in ("verdict", "intent")}),
-        asked=work.asked(kept, answered={entry.decision for entry in lines}),
+        asked=work.asked(kept, answered=answered, p=p),
+        pending=work.pending(kept, answered=answered, p=p),
+        down=down is not None,
     )
     if found.retrains:
         _want(p, found)  # before it is kept: a kill between them asks twice, with one id, and not never
@@ -175,32 +172,35 @@ def drawn_up(p: Params, of: Watched, found: Measured, as_of: datetime) -> Path |
     )
 
 
-@task(name="alert", task_run_name="alert", cache_policy=NO_CACHE)
-def told(p: Params, kept: Journal, found: Measured, decision: Decision, down: int | None) -> None:
-    """What a person should hear of, each cause once."""
+@task(name="alert", task_run_name="alert", cache_policy=NO_CACHE, **NETWORK)
+def told(p: Params, kept: Journal, known: Registry, found: Measured) -> None:
+    """What a person should hear of, each cause once; also what a run before this one decided, and could not say."""
     for each in found.signals:
         if each.alarm:
             began = work.began(kept, each)
             alert(f"evergreen: {each.kind} of {p.registry.model}", each.said, cause=began, journal=kept, p=p)
-    if decision.retrains:
-        why = "\n".join(decision.reasons)
-        alert(f"evergreen: a retrain of {p.registry.model} is wanted", why, cause=decision.id, journal=kept, p=p)
-    if down is not None:
-        subject = f"evergreen: version {down} of {p.registry.model} was taken down"
-        alert(subject, "Its predecessor serves again.", cause=f"down {down}", journal=kept, p=p)
+    for cause, why in work.wanted_lately(kept):
+        alert(f"evergreen: a retrain of {p.registry.model} is wanted", why, cause=cause, journal=kept, p=p)
+    for line in predecessor.taken_down(known.ledger()):
+        subject = f"evergreen: version {line.champion} of {p.registry.model} was taken down"
+        why = "\n".join([*line.reasons, f"Version {line.version} serves again."])
+        alert(subject, why, cause=f"down {line.champion}", journal=kept, p=p)
 
 
 @task(name="chart", task_run_name="chart", cache_policy=NO_CACHE, timeout_seconds=120, **NETWORK)
-def charted(known: Registry, of: Watched, found: Measured, decision: Decision, drawn: Path | None) -> None:
-    """The window as a point on the charts of this champion in MLflow, with the newest report beside them."""
+def charted(known: Registry, of: Watched, windows: list[Measured], decision: Decision, drawn: Path | None) -> None:
+    """Each window as a point on the charts of this champion in MLflow, with the newest report beside them."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        (folder / "window.md").write_text(work.markdown(found, decision))
+        (folder / "window.md").write_text(work.markdown(windows[-1], decision))
         if drawn:
             (folder / "drift.html").write_bytes(drawn.read_bytes())
         number = of.version.number
         note = f"How version {number} fares: a point for each window that the monitor measured."
-        known.chart(f"version {number}", work.figures(found), at=decision.as_of, note=note, files=folder)
+        since = of.version.as_of or windows[0].until
+        points = {each.until: work.figures(each) for each in windows}
+        run_id = known.chart(f"version {number}", points, since=since, note=note, files=folder)
+    create_link_artifact(known.link(run_id), key="mlflow-charts", link_text=f"how version {number} fares, in MLflow")
 
 
 def _publish(done: Monitored, found: Measured | None = None) -> Monitored:

@@ -10,8 +10,8 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,15 +19,30 @@ from typing import Annotated, Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
+from prefect.concurrency.sync import concurrency
+from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
 from flows import approval
-from tasks import clock, gate, judge, params, pipeline, record, registry
+from flows.alert import alert
+from flows.network import NETWORK
+from flows.servers import ONE_RETRAIN
+from tasks import clock, gate, journal, judge, params, pipeline, record, registry
 from tasks.gate import Verdict
 from tasks.params import Params
-from tasks.pipeline import StageRun, Workspace
+from tasks.pipeline import StageFailed, StageRun, Workspace
 from tasks.registry import Entry, Registry, Version
+
+LONGEST = timedelta(hours=6)  # of a retrain, for those that wait for it
+LEASE = 60.0  # seconds after which the place of one that died is free again; the least that Prefect has
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The decision that a run answers, and its time."""
+
+    decision: str | None
+    as_of: datetime | None
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class Retrained:
 
 @flow(name="retrain", flow_run_name="retrain {reason}")
 def retrain(
-    as_of: Annotated[datetime | None, Field(description="event time 'now'; empty: clock.as_of of params.yaml")] = None,
+    as_of: Annotated[datetime | None, Field(description="event time 'now'; empty: the clock of params.yaml")] = None,
     trials: Annotated[int | None, Field(ge=1, description="at most so many Optuna trials")] = None,
     budget: Annotated[timedelta | None, Field(description="at most so long a search")] = None,
     reason: Annotated[str, Field(description="why; it names the run")] = "by hand",  # noqa: ARG001 (flow_run_name)
@@ -61,33 +76,56 @@ def retrain(
 
     None where the ledger has answered the decision already: whoever asked twice gets one retrain.
     """
-    say = get_run_logger().info
-    _not_for_ever(attempt, params.load().policy.attempts)
     overrides = _overrides(as_of or clock.now(params.load().clock), trials, budget, settings)
-    with pipeline.only_run(params.home(), say=say), pipeline.workspace(Path.cwd(), overrides=overrides) as space:
+    with alone(), pipeline.workspace(Path.cwd(), overrides=overrides) as space:
         p = params.load(space.root / "params.yaml")
+        asked = Asked(decision, p.clock.as_of)
         if decision and answered(p, decision):
             return None
+        _not_for_ever(p, asked, attempt)
         registry.preload()
-        stages = run_stages(space)
+        try:
+            stages = run_stages(space)
+        except StageFailed as error:
+            given_up(p, asked, f"No candidate could be made: {error}")
+            raise
         known = registry.open_registry(p.registry)
         found = recorded(p, space, known)
+        verdict = judged(p, space, known, found)
+        tell_who_approves(p, verdict, decision)
         # While a person decides, other retrains wait: they would be judged against a champion that is about to go.
-        verdict = approval.approved(judged(p, space, known, found), p.gate)
+        verdict = approval.approved(verdict, p.gate)
         verdict, version = acted(p, known, found, verdict, decision=decision or f"retrain-{flow_run.id}")
         done = Retrained(found.as_of, found.record, verdict, found.run_id, version, stages, _reports(p, space.root))
     publish(done, known)
     return done
 
 
-@task(name="is it answered", task_run_name="is it answered", cache_policy=NO_CACHE)
+@contextmanager
+def alone() -> Iterator[None]:
+    """One retrain at a time: in this home, and of those that a server's deployment started anywhere.
+
+    Not by a limit of the deployment's own: a run that pauses for an approval loses its place in that, and Prefect then
+    ends it.
+    """
+    p, say = params.load(), get_run_logger().info
+    waits = LONGEST + (p.gate.approval_within if p.gate.approval == "required" else timedelta(0))
+    with ExitStack() as held:
+        if deployment.id:
+            limit = concurrency(ONE_RETRAIN, lease_duration=LEASE, timeout_seconds=waits.total_seconds())
+            held.enter_context(limit)
+        held.enter_context(pipeline.only_run(params.home(), say=say, timeout=waits.total_seconds()))
+        yield
+
+
+@task(name="is it answered", task_run_name="is it answered", cache_policy=NO_CACHE, **NETWORK)
 def answered(p: Params, decision: str) -> bool:
     """An event may be said twice, and a run that crashed after its verdict is run again."""
     known = registry.open_registry(p.registry)
     _finish_open(known)
-    lines = [line for line in known.ledger() if line.decision == decision and line.mark in ("verdict", "done")]
+    lines = [line for line in known.ledger() if line.decision == decision and line.mark in registry.ANSWERS]
     if lines:
-        get_run_logger().info("decision %s was answered already: %s", decision, lines[-1].outcome)
+        get_run_logger().info("decision %s was answered already: %s %s", decision, lines[-1].mark, lines[-1].outcome)
     return bool(lines)
 
 
@@ -96,13 +134,45 @@ def _finish_open(known: Registry) -> None:
         get_run_logger().warning("version %s serves: a killed run had decided that, and left it open", version.number)
 
 
-def _not_for_ever(attempt: int, attempts: int) -> None:
+def _not_for_ever(p: Params, asked: Asked, attempt: int) -> None:
     """What runs a crashed retrain again (flows/automations.py) does not count: this failure is what ends it."""
-    if attempt > attempts:
-        raise ValueError(
+    if attempt > p.policy.attempts:
+        why = (
             f"`attempt <= policy.attempts` must hold, but this retrain has crashed {attempt} times and policy.attempts "
-            f"is {attempts}. See in the logs of those runs why; then start it by hand, or raise policy.attempts."
+            f"is {p.policy.attempts}. See in the logs of those runs why; then start it by hand, or raise "
+            "policy.attempts."
         )
+        given_up(p, asked, why)
+        raise ValueError(why)
+
+
+@task(name="give up", task_run_name="give up", cache_policy=NO_CACHE, **NETWORK)
+def given_up(p: Params, asked: Asked, why: str) -> None:
+    """A decision whose retrain came to nothing is answered too: else it would be asked for again, at full cost, for
+    ever. Its failure counts for the cool-down and the budget, and a person hears of it."""
+    if asked.decision is None or asked.as_of is None:
+        return
+    known = registry.open_registry(p.registry)
+    serving = known.champion()
+    champion = serving.number if serving else None
+    answer = Entry("verdict", asked.decision, asked.as_of, champion=champion, outcome="HOLD", reasons=(why,))
+    known.append(replace(answer, detail={"look": False, "failed": True}))
+    tell(p, f"evergreen: a retrain of {p.registry.model} failed", why, cause=f"failed {asked.decision}")
+
+
+def tell_who_approves(p: Params, verdict: Verdict, decision: str | None) -> None:
+    if p.gate.approval == "required" and verdict.promotes:
+        why = f"{' '.join(verdict.reasons)} The run's page in the Prefect UI asks whether to promote it."
+        cause = f"approve {decision or flow_run.id}"
+        tell(p, f"evergreen: a candidate of {p.registry.model} waits for approval", why, cause=cause)
+
+
+def tell(p: Params, subject: str, body: str, *, cause: str) -> None:
+    kept = journal.open_journal(p.journal)
+    try:
+        alert(subject, body, cause=cause, journal=kept, p=p)
+    finally:
+        kept.close()
 
 
 def _overrides(
@@ -157,7 +227,7 @@ class Recorded:
     as_of: str
 
 
-@task(name="on record", task_run_name="on record", cache_policy=NO_CACHE)
+@task(name="on record", task_run_name="on record", cache_policy=NO_CACHE, **NETWORK)
 def recorded(p: Params, space: Workspace, known: Registry) -> Recorded:
     """The MLflow run of what the stages made, made now if their results were restored from elsewhere."""
     with _environment(_lineage(space)):
@@ -179,7 +249,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-@task(name="gate", task_run_name="gate", cache_policy=NO_CACHE)
+@task(name="gate", task_run_name="gate", cache_policy=NO_CACHE, **NETWORK)
 def judged(p: Params, space: Workspace, known: Registry, found: Recorded) -> Verdict:
     """Finish a promotion or rollback that was cut off, then ask the gate."""
     _finish_open(known)
@@ -201,7 +271,7 @@ def _same_pseudonyms(manifest: Path, p: Params, champion: Version | None) -> Non
         )
 
 
-@task(name="promote", task_run_name="promote", cache_policy=NO_CACHE)
+@task(name="promote", task_run_name="promote", cache_policy=NO_CACHE, **NETWORK)
 def acted(
     p: Params, known: Registry, found: Recorded, verdict: Verdict, *, decision: str
 ) -> tuple[Verdict, int | None]:

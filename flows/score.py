@@ -16,10 +16,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.network import NETWORK
 from flows.retrain import run_stages
 from tasks import clock, journal, params, pipeline, registry
 from tasks import score as work
-from tasks.params import Params
+from tasks.params import Clock, Params
 from tasks.score import Scored
 
 LAST = "features"  # of the pipeline's stages: what comes after it is training
@@ -45,12 +46,28 @@ def score(
             registry.preload()
             run_stages(space, last=LAST)
             done = journalled(params.load(space.root / "params.yaml"), space.root)
-        clock.move(settings, done.as_of)
+        _tick(settings, done)
     create_markdown_artifact(_told(done), key="scored", description=f"as of {done.as_of}")
     return done
 
 
-@task(name="journal", task_run_name="journal", cache_policy=NO_CACHE)
+def _tick(settings: Clock, done: Scored) -> None:
+    """History is not lived through while nobody serves, nor beyond its end."""
+    before = clock.now(settings)
+    if done.version is None or done.newest is None:
+        return
+    if settings.step and before and done.newest < before:
+        get_run_logger().warning(
+            "no row arrived from %s to %s, so the clock stays: the sources end there, or clock.step (%s) is too short",
+            before,
+            done.as_of,
+            params.spell(settings.step),
+        )
+        return
+    clock.move(settings, done.as_of)
+
+
+@task(name="journal", task_run_name="journal", cache_policy=NO_CACHE, **NETWORK)
 def journalled(p: Params, root: Path) -> Scored:
     """The predictions and outcomes, appended; and what ended processes appended, into Parquet."""
     kept = journal.open_journal(p.journal)

@@ -28,6 +28,7 @@ HOST = "127.0.0.1"
 START = 180.0  # seconds that a part may take until it answers: ten or so, more on a busy machine
 STOP = 10.0  # seconds that it may take to end when it is asked to
 WORKER = "evergreen"  # its name
+ONE_RETRAIN = "evergreen-retrain"  # the name of the Prefect server's limit: flows/automations.py makes it
 QUIET = {  # nothing phones home, and a client that gets no answer says so within seconds
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -49,18 +49,24 @@ def up(ports: Ports) -> int:
         signal.signal(each, _interrupt)
     try:
         with _alone(home):
-            _start(running, ports, checkout=checkout, home=home)
-            return _watch(running)
+            try:
+                _start(running, ports, checkout=checkout, home=home)
+                return _watch(running)
+            finally:
+                _deaf()
+                _stop(running)  # while nobody else may begin: two servers would meet over one database
     except KeyboardInterrupt:
         print("\nstopping", flush=True)
         return 0
     except (RuntimeError, ValueError, OSError) as error:
         print(f"make up: {error}", file=sys.stderr, flush=True)
         return 1
-    finally:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # once is enough
-        _stop(running)
+
+
+def _deaf() -> None:
+    """One request to stop is enough."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

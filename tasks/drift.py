@@ -42,7 +42,8 @@ SLACK = 0.05  # a share of missing, new or out-of-range values may exceed its hi
 FLOOR = 0.5  # of what sampling alone does to a distance: no deviation of the history is taken for smaller
 PLAIN = 2.0  # deviations: a term that is off by less needs no explanation
 SHOWN = 5  # columns in a sentence
-KEPT = 20  # reports of a megabyte or more each
+KEPT = 20  # reports of some megabytes each
+SNAPSHOTS = 200  # of half a megabyte each, for Evidently's UI
 QUALITY = ("missing", "never seen before", "out of range")
 log = logging.getLogger("evergreen")
 
@@ -563,3 +564,6 @@ def _keep(snapshot: Any, workspace: Path, project: str, until: datetime) -> None
     held = Workspace.create(str(workspace))
     mine = next(iter(held.search_project(project)), None) or held.create_project(project)
     held.state.write_snapshot(mine.id, uuid.uuid5(mine.id, until.isoformat()), snapshot.to_snapshot_model())
+    listed = sorted((workspace / str(mine.id) / "snapshots").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    for old in listed[:-SNAPSHOTS]:
+        held.state.delete_snapshot(mine.id, uuid.UUID(old.stem))

@@ -28,7 +28,7 @@ import yaml
 
 from tasks import params, pipeline, registry
 
-Kind = Literal["workspace", "object", "run", "study", "period"]
+Kind = Literal["workspace", "object", "run", "study", "candidate", "period"]
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -89,8 +89,9 @@ def _lock_of(known: registry.Registry, version: registry.Version, into: Path) ->
 def free(checkout: Path, *, keep_locks: Iterable[Path] = (), dry: bool = True, days: float = 14) -> list[Freed]:
     """Free what neither the locks of the given folders, nor the checkout's, nor a running workspace's need.
 
-    Objects and remembered runs of DVC, left workspaces, and studies and periods that were last used `days` ago. Waits
-    for the run that is under way. Branches and tags of git do not count: their data is made again when asked for.
+    Objects and remembered runs of DVC, left workspaces, and what was last used `days` ago of studies, periods and the
+    candidates of replays. Waits for the run that is under way. Branches and tags of git do not count: their data is
+    made again when asked for.
     """
     checkout = checkout.resolve()
     with contextlib.ExitStack() as held:
@@ -126,6 +127,11 @@ def _unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float) -> l
     ]
     found += [("run", path) for path in _files(cache / "runs") if not _made(_read_yaml(path)) <= needed]
     found += [("study", path) for path in sorted((shared / "studies").glob("*")) if _used(path) < before]
+    found += [
+        ("candidate", path)
+        for path in sorted((shared / "replay" / "candidates").glob("[0-9]*"))
+        if _used(path) < before
+    ]
     old = [path for path in sorted((shared / "periods").glob("*/*")) if _used(path) < before]
     gone = _links(path for _, path in found)
     return found + [("period", path) for path in old if not _linked_elsewhere(path, gone)]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tasks import drift, gate, judge, predecessor, reference, score
+from tasks import drift, gate, judge, policy, predecessor, reference, score
 from tasks.drift import Cause, Found, Slice
 from tasks.evaluate import CANDIDATE
 from tasks.journal import Journal, entry_of
@@ -151,6 +151,7 @@ def read_watched(
 class Measured:
     """One window: its signals, and where the alarms come from."""
 
+    until: datetime
     signals: tuple[Signal, ...]
     drift: Found
     scores: Found
@@ -180,7 +181,7 @@ def measure(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_
     journal.append("signals", _rows(found))
     slices = _slices(of, mature, *arrived(journal, of, since=mature.since, until=mature.until, own=True))
     causes = _causes(of, features, moved) if any(each.alarm for each in found) else ()
-    return Measured(tuple(found), moved, said, _drawn(features, scores, of), causes, slices)
+    return Measured(as_of, tuple(found), moved, said, _drawn(features, scores, of), causes, slices)
 
 
 def read(journal: Journal, champion: Version, *, until: datetime, p: Params) -> Window:
@@ -188,7 +189,7 @@ def read(journal: Journal, champion: Version, *, until: datetime, p: Params) -> 
     since = until - p.monitor.window
     columns = ["entry", "event_time", "version", "score"]  # the features are most of a row, and not wanted here
     made = journal.read("predictions", since=since, until=until, columns=columns)
-    rows = [each for each in made.to_pylist() if each["version"] == champion.number]
+    rows = [each for each in made.to_pylist() if predecessor.unseen(each["event_time"], each["version"], champion)]
     came = score.latest_outcomes(journal.read("outcomes", since=since, until=until))
     labels = np.empty(len(rows), dtype=object)
     labels[:] = [came.get(each["entry"]) for each in rows]
@@ -390,7 +391,7 @@ def figures(found: Measured) -> dict[str, float]:
     """The window as numbers, for a chart over time."""
     told: dict[str, float] = {each.kind: each.value for each in found.signals if each.value is not None}
     told |= {f"{each.kind}.threshold": each.reference for each in found.signals if each.reference is not None}
-    told |= {f"{each.kind}.alarm": float(each.alarm) for each in found.signals}
+    told |= {f"{each.kind}.alarm": float(each.alarm) for each in found.signals if each.kind != "estimate"}
     return told | {f"moved.{_charted(each.name)}": round(each.score, 4) for each in found.drift.columns}
 
 
@@ -479,12 +480,30 @@ def newest(journal: Journal) -> datetime | None:
     return made["event_time"][-1].as_py() if made.num_rows else None
 
 
-def asked(journal: Journal, *, answered: set[str]) -> list[str]:
-    """The ids of the decisions to retrain that were answered, or said so lately that an answer may be under way: an
-    event that got lost is said again."""
-    lately = datetime.now(UTC).replace(tzinfo=None) - AGAIN
-    listed = [row for row in journal.read("decisions").to_pylist() if row["action"] == "retrain"]
-    return [row["id"] for row in listed if row["id"] in answered or row["made_at"] > lately]
+def asked(journal: Journal, *, answered: set[str], p: Params) -> list[str]:
+    """The ids of the decisions to retrain that were answered, or may be about to be."""
+    return [
+        *(row["id"] for row in _wanted(journal) if row["id"] in answered),
+        *pending(journal, answered=answered, p=p),
+    ]
+
+
+def pending(journal: Journal, *, answered: set[str], p: Params) -> list[str]:
+    """The ids of those said so lately that an answer may be under way: an event that got lost is said again."""
+    waits = p.gate.approval_within if p.gate.approval == "required" else timedelta(0)
+    listed = _wanted(journal, since=datetime.now(UTC).replace(tzinfo=None) - max(AGAIN, waits))
+    return [row["id"] for row in listed if row["id"] not in answered]
+
+
+def wanted_lately(journal: Journal) -> list[tuple[str, str]]:
+    """The id and the reasons of each decision to retrain of the last 30 days of the clock on the wall."""
+    listed = _wanted(journal, since=datetime.now(UTC).replace(tzinfo=None) - policy.MONTH)
+    return list({row["id"]: row["reasons"] for row in listed}.items())
+
+
+def _wanted(journal: Journal, *, since: datetime = datetime.min) -> list[dict[str, Any]]:
+    rows = journal.read("decisions").to_pylist()
+    return [row for row in rows if row["action"] == "retrain" and row["made_at"] > since]
 
 
 def began(journal: Journal, alarm: Signal) -> str:

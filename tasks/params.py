@@ -61,7 +61,15 @@ class Section(BaseModel):
 
 class Clock(Section):
     as_of: Moment | None = None
-    step: Duration | None = None
+    step: Annotated[Duration, Field(gt=timedelta(0))] | None = None
+
+    @model_validator(mode="after")
+    def _begins(self) -> "Clock":
+        if self.step and self.as_of is None:
+            raise ValueError(
+                f"step {spell(self.step)} needs an as_of to begin at: the newest event has nothing after it"
+            )
+        return self
 
 
 class Source(Section):

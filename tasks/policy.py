@@ -58,8 +58,11 @@ def decide(
     policy: Policy,
     retrains: Sequence[datetime] = (),
     asked: Sequence[str] = (),
+    pending: Sequence[str] = (),
+    down: bool = False,
 ) -> Decision:
-    """From the signals of the champion `version`, the event times of the retrains so far, and the causes asked for."""
+    """From the signals of the champion `version`, the event times of the retrains so far, the causes asked for, and
+    those of them that wait for their answer. `down`: this champion has just been taken down."""
     last = max((each for each in retrains if each <= as_of), default=None)
     measured = {kind: _of(signals, kind, version, as_of) for kind in policy.signals}
     alarmed = {kind: found for kind, found in measured.items() if _persists(found, policy)}
@@ -68,7 +71,8 @@ def decide(
         quiet = tuple(_why_quiet(kind, found, policy) for kind, found in measured.items())
         return Decision("wait", cause, as_of, version, quiet)
     why = tuple(found[-1].said for found in alarmed.values())
-    held = _held_back(cause, as_of, policy, last, retrains, asked)
+    held = _taken_down(version) if down else _joins(cause, asked, pending)
+    held = held or _held_back(as_of, policy, last, retrains)
     return Decision("wait" if held else "retrain", cause, as_of, version, (*held, *why))
 
 
@@ -108,17 +112,21 @@ def _why_quiet(kind: SignalKind, found: Sequence[Signal], policy: Policy) -> str
     return f"{kind}: alarms in {row} of the {policy.windows} windows in a row that policy.windows asks for. {last.said}"
 
 
-def _held_back(
-    cause: str,
-    as_of: datetime,
-    policy: Policy,
-    last: datetime | None,
-    retrains: Sequence[datetime],
-    asked: Sequence[str],
-) -> tuple[str, ...]:
-    """Why an alarm starts nothing now."""
+def _taken_down(version: int) -> tuple[str, ...]:
+    return (f"Version {version} was taken down just now: what it did wrong is no reason to replace its predecessor.",)
+
+
+def _joins(cause: str, asked: Sequence[str], pending: Sequence[str]) -> tuple[str, ...]:
+    """One retrain at a time: whatever alarms meanwhile, its model will be of the same rows."""
     if cause in asked:
         return ("A retrain was asked for already for this cause.",)
+    if pending:
+        return (f"The retrain of decision {pending[-1]} is not answered yet: this cause joins it.",)
+    return ()
+
+
+def _held_back(as_of: datetime, policy: Policy, last: datetime | None, retrains: Sequence[datetime]) -> tuple[str, ...]:
+    """Why an alarm starts nothing now."""
     if last is not None and as_of < (until := last + policy.cool_down):
         return (f"The last retrain was at {last}; policy.cool_down ({spell(policy.cool_down)}) ends {until}.",)
     recent = [each for each in retrains if as_of - MONTH < each <= as_of]

@@ -23,7 +23,7 @@ from tasks.journal import Journal
 from tasks.model import Floats, Model, Spec
 from tasks.params import Params
 from tasks.policy import Signal
-from tasks.registry import Registry, Version
+from tasks.registry import Entry, Registry, Version
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("evergreen")
 TICK = timedelta(microseconds=1)
+PREFIX = "predecessor-"  # of the decision of a rollback that came of a look
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def matured(journal: Journal, champion: Version, spec: Spec, *, until: datetime)
     import pyarrow.compute as pc
 
     listed = journal.read("predictions", until=until, columns=["entry", "event_time", "version"])
-    mine = listed.filter(pc.equal(listed["version"], champion.number)) if listed.num_rows else listed
+    seen = [unseen(*each, champion) for each in _pairs(listed)]
+    mine = listed.filter(pa.array(seen, pa.bool_())) if seen else listed
     if not mine.num_rows:
         return Matured(mine, np.empty(0))
     since, last = mine["event_time"][0].as_py(), mine["event_time"][-1].as_py()  # whole rows are large: not all of them
@@ -99,6 +101,18 @@ def matured(journal: Journal, champion: Version, spec: Spec, *, until: datetime)
     codes = _codes([came[entry] for entry in rows["entry"].to_pylist()], spec)
     known = ~np.isnan(codes)  # a class that the champion has never seen cannot be predicted by either
     return Matured(rows.filter(known), codes[known])
+
+
+def _pairs(listed: "pa.Table") -> "Iterable[tuple[datetime, int]]":
+    """The event time and the version of each prediction."""
+    names = ("event_time", "version")
+    return zip(*(listed[name].to_pylist() for name in names), strict=True) if listed.num_rows else ()
+
+
+def unseen(event_time: datetime, version: int, champion: Version) -> bool:
+    """Whether a prediction is the champion's, and of a row that it was not trained on: a retrain whose as_of is ahead
+    of the journal leaves such rows for its own model to predict."""
+    return version == champion.number and (champion.as_of is None or event_time >= champion.as_of)
 
 
 def _codes(labels: list[Any], spec: Spec) -> Floats:
@@ -178,6 +192,11 @@ def wanted(signals: Iterable[Signal], version: int) -> Signal | None:
     return next((each for each in looked(signals, version) if each.alarm), None)
 
 
+def taken_down(lines: Iterable[Entry]) -> list[Entry]:
+    """Of the ledger, the rollbacks that came of a look."""
+    return [line for line in lines if line.mark == "rolled back" and line.decision.startswith(PREFIX)]
+
+
 def decision_of(signal: Signal) -> str:
     """The id of the rollback that answers this look."""
-    return f"predecessor-{signal.version}-{signal.window_end:%Y%m%dT%H%M%S}"
+    return f"{PREFIX}{signal.version}-{signal.window_end:%Y%m%dT%H%M%S}"

@@ -61,6 +61,7 @@ RUNS_NOTE = "One run for each result of the pipeline, with its trials under it."
 LEDGER_NOTE = "What was decided: verdicts, promotions and rollbacks, one small run each, never rewritten."
 MONITOR_NOTE = "How each champion fares: a point a window, at its event time."
 CROWNS = ("alias moved", "rolled back")  # marks after which their version is the champion
+ANSWERS = ("verdict", "done", "superseded")  # marks after which nothing is to be done for their decision
 BEGINS = {"intent": "done", "rollback": "rolled back"}  # what begins a change of the champion, and what ends it
 NETWORK = ("requests.", "urllib3.")
 LOST = ("ConnectionError", "Timeout", "RetryError", "MaxRetryError")  # of requests and urllib3: nobody answered
@@ -427,7 +428,8 @@ class Registry:
     def link(self, run_id: str) -> str:
         """Where a person sees the run: on the server in use, else where `make ui-mlflow` shows this database."""
         at = public(self.uri).rstrip("/") if _served(self.uri) else LOCAL_UI
-        return f"{at}/#/experiments/{self.experiment}/runs/{run_id}?workflowType=machine_learning"
+        experiment = self.client.get_run(run_id).info.experiment_id
+        return f"{at}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
     @_answered
     def log_files(
@@ -449,18 +451,26 @@ class Registry:
         return run_id
 
     @_answered
-    def chart(self, name: str, points: Mapping[str, float], *, at: datetime, note: str, files: Path) -> str:
-        """A point of each figure at an event time, on the run of that name beside the experiment: over time they are
-        charts. `files` become its artifacts, in place of those of the same names."""
+    def chart(
+        self, name: str, points: Mapping[datetime, Mapping[str, float]], *, since: datetime, note: str, files: Path
+    ) -> str:
+        """Points of figures at event times, on the run of that name beside the experiment: over time they are charts,
+        whose steps are hours since `since`. `files` become its artifacts, in place of those of the same names."""
         from mlflow.entities import Metric
 
-        moment = int(at.replace(tzinfo=UTC).timestamp())
+        at = {moment: int(moment.replace(tzinfo=UTC).timestamp()) * 1000 for moment in points}
+        steps = {moment: int((moment - since) / timedelta(hours=1)) for moment in points}
+        metrics = [
+            Metric(key, value, at[moment], steps[moment])
+            for moment, figures in sorted(points.items())
+            for key, value in figures.items()
+        ]
         with self.lock:
             experiment = self._watching()
             found = self._search(experiment, f"attributes.run_name = '{name}'")
             run_id = found[0].info.run_id if found else self._create(experiment, name, {"mlflow.note.content": note})
-            step = moment // 3600
-            self.client.log_batch(run_id, [Metric(key, value, moment * 1000, step) for key, value in points.items()])
+            for part in _parts(metrics, BATCH["metrics"]):
+                self.client.log_batch(run_id, part)
             self.client.log_artifacts(run_id, str(files))
             self.client.set_terminated(run_id, "FINISHED")
         return str(run_id)
@@ -602,21 +612,21 @@ class Registry:
         return entry
 
     def looks(self, champion: int | None) -> int:
-        """How often a candidate was compared with this version and refused, since it became champion; of None, how
-        often a first model was, since there last was a champion."""
-        return len(self._refusals(champion))
+        """How often a candidate was compared with this version, since it first became champion: also before a rollback
+        gave it the alias again. Of None, how often a first model was judged, since there last was a champion."""
+        return len(self._looks(champion))
 
     def last_look(self, champion: int | None) -> datetime | None:
-        """The event time of the last candidate so refused."""
-        return max((entry.as_of for entry in self._refusals(champion)), default=None)
+        """The event time of the last candidate that was so compared, and refused."""
+        return max((entry.as_of for entry in self._looks(champion) if entry.mark == "verdict"), default=None)
 
-    def _refusals(self, champion: int | None) -> list[Entry]:
+    def _looks(self, champion: int | None) -> list[Entry]:
         """A HOLD without a comparison (detail `look: false`), as during a back-off, is none: it would never end."""
         lines = self.ledger()
         crowned = [i for i, line in enumerate(lines) if line.mark in CROWNS and champion in (None, line.version)]
-        since = lines[crowned[-1] :] if crowned else lines
-        against = [line for line in since if line.mark == "verdict" and line.champion == champion]
-        return [line for line in against if line.outcome in ("HOLD", "REJECT") and line.detail.get("look", True)]
+        since = lines[crowned[-1 if champion is None else 0] :] if crowned else lines
+        against = [line for line in since if line.mark in ("verdict", "intent") and line.champion == champion]
+        return [line for line in against if line.detail.get("look", True)]
 
     # --- promotion
 

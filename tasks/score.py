@@ -26,17 +26,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+NONE: dict[str, Any] = {"label": None, "entry": None}  # no outcome yet
 log = logging.getLogger("evergreen")
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What one run added: predictions, and outcomes of predictions. `version` is None where nobody serves yet."""
+    """What one run added: predictions, and outcomes of predictions. `version` is None where nobody serves yet.
+    `newest` is the event time of the last row that there is."""
 
     as_of: datetime
     version: int | None
     predictions: int
     outcomes: int
+    newest: datetime | None = None
 
 
 def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> Scored:
@@ -47,6 +50,7 @@ def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> S
         log.warning("no champion serves yet: nothing was scored. Run the retrain flow; the next run scores.")
         return Scored(as_of, None, 0, 0)
     rows = features.read(folder / p.paths.features)
+    newest = rows.event_time[-1].astype("datetime64[us]").item()
     entries = entries_of(rows)
     made = journal.read("predictions", columns=["entry", "event_time"])
     arrived = _arrived(rows, entries, made, champion, as_of)
@@ -56,7 +60,7 @@ def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> S
     came = outcomes(rows, entries, known, journal)
     journal.append("outcomes", came)
     log.info("as of %s: %s predictions by version %s, %s outcomes", as_of, arrived.sum(), champion.number, len(came))
-    return Scored(as_of, champion.number, int(arrived.sum()), len(came))
+    return Scored(as_of, champion.number, int(arrived.sum()), len(came), newest)
 
 
 def entries_of(rows: Rows) -> "NDArray[Any]":
@@ -132,13 +136,15 @@ def outcomes(rows: Rows, entries: "NDArray[Any]", known: set[str], journal: Jour
     """The labels of journalled predictions that the journal does not have, or has otherwise: a correction is a row."""
     import pyarrow as pa
 
-    latest = latest_outcomes(journal.read("outcomes"))
+    latest = {row["of"]: row for row in _in_turn(journal.read("outcomes"))}
     there = model.labelled(rows.label) & np.isin(entries, list(known))
-    new = [i for i in np.flatnonzero(there) if latest.get(str(entries[i])) != rows.label[i]]
+    new = [i for i in np.flatnonzero(there) if latest.get(str(entries[i]), NONE)["label"] != rows.label[i]]
     labels, times = rows.label[new], rows.known_at[new]
     of = entries[new].tolist()
+    before = [latest.get(each, NONE)["entry"] for each in of]  # one corrected back is another row than the first
+    parts = zip(of, labels.tolist(), times.astype("datetime64[us]"), before, strict=True)
     told = {
-        "entry": [entry_of(*each) for each in zip(of, labels.tolist(), times.astype("datetime64[us]"), strict=True)],
+        "entry": [entry_of(*each) for each in parts],
         "of": of,
         "label": labels.tolist(),
         "known_at": pa.array(times, pa.timestamp("us")),
@@ -150,7 +156,12 @@ def outcomes(rows: Rows, entries: "NDArray[Any]", known: set[str], journal: Jour
 
 def latest_outcomes(told: "pa.Table") -> dict[str, Any]:
     """The label of each prediction: of several, the one that was journalled last."""
+    return {row["of"]: row["label"] for row in _in_turn(told)}
+
+
+def _in_turn(told: "pa.Table") -> list[dict[str, Any]]:
+    """Outcomes in the order in which they were journalled."""
     if not told.num_rows:
-        return {}
-    ordered = told.sort_by([("made_at", "ascending")])
-    return dict(zip(ordered["of"].to_pylist(), ordered["label"].to_pylist(), strict=True))
+        return []
+    listed: list[dict[str, Any]] = told.select(["entry", "of", "label", "made_at"]).to_pylist()
+    return sorted(listed, key=lambda row: row["made_at"])

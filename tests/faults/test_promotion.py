@@ -176,14 +176,19 @@ def test_a_promotion_has_that_many_writes(recorded: Store, tmp_path: Path) -> No
     assert (process.returncode, said) == (0, "1\n")
 
 
-def test_one_decision_in_two_processes_is_one_version(recorded: Store, tmp_path: Path) -> None:
-    store = recorded.copy(tmp_path / "store")
-    with child("promote", store.uri, 99) as one, child("promote", store.uri, 99) as two:
+def two_at_once(act: str, uri: str) -> list[str]:
+    """What each of two processes says that set out together."""
+    with child(act, uri, 99) as one, child(act, uri, 99) as two:
         for process in (one, two):
             assert process.stdin
             process.stdin.write("go\n")
             process.stdin.flush()
-        assert [process.communicate()[0] for process in (one, two)] == ["1\n", "1\n"]
+        return [process.communicate()[0] for process in (one, two)]
+
+
+def test_one_decision_in_two_processes_is_one_version(recorded: Store, tmp_path: Path) -> None:
+    store = recorded.copy(tmp_path / "store")
+    assert two_at_once("promote", store.uri) == ["1\n", "1\n"]
     whole(open_registry(SETTINGS, uri=store.uri))
 
 
@@ -256,12 +261,7 @@ def test_a_rollback_has_that_many_writes(twice: Store, tmp_path: Path) -> None:
 def test_one_rollback_in_two_processes_goes_back_once(made: Path, twice: Store, tmp_path: Path) -> None:
     store = twice.copy(tmp_path / "store")
     again(open_registry(SETTINGS, uri=store.uri), made, "r3", "d3")
-    with child("rollback", store.uri, 99) as one, child("rollback", store.uri, 99) as two:
-        for process in (one, two):
-            assert process.stdin
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        assert [process.communicate()[0] for process in (one, two)] == ["2\n", "2\n"]
+    assert two_at_once("rollback", store.uri) == ["2\n", "2\n"]
     assert open_registry(SETTINGS, uri=store.uri).rolled_back() == {3}
 
 

@@ -1,5 +1,6 @@
 """The loop end to end, with a server and a worker: a quiet stream starts nothing, a shift gets a new champion."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Paused
 
+from flows.retrain import LEASE
 from tasks import journal, params, registry
 from tests.conftest import raw_params, write_sources
 from tests.flows.conftest import commit, make_checkout
@@ -84,7 +86,7 @@ def _turned(line: str) -> str:
 
 @pytest.fixture(scope="module")
 def story(here: Station) -> Story:
-    first = here.run("retrain", reason="the first")
+    first = approved(here, here.ask("retrain", reason="the first", settings={"gate.approval": "required"}))
     tick(here, QUIET)
     waited = here.runs("retrain")
     tick(here, LOUD)
@@ -95,9 +97,25 @@ def story(here: Station) -> Story:
     return Story(first, waited, retrained, known, journal.open_journal(p.journal, home=here.home))
 
 
+def approved(here: Station, run: FlowRun) -> FlowRun:
+    """A run that waits for a person longer than Prefect lets a place be held without a word, and then is approved."""
+    until(lambda: (now := here.client.read_flow_run(run.id)).state and now.state.is_paused(), 180, here.worker.log)
+    time.sleep(1.2 * LEASE)
+    here.client.resume_flow_run(run.id, run_input={"approve": True, "note": "Ann"})
+    return here.completed(run)
+
+
 def tick(here: Station, as_of: datetime) -> None:
     for name in ("score", "monitor"):
         here.run(name, as_of=as_of.isoformat())
+
+
+def test_a_retrain_that_waited_for_a_person_promotes(story: Story, here: Station) -> None:
+    champion = story.known.version(1)
+    deployment = here.client.read_deployment_by_name("retrain/retrain")
+    assert deployment.global_concurrency_limit is None  # it would end a run that pauses
+    assert "A person approved it: Ann." in " ".join(story.known.ledger()[0].reasons)
+    assert champion.as_of == FIRST
 
 
 def test_while_all_is_well_nothing_happens(story: Story) -> None:
@@ -148,7 +166,9 @@ def placed(here: Station) -> list[str]:
     return sorted([each.name for each in automations] + [str(each.id) for each in here.client.read_deployments()])
 
 
-def test_a_retrain_that_was_left_behind_runs_again_once_and_one_attempt_too_many_fails(here: Station) -> None:
+def test_a_retrain_that_was_left_behind_runs_again_once_and_one_attempt_too_many_fails(
+    here: Station, story: Story
+) -> None:
     most = params.load(here.folder / "params.yaml").policy.attempts
     before = len(here.runs("retrain"))
     deployment = here.client.read_deployment_by_name("retrain/retrain")
@@ -161,3 +181,6 @@ def test_a_retrain_that_was_left_behind_runs_again_once_and_one_attempt_too_many
     assert last.state_name == "Failed"
     assert "`attempt <= policy.attempts` must hold" in str(last.state and last.state.message)
     assert len(here.runs("retrain")) == before + 2
+    (answer,) = (line for line in story.known.ledger() if line.decision == "left")
+    assert (answer.mark, answer.outcome) == ("verdict", "HOLD")
+    assert "has crashed" in answer.reasons[0]

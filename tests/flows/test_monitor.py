@@ -1,14 +1,15 @@
 """The monitor flow on a made table: a quiet stream is left alone, one whose outcomes turn asks for a retrain, once."""
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from flows.monitor import WANTED, Monitored, monitor
 from flows.retrain import retrain
 from flows.score import score
-from tasks import journal, params
+from tasks import journal, params, registry
+from tasks import monitor as work
 from tests.conftest import write_params
 from tests.flows.conftest import Project
 
@@ -123,3 +124,31 @@ def test_signals_and_decisions_are_in_the_journal(story: Story, project: Project
     decided = [(row["id"], row["action"]) for row in kept.read("decisions").to_pylist()]
     assert story.second.decision
     assert (story.second.decision.id, "retrain") in decided
+
+
+@pytest.mark.usefixtures("story")
+def test_each_window_is_a_point_on_the_champions_chart_also_one_that_was_missed() -> None:
+    known = registry.open_registry(params.load().registry)
+    champion = known.champion()
+    assert champion
+    assert champion.as_of
+    client = known.client
+    (experiment,) = (each for each in client.search_experiments() if each.name.endswith("-monitor"))
+    (run,) = client.search_runs([experiment.experiment_id])
+    points = client.get_metric_history(run.info.run_id, "drift")
+    moments = {point.step: datetime.fromtimestamp(point.timestamp / 1000, UTC).replace(tzinfo=None) for point in points}
+    assert {(each - FIRST).days for each in moments.values()} == {4, 8, 10, 14}
+    assert all(each - champion.as_of == timedelta(hours=step) for step, each in moments.items())
+
+
+def test_what_a_run_decided_that_was_killed_before_it_could_say_so_is_told_by_the_next(story: Story) -> None:
+    p = params.load()
+    assert story.second.decision
+    kept, known = journal.open_journal(p.journal), registry.open_registry(p.registry)
+    work.keep(replace(story.second.decision, id="lost"), kept)
+    kept.close()
+    known.append(registry.Entry("rolled back", "predecessor-9-lost", FIRST, version=1, champion=9))
+    for _ in range(2):
+        monitor(as_of=FIRST + 14 * DAY, report="never")
+    causes = kept.read("alerts")["cause"].to_pylist()
+    assert [causes.count(each) for each in ("lost", "down 9", story.second.decision.id)] == [1, 1, 1]

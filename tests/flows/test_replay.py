@@ -36,7 +36,8 @@ class Story:
 def story(project: Project) -> Story:
     write_params({**project.raw, **SETTINGS}, project.folder)
     first = replay(since=SINCE, until=UNTIL)
-    return Story(first, replay(since=SINCE, until=UNTIL, policies=["performance", "every:14d"]), changed(project.home))
+    candidates = changed(project.home)
+    return Story(first, replay(since=SINCE, until=UNTIL, policies=["performance", "every:14d"]), candidates)
 
 
 def changed(home: Path) -> dict[str, int]:

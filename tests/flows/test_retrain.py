@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from flows.retrain import Retrained, retrain
-from tasks import params, pipeline, registry
+from tasks import journal, params, pipeline, registry
 from tests.flows.conftest import Project
 
 STAGES = ["ingest", "clean", "features", "tune", "train", "evaluate", "record"]
@@ -141,6 +141,29 @@ def test_a_failed_stage_fails_the_flow_with_the_stages_own_error(story: Story) -
     assert story
     with pytest.raises(Exception, match=r"`bad rows <= clean.max_bad_share` must hold"):
         retrain(settings={"contract.orders.columns.distance.max": 5})
+
+
+def test_a_decision_whose_retrain_fails_is_answered_with_the_reason_and_told_once(story: Story) -> None:
+    bad = {"contract.orders.columns.distance.max": 5}
+    with pytest.raises(Exception, match="max_bad_share"):
+        retrain(settings=bad, decision="in vain", as_of=LATER)
+    assert retrain(settings=bad, decision="in vain", as_of=LATER) is None  # answered
+    (line,) = (each for each in story.known.ledger() if each.decision == "in vain")
+    assert (line.mark, line.outcome, line.as_of) == ("verdict", "HOLD", LATER)
+    assert "max_bad_share" in line.reasons[0]
+    assert story.known.looks(line.champion) == len(looks_before(story, line))
+    kept = journal.open_journal(params.load().journal)
+    assert kept.read("alerts")["cause"].to_pylist().count("failed in vain") == 1
+
+
+def looks_before(story: Story, line: registry.Entry) -> list[registry.Entry]:
+    lines = [each for each in story.known.ledger() if each.mark == "verdict" and each.champion == line.champion]
+    return [each for each in lines if each.detail.get("look", True)]
+
+
+def test_a_promotion_that_something_newer_overtook_is_an_answer(story: Story) -> None:
+    story.known.append(registry.Entry("superseded", "overtaken", LATER))
+    assert retrain(decision="overtaken", as_of=LATER) is None
 
 
 def test_another_key_for_the_pseudonyms_is_refused(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """The score flow on a made table: a row that arrives is predicted once, and its outcome joins it when it is known."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,9 +14,12 @@ import pytest
 from flows.retrain import retrain
 from flows.score import score
 from tasks import clock, journal, params, pipeline, registry
+from tasks import score as work
+from tasks.features import Rows
 from tasks.model import Model
 from tasks.score import Scored
-from tests.flows.conftest import Project
+from tests.conftest import BEGIN
+from tests.flows.conftest import DAYS, Project
 
 FIRST = datetime(2024, 3, 1)
 WEEK = timedelta(days=7)
@@ -34,7 +39,9 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(project: Project) -> Story:
-    nobody = score()
+    with stepping(project, "3d", FIRST):
+        nobody = score()
+        assert clock.now(params.load().clock) == FIRST  # history waits for a champion
     assert retrain().version == 1
     done = [score(as_of=FIRST + weeks * WEEK) for weeks in (1, 1, 2)]
     p = params.load(project.folder / "params.yaml")
@@ -125,29 +132,58 @@ def test_a_run_that_dies_between_predictions_and_outcomes_is_made_whole_by_the_n
 
     def dies(self: journal.Journal, kind: journal.Kind, rows: pa.Table) -> None:
         append(self, kind, rows)
-        raise RuntimeError(f"dead after {kind}")
+        raise ValueError(f"dead after {kind}")  # which nobody tries again
 
     with monkeypatch.context() as patch:
         patch.setattr(journal.Journal, "append", dies)
-        with pytest.raises(RuntimeError, match="dead after predictions"):
+        with pytest.raises(ValueError, match="dead after predictions"):
             score(as_of=when)
     assert predictions(story).num_rows > before.num_rows
     done = score(as_of=when)
     assert done.predictions == 0 < done.outcomes
 
 
-@pytest.mark.usefixtures("story")
-def test_ticks_move_the_stored_clock_by_a_step(project: Project) -> None:
+def test_an_outcome_that_is_corrected_back_is_one_more_row(story: Story) -> None:
+    row = story.kept.read("outcomes").slice(0, 1).to_pylist()[0]
+    rows = Rows(
+        pa.table({"x": [0.0]}), *(np.array([row[name]], "datetime64[us]") for name in ("event_time", "known_at")), None
+    )
+    entries, known = np.array([row["of"]]), {row["of"]}
+    for label in (1 - row["label"], row["label"], 1 - row["label"], row["label"]):
+        told = replace(rows, label=np.array([label]))
+        for count in (1, 0):
+            came = work.outcomes(told, entries, known, story.kept)
+            assert came.num_rows == count
+            story.kept.append("outcomes", came)
+        assert work.latest_outcomes(story.kept.read("outcomes"))[row["of"]] == label
+
+
+@contextmanager
+def stepping(project: Project, step: str, as_of: datetime) -> Iterator[None]:
+    """params.yaml with a clock that is stored, for a while."""
     path = project.folder / "params.yaml"
     text = path.read_text()
     try:
-        pipeline.override(path, {"clock.step": "3d", "clock.as_of": (FIRST + 2 * WEEK).isoformat()})
-        first, second = score(), score()
-        assert [each.as_of for each in (first, second)] == [
-            FIRST + 2 * WEEK + each * timedelta(days=3) for each in (1, 2)
-        ]
-        assert json.loads((project.home / clock.NAME).read_text()) == {"as_of": second.as_of.isoformat()}
-        assert first.predictions > 0
+        pipeline.override(path, {"clock.step": step, "clock.as_of": as_of.isoformat()})
+        yield
     finally:
         path.write_text(text)
         (project.home / clock.NAME).unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("story")
+def test_ticks_move_the_stored_clock_by_a_step(project: Project) -> None:
+    begin, step = FIRST + 2 * WEEK + timedelta(hours=12), timedelta(hours=6)
+    with stepping(project, "6h", begin):
+        first, second = score(), score()
+        assert [each.as_of for each in (first, second)] == [begin + each * step for each in (1, 2)]
+        assert json.loads((project.home / clock.NAME).read_text()) == {"as_of": second.as_of.isoformat()}
+        assert first.predictions > 0
+
+
+@pytest.mark.usefixtures("story")
+def test_the_clock_stays_where_the_sources_end(project: Project) -> None:
+    end = BEGIN + timedelta(days=DAYS)
+    with stepping(project, "7d", end):
+        assert score().newest < end
+        assert clock.now(params.load().clock) == end

@@ -421,6 +421,20 @@ def test_the_window_written_twice_is_one_snapshot_with_our_scores_and_thresholds
         assert shown[each.name] == (pytest.approx(each.score), pytest.approx(each.threshold, abs=1e-4))
 
 
+def test_only_so_many_snapshots_stay_and_the_newest_are_among_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, "SNAPSHOTS", 2)
+    now, left = sample(NOW), list[Path]()
+    for day in range(4):
+        until = BEGIN + timedelta(days=day)
+        where = {"html": tmp_path / "drift.html", "workspace": tmp_path / "evidently", "project": "made"}
+        drift.report(found(NOW), now, now, until=until, **where)
+        found_now = sorted(tmp_path.glob("evidently/*/snapshots/*.json"), key=lambda path: path.stat().st_mtime)
+        left.append(found_now[-1])
+    assert found_now == left[-2:]
+
+
 def test_only_so_many_reports_stay_and_the_one_just_drawn_is_among_them(tmp_path: Path) -> None:
     for day in range(drift.KEPT + 3):
         (tmp_path / f"drift-2025-01-{day + 1:02}.html").write_text("older")

@@ -486,14 +486,20 @@ def test_a_retrain_that_nobody_answered_is_asked_for_again_after_six_hours_and_n
 ) -> None:
     monitor.keep(decision(id="a"), shop.kept)
     monitor.keep(decision(id="b", action="wait"), shop.kept)
-    assert monitor.asked(shop.kept, answered=set()) == ["a"]
+    p = shop.of.p
+    assert monitor.asked(shop.kept, answered=set(), p=p) == ["a"]
+    assert monitor.pending(shop.kept, answered=set(), p=p) == ["a"]
+    assert monitor.pending(shop.kept, answered={"a"}, p=p) == []
     assert timedelta(hours=6) == monitor.AGAIN
     with monkeypatch.context() as patch:
         patch.setattr(monitor, "AGAIN", timedelta(0))
-        assert monitor.asked(shop.kept, answered=set()) == []
-        assert monitor.asked(shop.kept, answered={"a"}) == ["a"]
+        assert monitor.asked(shop.kept, answered=set(), p=p) == []
+        assert monitor.asked(shop.kept, answered={"a"}, p=p) == ["a"]
+        waits = p.gate.model_copy(update={"approval": "required", "approval_within": timedelta(days=1)})
+        assert monitor.asked(shop.kept, answered=set(), p=p.model_copy(update={"gate": waits})) == ["a"]
         monitor.keep(decision(id="a"), shop.kept)  # at the same event time
-    assert monitor.asked(shop.kept, answered=set()) == ["a", "a"]
+    assert monitor.asked(shop.kept, answered=set(), p=p) == ["a", "a"]
+    assert monitor.wanted_lately(shop.kept) == [("a", "Because.")]
 
 
 def test_a_decision_to_wait_is_kept_once_for_its_cause_and_time(shop: Shop) -> None:

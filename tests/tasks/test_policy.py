@@ -74,6 +74,24 @@ def test_one_cause_asks_once() -> None:
     assert "asked for already" in again.reasons[0]
 
 
+def test_what_alarms_while_a_retrain_is_not_answered_joins_it() -> None:
+    first = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
+    flickered = [*signals(True, True), moved(replace(signals(False)[0]), DAY), moved(signals(True)[0], 7 * DAY)]
+    asked = {"asked": [first.id], "pending": [first.id]}
+    once = POLICY.model_copy(update={"windows": 1})
+    again = decide(flickered, as_of=NOW + 7 * DAY, version=1, policy=once, **asked)
+    assert again.id != first.id
+    assert again.action == "wait"
+    assert f"The retrain of decision {first.id} is not answered yet" in again.reasons[0]
+    assert decide(flickered, as_of=NOW + 7 * DAY, version=1, policy=once, asked=[first.id]).retrains
+
+
+def test_what_a_version_did_that_was_just_taken_down_starts_nothing() -> None:
+    found = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY, down=True)
+    assert found.action == "wait"
+    assert "Version 1 was taken down just now" in found.reasons[0]
+
+
 def test_an_alarm_that_outlasts_a_retrain_is_a_new_cause() -> None:
     first = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
     later = NOW + 15 * DAY

@@ -209,6 +209,19 @@ def test_the_latest_of_several_outcomes_counts(shop: Shop) -> None:
     assert found.detail["outcome"] == "REJECT"  # who was right before is wrong now
 
 
+def test_rows_that_the_champion_was_trained_on_do_not_count(shop: Shop) -> None:
+    shop.crown("good", GOOD_MODEL)
+    worse = shop.crown("worse", POOR_MODEL)
+    turn = FIRST + timedelta(days=10)
+    ahead = replace(worse, as_of=turn)  # a retrain by hand, ahead of what had been scored
+    shop.predicts(worse, POOR_MODEL)
+    found, of_all = shop.compare(ahead), shop.compare(worse)
+    assert found
+    assert of_all
+    assert (found.window_begin >= turn, of_all.window_begin < turn) == (True, True)
+    assert found.rows < of_all.rows
+
+
 def test_only_rows_of_this_champion_count_even_among_others(shop: Shop) -> None:
     good = shop.crown("good", GOOD_MODEL)
     worse = shop.crown("worse", POOR_MODEL)

@@ -1,0 +1,86 @@
+"""Retrain and score when MLflow goes away between their stages and the registry, and comes back."""
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import retrain as flow
+from flows import score as scoring
+from tasks import params, registry
+from tests.conftest import KEY, raw_params
+from tests.faults.test_monitor_faults import Server
+from tests.flows.conftest import DAYS, make_checkout
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600), pytest.mark.usefixtures("prefect_server")]
+FIRST, LATER = datetime(2024, 3, 1), datetime(2024, 3, 8)
+
+
+@pytest.fixture(scope="module")
+def prefect_server() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    one = Server(tmp_path_factory.mktemp("mlflow"))
+    one.start()
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("checkout")
+    make_checkout(folder, raw_params("binary", DAYS) | {"clock": {"as_of": FIRST.isoformat()}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("EVERGREEN_HOME", str(folder / ".evergreen"))
+        patch.setenv("EVERGREEN_PII_KEY", KEY)
+        patch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        yield folder
+
+
+def away_before(task: Any, server: Server, threads: list[threading.Timer]) -> Callable[..., Any]:
+    """The same task, on a server that has just gone and comes back in a few seconds."""
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        server.stop()
+        threads.append(threading.Timer(4, server.start))
+        threads[-1].start()
+        return task(*args, **kwargs)
+
+    return asked
+
+
+@pytest.mark.parametrize("name", ["recorded", "judged", "acted"])
+def test_a_retrain_whose_server_goes_away_after_the_stages_has_its_verdict(
+    name: str, checkout: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checkout.exists()
+    threads: list[threading.Timer] = []
+    monkeypatch.setattr(flow, name, away_before(getattr(flow, name), server, threads))
+    done = flow.retrain(decision=f"away before {name}")
+    threads[0].join()
+    assert done
+    known = registry.open_registry(params.load().registry)
+    marks = [line.mark for line in known.ledger() if line.decision == f"away before {name}"]
+    assert marks == (["intent", "alias moved", "done"] if done.version else ["verdict"])
+
+
+def test_a_score_whose_server_goes_away_predicts_all_the_same(
+    checkout: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checkout.exists()
+    threads: list[threading.Timer] = []
+    monkeypatch.setattr(scoring, "journalled", away_before(scoring.journalled, server, threads))
+    done = scoring.score(as_of=LATER)
+    threads[0].join()
+    assert done.version == 1
+    assert done.predictions > 0
