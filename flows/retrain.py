@@ -27,7 +27,7 @@ from flows import approval
 from flows.alert import alert
 from flows.network import NETWORK
 from flows.servers import ONE_RETRAIN
-from tasks import clock, gate, journal, judge, params, pipeline, record, registry
+from tasks import clock, gate, journal, judge, params, pipeline, record, registry, state
 from tasks.gate import Verdict
 from tasks.params import Params
 from tasks.pipeline import StageFailed, StageRun, Workspace
@@ -96,6 +96,7 @@ def retrain(
         # While a person decides, other retrains wait: they would be judged against a champion that is about to go.
         verdict = approval.approved(verdict, p.gate)
         verdict, version = acted(p, known, found, verdict, decision=decision or f"retrain-{flow_run.id}")
+        state.publish(p, space.root)
         done = Retrained(found.as_of, found.record, verdict, found.run_id, version, stages, _reports(p, space.root))
     publish(done, known)
     return done

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from flows.network import NETWORK
 from flows.retrain import run_stages
-from tasks import clock, journal, params, pipeline, registry
+from tasks import clock, journal, params, pipeline, registry, state
 from tasks import score as work
 from tasks.params import Clock, Params
 from tasks.score import Scored
@@ -72,6 +72,7 @@ def journalled(p: Params, root: Path) -> Scored:
     """The predictions and outcomes, appended; and what ended processes appended, into Parquet."""
     kept = journal.open_journal(p.journal)
     try:
+        state.publish(p, root)
         done = work.score(p, root, registry=registry.open_registry(p.registry), journal=kept)
         kept.compact()
     finally:

@@ -116,6 +116,12 @@ def evidently(port: int, workspace: Path, env: Mapping[str, str]) -> Part:
     return Part("evidently", command, at(f"http://{HOST}:{port}/"), {**env, **LEAN})
 
 
+def serving(port: int, env: Mapping[str, str]) -> Part:
+    """It answers as soon as it lives; whether a champion serves is asked at /ready."""
+    command = ("-m", "tasks.serving", "--port", str(port))
+    return Part("api", command, at(f"http://{HOST}:{port}/health"), {**env, **LEAN})
+
+
 def worker(pool: str, env: Mapping[str, str]) -> Part:
     """No --limit: with it a worker ends when a crashed run is scheduled again."""
     command = ("-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", WORKER)

@@ -2,9 +2,9 @@
 
     make up
 
-Prefect's server and UI, MLflow, Evidently's UI, and a worker that runs what prefect.yaml deploys. Their logs are in
-<home>/logs. Two processes see to it that nothing outlives this: an inner one starts and stops the parts, and stops them
-when the outer one is gone; the outer one ends whatever is left when the inner one is gone.
+Prefect's server and UI, MLflow, Evidently's UI, the API, and a worker that runs what prefect.yaml deploys. Their logs
+are in <home>/logs. Two processes see to it that nothing outlives this: an inner one starts and stops the parts, and
+stops them when the outer one is gone; the outer one ends whatever is left when the inner one is gone.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from flows.servers import HOST, Running
 from tasks import params, stage
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+NAMES = {"prefect": "Prefect", "mlflow": "MLflow", "evidently": "Evidently", "api": "API"}
 PATIENCE = 20.0  # seconds for the worker, which stops its runs first
 DEPLOY = 120.0
 
@@ -36,6 +37,7 @@ class Ports:
     prefect: int = 4200
     mlflow: int = 5000
     evidently: int = 8000
+    api: int = 8080
 
 
 # --- the inner process ---------------------------------------------------------------------------------------------
@@ -90,11 +92,12 @@ def _start(running: list[Running], ports: Ports, *, checkout: Path, home: Path) 
     given = Ports(*(_port(name, wanted) for name, wanted in vars(ports).items()))
     addresses = {name: f"http://{HOST}:{port}" for name, port in vars(given).items()}
     env = servers.environment(home, api=f"{addresses['prefect']}/api", mlflow=addresses["mlflow"])
-    print("starting Prefect, MLflow, Evidently and a worker: half a minute", flush=True)
+    print("starting Prefect, MLflow, Evidently, the API and a worker: half a minute", flush=True)
     for part in (
         servers.prefect(given.prefect, env),
         servers.mlflow(given.mlflow, home, env),
         servers.evidently(given.evidently, home / "evidently", env),
+        servers.serving(given.api, env),
     ):
         running.append(servers.start(part, logs))
     servers.wait(running[0], beside=running)
@@ -103,7 +106,7 @@ def _start(running: list[Running], ports: Ports, *, checkout: Path, home: Path) 
     _deploy("deploy", "-m", "prefect", "--no-prompt", "deploy", "--all", env=env, logs=logs)
     for each in running:
         servers.wait(each, beside=running)
-    shown = " · ".join(f"{name.capitalize()} {address}" for name, address in addresses.items())
+    shown = " · ".join(f"{NAMES[name]} {address}" for name, address in addresses.items())
     print(f"ready after {time.monotonic() - began:.0f} s: {shown} · logs {logs} · Ctrl-C stops all", flush=True)
 
 

@@ -267,6 +267,11 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def subject(entry: str) -> str:
+    """What a prediction is about: of one row there may be several, named <subject>.<what tells them apart>."""
+    return entry.partition(".")[0]
+
+
 def entry_of(*parts: Any) -> str:
     """The name of a row of the journal: a hash of what makes it this row and no other."""
     return hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).hexdigest()

@@ -24,7 +24,7 @@ import numpy as np
 from tasks import drift, gate, judge, policy, predecessor, reference, score
 from tasks.drift import Cause, Found, Slice
 from tasks.evaluate import CANDIDATE
-from tasks.journal import Journal, entry_of
+from tasks.journal import Journal, entry_of, subject
 from tasks.judge import Holdout
 from tasks.model import Floats, Model
 from tasks.params import Params, spell
@@ -189,10 +189,11 @@ def read(journal: Journal, champion: Version, *, until: datetime, p: Params) -> 
     since = until - p.monitor.window
     columns = ["entry", "event_time", "version", "score"]  # the features are most of a row, and not wanted here
     made = journal.read("predictions", since=since, until=until, columns=columns)
-    rows = [each for each in made.to_pylist() if predecessor.unseen(each["event_time"], each["version"], champion)]
+    mine = (each for each in made.to_pylist() if predecessor.unseen(each["event_time"], each["version"], champion))
+    rows = list({subject(each["entry"]): each for each in mine}.values())  # what was asked several times counts once
     came = score.latest_outcomes(journal.read("outcomes", since=since, until=until))
     labels = np.empty(len(rows), dtype=object)
-    labels[:] = [came.get(each["entry"]) for each in rows]
+    labels[:] = [score.outcome_of(each["entry"], came) for each in rows]
     times = np.array([each["event_time"] for each in rows], dtype="datetime64[us]")
     return Window(since, until, times, np.array([each["score"] for each in rows], dtype=np.float64), labels)
 

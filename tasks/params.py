@@ -279,6 +279,20 @@ class Replay(Section):
     price: float = Field(0.05, ge=0)
 
 
+class Serving(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    workers: int = Field(1, ge=1)
+    behind: Duration = timedelta(days=1)
+    stale: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=2)
+    watch: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=2)
+    rows: int = Field(1000, ge=1)
+    megabytes: float = Field(4, gt=0)
+    busy: int = Field(64, ge=1)
+    within: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=10)
+    keys: str | None = None
+
+
 class Params(Section):
     clock: Clock
     sources: dict[str, Source]
@@ -299,6 +313,7 @@ class Params(Section):
     drift: Drift = Drift()
     policy: Policy = Policy()
     replay: Replay = Replay()
+    serving: Serving = Serving()
     stage: Stage
     paths: Paths
 

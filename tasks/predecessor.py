@@ -96,9 +96,10 @@ def matured(journal: Journal, champion: Version, spec: Spec, *, until: datetime)
     since, last = mine["event_time"][0].as_py(), mine["event_time"][-1].as_py()  # whole rows are large: not all of them
     rows = journal.read("predictions", since=since, until=last + TICK)
     came = score.latest_outcomes(journal.read("outcomes", since=since, until=last + TICK))
-    there = pc.and_(pc.equal(rows["version"], champion.number), pc.is_in(rows["entry"], pa.array(came, pa.string())))
-    rows = rows.filter(there)
-    codes = _codes([came[entry] for entry in rows["entry"].to_pylist()], spec)
+    rows = rows.filter(pc.equal(rows["version"], champion.number))
+    labels = [score.outcome_of(entry, came) for entry in rows["entry"].to_pylist()]
+    rows = rows.filter(pa.array([label is not None for label in labels], pa.bool_()))
+    codes = _codes([label for label in labels if label is not None], spec)
     known = ~np.isnan(codes)  # a class that the champion has never seen cannot be predicted by either
     return Matured(rows.filter(known), codes[known])
 

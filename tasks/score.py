@@ -7,6 +7,7 @@ served when the journal began. Each is predicted once, by whoever was champion w
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from tasks import features, judge, model
 from tasks.features import Rows
-from tasks.journal import Journal, entry_of
+from tasks.journal import Journal, entry_of, subject
 from tasks.judge import Recipe
 from tasks.model import Floats
 from tasks.params import Params
@@ -56,7 +57,7 @@ def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> S
     arrived = _arrived(rows, entries, made, champion, as_of)
     if arrived.any():
         journal.append("predictions", predicted(p, folder, rows, entries, arrived, registry=registry, by=champion))
-    known = set(entries[arrived]) | set(_column(made, "entry"))
+    known = set(entries[arrived]) | set(_subjects(made))
     came = outcomes(rows, entries, known, journal)
     journal.append("outcomes", came)
     log.info("as of %s: %s predictions by version %s, %s outcomes", as_of, arrived.sum(), champion.number, len(came))
@@ -78,11 +79,12 @@ def _arrived(
     begin = made["event_time"][0].as_py() if made.num_rows else champion.as_of or as_of
     if made.num_rows and (newest := made["event_time"][-1].as_py()) > as_of:
         log.warning("the journal has predictions up to %s: it is ahead of %s, and nothing is taken back", newest, as_of)
-    return ~np.isin(entries, _column(made, "entry")) & (rows.event_time >= np.datetime64(begin))
+    return ~np.isin(entries, _subjects(made)) & (rows.event_time >= np.datetime64(begin))
 
 
-def _column(table: "pa.Table", name: str) -> list[Any]:
-    return list(table[name].to_pylist()) if table.num_rows else []
+def _subjects(made: "pa.Table") -> list[str]:
+    """What was predicted already, here or by the API (tasks/serving)."""
+    return [subject(entry) for entry in made["entry"].to_pylist()] if made.num_rows else []
 
 
 def predicted(
@@ -157,6 +159,11 @@ def outcomes(rows: Rows, entries: "NDArray[Any]", known: set[str], journal: Jour
 def latest_outcomes(told: "pa.Table") -> dict[str, Any]:
     """The label of each prediction: of several, the one that was journalled last."""
     return {row["of"]: row["label"] for row in _in_turn(told)}
+
+
+def outcome_of(entry: str, came: Mapping[str, Any]) -> Any:
+    """What came of a prediction, told under its own name or as of its subject; None where nothing did yet."""
+    return came.get(entry, came.get(subject(entry)))
 
 
 def _in_turn(told: "pa.Table") -> list[dict[str, Any]]:

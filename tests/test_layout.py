@@ -14,6 +14,7 @@ from tasks.params import Params
 
 ROOT = Path(__file__).parents[1]
 MODULES = {f"tasks.{path.stem}": path for path in (ROOT / "tasks").glob("*.py") if path.stem != "__init__"}
+MODULES |= {f"tasks.{path.parent.name}": path for path in (ROOT / "tasks").glob("*/__init__.py")}
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # A section of params.yaml belongs to the module of its name, or to this one.
 OWNERS = {"spine": "features", "label": "features", "paths": "params"}

@@ -128,6 +128,7 @@ def standing(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
     made(tmp_path)
     env = {**os.environ, "EVERGREEN_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "home" / "prefect")}
     command = [sys.executable, "-m", "flows.up", "--prefect-port=0", "--mlflow-port=0", "--evidently-port=0"]
+    command += ["--api-port=0"]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
     )
@@ -171,7 +172,7 @@ def test_ctrl_c_ends_everything_in_good_order(standing: tuple["subprocess.Popen[
     process, home = standing
     for address in re.findall(r"http://\S+", ready(process)):
         assert urlopen(address, timeout=10).status == 200
-    assert len(of(home)) >= 6
+    assert len(of(home)) >= 7
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     assert of(home) == set()
@@ -209,8 +210,9 @@ def test_up_is_refused_where_it_runs_already_and_where_a_port_is_taken(tmp_path:
     with servers.socket.socket() as taken:
         taken.bind((servers.HOST, port))
         taken.listen()
+        rest = [f"--{name}-port=0" for name in ("mlflow", "evidently", "api")]
         with pytest.raises(AssertionError, match=f"port {port} of 127.0.0.1 cannot be had"):
-            program(tmp_path, env, "-m", "flows.up", f"--prefect-port={port}", "--mlflow-port=0", "--evidently-port=0")
+            program(tmp_path, env, "-m", "flows.up", f"--prefect-port={port}", *rest)
     (tmp_path / "home").mkdir(exist_ok=True)
     with (
         up.FileLock(tmp_path / "home" / "up.lock"),

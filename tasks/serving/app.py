@@ -1,0 +1,341 @@
+"""app: the web application. `create` is its factory; what it needs begins and ends with its lifespan.
+
+A request is checked, answered by the champion that serves at that moment, journalled, and sent: in this order. What the
+answers mean is in messages.py; OpenAPI is at /docs.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel, ValidationError
+
+from tasks import contract, journal, params
+from tasks.params import Params
+from tasks.serving import live, predict
+from tasks.serving.book import Book
+from tasks.serving.keys import Keys, Scope
+from tasks.serving.keys import read as read_keys
+from tasks.serving.live import Champion, Live, Refused, Tables
+from tasks.serving.messages import Accepted, Messages, Predictions
+from tasks.serving.metrics import Metrics
+from tasks.serving.predict import Answered
+
+LOOK = 0.5  # seconds between looks whether there is something newer
+log = logging.getLogger("evergreen")
+WRONG: dict[int | str, dict[str, Any]] = {
+    401: {"description": "no API key, or an unknown one"},
+    403: {"description": "the key is not for this"},
+    413: {"description": "longer than serving.megabytes"},
+    422: {"description": "a row that breaks the contract: its place, its field and the rule"},
+    503: {"description": "no champion yet, or too much at once: ask again after Retry-After seconds"},
+}
+
+
+@dataclass
+class Desk:
+    """What a process needs to answer."""
+
+    p: Params
+    keys: Keys
+    live: Live
+    book: Book
+    messages: Messages
+    metrics: Metrics = field(default_factory=Metrics.begin)
+    busy: int = 0
+
+    def champion(self) -> Champion:
+        if self.live.champion is None:
+            raise HTTPException(503, "no champion serves yet: run the retrain flow", {"Retry-After": "5"})
+        return self.live.champion
+
+    def tables(self) -> Tables:
+        if self.live.tables is None:
+            raise HTTPException(503, "no state is published yet: run the score flow", {"Retry-After": "5"})
+        return self.live.tables
+
+    async def body(self, request: Request, kind: type[BaseModel]) -> Any:
+        """The request's body as a message. Raises what becomes a 413 or a 422."""
+        most = int(self.p.serving.megabytes * 1e6)
+        found = bytearray()
+        async for part in request.stream():
+            found += part
+            if len(found) > most:
+                raise HTTPException(413, f"a request may have {most:,} bytes (serving.megabytes)")
+        try:
+            return kind.model_validate_json(bytes(found))
+        except ValidationError as error:
+            raise RequestValidationError(_places(error)) from None
+
+    async def answered(self, found: Answered) -> Response:
+        """Journalled, and only then sent."""
+        await self.book.write("predictions", found.rows)
+        scores = found.scores.tolist() if found.spec.task == "binary" else ()
+        self.metrics.predicted(found.version, len(found.ids), scores)
+        return JSONResponse({"version": found.version, "predictions": found.told()})
+
+
+def _places(error: ValidationError) -> list[dict[str, Any]]:
+    """Of each fault where it is and which rule it breaks; never the value, which may be personal."""
+    found = error.errors(include_context=False, include_url=False, include_input=False)
+    return [{"type": each["type"], "loc": each["loc"], "msg": each["msg"]} for each in found]
+
+
+def create(p: Params, home: Path) -> FastAPI:
+    """The application of one process. Raises ValueError for settings that would leave it open."""
+    keys = read_keys(p.serving)
+    desk = Desk(p, keys, Live(home), Book(journal.open_journal(p.journal, home=home)), Messages.of(p))
+    app = FastAPI(title=f"evergreen: {p.registry.model}", version="1", lifespan=_lifespan(desk), redoc_url=None)
+    app.add_middleware(Door, desk=desk)
+    _add_answers(app, desk)
+    _add_pages(app, desk)
+    return app
+
+
+def app() -> FastAPI:
+    """For uvicorn's workers: of the checkout that they run in."""
+    return create(params.load(), params.home())
+
+
+def _lifespan(desk: Desk) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def living(_app: FastAPI) -> AsyncIterator[None]:
+        if not desk.keys.known:
+            log.warning("no API keys: whoever reaches %s may ask everything", desk.p.serving.host)
+        await asyncio.to_thread(_renew, desk)
+        task = asyncio.create_task(_watch(desk))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            await desk.book.close()
+
+    return living
+
+
+async def _watch(desk: Desk) -> None:
+    while True:
+        await asyncio.sleep(LOOK)
+        await asyncio.to_thread(_renew, desk)
+
+
+def _renew(desk: Desk) -> None:
+    for said in desk.live.renew(desk.p):
+        log.info("%s", said)
+
+
+# --- the door ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Door:
+    """In front of everything: who asks, how much at once, how long. Counts what goes out."""
+
+    app: Callable[..., Awaitable[None]]
+    desk: Desk
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+
+        async def counted(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            answer = self._refusal(scope)
+            await (answer(scope, receive, counted) if answer else self._in_time(scope, receive, counted))
+        finally:
+            route = scope.get("route")
+            path = route.path if route else "other"
+            self.desk.metrics.answered(path, status, time.perf_counter() - began)
+
+    def _refusal(self, scope: Any) -> Response | None:
+        wanted = _scope_of(scope["path"])
+        if wanted is None or not self.desk.keys.known:
+            return None
+        given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        key = self.desk.keys.owner(given.removeprefix("Bearer ")) if given.startswith("Bearer ") else None
+        if key is None:
+            return _say(401, "send a known API key as Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
+        if wanted not in key.scopes and "admin" not in key.scopes:
+            return _say(403, f"this key is not for {wanted}")
+        return None
+
+    async def _in_time(self, scope: Any, receive: Any, send: Any) -> None:
+        desk, asks = self.desk, scope["path"].startswith("/v1/") and scope["method"] == "POST"
+        if asks and desk.busy >= desk.p.serving.busy:
+            await _say(503, "too many requests at once", {"Retry-After": "1"})(scope, receive, send)
+            return
+        begun = False
+
+        async def noted(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        desk.busy += asks
+        try:
+            async with asyncio.timeout(desk.p.serving.within.total_seconds()):
+                await self.app(scope, receive, noted)
+        except TimeoutError:
+            if not begun:
+                await _say(503, "no answer within serving.within", {"Retry-After": "1"})(scope, receive, send)
+        finally:
+            desk.busy -= asks
+
+
+def _scope_of(path: str) -> Scope | None:
+    """What a key must be for; None for what everybody may ask: whether it lives."""
+    if path.startswith("/v1/predict"):
+        return "predict"
+    if path.startswith("/v1/outcomes"):
+        return "outcomes"
+    return None if path in ("/health", "/ready") else "admin"
+
+
+def _say(status: int, why: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"detail": why}, status, headers)
+
+
+# --- what may be asked ---------------------------------------------------------------------------------------------
+
+
+def _add_answers(app: FastAPI, desk: Desk) -> None:
+    @app.post("/v1/predict", response_model=Predictions, responses=WRONG, openapi_extra=_body(desk.messages.rows))
+    async def predict_rows(request: Request) -> Response:
+        """Raw rows, as the spine has them: the features are made here, by the champion's own features.sql."""
+        asked = (await desk.body(request, desk.messages.rows)).model_dump(by_alias=True)["rows"]
+        try:
+            return await desk.answered(await asyncio.to_thread(_of_rows, desk, asked))
+        except Refused as error:
+            raise RequestValidationError(
+                [{"type": "contract", "loc": ("rows", error.row, error.name), "msg": error.rule}]
+            ) from None
+
+    @app.post(
+        "/v1/predict/features",
+        response_model=Predictions,
+        responses=WRONG,
+        openapi_extra=_body(desk.messages.features),
+    )
+    async def predict_features(request: Request) -> Response:
+        """Rows of features that are ready: a name and a value each; what is not sent is missing."""
+        asked = (await desk.body(request, desk.messages.features)).rows
+        try:
+            return await desk.answered(_of_features(desk, asked))
+        except Refused as error:
+            raise RequestValidationError(
+                [{"type": "feature", "loc": ("rows", error.row, error.name), "msg": error.rule}]
+            ) from None
+
+    @app.post("/v1/outcomes", response_model=Accepted, responses=WRONG, openapi_extra=_body(desk.messages.outcomes))
+    async def outcomes(request: Request) -> Response:
+        """What came of predictions, by their ids. One that is sent again with another label corrects the first."""
+        asked = (await desk.body(request, desk.messages.outcomes)).outcomes
+        await desk.book.write("outcomes", _outcomes(desk, asked))
+        desk.metrics.outcomes.inc(len(asked))
+        return JSONResponse({"accepted": len(asked)})
+
+
+def _body(kind: type[BaseModel]) -> dict[str, Any]:
+    """For OpenAPI: the body is read by hand, so that it is checked once and fast."""
+    schema = kind.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inline(schema, schema)}}}}
+
+
+def _inline(part: Any, whole: dict[str, Any]) -> Any:
+    """A schema without references into itself."""
+    if isinstance(part, dict):
+        if "$ref" in part:
+            return _inline(whole["$defs"][part["$ref"].rpartition("/")[2]], whole)
+        return {name: _inline(value, whole) for name, value in part.items() if name != "$defs"}
+    return [_inline(each, whole) for each in part] if isinstance(part, list) else part
+
+
+def _of_rows(desk: Desk, asked: list[dict[str, Any]]) -> Answered:
+    champion, tables = desk.champion(), desk.tables()
+    pii = any(column.pii for column in desk.p.contract[desk.p.spine.table].columns.values())
+    rows = live.hidden(desk.p, asked, contract.pii_key()) if pii else asked
+    tables.check(rows)
+    keys = {name: [row[name] for row in rows] for name in desk.p.contract[desk.p.spine.table].key}
+    subjects = live.subjects(desk.p, rows) if keys else [uuid4().hex for _ in rows]
+    times = [row["event_time"] for row in rows]
+    return predict.answer(champion, tables.features(champion, rows), subjects=subjects, times=times, keys=keys)
+
+
+def _of_features(desk: Desk, asked: list[dict[str, Any]]) -> Answered:
+    champion = desk.champion()
+    now = desk.live.event_now() or datetime.now(UTC).replace(tzinfo=None)
+    subjects = [uuid4().hex for _ in asked]
+    table = predict.table_of(champion.model.spec, asked)
+    return predict.answer(champion, table, subjects=subjects, times=[now] * len(asked), keys={})
+
+
+def _outcomes(desk: Desk, asked: list[Any]) -> Any:
+    import pyarrow as pa
+
+    now = datetime.now(UTC).replace(tzinfo=None)
+    event_now = desk.live.event_now() or now
+    labels = [float(each.label) if isinstance(each.label, bool) else each.label for each in asked]
+    known = [each.known_at or event_now for each in asked]
+    times = [predict.event_time_of(each.id) or event_now for each in asked]
+    told = {
+        "entry": [journal.entry_of(each.id, label, now) for each, label in zip(asked, labels, strict=True)],
+        "of": [each.id for each in asked],
+        "label": labels,
+        "known_at": pa.array(known, pa.timestamp("us")),
+        "made_at": pa.array([now] * len(asked), pa.timestamp("us")),
+        "event_time": pa.array(times, pa.timestamp("us")),
+    }
+    return pa.table(told)
+
+
+def _add_pages(app: FastAPI, desk: Desk) -> None:
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the process lives."""
+        return {"status": "alive"}
+
+    @app.get("/ready", responses={503: WRONG[503]})
+    async def ready() -> Response:
+        """Whether it can answer: a champion is loaded, and the state is fresh enough."""
+        champion, tables = desk.live.champion, desk.live.tables
+        old = tables is not None and tables.state.age() > desk.p.serving.stale
+        why = [
+            *(["no champion serves yet"] if champion is None else []),
+            *(["no state is published yet"] if tables is None else []),
+            *(["the state is older than serving.stale"] if old else []),
+        ]
+        return JSONResponse({"ready": not why, "why": why}, 503 if why else 200)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        champion, tables = desk.live.champion, desk.live.tables
+        desk.metrics.version.set(champion.number if champion else 0)
+        desk.metrics.age.set(tables.state.age().total_seconds() if tables else float("nan"))
+        return Response(desk.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/model", responses={503: WRONG[503]})
+    async def model() -> dict[str, Any]:
+        """Who serves, and where it comes from."""
+        champion = desk.champion()
+        spec = champion.model.spec
+        features = [{"name": each.name, "kind": each.kind} for each in spec.features]
+        return {**champion.told, "task": spec.task, "threshold": spec.threshold, "features": features}

@@ -1,0 +1,77 @@
+"""keys: who may ask what. API keys are kept as hashes, a line each: name, scopes, SHA-256.
+
+    python -m tasks.serving.keys shop --scopes predict,outcomes      # prints the key, once, and its line
+
+A key is 256 random bits, so a plain hash of it gives nothing away. It is sent as Authorization: Bearer (RFC 6750).
+"""
+
+import argparse
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from tasks.params import Serving
+
+Scope = Literal["predict", "outcomes", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+HERE = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Key:
+    name: str
+    scopes: frozenset[str]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Keys:
+    """None at all: everybody may ask everything, which is for 127.0.0.1 alone."""
+
+    known: tuple[Key, ...]
+
+    def owner(self, token: str) -> Key | None:
+        """Whose key it is. Each is compared, in a time that tells nothing of how much of it fits."""
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        fits = [key for key in self.known if hmac.compare_digest(key.digest, digest)]
+        return fits[0] if fits else None
+
+
+def read(settings: Serving) -> Keys:
+    """From serving.keys, else EVERGREEN_API_KEYS. Raises ValueError for a bad line, and for none off this machine."""
+    text = Path(settings.keys).read_text() if settings.keys else os.environ.get("EVERGREEN_API_KEYS", "")
+    lines = [line.strip() for line in text.splitlines()]
+    found = Keys(tuple(_key(line, i + 1) for i, line in enumerate(lines) if line and not line.startswith("#")))
+    if not found.known and settings.host not in HERE:
+        raise ValueError(
+            f"serving.host is {settings.host}, so others can ask: that needs API keys. "
+            "`python -m tasks.serving.keys <name>` makes one; put its line into the file that serving.keys names."
+        )
+    return found
+
+
+def _key(line: str, number: int) -> Key:
+    parts = line.split(":")
+    scopes = frozenset(parts[1].split(",")) if len(parts) == 3 else frozenset()
+    if len(parts) != 3 or not scopes <= set(SCOPES) or len(parts[2]) != 64:
+        raise ValueError(f"line {number} of the API keys must be name:scopes:sha256, with scopes of {','.join(SCOPES)}")
+    return Key(parts[0], scopes, parts[2])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="whose key it is")
+    parser.add_argument("--scopes", default="predict,outcomes", help=f"of {','.join(SCOPES)}")
+    asked = parser.parse_args()
+    token = f"ev_{secrets.token_urlsafe(32)}"
+    line = f"{asked.name}:{asked.scopes}:{hashlib.sha256(token.encode()).hexdigest()}"
+    _key(line, 1)
+    print(f"the key, which is shown this once: {token}\nits line: {line}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""live: the champion and the state that answer now, and how newer ones take their place.
+
+The champion is read from a local copy that keeper.py makes: so it serves on when the registry is away, also across a
+restart. What is newer is loaded and tried beside the old one and then put in its place by one assignment: a request
+that has begun ends with what it began with.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks import contract, features, params, state
+from tasks.contract import quoted
+from tasks.journal import entry_of
+from tasks.model import Model
+from tasks.params import Params
+from tasks.state import State
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+FILES = ("model.ubj", "features.sql", "params.yaml")
+POINTER = "champion.json"
+log = logging.getLogger("evergreen")
+
+
+class Refused(ValueError):  # noqa: N818 (what happens to a row)
+    """A row that breaks a rule which needs more than itself: its place, its field and the rule."""
+
+    def __init__(self, row: int, name: str, rule: str) -> None:
+        super().__init__(f"row {row}: {name}: {rule}")
+        self.row, self.name, self.rule = row, name, rule
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A version, ready to answer."""
+
+    number: int
+    p: Params
+    sql: str
+    model: Model
+    told: Mapping[str, Any]  # of the registry: as_of, commit, tags
+
+
+def folder(home: Path) -> Path:
+    return home / "serving"
+
+
+def served(home: Path) -> int | None:
+    """The number of the version in the local copy."""
+    try:
+        return int(json.loads((folder(home) / POINTER).read_text())["number"])
+    except FileNotFoundError:
+        return None
+
+
+def load(home: Path, number: int) -> Champion:
+    """Raises ValueError for a copy that is not whole."""
+    here = folder(home) / str(number)
+    model, sql, settings = (here / name for name in FILES)
+    told = json.loads((here / "version.json").read_text())
+    return Champion(number, params.load(settings), sql.read_text(encoding="utf-8"), Model.load(model), told)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A state in memory. One thread at a time computes with it."""
+
+    p: Params
+    state: State
+    con: "DuckDBPyConnection"
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @staticmethod
+    def load(p: Params, found: State) -> "Tables":
+        return Tables(p, found, state.load(p, found))
+
+    @cached_property
+    def references(self) -> dict[str, set[Any]]:
+        """Of each spine column whose contract refuses what another table does not know: what that knows."""
+        columns = self.p.contract[self.p.spine.table].columns
+        strict = {name: columns[name].references for name in self.p.spine.columns if columns[name].references}
+        found = {}
+        for name, place in strict.items():
+            if place and columns[name].unmatched == "quarantine":
+                table, _, other = place.partition(".")
+                rows = self.con.execute(f"SELECT {quoted(other)} FROM {quoted(table)}").fetchall()
+                found[name] = {value for (value,) in rows}
+        return found
+
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Raises Refused for the first row that the state cannot answer."""
+        for place, row in enumerate(rows):
+            if row["event_time"] < self.state.since:
+                rule = f"must not be before {self.state.since}, from when on the state ({self.state.as_of}) can answer"
+                raise Refused(place, "event_time", rule)
+            if row["event_time"].year > 2199:
+                raise Refused(place, "event_time", "must be before 2200")
+            for name, known in self.references.items():
+                if row[name] is not None and row[name] not in known:
+                    column = self.p.contract[self.p.spine.table].columns[name]
+                    shown = "it" if column.pii else repr(row[name])
+                    raise Refused(place, name, f"{shown} is not in {column.references}")
+
+    def features(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
+        """By the champion's own SQL over this state, one row for each, in their order."""
+        mixed = self.p.model_copy(update={"features": champion.p.features, "spine": champion.p.spine})
+        with self.lock:
+            self.con.register("_asked", spine_of(mixed, rows))
+            self.con.execute(f"SET VARIABLE lead = INTERVAL {int(mixed.features.lead.total_seconds())} SECONDS")
+            self.con.execute("CREATE OR REPLACE TEMP TABLE spine AS FROM _asked")
+            self.con.unregister("_asked")
+            return features.compute(self.con, mixed, champion.sql)
+
+
+def spine_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
+    """The rows as features.sql wants them: row_id, event_time, and spine.columns in the contract's types."""
+    import pyarrow as pa
+
+    types = {
+        "VARCHAR": pa.string(),
+        "INTEGER": pa.int32(),
+        "BIGINT": pa.int64(),
+        "DOUBLE": pa.float64(),
+        "BOOLEAN": pa.bool_(),
+        "DATE": pa.date32(),
+        "TIMESTAMP": pa.timestamp("us"),
+    }
+    columns = p.contract[p.spine.table].columns
+    told = {"row_id": pa.array(range(1, len(rows) + 1), pa.int64())}
+    told["event_time"] = pa.array([row["event_time"] for row in rows], types["TIMESTAMP"])
+    for name in p.spine.columns:
+        told[name] = pa.array([row.get(name) for row in rows], types[columns[name].type])
+    return pa.table(told)
+
+
+def hidden(p: Params, rows: Sequence[Mapping[str, Any]], key: bytes) -> list[dict[str, Any]]:
+    """The rows with a pseudonym for each value of personal data, as ingest makes them."""
+    secret = {name for name, column in p.contract[p.spine.table].columns.items() if column.pii}
+    return [
+        {k: contract.pseudonym(v, key) if k in secret and v is not None else v for k, v in row.items()} for row in rows
+    ]
+
+
+def subjects(p: Params, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the rows are about, named as tasks.score names them: a row scored in both ways is one."""
+    names = p.contract[p.spine.table].key
+    return [entry_of(*(row[name] for name in names)) for row in rows]
+
+
+@dataclass
+class Live:
+    """What answers now. Two attributes, each put in place whole."""
+
+    home: Path
+    champion: Champion | None = None
+    tables: Tables | None = None
+
+    def renew(self, p: Params) -> Iterator[str]:
+        """Put newer ones in place, if there are any; what was done. Whatever is wrong with them, the old ones stay."""
+        for renew in (self._champion, self._tables):
+            try:
+                if said := renew(p):
+                    yield said
+            except (ValueError, OSError) as error:
+                log.warning("what is newer cannot serve, so the old serves on: %s", error)
+
+    def _champion(self, _p: Params) -> str | None:
+        number = served(self.home)
+        if number is None or (self.champion and self.champion.number == number):
+            return None
+        found = load(self.home, number)
+        _try(found)
+        self.champion = found
+        return f"version {number} serves"
+
+    def _tables(self, p: Params) -> str | None:
+        newest = state.current(self.home)
+        if newest is None or (self.tables and self.tables.state == newest):
+            return None
+        self.tables = Tables.load(p, newest)
+        return f"the state of {newest.as_of} is in use"
+
+    def event_now(self) -> datetime | None:
+        return self.tables.state.event_now() if self.tables else None
+
+
+def _try(champion: Champion) -> None:
+    """The first answer of a model takes longest: nobody should wait for it."""
+    import pyarrow as pa
+
+    kinds = {"number": pa.float32(), "category": pa.string()}
+    empty = pa.table({each.name: pa.nulls(1, kinds[each.kind]) for each in champion.model.spec.features})
+    champion.model.predict(empty)

@@ -1,0 +1,125 @@
+"""messages: what may be asked, as models made of the contract: types, bounds, allowed values, what must be there.
+
+The contract's rules are applied where clean applies them in SQL; what needs another table (references) is checked where
+that table is (live.py). Nothing here computes anything.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+
+from tasks.params import Column, Params, in_utc
+
+BITS = {"INTEGER": 31, "BIGINT": 63}
+PLAIN: Mapping[str, Any] = {"VARCHAR": str, "BOOLEAN": bool, "DATE": date}
+LONGEST = 1000  # characters of a text
+
+
+def _utc(moment: datetime) -> datetime:
+    try:
+        return in_utc(moment)
+    except OverflowError:  # of the year 1 or 9999, with an offset that leads out of it
+        raise ValueError("a time must lie between the years 1 and 9999 in UTC") from None
+
+
+Utc = Annotated[datetime, AfterValidator(_utc)]
+
+
+class Message(BaseModel):
+    """Strict: "12" is no number. Of JSON, dates and times are texts in ISO 8601."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def row_of(p: Params) -> type[Message]:
+    """A row to predict for: its event time, and the spine's columns."""
+    columns = p.contract[p.spine.table].columns
+    names = dict.fromkeys([*p.contract[p.spine.table].key, *p.spine.columns])
+    when = Field(alias="event_time", description="when the event is; UTC where no zone is given")
+    fields: dict[str, Any] = {"at": (Utc, when)}
+    fields |= {f"column_{i}": _field(name, columns[name]) for i, name in enumerate(names) if name in columns}
+    return _model("Row", fields)
+
+
+def _model(name: str, fields: dict[str, Any]) -> type[Message]:
+    found: type[Message] = create_model(name, __base__=Message, **fields)
+    return found
+
+
+def _field(name: str, column: Column) -> tuple[Any, Any]:
+    """Under an alias: a column may be called as pydantic calls something of its own."""
+    kind = _kind(column)
+    return (kind, Field(alias=name)) if column.required else (kind | None, Field(None, alias=name))
+
+
+def _kind(column: Column) -> Any:
+    if column.allowed:
+        return Literal[tuple(column.allowed)]
+    if column.type == "TIMESTAMP":
+        return Utc
+    if column.type == "VARCHAR":
+        return Annotated[str, Field(max_length=LONGEST)]
+    if column.type in BITS:
+        edge = 2 ** BITS[column.type]
+        low, high = column.min if column.min is not None else -edge, column.max if column.max is not None else edge - 1
+        return Annotated[int, Field(ge=low, le=high)]
+    if column.type == "DOUBLE":
+        return Annotated[float, Field(ge=column.min, le=column.max, allow_inf_nan=False)]
+    return PLAIN[column.type]
+
+
+@dataclass(frozen=True)
+class Messages:
+    """The request bodies, checked by one call each. Whatever is wrong raises pydantic's ValidationError."""
+
+    rows: type[Message]
+    features: type[Message]
+    outcomes: type[Message]
+
+    @staticmethod
+    def of(p: Params) -> "Messages":
+        most = Field(min_length=1, max_length=p.serving.rows)
+        value = bool | float | Annotated[str, Field(max_length=LONGEST)] | None
+        outcome = _model(
+            "Outcome",
+            {
+                "id": (Annotated[str, Field(min_length=1, max_length=100)], Field(description="of the prediction")),
+                "label": (_label(p), Field(description="what came of it")),
+                "known_at": (Utc | None, Field(None, description="when it was known; now, where it is not said")),
+            },
+        )
+        return Messages(
+            _model("Rows", {"rows": (list[row_of(p)], most)}),  # type: ignore[misc]
+            _model("Features", {"rows": (list[dict[str, value]], most)}),
+            _model("Outcomes", {"outcomes": (list[outcome], most)}),  # type: ignore[valid-type]
+        )
+
+
+def _label(p: Params) -> Any:
+    if p.label.task == "binary":
+        return bool
+    if p.label.task == "regression":
+        return Annotated[float, Field(allow_inf_nan=False)]
+    return Annotated[str, Field(max_length=LONGEST)] | Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Prediction(BaseModel):
+    id: str = Field(description="names this prediction; its outcome is sent with it")
+    score: float | dict[str, float] = Field(
+        description="the calibrated probability, or one for each class, or the value"
+    )
+    decision: bool | str | float | None = Field(None, description="positive at the threshold, or the likeliest class")
+
+
+class Predictions(BaseModel):
+    """In the order of the rows that were sent."""
+
+    version: int
+    predictions: list[Prediction]
+
+
+class Accepted(BaseModel):
+    accepted: int

@@ -1,0 +1,390 @@
+"""tasks.serving: what the API answers is what the batch path makes of the same rows, and what it answered is kept."""
+
+import hashlib
+import importlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from httpx import Client
+
+from tasks import features, journal, monitor, params, registry, score, state
+from tasks.features import Rows
+from tasks.model import Model
+from tasks.params import Params
+from tasks.registry import Bundle, Registry
+from tasks.serving import app, keeper, live
+from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
+
+DAYS, STAGES = 60, ("ingest", "clean", "features", "tune", "train", "evaluate")
+TOKEN = "ev_a-key-of-the-tests"
+NEWEST = timedelta(hours=20)  # of the rows that are asked for again
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A made project whose first model serves, with its state published, and the rows of its last day."""
+
+    folder: Path
+    home: Path
+    p: Params
+    known: Registry
+    rows: Rows
+    asked: list[dict[str, Any]]  # the same rows, as somebody outside would send them
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    folder, home = tmp_path_factory.mktemp("shop"), tmp_path_factory.mktemp("home")
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "features.sql").write_text(FEATURES_SQL)
+    write_sources(folder / "source", days=DAYS, per_day=80, rng=np.random.default_rng(0))
+    write_params(raw_params("binary", DAYS), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("EVERGREEN_HOME", str(home))
+        patch.setenv("EVERGREEN_PII_KEY", KEY)
+        patch.delenv("EVERGREEN_API_KEYS", raising=False)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        p = params.load()
+        for name in STAGES:
+            getattr(importlib.import_module(f"tasks.{name}"), name)(p)
+        known = registry.open_registry(p.registry)
+        crowned(known, folder, p, "first")
+        state.publish(p, folder)
+        keeper.keep(known, home)
+        rows = features.read(folder / p.paths.features)
+        inside = rows.event_time >= np.datetime64(BEGIN + timedelta(days=DAYS) - NEWEST)
+        yield Shop(folder, home, p, known, rows.take(inside), sent(folder))
+
+
+def crowned(known: Registry, folder: Path, p: Params, name: str) -> int:
+    """A version of the model that the stages left, promoted."""
+    model = folder / p.paths.models / "model.ubj"
+    files = folder / "recorded"
+    files.mkdir(exist_ok=True)
+    for path in (folder / "params.yaml", folder / "tasks" / "features.sql"):
+        shutil.copy(path, files)
+    spec = Model.load(model).spec
+    listed = [{"name": each.name, "kind": each.kind} for each in spec.features]
+    example = features.read(folder / p.paths.features).table.select(spec.names).slice(0, 2)
+    empty: dict[str, Any] = {"params": {}, "metrics": {}, "counts": {}, "datasets": [], "trials": []}
+    bundle = Bundle(model, model, listed, example)
+    run_id = known.log(name, name=name, note="", tags={}, files=files, bundle=bundle, **empty)
+    told = {"outcome": "PROMOTE", "reasons": ["It is good."]}
+    return known.promote(run_id, decision=name, verdict=told, as_of=BEGIN + timedelta(days=DAYS), tags={}).number
+
+
+def sent(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the last day with what is known of an order when it is placed."""
+    lines = (folder / "source" / "orders.csv").read_text().splitlines()[1:]
+    begin = BEGIN + timedelta(days=DAYS) - NEWEST
+    found = []
+    for line in lines:
+        number, placed, email, store, amount, distance, _ = line.split(",")
+        if datetime.fromisoformat(placed) >= begin:
+            plain = {"number": int(number), "email": email, "store": store}
+            at = placed.replace(" ", "T")
+            found.append(plain | {"amount": float(amount), "distance": float(distance), "event_time": at})
+    return found
+
+
+@contextmanager
+def client(shop: Shop, **serving: Any) -> Iterator[Client]:
+    p = shop.p.model_copy(update={"serving": shop.p.serving.model_copy(update=serving)})
+    with serves(app.create(p, shop.home)) as found:
+        yield found
+
+
+@contextmanager
+def serves(one: FastAPI) -> Iterator[Client]:
+    """A real server in a thread of this process."""
+    server = uvicorn.Server(uvicorn.Config(one, host="127.0.0.1", port=0, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as found:
+            yield found
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def api(shop: Shop) -> Iterator[Client]:
+    with client(shop) as found:
+        yield found
+
+
+def kept(shop: Shop) -> journal.Journal:
+    return journal.open_journal(shop.p.journal, home=shop.home)
+
+
+def champion_scores(shop: Shop) -> dict[int, float]:
+    """What the batch path says of each order."""
+    one = Model.load(shop.folder / shop.p.paths.models / "model.ubj")
+    assert shop.rows.keys
+    return dict(zip(shop.rows.keys["number"].to_pylist(), one.predict(shop.rows.table).tolist(), strict=True))
+
+
+# --- answers
+
+
+def test_a_raw_row_gets_the_very_score_that_the_batch_path_gives_it(shop: Shop, api: Client) -> None:
+    answer = api.post("/v1/predict", json={"rows": shop.asked})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()["predictions"]
+    batch = champion_scores(shop)
+    assert len(found) > 40
+    assert [each["score"] for each in found] == [batch[row["number"]] for row in shop.asked]
+    threshold = api.get("/v1/model").json()["threshold"]
+    assert [each["decision"] for each in found] == [each["score"] >= threshold for each in found]
+
+
+def test_alone_and_among_others_a_row_has_the_same_answer(shop: Shop, api: Client) -> None:
+    among = api.post("/v1/predict", json={"rows": shop.asked}).json()["predictions"]
+    for place in (0, len(among) // 2, -1):
+        (alone,) = api.post("/v1/predict", json={"rows": [shop.asked[place]]}).json()["predictions"]
+        assert alone == among[place]
+
+
+def test_ready_features_get_the_same_score(shop: Shop, api: Client) -> None:
+    rows = [{k: v for k, v in row.items() if v is not None} for row in shop.rows.table.slice(0, 30).to_pylist()]
+    found = api.post("/v1/predict/features", json={"rows": rows}).json()["predictions"]
+    one = Model.load(shop.folder / shop.p.paths.models / "model.ubj")
+    assert [each["score"] for each in found] == one.predict(shop.rows.table.slice(0, 30)).tolist()
+
+
+def test_what_was_answered_is_journalled_with_its_features_and_no_name(shop: Shop, api: Client) -> None:
+    row = shop.asked[3]
+    (told,) = api.post("/v1/predict", json={"rows": [row]}).json()["predictions"]
+    made = {each["entry"]: each for each in kept(shop).read("predictions").to_pylist()}
+    line = made[told["id"]]
+    assert (line["score"], line["version"], line["key_number"]) == (told["score"], 1, row["number"])
+    assert line["event_time"] == datetime.fromisoformat(row["event_time"])
+    assert line["x_store"] == row["store"]
+    assert row["email"] not in json.dumps(line, default=str)
+
+
+def test_asked_again_it_is_the_same_prediction(shop: Shop, api: Client) -> None:
+    once, again = (api.post("/v1/predict", json={"rows": shop.asked[:2]}).json() for _ in range(2))
+    assert once == again
+
+
+def test_the_batch_path_does_not_predict_again_what_the_api_has_answered(shop: Shop, api: Client) -> None:
+    api.post("/v1/predict", json={"rows": shop.asked})
+    made = kept(shop).read("predictions", columns=["entry", "event_time"])
+    champion = replace(shop.known.version(1), as_of=BEGIN)
+    arrived = score._arrived(shop.rows, score.entries_of(shop.rows), made, champion, BEGIN)
+    assert not arrived.any()
+
+
+def test_an_outcome_is_taken_and_joins_its_prediction(shop: Shop, api: Client) -> None:
+    (told,) = api.post("/v1/predict", json={"rows": [shop.asked[5]]}).json()["predictions"]
+    for label in (True, False):
+        answer = api.post("/v1/outcomes", json={"outcomes": [{"id": told["id"], "label": label}]})
+        assert answer.json() == {"accepted": 1}
+    came = score.latest_outcomes(kept(shop).read("outcomes"))
+    assert score.outcome_of(told["id"], came) == 0.0  # the later one
+    end = BEGIN + timedelta(days=DAYS)
+    window = monitor.read(kept(shop), replace(shop.known.version(1), as_of=None), until=end, p=shop.p)
+    assert window.labels[list(window.times).index(np.datetime64(shop.asked[5]["event_time"], "us"))] == 0.0
+    assert len(window.times) == len({journal.subject(each) for each in entries(shop, end)})
+
+
+def entries(shop: Shop, end: datetime) -> list[str]:
+    since = end - shop.p.monitor.window
+    return list(kept(shop).read("predictions", since=since, until=end)["entry"].to_pylist())
+
+
+def test_an_outcome_of_a_prediction_that_nobody_made_is_kept_and_harms_nothing(shop: Shop, api: Client) -> None:
+    for name in ("unknown", "a.b.c", f"a.{'0' * 16}.{'f' * 40}", "a." + "0" * 16 + ".-1"):
+        answer = api.post("/v1/outcomes", json={"outcomes": [{"id": name, "label": True}]})
+        assert answer.status_code == 200, answer.text
+        assert name in kept(shop).read("outcomes")["of"].to_pylist()
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("distance", 101, "less than or equal to 100"),
+        ("distance", "far", "valid number"),
+        ("distance", True, "valid number"),
+        ("number", 1.5, "valid integer"),
+        ("number", 2**31, "less than or equal to"),
+        ("number", None, "valid integer"),
+        ("store", "east", "'north', 'south' or 'west'"),
+        ("email", "nobody@example.org", "is not in customers.email"),
+        ("event_time", "2023-01-01T00:00:00", "must not be before"),
+        ("event_time", "9999-12-31T23:59:59Z", "must be before 2200"),
+        ("event_time", "soon", "valid datetime"),
+        ("event_time", "0001-01-01T00:00:00+23:00", "between the years 1 and 9999"),
+        ("colour", "red", "not permitted"),
+    ],
+)
+def test_a_row_that_breaks_the_contract_is_named_with_its_field_and_rule(
+    shop: Shop, api: Client, field: str, value: Any, says: str
+) -> None:
+    answer = api.post("/v1/predict", json={"rows": [shop.asked[0], {**shop.asked[1], field: value}]})
+    assert answer.status_code == 422, answer.text
+    fault = answer.json()["detail"][0]
+    assert fault["loc"][:3] == ["rows", 1, field]
+    assert says in fault["msg"]
+    assert "nobody@example.org" not in answer.text
+
+
+def test_what_the_contract_lets_be_missing_may_be(shop: Shop, api: Client) -> None:
+    row = {k: v for k, v in shop.asked[0].items() if k not in ("email", "distance")}
+    answer = api.post("/v1/predict", json={"rows": [row]})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"rows": []}', b'{"rows": 3}', b"\xff\xfe", b'{"rows": [NaN]}'])
+def test_what_is_no_message_is_422(api: Client, body: bytes) -> None:
+    for path in ("/v1/predict", "/v1/predict/features", "/v1/outcomes"):
+        assert api.post(path, content=body).status_code == 422
+
+
+def test_features_that_the_model_does_not_know_are_named(api: Client) -> None:
+    for row, name in (({"size": 1.0}, "size"), ({"store": 2.0}, "store"), ({"amount": "much"}, "amount")):
+        answer = api.post("/v1/predict/features", json={"rows": [row]})
+        assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["rows", 0, name])
+
+
+def test_too_much_is_refused(shop: Shop) -> None:
+    with client(shop, rows=2, megabytes=0.001) as small:
+        assert small.post("/v1/predict", json={"rows": shop.asked[:3]}).status_code == 422
+        assert small.post("/v1/predict", content=b" " * 2000).status_code == 413
+
+
+def test_over_load_it_says_so_and_does_not_queue(shop: Shop) -> None:
+    made = app.create(shop.p, shop.home)
+    desk = made.user_middleware[0].kwargs["desk"]
+    with serves(made) as one:
+        desk.busy = shop.p.serving.busy
+        answer = one.post("/v1/predict", json={"rows": shop.asked[:1]})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert one.get("/health").status_code == 200
+        desk.busy = 0
+        assert one.post("/v1/predict", json={"rows": shop.asked[:1]}).status_code == 200
+
+
+def test_a_slow_answer_is_given_up(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_of_rows", lambda *_: time.sleep(1))
+    with client(shop, within=timedelta(seconds=0.2)) as one:
+        assert one.post("/v1/predict", json={"rows": shop.asked[:1]}).status_code == 503
+
+
+# --- keys
+
+
+def test_a_key_opens_what_it_is_for(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+    monkeypatch.setenv("EVERGREEN_API_KEYS", f"# of the tests\nshop:predict:{digest}\n")
+    with client(shop) as one:
+        asked = {"rows": shop.asked[:1]}
+        assert one.post("/v1/predict", json=asked).status_code == 401
+        for given in ("Bearer wrong", TOKEN, "Bearer \xff"):
+            answer = one.post("/v1/predict", json=asked, headers={"Authorization": given.encode("latin-1")})
+            assert answer.status_code == 401
+        mine = {"Authorization": f"Bearer {TOKEN}"}
+        assert one.post("/v1/predict", json=asked, headers=mine).status_code == 200
+        assert one.post("/v1/outcomes", json={"outcomes": []}, headers=mine).status_code == 403
+        assert one.get("/v1/model", headers=mine).status_code == 403
+        assert one.get("/health").status_code == 200
+
+
+def test_without_keys_nobody_else_is_let_in(shop: Shop) -> None:
+    with pytest.raises(ValueError, match="that needs API keys"), client(shop, host="0.0.0.0"):
+        pass
+
+
+def test_a_bad_line_is_named_and_not_shown(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERGREEN_API_KEYS", "shop:predict:secret")
+    with pytest.raises(ValueError, match="line 1 of the API keys") as error, client(shop):
+        pass
+    assert "secret" not in str(error.value)
+
+
+# --- what serves
+
+
+def test_before_anything_serves_it_lives_and_is_not_ready(shop: Shop, tmp_path: Path) -> None:
+    with serves(app.create(shop.p, tmp_path)) as empty:
+        assert empty.get("/health").json() == {"status": "alive"}
+        assert empty.get("/ready").json()["why"] == ["no champion serves yet", "no state is published yet"]
+        answer = empty.post("/v1/predict", json={"rows": shop.asked[:1]})
+        assert (answer.status_code, "retrain" in answer.text) == (503, True)
+
+
+def test_a_state_that_is_old_is_not_ready_and_answers_all_the_same(shop: Shop) -> None:
+    with client(shop, stale=timedelta(microseconds=1)) as one:
+        assert one.get("/ready").status_code == 503
+        assert one.post("/v1/predict", json={"rows": shop.asked[:1]}).status_code == 200
+
+
+def test_metrics_tell_rates_latencies_scores_and_the_version(shop: Shop, api: Client) -> None:
+    api.post("/v1/predict", json={"rows": shop.asked[:1]})
+    text = api.get("/metrics").text
+    assert 'evergreen_requests_total{path="/v1/predict",status="200"}' in text
+    assert "evergreen_version 1.0" in text
+    assert 'evergreen_request_seconds_bucket{le="10.0",path="/v1/predict"}' in text
+    assert "evergreen_score_bucket" in text
+
+
+def test_the_documentation_shows_what_a_row_is(api: Client) -> None:
+    found = api.get("/openapi.json").json()["paths"]["/v1/predict"]["post"]
+    row = found["requestBody"]["content"]["application/json"]["schema"]["properties"]["rows"]["items"]
+    assert set(row["required"]) == {"event_time", "number", "store"}
+    assert {"422", "503"} <= found["responses"].keys()
+
+
+def test_a_promotion_is_live_without_a_restart_and_the_old_serves_until_then(shop: Shop) -> None:
+    with client(shop) as one:
+        assert one.get("/v1/model").json()["number"] == 1
+        made = crowned(shop.known, shop.folder, shop.p, "second")
+        try:
+            assert keeper.keep(shop.known, shop.home) == made
+            end = time.monotonic() + 5
+            while one.get("/v1/model").json()["number"] != made:
+                assert one.post("/v1/predict", json={"rows": shop.asked[:1]}).status_code == 200
+                assert time.monotonic() < end
+            assert one.post("/v1/predict", json={"rows": shop.asked[:1]}).json()["version"] == made
+        finally:
+            shop.known.rollback(decision="back", as_of=BEGIN, reasons=["for the other tests"])
+            keeper.keep(shop.known, shop.home)
+
+
+def test_what_cannot_be_loaded_does_not_serve_and_the_old_serves_on(shop: Shop) -> None:
+    one = live.Live(shop.home)
+    assert list(one.renew(shop.p))
+    before = one.champion
+    torn = live.folder(shop.home) / "99"
+    torn.mkdir()
+    pointer = live.folder(shop.home) / live.POINTER
+    said = pointer.read_text()
+    try:
+        pointer.write_text('{"number": 99}')
+        assert list(one.renew(shop.p)) == []
+        assert one.champion is before
+    finally:
+        pointer.write_text(said)
+        torn.rmdir()
