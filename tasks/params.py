@@ -290,7 +290,7 @@ class Serving(Section):
     megabytes: float = Field(4, gt=0)
     busy: int = Field(64, ge=1)
     within: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=10)
-    keys: str | None = None
+    key_file: str | None = None
 
 
 class Params(Section):

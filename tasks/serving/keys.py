@@ -42,14 +42,14 @@ class Keys:
 
 
 def read(settings: Serving) -> Keys:
-    """From serving.keys, else EVERGREEN_API_KEYS. Raises ValueError for a bad line, and for none off this machine."""
-    text = Path(settings.keys).read_text() if settings.keys else os.environ.get("EVERGREEN_API_KEYS", "")
+    """From serving.key_file, else EVERGREEN_API_KEYS. Raises ValueError for a bad line, or for none off this machine."""
+    text = Path(settings.key_file).read_text() if settings.key_file else os.environ.get("EVERGREEN_API_KEYS", "")
     lines = [line.strip() for line in text.splitlines()]
     found = Keys(tuple(_key(line, i + 1) for i, line in enumerate(lines) if line and not line.startswith("#")))
     if not found.known and settings.host not in HERE:
         raise ValueError(
             f"serving.host is {settings.host}, so others can ask: that needs API keys. "
-            "`python -m tasks.serving.keys <name>` makes one; put its line into the file that serving.keys names."
+            "`python -m tasks.serving.keys <name>` makes one; put its line into the file that serving.key_file names."
         )
     return found
 

@@ -185,3 +185,10 @@ def test_the_home_is_the_environments_or_the_checkouts(monkeypatch: pytest.Monke
     assert params.home() == tmp_path / ".evergreen"
     monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "elsewhere"))
     assert params.home() == tmp_path / "elsewhere"
+
+
+def test_every_section_can_be_taken_apart_as_prefect_does() -> None:
+    p = params.load(Path(__file__).parents[2] / "params.yaml")
+    for section in dict(p).values():
+        for each in section.values() if isinstance(section, dict) else [section]:
+            assert set(dict(each)) == set(type(each).model_fields)  # a field called `keys` would break dict()
