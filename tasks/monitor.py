@@ -24,7 +24,7 @@ import numpy as np
 from tasks import drift, gate, judge, policy, predecessor, reference, score
 from tasks.drift import Cause, Found, Slice
 from tasks.evaluate import CANDIDATE
-from tasks.journal import Journal, entry_of, subject
+from tasks.journal import Journal, entry_of
 from tasks.judge import Holdout
 from tasks.model import Floats, Model
 from tasks.params import Params, spell
@@ -187,10 +187,9 @@ def measure(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_
 def read(journal: Journal, champion: Version, *, until: datetime, p: Params) -> Window:
     """The champion's own predictions in the window of monitor.window that ends at `until`."""
     since = until - p.monitor.window
-    columns = ["entry", "event_time", "version", "score"]  # the features are most of a row, and not wanted here
+    columns = ["entry", "event_time", "made_at", "version", "score"]  # the features are most of a row, and not wanted
     made = journal.read("predictions", since=since, until=until, columns=columns)
-    mine = (each for each in made.to_pylist() if predecessor.unseen(each["event_time"], each["version"], champion))
-    rows = list({subject(each["entry"]): each for each in mine}.values())  # what was asked several times counts once
+    rows = score.once(predecessor.unseen(made, champion)).to_pylist()
     came = score.latest_outcomes(journal.read("outcomes", since=since, until=until))
     labels = np.empty(len(rows), dtype=object)
     labels[:] = [score.outcome_of(each["entry"], came) for each in rows]

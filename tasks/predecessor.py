@@ -86,17 +86,15 @@ def _cannot_score(earlier: Spec, serving: Spec) -> str | None:
 def matured(journal: Journal, champion: Version, spec: Spec, *, until: datetime) -> Matured:
     """The champion's predictions of event_time < until that have an outcome; of several outcomes, the latest."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     listed = journal.read("predictions", until=until, columns=["entry", "event_time", "version"])
-    seen = [unseen(*each, champion) for each in _pairs(listed)]
-    mine = listed.filter(pa.array(seen, pa.bool_())) if seen else listed
+    mine = unseen(listed, champion)
     if not mine.num_rows:
         return Matured(mine, np.empty(0))
     since, last = mine["event_time"][0].as_py(), mine["event_time"][-1].as_py()  # whole rows are large: not all of them
     rows = journal.read("predictions", since=since, until=last + TICK)
     came = score.latest_outcomes(journal.read("outcomes", since=since, until=last + TICK))
-    rows = rows.filter(pc.equal(rows["version"], champion.number))
+    rows = score.once(unseen(rows, champion))
     labels = [score.outcome_of(entry, came) for entry in rows["entry"].to_pylist()]
     rows = rows.filter(pa.array([label is not None for label in labels], pa.bool_()))
     codes = _codes([label for label in labels if label is not None], spec)
@@ -104,16 +102,17 @@ def matured(journal: Journal, champion: Version, spec: Spec, *, until: datetime)
     return Matured(rows.filter(known), codes[known])
 
 
-def _pairs(listed: "pa.Table") -> "Iterable[tuple[datetime, int]]":
-    """The event time and the version of each prediction."""
-    names = ("event_time", "version")
-    return zip(*(listed[name].to_pylist() for name in names), strict=True) if listed.num_rows else ()
+def unseen(made: "pa.Table", champion: Version) -> "pa.Table":
+    """The champion's own predictions, but of rows that it was trained on: a retrain whose as_of is ahead of the journal
+    leaves such rows for its own model to predict."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-
-def unseen(event_time: datetime, version: int, champion: Version) -> bool:
-    """Whether a prediction is the champion's, and of a row that it was not trained on: a retrain whose as_of is ahead
-    of the journal leaves such rows for its own model to predict."""
-    return version == champion.number and (champion.as_of is None or event_time >= champion.as_of)
+    if not made.num_rows:
+        return made
+    mine = made.filter(pc.equal(made["version"], champion.number))
+    since = pa.scalar(champion.as_of or datetime.min, pa.timestamp("us"))
+    return mine.filter(pc.greater_equal(mine["event_time"], since))
 
 
 def _codes(labels: list[Any], spec: Spec) -> Floats:

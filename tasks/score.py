@@ -161,6 +161,13 @@ def latest_outcomes(told: "pa.Table") -> dict[str, Any]:
     return {row["of"]: row["label"] for row in _in_turn(told)}
 
 
+def once(made: "pa.Table") -> "pa.Table":
+    """Of several predictions of one subject, which the API may have been asked for, the last that was made."""
+    names, times = _subjects(made), made["made_at"].to_pylist() if made.num_rows else []
+    last = {names[place]: place for place in sorted(range(made.num_rows), key=times.__getitem__)}
+    return made.take(sorted(last.values())) if made.num_rows else made
+
+
 def outcome_of(entry: str, came: Mapping[str, Any]) -> Any:
     """What came of a prediction, told under its own name or as of its subject; None where nothing did yet."""
     return came.get(entry, came.get(subject(entry)))

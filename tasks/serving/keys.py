@@ -42,7 +42,7 @@ class Keys:
 
 
 def read(settings: Serving) -> Keys:
-    """From serving.key_file, else EVERGREEN_API_KEYS. Raises ValueError for a bad line, or for none off this machine."""
+    """From serving.key_file, else EVERGREEN_API_KEYS. Raises ValueError for a bad line or an open door."""
     text = Path(settings.key_file).read_text() if settings.key_file else os.environ.get("EVERGREEN_API_KEYS", "")
     lines = [line.strip() for line in text.splitlines()]
     found = Keys(tuple(_key(line, i + 1) for i, line in enumerate(lines) if line and not line.startswith("#")))

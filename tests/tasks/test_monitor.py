@@ -89,6 +89,7 @@ class Shop:
             "entry": pa.array(entries, pa.string()),
             "version": pa.array([version or self.of.version.number] * len(rows), pa.int64()),
             "event_time": pa.array(rows.event_time, pa.timestamp("us")),
+            "made_at": pa.array([LAST] * len(rows), pa.timestamp("us")),
             "score": self.of.model.predict(rows.table).astype(np.float64),
         }
         named = {f"x_{name}": rows.table[name] for name in self.of.model.spec.names if name not in drop}

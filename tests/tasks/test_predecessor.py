@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tasks import gate, params, predecessor, registry
+from tasks import gate, params, predecessor, registry, score
 from tasks.features import Rows
 from tasks.journal import Journal, entry_of
 from tasks.model import Model, spec_for, xgboost
@@ -68,6 +68,7 @@ class Shop:
             "entry": entries,
             "version": pa.array([version.number] * len(mine), pa.int64()),
             "event_time": pa.array(mine.event_time, pa.timestamp("us")),
+            "made_at": pa.array([LAST] * len(mine), pa.timestamp("us")),
             "score": model.predict(table).astype(np.float64),
         }
         self.kept.append("predictions", pa.table(told | {f"x_{name}": table[name] for name in model.spec.names}))
@@ -207,6 +208,17 @@ def test_the_latest_of_several_outcomes_counts(shop: Shop) -> None:
     found = shop.compare(worse)
     assert found
     assert found.detail["outcome"] == "REJECT"  # who was right before is wrong now
+
+
+def test_of_what_was_asked_several_times_the_last_answer_counts() -> None:
+    hour = timedelta(hours=1)
+    told = {
+        "entry": ["a", "b.1.x", "a.2.y", "b.2.y"],
+        "made_at": pa.array([LAST, LAST + hour, LAST + hour, LAST], pa.timestamp("us")),
+        "score": [0.1, 0.2, 0.3, 0.4],
+    }
+    assert score.once(pa.table(told))["score"].to_pylist() == [0.2, 0.3]
+    assert score.once(pa.table({})).num_rows == 0
 
 
 def test_rows_that_the_champion_was_trained_on_do_not_count(shop: Shop) -> None:
