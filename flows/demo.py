@@ -176,7 +176,8 @@ def _leaderboard(done: "Retrained") -> Table:
 def closing() -> str:
     return (
         "\n[bold]Look further[/]\n"
-        "  make up            Prefect on http://127.0.0.1:4200, MLflow on :5000, the drift reports on :8000\n"
+        "  make up            Prefect on http://127.0.0.1:4200, MLflow on :5000, the drift reports on :8000,\n"
+        "                     the API on :8080\n"
         "  make repro         the same pipeline by hand, in this folder\n"
     )
 

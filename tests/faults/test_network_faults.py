@@ -12,27 +12,11 @@ from flows import retrain as flow
 from flows import score as scoring
 from tasks import params, registry
 from tests.conftest import KEY, raw_params
-from tests.faults.test_monitor_faults import Server
+from tests.faults.conftest import Server
 from tests.flows.conftest import DAYS, make_checkout
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600), pytest.mark.usefixtures("prefect_server")]
 FIRST, LATER = datetime(2024, 3, 1), datetime(2024, 3, 8)
-
-
-@pytest.fixture(scope="module")
-def prefect_server() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    one = Server(tmp_path_factory.mktemp("mlflow"))
-    one.start()
-    yield one
-    one.stop()
 
 
 @pytest.fixture(scope="module")
