@@ -1,7 +1,7 @@
 """app: the web application. `create` is its factory; what it needs begins and ends with its lifespan.
 
 A request is checked, answered by the champion that serves at that moment, journalled, and sent: in this order. What the
-answers mean is in messages.py; OpenAPI is at /docs.
+answers mean is in messages.py; OpenAPI is at /openapi.json, and no page here asks another machine for its scripts.
 """
 
 import asyncio
@@ -95,7 +95,9 @@ def create(p: Params, home: Path) -> FastAPI:
     """The application of one process. Raises ValueError for settings that would leave it open."""
     keys = read_keys(p.serving)
     desk = Desk(p, keys, Live(home), Book(journal.open_journal(p.journal, home=home)), Messages.of(p))
-    app = FastAPI(title=f"evergreen: {p.registry.model}", version="1", lifespan=_lifespan(desk), redoc_url=None)
+    app = FastAPI(
+        title=f"evergreen: {p.registry.model}", version="1", lifespan=_lifespan(desk), docs_url=None, redoc_url=None
+    )
     app.add_middleware(Door, desk=desk)
     _add_answers(app, desk)
     _add_pages(app, desk)
@@ -307,6 +309,11 @@ def _outcomes(desk: Desk, asked: list[Any]) -> Any:
 
 
 def _add_pages(app: FastAPI, desk: Desk) -> None:
+    @app.get("/", include_in_schema=False)
+    async def root() -> dict[str, Any]:
+        """What there is, for whoever comes with a browser."""
+        return {"model": desk.p.registry.model, "pages": sorted(app.openapi()["paths"]), "openapi": "/openapi.json"}
+
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether the process lives."""
