@@ -35,12 +35,12 @@ class State:
     published_at: datetime  # by the clock on the wall, in UTC
     kind: str  # a hash of what the tables are: another contract makes another
 
-    def age(self, now: datetime | None = None) -> timedelta:
-        return (now or datetime.now(UTC).replace(tzinfo=None)) - self.published_at
+    def age(self) -> timedelta:
+        return datetime.now(UTC).replace(tzinfo=None) - self.published_at
 
-    def event_now(self, now: datetime | None = None) -> datetime:
+    def event_now(self) -> datetime:
         """Event time "now": as_of, and what has passed on the wall since."""
-        return self.as_of + self.age(now)
+        return self.as_of + self.age()
 
 
 def publish(p: Params, folder: Path, *, home: Path | None = None) -> State | None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -54,6 +55,12 @@ class Desk:
     metrics: Metrics = field(default_factory=Metrics.begin)
     busy: int = 0
 
+    @cached_property
+    def pii_key(self) -> bytes:
+        """Read once, not for each request; nothing where the rows have no personal data."""
+        pii = any(column.pii for column in self.p.contract[self.p.spine.table].columns.values())
+        return contract.pii_key() if pii else b""
+
     def champion(self) -> Champion:
         if self.live.champion is None:
             raise HTTPException(503, "no champion serves yet: run the retrain flow", {"Retry-After": "5"})
@@ -89,6 +96,11 @@ def _places(error: ValidationError) -> list[dict[str, Any]]:
     """Of each fault where it is and which rule it breaks; never the value, which may be personal."""
     found = error.errors(include_context=False, include_url=False, include_input=False)
     return [{"type": each["type"], "loc": each["loc"], "msg": each["msg"]} for each in found]
+
+
+def _place(error: Refused, kind: str) -> RequestValidationError:
+    """The same of a row that breaks a rule which needs more than itself."""
+    return RequestValidationError([{"type": kind, "loc": ("rows", error.row, error.name), "msg": error.rule}])
 
 
 def create(p: Params, home: Path) -> FastAPI:
@@ -226,9 +238,7 @@ def _add_answers(app: FastAPI, desk: Desk) -> None:
         try:
             return await desk.answered(await asyncio.to_thread(_of_rows, desk, asked))
         except Refused as error:
-            raise RequestValidationError(
-                [{"type": "contract", "loc": ("rows", error.row, error.name), "msg": error.rule}]
-            ) from None
+            raise _place(error, "contract") from None
 
     @app.post(
         "/v1/predict/features",
@@ -242,9 +252,7 @@ def _add_answers(app: FastAPI, desk: Desk) -> None:
         try:
             return await desk.answered(_of_features(desk, asked))
         except Refused as error:
-            raise RequestValidationError(
-                [{"type": "feature", "loc": ("rows", error.row, error.name), "msg": error.rule}]
-            ) from None
+            raise _place(error, "feature") from None
 
     @app.post("/v1/outcomes", response_model=Accepted, responses=WRONG, openapi_extra=_body(desk.messages.outcomes))
     async def outcomes(request: Request) -> Response:
@@ -272,8 +280,7 @@ def _inline(part: Any, whole: dict[str, Any]) -> Any:
 
 def _of_rows(desk: Desk, asked: list[dict[str, Any]]) -> Answered:
     champion, tables = desk.champion(), desk.tables()
-    pii = any(column.pii for column in desk.p.contract[desk.p.spine.table].columns.values())
-    rows = live.hidden(desk.p, asked, contract.pii_key()) if pii else asked
+    rows = live.hidden(desk.p, asked, desk.pii_key)
     tables.check(rows)
     keys = {name: [row[name] for row in rows] for name in desk.p.contract[desk.p.spine.table].key}
     subjects = live.subjects(desk.p, rows) if keys else [uuid4().hex for _ in rows]
