@@ -350,7 +350,7 @@ def _own_index(checkout: Path, scratch: Path) -> dict[str, str]:
         checkout / _git(checkout, "rev-parse", "--git-path", name).decode().strip() for name in ("index", "objects")
     )
     if index.exists():
-        shutil.copyfile(index, scratch / "index")
+        shutil.copy2(index, scratch / "index")  # its time tells git which edits may hide in the second it was written
     (scratch / "objects").mkdir()
     return {
         "GIT_INDEX_FILE": str(scratch / "index"),

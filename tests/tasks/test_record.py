@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tasks import params, record, registry
+from tasks import params, pipeline, record, registry
 from tasks.params import Params
 from tasks.registry import Registry
 
@@ -295,6 +295,24 @@ def test_a_checkout_asks_git(folder: Path, tmp_path: Path) -> None:
     assert run.data.tags["evergreen.commit"] == head.stdout.strip()
     assert run.data.tags["evergreen.dirty"] == "true"
     assert "+SELECT 2" in opened(folder).fetch(run.info.run_id, "uncommitted.patch", tmp_path / "got").read_text()
+
+
+def test_an_edit_of_the_same_size_in_the_second_of_the_commit_is_seen(folder: Path) -> None:
+    """Git compares seconds, and reads a file anew where the index is no younger than it."""
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    edited, second = folder / "tasks" / "features.sql", (1_700_000_000, 1_700_000_000)
+    os.utime(edited, second)
+    for args in (
+        ["init", "-q"],
+        ["config", "core.trustctime", "false"],
+        ["add", "."],
+        [*identity, "commit", "-qm", "a"],
+    ):
+        subprocess.run(["git", *args], cwd=folder, check=True)
+    edited.write_text("SELECT 2\n")
+    for path in (edited, folder / ".git" / "index"):
+        os.utime(path, second)
+    assert b"+SELECT 2" in pipeline.code_of(folder)[1]
 
 
 def test_new_code_is_in_the_patch_and_a_lock_alone_makes_no_run_dirty(folder: Path, tmp_path: Path) -> None:
