@@ -47,7 +47,7 @@ repro: setup  ## the pipeline by hand: dvc repro in this checkout
 	@PATH="$(abspath $(BIN)):$$PATH" dvc repro
 
 test: setup  ## the fast tests, under 8 minutes on 2 cores
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not faults"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not faults"
 
 test-faults: setup  ## kills, locks, full disks, the loop on real servers: under 30 minutes
 	@$(BIN)/python -m pytest -q -m faults

@@ -75,7 +75,7 @@ def _left_open(decision: str) -> bool:
     from tasks import journal, monitor, registry
 
     p = params.load()
-    answered = {line.decision for line in registry.open_registry(p.registry).ledger()}
+    answered = registry.open_registry(p.registry).answered()
     return decision in monitor.pending(journal.open_journal(p.journal), answered=answered, p=p)
 
 

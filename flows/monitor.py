@@ -4,7 +4,7 @@
 
 The event is `evergreen.retrain.wanted`; its payload has the decision's id and as_of. What starts a retrain on it is a
 deployment's trigger: nothing is trained here. Where the champion's predecessor would surely have done better, the alias
-goes back to it at once.
+goes back to it at once. A challenger that is surely better is promoted, one that is surely worse is taken away.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from pydantic import Field
 
 from flows.alert import alert
 from flows.network import NETWORK
-from tasks import drift, journal, params, pipeline, policy, predecessor, registry
+from tasks import canary, drift, journal, params, pipeline, policy, predecessor, registry
 from tasks import monitor as work
 from tasks.journal import Journal
 from tasks.monitor import Measured, Watched
 from tasks.params import Params
 from tasks.policy import Decision, Signal
-from tasks.registry import Registry
+from tasks.registry import Entry, Registry
 
 WANTED = "evergreen.retrain.wanted"
 Reports = Literal["always", "alarms", "never"]
@@ -44,6 +44,7 @@ class Monitored:
     decision: Decision | None
     rolled_back: int | None = None  # the version that was taken down
     report: Path | None = None
+    canary: Entry | None = None  # what ended the canary
 
 
 def named() -> str:
@@ -78,14 +79,16 @@ def _monitored(p: Params, kept: Journal, as_of: datetime | None, *, report: Repo
     windows = measured(p, of, kept, known, moment)
     found = windows[-1]
     down = taken_down(kept, known, of, moment)
-    decision = decided(p, kept, known, of, moment, down=down)
+    over = tried(p, kept, known, of, moment)
+    gone = down is not None or (over is not None and over.outcome == "PROMOTE")
+    decision = decided(p, kept, known, of, moment, gone=gone)
     told(p, kept, known, found)
     wanted = report == "always" or (report == "alarms" and any(each.alarm for each in found.signals))
     drawn = drawn_up(p, of, found, moment) if wanted else None
     kept.compact()
-    _publish(Monitored(moment, found.signals, decision, down, drawn), found)
+    done = _publish(Monitored(moment, found.signals, decision, down, drawn, over), found)
     charted(known, of, windows, decision, drawn)  # last: where MLflow is away, everything else is done
-    return Monitored(moment, found.signals, decision, down, drawn)
+    return done
 
 
 @task(name="champion", task_run_name="champion", cache_policy=NO_CACHE, timeout_seconds=120, **NETWORK)
@@ -123,22 +126,40 @@ def taken_down(kept: Journal, known: Registry, of: Watched, as_of: datetime) -> 
     return of.version.number
 
 
+@task(name="canary", task_run_name="canary", cache_policy=NO_CACHE, **NETWORK)
+def tried(p: Params, kept: Journal, known: Registry, of: Watched, as_of: datetime) -> Entry | None:
+    """The line that ends the canary, where a look says who is better. Where a person has to approve a promotion, or the
+    registry refuses it, the look stands."""
+    begun = canary.settled(known, as_of=as_of)
+    look = canary.wanted(work.signals(kept), of.version.number, begun) if begun else None
+    if look is None:
+        return None
+    if p.gate.approval == "required" and canary.wins(look):
+        approve = f"To promote it: python -m flows.canary --accept\n{look.said}"
+        subject = f"evergreen: a challenger of {p.registry.model} waits for approval"
+        alert(subject, approve, cause=f"approve {canary.decision_of(look)}", journal=kept, p=p)
+        return None
+    try:
+        return canary.act(known, look, as_of=as_of)
+    except ValueError as error:
+        get_run_logger().warning("the challenger is not promoted: %s", error)
+        return None
+
+
 @task(name="decide", task_run_name="decide", cache_policy=NO_CACHE, **NETWORK)
-def decided(
-    p: Params, kept: Journal, known: Registry, of: Watched, as_of: datetime, *, down: int | None = None
-) -> Decision:
-    """The policy's answer to everything that was measured and done so far, said by an event and kept."""
-    lines = known.ledger()
-    answered = {entry.decision for entry in lines if entry.mark in registry.ANSWERS}
+def decided(p: Params, kept: Journal, known: Registry, of: Watched, as_of: datetime, *, gone: bool = False) -> Decision:
+    """The policy's answer to everything that was measured and done so far, said by an event and kept. `gone`: this
+    champion serves no more."""
+    answered = known.answered()
     found = policy.decide(
         list(work.signals(kept)),
         as_of=as_of,
         version=of.version.number,
         policy=p.policy,
-        retrains=sorted({entry.as_of for entry in lines if entry.mark in ("verdict", "intent")}),
+        retrains=known.retrains(),
         asked=work.asked(kept, answered=answered, p=p),
         pending=work.pending(kept, answered=answered, p=p),
-        down=down is not None,
+        down=gone,
     )
     if found.retrains:
         _want(p, found)  # before it is kept: a kill between them asks twice, with one id, and not never
@@ -176,12 +197,17 @@ def drawn_up(p: Params, of: Watched, found: Measured, as_of: datetime) -> Path |
 def told(p: Params, kept: Journal, known: Registry, found: Measured) -> None:
     """What a person should hear of, each cause once; also what a run before this one decided, and could not say."""
     for each in found.signals:
-        if each.alarm:
+        if each.alarm and each.kind != "challenger":  # what came of that is told below
             began = work.began(kept, each)
             alert(f"evergreen: {each.kind} of {p.registry.model}", each.said, cause=began, journal=kept, p=p)
     for cause, why in work.wanted_lately(kept):
         alert(f"evergreen: a retrain of {p.registry.model} is wanted", why, cause=cause, journal=kept, p=p)
-    for line in predecessor.taken_down(known.ledger()):
+    lines = known.ledger()
+    for line in canary.ended(lines):
+        did = "was promoted" if line.outcome == "PROMOTE" else "was taken away: it is never put up or promoted again"
+        subject = f"evergreen: the challenger of {p.registry.model}, version {line.version}, {did}"
+        alert(subject, "\n".join(line.reasons), cause=f"canary {line.decision}", journal=kept, p=p)
+    for line in predecessor.taken_down(lines):
         subject = f"evergreen: version {line.champion} of {p.registry.model} was taken down"
         why = "\n".join([*line.reasons, f"Version {line.version} serves again."])
         alert(subject, why, cause=f"down {line.champion}", journal=kept, p=p)

@@ -124,10 +124,10 @@ def answered(p: Params, decision: str) -> bool:
     """An event may be said twice, and a run that crashed after its verdict is run again."""
     known = registry.open_registry(p.registry)
     _finish_open(known)
-    lines = [line for line in known.ledger() if line.decision == decision and line.mark in registry.ANSWERS]
-    if lines:
-        get_run_logger().info("decision %s was answered already: %s %s", decision, lines[-1].mark, lines[-1].outcome)
-    return bool(lines)
+    found = decision in known.answered()
+    if found:
+        get_run_logger().info("decision %s was answered already: see the ledger", decision)
+    return found
 
 
 def _finish_open(known: Registry) -> None:

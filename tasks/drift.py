@@ -425,7 +425,7 @@ class Slice:
 def causes(twin: Model, now: "pa.Table", profile: Profile, found: Found) -> list[Cause]:
     """What each column's move did to the scores, the largest first: the mean SHAP value of these rows less that of the
     holdout. Of several classes, the class that moved most."""
-    shift = reference.contributions(twin, now).mean(axis=0) - np.array(profile.contributions)
+    shift = twin.contributions(now).mean(axis=0) - np.array(profile.contributions)
     by_feature = shift if shift.ndim == 1 else shift[np.argmax(np.abs(shift).sum(axis=1))]
     by_name = {each.name: each for each in found.columns}
     names = twin.spec.names

@@ -46,7 +46,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     seen = rows.take(split.training(rows.event_time, where.start, p.split, deadline=p.label.deadline) & there)
     predictions = {CANDIDATE: twin.predict(held.table)} | _baselines(p, seen, held, twin.spec)
     board = {name: measure(twin.spec, held.label, found) for name, found in predictions.items()}
-    parts = reference.contributions(twin, held.table.take(reference.evenly(len(held), p.evaluate.shap_rows)))
+    parts = twin.contributions(held.table.take(reference.evenly(len(held), p.evaluate.shap_rows)))
     _write_reports(p, folder / p.paths.reports, twin, held, predictions[CANDIDATE], board, parts)
     others = {name: each.predict(held.table) for name, each in seeds.items()}
     _publish_holdout(folder / p.paths.reports / "holdout.parquet", p, held, predictions | others)

@@ -13,7 +13,8 @@ WITH asked AS (
 ),
 
 -- Arrivals as they became known, and the questions between them, on one line of time. NOT MATERIALIZED: each reader
--- below takes, and sorts, only the columns that it needs.
+-- below takes, and sorts, only the columns that it needs; and only the rows that a question can touch, which for the
+-- few rows of a request are few.
 timeline AS NOT MATERIALIZED (
     SELECT NULL AS row_id, known_at AS moment, carrier, flight, tailnum, origin, dest,
         arr_delay, dep_delay, CAST(arr_delay >= 15 AS INTEGER) AS late
@@ -32,6 +33,7 @@ by_origin AS (
         count(late) OVER hour AS origin_arrivals_1h,
         avg(arr_delay) OVER hours AS origin_delay_4h
     FROM timeline
+    WHERE moment >= (SELECT min(asked_at) FROM asked) - INTERVAL 4 HOUR
     WINDOW
         hour AS (PARTITION BY origin ORDER BY moment RANGE BETWEEN INTERVAL 1 HOUR PRECEDING AND CURRENT ROW),
         hours AS (PARTITION BY origin ORDER BY moment RANGE BETWEEN INTERVAL 4 HOUR PRECEDING AND CURRENT ROW)
@@ -40,6 +42,7 @@ by_origin AS (
 by_carrier AS (
     SELECT row_id, avg(arr_delay) OVER hours AS carrier_delay_4h, avg(late) OVER day AS carrier_late_1d
     FROM timeline
+    WHERE moment >= (SELECT min(asked_at) FROM asked) - INTERVAL 1 DAY
     WINDOW
         hours AS (PARTITION BY carrier ORDER BY moment RANGE BETWEEN INTERVAL 4 HOUR PRECEDING AND CURRENT ROW),
         day AS (PARTITION BY carrier ORDER BY moment RANGE BETWEEN INTERVAL 1 DAY PRECEDING AND CURRENT ROW)
@@ -48,6 +51,7 @@ by_carrier AS (
 by_dest AS (
     SELECT row_id, avg(arr_delay) OVER hours AS dest_delay_6h, avg(late) OVER week AS dest_late_7d
     FROM timeline
+    WHERE dest IN (SELECT dest FROM asked)
     WINDOW
         hours AS (PARTITION BY dest ORDER BY moment RANGE BETWEEN INTERVAL 6 HOUR PRECEDING AND CURRENT ROW),
         week AS (PARTITION BY dest ORDER BY moment RANGE BETWEEN INTERVAL 7 DAY PRECEDING AND CURRENT ROW)
@@ -56,6 +60,7 @@ by_dest AS (
 by_flight AS (
     SELECT row_id, avg(late) OVER week AS flight_late_7d, avg(arr_delay) OVER week AS flight_delay_7d
     FROM timeline
+    WHERE flight IN (SELECT flight FROM asked)
     WINDOW
         week AS (PARTITION BY carrier, flight ORDER BY moment RANGE BETWEEN INTERVAL 7 DAY PRECEDING AND CURRENT ROW)
 ),
@@ -63,13 +68,14 @@ by_flight AS (
 by_tail AS (
     SELECT row_id, avg(arr_delay) OVER day AS tail_delay_1d
     FROM timeline
+    WHERE tailnum IN (SELECT tailnum FROM asked)
     WINDOW day AS (PARTITION BY tailnum ORDER BY moment RANGE BETWEEN INTERVAL 1 DAY PRECEDING AND CURRENT ROW)
 ),
 
 -- Where the aircraft came from: its last arrival that was known. Two in one minute: the later one counts.
 last_arrivals AS (
     SELECT tailnum, known_at, max(arr_delay) AS delay FROM flights
-    WHERE known_at IS NOT NULL AND tailnum IS NOT NULL
+    WHERE known_at IS NOT NULL AND tailnum IN (SELECT tailnum FROM asked)
     GROUP BY tailnum, known_at
 ),
 
@@ -101,7 +107,7 @@ JOIN by_origin ON by_origin.row_id = asked.row_id
 JOIN by_carrier ON by_carrier.row_id = asked.row_id
 JOIN by_dest ON by_dest.row_id = asked.row_id
 JOIN by_flight ON by_flight.row_id = asked.row_id
-JOIN by_tail ON by_tail.row_id = asked.row_id
+LEFT JOIN by_tail ON by_tail.row_id = asked.row_id
 LEFT JOIN aircraft ON aircraft.row_id = asked.row_id
 LEFT JOIN sky ON sky.row_id = asked.row_id
 LEFT JOIN planes ON planes.tailnum = asked.tailnum

@@ -33,6 +33,7 @@ KINDS: tuple[Kind, ...] = ("predictions", "outcomes", "signals", "decisions", "a
 HEAD = struct.Struct(">4sQI")  # a frame: a mark, its length in bytes, their CRC-32; then an Arrow stream
 MARK = b"EVJ1"
 TORN = ".torn"  # what could not be read of a log is kept under this name
+ARM, SHADOW = "arm", "shadow"  # the column that tells who answered; a row without it is the champion's
 log = logging.getLogger("evergreen")
 
 
@@ -50,15 +51,24 @@ class Journal:
     address: str
     _open: dict[Kind, "Log"] = field(default_factory=dict)
 
-    def append(self, kind: Kind, rows: "pa.Table") -> None:
-        """Rows with the columns `entry` (text) and `event_time`. They are on disk when this returns, or it raises."""
+    def append(self, kind: Kind, rows: "pa.Table", *, sync: bool = True) -> None:
+        """Rows with the columns `entry` (text) and `event_time`. They are on disk when this returns, or it raises.
+
+        Without `sync` they are the system's when this returns: they outlive this process, whatever kills it, and with
+        the next `sync` a loss of power.
+        """
         if missing := {"entry", "event_time"} - set(rows.column_names):
             raise ValueError(f"a row of the journal needs {sorted(missing)}, but there are {rows.column_names}")
         if not rows.num_rows:
             return
         if kind not in self._open:
             self._open[kind] = Log.begin(self.logs / kind)
-        self._open[kind].append(rows)
+        self._open[kind].append(rows, sync=sync)
+
+    def syncing(self) -> Callable[[], None]:
+        """What puts all that was appended until now on disk, from any thread."""
+        held = [os.dup(each.stream.fileno()) for each in self._open.values()]
+        return partial(_sync, held)
 
     def read(
         self,
@@ -67,14 +77,18 @@ class Journal:
         since: datetime | None = None,
         until: datetime | None = None,
         columns: Sequence[str] | None = None,
+        shadows: bool = False,
     ) -> "pa.Table":
         """Every row with since <= event_time < until, once, in the order of event time and entry.
 
-        `columns` must hold those two. An empty journal gives a table without columns.
+        `columns` must hold those two. An empty journal gives a table without columns. Of predictions only those that
+        were somebody's answer, unless `shadows`: a challenger in the shadow is nobody's answer, and counts for nothing.
         """
+        wanted = [*dict.fromkeys([*columns, ARM])] if columns else None
         logged = [table for path in self._logs(kind) for table in _frames(path)]  # before the Parquet: see compact
-        parts = [*self._parquet(kind, since, until, columns), *logged]
-        return _once([part.select(columns) if columns else part for part in parts], since, until)
+        parts = [*self._parquet(kind, since, until, wanted), *logged]
+        listed = parts if shadows else map(_answers, parts)
+        return _once([_select(part, columns) if columns else part for part in listed], since, until)
 
     def compact(self) -> int:
         """Put the logs of processes that have ended into Parquet; how many. Killed anywhere, it can be run again."""
@@ -99,7 +113,8 @@ class Journal:
             day = date.fromisoformat(path.rsplit("/", 2)[-2].removeprefix("day="))
             if (since is None or day >= since.date()) and (until is None or day <= until.date()):
                 with files.open(path, "rb") as stream:
-                    yield pq.read_table(stream, columns=columns and list(columns))
+                    held = pq.ParquetFile(stream)
+                    yield held.read(columns and _present(columns, held.schema_arrow.names))
 
     def _move(self, kind: Kind, path: Path) -> None:
         """A day's file is named for the log: written twice, it is the same file."""
@@ -122,6 +137,23 @@ def _at(address: str) -> tuple[Any, str]:
 
     files, root = fsspec.core.url_to_fs(address)
     return files, str(root)
+
+
+def _present(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Whatever is asked for must be there, but for the arm, which older rows do not tell."""
+    return [name for name in columns if name != ARM or name in names]
+
+
+def _select(part: "pa.Table", columns: Sequence[str]) -> "pa.Table":
+    return part.select(_present(columns, part.column_names))
+
+
+def _answers(part: "pa.Table") -> "pa.Table":
+    import pyarrow.compute as pc
+
+    if ARM not in part.column_names:
+        return part
+    return part.filter(pc.not_equal(pc.fill_null(part[ARM], ""), SHADOW))
 
 
 def _by_day(rows: "pa.Table") -> "Iterator[tuple[date, pa.Table]]":
@@ -181,7 +213,7 @@ class Log:
         _flush_folder(folder)
         return Log(path, lock, stream)
 
-    def append(self, rows: "pa.Table") -> None:
+    def append(self, rows: "pa.Table", *, sync: bool = True) -> None:
         import pyarrow as pa
 
         held = io.BytesIO()
@@ -191,7 +223,8 @@ class Log:
         try:
             self.stream.write(HEAD.pack(MARK, len(data), zlib.crc32(data)) + data)
             self.stream.flush()
-            os.fsync(self.stream.fileno())
+            if sync:
+                os.fsync(self.stream.fileno())
         except OSError:  # a full disk: the next frame must not stand behind half a one
             self._back_to(before)
             raise
@@ -206,6 +239,15 @@ class Log:
     def close(self) -> None:
         self.stream.close()
         self.lock.release()
+
+
+def _sync(files: Sequence[int]) -> None:
+    """Of descriptors that are nobody else's: what they are of may be closed meanwhile."""
+    for each in files:
+        try:
+            os.fsync(each)
+        finally:
+            os.close(each)
 
 
 def _frames(path: Path) -> "Iterator[pa.Table]":

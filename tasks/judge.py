@@ -71,7 +71,7 @@ def judge(p: Params, folder: Path, record: str, *, registry: Registry, champion:
     if champion and champion.record == record:
         return gate.unchanged(f"version {champion.number}")
     if (down := registry.was_taken_down(record)) is not None:
-        return _barred(down)
+        return _barred(down, "lost as a challenger" if down in registry.rejected() else "was rolled back")
     number = champion.number if champion else None
     if reason := _too_early(p, registry, champion, as_of):
         return Verdict("HOLD", (reason,), {"champion_version": number} if champion else {})
@@ -103,9 +103,9 @@ def _stuck(champion: Version, error: ValueError) -> Verdict:
     return Verdict("HOLD", (reason, way_out), {"champion_version": champion.number})
 
 
-def _barred(down: int) -> Verdict:
+def _barred(down: int, how: str) -> Verdict:
     """Nobody looked, so no look is spent: the registry would refuse it anyway."""
-    reason = f"Same recipe and same data as version {down}, which was rolled back: it is never promoted again."
+    reason = f"Same recipe and same data as version {down}, which {how}: it is never promoted again."
     return Verdict("HOLD", (reason,), {"rolled_back": down})
 
 
@@ -188,7 +188,7 @@ class Case:
     def _judged(self, found: Sequence[Floats], *, megabytes: float = 0, milliseconds: float = 0) -> Judged:
         codes = self.shipped.spec.encode_label(self.held.label)
         losses = np.stack([gate.row_losses(codes, each, metric=self.p.gate.metric) for each in found])
-        return Judged(losses, _calibration(self.shipped.spec, codes, found[0]), megabytes, milliseconds)
+        return Judged(losses, calibration(self.shipped.spec, codes, found[0]), megabytes, milliseconds)
 
     def first(self, *, looks: int) -> Verdict:
         """There is no champion: against the baselines."""
@@ -260,7 +260,8 @@ def onto(spec: Spec, judged: Model, found: Floats) -> Floats:
     return shares
 
 
-def _calibration(spec: Spec, codes: Floats, found: Floats) -> float:
+def calibration(spec: Spec, codes: Floats, found: Floats) -> float:
+    """The calibration error of predictions; numbers have none."""
     if spec.task == "regression":
         return 0.0
     if spec.task == "multiclass":

@@ -3,7 +3,7 @@
 Performance is measured where outcomes are mature: on rows so old that label.deadline has passed. Until then it is
 estimated from the calibrated scores themselves. Drift and quality are of the newest rows, against the history that the
 champion was made of (tasks/drift.py). Whether to retrain is decided in tasks/policy.py, whether to go back to the
-champion before in tasks/predecessor.py.
+champion before in tasks/predecessor.py, what becomes of a challenger in tasks/canary.py.
 """
 
 import json
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tasks import drift, gate, judge, policy, predecessor, reference, score
+from tasks import canary, drift, gate, judge, policy, predecessor, reference, score
 from tasks.drift import Cause, Found, Slice
 from tasks.evaluate import CANDIDATE
 from tasks.journal import Journal, entry_of
@@ -43,6 +43,7 @@ SHAP_ROWS = 400
 CAUSES = 8
 FEWEST = 4  # blocks that an interval needs
 COVERED = 0.9  # of a window's rows hold all that the champion wants, or its drift is not told
+ARMS = ("arm", "version", "scored", "compared on", "loss")
 UNTOLD = re.compile(r"[|\x00-\x1f]")  # in a table of a page
 log = logging.getLogger("evergreen")
 
@@ -158,6 +159,7 @@ class Measured:
     sample: "pa.Table"  # of the window's rows: features and scores
     causes: tuple[Cause, ...] = ()
     slices: tuple[Slice, ...] = ()
+    arms: Signal | None = None  # what was last found of a challenger, if one is up
 
 
 def measure(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_of: datetime) -> Measured:
@@ -178,10 +180,12 @@ def measure(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_
     before = _rows_of(journal, since - of.window, since)
     found = [with_volume(each, came, before) if each.kind == "quality" else each for each in found]
     found += predecessor_of(p, of, journal=journal, registry=registry, as_of=as_of)
+    found += challenger_of(p, of, journal=journal, registry=registry, as_of=as_of)
     journal.append("signals", _rows(found))
     slices = _slices(of, mature, *arrived(journal, of, since=mature.since, until=mature.until, own=True))
     causes = _causes(of, features, moved) if any(each.alarm for each in found) else ()
-    return Measured(as_of, tuple(found), moved, said, _drawn(features, scores, of), causes, slices)
+    sample, arms = _drawn(features, scores, of), _arms(journal, registry)
+    return Measured(as_of, tuple(found), moved, said, sample, causes, slices, arms)
 
 
 def read(journal: Journal, champion: Version, *, until: datetime, p: Params) -> Window:
@@ -215,27 +219,11 @@ def arrived(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    one, rows = of.model, journal.read("predictions", since=since, until=until)
+    rows = journal.read("predictions", since=since, until=until)
     if rows.num_rows:
         rows = rows.filter(pc.is_in(rows["version"], pa.array(sorted(_able(rows, of, own=own)), pa.int64())))
-    kinds = {"number": pa.float64(), "category": pa.string()}
-    columns = {each.name: _typed_as(kinds[each.kind], f"x_{each.name}", rows) for each in one.spec.features}
     times = rows["event_time"].to_numpy() if rows.num_rows else np.zeros(0, dtype="datetime64[us]")
-    return pa.table(columns), times
-
-
-def _typed_as(kind: "pa.DataType", name: str, rows: "pa.Table") -> Any:
-    """A column that another version journalled as text is read as numbers again, or is missing."""
-    import pyarrow as pa
-
-    if name not in rows.column_names:
-        return pa.nulls(rows.num_rows, kind)
-    if pa.types.is_floating(kind) and not pa.types.is_string(rows[name].type):
-        return rows[name]
-    try:
-        return rows[name].cast(kind)
-    except pa.ArrowInvalid:
-        return pa.nulls(rows.num_rows, kind)
+    return score.features_of(rows, of.model.spec), times
 
 
 def _able(rows: "pa.Table", of: Watched, *, own: bool) -> set[int]:
@@ -346,6 +334,23 @@ def predecessor_of(p: Params, of: Watched, *, journal: Journal, registry: Regist
     return [found] if found else []
 
 
+def challenger_of(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_of: datetime) -> list[Signal]:
+    """A look at champion and challenger, when one is up and a look is due."""
+    if (begun := registry.canary()) is None:
+        return []
+    earlier, number = list(signals(journal)), of.version.number
+    if not canary.due(earlier, number, as_of=as_of, window=p.monitor.window):
+        return []
+    told: dict[str, Any] = {"champion": of.version, "as_of": as_of, "looks": canary.looks(earlier, number)}
+    found = canary.compare(p, journal=journal, registry=registry, begun=begun, **told)
+    return [found] if found else []
+
+
+def _arms(journal: Journal, registry: Registry) -> Signal | None:
+    begun = registry.canary()
+    return canary.newest(signals(journal), begun) if begun else None
+
+
 # --- where it comes from -------------------------------------------------------------------------------------------
 
 
@@ -406,6 +411,8 @@ def markdown(found: Measured, decision: Decision) -> str:
     why = "\n".join(f"- {reason}" for reason in decision.reasons)
     lines = [(each.kind, "ALARM" if each.alarm else "quiet", each.said) for each in found.signals]
     parts = [head, why, "## Signals", _listed(("signal", "", "what was seen"), lines)]
+    if found.arms:
+        parts += ["## Champion and challenger", _listed(ARMS, canary.table(found.arms)), found.arms.said]
     if found.drift.moved:
         moved = [
             (each.name, f"{each.score:.1f}", f"{each.threshold:.1f}", each.told) for each in found.drift.moved[:CAUSES]

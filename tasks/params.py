@@ -244,7 +244,7 @@ class Journal(Section):
     address: str | None = None
 
 
-SignalKind = Literal["performance", "drift", "prediction", "quality", "estimate", "predecessor"]
+SignalKind = Literal["performance", "drift", "prediction", "quality", "estimate", "predecessor", "challenger"]
 
 
 class Monitor(Section):
@@ -279,6 +279,41 @@ class Replay(Section):
     price: float = Field(0.05, ge=0)
 
 
+class Challenger(Section):
+    mode: Literal["none", "shadow", "share"] = "none"  # "off" would be read by YAML as false
+    share: float = Field(0.1, gt=0, le=1)
+    sticky: list[str] = []
+
+
+TOPIC = r"^[A-Za-z0-9._-]{1,249}$"  # what Kafka takes for a name
+OURS = ("bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store", "message.timeout.ms")
+
+
+class Stream(Section):
+    bootstrap: str | None = None
+    rows: str = Field("evergreen.rows", pattern=TOPIC)
+    predictions: str = Field("evergreen.predictions", pattern=TOPIC)
+    dead: str = Field("evergreen.dead", pattern=TOPIC)
+    group: str = Field("evergreen", min_length=1)
+    batch: int = Field(500, ge=1, le=10_000)
+    wait: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(milliseconds=50)
+    port: int = Field(9108, ge=0, le=65535)
+    client: dict[str, str | bool | int | float] = {}
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Stream":
+        topics = [self.rows, self.predictions, self.dead]
+        if len(set(topics)) < len(topics):
+            raise ValueError(f"rows, predictions and dead must be three topics, but got {topics}")
+        if secret := [name for name in self.client if re.search(r"password|secret|\.pem$|jaas", name)]:
+            raise ValueError(
+                f"client must hold no secrets, but has {secret}: EVERGREEN_KAFKA_PASSWORD is sasl.password"
+            )
+        if taken := [name for name in self.client if name in OURS]:
+            raise ValueError(f"client must leave {taken} to the stream, which sets them itself")
+        return self
+
+
 class Serving(Section):
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
@@ -290,7 +325,10 @@ class Serving(Section):
     megabytes: float = Field(4, gt=0)
     busy: int = Field(64, ge=1)
     within: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=10)
+    sync: Duration = timedelta(milliseconds=200)
+    challenger: Challenger = Challenger()
     key_file: str | None = None
+    stream: Stream = Stream()
 
 
 class Params(Section):
@@ -372,6 +410,9 @@ def _check_spine(p: Params) -> None:
         raise ValueError(f"spine.columns must be in contract.{spine.table}, but {unknown} are not{near}")
     if later := [name for name in spine.columns if columns[name].outcome]:
         raise ValueError(f"spine.columns must be known when a prediction is asked, but {later} are outcomes")
+    asked = ["event_time", *p.contract[spine.table].key, *spine.columns]
+    if odd := [name for name in p.serving.challenger.sticky if name not in asked]:
+        raise ValueError(f"serving.challenger.sticky must name spine columns, but {odd} are none{_near(odd[0], asked)}")
 
 
 def _near(name: str, names: Iterable[str]) -> str:

@@ -62,7 +62,7 @@ def decide(
     down: bool = False,
 ) -> Decision:
     """From the signals of the champion `version`, the event times of the retrains so far, the causes asked for, and
-    those of them that wait for their answer. `down`: this champion has just been taken down."""
+    those of them that wait for their answer. `down`: this champion serves no more."""
     last = max((each for each in retrains if each <= as_of), default=None)
     measured = {kind: _of(signals, kind, version, as_of) for kind in policy.signals}
     alarmed = {kind: found for kind, found in measured.items() if _persists(found, policy)}
@@ -113,7 +113,7 @@ def _why_quiet(kind: SignalKind, found: Sequence[Signal], policy: Policy) -> str
 
 
 def _taken_down(version: int) -> tuple[str, ...]:
-    return (f"Version {version} was taken down just now: what it did wrong is no reason to replace its predecessor.",)
+    return (f"Version {version} was taken down just now: what it did wrong is no reason to replace what serves now.",)
 
 
 def _joins(cause: str, asked: Sequence[str], pending: Sequence[str]) -> tuple[str, ...]:

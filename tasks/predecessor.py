@@ -21,7 +21,7 @@ from tasks import gate, judge, score
 from tasks.gate import Judged, Verdict
 from tasks.journal import Journal
 from tasks.model import Floats, Model, Spec
-from tasks.params import Params
+from tasks.params import Params, SignalKind
 from tasks.policy import Signal
 from tasks.registry import Entry, Registry, Version
 
@@ -46,11 +46,6 @@ class Matured:
         found: NDArray[np.datetime64] = self.rows["event_time"].to_numpy()
         return found
 
-    @property
-    def features(self) -> "pa.Table":
-        named = {name.removeprefix("x_"): name for name in self.rows.column_names if name.startswith("x_")}
-        return self.rows.select(list(named.values())).rename_columns(list(named))
-
 
 def compare(
     p: Params, *, journal: Journal, registry: Registry, champion: Version, as_of: datetime, looks: int
@@ -60,8 +55,8 @@ def compare(
     before = registry.predecessor(champion)
     if before is None:
         return None
-    serving, earlier = _model(registry, champion), _model(registry, before)
-    if why := _cannot_score(earlier.spec, serving.spec):
+    serving, earlier = model_of(registry, champion), model_of(registry, before)
+    if why := cannot_score(earlier.spec, serving.spec):
         log.info("version %s cannot be compared with version %s: %s", before.number, champion.number, why)
         return None
     found = matured(journal, champion, serving.spec, until=as_of - p.label.deadline)
@@ -69,13 +64,13 @@ def compare(
     return _signal(verdict, found, champion, before, as_of)
 
 
-def _model(registry: Registry, version: Version) -> Model:
+def model_of(registry: Registry, version: Version) -> Model:
     with tempfile.TemporaryDirectory() as scratch:
         return Model.load(registry.fetch(version, "model.ubj", Path(scratch)))
 
 
-def _cannot_score(earlier: Spec, serving: Spec) -> str | None:
-    """Why the predecessor cannot score what is journalled of the champion's predictions."""
+def cannot_score(earlier: Spec, serving: Spec) -> str | None:
+    """Why a model cannot score what is journalled of another's predictions."""
     if missing := sorted(each.name for each in set(earlier.features) - set(serving.features)):
         return f"the journal does not hold its features {missing}, or holds them as another kind"
     if earlier.task != serving.task:
@@ -97,7 +92,7 @@ def matured(journal: Journal, champion: Version, spec: Spec, *, until: datetime)
     rows = score.once(unseen(rows, champion))
     labels = [score.outcome_of(entry, came) for entry in rows["entry"].to_pylist()]
     rows = rows.filter(pa.array([label is not None for label in labels], pa.bool_()))
-    codes = _codes([label for label in labels if label is not None], spec)
+    codes = codes_of([label for label in labels if label is not None], spec)
     known = ~np.isnan(codes)  # a class that the champion has never seen cannot be predicted by either
     return Matured(rows.filter(known), codes[known])
 
@@ -115,7 +110,7 @@ def unseen(made: "pa.Table", champion: Version) -> "pa.Table":
     return mine.filter(pc.greater_equal(mine["event_time"], since))
 
 
-def _codes(labels: list[Any], spec: Spec) -> Floats:
+def codes_of(labels: list[Any], spec: Spec) -> Floats:
     kind = object if spec.task == "multiclass" else np.float64
     values = np.empty(len(labels), dtype=kind)
     values[:] = labels
@@ -126,7 +121,7 @@ def _judged(p: Params, found: Matured, serving: Model, earlier: Model, *, looks:
     """The gate's verdict on the predecessor, as a candidate that costs nothing."""
     rule = p.gate.model_copy(update={"rule": "superior"})
     told = np.array(found.rows["score"].to_pylist(), dtype=np.float64)
-    again = judge.onto(serving.spec, earlier, earlier.predict(found.features))
+    again = judge.onto(serving.spec, earlier, earlier.predict(score.features_of(found.rows, earlier.spec)))
     champion, candidate = (
         Judged(gate.row_losses(found.codes, each, metric=p.gate.metric), 0.0, 0.0, 0.0) for each in (told, again)
     )
@@ -173,16 +168,23 @@ def _said(verdict: Verdict, champion: Version, before: Version, rows: int) -> st
 # --- when to look --------------------------------------------------------------------------------------------------
 
 
-def looked(signals: Iterable[Signal], version: int) -> list[Signal]:
+def looked(signals: Iterable[Signal], version: int, *, kind: SignalKind = "predecessor") -> list[Signal]:
     """The looks at this champion so far, oldest first. What could not have taken it down, for want of rows, is none."""
-    found = [each for each in signals if (each.kind, each.version) == ("predecessor", version)]
+    found = [each for each in signals if (each.kind, each.version) == (kind, version)]
     return sorted((each for each in found if each.detail.get("looked")), key=lambda each: each.window_end)
 
 
-def due(signals: Iterable[Signal], version: int, *, as_of: datetime, window: timedelta) -> bool:
+def due(
+    signals: Iterable[Signal],
+    version: int,
+    *,
+    as_of: datetime,
+    window: timedelta,
+    kind: SignalKind = "predecessor",
+) -> bool:
     """Whether monitor.window has passed since the last look at this champion. Each look makes the next one harder, so
     nobody gains by looking at every tick; and a clock that went back looks at nothing again."""
-    earlier = looked(signals, version)
+    earlier = looked(signals, version, kind=kind)
     return not earlier or as_of >= earlier[-1].window_end + window
 
 

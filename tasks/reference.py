@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.model import Model, xgboost
 from tasks.params import Drift
 
 if TYPE_CHECKING:
@@ -228,16 +227,6 @@ def profile(
     weights = tuple(round(importance.get(name, 0.0) / total, 6) for name in names)
     parts = _frozen(np.vectorize(lambda value: float(f"{value:.6g}"))(contributions).tolist())
     return Profile(until, window, unit, len(times), columns, weights, joint, said, parts)
-
-
-def contributions(one: Model, table: "pa.Table") -> Floats:
-    """SHAP values (Lundberg et al. 2020) of feature rows (n), in units of the margin: (n, features), or by class
-    (n, classes, features). Exact, and so slow: about 3 ms a row for a few hundred deep trees."""
-    spec = one.spec
-    data = xgboost().DMatrix(
-        spec.encode(table), feature_names=spec.names, feature_types=spec.types, enable_categorical=spec.native
-    )
-    return np.asarray(one.booster.predict(data, pred_contribs=True))[..., :-1]
 
 
 def score_columns(found: Floats, classes: Sequence[Any]) -> dict[str, Floats]:

@@ -1,9 +1,10 @@
-"""Runs, versions, the champion's alias and the ledger, kept in MLflow; the only importer of mlflow.
+"""Runs, versions, the aliases and the ledger, kept in MLflow; the only importer of mlflow.
 
 A run is whole or absent: `log` ends it last, and `run_of` sees ended runs only. A promotion or a rollback writes its
 intent into the ledger before it acts, and every step of it can be repeated, so `finish_open` completes one that was cut
-off. Whether to promote or to roll back is not decided here. mlflow costs seconds to import: it is imported when a
-registry is opened, not before.
+off. A challenger is put up and taken away by one line each, before its alias moves: where a process was killed between
+the two, the ledger is right and `only_challenger` puts the alias right. What to do is not decided here. mlflow costs
+seconds to import: it is imported when a registry is opened, not before.
 """
 
 import contextlib
@@ -50,7 +51,7 @@ ENVIRONMENT = {  # before mlflow is imported: no telemetry, no four-minute waits
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 STORES = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
-CHAMPION = "champion"
+CHAMPION, CHALLENGER = "champion", "challenger"
 MODEL_FILES = ("model.ubj", "twin.ubj")  # of a run's artifacts, these are the logged model's
 SHIPPED = ("mlflow", "numpy", "pandas", "pyarrow", "xgboost", "xgboost-cpu")  # what serving a model needs
 KNOCK = 5.0  # seconds for a server's first answer
@@ -58,7 +59,7 @@ WAIT = 300.0  # seconds for another process of this machine that is writing
 CHUNK = 4000  # characters; a tag holds 8,000
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # the most that MLflow takes in one call
 RUNS_NOTE = "One run for each result of the pipeline, with its trials under it."
-LEDGER_NOTE = "What was decided: verdicts, promotions and rollbacks, one small run each, never rewritten."
+LEDGER_NOTE = "What was decided: verdicts, promotions, rollbacks, canaries, one small run each, never rewritten."
 MONITOR_NOTE = "How each champion fares: a point a window, at its event time."
 CROWNS = ("alias moved", "rolled back")  # marks after which their version is the champion
 ANSWERS = ("verdict", "done", "superseded")  # marks after which nothing is to be done for their decision
@@ -69,7 +70,9 @@ TABLE = "trials.json"
 LOCAL_UI = "http://127.0.0.1:5000"  # mlflow's own default
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # or its UI asks what the experiment is for
 
-Mark = Literal["verdict", "intent", "alias moved", "done", "superseded", "rollback", "rolled back"]
+Mark = Literal[
+    "verdict", "intent", "alias moved", "done", "superseded", "rollback", "rolled back", "canary", "canary over"
+]
 P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger("evergreen")
@@ -487,8 +490,16 @@ class Registry:
     @_answered
     def champion(self) -> Version | None:
         """The version that serves, by its alias; None before the first promotion."""
+        return self._named(CHAMPION)
+
+    @_answered
+    def challenger(self) -> Version | None:
+        """The version that is tried beside the champion, by its alias."""
+        return self._named(CHALLENGER)
+
+    def _named(self, alias: str) -> Version | None:
         try:
-            return _version(self.client.get_model_version_by_alias(self.model, CHAMPION))
+            return _version(self.client.get_model_version_by_alias(self.model, alias))
         except _refusal() as error:
             if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
@@ -539,6 +550,12 @@ class Registry:
             if target.is_dir():
                 shutil.rmtree(target)
             return got.replace(target)
+
+    @_answered
+    def card(self, version: Version) -> dict[str, Any]:
+        """What its run tells of a version: the metrics of its twin, and its description."""
+        data = self.client.get_run(version.run_id).data
+        return {"metrics": dict(data.metrics), "card": data.tags.get("mlflow.note.content", "")}
 
     def _model_of(self, run_id: str) -> str:
         model_id = self.client.get_run(run_id).data.tags.get("evergreen.model")
@@ -611,6 +628,15 @@ class Registry:
             self.client.set_tag(entry.run, "evergreen.verdict", entry.outcome)
         return entry
 
+    def answered(self) -> set[str]:
+        """The decisions for which nothing is to be done any more."""
+        return {line.decision for line in self.ledger() if line.mark in ANSWERS}
+
+    def retrains(self) -> list[datetime]:
+        """The event times of the candidates that were made; a challenger that is promoted was made before."""
+        judged = [line for line in self.ledger() if line.mark in ("verdict", "intent")]
+        return sorted({line.as_of for line in judged if line.mark == "verdict" or line.version is None})
+
     def looks(self, champion: int | None) -> int:
         """How often a candidate was compared with this version, since it first became champion: also before a rollback
         gave it the alias again. Of None, how often a first model was judged, since there last was a champion."""
@@ -632,25 +658,34 @@ class Registry:
 
     @_answered
     def promote(
-        self, run_id: str, *, decision: str, verdict: Mapping[str, Any], as_of: datetime, tags: Mapping[str, str]
+        self,
+        run_id: str,
+        *,
+        decision: str,
+        verdict: Mapping[str, Any],
+        as_of: datetime,
+        tags: Mapping[str, str],
+        version: int | None = None,
     ) -> Version:
-        """Register the run's model and make it the champion: intent, version, alias, done. Cut off, it can be asked
-        again with the same decision, or be finished by `finish_open`. A decision that is done is never done twice.
+        """Register the run's model, where it is not a `version` already, and make it the champion: intent, version,
+        alias, done. Cut off, it can be asked again with the same decision, or be finished by `finish_open`. A decision
+        that is done is never done twice.
 
-        Raises ValueError for a run that a rolled-back version was made of.
+        Raises ValueError for a run that a version was made of which was rolled back, or lost as a challenger.
         """
         with self.lock:
             if begun := _line(self.ledger(), "intent", decision):
                 return self._finish(begun)
             self._settle()
             if (down := self._taken_down(run_id)) is not None:
-                raise ValueError(f"{_barred(down)}: run {run_id} cannot be promoted. Train another candidate.")
+                raise ValueError(f"{self.why_barred(down)}: run {run_id} cannot be promoted. Train another candidate.")
             serving = self.champion()
             intent = Entry(
                 "intent",
                 decision,
                 as_of,
                 run=run_id,
+                version=version,
                 champion=serving.number if serving else None,
                 outcome=str(verdict.get("outcome", "PROMOTE")),
                 reasons=tuple(str(reason) for reason in verdict.get("reasons", ())),
@@ -682,14 +717,24 @@ class Registry:
         if (done := marks.get("done")) and done.version is not None:
             return self.version(done.version)
         self._still_stands(intent, lines)
-        assert intent.run is not None
-        told, tags = _sentence(intent), _lineage(intent)
-        version = self.register(intent.run, decision=intent.decision, description=told, tags=tags)
+        version = self._promoted(intent)
         if "alias moved" not in marks:
             self.client.set_registered_model_alias(self.model, CHAMPION, str(version.number))
         self.append(_marked(intent, "alias moved", version.number))
         self.append(_marked(intent, "done", version.number))
         return version
+
+    def _promoted(self, intent: Entry) -> Version:
+        """The version of a promotion: a new one, or the challenger that won, whose lineage stays what it was."""
+        assert intent.run is not None
+        told, tags = _sentence(intent), _lineage(intent)
+        if intent.version is None:
+            return self.register(intent.run, decision=intent.decision, description=told, tags=tags)
+        number = str(intent.version)
+        self.client.update_model_version(self.model, number, description=told)
+        for name in ("evergreen.verdict", "evergreen.verdict.figures"):
+            self.client.set_model_version_tag(self.model, number, name, tags[name])
+        return self.version(intent.version)
 
     def _settle(self) -> list[Entry]:
         """What had moved the alias when it was cut off is finished before anything newer begins: else the ledger would
@@ -711,7 +756,7 @@ class Registry:
             way_out = "judge the candidate again" if begun.mark == "intent" else "see what serves now, and ask again"
             return f"was overtaken by a later one: {way_out}"
         if begun.mark == "intent" and (down := self._taken_down(str(begun.run))) is not None:
-            return f"would promote run {begun.run} again. {_barred(down)}"
+            return f"would promote run {begun.run} again. {self.why_barred(down)}"
         return None
 
     def _supersede(self, begun: Entry) -> None:
@@ -792,7 +837,7 @@ class Registry:
                 f"{sorted(served - self.rolled_back() - {serving.number})}, or let the gate judge it"
             )
         if number in self.rolled_back():
-            raise ValueError(f"{_barred(number)}: choose another")
+            raise ValueError(f"{self.why_barred(number)}: choose another")
         return found
 
     def predecessor(self, of: Version) -> Version | None:
@@ -806,16 +851,118 @@ class Registry:
         """The versions that were taken down by a rollback."""
         return {line.champion for line in self.ledger() if line.mark == "rolled back" and line.champion is not None}
 
+    def rejected(self) -> set[int]:
+        """The versions that lost as challengers. One that had been champion may be gone back to: it was worse than the
+        champion of that day, not unfit to serve."""
+        return {line.version for line in self.ledger() if _lost(line) and line.version is not None}
+
+    def barred(self) -> set[int]:
+        """The versions that are never put up or promoted again."""
+        return self.rolled_back() | self.rejected()
+
+    def why_barred(self, number: int) -> str:
+        if number in self.rolled_back():
+            return f"version {number} was rolled back, and what was rolled back never serves again"
+        return f"version {number} lost as a challenger, and what lost is never put up or promoted again"
+
     def was_taken_down(self, record: str) -> int | None:
-        """The rolled-back version of this record, if there is one: the same recipe and data give the same model."""
-        if not (down := self.rolled_back()):
+        """The barred version of this record, if there is one: the same recipe and data give the same model."""
+        if not (down := self.barred()):
             return None
         return next((each.number for each in self.versions() if each.number in down and each.record == record), None)
 
     def _taken_down(self, run_id: str) -> int | None:
-        if not self.rolled_back():
+        if not self.barred():
             return None
         return self.was_taken_down(self.client.get_run(run_id).data.tags.get("evergreen.record", ""))
+
+    # --- canary
+
+    @_answered
+    def put_up(self, wanted: int | str, *, decision: str, as_of: datetime, reasons: Sequence[str]) -> Version:
+        """Make a version the challenger; of a run that nobody promoted, a version is made. Asked again, also after it
+        was cut off, it is the same canary.
+
+        Raises ValueError for the champion, for what was rolled back or lost before, and while another is up.
+        """
+        with self.lock:
+            if (serving := self.champion()) is None:
+                raise ValueError(
+                    f"no version of {self.model} serves: there is nothing to challenge. Promote one first."
+                )
+            found = self._may_challenge(self.version(wanted) if isinstance(wanted, int) else wanted, serving)
+            up = _canary(self.ledger())
+            if up and up.version != found.number:
+                raise ValueError(f"version {up.version} is up already: take it away first (flows.canary --end)")
+            if up is None:
+                line = Entry("canary", decision, as_of, run=found.run_id, version=found.number, champion=serving.number)
+                self.append(replace(line, reasons=tuple(reasons)))
+            self.client.set_registered_model_alias(self.model, CHALLENGER, str(found.number))
+            return found
+
+    def _may_challenge(self, wanted: Version | str, serving: Version) -> Version:
+        run_id = wanted if isinstance(wanted, str) else wanted.run_id
+        if (down := self._taken_down(self._known(run_id))) is not None:
+            raise ValueError(f"{self.why_barred(down)}: choose another")
+        found = self._version_of(run_id) if isinstance(wanted, str) else wanted
+        if found.number == serving.number:
+            raise ValueError(f"version {found.number} is the champion: put another up")
+        return found
+
+    def _known(self, run_id: str) -> str:
+        """Raises ValueError for what is no run."""
+        try:
+            return str(self.client.get_run(run_id).info.run_id)
+        except _refusal() as error:
+            if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+        raise ValueError(f"there is no run {run_id!r}: name a version, or the id of an MLflow run that holds a model")
+
+    def _version_of(self, run_id: str) -> Version:
+        if found := [each for each in self.versions() if each.run_id == run_id]:
+            return found[-1]
+        return self.register(
+            run_id, decision=f"held-{run_id}", description="Never promoted: put up to be tried.", tags={}
+        )
+
+    @_answered
+    def take_away(
+        self, *, decision: str, as_of: datetime, reasons: Sequence[str], outcome: str | None = None
+    ) -> Entry | None:
+        """No version is the challenger any more; the line that says so, or None where none was. `outcome` REJECT: it
+        lost, and is never put up or promoted again; PROMOTE: it won; None: nobody judged."""
+        with self.lock:
+            lines = self.ledger()
+            over, up = _line(lines, "canary over", decision), _canary(lines)
+            if over is None and up:
+                line = replace(up, mark="canary over", decision=decision, as_of=as_of, outcome=outcome)
+                over = self.append(replace(line, reasons=tuple(reasons)))
+            if _canary(self.ledger()) is None:  # asked again late, it must not end the next one
+                self._unname()
+            return over
+
+    def _unname(self) -> None:
+        if self.challenger():  # there may be no model to have an alias yet
+            self.client.delete_registered_model_alias(self.model, CHALLENGER)
+
+    @_answered
+    def canary(self) -> Entry | None:
+        """The line that began the canary which is on, if its version has the alias."""
+        if (named := self.challenger()) is None:
+            return None
+        up = _canary(self.ledger())
+        return up if up and up.version == named.number else None
+
+    @_answered
+    def only_challenger(self) -> Entry | None:
+        """The same. An alias that the ledger does not know is taken away: it was left by a process that was killed, or
+        put there by somebody who did not ask whether it may."""
+        with self.lock:
+            named, up = self.challenger(), self.canary()
+            if named and up is None:
+                log.warning("version %s is no challenger by the ledger: its alias is taken away", named.number)
+                self._unname()
+            return up
 
 
 # --- to and from MLflow's own forms --------------------------------------------------------------------------------
@@ -840,7 +987,7 @@ def _overtaken(begun: Entry, lines: Sequence[Entry]) -> bool:
 
 def _moved_to(serving: Version, begun: Entry) -> bool:
     """Whether the alias is where this decision puts it."""
-    return serving.number == begun.version if begun.mark == "rollback" else serving.decision == begun.decision
+    return serving.number == begun.version if begun.version is not None else serving.decision == begun.decision
 
 
 def _crowned(lines: Sequence[Entry]) -> list[int]:
@@ -848,8 +995,14 @@ def _crowned(lines: Sequence[Entry]) -> list[int]:
     return [line.version for line in lines if line.mark in CROWNS and line.version is not None]
 
 
-def _barred(number: int) -> str:
-    return f"version {number} was rolled back, and what was rolled back never serves again"
+def _canary(lines: Sequence[Entry]) -> Entry | None:
+    """The canary that is on: begun, and not over."""
+    last = next((line for line in reversed(lines) if line.mark in ("canary", "canary over")), None)
+    return last if last and last.mark == "canary" else None
+
+
+def _lost(line: Entry) -> bool:
+    return (line.mark, line.outcome) == ("canary over", "REJECT")
 
 
 def _marked(intent: Entry, mark: Mark, version: int | None) -> Entry:

@@ -19,7 +19,7 @@ from tasks import features, judge, model
 from tasks.features import Rows
 from tasks.journal import Journal, entry_of, subject
 from tasks.judge import Recipe
-from tasks.model import Floats
+from tasks.model import Floats, Spec
 from tasks.params import Params
 from tasks.registry import Registry, Version
 
@@ -166,6 +166,28 @@ def once(made: "pa.Table") -> "pa.Table":
     names, times = _subjects(made), made["made_at"].to_pylist() if made.num_rows else []
     last = {names[place]: place for place in sorted(range(made.num_rows), key=times.__getitem__)}
     return made.take(sorted(last.values())) if made.num_rows else made
+
+
+def features_of(rows: "pa.Table", spec: Spec) -> "pa.Table":
+    """What the journal's rows hold of a model's features; one that nobody wrote down is missing."""
+    import pyarrow as pa
+
+    kinds = {"number": pa.float64(), "category": pa.string()}
+    return pa.table({each.name: _typed(kinds[each.kind], f"x_{each.name}", rows) for each in spec.features})
+
+
+def _typed(kind: "pa.DataType", name: str, rows: "pa.Table") -> Any:
+    """A column that another version journalled as text is read as numbers again, or is missing."""
+    import pyarrow as pa
+
+    if name not in rows.column_names:
+        return pa.nulls(rows.num_rows, kind)
+    if pa.types.is_floating(kind) and not pa.types.is_string(rows[name].type):
+        return rows[name]
+    try:
+        return rows[name].cast(kind)
+    except pa.ArrowInvalid:
+        return pa.nulls(rows.num_rows, kind)
 
 
 def outcome_of(entry: str, came: Mapping[str, Any]) -> Any:

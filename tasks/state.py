@@ -8,6 +8,7 @@ here knows who asks: tasks/serving does.
 import json
 import logging
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,7 +57,8 @@ def publish(p: Params, folder: Path, *, home: Path | None = None) -> State | Non
     _write(p, folder, made)
     told = {"folder": made.folder.name, "as_of": as_of, "since": made.since, "published_at": now, "kind": kind}
     periods.publish_json(root / POINTER, {name: str(value) for name, value in told.items()})
-    _forget(root)
+    folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    forget(folders[:-KEPT])
     return made
 
 
@@ -96,9 +98,9 @@ def current(home: Path | None = None) -> State | None:
     return State(root / told["folder"], kind=told["kind"], **times)
 
 
-def _forget(root: Path) -> None:
-    folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    for path in folders[:-KEPT]:
+def forget(folders: Iterable[Path]) -> None:
+    """Remove what was published before. A reader that is still at it notices, and takes what is newer."""
+    for path in folders:
         shutil.rmtree(path, ignore_errors=True)
 
 

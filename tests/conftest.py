@@ -65,6 +65,11 @@ LEFT JOIN customers ON customers.email = asked.email
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that the last that one of xdist's workers begins is a short one."""
+    items.sort(key=lambda item: item.path.stem != "test_notebooks" and item.path.parent.name != "flows")
+
+
 def pytest_sessionfinish() -> None:
     """DuckDB's binding complains at exit of connections that the collector has not come round to yet."""
     gc.collect()

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
+
+from tasks.serving import live, metrics, stream
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / "infra" / "Dockerfile"
@@ -164,3 +167,50 @@ def test_what_the_monitor_says_is_what_the_retrain_waits_for() -> None:
     assert f'WANTED = "{trigger["expect"][0]}"' in source
     sent = set(re.findall(r'"(\w+)": ', source.partition("payload={")[2].partition("}")[0]))
     assert {re.sub(r"[{} ]|event.payload.", "", value) for value in trigger["parameters"].values()} <= sent | {"as_of"}
+
+
+# --- what is watched
+
+DASHBOARD = json.loads((ROOT / "infra" / "grafana" / "dashboard.json").read_text())
+SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+
+
+def told(text: str) -> set[str]:
+    """The names of the series that a page of /metrics gives, or will give once something is counted."""
+    families = re.findall(r"^# TYPE (\w+) (\w+)$", text, re.M)
+    return {name.removesuffix("_total") + end for name, kind in families for end in SUFFIXES[kind]}
+
+
+def asked() -> dict[str, set[str]]:
+    """Of each panel the series that it asks for."""
+    found = {each["title"]: " ".join(target["expr"] for target in each["targets"]) for each in DASHBOARD["panels"]}
+    return {title: set(re.findall(r"evergreen_\w+", text)) for title, text in found.items()}
+
+
+def test_the_dashboard_asks_for_what_metrics_gives(tmp_path: Path) -> None:
+    pages = metrics.Metrics.begin().text(), generate_latest(stream.Metrics.of(live.Live(tmp_path)).registry)
+    given = {name for page in pages for name in told(page.decode())}
+    assert len(given) > 10
+    assert {title: names - given for title, names in asked().items() if names - given} == {}
+    assert all(asked().values())
+
+
+def test_the_dashboard_shows_all_that_is_asked_of_an_api() -> None:
+    names = {name for each in asked().values() for name in each}
+    wanted = {
+        "requests_total",
+        "request_seconds_bucket",
+        "errors_total",
+        "score_bucket",
+        "state_age_seconds",
+        "version",
+    }
+    assert {f"evergreen_{name}" for name in wanted | {"stream_lag"}} <= names
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+def test_prometheus_asks_where_the_api_and_the_stream_answer() -> None:
+    serving = yaml.safe_load((ROOT / "params.yaml").read_text())["serving"]
+    jobs = yaml.safe_load((ROOT / "infra" / "prometheus.yml").read_text())["scrape_configs"]
+    targets = [target for job in jobs for each in job["static_configs"] for target in each["targets"]]
+    assert targets == [f"127.0.0.1:{serving['port']}", f"127.0.0.1:{serving['stream']['port']}"]

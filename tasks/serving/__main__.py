@@ -6,12 +6,16 @@ python -m tasks.serving
 import argparse
 import logging
 import os
-import threading
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
 from tasks import params
-from tasks.serving import keeper, keys
+from tasks.serving import keys
 
 
 def main() -> None:
@@ -22,10 +26,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="serving: %(message)s")
     keys.read(p.serving)  # before anything listens
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a request's rows are few, and requests are many
-    stop = threading.Event()
-    thread = threading.Thread(target=keeper.watch, args=[p, params.home(), stop], name="keeper", daemon=True)
-    thread.start()
-    try:
+    with kept(), one_metrics(p.serving.workers):
         uvicorn.run(
             "tasks.serving.app:app",
             factory=True,
@@ -36,8 +37,31 @@ def main() -> None:
             server_header=False,
             timeout_graceful_shutdown=10,
         )
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """While a keeper runs: in a process of its own, for importing and asking MLflow would hold up the answers."""
+    process = subprocess.Popen([sys.executable, "-m", "tasks.serving.keeper"], stdin=subprocess.DEVNULL)
+    try:
+        yield
     finally:
-        stop.set()
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def one_metrics(workers: int) -> Iterator[None]:
+    """Where several processes keep what /metrics tells of them together: a folder of this start's own.
+
+    Set before prometheus_client is imported, which looks for it then."""
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    if workers == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="evergreen-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        yield
 
 
 if __name__ == "__main__":

@@ -1,36 +1,35 @@
 """app: the web application. `create` is its factory; what it needs begins and ends with its lifespan.
 
-A request is checked, answered by the champion that serves at that moment, journalled, and sent: in this order. What the
-answers mean is in messages.py; OpenAPI is at /openapi.json, and no page here asks another machine for its scripts.
+A request is checked, answered by who serves at that moment, journalled, and sent: in this order; desk.py does all but
+the checking. What the answers mean is in messages.py; OpenAPI is at /openapi.json, and no page here asks another
+machine for its scripts.
 """
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+import orjson
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ValidationError
 
-from tasks import contract, journal, params
+from tasks import journal, params
 from tasks.params import Params
-from tasks.serving import live, predict
 from tasks.serving.book import Book
-from tasks.serving.keys import Keys, Scope
+from tasks.serving.desk import Desk
+from tasks.serving.keys import Scope
 from tasks.serving.keys import read as read_keys
-from tasks.serving.live import Champion, Live, Refused, Tables
+from tasks.serving.live import Live, Refused
 from tasks.serving.messages import Accepted, Messages, Predictions
 from tasks.serving.metrics import Metrics
-from tasks.serving.predict import Answered
 
 LOOK = 0.5  # seconds between looks whether there is something newer
 log = logging.getLogger("evergreen")
@@ -43,53 +42,22 @@ WRONG: dict[int | str, dict[str, Any]] = {
 }
 
 
-@dataclass
-class Desk:
-    """What a process needs to answer."""
+async def _body(request: Request, kind: type[BaseModel], p: Params) -> Any:
+    """The request's body as a message. Raises what becomes a 413 or a 422."""
+    most = int(p.serving.megabytes * 1e6)
+    found = bytearray()
+    async for part in request.stream():
+        found += part
+        if len(found) > most:
+            raise HTTPException(413, f"a request may have {most:,} bytes (serving.megabytes)")
+    try:
+        return kind.model_validate_json(bytes(found))
+    except ValidationError as error:
+        raise RequestValidationError(_places(error)) from None
 
-    p: Params
-    keys: Keys
-    live: Live
-    book: Book
-    messages: Messages
-    metrics: Metrics = field(default_factory=Metrics.begin)
-    busy: int = 0
 
-    @cached_property
-    def pii_key(self) -> bytes:
-        """Read once, not for each request; nothing where the rows have no personal data."""
-        pii = any(column.pii for column in self.p.contract[self.p.spine.table].columns.values())
-        return contract.pii_key() if pii else b""
-
-    def champion(self) -> Champion:
-        if self.live.champion is None:
-            raise HTTPException(503, "no champion serves yet: run the retrain flow", {"Retry-After": "5"})
-        return self.live.champion
-
-    def tables(self) -> Tables:
-        if self.live.tables is None:
-            raise HTTPException(503, "no state is published yet: run the score flow", {"Retry-After": "5"})
-        return self.live.tables
-
-    async def body(self, request: Request, kind: type[BaseModel]) -> Any:
-        """The request's body as a message. Raises what becomes a 413 or a 422."""
-        most = int(self.p.serving.megabytes * 1e6)
-        found = bytearray()
-        async for part in request.stream():
-            found += part
-            if len(found) > most:
-                raise HTTPException(413, f"a request may have {most:,} bytes (serving.megabytes)")
-        try:
-            return kind.model_validate_json(bytes(found))
-        except ValidationError as error:
-            raise RequestValidationError(_places(error)) from None
-
-    async def answered(self, found: Answered) -> Response:
-        """Journalled, and only then sent."""
-        await self.book.write("predictions", found.rows)
-        scores = found.scores.tolist() if found.spec.task == "binary" else ()
-        self.metrics.predicted(found.version, len(found.ids), scores)
-        return JSONResponse({"version": found.version, "predictions": found.told()})
+def _said(version: int, told: list[dict[str, Any]]) -> Response:
+    return Response(orjson.dumps({"version": version, "predictions": told}), media_type="application/json")
 
 
 def _places(error: ValidationError) -> list[dict[str, Any]]:
@@ -106,7 +74,14 @@ def _place(error: Refused, kind: str) -> RequestValidationError:
 def create(p: Params, home: Path) -> FastAPI:
     """The application of one process. Raises ValueError for settings that would leave it open."""
     keys = read_keys(p.serving)
-    desk = Desk(p, keys, Live(home), Book(journal.open_journal(p.journal, home=home)), Messages.of(p))
+    desk = Desk(
+        p,
+        keys,
+        Live(home),
+        Book(journal.open_journal(p.journal, home=home), p.serving.sync),
+        Messages.of(p),
+        Metrics.begin(),
+    )
     app = FastAPI(
         title=f"evergreen: {p.registry.model}", version="1", lifespan=_lifespan(desk), docs_url=None, redoc_url=None
     )
@@ -134,7 +109,7 @@ def _lifespan(desk: Desk) -> Callable[[FastAPI], contextlib.AbstractAsyncContext
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            await desk.book.close()
+            await desk.close()
 
     return living
 
@@ -148,6 +123,8 @@ async def _watch(desk: Desk) -> None:
 def _renew(desk: Desk) -> None:
     for said in desk.live.renew(desk.p):
         log.info("%s", said)
+        gc.collect()
+        gc.freeze()  # what has come to stay is never looked through again: it held up every answer for a while
 
 
 # --- the door ------------------------------------------------------------------------------------------------------
@@ -231,12 +208,12 @@ def _say(status: int, why: str, headers: dict[str, str] | None = None) -> Respon
 
 
 def _add_answers(app: FastAPI, desk: Desk) -> None:
-    @app.post("/v1/predict", response_model=Predictions, responses=WRONG, openapi_extra=_body(desk.messages.rows))
+    @app.post("/v1/predict", response_model=Predictions, responses=WRONG, openapi_extra=_shape(desk.messages.rows))
     async def predict_rows(request: Request) -> Response:
         """Raw rows, as the spine has them: the features are made here, by the champion's own features.sql."""
-        asked = (await desk.body(request, desk.messages.rows)).model_dump(by_alias=True)["rows"]
+        asked = (await _body(request, desk.messages.rows, desk.p)).model_dump(by_alias=True)
         try:
-            return await desk.answered(await asyncio.to_thread(_of_rows, desk, asked))
+            return _said(*await desk.of_rows(asked["rows"], reasons=asked["reasons"]))
         except Refused as error:
             raise _place(error, "contract") from None
 
@@ -244,26 +221,26 @@ def _add_answers(app: FastAPI, desk: Desk) -> None:
         "/v1/predict/features",
         response_model=Predictions,
         responses=WRONG,
-        openapi_extra=_body(desk.messages.features),
+        openapi_extra=_shape(desk.messages.features),
     )
     async def predict_features(request: Request) -> Response:
-        """Rows of features that are ready: a name and a value each; what is not sent is missing."""
-        asked = (await desk.body(request, desk.messages.features)).rows
+        """Features that are ready, as `rows` of names and values or as `inputs`, a column each; what is not sent is
+        missing."""
+        asked = await _body(request, desk.messages.features, desk.p)
         try:
-            return await desk.answered(_of_features(desk, asked))
+            return _said(*await desk.of_features(asked.rows, asked.inputs, reasons=asked.reasons))
         except Refused as error:
             raise _place(error, "feature") from None
 
-    @app.post("/v1/outcomes", response_model=Accepted, responses=WRONG, openapi_extra=_body(desk.messages.outcomes))
+    @app.post("/v1/outcomes", response_model=Accepted, responses=WRONG, openapi_extra=_shape(desk.messages.outcomes))
     async def outcomes(request: Request) -> Response:
         """What came of predictions, by their ids. One that is sent again with another label corrects the first."""
-        asked = (await desk.body(request, desk.messages.outcomes)).outcomes
-        await desk.book.write("outcomes", _outcomes(desk, asked))
-        desk.metrics.outcomes.inc(len(asked))
+        asked = (await _body(request, desk.messages.outcomes, desk.p)).outcomes
+        await desk.came(asked)
         return JSONResponse({"accepted": len(asked)})
 
 
-def _body(kind: type[BaseModel]) -> dict[str, Any]:
+def _shape(kind: type[BaseModel]) -> dict[str, Any]:
     """For OpenAPI: the body is read by hand, so that it is checked once and fast."""
     schema = kind.model_json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inline(schema, schema)}}}}
@@ -276,43 +253,6 @@ def _inline(part: Any, whole: dict[str, Any]) -> Any:
             return _inline(whole["$defs"][part["$ref"].rpartition("/")[2]], whole)
         return {name: _inline(value, whole) for name, value in part.items() if name != "$defs"}
     return [_inline(each, whole) for each in part] if isinstance(part, list) else part
-
-
-def _of_rows(desk: Desk, asked: list[dict[str, Any]]) -> Answered:
-    champion, tables = desk.champion(), desk.tables()
-    rows = live.hidden(desk.p, asked, desk.pii_key)
-    tables.check(rows)
-    keys = {name: [row[name] for row in rows] for name in desk.p.contract[desk.p.spine.table].key}
-    subjects = live.subjects(desk.p, rows) if keys else [uuid4().hex for _ in rows]
-    times = [row["event_time"] for row in rows]
-    return predict.answer(champion, tables.features(champion, rows), subjects=subjects, times=times, keys=keys)
-
-
-def _of_features(desk: Desk, asked: list[dict[str, Any]]) -> Answered:
-    champion = desk.champion()
-    now = desk.live.event_now() or datetime.now(UTC).replace(tzinfo=None)
-    subjects = [uuid4().hex for _ in asked]
-    table = predict.table_of(champion.model.spec, asked)
-    return predict.answer(champion, table, subjects=subjects, times=[now] * len(asked), keys={})
-
-
-def _outcomes(desk: Desk, asked: list[Any]) -> Any:
-    import pyarrow as pa
-
-    now = datetime.now(UTC).replace(tzinfo=None)
-    event_now = desk.live.event_now() or now
-    labels = [float(each.label) if isinstance(each.label, bool) else each.label for each in asked]
-    known = [each.known_at or event_now for each in asked]
-    times = [predict.event_time_of(each.id) or event_now for each in asked]
-    told = {
-        "entry": [journal.entry_of(each.id, label, now) for each, label in zip(asked, labels, strict=True)],
-        "of": [each.id for each in asked],
-        "label": labels,
-        "known_at": pa.array(known, pa.timestamp("us")),
-        "made_at": pa.array([now] * len(asked), pa.timestamp("us")),
-        "event_time": pa.array(times, pa.timestamp("us")),
-    }
-    return pa.table(told)
 
 
 def _add_pages(app: FastAPI, desk: Desk) -> None:

@@ -1,20 +1,27 @@
-"""book: the journal as a server writes it. One thread writes; what comes while it does goes with the next write.
+"""book: the journal as a server writes it.
 
-An answer is sent when its predictions are on disk. A log is closed when it has grown, so that it can be compacted.
+An answer is sent when its predictions are the operating system's: then no kill of this process can lose them. They are
+on disk within serving.sync, which only a loss of power or a crash of the whole machine need ask. With a sync of 0s an
+answer waits for the disk, and those that wait do so together. A log is closed when it has grown, so that it can be
+compacted.
 """
 
 import asyncio
-import contextlib
+import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from tasks.journal import Journal, Kind
+from tasks.serving.batch import Batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROLL = 32_000_000  # bytes of a log
+log = logging.getLogger("evergreen")
 
 
 @dataclass
@@ -22,51 +29,45 @@ class Book:
     """Of one process, for one event loop."""
 
     journal: Journal
-    _waiting: list["tuple[Kind, pa.Table, asyncio.Future[None]]"] = field(default_factory=list)
-    _busy: bool = False
-    _written: int = 0
-    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "journal"))
+    sync: timedelta
+
+    def __post_init__(self) -> None:
+        self._written = 0
+        self._later: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "journal")
+        self._waiting: Batches[None, None] = Batches(self._sync_all, most=10_000)
 
     async def write(self, kind: Kind, rows: "pa.Table") -> None:
-        """Return when the rows are on disk; raise OSError when they cannot be put there."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((kind, rows, done))
-        if not self._busy:
-            self._busy = True
-            self._task = loop.create_task(self._write_all())
-        await asyncio.shield(done)  # who has gone meanwhile does not undo the others' write
+        """Return when the rows are kept; raise OSError when they cannot be."""
+        self.journal.append(kind, rows, sync=False)
+        self._written += rows.nbytes
+        if not self.sync:
+            await self._waiting.ask(None)
+        elif self._later is None:
+            self._later = asyncio.create_task(self._sync_later())
+        if self._written > ROLL:
+            self._written = 0
+            await self._sync_all([])
+            self.journal.close()  # the next append begins another
 
-    async def _write_all(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _sync_later(self) -> None:
+        await asyncio.sleep(self.sync.total_seconds())
+        self._later = None  # what is written from now on waits for the next
         try:
-            while self._waiting:
-                batch, self._waiting = self._waiting, []
-                error = await loop.run_in_executor(self._thread, self._append, batch)
-                for _, _, done in batch:
-                    if not done.done():
-                        done.set_exception(error) if error else done.set_result(None)
-        finally:
-            self._busy = False
+            await self._sync_all([])
+        except OSError as error:
+            log.error("the journal is not on disk, and a loss of power would lose some of it: %s", error)
 
-    def _append(self, batch: "list[tuple[Kind, pa.Table, asyncio.Future[None]]]") -> Exception | None:
-        import pyarrow as pa
-
-        try:
-            for kind in {each[0] for each in batch}:
-                rows = pa.concat_tables([table for of, table, _ in batch if of == kind], promote_options="permissive")
-                self.journal.append(kind, rows)
-                self._written += rows.nbytes
-            if self._written > ROLL:
-                self._written = 0
-                self.journal.close()  # the next append begins another
-        except Exception as error:
-            return error
-        return None
+    async def _sync_all(self, waiting: list[None]) -> Sequence[None]:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self.journal.syncing())
+        return waiting
 
     async def close(self) -> None:
-        while self._busy:
-            await asyncio.sleep(0.01)
-        with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().run_in_executor(self._thread, self.journal.close)
+        if self._later:
+            self._later.cancel()
+        try:
+            await self._sync_all([])
+        except OSError as error:
+            log.error("the journal is not on disk, and a loss of power would lose some of it: %s", error)
         self._thread.shutdown()
+        self.journal.close()

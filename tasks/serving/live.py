@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 FILES = ("model.ubj", "features.sql", "params.yaml")
-POINTER = "champion.json"
+POINTER, CHALLENGER = "champion.json", "challenger.json"
+KNOWN = 10_000  # rows whose features are kept
+FEW = 100  # rows: more at once are a list that nobody will ask for again
 log = logging.getLogger("evergreen")
 
 
@@ -54,10 +56,10 @@ def folder(home: Path) -> Path:
     return home / "serving"
 
 
-def served(home: Path) -> int | None:
-    """The number of the version in the local copy."""
+def served(home: Path, pointer: str = POINTER) -> int | None:
+    """The number of the version in the local copy; by the other pointer, of the challenger's."""
     try:
-        return int(json.loads((folder(home) / POINTER).read_text())["number"])
+        return int(json.loads((folder(home) / pointer).read_text())["number"])
     except FileNotFoundError:
         return None
 
@@ -78,10 +80,14 @@ class Tables:
     state: State
     con: "DuckDBPyConnection"
     lock: threading.Lock = field(default_factory=threading.Lock)
+    prepared: dict[int, features.Prepared] = field(default_factory=dict)  # of each version
+    known: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)  # features of what was asked lately
 
     @staticmethod
     def load(p: Params, found: State) -> "Tables":
-        return Tables(p, found, state.load(p, found))
+        con = state.load(p, found)
+        con.execute("SET disabled_optimizers = 'join_order'")  # of a dozen small tables it takes longest to plan
+        return Tables(p, found, con)
 
     @cached_property
     def references(self) -> dict[str, set[Any]]:
@@ -111,14 +117,38 @@ class Tables:
                     raise Refused(place, name, f"{shown} is not in {column.references}")
 
     def features(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
-        """By the champion's own SQL over this state, one row for each, in their order."""
-        mixed = self.p.model_copy(update={"features": champion.p.features, "spine": champion.p.spine})
+        """By the champion's own SQL over this state, one row for each, in their order. What was asked lately is
+        known: neither the SQL nor this state changes."""
+        import pyarrow as pa
+
+        places = [_place(champion, row) for row in rows]
         with self.lock:
-            self.con.register("_asked", spine_of(mixed, rows))
+            new = {place: row for place, row in zip(places, rows, strict=True) if place not in self.known}
+            made = self._made(champion, list(new.values()))
+            if len(new) == len(rows) and len(new) > FEW:
+                return made
+            self.known.update(zip(new, made.to_pylist(), strict=True))
+            found = pa.Table.from_pylist([self.known[place] for place in places], made.schema)
+            while len(self.known) > KNOWN:
+                del self.known[next(iter(self.known))]
+            return found
+
+    def _made(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
+        mixed = self.p.model_copy(update={"features": champion.p.features, "spine": champion.p.spine})
+        if champion.number not in self.prepared:
+            self.con.register("spine", spine_of(mixed, rows))
             self.con.execute(f"SET VARIABLE lead = INTERVAL {int(mixed.features.lead.total_seconds())} SECONDS")
-            self.con.execute("CREATE OR REPLACE TEMP TABLE spine AS FROM _asked")
-            self.con.unregister("_asked")
-            return features.compute(self.con, mixed, champion.sql)
+            name = f"features of {champion.number}"
+            self.prepared[champion.number] = features.Prepared.make(self.con, mixed, champion.sql, name=name)
+        prepared = self.prepared[champion.number]
+        if not rows:
+            return prepared.schema.remove(0).empty_table()
+        return prepared.run(self.con, spine_of(mixed, rows))
+
+
+def _place(champion: Champion, row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row's features hang on, beside the state."""
+    return (champion.number, row["event_time"], *(row.get(name) for name in champion.p.spine.columns))
 
 
 def spine_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
@@ -158,15 +188,16 @@ def subjects(p: Params, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 @dataclass
 class Live:
-    """What answers now. Two attributes, each put in place whole."""
+    """What answers now. Three attributes, each put in place whole."""
 
     home: Path
     champion: Champion | None = None
+    challenger: Champion | None = None
     tables: Tables | None = None
 
     def renew(self, p: Params) -> Iterator[str]:
         """Put newer ones in place, if there are any; what was done. Whatever is wrong with them, the old ones stay."""
-        for renew in (self._champion, self._tables):
+        for renew in (self._champion, self._challenger, self._tables):
             try:
                 if said := renew(p):
                     yield said
@@ -177,10 +208,20 @@ class Live:
         number = served(self.home)
         if number is None or (self.champion and self.champion.number == number):
             return None
-        found = load(self.home, number)
-        _try(found)
-        self.champion = found
+        self.champion = _tried(self.home, number)
         return f"version {number} serves"
+
+    def _challenger(self, p: Params) -> str | None:
+        """Unlike the champion, it goes when its pointer goes: it may have lost."""
+        number = served(self.home, CHALLENGER) if p.serving.challenger.mode != "none" else None
+        before = self.challenger.number if self.challenger else None
+        if number == before:
+            return None
+        self.challenger = None  # whatever is wrong with the next one, this one is no challenger any more
+        if number is None:
+            return f"version {before} is no challenger any more"
+        self.challenger = _tried(self.home, number)
+        return f"version {number} is the challenger"
 
     def _tables(self, p: Params) -> str | None:
         newest = state.current(self.home)
@@ -193,10 +234,12 @@ class Live:
         return self.tables.state.event_now() if self.tables else None
 
 
-def _try(champion: Champion) -> None:
-    """The first answer of a model takes longest: nobody should wait for it."""
+def _tried(home: Path, number: int) -> Champion:
+    """A version from the local copy. The first answer of a model takes longest: nobody should wait for it."""
     import pyarrow as pa
 
+    champion = load(home, number)
     kinds = {"number": pa.float32(), "category": pa.string()}
     empty = pa.table({each.name: pa.nulls(1, kinds[each.kind]) for each in champion.model.spec.features})
     champion.model.predict(empty)
+    return champion

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 
 from tasks.params import Column, Params, in_utc
 
@@ -34,6 +34,32 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class Ready(Message):
+    """Features as rows, or as columns, which is what MLflow's servers call inputs. One of the two."""
+
+    @model_validator(mode="after")
+    def _sized(self) -> "Ready":
+        rows, columns = getattr(self, "rows", None), getattr(self, "inputs", None)
+        if (rows is None) == (columns is None) or columns == {}:
+            raise ValueError("send either rows or inputs, and of inputs one column at least")
+        if columns and len({len(values) for values in columns.values()}) > 1:
+            raise ValueError("the columns of inputs must be of one length")
+        return self
+
+
+# What a feature may be is asked where the model is known: here a value is taken as it stands in the JSON.
+Value = Annotated[
+    Any,
+    WithJsonSchema(
+        {"anyOf": [{"type": "number"}, {"type": "boolean"}, {"type": "string", "maxLength": LONGEST}, {"type": "null"}]}
+    ),
+]
+REASONS: Any = (
+    Annotated[int, Field(ge=0, le=100)],
+    Field(0, description="so many of the features that moved each score most, the strongest first"),
+)
+
+
 def row_of(p: Params) -> type[Message]:
     """A row to predict for: its event time, and the spine's columns."""
     columns = p.contract[p.spine.table].columns
@@ -44,8 +70,8 @@ def row_of(p: Params) -> type[Message]:
     return _model("Row", fields)
 
 
-def _model(name: str, fields: dict[str, Any]) -> type[Message]:
-    found: type[Message] = create_model(name, __base__=Message, **fields)
+def _model(name: str, fields: dict[str, Any], base: type[Message] = Message) -> type[Message]:
+    found: type[Message] = create_model(name, __base__=base, **fields)
     return found
 
 
@@ -82,7 +108,6 @@ class Messages:
     @staticmethod
     def of(p: Params) -> "Messages":
         most = Field(min_length=1, max_length=p.serving.rows)
-        value = bool | float | Annotated[str, Field(max_length=LONGEST)] | None
         outcome = _model(
             "Outcome",
             {
@@ -91,9 +116,18 @@ class Messages:
                 "known_at": (Utc | None, Field(None, description="when it was known; now, where it is not said")),
             },
         )
+        columns = dict[str, Annotated[list[Value], most]]
         return Messages(
-            _model("Rows", {"rows": (list[row_of(p)], most)}),  # type: ignore[misc]
-            _model("Features", {"rows": (list[dict[str, value]], most)}),
+            _model("Rows", {"rows": (list[row_of(p)], most), "reasons": REASONS}),  # type: ignore[misc]
+            _model(
+                "Features",
+                {
+                    "rows": (list[dict[str, Value]] | None, Field(None, min_length=1, max_length=p.serving.rows)),
+                    "inputs": (columns | None, None),
+                    "reasons": REASONS,
+                },
+                Ready,
+            ),
             _model("Outcomes", {"outcomes": (list[outcome], most)}),  # type: ignore[valid-type]
         )
 
@@ -106,16 +140,24 @@ def _label(p: Params) -> Any:
     return Annotated[str, Field(max_length=LONGEST)] | Annotated[float, Field(allow_inf_nan=False)]
 
 
+class Reason(BaseModel):
+    feature: str
+    value: bool | float | str | None
+    effect: float = Field(description="what it added to the margin: log-odds, where the score is a probability")
+
+
 class Prediction(BaseModel):
     id: str = Field(description="names this prediction; its outcome is sent with it")
+    version: int = Field(description="of the model that answered")
     score: float | dict[str, float] = Field(
         description="the calibrated probability, or one for each class, or the value"
     )
     decision: bool | str | float | None = Field(None, description="positive at the threshold, or the likeliest class")
+    reasons: list[Reason] | None = Field(None, description="on request; SHAP values")
 
 
 class Predictions(BaseModel):
-    """In the order of the rows that were sent."""
+    """In the order of the rows that were sent. `version` is the champion's; a row may have been a challenger's."""
 
     version: int
     predictions: list[Prediction]

@@ -1,4 +1,8 @@
-"""predict: rows of features → answers, and the journal's rows of them."""
+"""predict: rows of features → answers, the journal's rows of them, and the reasons for them.
+
+Features come as an Arrow table, from features.sql, or as columns of plain values, as somebody sent them. Of a few rows
+Arrow and a call of XGBoost cost more than anything else: so plain columns become the matrix at once.
+"""
 
 import contextlib
 import hashlib
@@ -8,14 +12,19 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tasks.model import Floats, Spec
+from tasks.model import Feature, Floats, Spec
 from tasks.serving.live import Champion, Refused
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 EPOCH, TICK = datetime(1970, 1, 1), timedelta(microseconds=1)
+LONGEST = 1000  # characters of a text
+LARGEST = 10**308  # of a whole number: a larger one is no float
+PLAIN = frozenset({int, float, bool, type(None)})
+TEXT = frozenset({str, type(None)})
 
 
 @dataclass(frozen=True)
@@ -29,9 +38,8 @@ class Answered:
     spec: Spec
 
     def told(self) -> list[dict[str, Any]]:
-        return [
-            {"id": name, **_told(score, self.spec)} for name, score in zip(self.ids, self.scores.tolist(), strict=True)
-        ]
+        said = zip(self.ids, self.scores.tolist(), strict=True)
+        return [{"id": name, "version": self.version, **_told(score, self.spec)} for name, score in said]
 
 
 def _told(score: Any, spec: Spec) -> dict[str, Any]:
@@ -52,13 +60,48 @@ def answer(
     keys: Mapping[str, Sequence[Any]],
 ) -> Answered:
     """`subjects` name what the rows are about, at these event times. Raises ValueError for features that do not fit."""
-    import pyarrow as pa
-
     spec = champion.model.spec
-    scores = champion.model.predict(table).astype(np.float64)
     matrix = spec.encode(table)
     parts = zip(subjects, matrix, times, strict=True)
     ids = [_id(subject, champion.number, row, at) for subject, row, at in parts]
+    columns = {name: table[name] for name in spec.names}
+    return _answered(champion, matrix, columns, ids=ids, times=times, keys=keys)
+
+
+def answer_columns(
+    champion: Champion, sent: Mapping[str, Sequence[Any]], *, subjects: Sequence[str], at: datetime
+) -> Answered:
+    """Columns of plain values, one for each subject; what is not sent is missing. Nobody else has these subjects.
+
+    Raises Refused for what the model cannot take.
+    """
+    spec, count, moment = champion.model.spec, len(subjects), (at - EPOCH) // TICK
+    matrix = encoded(spec, sent, count)
+    columns = {each.name: _column(each, matrix[:, i], sent) for i, each in enumerate(spec.features)}
+    ids = [f"{subject}.{champion.number:016x}.{moment:x}" for subject in subjects]
+    return _answered(champion, matrix, columns, ids=ids, times=[at] * count, keys={})
+
+
+def _column(each: Feature, codes: Floats, sent: Mapping[str, Sequence[Any]]) -> Any:
+    import pyarrow as pa
+
+    if each.kind == "number":
+        return pa.array(codes, from_pandas=True)  # what is no number is missing
+    return pa.array(sent[each.name], pa.string()) if each.name in sent else pa.nulls(len(codes), pa.string())
+
+
+def _answered(
+    champion: Champion,
+    matrix: NDArray[np.float32],
+    columns: Mapping[str, Any],
+    *,
+    ids: list[str],
+    times: Sequence[datetime],
+    keys: Mapping[str, Sequence[Any]],
+) -> Answered:
+    import pyarrow as pa
+
+    scores = champion.model.predict_matrix(matrix).astype(np.float64)
     count, now = len(ids), datetime.now(UTC).replace(tzinfo=None)
     kind = pa.float64() if scores.ndim == 1 else pa.list_(pa.float64())
     rows = {
@@ -68,9 +111,9 @@ def answer(
         "event_time": pa.array(times, pa.timestamp("us")),
         "score": pa.array(scores.tolist(), kind),
         **{f"key_{name}": pa.array(values) for name, values in keys.items()},
-        **{f"x_{name}": table[name] for name in spec.names},
+        **{f"x_{name}": values for name, values in columns.items()},
     }
-    return Answered(champion.number, ids, scores, pa.table(rows), spec)
+    return Answered(champion.number, ids, scores, pa.table(rows), champion.model.spec)
 
 
 def _id(subject: str, version: int, row: Floats, at: datetime) -> str:
@@ -88,16 +131,83 @@ def event_time_of(name: str) -> datetime | None:
     return None
 
 
-def table_of(spec: Spec, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
-    """Rows as they were sent → feature columns. Raises Refused for a name or a value that the model cannot take."""
+# --- plain values --------------------------------------------------------------------------------------------------
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Rows → columns; a name that a row lacks is missing there."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def encoded(spec: Spec, sent: Mapping[str, Sequence[Any]], count: int) -> NDArray[np.float32]:
+    """Columns of plain values → matrix (count, features), as spec.encode makes it of a table.
+
+    Raises Refused for a name or a value that the model cannot take.
+    """
+    if not sent.keys() <= spec.codes.keys():
+        name = next(name for name in sent if name not in spec.codes)
+        row = next((place for place, value in enumerate(sent[name]) if value is not None), 0)
+        raise Refused(row, name, "is no feature of this model")
+    matrix = np.full((count, len(spec.features)), np.nan, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        for i, each in enumerate(spec.features):
+            if each.name in sent:
+                matrix[:, i] = _values(each, sent[each.name], spec.codes[each.name])
+    matrix[~np.isfinite(matrix)] = np.nan  # as features.sql: what is not finite is missing
+    return matrix
+
+
+def _values(each: Feature, values: Sequence[Any], codes: Mapping[str, int]) -> Any:
+    text = each.kind == "category"
+    if not set(map(type, values)) <= (TEXT if text else PLAIN):
+        raise _refused(each, values)
+    if text:
+        if any(len(value) > LONGEST for value in set(values) if value):
+            raise _refused(each, values)
+        return [codes.get(value, np.nan) for value in values]
+    try:
+        return np.array(values, dtype=np.float32)
+    except OverflowError:
+        raise _refused(each, values) from None
+
+
+def _refused(each: Feature, values: Sequence[Any]) -> Refused:
+    """The first of these that is to blame."""
+    place = next(place for place, value in enumerate(values) if not _fits(each, value))
+    text = each.kind == "category"
+    return Refused(
+        place, each.name, f"must be a category of {LONGEST:,} characters at most" if text else "must be a number"
+    )
+
+
+def _fits(each: Feature, value: Any) -> bool:
+    if each.kind == "category":
+        return type(value) in TEXT and len(value or "") <= LONGEST
+    return type(value) in PLAIN and not (type(value) is int and abs(value) > LARGEST)
+
+
+# --- reasons -------------------------------------------------------------------------------------------------------
+
+
+def reasons(champion: Champion, rows: "pa.Table", most: int) -> list[list[dict[str, Any]]]:
+    """Of each of the journal's rows, the features that moved its score most, the strongest first: by SHAP, in units of
+    the margin (log-odds for probabilities), of the likeliest class where there are several."""
     import pyarrow as pa
 
-    kinds = {each.name: each.kind for each in spec.features}
-    for place, row in enumerate(rows):
-        for name, value in row.items():
-            if name not in kinds:
-                raise Refused(place, name, "is no feature of this model")
-            if value is not None and isinstance(value, str) != (kinds[name] == "category"):
-                raise Refused(place, name, f"must be a {kinds[name]}")
-    types = {"number": pa.float32(), "category": pa.string()}
-    return pa.table({name: pa.array([row.get(name) for row in rows], types[kind]) for name, kind in kinds.items()})
+    spec = champion.model.spec
+    table = pa.table({name: rows[f"x_{name}"] for name in spec.names})
+    parts = champion.model.contributions(table)
+    if parts.ndim == 3:
+        likeliest = np.argmax(np.asarray(rows["score"].to_pylist()), axis=1)
+        parts = parts[np.arange(len(parts)), likeliest]
+    return [_strongest(spec.names, part, row, most) for part, row in zip(parts, table.to_pylist(), strict=True)]
+
+
+def _strongest(names: Sequence[str], part: Floats, row: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
+    order = np.argsort(-np.abs(part), kind="stable")[:most]
+    return [{"feature": names[i], "value": row[names[i]], "effect": float(part[i])} for i in order]

@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks import params, periods
-from tests.benchmarks import drift, event, features, loop, month, replay, tuning  # noqa: F401  (each puts its rows on the list)
+from tests.benchmarks import (  # each puts its rows on the list
+    drift,  # noqa: F401
+    event,  # noqa: F401
+    features,  # noqa: F401
+    loop,  # noqa: F401
+    month,  # noqa: F401
+    replay,  # noqa: F401
+    serving,  # noqa: F401
+    tuning,  # noqa: F401
+)
 from tests.benchmarks.place import ROOT, Bench
 from tests.benchmarks.row import BENCHMARKS, Benchmark, Row
 

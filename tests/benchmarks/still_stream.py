@@ -101,7 +101,7 @@ def watch(p: Params, history: Rows, days: int) -> Watch:
     there = ~np.isnan(held.label)
     losses = gate.row_losses(held.label[there], fitted.predict(held.table)[there], metric=p.gate.metric)
     then = Level(*gate.level(losses, times=held.event_time[there], gate=p.gate))
-    parts = reference.contributions(fitted, held.table.take(np.arange(0, len(held), max(len(held) // 500, 1))))
+    parts = fitted.contributions(held.table.take(np.arange(0, len(held), max(len(held) // 500, 1))))
     profile = reference.profile(
         history.table,
         history.event_time,

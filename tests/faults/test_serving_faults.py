@@ -1,22 +1,28 @@
-"""The API as a process: killed under load it has journalled what it answered, and without a registry it serves on."""
+"""The API as a process: killed under load it has journalled what it answered, and without a registry it serves on.
 
+Over load, behind keys, with an old state, and as two processes on one port it is asked as anybody would ask it.
+"""
+
+import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from httpx import Client, HTTPError
+import yaml
+from httpx import Client, HTTPError, Response
 
 from flows import servers
 from tasks import registry
 from tasks.serving import keeper, live
-from tests.conftest import KEY
+from tests.conftest import BEGIN, KEY, write_params
 from tests.tasks.serving.test_app import Shop, crowned, kept, shop
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
@@ -25,13 +31,15 @@ __all__ = ["shop"]  # the fixture
 
 
 @contextmanager
-def process(shop: Shop, **env: str) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    """It answers when this yields."""
+def process(
+    shop: Shop, *, folder: Path | None = None, page: str = "ready", **env: str
+) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """It answers when this yields. `folder` has other params than the shop's, `page` is what must be well."""
     port = servers.free_port()
     told = {"EVERGREEN_HOME": str(shop.home), "EVERGREEN_PII_KEY": KEY, "PYTHONPATH": str(ROOT), **env}
     one = subprocess.Popen(
         [sys.executable, "-m", "tasks.serving", "--port", str(port)],
-        cwd=shop.folder,
+        cwd=folder or shop.folder,
         env={**os.environ, **told},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -40,20 +48,30 @@ def process(shop: Shop, **env: str) -> Iterator[tuple["subprocess.Popen[bytes]",
     try:
         end = time.monotonic() + 60
         with Client() as client:
-            while not _ready(client, address):
+            while not _well(client, f"{address}/{page}"):
                 assert one.poll() is None
                 assert time.monotonic() < end
                 time.sleep(0.1)
         yield one, address
     finally:
+        one.terminate()  # its workers too, if it has some
+        with suppress(subprocess.TimeoutExpired):
+            one.wait(15)
         one.kill()
         one.wait()
 
 
-def _ready(client: Client, address: str) -> bool:
+def _well(client: Client, address: str) -> bool:
     with suppress(HTTPError):
-        return client.get(f"{address}/ready").status_code == 200
+        return client.get(address).status_code == 200
     return False
+
+
+def settled(shop: Shop, folder: Path, **serving: object) -> Path:
+    """A checkout with other settings of the API."""
+    raw = yaml.safe_load((shop.folder / "params.yaml").read_text())
+    write_params({**raw, "serving": serving}, folder)
+    return folder
 
 
 def test_what_was_acknowledged_is_in_the_journal_after_a_kill(shop: Shop) -> None:
@@ -125,3 +143,151 @@ def test_a_promotion_is_live_within_five_seconds_and_no_request_fails(shop: Shop
     assert len(set(versions)) == 3
     known = registry.open_registry(shop.p.registry)
     assert keeper.keep(known, shop.home) == max(versions)
+
+
+# --- with keys, a state that is old, and room for one request at a time
+
+KEYS = {"asks": "predict", "tells": "outcomes", "all": "admin"}
+
+
+@pytest.fixture(scope="module")
+def narrow(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = settled(shop, tmp_path_factory.mktemp("narrow"), stale="1s", busy=1)
+    known = [f"{name}:{scope}:{hashlib.sha256(f'ev_{name}'.encode()).hexdigest()}" for name, scope in KEYS.items()]
+    with process(shop, folder=folder, page="health", EVERGREEN_API_KEYS="\n".join(known)) as (_, address):
+        yield address
+
+
+def by(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer ev_{name}"}
+
+
+def test_a_state_that_is_old_is_said_at_ready(narrow: str) -> None:
+    with Client(base_url=narrow, timeout=30) as client:
+        answer = client.get("/ready")
+        assert answer.status_code == 503
+        assert answer.json()["why"] == ["the state is older than serving.stale"]
+        assert client.get("/health").status_code == 200
+
+
+def test_a_wrong_key_and_a_wrong_scope_get_no_further(shop: Shop, narrow: str) -> None:
+    asked, told = {"rows": [{"store": "south"}]}, {"outcomes": [{"id": "of nobody", "label": True}]}
+    before = kept(shop).read("predictions").num_rows
+    with Client(base_url=narrow, timeout=30) as client:
+
+        def status(path: str, name: str, body: object) -> int:
+            return client.post(path, json=body, headers=by(name)).status_code
+
+        assert [status("/v1/predict/features", name, asked) for name in ("nobody", "tells")] == [401, 403]
+        assert [status("/v1/outcomes", name, told) for name in ("nobody", "asks")] == [401, 403]
+        assert kept(shop).read("predictions").num_rows == before
+        assert [client.get("/metrics", headers=by(name)).status_code for name in KEYS] == [403, 403, 200]
+        assert [status("/v1/predict/features", name, asked) for name in ("asks", "all")] == [200, 200]
+
+
+def test_over_load_it_says_when_to_ask_again_and_keeps_what_it_acknowledged(shop: Shop, narrow: str) -> None:
+    answers: list[Response] = []
+
+    def ask(place: int) -> None:
+        with Client(base_url=narrow, timeout=30, headers=by("asks")) as client:
+            for i in range(40):
+                row = {"store": "west", "amount": float(1000 * place + i)}
+                answers.append(client.post("/v1/predict/features", json={"rows": [row]}))
+
+    threads = [threading.Thread(target=ask, args=[place]) for place in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [each for each in answers if each.status_code == 503]
+    taken = [each for each in answers if each.status_code == 200]
+    assert len(answers) == len(refused) + len(taken) == 320
+    assert refused
+    assert taken
+    assert all(int(each.headers["retry-after"]) > 0 for each in refused)
+    acknowledged = {one["id"] for each in taken for one in each.json()["predictions"]}
+    assert len(acknowledged) == len(taken)
+    assert acknowledged <= set(kept(shop).read("predictions")["entry"].to_pylist())
+
+
+# --- two processes on one port
+
+
+@pytest.fixture(scope="module")
+def two(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    with process(shop, folder=settled(shop, tmp_path_factory.mktemp("two"), workers=2)) as found:
+        until(lambda: len(workers_of(found[0])) == 2)
+        yield found
+
+
+def until(found: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def workers_of(one: "subprocess.Popen[bytes]") -> list[int]:
+    """Those of its children that listen for the port, not multiprocessing's own."""
+    found = map(int, Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text().split())
+    return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def asked_apart(address: str, count: int = 24) -> set[int]:
+    """The versions that answer, each time on a connection of its own: whichever process takes it."""
+    found = set()
+    for _ in range(count):
+        with Client(base_url=address, timeout=30) as client:
+            answer = client.post("/v1/predict/features", json={"rows": [{"store": "south"}]})
+            assert answer.status_code == 200, answer.text
+            found.add(answer.json()["version"])
+    return found
+
+
+def test_a_promotion_and_its_rollback_are_live_in_each_process_within_five_seconds(
+    shop: Shop, two: tuple["subprocess.Popen[bytes]", str]
+) -> None:
+    _, address = two
+    until(lambda: len(asked_apart(address)) == 1)
+    (before,) = asked_apart(address)
+    made = crowned(shop.known, shop.folder, shop.p, "live in two")
+    time.sleep(5)
+    assert asked_apart(address) == {made}
+    shop.known.rollback(decision="back in two", as_of=BEGIN, reasons=["it is only a test"])
+    time.sleep(5)
+    assert asked_apart(address) == {before}
+
+
+def test_two_processes_are_one_to_prometheus_also_when_one_has_died(
+    two: tuple["subprocess.Popen[bytes]", str],
+) -> None:
+    one, address = two
+    begun = counted(address)
+    assert len(begun) == 1  # whichever is asked says the same
+    asked_apart(address, 20)
+    assert counted(address) == {begun.pop() + 20}
+    victim = workers_of(one)[0]
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: len(now := workers_of(one)) == 2 and victim not in now)
+    until(lambda: _well_all(address))
+    before = counted(address)
+    assert len(before) == 1
+    asked_apart(address, 20)
+    assert counted(address) == {before.pop() + 20}
+
+
+def _well_all(address: str) -> bool:
+    with Client() as client:
+        return all(_well(client, f"{address}/ready") for _ in range(5))
+
+
+def counted(address: str) -> set[float]:
+    """The requests that /metrics counts, as it says several times."""
+    found = set()
+    for _ in range(8):
+        with Client(base_url=address, timeout=30) as client:
+            text = client.get("/metrics").text
+        told = re.findall(r'^evergreen_requests_total\{path="/v1/predict/features",status="200"\} (\S+)$', text, re.M)
+        assert text.count("# TYPE evergreen_requests_total") == 1
+        found.add(sum(map(float, told)))
+    return found

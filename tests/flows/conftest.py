@@ -1,8 +1,14 @@
-"""A made project as a checkout of its own, and one Prefect server for all flows of the session."""
+"""A made project as a checkout of its own, and one Prefect server for all flows of the session.
+
+What the stages make of the made project is made once for all modules, so that each need not train the same model anew:
+a module's project begins with it in its cache, and its first retrain takes it from there. Where the law is that the
+stages run, the module overrides `made_before` with None.
+"""
 
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from tests.conftest import FEATURES_SQL, KEY, raw_params, write_params, write_sources
 
@@ -34,14 +41,58 @@ def prefect_server() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Iterator[Project]:  # noqa: ARG001
-    """One for a module: its tests look at the same few runs from different sides."""
-    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("checkout")
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which `dvc repro` has run, with its home beside it: for all of xdist's workers, by the first."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    made, new = shared / "made-once", shared / ".made-once"
+    with FileLock(shared / "made-once.lock"):
+        if not made.exists():
+            shutil.rmtree(new, ignore_errors=True)
+            (new / "checkout").mkdir(parents=True)
+            make_checkout(new / "checkout", project_params())
+            repro(new / "checkout", new / "home")
+            new.rename(made)
+    return made
+
+
+def project_params() -> dict[str, Any]:
     raw = raw_params("binary", DAYS)
     raw["registry"] = {"model": "made", "experiment": "made", "top_trials": 2}
     raw["clock"]["as_of"] = "2024-03-01"
+    return raw
+
+
+def repro(checkout: Path, home: Path) -> None:
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(("EVERGREEN_", "MLFLOW_"))}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    told = {"EVERGREEN_HOME": str(home), "EVERGREEN_PII_KEY": KEY, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", "-q"], cwd=checkout, env={**mine, **told}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def made_before(made_once: Path) -> Path | None:
+    """What the project's cache begins with; None for nothing."""
+    return made_once
+
+
+@pytest.fixture(scope="module")
+def project(
+    tmp_path_factory: pytest.TempPathFactory,
+    prefect_server: None,  # noqa: ARG001
+    made_before: Path | None,
+) -> Iterator[Project]:
+    """One for a module: its tests look at the same few runs from different sides."""
+    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("checkout")
+    raw = project_params()
     make_checkout(folder, raw)
+    if made_before:
+        shutil.copytree(made_before / "checkout" / ".dvc" / "cache", folder / ".dvc" / "cache")
+        shutil.copytree(made_before / "home" / "periods", home / "periods")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("EVERGREEN_HOME", str(home))

@@ -321,7 +321,7 @@ def test_texts_of_any_kind_are_levels_like_others() -> None:
 def test_what_moved_the_scores_is_first_among_the_causes(task: Task) -> None:
     rows = small.made_rows(task, per_day=30)
     twin = _fitted(task, rows)
-    parts = reference.contributions(twin, rows.table.slice(0, 400)).mean(axis=0)
+    parts = twin.contributions(rows.table.slice(0, 400)).mean(axis=0)
     of = stream.profile(
         rows.table,
         rows.event_time,

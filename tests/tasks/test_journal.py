@@ -224,3 +224,32 @@ def test_a_column_that_became_text_is_text_in_all_rows(kept: Journal) -> None:
     texts = rows(3).drop_columns(["score"]).append_column("score", pa.array(["low"] * 3))
     kept.append("predictions", texts)
     assert kept.read("predictions")["score"].to_pylist() == ["0.5"] * 3 + ["low"] * 3
+
+
+# --- arms
+
+
+def by(first: int, arm: str | None) -> pa.Table:
+    made = rows(first)
+    return made.append_column("arm", pa.array([arm] * made.num_rows, pa.string())) if arm else made
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_what_was_said_in_the_shadow_is_nobodys_answer(compacted: bool, kept: Journal) -> None:
+    for first, arm in ((0, None), (3, "champion"), (6, "shadow"), (9, "challenger")):
+        kept.append("predictions", by(first, arm))
+        kept.close()
+        if compacted:
+            kept.compact()
+    assert numbers(kept.read("predictions")) == [0, 1, 2, 3, 4, 5, 9, 10, 11]
+    found = kept.read("predictions", columns=["entry", "event_time"])
+    assert (numbers(found), found.column_names) == ([0, 1, 2, 3, 4, 5, 9, 10, 11], ["entry", "event_time"])
+    told = kept.read("predictions", columns=["entry", "event_time", "arm"], shadows=True)["arm"].to_pylist()
+    assert told == [None] * 3 + ["champion"] * 3 + ["shadow"] * 3 + ["challenger"] * 3
+
+
+def test_a_journal_that_knows_no_arms_may_be_asked_for_them(kept: Journal) -> None:
+    kept.append("predictions", rows(0))
+    assert numbers(kept.read("predictions", columns=["entry", "event_time", "arm"], shadows=True)) == [0, 1, 2]
+    with pytest.raises(KeyError, match="fever"):
+        kept.read("predictions", columns=["entry", "event_time", "fever"])

@@ -1,6 +1,8 @@
 """tasks.predecessor on a real registry and journal: a worse champion is found out, one that is no worse stays."""
 
 import logging
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -47,17 +49,27 @@ class Shop:
     kept: Journal
     folder: Path
 
-    def crown(self, name: str, model: Model) -> Version:
-        files = self.folder / name
-        files.mkdir()
-        path = files / "model.ubj"
-        path.write_bytes(model.to_bytes())
-        features = [{"name": each.name, "kind": each.kind} for each in model.spec.features]
-        bundle = Bundle(path, path, features, ROWS.table.select(model.spec.names).slice(0, 2))
-        empty: dict[str, Any] = {"params": {}, "metrics": {}, "counts": {}, "datasets": [], "trials": []}
-        run_id = self.known.log(name, name=name, note="", tags={}, files=files, bundle=bundle, **empty)
+    def crown(self, name: str, model: Model, *, more: Sequence[Path] = ()) -> Version:
         told = {"outcome": "PROMOTE", "reasons": ["It is better."]}
-        return self.known.promote(run_id, decision=name, verdict=told, as_of=FIRST, tags={})
+        return self.known.promote(
+            self.logged(name, model, more=more), decision=name, verdict=told, as_of=FIRST, tags={}
+        )
+
+    def logged(self, name: str, model: Model, *, more: Sequence[Path] = ()) -> str:
+        """The run of a model, with these files beside it."""
+        files = self.folder / name
+        (files / "reports").mkdir(parents=True)
+        for each in more:
+            shutil.copy(each, files)
+        (files / "reports" / "metrics.json").write_text('{"log_loss": 0.5}')
+        path, twin = files / "model.ubj", files / "twin.ubj"
+        for each in (path, twin):
+            each.write_bytes(model.to_bytes())
+        features = [{"name": each.name, "kind": each.kind} for each in model.spec.features]
+        bundle = Bundle(path, twin, features, ROWS.table.select(model.spec.names).slice(0, 2))
+        empty: dict[str, Any] = {"params": {}, "metrics": {}, "counts": {}, "datasets": [], "trials": []}
+        tags = {"evergreen.as_of": FIRST.isoformat()}
+        return self.known.log(name, name=name, note="", tags=tags, files=files, bundle=bundle, **empty)
 
     def predicts(self, version: Version, model: Model, *, since: datetime = FIRST, until: datetime = LAST) -> None:
         """Its predictions of the rows between two moments, as tasks.score journals them, and their outcomes."""

@@ -300,7 +300,7 @@ def test_contributions_add_up_to_the_margin_less_a_constant(task: Task) -> None:
     settings: dict[str, Any] = {"objective": objective, "max_depth": 3, "nthread": 1}
     settings |= {"num_class": 3} if task == "multiclass" else {}
     one = Model(xgb.train(settings, xgb.DMatrix(spec.encode(rows.table), codes), 5), spec)
-    found, margins = reference.contributions(one, rows.table), one.margins(rows.table)
+    found, margins = one.contributions(rows.table), one.margins(rows.table)
     assert found.shape == ((len(rows), 3, 5) if task == "multiclass" else (len(rows), 5))
     assert np.std(margins - found.sum(axis=-1), axis=0) == pytest.approx(np.zeros(margins.shape[1:]), abs=1e-4)
 

@@ -561,3 +561,133 @@ def test_a_deleted_experiment_is_named(known: Registry, store: str) -> None:
     known.client.delete_experiment(known.experiment)
     with pytest.raises(ValueError, match="was deleted: restore it"):
         open_registry(params.Registry(model=known.model, experiment=known.model), uri=store)
+
+
+# --- canary
+
+
+def up(known: Registry, wanted: int | str, decision: str = "c1") -> int:
+    return known.put_up(wanted, decision=decision, as_of=AS_OF, reasons=["To try it."]).number
+
+
+def away(known: Registry, decision: str = "e1", outcome: str | None = None) -> Entry | None:
+    return known.take_away(decision=decision, as_of=AS_OF, reasons=["Enough."], outcome=outcome)
+
+
+def challenging(known: Registry) -> int | None:
+    found = known.challenger()
+    return found and found.number
+
+
+def held(known: Registry, made: dict[str, Any], record: str = "held") -> registry.Version:
+    """A version that nobody promoted."""
+    run_id = known.log(record, **{**made, "trials": []})
+    return known.register(run_id, decision=f"register-{record}", description="", tags={})
+
+
+def test_a_canary_begins_and_ends_with_a_line_each(known: Registry, made: dict[str, Any]) -> None:
+    assert (known.challenger(), known.only_challenger(), away(known)) == (None, None, None)
+    crown(known, made, 1)
+    second = held(known, made)
+    assert [up(known, second.number), up(known, second.number, "asked again")] == [2, 2]
+    assert (serving(known), challenging(known)) == (1, 2)
+    begun = known.only_challenger()
+    assert begun
+    assert (begun.decision, begun.version, begun.champion) == ("c1", 2, 1)
+    assert [away(known), away(known, "e2")] == [known.ledger()[-1], None]
+    assert (challenging(known), known.only_challenger()) == (None, None)
+    marks = [(line.mark, line.decision, line.version, line.outcome) for line in known.ledger()[-2:]]
+    assert marks == [("canary", "c1", 2, None), ("canary over", "e1", 2, None)]
+    assert up(known, 2, "c2") == 2  # nobody judged it: it may be tried again
+
+
+def test_a_canary_that_was_cut_off_goes_by_the_ledger(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 1)
+    second = held(known, made)
+    known.append(Entry("canary", "c1", AS_OF, run=second.run_id, version=2, champion=1))
+    assert (challenging(known), known.only_challenger()) == (None, None)
+    assert up(known, 2, "again") == challenging(known) == 2
+    known.append(Entry("canary over", "e1", AS_OF, version=2, outcome="REJECT"))
+    assert challenging(known) == 2  # killed before the alias went
+    assert (known.only_challenger(), challenging(known)) == (None, None)
+    assert [line.mark for line in known.ledger()].count("canary") == 1
+
+
+def test_an_alias_that_somebody_set_by_hand_is_no_canary(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 1)
+    held(known, made)
+    known.client.set_registered_model_alias(known.model, registry.CHALLENGER, "2")
+    assert (known.only_challenger(), challenging(known)) == (None, None)
+
+
+def test_who_may_not_challenge_is_told_why(known: Registry, made: dict[str, Any]) -> None:
+    held(known, made)
+    with pytest.raises(ValueError, match="serves: there is nothing to challenge"):
+        up(known, 1)
+    *_, third = crown(known, made, 2)
+    for wanted, why in ((7, "has no version 7"), ("7f", "there is no run '7f': name a version"), ("", "no run ''")):
+        with pytest.raises(ValueError, match=why):
+            up(known, wanted)
+    with pytest.raises(ValueError, match="version 3 is the champion"):
+        up(known, third.number)
+    up(known, 1)
+    with pytest.raises(ValueError, match="version 1 is up already: take it away first"):
+        up(known, 2)
+    away(known)
+    back(known, "b1")
+    with pytest.raises(ValueError, match=r"version 3 was rolled back, .* choose another"):
+        up(known, 3)
+    assert challenging(known) is None
+
+
+def test_a_run_that_nobody_promoted_may_challenge_as_a_version_of_its_own(
+    known: Registry, made: dict[str, Any]
+) -> None:
+    crown(known, made, 1)
+    run_id = known.log("held", **{**made, "trials": []})
+    assert [up(known, run_id), up(known, run_id)] == [2, 2] == [challenging(known)] * 2
+    away(known, outcome="REJECT")
+    with pytest.raises(ValueError, match="version 2 lost as a challenger"):
+        up(known, run_id, "c2")
+    assert len(known.versions()) == 2
+
+
+def test_what_lost_as_a_challenger_is_never_put_up_or_promoted_again(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 1)
+    second = held(known, made)
+    up(known, 2)
+    away(known, outcome="REJECT")
+    why = "version 2 lost as a challenger, and what lost is never put up or promoted again"
+    with pytest.raises(ValueError, match=why):
+        up(known, 2, "c2")
+    for version in (None, 2):
+        with pytest.raises(ValueError, match=why):
+            known.promote(second.run_id, decision="p", verdict=BETTER, as_of=AS_OF, tags={}, version=version)
+    twice = known.register(second.run_id, decision="under another number", description="", tags={})
+    with pytest.raises(ValueError, match=why):
+        up(known, twice.number, "c3")
+    assert (serving(known), known.rejected(), known.barred(), known.was_taken_down("held")) == (1, {2}, {2}, 2)
+
+
+def test_a_challenger_that_won_is_promoted_as_the_version_that_it_is(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 1)
+    second = held(known, made)
+    up(known, 2)
+    told: dict[str, Any] = {"verdict": BETTER, "as_of": AS_OF + timedelta(days=9), "tags": {}, "version": 2}
+    won = known.promote(second.run_id, decision="won", **told)
+    assert [known.promote(second.run_id, decision="won", **told), known.champion()] == [won, won]
+    assert (won.number, won.as_of, won.decision) == (2, second.as_of, "register-held")  # made of what it was made of
+    assert marks_of(known, "won") == [("intent", 2, 1), ("alias moved", 2, 1), ("done", 2, 1)]
+    assert known.looks(1) == 1  # the one that took the alias
+    assert known.answered() >= {"won"}
+    assert back(known, "b1") == 1
+
+
+def test_an_open_promotion_of_a_challenger_is_finished_once(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 1)
+    second = held(known, made)
+    known.append(replace(intent("won", second.run_id), version=2, champion=1))
+    assert "won" not in known.answered()
+    known.client.set_registered_model_alias(known.model, registry.CHAMPION, "2")
+    assert [version.number for version in known.finish_open()] == [2]
+    assert (known.finish_open(), len(known.versions())) == ([], 2)

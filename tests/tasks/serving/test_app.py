@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -22,9 +23,9 @@ from httpx import Client
 from tasks import features, journal, monitor, params, registry, score, state
 from tasks.features import Rows
 from tasks.model import Model
-from tasks.params import Params
+from tasks.params import Challenger, Params
 from tasks.registry import Bundle, Registry
-from tasks.serving import app, keeper, live
+from tasks.serving import app, desk, keeper, live
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
 
 DAYS, STAGES = 60, ("ingest", "clean", "features", "tune", "train", "evaluate")
@@ -79,17 +80,22 @@ def crowned(known: Registry, folder: Path, p: Params, name: str) -> int:
     spec = Model.load(model).spec
     listed = [{"name": each.name, "kind": each.kind} for each in spec.features]
     example = features.read(folder / p.paths.features).table.select(spec.names).slice(0, 2)
-    empty: dict[str, Any] = {"params": {}, "metrics": {}, "counts": {}, "datasets": [], "trials": []}
+    empty: dict[str, Any] = {
+        "params": {},
+        "metrics": {"holdout.log_loss": 0.4},
+        "counts": {},
+        "datasets": [],
+        "trials": [],
+    }
     bundle = Bundle(model, model, listed, example)
-    run_id = known.log(name, name=name, note="", tags={}, files=files, bundle=bundle, **empty)
+    run_id = known.log(name, name=name, note="A card.", tags={}, files=files, bundle=bundle, **empty)
     told = {"outcome": "PROMOTE", "reasons": ["It is good."]}
     return known.promote(run_id, decision=name, verdict=told, as_of=BEGIN + timedelta(days=DAYS), tags={}).number
 
 
-def sent(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the last day with what is known of an order when it is placed."""
+def sent(folder: Path, begin: datetime = BEGIN + timedelta(days=DAYS) - NEWEST) -> list[dict[str, Any]]:
+    """The rows of the last day, or from `begin` on, with what is known of an order when it is placed."""
     lines = (folder / "source" / "orders.csv").read_text().splitlines()[1:]
-    begin = BEGIN + timedelta(days=DAYS) - NEWEST
     found = []
     for line in lines:
         number, placed, email, store, amount, distance, _ = line.split(",")
@@ -219,6 +225,171 @@ def test_an_outcome_of_a_prediction_that_nobody_made_is_kept_and_harms_nothing(s
         assert name in kept(shop).read("outcomes")["of"].to_pylist()
 
 
+def test_for_a_thousand_rows_features_and_scores_are_the_batch_paths_to_the_last_bit(
+    shop: Shop, tmp_path: Path
+) -> None:
+    p = shop.p.model_copy(update={"serving": shop.p.serving.model_copy(update={"behind": timedelta(days=14)})})
+    shutil.copytree(live.folder(shop.home), live.folder(tmp_path))
+    state.publish(p, shop.folder, home=tmp_path)
+    found = features.read(shop.folder / p.paths.features)
+    begin = BEGIN + timedelta(days=DAYS - 13)
+    rows = found.take(found.event_time >= np.datetime64(begin))
+    asked = sent(shop.folder, begin)
+    assert rows.keys
+    places = {number: place for place, number in enumerate(rows.keys["number"].to_pylist())}
+    np.random.default_rng(3).shuffle(asked)  # type: ignore[arg-type]
+    with serves(app.create(p, tmp_path)) as one:
+        told = [
+            each
+            for some in halves(asked)
+            for each in one.post("/v1/predict", json={"rows": some}).json()["predictions"]
+        ]
+    model = Model.load(shop.folder / p.paths.models / "model.ubj")
+    scores = model.predict(rows.table).tolist()
+    assert len(asked) >= 1000
+    made = {
+        each["entry"]: each for each in journal.open_journal(p.journal, home=tmp_path).read("predictions").to_pylist()
+    }
+    table = rows.table.to_pylist()
+    for row, answer in zip(asked, told, strict=True):
+        place = places[row["number"]]
+        assert answer["score"] == scores[place]
+        assert {name: made[answer["id"]][f"x_{name}"] for name in table[place]} == table[place]
+
+
+def test_sql_that_ends_in_a_semicolon_and_a_comment_serves_as_it_trains(shop: Shop) -> None:
+    one = live.Live(shop.home)
+    assert list(one.renew(shop.p))
+    assert one.champion
+    assert one.tables
+    rows = live.hidden(
+        shop.p,
+        app.Messages.of(shop.p)
+        .rows.model_validate_json(json.dumps({"rows": shop.asked[:3]}))
+        .model_dump(by_alias=True)["rows"],
+        KEY.encode(),
+    )
+    ended = replace(one.champion, number=2, sql=one.champion.sql + ";\n-- the end\n")
+    assert one.tables.features(ended, rows).equals(one.tables.features(one.champion, rows))
+
+
+def halves(rows: list[Any]) -> tuple[list[Any], list[Any]]:
+    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+
+
+def test_columns_get_the_scores_that_rows_get(shop: Shop, api: Client) -> None:
+    for count in (1, 30, 70):  # together with others, and apart
+        table = shop.rows.table.slice(0, count)
+        by_row = api.post("/v1/predict/features", json={"rows": table.to_pylist()}).json()["predictions"]
+        columns = {name: table[name].to_pylist() for name in table.column_names}
+        by_column = api.post("/v1/predict/features", json={"inputs": columns}).json()["predictions"]
+        assert [each["score"] for each in by_row] == [each["score"] for each in by_column]
+        assert len({each["id"] for each in [*by_row, *by_column]}) == 2 * table.num_rows
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({}, "either rows or inputs"),
+        ({"rows": [{}], "inputs": {"amount": [1.0]}}, "either rows or inputs"),
+        ({"inputs": {}}, "either rows or inputs"),
+        ({"inputs": {"amount": [1.0], "store": []}}, "at least 1 item"),
+        ({"inputs": {"amount": [1.0], "store": ["west", "west"]}}, "of one length"),
+        ({"inputs": {"amount": [1.0, "much"]}}, "must be a number"),
+        ({"rows": [{"amount": 10**400}]}, "must be a number"),
+        ({"rows": [{"store": "w" * 1001}]}, "1,000 characters"),
+        ({"rows": [{"store": ["west"]}]}, "must be a category"),
+        ({"rows": [{"amount": {}}]}, "must be a number"),
+    ],
+)
+def test_features_that_cannot_be_taken_are_422(api: Client, body: Any, says: str) -> None:
+    answer = api.post("/v1/predict/features", json=body)
+    assert answer.status_code == 422, answer.text
+    assert says in answer.text
+
+
+def test_what_is_not_finite_is_missing(api: Client) -> None:
+    bodies = (b'{"rows": [{"amount": 1e39}]}', b'{"rows": [{"amount": null}]}', b'{"rows": [{}]}')
+    scores = [api.post("/v1/predict/features", content=body).json()["predictions"][0]["score"] for body in bodies]
+    assert len(set(scores)) == 1
+
+
+def test_reasons_are_the_strongest_shap_values_and_come_on_request_alone(shop: Shop, api: Client) -> None:
+    model = Model.load(shop.folder / shop.p.paths.models / "model.ubj")
+    plain = api.post("/v1/predict", json={"rows": shop.asked[:3]}).json()["predictions"]
+    asked = api.post("/v1/predict", json={"rows": shop.asked[:3], "reasons": 2}).json()["predictions"]
+    assert [{k: v for k, v in each.items() if k != "reasons"} for each in asked] == plain
+    numbers = shop.rows.keys["number"].to_pylist() if shop.rows.keys else []
+    parts = model.contributions(shop.rows.table)
+    for row, told in zip(shop.asked, asked, strict=False):
+        part = parts[numbers.index(row["number"])]
+        order = np.argsort(-np.abs(part))[:2]
+        assert [each["feature"] for each in told["reasons"]] == [model.spec.names[i] for i in order]
+        np.testing.assert_allclose([each["effect"] for each in told["reasons"]], part[order], rtol=1e-4)
+
+
+def test_many_at_once_each_get_their_own_answer(shop: Shop, api: Client) -> None:
+    batch = champion_scores(shop)
+    rows = shop.rows.table.to_pylist()
+
+    def ask(place: int) -> tuple[float, float, int]:
+        (raw,) = api.post("/v1/predict", json={"rows": [shop.asked[place]]}).json()["predictions"]
+        (ready,) = api.post("/v1/predict/features", json={"rows": [rows[place]]}).json()["predictions"]
+        bad = api.post("/v1/predict/features", json={"rows": [{"amount": "much"}]}).status_code
+        return raw["score"], ready["score"], bad
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(ask, range(40)))
+    assert shop.rows.keys
+    numbers = shop.rows.keys["number"].to_pylist()
+    assert [raw for raw, _, _ in found] == [batch[row["number"]] for row in shop.asked[:40]]
+    assert [ready for _, ready, _ in found] == [batch[number] for number in numbers[:40]]
+    assert {bad for _, _, bad in found} == {422}
+
+
+def test_a_challenger_in_the_shadow_is_journalled_and_told_nobody(shop: Shop) -> None:
+    with challenged(shop, mode="shadow") as (one, number):
+        answer = one.post("/v1/predict", json={"rows": shop.asked[:5]}).json()
+        ready = one.post("/v1/predict/features", json={"rows": shop.rows.table.slice(0, 3).to_pylist()}).json()
+    assert {each["version"] for each in [*answer["predictions"], *ready["predictions"]]} == {1}
+    every = kept(shop).read("predictions", shadows=True).to_pylist()
+    shadows = [each for each in every if each.get("arm") == "shadow" and each["version"] == number]
+    assert len(shadows) == 8
+    told = {journal.subject(each["id"]) for each in [*answer["predictions"], *ready["predictions"]]}
+    assert {journal.subject(each["entry"]) for each in shadows} == told
+    assert not {each["entry"] for each in shadows} & {
+        each["entry"] for each in kept(shop).read("predictions").to_pylist()
+    }
+
+
+def test_a_challenger_with_a_share_answers_the_same_rows_each_time(shop: Shop) -> None:
+    with challenged(shop, mode="share", share=0.5) as (one, number):
+        once, again = (one.post("/v1/predict", json={"rows": shop.asked}).json()["predictions"] for _ in range(2))
+        alone = [one.post("/v1/predict", json={"rows": [row]}).json()["predictions"][0] for row in shop.asked[:8]]
+    assert once == again
+    assert once[:8] == alone
+    versions = [each["version"] for each in once]
+    made = {each["entry"]: each for each in kept(shop).read("predictions").to_pylist()}
+    assert {made[each["id"]]["arm"] for each in once if each["version"] == number} == {"challenger"}
+    assert set(versions) == {1, number}
+    assert 0.2 < versions.count(number) / len(versions) < 0.8
+
+
+@contextmanager
+def challenged(shop: Shop, **settings: Any) -> Iterator[tuple[Client, int]]:
+    """A server while the first version, under another number, is its challenger."""
+    number = 77
+    shutil.copytree(live.folder(shop.home) / "1", live.folder(shop.home) / str(number))
+    pointer = live.folder(shop.home) / live.CHALLENGER
+    pointer.write_text(json.dumps({"number": number}))
+    try:
+        with client(shop, challenger=Challenger(**settings)) as one:
+            yield one, number
+    finally:
+        pointer.unlink()
+        shutil.rmtree(live.folder(shop.home) / str(number))
+
+
 # --- what is refused
 
 
@@ -277,18 +448,18 @@ def test_too_much_is_refused(shop: Shop) -> None:
 
 def test_over_load_it_says_so_and_does_not_queue(shop: Shop) -> None:
     made = app.create(shop.p, shop.home)
-    desk = made.user_middleware[0].kwargs["desk"]
+    at_work = made.user_middleware[0].kwargs["desk"]
     with serves(made) as one:
-        desk.busy = shop.p.serving.busy
+        at_work.busy = shop.p.serving.busy
         answer = one.post("/v1/predict", json={"rows": shop.asked[:1]})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert one.get("/health").status_code == 200
-        desk.busy = 0
+        at_work.busy = 0
         assert one.post("/v1/predict", json={"rows": shop.asked[:1]}).status_code == 200
 
 
 def test_a_slow_answer_is_given_up(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_of_rows", lambda *_: time.sleep(1))
+    monkeypatch.setattr(desk.Desk, "_raw_answers", lambda *_: time.sleep(1))
     with client(shop, within=timedelta(seconds=0.2)) as one:
         assert one.post("/v1/predict", json={"rows": shop.asked[:1]}).status_code == 503
 
@@ -339,6 +510,14 @@ def test_a_state_that_is_old_is_not_ready_and_answers_all_the_same(shop: Shop) -
     with client(shop, stale=timedelta(microseconds=1)) as one:
         assert one.get("/ready").status_code == 503
         assert one.post("/v1/predict", json={"rows": shop.asked[:1]}).status_code == 200
+
+
+def test_the_model_tells_its_lineage_its_metrics_and_its_card(api: Client) -> None:
+    told = api.get("/v1/model").json()
+    assert told["number"] == 1
+    assert told["metrics"] == {"holdout.log_loss": 0.4}
+    assert (told["card"], told["task"]) == ("A card.", "binary")
+    assert {each["name"] for each in told["features"]} >= {"amount", "store"}
 
 
 def test_metrics_tell_rates_latencies_scores_and_the_version(shop: Shop, api: Client) -> None:

@@ -1,0 +1,119 @@
+"""canary: a version is tried beside the champion, until the monitor finds which of them is better.
+
+    python -m flows.canary --begin 3 --reason "fewer features"
+    python -m flows.canary --begin 7f3c09...    (an MLflow run that nobody promoted)
+    python -m flows.canary --end
+    python -m flows.canary --accept
+
+How the API tries it is said by serving.challenger in params.yaml. The monitor promotes it when it is surely better,
+and takes it away for ever when it is surely worse; with `gate.approval: required` a person accepts the promotion by the
+last of these. Nothing is compared here.
+"""
+
+import argparse
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows.network import NETWORK
+from tasks import canary as work
+from tasks import clock, journal, monitor, params, registry
+from tasks.journal import Journal
+from tasks.registry import Registry
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Who serves, and who is tried beside it from now on."""
+
+    serves: int | None
+    challenger: int | None
+    as_of: datetime
+    said: str
+
+
+@flow(name="canary", flow_run_name="canary {reason}")
+def canary(
+    begin: Annotated[str | None, Field(description="the version to put up, or the id of an MLflow run")] = None,
+    end: Annotated[bool, Field(description="take the challenger away; it may be put up again")] = False,
+    accept: Annotated[bool, Field(description="promote the challenger that the monitor found better")] = False,
+    reason: Annotated[str, Field(description="why; it names the run and goes into the ledger")] = "by hand",
+    as_of: Annotated[
+        datetime | None, Field(description="event time 'now'; empty: the newest that is journalled")
+    ] = None,
+) -> Tried:
+    """Do one of the three, and tell who is tried now."""
+    if (begin is not None) + end + accept != 1:
+        raise ValueError("ask for one: begin=<version or run>, end=True, or accept=True")
+    p = params.load()
+    known, kept = registry.open_registry(p.registry), journal.open_journal(p.journal)
+    moment = params.in_utc(as_of or monitor.newest(kept) or clock.now(p.clock) or datetime.now(UTC))
+    if begin is not None:
+        said = begun(known, begin, reason=reason, as_of=moment, decision=f"begin-{flow_run.id}")
+    elif end:
+        said = ended(known, reason=reason, as_of=moment, decision=f"end-{flow_run.id}")
+    else:
+        said = accepted(known, kept, as_of=moment)
+    return _publish(known, said, moment)
+
+
+@task(name="begin", task_run_name="begin", cache_policy=NO_CACHE, **NETWORK)
+def begun(known: Registry, wanted: str, *, reason: str, as_of: datetime, decision: str) -> str:
+    """A number is a version; anything else is a run."""
+    asked = int(wanted) if wanted.isdecimal() else wanted
+    found = known.put_up(asked, decision=decision, as_of=as_of, reasons=[reason])
+    return f"Version {found.number} is put up: {reason}"
+
+
+@task(name="end", task_run_name="end", cache_policy=NO_CACHE, **NETWORK)
+def ended(known: Registry, *, reason: str, as_of: datetime, decision: str) -> str:
+    line = known.take_away(decision=decision, as_of=as_of, reasons=[reason])
+    return f"Version {line.version} was taken away: {reason}" if line else "No challenger was up."
+
+
+@task(name="accept", task_run_name="accept", cache_policy=NO_CACHE, **NETWORK)
+def accepted(known: Registry, kept: Journal, *, as_of: datetime) -> str:
+    """The person whom gate.approval asks for: what the monitor found is done."""
+    up, serving = known.canary(), known.champion()
+    look = work.wanted(monitor.signals(kept), serving.number, up) if up and serving else None
+    if look is None or not work.wins(look) or (done := work.act(known, look, as_of=as_of)) is None:
+        raise ValueError("the monitor has found no challenger that is surely better than the champion: wait for it")
+    return f"Version {done.version} is promoted. {look.said}"
+
+
+def _publish(known: Registry, said: str, as_of: datetime) -> Tried:
+    serving, up = known.champion(), known.challenger()
+    done = Tried(serving.number if serving else None, up.number if up else None, as_of, said)
+    create_markdown_artifact(told(done), key="canary", description=f"as of {as_of}")
+    get_run_logger().info("%s", told(done))
+    return done
+
+
+def told(done: Tried) -> str:
+    """The canary as a person reads it."""
+    serves = f"Version {done.serves} serves" if done.serves else "No version serves"
+    beside = f"version {done.challenger} is tried beside it" if done.challenger else "no challenger is up"
+    head = f"# {serves}, {beside} (as of {done.as_of:%Y-%m-%d %H:%M})"
+    return f"{head}\n\n- {done.said}\n"
+
+
+def main() -> None:
+    """The same from a terminal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--begin", metavar="VERSION", help="put this version, or this MLflow run's model, up")
+    what.add_argument("--end", action="store_true", help="take the challenger away; it may be put up again")
+    what.add_argument("--accept", action="store_true", help="promote the challenger that the monitor found better")
+    parser.add_argument("--reason", default="by hand", help="why; it goes into the ledger")
+    asked = parser.parse_args()
+    print(told(canary(begin=asked.begin, end=asked.end, accept=asked.accept, reason=asked.reason)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""The API beside `mlflow models serve`: the same version, the same rows, one process each, on one machine; and alone.
+
+    .venv/bin/python -m tests.benchmarks serving:
+
+What loads them is wrk (apt-get install wrk). The champion is made here, on real flights, once for all these rows. The
+peer runs the pyfunc that each version carries; a plain XGBoost flavour of the same booster is no faster in MLflow.
+"""
+
+import asyncio
+import json
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+
+from flows import demo
+from tasks import journal, params
+from tasks.model import Floats
+from tests.benchmarks import serving_bodies as bodies
+from tests.benchmarks import serving_promotes as promotes
+from tests.benchmarks import serving_stand as stands
+from tests.benchmarks.loop import server as prefect
+from tests.benchmarks.place import Bench, Checkout
+from tests.benchmarks.row import Row, benchmark, row
+from tests.benchmarks.serving_client import Answer, Client
+from tests.benchmarks.serving_load import Load, load
+from tests.benchmarks.serving_stand import Server, ours, peer, stand
+
+SINGLE = "serving: requests/s, 1 row, 32 connections: ours ÷ mlflow models serve"
+TAIL = "serving: p99 at half of the peer's own maximum rate: ours ÷ mlflow models serve"
+MANY = "serving: rows/s, 1,000 rows a request, columnar: ours ÷ mlflow models serve"
+RAW = "serving: raw keys, one row: p50 in milliseconds"
+BATCH = "serving: batch rows/s, Model.predict ÷ bare inplace_predict"
+SWAP = "serving: failed or wrong-version requests in 60 s of full load, 20 promotions"
+KILLED = "serving: acknowledged predictions missing after 20 SIGKILLs under load"
+COST = "serving: p50 of one row, with the journal ÷ without"
+COST_RATE = "serving: requests/s, 32 connections, without the journal ÷ with"
+FEATURES, ROWS = "/v1/predict/features", "/v1/predict"
+PEER = "/invocations"
+CONNECTIONS = 32
+FEWER = (1, 4, CONNECTIONS)  # the peer's maximum is the most that it does with any of these
+LIVE = 5.0  # seconds that a promotion may take until every process serves it
+BATCH_ROWS = 100_000
+ASKED_ROWS = 500  # different ones, again and again, while versions change: an old version's answer must not be kept
+
+
+# --- beside the peer
+
+
+@benchmark(SINGLE, TAIL, MANY)
+def beside(bench: Bench) -> list[Row]:
+    """A B A B; the one that is not asked idles."""
+    place, seconds = stand(bench), 2 if bench.quick else 10
+    with peer(place) as theirs, ours(place) as mine:
+        same = agree(place, theirs, mine)
+        one = {"peer": bodies.single(place, "dataframe_records"), "ours": bodies.single(place, "rows")}
+        urls = {"peer": theirs.address + PEER, "ours": mine.address + FEATURES}
+        for name, url in urls.items():
+            load(url, one[name], connections=4, seconds=seconds / 2)  # to warm up
+        single = turns(bench, urls, one, connections=CONNECTIONS, seconds=seconds)
+        most = max(load(urls["peer"], one["peer"], connections=each, seconds=seconds).rate for each in FEWER)
+        tail = turns(bench, urls, one, connections=CONNECTIONS, seconds=3 * seconds, rate=most / 2)
+        columns = bodies.columnar(place)
+        many = turns(bench, urls, dict.fromkeys(urls, columns), connections=1, seconds=seconds)
+        more = {name: load(url, columns, connections=4, seconds=seconds).rate for name, url in urls.items()}
+    return [
+        over_peer(SINGLE, single, "rate", bar=10, sense="at least", told=told(single), sound=same),
+        over_peer(TAIL, tail, "p99", bar=0.2, sense="at most", told=f"{told(tail)}, at {most / 2:.0f}/s", sound=same),
+        over_peer(MANY, many, "rate", bar=3, sense="at least", told=f"{told(many)} requests; {four(more)}", sound=same),
+    ]
+
+
+def turns(
+    bench: Bench, urls: dict[str, str], asked: dict[str, Path], *, connections: int, **more: Any
+) -> dict[str, list[Load]]:
+    found: dict[str, list[Load]] = {name: [] for name in urls}
+    for _ in range(bench.times(3)):
+        for name, url in urls.items():
+            found[name].append(load(url, asked[name], connections=connections, **more))
+    return found
+
+
+def over_peer(name: str, found: dict[str, list[Load]], figure: str, *, bar: float, told: str, **more: Any) -> Row:
+    over, under = ([getattr(each, figure) for each in found[side]] for side in ("ours", "peer"))
+    return row(name, over=over, under=under, bar=bar, detail=told, **more)
+
+
+def told(found: dict[str, list[Load]]) -> str:
+    """'ours 4,100/s (p50 7.1, p99 9.9 ms), peer ...': medians."""
+    return ", ".join(f"{name} {of_loads(found[name])}" for name in sorted(found))
+
+
+def of_loads(found: Sequence[Load]) -> str:
+    rate, p50, p99 = (statistics.median(getattr(each, name) for each in found) for name in ("rate", "p50", "p99"))
+    return f"{rate:,.0f}/s (p50 {p50 * 1e3:.1f}, p99 {p99 * 1e3:.1f} ms)"
+
+
+def four(found: dict[str, float]) -> str:
+    return f"on 4 connections {found['ours']:.1f} and {found['peer']:.1f}/s"
+
+
+def agree(place: Checkout, theirs: Server, mine: Server) -> bool:
+    """Whether both give the same scores for the same 1,000 rows."""
+    (asked,) = bodies.some(bodies.columnar(place), 1)
+    found = post(theirs.address + PEER, asked)["predictions"]
+    told = [each["score"] for each in post(mine.address + FEATURES, asked)["predictions"]]
+    return len(found) == bodies.MANY and bool(np.allclose(found, told, rtol=0, atol=1e-9))
+
+
+def post(url: str, body: bytes) -> Any:
+    with urlopen(Request(url, body, {"Content-Type": "application/json"}), timeout=60) as answer:
+        return json.load(answer)
+
+
+# --- alone
+
+
+@benchmark(RAW)
+def raw_keys(bench: Bench) -> list[Row]:
+    """One flight a request, no flight twice: features.sql makes its features."""
+    place, seconds = stand(bench), 2 if bench.quick else 10
+    asked = bodies.raw(place)
+    with ours(place) as mine:
+        load(mine.address + ROWS, asked, connections=1, seconds=seconds / 2)
+        alone = [load(mine.address + ROWS, asked, connections=1, seconds=seconds) for _ in range(bench.times(3))]
+        four = load(mine.address + ROWS, asked, connections=4, seconds=seconds)
+    detail = f"{of_loads(alone)}; on 4 connections {of_loads([four])}; aim 5"
+    return [row(RAW, over=[each.p50 * 1e3 for each in alone], under=[1.0], bar=10, detail=detail)]
+
+
+@benchmark(BATCH)
+def batch(bench: Bench) -> list[Row]:
+    import pyarrow.parquet as pq
+
+    place = stand(bench)
+    table = bodies.ready(place).slice(0, BATCH_ROWS)
+    pq.write_table(table, place.root / "batch.parquet")
+    file = stands.champion(place)[1] / "model.ubj"
+    found = place.run("tests.benchmarks.serving_batch", str(file), "batch.parquet", str(bench.times(7))).told
+    rates = [statistics.median(found[name]) for name in ("ours", "bare")]
+    detail = f"{rates[0]:,.0f} and {rates[1]:,.0f} rows/s of {table.num_rows:,}; {whole_flow(bench)}"
+    return [row(BATCH, over=found["ours"], under=found["bare"], bar=0.5, detail=detail, sense="at least")]
+
+
+def whole_flow(bench: Bench) -> str:
+    """flows.score four weeks later, as a program: sources to journal."""
+    place = without_journal(bench.copy(stand(bench)))
+    place.set(clock={"as_of": f"{demo.FIRST + demo.STEP:%Y-%m-%d}"})
+    with prefect(place) as address:
+        took = place.run("flows.score", PREFECT_API_URL=address).seconds
+    rows = len(journalled(place))
+    return f"flows.score four weeks later: {rows:,} rows in {took:.0f} s, {rows / took:,.0f} rows/s, sources to journal"
+
+
+@benchmark(COST, COST_RATE)
+def journal_cost(bench: Bench) -> list[Row]:
+    """The same application twice, one with a journal whose write returns at once."""
+    place, seconds = stand(bench), 2 if bench.quick else 10
+    asked = dict.fromkeys(("with", "without"), bodies.single(place, "rows"))
+    with ours(place) as mine, ours(place, "tests.benchmarks.serving_silent") as silent:
+        urls = {"with": mine.address + FEATURES, "without": silent.address + FEATURES}
+        before = log_bytes(place)
+        load(urls["without"], asked["without"], connections=4, seconds=seconds / 2)
+        kept = log_bytes(place) - before
+        load(urls["with"], asked["with"], connections=4, seconds=seconds / 2)
+        sound = kept == 0 and log_bytes(place) > before
+        alone = turns(bench, urls, asked, connections=1, seconds=seconds)
+        full = turns(bench, urls, asked, connections=CONNECTIONS, seconds=seconds)
+    p50 = {name: [each.p50 for each in alone[name]] for name in alone}
+    rate = {name: [each.rate for each in full[name]] for name in full}
+    return [
+        row(COST, over=p50["with"], under=p50["without"], bar=1.1, detail=told(alone), sound=sound),
+        row(COST_RATE, over=rate["without"], under=rate["with"], bar=1.1, detail=told(full), sound=sound),
+    ]
+
+
+def without_journal(place: Checkout) -> Checkout:
+    shutil.rmtree(place.home / "journal", ignore_errors=True)
+    return place
+
+
+def log_bytes(place: Checkout) -> int:
+    return sum(path.stat().st_size for path in (place.home / "journal" / "logs").rglob("*.log"))
+
+
+def journalled(place: Checkout) -> list[str]:
+    found = journal.open_journal(params.load(place.root / "params.yaml").journal, home=place.home).read("predictions")
+    return found["entry"].to_pylist() if found.num_rows else []
+
+
+# --- promotions
+
+
+@dataclass(frozen=True)
+class Served:
+    """A version, how far its calibration is from the first one's, and when its promotion began and ended."""
+
+    number: int
+    shift: float
+    began: float
+    ended: float
+
+
+@benchmark(SWAP)
+def swap(bench: Bench) -> list[Row]:
+    """Wrong: a version that was not champion at any time from 5 s before the request to its end, or another's score."""
+    place, count, seconds = bench.copy(stand(bench)), 4 if bench.quick else 20, 12 if bench.quick else 60
+    asked = bodies.some(bodies.single(place, "rows"), ASKED_ROWS)
+    first, base = Served(stands.champion(place)[0], 0.0, 0.0, 0.0), stands.model(place)
+    with ours(place) as mine, promoter(place, count, seconds) as one:
+        client = Client(mine.address + FEATURES, asked)
+        told = asyncio.run(asked_while(client, one, seconds))
+    versions = [first, *(Served(**each) for each in told)]
+    failed = sum(each.status != 200 for each in client.answers)
+    good = [each for each in client.answers if each.status == 200]
+    matrix = base.spec.encode(bodies.ready(place).slice(0, ASKED_ROWS))
+    scores = {each.number: promotes.shifted(base, each.shift).predict_matrix(matrix) for each in versions}
+    untimely, mixed = faults(good, versions, scores)
+    live = [waited for waited in waits(good, versions) if waited is not None]
+    detail = (
+        f"{failed} failed, {untimely} of a version that could not have answered, {mixed} with another version's score, "
+        f"of {len(client.answers):,} ({len(good) / (seconds + LIVE):,.0f}/s); "
+        f"{len(live)} of {count} promotions seen live, after {max(live, default=0):.1f} s at most"
+    )
+    command = f'.venv/bin/python -m tests.benchmarks "{SWAP}"'
+    return [Row(SWAP, failed + untimely + mixed, 0, command, detail, sound=len(live) == count and max(live) <= LIVE)]
+
+
+def promoter(place: Checkout, count: int, seconds: float) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "tests.benchmarks.serving_promotes", str(count), str(seconds)]
+    one = subprocess.Popen(
+        command, cwd=place.root, env=place.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert one.stdout
+    if "made" not in (line.strip() for line in iter(one.stdout.readline, "")):
+        raise RuntimeError("the versions to promote could not be made")
+    return one
+
+
+async def asked_while(client: Client, one: "subprocess.Popen[str]", seconds: float) -> list[dict[str, Any]]:
+    """Full load from before the first promotion to after the last is live."""
+    asking = asyncio.create_task(client.ask(CONNECTIONS))
+    said, _ = await asyncio.gather(asyncio.to_thread(one.communicate, "now\n"), asyncio.sleep(seconds + LIVE))
+    client.stopped = True
+    await asking
+    if one.returncode:
+        raise RuntimeError(f"the promotions ended with {one.returncode}")
+    found: list[dict[str, Any]] = json.loads(said[0].strip().rpartition("\n")[2])
+    return found
+
+
+def faults(answers: Sequence[Answer], versions: Sequence[Served], scores: Mapping[int, Floats]) -> tuple[int, int]:
+    """How many answers name a version that could not have answered, and how many another than their score comes of."""
+    ends = {one.number: after.ended for one, after in pairwise(versions)}
+    begins = {each.number: each.began for each in versions}
+    untimely = mixed = 0
+    for each in answers:
+        number = each.told["version"]
+        timely = begins.get(number, np.inf) <= each.ended and each.began - LIVE <= ends.get(number, np.inf)
+        untimely += not timely
+        mixed += timely and abs(each.told["predictions"][0]["score"] - scores[number][each.of]) >= 1e-9
+    return untimely, mixed
+
+
+def waits(answers: Sequence[Answer], versions: Sequence[Served]) -> list[float | None]:
+    """Of each promotion, the seconds until no older version took a request any more; None where it was never seen."""
+    seen = {each.told["version"] for each in answers}
+    older = {one.number: [each.number for each in versions[:place]] for place, one in enumerate(versions)}
+    found: list[float | None] = []
+    for one in versions[1:]:
+        last = max((each.began for each in answers if each.told["version"] in older[one.number]), default=one.ended)
+        found.append(max(last - one.ended, 0.0) if one.number in seen else None)
+    return found
+
+
+# --- kills
+
+
+@benchmark(KILLED)
+def killed(bench: Bench) -> list[Row]:
+    """SIGKILL at a moment that nobody chose; whatever had been acknowledged must be in the journal, once."""
+    place, count = without_journal(bench.copy(stand(bench))), 2 if bench.quick else 20
+    asked, moments = bodies.some(bodies.single(place, "rows"), bodies.SINGLE), random.Random(1)
+    acknowledged: list[str] = []
+    for turn in range(count):
+        share = asked[turn::count]
+        with ours(place) as mine:
+            client = Client(mine.address + FEATURES, share)
+            asyncio.run(asked_until_killed(client, mine, moments.uniform(0.3, 2.0)))
+        good = [each for each in client.answers if each.status == 200]
+        acknowledged += [one["id"] for each in good for one in each.told["predictions"]]
+    found = journalled(place)
+    missing = len(set(acknowledged) - set(found))
+    detail = f"{missing} of {len(acknowledged):,} missing, {len(found) - len(set(found))} twice, after {count} kills"
+    command = f'.venv/bin/python -m tests.benchmarks "{KILLED}"'
+    sound = len(acknowledged) > 50 * count and len(found) == len(set(found))
+    return [Row(KILLED, missing, 0, command, detail, sound=sound)]
+
+
+async def asked_until_killed(client: Client, server: Server, seconds: float) -> None:
+    asking = asyncio.create_task(client.ask(CONNECTIONS))
+    await asyncio.sleep(seconds)
+    server.process.send_signal(signal.SIGKILL)
+    client.stopped = True
+    await asking

@@ -1,0 +1,131 @@
+"""The stream as a process: killed between any two of its steps it answers every row, and journals none twice."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import KEY
+from tests.tasks.serving.test_app import Shop, shop
+from tests.tasks.serving.test_stream import QUICK, Cluster, cluster, home, lines, source, written
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+__all__ = ["cluster", "home", "shop"]  # the fixtures
+ROOT = Path(__file__).parents[2]
+
+DYING = """\
+import os, signal, sys
+from tasks.serving import stream
+
+name, left = sys.argv.pop(1), int(sys.argv.pop(1))
+whole = getattr(stream.Stream, name)
+
+def dying(*args):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*args)
+
+setattr(stream.Stream, name, dying)
+stream.main()
+"""
+
+
+@pytest.fixture
+def checkout(shop: Shop, cluster: Cluster, home: Path) -> Path:
+    """A folder whose params name the broker, and the home in it."""
+    raw = yaml.safe_load((shop.folder / "params.yaml").read_text())
+    stream = {"bootstrap": cluster.bootstrap, "port": 0, "batch": 5, "client": QUICK}
+    raw["serving"] = {"stream": stream, "within": "2s"}
+    (home.parent / "params.yaml").write_text(yaml.safe_dump(raw))
+    return home.parent
+
+
+@contextmanager
+def process(checkout: Path, *how: str) -> Iterator["subprocess.Popen[bytes]"]:
+    told = {"EVERGREEN_HOME": str(checkout / "home"), "EVERGREEN_PII_KEY": KEY, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *(how or ("-m", "tasks.serving.stream")), "--no-keeper"]
+    with (checkout / "said.txt").open("ab") as said:
+        one = subprocess.Popen(command, cwd=checkout, env={**os.environ, **told}, stdout=said, stderr=said)
+    try:
+        yield one
+    finally:
+        one.kill()
+        one.wait()
+
+
+def entries(checkout: Path) -> list[str]:
+    return [row["entry"] for row in written(checkout / "home")]
+
+
+def test_killed_between_any_two_steps_it_answers_every_row_and_journals_none_twice(
+    shop: Shop, cluster: Cluster, checkout: Path
+) -> None:
+    rows = lines(shop.asked[:40])
+    cluster.put(*rows[:30])
+    for step in ("_keep", "_send", "_done"):  # before the journal, between journal and sending, before the commit
+        with process(checkout, "-c", DYING, step, "2") as one:
+            assert one.wait(60) == -signal.SIGKILL, (checkout / "said.txt").read_text()
+    before = entries(checkout)
+    assert before
+    with process(checkout) as one:
+        cluster.put(*rows[30:])
+        found = cluster.take(40)
+        one.terminate()
+        assert one.wait(20) == 0
+    made = entries(checkout)
+    assert made[: len(before)] == before
+    assert len(made) == len(set(made)) == 40
+    told = [json.loads(each.value or b"") for each in found]
+    assert {each["id"] for each in told} == set(made)
+    scores = {row["entry"]: row["score"] for row in written(checkout / "home")}
+    assert all(each["score"] == scores[each["id"]] for each in told)
+
+
+def test_killed_at_any_moment_under_load_it_answers_every_row_and_journals_none_twice(
+    shop: Shop, cluster: Cluster, checkout: Path
+) -> None:
+    draw, count = random.Random(0), 0
+    for _ in range(2):
+        with process(checkout) as one:
+            end = time.monotonic() + 60
+            while len(entries(checkout)) <= count:  # it has begun
+                cluster.put(*lines(shop.asked[:10]))
+                time.sleep(0.1)
+                assert time.monotonic() < end, (checkout / "said.txt").read_text()
+            time.sleep(draw.uniform(0, 0.5))
+            one.kill()
+        count = len(entries(checkout))
+    with process(checkout) as one:
+        cluster.put(*lines(shop.asked[:10]))  # so that there is something left for it
+        sent = cluster.put_so_far
+        found = cluster.take(sent)
+        one.terminate()
+        assert one.wait(20) == 0
+    made = [row["source"] for row in written(checkout / "home")]
+    assert len(made) == len(set(made)) == sent
+    assert {source(each) for each in found} == set(made)
+
+
+def test_it_stops_when_told_to_also_when_the_broker_is_away(shop: Shop, cluster: Cluster, checkout: Path) -> None:
+    cluster.put(*lines(shop.asked[:4]))
+    with process(checkout) as one:
+        cluster.take(4)
+        cluster.down()
+        time.sleep(1)
+        assert one.poll() is None
+        one.terminate()
+        assert one.wait(20) == 0
+    said = (checkout / "said.txt").read_text()
+    assert "Traceback" not in said
+    assert len(said.splitlines()) < 15
