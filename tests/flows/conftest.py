@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, TaskRunFilter, TaskRunFilterName
+from prefect.client.schemas.objects import TaskRun
 
 from tests.conftest import FEATURES_SQL, KEY, raw_params, write_params, write_sources
 
@@ -39,6 +42,19 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+def shown(key: str) -> list[str]:
+    """What the session's server shows under this key; other modules' runs are on it too, so look among all."""
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+    return [str(each.data) for each in found]
+
+
+def task_runs(name: str) -> list[TaskRun]:
+    """The task runs of this name on the session's server, other modules' among them."""
+    with get_client(sync_client=True) as client:
+        return client.read_task_runs(task_run_filter=TaskRunFilter(name=TaskRunFilterName(any_=[name])))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from flows.canary import Tried, canary
 from flows.monitor import Monitored, monitor
 from tasks import journal, params, registry
 from tests.conftest import write_params
-from tests.flows.conftest import Project
+from tests.flows.conftest import Project, shown
 from tests.tasks.test_canary import DAY, TWIN, says
 from tests.tasks.test_predecessor import FIRST, GOOD, GOOD_MODEL, LAST, POOR_MODEL, Shop, fitted
 
@@ -48,13 +48,6 @@ def story(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Story:
 
 def outcome(done: Monitored) -> tuple[int | None, str | None] | None:
     return done.canary and (done.canary.version, done.canary.outcome)
-
-
-def shown(key: str) -> list[str]:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        return [str(each.data) for each in client.read_artifacts(limit=200) if each.key == key]
 
 
 def test_a_challenger_that_is_better_is_promoted_by_the_promotions_own_marks(story: Story) -> None:

@@ -6,14 +6,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows.replay import replay, shelf
 from tasks import params, registry
 from tasks.replay import Replayed
 from tests.conftest import write_params
-from tests.flows.conftest import Project
+from tests.flows.conftest import Project, shown, task_runs
 
 SINCE, UNTIL = datetime(2024, 2, 15), datetime(2024, 3, 11)
 WEEK = timedelta(days=7)
@@ -44,12 +42,6 @@ def changed(home: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in shelf(home).glob("2*")}
 
 
-def artifacts(key: str) -> list[str]:
-    with get_client(sync_client=True) as client:
-        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
-    return [str(each.data) for each in found]
-
-
 def test_every_policy_is_walked_and_charged(story: Story) -> None:
     assert [line.policy for line in story.first.lines] == ["never", "every:14d"]
     (found,) = story.first.line("every:14d").retrains
@@ -65,17 +57,15 @@ def test_again_nothing_is_trained_and_never_is_always_there(story: Story, projec
 
 
 def test_the_ui_has_the_table_and_the_picture(story: Story) -> None:
-    assert any("| every:14d |" in text for text in artifacts("replay"))
-    assert {len(json.loads(text)) for text in artifacts("replay-table")} == {2, 3}
-    assert all(text.startswith("data:image/png;base64,") for text in artifacts("replay-picture"))
-    assert len(artifacts("mlflow-run")) >= len([story.first, story.again])  # the server is other modules' too
+    assert any("| every:14d |" in text for text in shown("replay"))
+    assert {len(json.loads(text)) for text in shown("replay-table")} == {2, 3}
+    assert all(text.startswith("data:image/png;base64,") for text in shown("replay-picture"))
+    assert len(shown("mlflow-run")) >= len([story.first, story.again])  # the server is other modules' too
 
 
 def test_each_model_is_a_task_run_of_its_moment(story: Story) -> None:
-    with get_client(sync_client=True) as client:
-        names = {run.name for run in client.read_task_runs()}
-    assert {f"candidate {retrain.as_of:%Y-%m-%d}" for retrain in story.first.line("every:14d").retrains} <= names
-    assert "features" in names
+    candidates = [f"candidate {retrain.as_of:%Y-%m-%d}" for retrain in story.first.line("every:14d").retrains]
+    assert all(task_runs(name) for name in [*candidates, "features"])
 
 
 @pytest.mark.usefixtures("story")

@@ -10,7 +10,7 @@ import pytest
 
 from flows.rollback import RolledBack, rollback
 from tasks import journal, params, registry
-from tests.flows.conftest import Project
+from tests.flows.conftest import Project, shown
 from tests.tasks.test_predecessor import GOOD_MODEL, POOR_MODEL, Shop
 
 LATER = datetime(2024, 3, 12)
@@ -48,12 +48,9 @@ def test_the_ledger_says_what_and_why(story: Story) -> None:
 
 
 def test_the_prefect_ui_shows_what_serves(story: Story) -> None:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        (shown,) = (each for each in client.read_artifacts(limit=200) if each.key == "rollback")
-    assert f"# Version {story.back.serves} serves" in str(shown.data)
-    assert "it is slow" in str(shown.data)
+    told = "\n".join(shown("rollback"))
+    assert f"# Version {story.back.serves} serves" in told
+    assert "it is slow" in told
 
 
 def test_a_finding_about_another_champion_takes_nothing_down(story: Story) -> None:
