@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -204,57 +203,34 @@ def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
         con.execute(f"CREATE OR REPLACE TEMP TABLE _found AS {sql}")  # on the same line: errors count the file's lines
     except duckdb.Error as error:
         raise ValueError(f"features.sql: {error}") from None
-    found = con.sql(_ordered("_found", _kinds(con, p, "_found"))).to_arrow_table()
+    told = ", ".join(_plain(name, kind) for name, kind in kinds_of(con, p, "_found").items())
+    found = con.sql(f"SELECT row_id, {told} FROM _found ORDER BY row_id").to_arrow_table()
     wanted = con.sql("SELECT row_id FROM spine ORDER BY row_id").to_arrow_table()
     con.execute("DROP TABLE _found")
-    return _whole(found, wanted)
+    if not found["row_id"].combine_chunks().equals(wanted["row_id"].combine_chunks()):
+        refuse_miscounted(found["row_id"].to_pylist(), wanted["row_id"].to_pylist())
+    return found.drop_columns(["row_id"])
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What `compute` runs as a statement of a connection, for whoever asks for a few rows again and again."""
-
-    name: str
-    schema: "pa.Schema"
-
-    @staticmethod
-    def make(con: "DuckDBPyConnection", p: Params, sql: str, *, name: str) -> "Prepared":
-        """Of SQL that `compute` takes. A spine must be there, for its columns."""
-        import pyarrow as pa
-
-        con.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS {sql}")
-        kinds = _kinds(con, p, quoted(name))
-        con.execute(f"PREPARE {quoted(name)} AS {_ordered(quoted(name), kinds)}")
-        told = [(each, pa.string() if _is_text(kind) else pa.float32()) for each, kind in kinds.items()]
-        return Prepared(name, pa.schema([("row_id", pa.int64()), *(each for each in told if each[0] != "row_id")]))
-
-    def run(self, con: "DuckDBPyConnection", spine: "pa.Table") -> "pa.Table":
-        """What `compute` gives for this spine, which must be in the order of row_id. Raises ValueError as it does."""
-        import pyarrow as pa
-
-        con.register("spine", spine)
-        rows = con.execute(f"EXECUTE {quoted(self.name)}").fetchall()
-        columns = zip(*rows, strict=True) if rows else [()] * len(self.schema)
-        arrays = [pa.array(values, each.type) for values, each in zip(columns, self.schema, strict=True)]
-        return _whole(pa.table(arrays, schema=self.schema), spine.select(["row_id"]))
-
-
-def _kinds(con: "DuckDBPyConnection", p: Params, given: str) -> dict[str, str]:
-    """The columns of a table or a view, and DuckDB's type of each."""
+def kinds_of(con: "DuckDBPyConnection", p: Params, given: str) -> dict[str, str]:
+    """The features in what features.sql gave, a table or a view, and DuckDB's type of each."""
     found = {row[0]: str(row[1]) for row in con.execute(f"DESCRIBE FROM {given}").fetchall()}
     _check_names(p, list(found))
-    return found
+    for name, kind in found.items():
+        if not is_text(kind) and kind.partition("(")[0] not in NUMBERS:
+            raise ValueError(f"features.sql: `{name}` is a {kind}, but a feature is a number, true or false, or a text")
+    return {name: kind for name, kind in found.items() if name != "row_id"}
 
 
-def _ordered(given: str, kinds: Mapping[str, str]) -> str:
-    plain = ", ".join(_plain(name, kind) for name, kind in kinds.items() if name != "row_id")
-    return f"SELECT row_id, {plain} FROM {given} ORDER BY row_id"
-
-
-def _whole(found: "pa.Table", wanted: "pa.Table") -> "pa.Table":
-    if not found["row_id"].combine_chunks().equals(wanted["row_id"].combine_chunks()):
-        raise ValueError(_miscounted(found["row_id"].to_pylist(), wanted["row_id"].to_pylist()))
-    return found.drop_columns(["row_id"])
+def refuse_miscounted(given: list[Any], wanted: list[Any]) -> None:
+    """Raises ValueError when these row_ids are not those of the spine."""
+    if given == wanted:
+        return
+    lost, repeated = len(set(wanted) - set(given)), len(given) - len(set(given))
+    raise ValueError(
+        f"features.sql must give each row_id of the spine once, but of {len(wanted)} rows it loses {lost} and repeats "
+        f"{repeated}: a LEFT JOIN keeps rows, and the table it joins needs one row per key"
+    )
 
 
 def _check_names(p: Params, names: list[str]) -> None:
@@ -270,26 +246,23 @@ def _check_names(p: Params, names: list[str]) -> None:
         raise ValueError(f"a feature's name must not start with an underscore, but {hidden} do")
 
 
-def _miscounted(given: list[Any], wanted: list[Any]) -> str:
-    lost, repeated = len(set(wanted) - set(given)), len(given) - len(set(given))
-    return (
-        f"features.sql must give each row_id of the spine once, but of {len(wanted)} rows it loses {lost} and repeats "
-        f"{repeated}: a LEFT JOIN keeps rows, and the table it joins needs one row per key"
-    )
-
-
 def _plain(name: str, kind: str) -> str:
     """Text stays text; every other column becomes float32, as XGBoost reads it. What is not finite is missing."""
+    if is_text(kind):
+        return cast(name, kind)
+    value = f"TRY_CAST({quoted(name)} AS FLOAT)"
+    return f"CASE WHEN isfinite({value}) THEN {value} END AS {quoted(name)}"
+
+
+def cast(name: str, kind: str) -> str:
+    """Text as VARCHAR, a number as FLOAT; or as DOUBLE, where that rounding is left to whoever asks."""
     column = quoted(name)
-    if _is_text(kind):
+    if is_text(kind):
         return f"CAST({column} AS VARCHAR) AS {column}"
-    if kind.partition("(")[0] not in NUMBERS:
-        raise ValueError(f"features.sql: `{name}` is a {kind}, but a feature is a number, true or false, or a text")
-    value = f"TRY_CAST({column} AS FLOAT)"
-    return f"CASE WHEN isfinite({value}) THEN {value} END AS {column}"
+    return column if kind in ("FLOAT", "DOUBLE") else f"TRY_CAST({column} AS FLOAT) AS {column}"
 
 
-def _is_text(kind: str) -> bool:
+def is_text(kind: str) -> bool:
     return kind.partition("(")[0] in ("VARCHAR", "ENUM")
 
 

@@ -12,17 +12,25 @@ WITH asked AS (
     SELECT *, event_time - getvariable('lead') AS asked_at FROM spine
 ),
 
--- Arrivals as they became known, and the questions between them, on one line of time. NOT MATERIALIZED: each reader
--- below takes, and sorts, only the columns that it needs; and only the rows that a question can touch, which for the
--- few rows of a request are few.
+-- From the first question to the last: what no window of theirs can reach is left out early.
+span AS (
+    SELECT min(asked_at) AS first, max(asked_at) AS last FROM asked
+),
+
+-- Arrivals as they became known, and the questions between them, on one line of time. Each reader below takes of it,
+-- and sorts, only what a question can touch: for the few rows of a request that is little.
 timeline AS NOT MATERIALIZED (
     SELECT NULL AS row_id, known_at AS moment, carrier, flight, tailnum, origin, dest,
         arr_delay, dep_delay, CAST(arr_delay >= 15 AS INTEGER) AS late
     FROM flights
-    WHERE known_at IS NOT NULL
+    WHERE known_at >= (SELECT first FROM span) - INTERVAL 7 DAY AND known_at <= (SELECT last FROM span)
     UNION ALL
     SELECT row_id, asked_at, carrier, flight, tailnum, origin, dest, NULL, NULL, NULL
     FROM asked
+),
+
+recent AS MATERIALIZED (
+    SELECT * FROM timeline WHERE moment >= (SELECT first FROM span) - INTERVAL 1 DAY
 ),
 
 by_origin AS (
@@ -32,8 +40,8 @@ by_origin AS (
         avg(dep_delay) OVER hour AS origin_dep_delay_1h,
         count(late) OVER hour AS origin_arrivals_1h,
         avg(arr_delay) OVER hours AS origin_delay_4h
-    FROM timeline
-    WHERE moment >= (SELECT min(asked_at) FROM asked) - INTERVAL 4 HOUR
+    FROM recent
+    WHERE moment >= (SELECT first FROM span) - INTERVAL 4 HOUR AND origin IN (SELECT origin FROM asked)
     WINDOW
         hour AS (PARTITION BY origin ORDER BY moment RANGE BETWEEN INTERVAL 1 HOUR PRECEDING AND CURRENT ROW),
         hours AS (PARTITION BY origin ORDER BY moment RANGE BETWEEN INTERVAL 4 HOUR PRECEDING AND CURRENT ROW)
@@ -41,8 +49,8 @@ by_origin AS (
 
 by_carrier AS (
     SELECT row_id, avg(arr_delay) OVER hours AS carrier_delay_4h, avg(late) OVER day AS carrier_late_1d
-    FROM timeline
-    WHERE moment >= (SELECT min(asked_at) FROM asked) - INTERVAL 1 DAY
+    FROM recent
+    WHERE carrier IN (SELECT carrier FROM asked)
     WINDOW
         hours AS (PARTITION BY carrier ORDER BY moment RANGE BETWEEN INTERVAL 4 HOUR PRECEDING AND CURRENT ROW),
         day AS (PARTITION BY carrier ORDER BY moment RANGE BETWEEN INTERVAL 1 DAY PRECEDING AND CURRENT ROW)
@@ -65,25 +73,16 @@ by_flight AS (
         week AS (PARTITION BY carrier, flight ORDER BY moment RANGE BETWEEN INTERVAL 7 DAY PRECEDING AND CURRENT ROW)
 ),
 
+-- With where the aircraft came from: its last arrival that was known; of two in one minute, the later one.
 by_tail AS (
-    SELECT row_id, avg(arr_delay) OVER day AS tail_delay_1d
+    SELECT row_id, avg(arr_delay) OVER day AS tail_delay_1d,
+        (max(CASE WHEN row_id IS NULL THEN {'at': moment, 'delay': arr_delay} END) OVER week).delay AS tail_last_delay,
+        epoch(moment - max(CASE WHEN row_id IS NULL THEN moment END) OVER week) / 3600 AS tail_idle_hours
     FROM timeline
     WHERE tailnum IN (SELECT tailnum FROM asked)
-    WINDOW day AS (PARTITION BY tailnum ORDER BY moment RANGE BETWEEN INTERVAL 1 DAY PRECEDING AND CURRENT ROW)
-),
-
--- Where the aircraft came from: its last arrival that was known. Two in one minute: the later one counts.
-last_arrivals AS (
-    SELECT tailnum, known_at, max(arr_delay) AS delay FROM flights
-    WHERE known_at IS NOT NULL AND tailnum IN (SELECT tailnum FROM asked)
-    GROUP BY tailnum, known_at
-),
-
-aircraft AS (
-    SELECT asked.row_id,
-        CASE WHEN asked_at - known_at <= INTERVAL 7 DAY THEN delay END AS tail_last_delay,
-        CASE WHEN asked_at - known_at <= INTERVAL 7 DAY THEN epoch(asked_at - known_at) / 3600 END AS tail_idle_hours
-    FROM asked ASOF JOIN last_arrivals ON asked.tailnum = last_arrivals.tailnum AND asked_at >= known_at
+    WINDOW
+        day AS (PARTITION BY tailnum ORDER BY moment RANGE BETWEEN INTERVAL 1 DAY PRECEDING AND CURRENT ROW),
+        week AS (PARTITION BY tailnum ORDER BY moment RANGE BETWEEN INTERVAL 7 DAY PRECEDING AND CURRENT ROW)
 ),
 
 sky AS (
@@ -100,14 +99,12 @@ SELECT asked.row_id,
     year(asked.event_time) - planes.year AS plane_age, planes.seats, planes.manufacturer,
     sky.* EXCLUDE (row_id),
     by_origin.* EXCLUDE (row_id), by_carrier.* EXCLUDE (row_id), by_dest.* EXCLUDE (row_id),
-    by_flight.* EXCLUDE (row_id), by_tail.* EXCLUDE (row_id),
-    aircraft.* EXCLUDE (row_id)
+    by_flight.* EXCLUDE (row_id), by_tail.* EXCLUDE (row_id)
 FROM asked
 JOIN by_origin ON by_origin.row_id = asked.row_id
 JOIN by_carrier ON by_carrier.row_id = asked.row_id
 JOIN by_dest ON by_dest.row_id = asked.row_id
 JOIN by_flight ON by_flight.row_id = asked.row_id
 LEFT JOIN by_tail ON by_tail.row_id = asked.row_id
-LEFT JOIN aircraft ON aircraft.row_id = asked.row_id
 LEFT JOIN sky ON sky.row_id = asked.row_id
 LEFT JOIN planes ON planes.tailnum = asked.tailnum

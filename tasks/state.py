@@ -19,6 +19,7 @@ from tasks.contract import literal, quoted
 from tasks.params import Params
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
 POINTER = "current.json"
@@ -104,12 +105,12 @@ def forget(folders: Iterable[Path]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load(p: Params, state: State) -> "DuckDBPyConnection":
-    """The tables in memory, as features.sql reads them. Raises FileNotFoundError when they have been replaced since."""
-    con = features.connect(p)
+def load(p: Params, state: State) -> dict[str, "pa.Table"]:
+    """The tables in memory, by their names. Raises FileNotFoundError when they have been replaced since."""
+    found, con = {}, features.connect(p)
     for name in p.sources:
         path = state.folder / f"{name}.parquet"
         if not path.exists():
             raise FileNotFoundError(f"{path}: newer state has been published")
-        _read(con, p, name, [path], "TRUE")
-    return con
+        found[name] = con.sql(f"FROM read_parquet({literal(str(path))})").to_arrow_table().combine_chunks()
+    return found

@@ -117,7 +117,10 @@ def _lifespan(desk: Desk) -> Callable[[FastAPI], contextlib.AbstractAsyncContext
 async def _watch(desk: Desk) -> None:
     while True:
         await asyncio.sleep(LOOK)
-        await asyncio.to_thread(_renew, desk)
+        try:
+            await asyncio.to_thread(_renew, desk)
+        except Exception:  # whatever it is: the next look may find better, and what serves serves on
+            log.exception("a look for what is newer failed")
 
 
 def _renew(desk: Desk) -> None:

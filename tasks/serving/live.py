@@ -15,21 +15,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import contract, features, params, state
-from tasks.contract import quoted
+from tasks import contract, params, state
 from tasks.journal import entry_of
 from tasks.model import Model
 from tasks.params import Params
+from tasks.serving.plan import Line, Plan, planned, unkept
 from tasks.state import State
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from duckdb import DuckDBPyConnection
 
 FILES = ("model.ubj", "features.sql", "params.yaml")
 POINTER, CHALLENGER = "champion.json", "challenger.json"
 KNOWN = 10_000  # rows whose features are kept
 FEW = 100  # rows: more at once are a list that nobody will ask for again
+PLANS = 4  # of so many versions: the champion's, the challenger's, and those that requests end with
+TRIED = 40  # rows that a plan is tried on
 log = logging.getLogger("evergreen")
 
 
@@ -78,16 +79,14 @@ class Tables:
 
     p: Params
     state: State
-    con: "DuckDBPyConnection"
+    rows: "Mapping[str, pa.Table]"
     lock: threading.Lock = field(default_factory=threading.Lock)
-    prepared: dict[int, features.Prepared] = field(default_factory=dict)  # of each version
-    known: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)  # features of what was asked lately
+    plans: dict[int, Plan] = field(default_factory=dict)  # of each version
+    known: dict[tuple[Any, ...], Line] = field(default_factory=dict)  # features of what was asked lately
 
     @staticmethod
     def load(p: Params, found: State) -> "Tables":
-        con = state.load(p, found)
-        con.execute("SET disabled_optimizers = 'join_order'")  # of a dozen small tables it takes longest to plan
-        return Tables(p, found, con)
+        return Tables(p, found, state.load(p, found))
 
     @cached_property
     def references(self) -> dict[str, set[Any]]:
@@ -98,8 +97,7 @@ class Tables:
         for name, place in strict.items():
             if place and columns[name].unmatched == "quarantine":
                 table, _, other = place.partition(".")
-                rows = self.con.execute(f"SELECT {quoted(other)} FROM {quoted(table)}").fetchall()
-                found[name] = {value for (value,) in rows}
+                found[name] = set(self.rows[table][other].to_pylist())
         return found
 
     def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -119,31 +117,57 @@ class Tables:
     def features(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
         """By the champion's own SQL over this state, one row for each, in their order. What was asked lately is
         known: neither the SQL nor this state changes."""
-        import pyarrow as pa
-
         places = [_place(champion, row) for row in rows]
         with self.lock:
             new = {place: row for place, row in zip(places, rows, strict=True) if place not in self.known}
-            made = self._made(champion, list(new.values()))
-            if len(new) == len(rows) and len(new) > FEW:
-                return made
-            self.known.update(zip(new, made.to_pylist(), strict=True))
-            found = pa.Table.from_pylist([self.known[place] for place in places], made.schema)
+            made = dict(zip(new, self._made(champion, list(new.values())), strict=True))
+            found = [made.get(place) or self.known[place] for place in places]
+            if len(new) <= FEW:
+                self.known.update(made)
             while len(self.known) > KNOWN:
                 del self.known[next(iter(self.known))]
-            return found
+            return self._plan(champion).table(found)
 
-    def _made(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
-        mixed = self.p.model_copy(update={"features": champion.p.features, "spine": champion.p.spine})
-        if champion.number not in self.prepared:
-            self.con.register("spine", spine_of(mixed, rows))
-            self.con.execute(f"SET VARIABLE lead = INTERVAL {int(mixed.features.lead.total_seconds())} SECONDS")
-            name = f"features of {champion.number}"
-            self.prepared[champion.number] = features.Prepared.make(self.con, mixed, champion.sql, name=name)
-        prepared = self.prepared[champion.number]
+    def prepare(self, champion: Champion) -> None:
+        """So that nobody who asks has to wait for it. Whether its SQL fits this state, who asks will hear."""
+        import duckdb
+
+        with self.lock:
+            try:
+                self._plan(champion)
+            except (ValueError, duckdb.Error) as error:
+                log.warning("the features of version %s cannot be made of this state: %s", champion.number, error)
+
+    def _plan(self, champion: Champion) -> Plan:
+        if champion.number not in self.plans:
+            mixed = self._mixed(champion)
+            tried = [spine_of(mixed, rows) for rows in self._newest()]
+            self.plans[champion.number] = planned(self.rows, mixed, champion.sql, tried=tried)
+            while len(self.plans) > PLANS:
+                del self.plans[next(iter(self.plans))]
+        return self.plans[champion.number]
+
+    def _made(self, champion: Champion, rows: list[Mapping[str, Any]]) -> list[Line]:
+        import duckdb
+
         if not rows:
-            return prepared.schema.remove(0).empty_table()
-        return prepared.run(self.con, spine_of(mixed, rows))
+            return []
+        mixed = self._mixed(champion)
+        spine = spine_of(mixed, rows)
+        try:
+            return self._plan(champion).run(spine)
+        except duckdb.Error as error:
+            log.warning("the plan of version %s failed, and is made for each request anew: %s", champion.number, error)
+            self.plans[champion.number] = unkept(self.rows, mixed, champion.sql, spine)
+            return self.plans[champion.number].run(spine)
+
+    def _mixed(self, champion: Champion) -> Params:
+        return self.p.model_copy(update={"features": champion.p.features, "spine": champion.p.spine})
+
+    def _newest(self) -> list[list[dict[str, Any]]]:
+        """Rows to try a plan on: one, another, and some."""
+        rows = self.rows[self.p.spine.table].sort_by("event_time").to_pylist()[-TRIED:]
+        return [rows[-1:], rows[:1], rows]
 
 
 def _place(champion: Champion, row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -208,7 +232,10 @@ class Live:
         number = served(self.home)
         if number is None or (self.champion and self.champion.number == number):
             return None
-        self.champion = _tried(self.home, number)
+        found = _tried(self.home, number)
+        if self.tables:
+            self.tables.prepare(found)
+        self.champion = found
         return f"version {number} serves"
 
     def _challenger(self, p: Params) -> str | None:
@@ -220,14 +247,20 @@ class Live:
         self.challenger = None  # whatever is wrong with the next one, this one is no challenger any more
         if number is None:
             return f"version {before} is no challenger any more"
-        self.challenger = _tried(self.home, number)
+        found = _tried(self.home, number)
+        if self.tables:
+            self.tables.prepare(found)
+        self.challenger = found
         return f"version {number} is the challenger"
 
     def _tables(self, p: Params) -> str | None:
         newest = state.current(self.home)
         if newest is None or (self.tables and self.tables.state == newest):
             return None
-        self.tables = Tables.load(p, newest)
+        found = Tables.load(p, newest)
+        for each in filter(None, (self.champion, self.challenger)):
+            found.prepare(each)
+        self.tables = found
         return f"the state of {newest.as_of} is in use"
 
     def event_now(self) -> datetime | None:

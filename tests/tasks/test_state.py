@@ -23,13 +23,14 @@ def test_the_tables_reach_back_as_far_as_any_row_may_look(cleaned: Made) -> None
     found = state.publish(p, cleaned.folder)
     assert found
     assert state.current() == found
-    con = state.load(p, found)
-    (first, last, count) = con.execute("SELECT min(event_time), max(event_time), count(*) FROM orders").fetchall()[0]
+    tables = state.load(p, found)
+    times = tables["orders"]["event_time"].to_pylist()
+    first, last, count = min(times), max(times), len(times)
     edge = found.as_of - p.serving.behind - p.features.lookback
     assert edge <= first < edge + DAY
     assert last > found.as_of - DAY
     assert count > 100
-    assert con.execute("SELECT count(*) FROM customers").fetchall() == [(200,)]
+    assert tables["customers"].num_rows == 200
 
 
 def test_time_never_goes_back_unless_the_tables_are_others(cleaned: Made) -> None:
@@ -64,7 +65,9 @@ def test_a_table_without_rows_is_there_all_the_same(cleaned: Made) -> None:
         path.unlink()
     found = state.publish(p, cleaned.folder)
     assert found
-    con = state.load(p, found)
-    assert con.execute("SELECT count(*), count(jam) FROM traffic").fetchall() == [(0, 0)]
+    tables, con = state.load(p, found), features.connect(p)
+    assert (tables["traffic"].num_rows, str(tables["traffic"].schema.field("jam").type)) == (0, "double")
+    for name, rows in tables.items():
+        con.register(name, rows)
     con.execute("CREATE TEMP TABLE spine AS SELECT 1::BIGINT AS row_id, * FROM orders LIMIT 1")
     assert features.compute(con, p, (cleaned.folder / "tasks/features.sql").read_text()).num_rows == 1

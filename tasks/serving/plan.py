@@ -1,0 +1,135 @@
+"""plan: a champion's features.sql, planned once and run for a few rows again and again.
+
+To plan the SQL takes DuckDB as long as to run it for a row. DuckDB keeps the plan of a prepared statement as long as it
+reads none of its own tables, whose contents a plan may have been fitted to: so the tables are Arrow's here, handed over
+at each run. Not every operator of DuckDB survives a second run (2.0: the ASOF join that sorts fails, and the database
+with it), so a plan is first tried, in a database of its own, on rows whose features are also computed anew; one that
+does not repeat them exactly is not kept, and the SQL is planned for each request.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tasks import features
+from tasks.params import Params
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+Line = tuple[Any, ...]  # the features of a row: a float or a text each, or None
+log = logging.getLogger("evergreen")
+
+
+class Fed:
+    """A table that DuckDB reads anew at each run: other rows may take their place while a plan is kept."""
+
+    def __init__(self, rows: "pa.Table") -> None:
+        self.rows = rows
+
+    def __arrow_c_schema__(self) -> object:
+        return self.rows.schema.__arrow_c_schema__()
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        return self.rows.__arrow_c_stream__(requested_schema)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """For one thread at a time. `kinds` are the features, and DuckDB's type of each."""
+
+    con: "DuckDBPyConnection"
+    spine: Fed
+    statement: str
+    kinds: Mapping[str, str]
+
+    def run(self, spine: "pa.Table") -> list[Line]:
+        """What features.compute gives for this spine, in the order of its row_id, a tuple for each row.
+
+        Raises ValueError for rows that are lost or repeated, and duckdb.Error for SQL that fails.
+        """
+        self.spine.rows = spine
+        found = sorted(self.con.execute(self.statement).fetchall(), key=itemgetter(0))
+        features.refuse_miscounted([row[0] for row in found], spine["row_id"].to_pylist())
+        columns = [[row[place] for row in found] for place in range(1, len(self.kinds) + 1)]
+        return list(zip(*map(_plain, columns, self.kinds.values()), strict=True))
+
+    @cached_property
+    def schema(self) -> "pa.Schema":
+        import pyarrow as pa
+
+        text = {name: features.is_text(kind) for name, kind in self.kinds.items()}
+        return pa.schema([(name, pa.string() if text[name] else pa.float32()) for name in text])
+
+    def table(self, lines: Sequence[Line]) -> "pa.Table":
+        import pyarrow as pa
+
+        columns = zip(*lines, strict=True) if lines else [()] * len(self.schema)
+        return pa.table(
+            [pa.array(values, each.type) for values, each in zip(columns, self.schema, strict=True)], schema=self.schema
+        )
+
+
+def planned(tables: Mapping[str, "pa.Table"], p: Params, sql: str, *, tried: Sequence["pa.Table"]) -> Plan:
+    """Of SQL that features.compute takes. `tried` are spines; with no row in them no plan is kept."""
+    why = _why_not(tables, p, sql, tried)
+    if why is None:
+        return _prepared(tables, p, sql, tried[0])
+    log.warning("features.sql is planned anew for each request, for its plan cannot be kept: %s", why)
+    return unkept(tables, p, sql, tried[0])
+
+
+def unkept(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> Plan:
+    """One that plans the SQL at each run."""
+    plan = _opened(tables, p, sql, spine)
+    plan.con.execute("SET disabled_optimizers = 'join_order'")  # of a dozen small tables it takes longest to plan
+    return plan
+
+
+def _why_not(tables: Mapping[str, "pa.Table"], p: Params, sql: str, tried: Sequence["pa.Table"]) -> str | None:
+    import duckdb
+
+    if not any(spine.num_rows for spine in tried):
+        return "the state has no row to try it on"
+    anew, kept = unkept(tables, p, sql, tried[0]), _prepared(tables, p, sql, tried[0])
+    try:
+        same = all(kept.run(spine) == anew.run(spine) for spine in [*tried, *tried])
+    except duckdb.Error as error:
+        return str(error).partition("\n")[0]
+    return None if same else "run again, it gives other features"
+
+
+def _prepared(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> Plan:
+    plan = _opened(tables, p, sql, spine)
+    plan.con.execute(f"PREPARE asked AS {plan.statement}")
+    return replace(plan, statement="EXECUTE asked")
+
+
+def _opened(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> Plan:
+    con, fed = features.connect(p), Fed(spine)
+    con.execute("SET threads = 1")  # so few rows are no work for two
+    lead = f"INTERVAL {int(p.features.lead.total_seconds())} SECONDS"  # a plan that reads a variable is not kept
+    con.execute(f"CREATE MACRO getvariable(name) AS CASE name WHEN 'lead' THEN {lead} END")
+    for name, rows in tables.items():
+        con.register(name, Fed(rows))
+    con.register("spine", fed)
+    con.execute(f"CREATE TEMP VIEW found AS {sql}")
+    kinds = features.kinds_of(con, p, "found")
+    told = ", ".join(features.cast(name, kind) for name, kind in kinds.items())
+    return Plan(con, fed, f"SELECT row_id, {told} FROM found", kinds)
+
+
+def _plain(values: Sequence[Any], kind: str) -> Sequence[Any]:
+    """As features.compute has them: text, or float32 with what is not finite missing."""
+    if features.is_text(kind):
+        return values
+    with np.errstate(over="ignore"):
+        found = np.array([np.nan if value is None else value for value in values], dtype=np.float64).astype(np.float32)
+    return [value if math.isfinite(value) else None for value in found.tolist()]
