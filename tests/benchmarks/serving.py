@@ -129,11 +129,12 @@ def post(url: str, body: bytes) -> Any:
 def raw_keys(bench: Bench) -> list[Row]:
     """One flight a request, no flight twice: features.sql makes its features."""
     place, seconds = stand(bench), 2 if bench.quick else 10
-    asked = bodies.raw(place)
+    times = bench.times(3)
+    warm, *asked, last = bodies.raw(place, times + 2)
     with ours(place) as mine:
-        load(mine.address + ROWS, asked, connections=1, seconds=seconds / 2)
-        alone = [load(mine.address + ROWS, asked, connections=1, seconds=seconds) for _ in range(bench.times(3))]
-        four = load(mine.address + ROWS, asked, connections=4, seconds=seconds)
+        load(mine.address + ROWS, warm, connections=1, seconds=seconds / 2)
+        alone = [load(mine.address + ROWS, each, connections=1, seconds=seconds) for each in asked]
+        four = load(mine.address + ROWS, last, connections=4, seconds=seconds)
     detail = f"{of_loads(alone)}; on 4 connections {of_loads([four])}; aim 5"
     return [row(RAW, over=[each.p50 * 1e3 for each in alone], under=[1.0], bar=10, detail=detail)]
 

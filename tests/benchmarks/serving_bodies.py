@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import features, params, state
-from tasks.contract import literal, quoted
 from tests.benchmarks import serving_stand
 from tests.benchmarks.place import Checkout
 
@@ -44,17 +43,18 @@ def columnar(place: Checkout) -> Path:
     return _written(place.root / "inputs.jsonl", ({"inputs": part.to_pydict()} for part in parts))
 
 
-def raw(place: Checkout) -> Path:
-    """A flight a request, as its airline knows it: /v1/predict makes the features."""
-    return _written(place.root / "raw.jsonl", ({"rows": [row]} for row in flights(place)))
+def raw(place: Checkout, loads: int) -> list[Path]:
+    """A flight a request, as its airline knows it: /v1/predict makes the features. A file for each load, and no flight
+    in two of them: what was asked lately is answered from memory."""
+    asked = [{"rows": [row]} for row in flights(place)]
+    return [_written(place.root / f"raw-{i}.jsonl", asked[i::loads]) for i in range(loads)]
 
 
 def flights(place: Checkout) -> Iterator[dict[str, Any]]:
     p, found = params.load(place.root / "params.yaml"), state.current(place.home)
     assert found is not None
-    con, names = state.load(p, found), tail_numbers()
-    day = f"FROM {quoted(p.spine.table)} WHERE event_time >= {literal(str(found.since))} ORDER BY event_time"
-    rows = con.sql(day).to_arrow_table().to_pylist()
+    whole, names = state.load(p, found)[p.spine.table].sort_by("event_time").to_pylist(), tail_numbers()
+    rows = [row for row in whole if row["event_time"] >= found.since]
     for minutes in range(MINUTES):
         for row in rows:
             told = {name: row[name] for name in p.spine.columns} | {"tailnum": names.get(flight(row))}

@@ -185,6 +185,7 @@ def paused_retrain() -> UUID:
     raise TimeoutError("the retrain never paused")
 
 
+@pytest.mark.faults  # a whole retrain: with the other long ones
 def test_a_retrain_that_is_approved_promotes(approved: tuple[Retrained, Registry]) -> None:
     done, known = approved
     champion = known.champion()
@@ -194,6 +195,7 @@ def test_a_retrain_that_is_approved_promotes(approved: tuple[Retrained, Registry
     assert known.ledger()[0].reasons == done.verdict.reasons
 
 
+@pytest.mark.faults  # a whole retrain: with the other long ones
 def test_a_retrain_that_is_refused_leaves_the_champion_and_spends_the_look(
     approved: tuple[Retrained, Registry], project: Project
 ) -> None:
@@ -205,6 +207,7 @@ def test_a_retrain_that_is_refused_leaves_the_champion_and_spends_the_look(
     assert (line.mark, line.outcome, line.champion, line.reasons) == ("verdict", "REJECT", 1, refused.reasons)
 
 
+@pytest.mark.faults  # a whole retrain: with the other long ones
 def test_what_was_judged_against_a_champion_that_serves_no_longer_is_held(
     approved: tuple[Retrained, Registry], project: Project
 ) -> None:

@@ -16,6 +16,7 @@ from tasks.registry import Version
 from tests.flows.conftest import Project, commit
 
 
+@pytest.mark.faults  # whole retrains: with the other long ones
 def test_a_version_comes_out_as_it_was_and_a_changed_source_is_named(project: Project) -> None:
     (project.folder / "notes.py").write_text("# an edit that nobody has committed\n")
     done = retrain()

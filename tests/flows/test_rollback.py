@@ -59,6 +59,7 @@ def test_a_finding_about_another_champion_takes_nothing_down(story: Story) -> No
     assert story.known.rolled_back() == {3}
 
 
+@pytest.mark.faults  # two programs: with the other long ones
 def test_from_a_terminal_it_says_what_serves_or_why_it_cannot(story: Story, project: Project) -> None:
     refused, done = terminal(project, "3"), terminal(project, "1")
     assert refused.returncode != 0
