@@ -75,11 +75,25 @@ def entries_of(rows: Rows) -> "NDArray[Any]":
 def _arrived(
     rows: Rows, entries: "NDArray[Any]", made: "pa.Table", champion: Version, as_of: datetime
 ) -> "NDArray[np.bool_]":
-    """The rows that nobody has predicted, since the journal began; before that, since the champion's own time."""
-    begin = made["event_time"][0].as_py() if made.num_rows else champion.as_of or as_of
-    if made.num_rows and (newest := made["event_time"][-1].as_py()) > as_of:
-        log.warning("the journal has predictions up to %s: it is ahead of %s, and nothing is taken back", newest, as_of)
+    """The rows that nobody has predicted, since the first tick; before that, since the champion's own time.
+
+    What the API has predicted tells nothing of ticks: it is asked of events to come.
+    """
+    ticks = _ticked(made)
+    begin = ticks[0] if ticks else champion.as_of or as_of
+    if ticks and ticks[-1] > as_of:
+        log.warning(
+            "the journal has predictions up to %s: it is ahead of %s, and nothing is taken back", ticks[-1], as_of
+        )
     return ~np.isin(entries, _subjects(made)) & (rows.event_time >= np.datetime64(begin))
+
+
+def _ticked(made: "pa.Table") -> list[datetime]:
+    """The event times of what was predicted here, in their order."""
+    if not made.num_rows:
+        return []
+    told = zip(made["entry"].to_pylist(), made["event_time"].to_pylist(), strict=True)
+    return [at for entry, at in told if entry == subject(entry)]
 
 
 def _subjects(made: "pa.Table") -> list[str]:

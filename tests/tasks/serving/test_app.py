@@ -200,6 +200,20 @@ def test_the_batch_path_does_not_predict_again_what_the_api_has_answered(shop: S
     assert not arrived.any()
 
 
+def test_what_the_api_was_asked_of_tomorrow_hides_no_row_of_today_from_the_batch_path(
+    shop: Shop, api: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    end = BEGIN + timedelta(days=DAYS)
+    row = shop.asked[0] | {"event_time": (end + timedelta(hours=20)).isoformat()}
+    (told,) = api.post("/v1/predict", json={"rows": [row]}).json()["predictions"]
+    made = kept(shop).read("predictions", columns=["entry", "event_time"])
+    made = made.filter([entry == told["id"] for entry in made["entry"].to_pylist()])
+    champion = replace(shop.known.version(1), as_of=BEGIN)
+    arrived = score._arrived(shop.rows, score.entries_of(shop.rows), made, champion, end)
+    assert arrived.sum() == len(shop.rows.event_time) - 1  # its own subject is answered
+    assert "ahead" not in caplog.text
+
+
 def test_an_outcome_is_taken_and_joins_its_prediction(shop: Shop, api: Client) -> None:
     (told,) = api.post("/v1/predict", json={"rows": [shop.asked[5]]}).json()["predictions"]
     for label in (True, False):
