@@ -14,7 +14,7 @@ import os
 import secrets
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import partial
@@ -65,10 +65,14 @@ class Journal:
             self._open[kind] = Log.begin(self.logs / kind)
         self._open[kind].append(rows, sync=sync)
 
+    def detach(self) -> "list[Log]":
+        """The logs that are open, for the caller to put on disk and close; what comes next goes to others."""
+        found, self._open = [*self._open.values()], {}
+        return found
+
     def syncing(self) -> Callable[[], None]:
         """What puts all that was appended until now on disk, from any thread."""
-        held = [os.dup(each.stream.fileno()) for each in self._open.values()]
-        return partial(_sync, held)
+        return syncing(self._open.values())
 
     def read(
         self,
@@ -241,13 +245,18 @@ class Log:
         self.lock.release()
 
 
+def syncing(logs: "Iterable[Log]") -> Callable[[], None]:
+    """What puts them on disk, from any thread."""
+    return partial(_sync, [os.dup(each.stream.fileno()) for each in logs])
+
+
 def _sync(files: Sequence[int]) -> None:
     """Of descriptors that are nobody else's: what they are of may be closed meanwhile."""
-    for each in files:
-        try:
+    with contextlib.ExitStack() as closing:
+        for each in files:
+            closing.callback(os.close, each)
+        for each in files:
             os.fsync(each)
-        finally:
-            os.close(each)
 
 
 def _frames(path: Path) -> "Iterator[pa.Table]":

@@ -24,7 +24,7 @@ import numpy as np
 from tasks import canary, drift, gate, judge, policy, predecessor, reference, score
 from tasks.drift import Cause, Found, Slice
 from tasks.evaluate import CANDIDATE
-from tasks.journal import Journal, entry_of
+from tasks.journal import Journal, entry_of, subject
 from tasks.judge import Holdout
 from tasks.model import Floats, Model
 from tasks.params import Params, spell
@@ -481,10 +481,18 @@ def keep(decision: Decision, journal: Journal) -> None:
     journal.append("decisions", _table([{**row, "entry": entry}]))
 
 
-def newest(journal: Journal) -> datetime | None:
-    """The event time of the last row that was predicted."""
-    made = journal.read("predictions", columns=["entry", "event_time"])
-    return made["event_time"][-1].as_py() if made.num_rows else None
+def newest(journal: Journal, *, now: datetime | None = None) -> datetime | None:
+    """The event time of the last row that was predicted and has happened, and so event time "now".
+
+    What a tick predicts has arrived. The API is asked of events to come too: those count when they are past, by the
+    clock on the wall, and by `now`, the state's event time, where history is replayed.
+    """
+    made = journal.read("predictions", columns=["entry", "event_time", "made_at"])
+    if not made.num_rows:
+        return None
+    told = zip(*(made[name].to_pylist() for name in ("entry", "event_time", "made_at")), strict=True)
+    past = [at for entry, at, then in told if entry == subject(entry) or at <= min(then, now or then)]
+    return max(past, default=None)
 
 
 def asked(journal: Journal, *, answered: set[str], p: Params) -> list[str]:

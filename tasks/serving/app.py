@@ -11,6 +11,7 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tasks.serving.messages import Accepted, Messages, Predictions
 from tasks.serving.metrics import Metrics
 
 LOOK = 0.5  # seconds between looks whether there is something newer
+TOLD, MANY = 20, 2000  # faults of a request that are told; beyond so many, only how many they are
 log = logging.getLogger("evergreen")
 WRONG: dict[int | str, dict[str, Any]] = {
     401: {"description": "no API key, or an unknown one"},
@@ -62,8 +64,14 @@ def _said(version: int, told: list[dict[str, Any]]) -> Response:
 
 def _places(error: ValidationError) -> list[dict[str, Any]]:
     """Of each fault where it is and which rule it breaks; never the value, which may be personal."""
-    found = error.errors(include_context=False, include_url=False, include_input=False)
-    return [{"type": each["type"], "loc": each["loc"], "msg": each["msg"]} for each in found]
+    if error.error_count() > MANY:  # to make so many would take longer than to answer
+        return [{"type": "faults", "loc": ("body",), "msg": f"{error.error_count():,} faults: too many to be told"}]
+    found = error.errors(include_context=False, include_url=False, include_input=False)[:TOLD]
+    return [{"type": each["type"], "loc": [*map(_short, each["loc"])], "msg": each["msg"][:300]} for each in found]
+
+
+def _short(part: int | str) -> int | str:
+    return part if isinstance(part, int) else part[:100]
 
 
 def _place(error: Refused, kind: str) -> RequestValidationError:
@@ -115,12 +123,13 @@ def _lifespan(desk: Desk) -> Callable[[FastAPI], contextlib.AbstractAsyncContext
 
 
 async def _watch(desk: Desk) -> None:
-    while True:
-        await asyncio.sleep(LOOK)
-        try:
-            await asyncio.to_thread(_renew, desk)
-        except Exception:  # whatever it is: the next look may find better, and what serves serves on
-            log.exception("a look for what is newer failed")
+    with ThreadPoolExecutor(1, "newer") as alone:  # it waits for no request
+        while True:
+            await asyncio.sleep(LOOK)
+            try:
+                await asyncio.get_running_loop().run_in_executor(alone, _renew, desk)
+            except Exception:  # whatever it is: the next look may find better, and what serves serves on
+                log.exception("a look for what is newer failed")
 
 
 def _renew(desk: Desk) -> None:
@@ -273,11 +282,14 @@ def _add_pages(app: FastAPI, desk: Desk) -> None:
     async def ready() -> Response:
         """Whether it can answer: a champion is loaded, and the state is fresh enough."""
         champion, tables = desk.live.champion, desk.live.tables
+        fits = champion is None or tables is None or tables.prepare(champion)
         old = tables is not None and tables.state.age() > desk.p.serving.stale
         why = [
             *(["no champion serves yet"] if champion is None else []),
             *(["no state is published yet"] if tables is None else []),
             *(["the state is older than serving.stale"] if old else []),
+            *([] if fits else ["the champion's features cannot be made of the state"]),
+            *(["the journal could not be written"] if desk.book.error else []),
         ]
         return JSONResponse({"ready": not why, "why": why}, 503 if why else 200)
 

@@ -9,13 +9,19 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+def _one(_item: object) -> int:
+    return 1
+
+
 @dataclass
 class Batches(Generic[A, B]):
     """For one event loop. `work` gives as many results as it gets items, in their order; or raises, and then each item
-    is worked on alone, so that a bad one spoils nobody else's answer."""
+    is worked on alone, so that a bad one spoils nobody else's answer. Who has gone before a batch begins is left out of
+    it: under overload nothing is done in vain. A batch has `most` of what `size` counts, or one item."""
 
     work: Callable[[list[A]], Awaitable[Sequence[B]]]
     most: int = 64
+    size: Callable[[A], int] = _one
     _waiting: list[tuple[A, "asyncio.Future[B]"]] = field(default_factory=list)
     _task: "asyncio.Task[None] | None" = None
 
@@ -25,7 +31,7 @@ class Batches(Generic[A, B]):
         self._waiting.append((item, done))
         if self._task is None:
             self._task = loop.create_task(self._all())
-        return await asyncio.shield(done)  # who has gone meanwhile does not undo the others' work
+        return await done
 
     async def close(self) -> None:
         """When what waits is done."""
@@ -34,15 +40,27 @@ class Batches(Generic[A, B]):
 
     async def _all(self) -> None:
         try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[: self.most], self._waiting[self.most :]
+            while batch := self._next():
                 await self._do(batch)
         finally:
             self._task = None
 
+    def _next(self) -> list[tuple[A, "asyncio.Future[B]"]]:
+        batch: list[tuple[A, asyncio.Future[B]]] = []
+        self._waiting = [each for each in self._waiting if not each[1].done()]
+        total = 0
+        while self._waiting and (not batch or total + self.size(self._waiting[0][0]) <= self.most):
+            batch.append(self._waiting.pop(0))
+            total += self.size(batch[-1][0])
+        return batch
+
     async def _do(self, batch: list[tuple[A, "asyncio.Future[B]"]]) -> None:
         try:
             found = await self.work([item for item, _ in batch])
+        except asyncio.CancelledError:
+            for _, done in batch:
+                done.cancel()
+            raise
         except Exception as error:
             if len(batch) == 1:
                 _end(batch[0][1], error)

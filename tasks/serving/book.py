@@ -8,13 +8,13 @@ compacted.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from tasks.journal import Journal, Kind
+from tasks.journal import Journal, Kind, Log, syncing
 from tasks.serving.batch import Batches
 
 if TYPE_CHECKING:
@@ -35,39 +35,64 @@ class Book:
         self._written = 0
         self._later: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "journal")
-        self._waiting: Batches[None, None] = Batches(self._sync_all, most=10_000)
+        self._waiting: Batches[None, OSError | None] = Batches(self._sync_all, most=10_000)
+        self.error: OSError | None = None  # of the last write, if it failed
 
     async def write(self, kind: Kind, rows: "pa.Table") -> None:
         """Return when the rows are kept; raise OSError when they cannot be."""
+        try:
+            await self._write(kind, rows)
+        except OSError as error:
+            self.error = error
+            raise
+        self.error = None
+
+    async def _write(self, kind: Kind, rows: "pa.Table") -> None:
         self.journal.append(kind, rows, sync=False)
         self._written += rows.nbytes
         if not self.sync:
-            await self._waiting.ask(None)
+            if error := await asyncio.shield(self._waiting.ask(None)):
+                raise error
         elif self._later is None:
             self._later = asyncio.create_task(self._sync_later())
         if self._written > ROLL:
             self._written = 0
-            await self._sync_all([])
-            self.journal.close()  # the next append begins another
+            await self._roll()
 
     async def _sync_later(self) -> None:
         await asyncio.sleep(self.sync.total_seconds())
         self._later = None  # what is written from now on waits for the next
+        await self._sync_all([None])
+
+    async def _sync_all(self, waiting: list[None]) -> Sequence[OSError | None]:
+        """All that wait hear of a failure: tried again, a sync succeeds although what it failed for is lost."""
         try:
-            await self._sync_all([])
+            await self._in_thread(self.journal.syncing())
         except OSError as error:
             log.error("the journal is not on disk, and a loss of power would lose some of it: %s", error)
+            _close(self.journal.detach())
+            return [error] * len(waiting)
+        return [None] * len(waiting)
 
-    async def _sync_all(self, waiting: list[None]) -> Sequence[None]:
-        await asyncio.get_running_loop().run_in_executor(self._thread, self.journal.syncing())
-        return waiting
+    async def _roll(self) -> None:
+        """What is appended while the old log goes to disk is in another already."""
+        old = self.journal.detach()
+        try:
+            await self._in_thread(syncing(old))
+        finally:
+            _close(old)
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def close(self) -> None:
         if self._later:
             self._later.cancel()
-        try:
-            await self._sync_all([])
-        except OSError as error:
-            log.error("the journal is not on disk, and a loss of power would lose some of it: %s", error)
+        await self._sync_all([None])
         self._thread.shutdown()
         self.journal.close()
+
+
+def _close(logs: Iterable[Log]) -> None:
+    for each in logs:
+        each.close()

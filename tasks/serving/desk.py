@@ -5,10 +5,9 @@ dozens. All that a batch answers is of one champion and of one state.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import accumulate
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SMALL = 32  # rows: more of them are a batch of their own, apart from the event loop
+MOST = 64  # rows of requests that are answered together
 Row = Mapping[str, Any]
 Columns = Mapping[str, Sequence[Any]]
 Told = list[dict[str, Any]]
@@ -43,10 +43,11 @@ log = logging.getLogger("evergreen")
 class Job:
     """Rows that are answered together: who answers which of them, and how."""
 
-    champion: int
+    by: Champion
     count: int
     parts: list[Part]
     ask: Callable[[Part], Answered]
+    failed: Callable[[str, Exception], None]
 
     @property
     def marked(self) -> bool:
@@ -54,15 +55,28 @@ class Job:
         return any(part.arm != "champion" for part in self.parts)
 
     def answers(self) -> "list[tuple[Part, Answered]]":
-        return [(part, self.ask(part)) for part in self.parts if part.returned]
+        return [self._answer(part) for part in self.parts if part.returned]
+
+    def _answer(self, part: Part) -> "tuple[Part, Answered]":
+        """A challenger that cannot answer is nobody's trouble: the champion does."""
+        if part.by is self.by:
+            return part, self.ask(part)
+        try:
+            return part, self.ask(part)
+        except Exception as error:
+            self.failed("challenger", error)
+            instead = replace(part, by=self.by, arm="champion")
+            return instead, self.ask(instead)
 
     def shadows(self) -> "list[tuple[Part, Answered]]":
-        """What nobody waits for, and whose failure is nobody's."""
+        """What nobody waits for, and whose failure is told but is nobody's."""
         found = []
         for part in self.parts:
             if not part.returned:
-                with contextlib.suppress(Exception):
+                try:
                     found.append((part, self.ask(part)))
+                except Exception as error:
+                    self.failed("shadow", error)
         return found
 
 
@@ -92,17 +106,21 @@ class Desk:
     busy: int = 0
 
     def __post_init__(self) -> None:
-        self.raw: Batches[Sequence[Row], Found] = Batches(self._of_raw)
-        self.ready: Batches[Sequence[Row], Found] = Batches(self._of_ready)
+        self.raw: Batches[Sequence[Row], Found] = Batches(self._of_raw, most=MOST, size=len)
+        self.ready: Batches[Sequence[Row], Found] = Batches(self._of_ready, most=MOST, size=len)
         self._shadow: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
         """When what was begun is done and on disk."""
         await self.raw.close()
         await self.ready.close()
-        if self._shadow:
-            await self._shadow
+        await self._shadow_done()
         await self.book.close()
+
+    async def _shadow_done(self) -> None:
+        """Whoever waits for it may be cancelled, and it goes on."""
+        while self._shadow and not self._shadow.done():
+            await asyncio.wait({self._shadow})
 
     @cached_property
     def pii_key(self) -> bytes:
@@ -132,6 +150,7 @@ class Desk:
         """Ready features, as rows or as columns. Raises Refused."""
         if inputs is not None and len(next(iter(inputs.values()))) <= SMALL:
             rows = predict.rows_of(inputs)
+        predict.refuse_unknown(self.champion().model.spec, rows or [])
         if rows is not None and len(rows) <= SMALL:
             return await self._told(await self.ready.ask(rows), reasons)
         job = self._ready_job(inputs or predict.columns_of(rows or []), rows)
@@ -139,12 +158,23 @@ class Desk:
 
     async def came(self, asked: Sequence[Any]) -> None:
         """Outcomes, into the journal."""
-        await self.book.write("outcomes", self._outcomes(asked))
+        for kind in (str, float):  # a class is a text or a number, and a column has one type
+            if mine := [each for each in asked if isinstance(_label(each), kind)]:
+                await self._kept(self.book.write("outcomes", self._outcomes(mine)))
         self.metrics.outcomes.inc(len(asked))
+
+    async def _kept(self, written: Awaitable[None]) -> None:
+        """Raises what becomes a 503: a full disk loses nothing that was acknowledged, and may have room soon."""
+        try:
+            await written
+        except OSError as error:
+            self.metrics.errors.labels("journal").inc()
+            log.error("the journal cannot be written: %s", error)
+            raise HTTPException(503, "the journal cannot be written", {"Retry-After": "5"}) from None
 
     async def _told(self, found: Found, reasons: int) -> tuple[int, Told]:
         """Journalled, and only then told."""
-        await asyncio.shield(found.written)
+        await self._kept(asyncio.shield(found.written))
         if reasons:
             why = await asyncio.to_thread(_reasons, found, reasons)
             return found.champion, [{**told, "reasons": each} for told, each in zip(found.told, why, strict=True)]
@@ -163,6 +193,9 @@ class Desk:
 
     def _raw_answers(self, asked: Sequence[Row]) -> "tuple[Job, list[tuple[Part, Answered]]]":
         champion, tables = self.champion(), self.tables()
+        if not tables.prepare(champion):
+            why = f"the features of version {champion.number} cannot be made of the published state: run the score flow"
+            raise HTTPException(503, why, {"Retry-After": "5"})
         rows = live.hidden(self.p, asked, self.pii_key)
         tables.check(rows)
         names = self.p.contract[self.p.spine.table].key
@@ -174,12 +207,22 @@ class Desk:
                 part.by,
                 tables.features(part.by, mine),
                 subjects=[subjects[i] for i in part.places],
+                shadow=not part.returned,
                 times=[row["event_time"] for row in mine],
                 keys={name: [row[name] for row in mine] for name in names},
             )
 
-        job = Job(champion.number, len(rows), arms.split(self.p, champion, self.live.challenger, rows), ask)
+        parts = arms.split(self.p, champion, self.live.challenger, rows)
+        job = Job(champion, len(rows), parts, ask, self._failed)
         return job, job.answers()
+
+    def _failed(self, kind: str, error: Exception) -> None:
+        """Never the error's text: it may hold a value of the row."""
+        self.metrics.errors.labels(kind).inc()
+        log.warning("version %s, the challenger, could not answer: %s", self._challenging(), type(error).__name__)
+
+    def _challenging(self) -> int | None:
+        return self.live.challenger.number if self.live.challenger else None
 
     def _ready_job(self, columns: Columns, rows: Sequence[Row] | None) -> Job:
         champion = self.champion()
@@ -196,24 +239,22 @@ class Desk:
             return predict.answer_columns(part.by, mine, subjects=[f"{request}{i:04x}" for i in part.places], at=at)
 
         if challenger is None:
-            return Job(champion.number, count, [Part(champion, range(count), "champion", True)], ask)
-        return Job(
-            champion.number, count, arms.split(self.p, champion, challenger, rows or predict.rows_of(columns)), ask
-        )
+            return Job(champion, count, [Part(champion, range(count), "champion", True)], ask, self._failed)
+        parts = arms.split(self.p, champion, challenger, rows or predict.rows_of(columns))
+        return Job(champion, count, parts, ask, self._failed)
 
     async def _finish(self, job: Job, answers: "list[tuple[Part, Answered]]") -> Found:
         """Have it written, and what goes on in the shadow done; the answers in the order of the rows."""
         written = asyncio.ensure_future(self._write(answers, marked=job.marked))
         if any(not part.returned for part in job.parts):
-            if self._shadow:  # one at a time: who asks more than the shadow can take is slowed
-                await self._shadow
+            await self._shadow_done()  # one at a time: who asks more than the shadow can take is slowed
             self._shadow = asyncio.create_task(self._in_the_shadow(job))
         told: list[Any] = [None] * job.count
         origin: list[Any] = [None] * job.count
         for part, found in answers:
             for place, (row, each) in enumerate(zip(part.places, found.told(), strict=True)):
                 told[row], origin[row] = each, (part, found, place)
-        return Found(job.champion, told, origin, written)
+        return Found(job.by.number, told, origin, written)
 
     async def _write(self, answers: "list[tuple[Part, Answered]]", *, marked: bool) -> None:
         for part, found in answers:
@@ -233,7 +274,7 @@ class Desk:
 
         now = datetime.now(UTC).replace(tzinfo=None)
         event_now = self.live.event_now() or now
-        labels = [float(each.label) if isinstance(each.label, bool) else each.label for each in asked]
+        labels = list(map(_label, asked))
         known = [each.known_at or event_now for each in asked]
         times = [predict.event_time_of(each.id) or event_now for each in asked]
         told = {
@@ -245,6 +286,10 @@ class Desk:
             "event_time": pa.array(times, pa.timestamp("us")),
         }
         return pa.table(told)
+
+
+def _label(asked: Any) -> str | float:
+    return asked.label if isinstance(asked.label, str) else float(asked.label)
 
 
 def _split(found: Found, batch: list[Sequence[Row]]) -> list[Found]:

@@ -82,6 +82,7 @@ class Tables:
     rows: "Mapping[str, pa.Table]"
     lock: threading.Lock = field(default_factory=threading.Lock)
     plans: dict[int, Plan] = field(default_factory=dict)  # of each version
+    unfit: set[int] = field(default_factory=set)  # versions whose SQL fails on these tables
     known: dict[tuple[Any, ...], Line] = field(default_factory=dict)  # features of what was asked lately
 
     @staticmethod
@@ -120,34 +121,41 @@ class Tables:
         places = [_place(champion, row) for row in rows]
         with self.lock:
             new = {place: row for place, row in zip(places, rows, strict=True) if place not in self.known}
-            made = dict(zip(new, self._made(champion, list(new.values())), strict=True))
+            plan = self._planned(champion)
+            made = dict(zip(new, self._made(champion, plan, list(new.values())), strict=True))
             found = [made.get(place) or self.known[place] for place in places]
             if len(new) <= FEW:
                 self.known.update(made)
             while len(self.known) > KNOWN:
                 del self.known[next(iter(self.known))]
-            return self._plan(champion).table(found)
+            return plan.table(found)
 
-    def prepare(self, champion: Champion) -> None:
-        """So that nobody who asks has to wait for it. Whether its SQL fits this state, who asks will hear."""
+    def prepare(self, champion: Champion) -> bool:
+        """Whether the features of this version can be made of this state. The first time it takes a moment, for which
+        no request of another version waits."""
         import duckdb
 
-        with self.lock:
+        if champion.number not in self.plans and champion.number not in self.unfit:
             try:
-                self._plan(champion)
+                self._planned(champion)
             except (ValueError, duckdb.Error) as error:
-                log.warning("the features of version %s cannot be made of this state: %s", champion.number, error)
+                self.unfit.add(champion.number)
+                why = error if isinstance(error, ValueError) else _name(error)
+                log.warning("the features of version %s cannot be made of this state: %s", champion.number, why)
+        return champion.number not in self.unfit
 
-    def _plan(self, champion: Champion) -> Plan:
-        if champion.number not in self.plans:
-            mixed = self._mixed(champion)
-            tried = [spine_of(mixed, rows) for rows in self._newest()]
-            self.plans[champion.number] = planned(self.rows, mixed, champion.sql, tried=tried)
-            while len(self.plans) > PLANS:
-                del self.plans[next(iter(self.plans))]
-        return self.plans[champion.number]
+    def _planned(self, champion: Champion) -> Plan:
+        if (known := self.plans.get(champion.number)) is not None:
+            return known
+        mixed = self._mixed(champion)
+        found = planned(self.rows, mixed, champion.sql, tried=[spine_of(mixed, rows) for rows in self._newest()])
+        self.plans[champion.number] = found
+        while len(self.plans) > PLANS:
+            del self.plans[next(iter(self.plans))]
+        return found
 
-    def _made(self, champion: Champion, rows: list[Mapping[str, Any]]) -> list[Line]:
+    def _made(self, champion: Champion, plan: Plan, rows: list[Mapping[str, Any]]) -> list[Line]:
+        """Raises Refused for a row that the champion's SQL fails on."""
         import duckdb
 
         if not rows:
@@ -155,11 +163,15 @@ class Tables:
         mixed = self._mixed(champion)
         spine = spine_of(mixed, rows)
         try:
-            return self._plan(champion).run(spine)
+            return plan.run(spine)
         except duckdb.Error as error:
-            log.warning("the plan of version %s failed, and is made for each request anew: %s", champion.number, error)
-            self.plans[champion.number] = unkept(self.rows, mixed, champion.sql, spine)
-            return self.plans[champion.number].run(spine)
+            anew = unkept(self.rows, mixed, champion.sql, spine)
+            found = _tried_anew(anew, mixed, rows, spine)
+            log.warning(
+                "the plan of version %s failed: it is made for each request anew: %s", champion.number, _name(error)
+            )
+            self.plans[champion.number] = anew
+            return found
 
     def _mixed(self, champion: Champion) -> Params:
         return self.p.model_copy(update={"features": champion.p.features, "spine": champion.p.spine})
@@ -168,6 +180,26 @@ class Tables:
         """Rows to try a plan on: one, another, and some."""
         rows = self.rows[self.p.spine.table].sort_by("event_time").to_pylist()[-TRIED:]
         return [rows[-1:], rows[:1], rows]
+
+
+def _tried_anew(anew: Plan, p: Params, rows: Sequence[Mapping[str, Any]], spine: "pa.Table") -> list[Line]:
+    """What failed by a kept plan. If it fails by a new one too, a row is to blame, and the first such is named."""
+    import duckdb
+
+    try:
+        return anew.run(spine)
+    except duckdb.Error as error:
+        for place, row in enumerate(rows):
+            try:
+                anew.run(spine_of(p, [row]))
+            except duckdb.Error:
+                raise Refused(place, "event_time", f"features.sql fails on this row ({_name(error)})") from None
+        raise
+
+
+def _name(error: Exception) -> str:
+    """Never its text, which may hold a value of a row."""
+    return type(error).__name__
 
 
 def _place(champion: Champion, row: Mapping[str, Any]) -> tuple[Any, ...]:

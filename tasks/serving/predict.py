@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EPOCH, TICK = datetime(1970, 1, 1), timedelta(microseconds=1)
 LONGEST = 1000  # characters of a text
+NAMED = 100  # characters of a name that is told
 LARGEST = 10**308  # of a whole number: a larger one is no float
 PLAIN = frozenset({int, float, bool, type(None)})
 TEXT = frozenset({str, type(None)})
@@ -58,12 +59,14 @@ def answer(
     subjects: Sequence[str],
     times: Sequence[datetime],
     keys: Mapping[str, Sequence[Any]],
+    shadow: bool = False,
 ) -> Answered:
-    """`subjects` name what the rows are about, at these event times. Raises ValueError for features that do not fit."""
-    spec = champion.model.spec
+    """`subjects` name what the rows are about, at these event times. What is said in the `shadow` has ids of its own:
+    promoted, the same version may answer the same row. Raises ValueError for features that do not fit."""
+    spec, key = champion.model.spec, f"{champion.number}{' shadow' if shadow else ''}"
     matrix = spec.encode(table)
     parts = zip(subjects, matrix, times, strict=True)
-    ids = [_id(subject, champion.number, row, at) for subject, row, at in parts]
+    ids = [_id(subject, key, row, at) for subject, row, at in parts]
     columns = {name: table[name] for name in spec.names}
     return _answered(champion, matrix, columns, ids=ids, times=times, keys=keys)
 
@@ -116,10 +119,10 @@ def _answered(
     return Answered(champion.number, ids, scores, pa.table(rows), champion.model.spec)
 
 
-def _id(subject: str, version: int, row: Floats, at: datetime) -> str:
+def _id(subject: str, key: str, row: Floats, at: datetime) -> str:
     """Asked again with the same features, of the same version, it is the same prediction; else it is another of the
     same subject (tasks.journal.subject). It tells its event time, for an outcome is kept beside it."""
-    told = hashlib.blake2b(row.tobytes(), digest_size=8, key=str(version).encode()).hexdigest()
+    told = hashlib.blake2b(row.tobytes(), digest_size=8, key=key.encode()).hexdigest()
     return f"{subject}.{told}.{(at - EPOCH) // TICK:x}"
 
 
@@ -132,6 +135,17 @@ def event_time_of(name: str) -> datetime | None:
 
 
 # --- plain values --------------------------------------------------------------------------------------------------
+
+
+def refuse_unknown(spec: Spec, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises Refused for the first name that is no feature: before there is a column for each that somebody made up."""
+    for place, row in enumerate(rows):
+        if not row.keys() <= spec.codes.keys():
+            _refuse_unknown(place, next(name for name in row if name not in spec.codes))
+
+
+def _refuse_unknown(row: int, name: str) -> NoReturn:
+    raise Refused(row, name[:NAMED], "is no feature of this model")
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -151,8 +165,7 @@ def encoded(spec: Spec, sent: Mapping[str, Sequence[Any]], count: int) -> NDArra
     """
     if not sent.keys() <= spec.codes.keys():
         name = next(name for name in sent if name not in spec.codes)
-        row = next((place for place, value in enumerate(sent[name]) if value is not None), 0)
-        raise Refused(row, name, "is no feature of this model")
+        _refuse_unknown(next((place for place, value in enumerate(sent[name]) if value is not None), 0), name)
     matrix = np.full((count, len(spec.features)), np.nan, dtype=np.float32)
     with np.errstate(over="ignore"):
         for i, each in enumerate(spec.features):

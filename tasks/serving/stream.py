@@ -190,18 +190,19 @@ def shadows(
     """The journal's rows of what is nobody's answer. It may fail, and then there are none."""
     parts = [part for part in arms.split(p, champion, challenger, [each.row for each in asked]) if not part.returned]
     try:
-        told = [(part, _answer(p, part.by, tables, [asked[i] for i in part.places])) for part in parts]
+        told = [(part, _answer(p, part.by, tables, [asked[i] for i in part.places], shadow=True)) for part in parts]
     except Exception:
         log.warning("the challenger cannot score what the champion has answered", exc_info=True)
         return []
     return [arms.marked(found.rows, part.arm) for part, found in told]
 
 
-def _answer(p: Params, by: Champion, tables: Tables, asked: Sequence[Asked]) -> Answered:
+def _answer(p: Params, by: Champion, tables: Tables, asked: Sequence[Asked], *, shadow: bool = False) -> Answered:
     rows = [each.row for each in asked]
     keys = {name: [row[name] for row in rows] for name in p.contract[p.spine.table].key}
     subjects, times = [each.subject for each in asked], [row["event_time"] for row in rows]
-    return predict.answer(by, tables.features(by, rows), subjects=subjects, times=times, keys=keys)
+    found = tables.features(by, rows)
+    return predict.answer(by, found, subjects=subjects, times=times, keys=keys, shadow=shadow)
 
 
 def _named(found: Answered, asked: Sequence[Asked], arm: arms.Arm | None) -> Answered:

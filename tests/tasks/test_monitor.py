@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -523,7 +523,14 @@ def test_an_alarm_that_goes_on_has_one_cause_and_one_that_comes_back_another(sho
 def test_the_newest_row_is_what_time_it_is(shop: Shop) -> None:
     assert monitor.newest(shop.kept) is None
     shop.predicts(NEW)
-    assert monitor.newest(shop.kept) == pc.max(pa.array(NEW.event_time)).as_py()
+    last = pc.max(pa.array(NEW.event_time)).as_py()
+    assert monitor.newest(shop.kept) == last
+    now = datetime.now(UTC).replace(tzinfo=None)
+    for entry, at in (("a.b.c", last + DAY), ("d.e.f", now + DAY)):  # as the API names what it says
+        row = {"entry": [entry], "event_time": pa.array([at], pa.timestamp("us"))}
+        shop.kept.append("predictions", pa.table(row | {"made_at": pa.array([now], pa.timestamp("us"))}))
+    assert monitor.newest(shop.kept) == last + DAY
+    assert monitor.newest(shop.kept, now=last + DAY / 2) == last  # of tomorrow, where history is replayed
 
 
 def test_the_report_draws_a_sample_of_the_window_with_its_scores(shop: Shop) -> None:

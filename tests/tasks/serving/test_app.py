@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from tasks.features import Rows
 from tasks.model import Model
 from tasks.params import Challenger, Params
 from tasks.registry import Bundle, Registry
-from tasks.serving import app, desk, keeper, live
+from tasks.serving import app, desk, keeper, live, predict
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
 
 DAYS, STAGES = 60, ("ingest", "clean", "features", "tune", "train", "evaluate")
@@ -389,15 +389,67 @@ def test_a_challenger_with_a_share_answers_the_same_rows_each_time(shop: Shop) -
     assert 0.2 < versions.count(number) / len(versions) < 0.8
 
 
+def test_what_a_challenger_said_in_the_shadow_takes_no_answers_place_when_it_serves(shop: Shop) -> None:
+    """Also not when both are in one log, which keeps an entry once."""
+    champion, rows = live.load(shop.home, 1), shop.rows.table.slice(0, 2)
+    told: Any = {"subjects": ["a", "b"], "times": [BEGIN, BEGIN], "keys": {}}
+    shadow, answer = (predict.answer(champion, rows, shadow=each, **told) for each in (True, False))
+    assert not set(shadow.ids) & set(answer.ids)
+    assert list(map(journal.subject, shadow.ids)) == list(map(journal.subject, answer.ids))
+
+
+def test_where_a_challenger_fails_the_champion_answers(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = predict.answer
+
+    def fails(champion: live.Champion, *args: Any, **more: Any) -> Any:
+        if champion.number != 1:
+            raise RuntimeError("a value that nobody may read")
+        return whole(champion, *args, **more)
+
+    monkeypatch.setattr(predict, "answer", fails)
+    for settings in ({"mode": "share", "share": 0.5}, {"mode": "shadow"}):
+        with challenged(shop, **settings) as (one, _):
+            answer = one.post("/v1/predict", json={"rows": shop.asked[:12]})
+            kind = "challenger" if "share" in settings else "shadow"
+            until(lambda one=one, kind=kind: f'evergreen_errors_total{{kind="{kind}"}} 1.0' in one.get("/metrics").text)
+        assert {each["version"] for each in answer.json()["predictions"]} == {1}
+    made = {each["entry"]: each for each in kept(shop).read("predictions").to_pylist()}
+    assert {made[each["id"]]["arm"] for each in answer.json()["predictions"]} <= {"champion", None}
+
+
+def test_a_shadow_that_takes_longer_than_an_answer_may_stops_nobody(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(_job: Any) -> list[Any]:
+        time.sleep(1.2)
+        return []
+
+    monkeypatch.setattr(desk.Job, "shadows", slow)
+    many = {"rows": shop.rows.table.slice(0, 40).to_pylist()}
+    with challenged(shop, timedelta(seconds=0.5), mode="shadow") as (one, _):
+        statuses = [one.post("/v1/predict/features", json=many).status_code for _ in range(2)]
+        time.sleep(1.5)
+        statuses.append(one.post("/v1/predict/features", json={"rows": many["rows"][:1]}).status_code)
+    assert statuses == [200, 503, 200]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """What is done in the shadow may come after the answer."""
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 @contextmanager
-def challenged(shop: Shop, **settings: Any) -> Iterator[tuple[Client, int]]:
+def challenged(shop: Shop, within: timedelta | None = None, **settings: Any) -> Iterator[tuple[Client, int]]:
     """A server while the first version, under another number, is its challenger."""
     number = 77
     shutil.copytree(live.folder(shop.home) / "1", live.folder(shop.home) / str(number))
     pointer = live.folder(shop.home) / live.CHALLENGER
     pointer.write_text(json.dumps({"number": number}))
     try:
-        with client(shop, challenger=Challenger(**settings)) as one:
+        with client(shop, challenger=Challenger(**settings), within=within or shop.p.serving.within) as one:
             yield one, number
     finally:
         pointer.unlink()
@@ -476,6 +528,65 @@ def test_a_slow_answer_is_given_up(shop: Shop, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(desk.Desk, "_raw_answers", lambda *_: time.sleep(1))
     with client(shop, within=timedelta(seconds=0.2)) as one:
         assert one.post("/v1/predict", json={"rows": shop.asked[:1]}).status_code == 503
+
+
+def test_made_up_names_cost_no_more_than_they_are_worth(api: Client) -> None:
+    rows = [{f"made_{i}_{k}": 1 for k in range(60)} for i in range(1000)]
+    names = {"rows": [{f"{'long' * 50}{i}": 1 for i in range(15_000)}]}
+    for asked, page in (({"rows": rows}, "/v1/predict/features"), (names, "/v1/predict")):
+        began = time.monotonic()
+        answer = api.post(page, json=asked)
+        assert answer.status_code == 422
+        assert len(answer.content) < 10_000
+        assert time.monotonic() - began < 5
+
+
+def test_a_row_that_the_sql_fails_on_is_named_and_spoils_nobody_elses(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = shop.asked[3]["distance"]
+    one = live.Live(shop.home)
+    assert list(one.renew(shop.p))
+    assert one.champion
+    assert one.tables
+    sql = one.champion.sql.replace("asked.distance", f"CASE WHEN asked.distance = {bad} THEN error('it') ELSE 1 END d")
+    asked = app.Messages.of(shop.p).rows.model_validate_json(json.dumps({"rows": shop.asked[:5]}))
+    rows = live.hidden(shop.p, asked.model_dump(by_alias=True)["rows"], KEY.encode())
+    other = replace(one.champion, number=9, sql=sql)
+    monkeypatch.setattr(live.Tables, "_newest", lambda _: [rows[:1], rows[1:3]])
+    assert one.tables.prepare(other)
+    plan = one.tables.plans[9]
+    with pytest.raises(live.Refused, match=r"row 3: event_time: features.sql fails on this row \(InvalidInputExc"):
+        one.tables.features(other, rows)
+    assert one.tables.features(other, rows[:3]).num_rows == 3
+    assert one.tables.plans[9] is plan
+    assert str(bad) not in caplog.text
+
+
+def test_sql_that_does_not_fit_the_state_is_not_ready_and_says_so(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live.Tables, "prepare", lambda *_: False)
+    with client(shop) as one:
+        assert "cannot be made of the state" in one.get("/ready").text
+        answer = one.post("/v1/predict", json={"rows": shop.asked[:1]})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+
+
+def test_a_journal_that_cannot_be_written_is_a_503_until_it_can(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: Any, **_more: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with client(shop) as one:
+        for page, asked in (
+            ("/v1/predict", {"rows": shop.asked[:1]}),
+            ("/v1/outcomes", {"outcomes": [{"id": "x", "label": True}]}),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(journal.Journal, "append", full)
+                answer = one.post(page, json=asked)
+                assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+                assert "the journal could not be written" in one.get("/ready").text
+            assert one.post(page, json=asked).status_code == 200
+            assert one.get("/ready").status_code == 200
 
 
 # --- keys

@@ -1,0 +1,75 @@
+"""tasks.serving.book: what is acknowledged is kept, through the roll of a log and a disk that fails."""
+
+import asyncio
+import os
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tasks import journal, params
+from tasks.journal import Journal
+from tasks.serving import book
+from tasks.serving.book import Book
+
+AT = datetime(2024, 3, 1)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Journal:
+    return journal.open_journal(params.Journal(), home=tmp_path)
+
+
+def row(name: str) -> pa.Table:
+    return pa.table({"entry": [name], "event_time": pa.array([AT], pa.timestamp("us"))})
+
+
+def test_every_byte_is_put_on_disk_when_a_log_is_rolled(
+    kept: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[int, int] = {}
+    fsync = os.fsync
+
+    def told(file: int) -> None:
+        size = os.fstat(file).st_size
+        fsync(file)
+        synced[os.fstat(file).st_ino] = max(size, synced.get(os.fstat(file).st_ino, 0))
+
+    async def write() -> None:
+        one = Book(kept, timedelta(0))
+        for begin in range(0, 60, 20):
+            await asyncio.gather(*(one.write("predictions", row(f"{begin + i:032x}")) for i in range(20)))
+        await one.close()
+
+    monkeypatch.setattr(book, "ROLL", 100)
+    monkeypatch.setattr(os, "fsync", told)
+    asyncio.run(write())
+    logs = list(tmp_path.rglob("*.log"))
+    assert len(logs) > 1
+    assert all(synced[path.stat().st_ino] == path.stat().st_size for path in logs)
+    assert kept.read("predictions").num_rows == 60
+
+
+def test_a_sync_that_fails_is_told_to_all_that_wait_and_is_not_tried_again(
+    kept: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux tells of a failure once: a second sync would succeed, though the bytes are lost."""
+
+    def fails_once(_file: int) -> None:
+        monkeypatch.setattr(os, "fsync", lambda _file: None)
+        raise OSError("no such disk")
+
+    async def write() -> list[BaseException | None]:
+        one = Book(kept, timedelta(0))
+        await one.write("predictions", row("a"))
+        monkeypatch.setattr(os, "fsync", fails_once)
+        found = await asyncio.gather(*(one.write("predictions", row(each)) for each in "bcd"), return_exceptions=True)
+        assert one.error
+        await one.write("predictions", row("e"))
+        assert one.error is None
+        await one.close()
+        return found
+
+    found = asyncio.run(write())
+    assert all(isinstance(each, OSError) for each in found)
