@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["predictions", "outcomes", "signals", "decisions", "alerts"]
 KINDS: tuple[Kind, ...] = ("predictions", "outcomes", "signals", "decisions", "alerts")
-HEAD = struct.Struct(">4sQI")  # a frame: a mark, its length in bytes, their CRC-32; then an Arrow stream
-MARK = b"EVJ1"
+HEAD = struct.Struct(">4sQI")  # a frame: a mark, its length in bytes, their CRC-32; then an Arrow stream,
+MARK, SAME = b"EVJ1", b"EVJ2"  # or but a batch, of the schema of the last stream: half of the bytes and of the time
 TORN = ".torn"  # what could not be read of a log is kept under this name
 ARM, SHADOW = "arm", "shadow"  # the column that tells who answered; a row without it is the champion's
 log = logging.getLogger("evergreen")
@@ -206,6 +206,7 @@ class Log:
     path: Path
     lock: FileLock
     stream: IO[bytes]
+    schema: "pa.Schema | None" = None  # of the last frame that told one
 
     @staticmethod
     def begin(folder: Path) -> "Log":
@@ -218,27 +219,35 @@ class Log:
         return Log(path, lock, stream)
 
     def append(self, rows: "pa.Table", *, sync: bool = True) -> None:
-        import pyarrow as pa
-
-        held = io.BytesIO()
-        with pa.ipc.new_stream(held, rows.schema) as writer:
-            writer.write_table(rows)
-        data, before = held.getvalue(), self.stream.tell()
+        mark, data = self._packed(rows)
+        before = self.stream.tell()
         try:
-            self.stream.write(HEAD.pack(MARK, len(data), zlib.crc32(data)) + data)
+            self.stream.write(HEAD.pack(mark, len(data), zlib.crc32(data)) + data)
             self.stream.flush()
             if sync:
                 os.fsync(self.stream.fileno())
         except OSError:  # a full disk: the next frame must not stand behind half a one
             self._back_to(before)
             raise
+        self.schema = rows.schema
+
+    def _packed(self, rows: "pa.Table") -> tuple[bytes, bytes]:
+        import pyarrow as pa
+
+        batches = rows.to_batches()
+        if len(batches) == 1 and self.schema is not None and rows.schema.equals(self.schema):
+            return SAME, batches[0].serialize().to_pybytes()
+        held = io.BytesIO()
+        with pa.ipc.new_stream(held, rows.schema) as writer:
+            writer.write_table(rows)
+        return MARK, held.getvalue()
 
     def _back_to(self, place: int) -> None:
         """Python's buffer still holds what could not be written: a stream without it goes on from `place`."""
         with contextlib.suppress(OSError):
             self.stream.close()
         os.truncate(self.path, place)
-        self.stream = self.path.open("ab")
+        self.stream, self.schema = self.path.open("ab"), None
 
     def close(self) -> None:
         self.stream.close()
@@ -263,19 +272,26 @@ def _frames(path: Path) -> "Iterator[pa.Table]":
     """The whole frames of a log that another process may be writing, or compaction may just have taken away."""
     import pyarrow as pa
 
+    schema: Any = None
     with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
-        while data := _frame(stream):
-            yield pa.ipc.open_stream(data).read_all()
+        while found := _frame(stream):
+            mark, data = found
+            if mark == MARK:
+                rows = pa.ipc.open_stream(data).read_all()
+                schema = rows.schema
+            else:
+                rows = pa.Table.from_batches([pa.ipc.read_record_batch(pa.py_buffer(data), schema)])
+            yield rows
 
 
-def _frame(stream: IO[bytes]) -> bytes:
-    """The next whole frame; nothing at the end, or where the rest is torn."""
+def _frame(stream: IO[bytes]) -> tuple[bytes, bytes] | None:
+    """The mark and the bytes of the next whole frame; nothing at the end, or where the rest is torn."""
     head = stream.read(HEAD.size)
     if len(head) < HEAD.size:
-        return b""
+        return None
     mark, length, crc = HEAD.unpack(head)
-    data = stream.read(length) if mark == MARK else b""
-    return data if len(data) == length and zlib.crc32(data) == crc else b""
+    data = stream.read(length) if mark in (MARK, SAME) else b""
+    return (mark, data) if data and len(data) == length and zlib.crc32(data) == crc else None
 
 
 def _whole_length(path: Path) -> int:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -253,3 +254,16 @@ def test_a_journal_that_knows_no_arms_may_be_asked_for_them(kept: Journal) -> No
     assert numbers(kept.read("predictions", columns=["entry", "event_time", "arm"], shadows=True)) == [0, 1, 2]
     with pytest.raises(KeyError, match="fever"):
         kept.read("predictions", columns=["entry", "event_time", "fever"])
+
+
+def test_a_schema_is_told_once_in_a_log_and_again_when_it_changes(kept: Journal) -> None:
+    path, sizes = kept.logs / "predictions", [0]
+    parts = [rows(0), rows(3), rows(6), rows(9).append_column("more", pa.array(["a", "b", None])), rows(12), rows(15)]
+    for part in parts:
+        kept.append("predictions", part)
+        sizes.append(sum(each.stat().st_size for each in path.glob("*.log")))
+    first, second, third, wider, back, again = (after - before for before, after in pairwise(sizes))
+    assert second == third == again < first / 1.3
+    assert min(wider, back) > second
+    assert kept.read("predictions").num_rows == 18
+    assert kept.read("predictions")["more"].to_pylist().count("a") == 1
