@@ -49,21 +49,31 @@ def publish(p: Params, folder: Path, *, home: Path | None = None) -> State | Non
     """Publish the clean tables of `folder`. None where newer ones of the same kind are there: time never goes back."""
     root = (home or params.home()) / "state"
     as_of = datetime.fromisoformat(json.loads((folder / p.paths.raw / "manifest.json").read_text())["as_of"])
-    before, kind = current(home), _kind(p)
-    if before and before.kind == kind and before.as_of > as_of:
+    before, own = _before(home), kind(p)
+    if before and before.kind == own and before.as_of > as_of:
         log.info("the state of %s stays: it is newer than %s", before.as_of, as_of)
         return None
     now = datetime.now(UTC).replace(tzinfo=None)
-    made = State(root / f"{as_of:%Y%m%dT%H%M%S}-{now:%Y%m%dT%H%M%S%f}", as_of, as_of - p.serving.behind, now, kind)
+    made = State(root / f"{as_of:%Y%m%dT%H%M%S}-{now:%Y%m%dT%H%M%S%f}", as_of, as_of - p.serving.behind, now, own)
     _write(p, folder, made)
-    told = {"folder": made.folder.name, "as_of": as_of, "since": made.since, "published_at": now, "kind": kind}
+    told = {"folder": made.folder.name, "as_of": as_of, "since": made.since, "published_at": now, "kind": own}
     periods.publish_json(root / POINTER, {name: str(value) for name, value in told.items()})
     folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     forget(folders[:-KEPT])
     return made
 
 
-def _kind(p: Params) -> str:
+def _before(home: Path | None) -> State | None:
+    """What cannot be read is published anew."""
+    try:
+        return current(home)
+    except ValueError as error:
+        log.warning("the state is published anew: %s", error)
+        return None
+
+
+def kind(p: Params) -> str:
+    """What the tables of these params are; a state of another kind does not fit them."""
     tables = {name: table.model_dump() for name, table in p.contract.items()}
     return periods.key(p.registry.model, tables, p.spine.model_dump(), str(p.features.lookback))[:16]
 
@@ -89,14 +99,25 @@ def _read(con: "DuckDBPyConnection", p: Params, name: str, paths: list[Path], cu
 
 
 def current(home: Path | None = None) -> State | None:
-    """What was published last; None before the first time."""
-    root = (home or params.home()) / "state"
+    """What was published last; None before the first time. Raises ValueError for a pointer that tells of no state."""
+    path = (home or params.home()) / "state" / POINTER
     try:
-        told = json.loads((root / POINTER).read_text())
+        return _told(path)
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} must tell a state's folder, as_of, since, published_at and kind, but it does not "
+            f"({type(error).__name__}: {error}). Remove it: the next tick of the loop publishes the state anew."
+        ) from None
+
+
+def _told(path: Path) -> State:
+    told = json.loads(path.read_text(encoding="utf-8"))
     times = {name: datetime.fromisoformat(told[name]) for name in ("as_of", "since", "published_at")}
-    return State(root / told["folder"], kind=told["kind"], **times)
+    if any(each.tzinfo for each in times.values()):
+        raise ValueError("its times must be without a zone")
+    return State(path.parent / told["folder"], kind=str(told["kind"]), **times)
 
 
 def forget(folders: Iterable[Path]) -> None:
@@ -106,11 +127,21 @@ def forget(folders: Iterable[Path]) -> None:
 
 
 def load(p: Params, state: State) -> dict[str, "pa.Table"]:
-    """The tables in memory, by their names. Raises FileNotFoundError when they have been replaced since."""
-    found, con = {}, features.connect(p)
-    for name in p.sources:
-        path = state.folder / f"{name}.parquet"
+    """The tables in memory, by their names. Raises FileNotFoundError when they have been replaced since, ValueError
+    when one cannot be read."""
+    con = features.connect(p)
+    return {name: _table(con, state.folder / f"{name}.parquet") for name in p.sources}
+
+
+def _table(con: "DuckDBPyConnection", path: Path) -> "pa.Table":
+    import duckdb
+
+    try:
+        return con.sql(f"FROM read_parquet({literal(str(path))})").to_arrow_table().combine_chunks()
+    except duckdb.Error as error:
         if not path.exists():
-            raise FileNotFoundError(f"{path}: newer state has been published")
-        found[name] = con.sql(f"FROM read_parquet({literal(str(path))})").to_arrow_table().combine_chunks()
-    return found
+            raise FileNotFoundError(f"{path}: newer state has been published") from None
+        raise ValueError(
+            f"{path} must be a whole Parquet file, but it cannot be read ({type(error).__name__}). "
+            "The next tick of the loop publishes the state anew."
+        ) from None

@@ -9,13 +9,19 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
 
 from tasks import params
 from tasks.serving import keys
+
+KEEPER = (sys.executable, "-m", "tasks.serving.keeper")
+PAUSE = 5.0  # seconds until a keeper that ended is begun anew
+LOOK = 0.5  # seconds between looks whether it lives
+log = logging.getLogger("evergreen")
 
 
 def main() -> None:
@@ -40,14 +46,38 @@ def main() -> None:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """While a keeper runs: in a process of its own, for importing and asking MLflow would hold up the answers."""
-    process = subprocess.Popen([sys.executable, "-m", "tasks.serving.keeper"], stdin=subprocess.DEVNULL)
+def kept(command: Sequence[str] = KEEPER, pause: float = PAUSE) -> Iterator[None]:
+    """While a keeper runs: in a process of its own, for importing and asking MLflow would hold up the answers. One that
+    ends is begun anew."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_keep_up, args=[command, pause, stop], name="keeper")
+    thread.start()
     try:
         yield
     finally:
-        process.terminate()
-        process.wait()
+        stop.set()
+        thread.join()
+
+
+def _keep_up(command: Sequence[str], pause: float, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+                ended = _end_of(process, stop)
+        except OSError as error:
+            ended = str(error)
+        if not stop.is_set():
+            log.warning(
+                "the keeper ended (%s): it is begun anew in %g s, and the last champion serves on", ended, pause
+            )
+            stop.wait(pause)
+
+
+def _end_of(process: "subprocess.Popen[bytes]", stop: threading.Event) -> str:
+    while process.poll() is None and not stop.wait(LOOK):
+        pass
+    process.terminate()  # one that has ended is left alone
+    return f"exit status {process.wait()}"
 
 
 @contextmanager

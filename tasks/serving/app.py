@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from tasks import journal, params
 from tasks.params import Params
+from tasks.serving import keeper
 from tasks.serving.book import Book
 from tasks.serving.desk import Desk
 from tasks.serving.keys import Scope
@@ -299,6 +300,8 @@ def _add_pages(app: FastAPI, desk: Desk) -> None:
         champion, tables = desk.live.champion, desk.live.tables
         desk.metrics.version.set(champion.number if champion else 0)
         desk.metrics.age.set(tables.state.age().total_seconds() if tables else float("nan"))
+        looked = keeper.age(desk.live.home)
+        desk.metrics.looked.set(float("nan") if looked is None else looked)
         return Response(desk.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/model", responses={503: WRONG[503]})

@@ -10,75 +10,161 @@ does not answer, the copy stays as it is.
 import json
 import logging
 import os
+import shutil
 import signal
 import tempfile
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tasks import params, periods, registry, state
 from tasks.params import Params
 from tasks.registry import Registry, Version
 from tasks.serving import live
+from tasks.serving.live import Pointer
 
 log = logging.getLogger("evergreen")
 LOOK = 0.5  # seconds between looks whether the parent lives
 KEPT = 2  # versions: a process may still be loading the one before
+LOOKED = "looked"  # touched at each look that found the registry, and the copy is as it says
+Seen = dict[Path, object]  # of each copy that was found whole, how its files looked then
 
 
-def keep(known: Registry, home: Path) -> int | None:
+def keep(known: Registry, home: Path, seen: Seen | None = None) -> int | None:
     """Copy the champion and the challenger, where they are others than the copy's; the champion's number. Whole, or not
-    at all. Without a challenger there is no copy of one; a champion's copy stays."""
+    at all. Without a challenger there is no copy of one; a champion's copy stays. A copy that is not whole any more is
+    made anew; what is in `seen` is not read again."""
+    seen = {} if seen is None else seen
     champion, challenger = known.champion(), known.challenger()
-    if champion:
-        _point(known, champion, home, live.POINTER)
-    if challenger:
-        _point(known, challenger, home, live.CHALLENGER)
-    else:
-        (live.folder(home) / live.CHALLENGER).unlink(missing_ok=True)
+    if challenger is None or _pointed(home, live.CHALLENGER) != _pointer(known, challenger):
+        (live.folder(home) / live.CHALLENGER).unlink(missing_ok=True)  # first: whoever lost must not answer on
+    try:
+        if champion:
+            _point(known, champion, home, live.POINTER, seen=seen)
+    finally:
+        if challenger:
+            _point(known, challenger, home, live.CHALLENGER, seen=seen)
     return champion.number if champion else None
 
 
-def _point(known: Registry, version: Version, home: Path, pointer: str) -> None:
-    if version.number == live.served(home, pointer):
-        return
-    here = live.folder(home)
-    if not (here / str(version.number)).is_dir():
+def age(home: Path) -> float | None:
+    """Seconds since the last look at which all was well; None before the first."""
+    try:
+        return max(time.time() - (live.folder(home) / LOOKED).stat().st_mtime, 0.0)
+    except FileNotFoundError:
+        return None
+
+
+def _pointer(known: Registry, version: Version) -> Pointer:
+    return Pointer(version.number, known.model, version.run_id)
+
+
+def _pointed(home: Path, pointer: str) -> Pointer | None:
+    """One that cannot be read is none: it is written anew."""
+    try:
+        return live.pointed(home, pointer)
+    except (OSError, ValueError) as error:
+        log.warning("%s", error)
+        return None
+
+
+def _point(known: Registry, version: Version, home: Path, pointer: str, *, seen: Seen) -> None:
+    here, wanted = live.folder(home), _pointer(known, version)
+    if not _is_whole(here / str(version.number), wanted, seen):
         _copy(known, version, here)
-    periods.publish_json(here / pointer, {"number": version.number})
-    _forget(here, {live.served(home, each) for each in (live.POINTER, live.CHALLENGER)})
+    if wanted != _pointed(home, pointer):
+        periods.publish_json(here / pointer, asdict(wanted))
+        both = [_pointed(home, each) for each in (live.POINTER, live.CHALLENGER)]
+        _forget(here, {each.number for each in both if each})
+
+
+def _is_whole(copy: Path, wanted: Pointer, seen: Seen) -> bool:
+    """Whether it is of this run, with the files that were copied."""
+    try:
+        found = [(copy / name).stat() for name in (*live.FILES, "version.json")]
+        stamp = (wanted, [(each.st_size, each.st_mtime_ns, each.st_ino) for each in found])
+        if seen.get(copy) == stamp:
+            return True
+        told = live.copied(copy)
+    except OSError:  # it is not there, or the disk cannot read it
+        return False
+    except ValueError as error:
+        log.warning("version %d is copied anew: %s", wanted.number, error)
+        return False
+    if (told.get("model"), told.get("run_id")) != (wanted.model, wanted.run_id) or not _is_hashed(told):
+        return False
+    seen[copy] = stamp
+    return True
+
+
+def _is_hashed(told: dict[str, Any]) -> bool:
+    return set(live.FILES) <= set(told.get("files", {}))
 
 
 def _copy(known: Registry, version: Version, here: Path) -> None:
+    """On the disk before it has its name. What had the name goes: another model's, or one that is not whole."""
     here.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=here))
-    for name in live.FILES:
-        known.fetch(version, name, new)
+    try:
+        made = new / "made"
+        for name in live.FILES:
+            known.fetch(version, name, made)
+        (made / "version.json").write_text(json.dumps(_told(known, version, made), default=str), encoding="utf-8")
+        for path in (*made.iterdir(), made):
+            _flush(path)
+        target = here / str(version.number)
+        if target.exists():
+            target.rename(new / "before")
+        made.rename(target)
+        _flush(here)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _told(known: Registry, version: Version, made: Path) -> dict[str, Any]:
     told = {"number": version.number, "as_of": version.as_of, "commit": version.commit, "tags": dict(version.tags)}
-    (new / "version.json").write_text(json.dumps(told | known.card(version), default=str))
-    new.rename(here / str(version.number))
+    files = {name: periods.content(made / name) for name in live.FILES}
+    return told | known.card(version) | {"model": known.model, "run_id": version.run_id, "files": files}
 
 
-def _forget(here: Path, serving: set[int | None]) -> None:
-    old = sorted(
-        (path for path in here.glob("[0-9]*") if int(path.name) not in serving), key=lambda path: int(path.name)
-    )
+def _flush(path: Path) -> None:
+    """A file, or a folder's names."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _forget(here: Path, serving: set[int]) -> None:
+    copies = [path for path in here.iterdir() if path.name.isdecimal() and int(path.name) not in serving]
+    old = sorted(copies, key=lambda path: int(path.name))
     state.forget([*old[: max(len(old) - KEPT + 1, 0)], *here.glob(".new-*")])
 
 
 def watch(p: Params, home: Path, stop: threading.Event) -> None:
     """Every serving.watch, until somebody says stop."""
-    known, away = None, False
+    known: Registry | None = None
+    said: type[Exception] | None = None
+    seen: Seen = {}
     while not stop.is_set():
         try:
             known = known or registry.open_registry(p.registry)
-            keep(known, home)
-            away = False
+            keep(known, home, seen)
+            _touch(home)
+            said = None
         except Exception as error:  # whatever it is, what serves must go on
-            if not away:
-                log.warning("the registry cannot be asked, so the last champion serves on: %s", error)
-            known, away = None, True
+            if type(error) is not said:
+                log.warning("the registry's versions cannot be copied, so the last ones serve on: %s", error)
+            known, said = None, type(error)
         stop.wait(p.serving.watch.total_seconds())
+
+
+def _touch(home: Path) -> None:
+    live.folder(home).mkdir(parents=True, exist_ok=True)
+    (live.folder(home) / LOOKED).touch()
 
 
 def main() -> None:
@@ -87,7 +173,7 @@ def main() -> None:
     parent, stop = os.getppid(), threading.Event()
     thread = threading.Thread(target=watch, args=[params.load(), params.home(), stop], daemon=True)
     thread.start()
-    while os.getppid() == parent:
+    while os.getppid() == parent and thread.is_alive():  # without it, whoever began this begins another
         time.sleep(LOOK)
 
 

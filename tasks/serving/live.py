@@ -9,13 +9,13 @@ import json
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import contract, params, state
+from tasks import contract, params, periods, state
 from tasks.journal import entry_of
 from tasks.model import Model
 from tasks.params import Params
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FILES = ("model.ubj", "features.sql", "params.yaml")
 POINTER, CHALLENGER = "champion.json", "challenger.json"
+ANEW = "Remove the file: the keeper copies it anew when the registry answers."
 KNOWN = 10_000  # rows whose features are kept
 FEW = 100  # rows: more at once are a list that nobody will ask for again
 PLANS = 4  # of so many versions: the champion's, the challenger's, and those that requests end with
@@ -50,7 +51,21 @@ class Champion:
     p: Params
     sql: str
     model: Model
-    told: Mapping[str, Any]  # of the registry: as_of, commit, tags
+    told: Mapping[str, Any]  # of the registry: model, run_id, as_of, commit, tags
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Which version is copied: a number alone would also be that of another model, or of a registry made anew."""
+
+    number: int
+    model: str | None = None
+    run_id: str | None = None
+
+    def names(self, champion: Champion | None) -> bool:
+        if champion is None or champion.number != self.number:
+            return False
+        return self.run_id in (None, champion.told.get("run_id"))
 
 
 def folder(home: Path) -> Path:
@@ -59,18 +74,53 @@ def folder(home: Path) -> Path:
 
 def served(home: Path, pointer: str = POINTER) -> int | None:
     """The number of the version in the local copy; by the other pointer, of the challenger's."""
+    return found.number if (found := pointed(home, pointer)) else None
+
+
+def pointed(home: Path, pointer: str = POINTER) -> Pointer | None:
+    """Raises ValueError for a pointer that names no version."""
+    path = folder(home) / pointer
     try:
-        return int(json.loads((folder(home) / pointer).read_text())["number"])
+        told = _object(path)
     except FileNotFoundError:
         return None
+    number = told.get("number")
+    if type(number) is not int or number < 1:
+        raise ValueError(f"`number` must be a version's in {path}, but got {number!r}. {ANEW}")
+    return Pointer(number, told.get("model"), told.get("run_id"))
+
+
+def copied(here: Path) -> dict[str, Any]:
+    """What version.json tells of a copy. Raises ValueError where a file is not the one that was copied."""
+    told = _object(here / "version.json")
+    files = told.get("files", {})
+    if not isinstance(files, dict):
+        raise ValueError(f"`files` must be names and hashes in {here / 'version.json'}, but got {files!r}. {ANEW}")
+    for name, wanted in files.items():
+        if (found := periods.content(here / name)) != wanted:
+            raise ValueError(f"{here / name} must have the hash {wanted}, but it has {found}. {ANEW}")
+    return told
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, but it does not. {ANEW}")
+    return found
 
 
 def load(home: Path, number: int) -> Champion:
     """Raises ValueError for a copy that is not whole."""
     here = folder(home) / str(number)
     model, sql, settings = (here / name for name in FILES)
-    told = json.loads((here / "version.json").read_text())
-    return Champion(number, params.load(settings), sql.read_text(encoding="utf-8"), Model.load(model), told)
+    told = copied(here)
+    found = Champion(number, params.load(settings), sql.read_text(encoding="utf-8"), Model.load(model), told)
+    if _object(here / "version.json") != told:
+        raise ValueError(f"{here} was copied anew while it was read. The next look finds it whole.")
+    return replace(found, told={name: value for name, value in told.items() if name != "files"})
 
 
 @dataclass(frozen=True)
@@ -244,54 +294,113 @@ def subjects(p: Params, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 @dataclass
 class Live:
-    """What answers now. Three attributes, each put in place whole."""
+    """What answers now: three attributes, each put in place whole. The others are what is remembered between looks."""
 
     home: Path
     champion: Champion | None = None
     challenger: Champion | None = None
     tables: Tables | None = None
+    loaded: dict[str, Champion] = field(default_factory=dict)  # by each pointer, the last: it may wait for a state
+    runs: dict[int, str | None] = field(default_factory=dict)  # of each number that the tables were asked of
+    faults: dict[str, str] = field(default_factory=dict)  # of each part, the one that was logged
 
     def renew(self, p: Params) -> Iterator[str]:
         """Put newer ones in place, if there are any; what was done. Whatever is wrong with them, the old ones stay."""
-        for renew in (self._champion, self._challenger, self._tables):
+        for name, part in (("champion", self._champion), ("challenger", self._challenger), ("state", self._tables)):
             try:
-                if said := renew(p):
-                    yield said
-            except (ValueError, OSError) as error:
-                log.warning("what is newer cannot serve, so the old serves on: %s", error)
+                said = part(p)
+            except Exception as error:  # no copy and no state may end what serves, or keep it from starting
+                self._tell(name, f"{type(error).__name__}: {error}")
+                continue
+            self.faults.pop(name, None)
+            if said:
+                yield said
 
-    def _champion(self, _p: Params) -> str | None:
-        number = served(self.home)
-        if number is None or (self.champion and self.champion.number == number):
+    def _tell(self, name: str, fault: str) -> None:
+        """The same fault once, not at every look."""
+        if self.faults.get(name) != fault:
+            log.warning("the newer %s cannot serve, so what serves serves on: %s", name, fault)
+        self.faults[name] = fault
+
+    def _champion(self, p: Params) -> str | None:
+        wanted = self._wanted(p, POINTER)
+        if wanted is None or wanted.names(self.champion):
             return None
-        found = _tried(self.home, number)
-        if self.tables:
-            self.tables.prepare(found)
+        found = self._version(POINTER, wanted)
+        fits = self._fits(found)
+        if not fits and self.champion and self._fits(self.champion):
+            raise ValueError(
+                f"the features of version {found.number} must be such as this state can make, but they are not: "
+                f"version {self.champion.number} serves on. Publish a state that has them, or roll back."
+            )
         self.champion = found
-        return f"version {number} serves"
+        return f"version {found.number} serves"
 
     def _challenger(self, p: Params) -> str | None:
         """Unlike the champion, it goes when its pointer goes: it may have lost."""
-        number = served(self.home, CHALLENGER) if p.serving.challenger.mode != "none" else None
-        before = self.challenger.number if self.challenger else None
-        if number == before:
+        wanted = self._wanted(p, CHALLENGER) if p.serving.challenger.mode != "none" else None
+        before = self.challenger
+        if wanted is not None and wanted.names(before):
             return None
         self.challenger = None  # whatever is wrong with the next one, this one is no challenger any more
-        if number is None:
-            return f"version {before} is no challenger any more"
-        found = _tried(self.home, number)
-        if self.tables:
-            self.tables.prepare(found)
+        if wanted is None:
+            return f"version {before.number} is no challenger any more" if before else None
+        found = self._version(CHALLENGER, wanted)
+        if not self._fits(found):
+            raise ValueError(
+                f"the features of version {found.number} must be such as this state can make, but they are not: "
+                "it is no challenger. Publish a state that has them, or take it away."
+            )
         self.challenger = found
-        return f"version {number} is the challenger"
+        return f"version {found.number} is the challenger"
+
+    def _wanted(self, p: Params, pointer: str) -> Pointer | None:
+        found = pointed(self.home, pointer)
+        if found and found.model not in (None, p.registry.model):
+            raise ValueError(
+                f"the copy must be of registry.model={p.registry.model!r}, but {folder(self.home) / pointer} names "
+                f"version {found.number} of {found.model!r}. Set registry.model back, or promote a version of the new."
+            )
+        return found
+
+    def _version(self, pointer: str, wanted: Pointer) -> Champion:
+        known = self.loaded.get(pointer)
+        if known is None or not wanted.names(known):
+            known = _tried(self.home, wanted.number)
+            if not wanted.names(known):
+                raise ValueError(
+                    f"{folder(self.home) / str(wanted.number)} must be a copy of run {wanted.run_id}, but it is of "
+                    f"{known.told.get('run_id')}. {ANEW}"
+                )
+            self.loaded[pointer] = known
+        return known
+
+    def _fits(self, found: Champion) -> bool:
+        """Whether the tables can make its features. Of another run under the same number they keep nothing."""
+        run = found.told.get("run_id")
+        other = self.runs.get(found.number, run) != run
+        self.runs[found.number] = run
+        if self.tables is None:
+            return True
+        tables = Tables(self.tables.p, self.tables.state, self.tables.rows) if other else self.tables
+        fits = tables.prepare(found)
+        self.tables = tables
+        return fits
 
     def _tables(self, p: Params) -> str | None:
         newest = state.current(self.home)
         if newest is None or (self.tables and self.tables.state == newest):
             return None
+        if newest.kind != (kind := state.kind(p)):
+            raise ValueError(
+                f"the state must be of these params, {kind}, but the state of {newest.as_of} is of {newest.kind}. "
+                "Start the server anew with the params.yaml that the flows use, or let them publish by this one."
+            )
         found = Tables.load(p, newest)
-        for each in filter(None, (self.champion, self.challenger)):
-            found.prepare(each)
+        if self.champion:
+            found.prepare(self.champion)
+        if self.challenger and not found.prepare(self.challenger):
+            self.challenger = None
         self.tables = found
         return f"the state of {newest.as_of} is in use"
 

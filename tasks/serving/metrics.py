@@ -34,6 +34,7 @@ class Metrics:
     outcomes: Counter
     version: Gauge
     age: Gauge
+    looked: Gauge
     _told: dict[tuple[str, int], Callable[[float], None]] = field(default_factory=dict)
     _rows: dict[int, Callable[[float], None]] = field(default_factory=dict)
 
@@ -53,6 +54,7 @@ class Metrics:
             outcomes=counter("evergreen_outcomes", "outcomes taken"),
             version=gauge("evergreen_version", "the version that serves"),
             age=gauge("evergreen_state_age_seconds", "since the state was published"),
+            looked=gauge("evergreen_registry_age_seconds", "since the registry was last found and copied from"),
         )
 
     def answered(self, path: str, status: int, seconds: float) -> None:

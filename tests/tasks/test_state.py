@@ -1,11 +1,15 @@
 """tasks.state: what is published is whole, is what features.sql needs, and never goes back in time."""
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
-from tasks import features, state
+from tasks import features, params, state
+from tasks.params import Params
+from tasks.serving.live import Live
 from tests.conftest import BEGIN, Made
 
 DAY = timedelta(days=1)
@@ -71,3 +75,73 @@ def test_a_table_without_rows_is_there_all_the_same(cleaned: Made) -> None:
         con.register(name, rows)
     con.execute("CREATE TEMP TABLE spine AS SELECT 1::BIGINT AS row_id, * FROM orders LIMIT 1")
     assert features.compute(con, p, (cleaned.folder / "tasks/features.sql").read_text()).num_rows == 1
+
+
+# --- what is odd or torn
+
+TOLD = {"folder": "one", "kind": "it", "as_of": "2024-01-01", "since": "2024-01-01", "published_at": "2024-01-01"}
+ODD = [
+    *("", "{", "{}", "null", "[]", '"text"', "\0"),
+    *(json.dumps(TOLD | {name: None}) for name in TOLD if name != "kind"),
+    json.dumps(TOLD | {"as_of": "2024-01-01T00:00:00+01:00"}),
+]
+
+
+def pointer() -> Path:
+    return params.home() / "state" / state.POINTER
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_an_odd_pointer_names_itself_and_the_way_out(make_world: Callable[..., Made], text: str) -> None:
+    p = make_world(days=1).params()
+    pointer().parent.mkdir(parents=True)
+    pointer().write_text(text)
+    with pytest.raises(ValueError, match=r"current\.json must tell .* Remove it"):
+        state.current()
+    assert list(Live(params.home()).renew(p)) == []
+
+
+def test_an_odd_pointer_is_published_over(cleaned: Made) -> None:
+    p = cleaned.params()
+    state.publish(p, cleaned.folder)
+    pointer().write_text("{}")
+    found = state.publish(p, cleaned.folder)
+    assert found
+    assert state.current() == found
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("spoil", [torn, Path.unlink])
+def test_a_table_that_cannot_be_read_is_told_of_once_and_the_old_serves_on(
+    cleaned: Made, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    p, one = cleaned.params(), Live(params.home())
+    state.publish(p, cleaned.folder)
+    assert len(list(one.renew(p))) == 1
+    before, found = one.tables, state.publish(p, cleaned.folder)
+    assert found
+    spoil(found.folder / "orders.parquet")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"orders\.parquet"):
+        state.load(p, found)
+    caplog.clear()
+    assert [list(one.renew(p)) for _ in range(3)] == [[], [], []]
+    assert one.tables is before
+    assert len(caplog.records) == 1
+    assert state.publish(p, cleaned.folder)
+    assert len(list(one.renew(p))) == 1
+
+
+def test_a_state_of_other_tables_is_not_loaded(cleaned: Made, caplog: pytest.LogCaptureFixture) -> None:
+    p = cleaned.params()
+    state.publish(p, cleaned.folder)
+    one, other = Live(params.home()), of_model(p, "another")
+    assert [list(one.renew(other)) for _ in range(3)] == [[], [], []]
+    assert caplog.text.count(f"must be of these params, {state.kind(other)}, but") == 1
+    assert len(list(one.renew(p))) == 1
+
+
+def of_model(p: Params, name: str) -> Params:
+    return p.model_copy(update={"registry": p.registry.model_copy(update={"model": name})})
