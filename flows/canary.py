@@ -5,7 +5,7 @@
     python -m flows.canary --end
     python -m flows.canary --accept
 
-How the API tries it is said by serving.challenger in params.yaml. The monitor promotes it when it is surely better,
+How the API tries it is said by serving.challenger in params.yaml. The monitor promotes it when the gate's rule would,
 and takes it away for ever when it is surely worse; with `gate.approval: required` a person accepts the promotion by the
 last of these. Nothing is compared here.
 """
@@ -23,7 +23,7 @@ from pydantic import Field
 
 from flows.network import NETWORK
 from tasks import canary as work
-from tasks import clock, journal, monitor, params, registry
+from tasks import clock, journal, monitor, params, registry, state
 from tasks.journal import Journal
 from tasks.registry import Registry
 
@@ -42,7 +42,7 @@ class Tried:
 def canary(
     begin: Annotated[str | None, Field(description="the version to put up, or the id of an MLflow run")] = None,
     end: Annotated[bool, Field(description="take the challenger away; it may be put up again")] = False,
-    accept: Annotated[bool, Field(description="promote the challenger that the monitor found better")] = False,
+    accept: Annotated[bool, Field(description="promote the challenger that the monitor found fit for it")] = False,
     reason: Annotated[str, Field(description="why; it names the run and goes into the ledger")] = "by hand",
     as_of: Annotated[
         datetime | None, Field(description="event time 'now'; empty: the newest that is journalled")
@@ -53,7 +53,8 @@ def canary(
         raise ValueError("ask for one: begin=<version or run>, end=True, or accept=True")
     p = params.load()
     known, kept = registry.open_registry(p.registry), journal.open_journal(p.journal)
-    moment = params.in_utc(as_of or monitor.newest(kept) or clock.now(p.clock) or datetime.now(UTC))
+    newest = monitor.newest(kept, now=state.event_now())
+    moment = params.in_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
     if begin is not None:
         said = begun(known, begin, reason=reason, as_of=moment, decision=f"begin-{flow_run.id}")
     elif end:
@@ -66,9 +67,11 @@ def canary(
 @task(name="begin", task_run_name="begin", cache_policy=NO_CACHE, **NETWORK)
 def begun(known: Registry, wanted: str, *, reason: str, as_of: datetime, decision: str) -> str:
     """A number is a version; anything else is a run."""
+    over = work.settled(known, as_of=as_of).over  # what serves by now must not stand in the way
     asked = int(wanted) if wanted.isdecimal() else wanted
     found = known.put_up(asked, decision=decision, as_of=as_of, reasons=[reason])
-    return f"Version {found.number} is put up: {reason}"
+    said = f"Version {found.number} is put up: {reason}"
+    return f"{work.why(over)} {said}" if over else said
 
 
 @task(name="end", task_run_name="end", cache_policy=NO_CACHE, **NETWORK)
@@ -79,11 +82,14 @@ def ended(known: Registry, *, reason: str, as_of: datetime, decision: str) -> st
 
 @task(name="accept", task_run_name="accept", cache_policy=NO_CACHE, **NETWORK)
 def accepted(known: Registry, kept: Journal, *, as_of: datetime) -> str:
-    """The person whom gate.approval asks for: what the monitor found is done."""
-    up, serving = known.canary(), known.champion()
-    look = work.wanted(monitor.signals(kept), serving.number, up) if up and serving else None
+    """The person whom gate.approval asks for: what the monitor found is done. What was done already, and was cut off
+    before it could say so, is told."""
+    found, serving = work.settled(known, as_of=as_of), known.champion()
+    if over := found.over or (None if found.on else work.last_won(known)):
+        return work.why(over)
+    look = work.wanted(monitor.signals(kept), serving.number, found.on) if found.on and serving else None
     if look is None or not work.wins(look) or (done := work.act(known, look, as_of=as_of)) is None:
-        raise ValueError("the monitor has found no challenger that is surely better than the champion: wait for it")
+        raise ValueError("the monitor has found no challenger that may be promoted: wait for it")
     return f"Version {done.version} is promoted. {look.said}"
 
 
@@ -109,7 +115,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--begin", metavar="VERSION", help="put this version, or this MLflow run's model, up")
     what.add_argument("--end", action="store_true", help="take the challenger away; it may be put up again")
-    what.add_argument("--accept", action="store_true", help="promote the challenger that the monitor found better")
+    what.add_argument("--accept", action="store_true", help="promote the challenger that the monitor found fit for it")
     parser.add_argument("--reason", default="by hand", help="why; it goes into the ledger")
     asked = parser.parse_args()
     print(told(canary(begin=asked.begin, end=asked.end, accept=asked.accept, reason=asked.reason)))

@@ -4,7 +4,7 @@
 
 The event is `evergreen.retrain.wanted`; its payload has the decision's id and as_of. What starts a retrain on it is a
 deployment's trigger: nothing is trained here. Where the champion's predecessor would surely have done better, the alias
-goes back to it at once. A challenger that is surely better is promoted, one that is surely worse is taken away.
+goes back to it at once. A challenger that the gate's rule promotes serves, one that is surely worse is taken away.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pydantic import Field
 
 from flows.alert import alert
 from flows.network import NETWORK
-from tasks import canary, drift, journal, params, pipeline, policy, predecessor, registry
+from tasks import canary, drift, journal, params, pipeline, policy, predecessor, registry, state
 from tasks import monitor as work
 from tasks.journal import Journal
 from tasks.monitor import Measured, Watched
@@ -45,6 +45,7 @@ class Monitored:
     rolled_back: int | None = None  # the version that was taken down
     report: Path | None = None
     canary: Entry | None = None  # what ended the canary
+    challenger: str | None = None  # what became of it in this run, or what it waits for
 
 
 def named() -> str:
@@ -72,21 +73,23 @@ def monitor(
 
 def _monitored(p: Params, kept: Journal, as_of: datetime | None, *, report: Reports) -> Monitored:
     known, of = champion(p)
-    moment = as_of or work.newest(kept) or (of and of.version.as_of) or datetime.now(UTC).replace(tzinfo=None)
+    as_of = as_of or work.newest(kept, now=state.event_now())
+    moment = as_of or (of and of.version.as_of) or datetime.now(UTC).replace(tzinfo=None)
     if of is None:
         get_run_logger().warning("no champion serves yet: there is nothing to watch. Run the retrain flow first.")
         return _publish(Monitored(moment, (), None))
     windows = measured(p, of, kept, known, moment)
     found = windows[-1]
     down = taken_down(kept, known, of, moment)
-    over = tried(p, kept, known, of, moment)
-    gone = down is not None or (over is not None and over.outcome == "PROMOTE")
-    decision = decided(p, kept, known, of, moment, gone=gone)
+    over, waits = tried(p, kept, known, of, moment)
+    won = over.version if over and over.outcome == "PROMOTE" else None
+    decision = decided(p, kept, known, of, moment, down=down is not None, won=won)
     told(p, kept, known, found)
     wanted = report == "always" or (report == "alarms" and any(each.alarm for each in found.signals))
     drawn = drawn_up(p, of, found, moment) if wanted else None
     kept.compact()
-    done = _publish(Monitored(moment, found.signals, decision, down, drawn, over), found)
+    told_of = canary.why(over) if over else waits
+    done = _publish(Monitored(moment, found.signals, decision, down, drawn, over, told_of), found)
     charted(known, of, windows, decision, drawn)  # last: where MLflow is away, everything else is done
     return done
 
@@ -127,29 +130,38 @@ def taken_down(kept: Journal, known: Registry, of: Watched, as_of: datetime) -> 
 
 
 @task(name="canary", task_run_name="canary", cache_policy=NO_CACHE, **NETWORK)
-def tried(p: Params, kept: Journal, known: Registry, of: Watched, as_of: datetime) -> Entry | None:
-    """The line that ends the canary, where a look says who is better. Where a person has to approve a promotion, or the
-    registry refuses it, the look stands."""
-    begun = canary.settled(known, as_of=as_of)
-    look = canary.wanted(work.signals(kept), of.version.number, begun) if begun else None
+def tried(p: Params, kept: Journal, known: Registry, of: Watched, as_of: datetime) -> tuple[Entry | None, str | None]:
+    """The line that ends the canary, where a look says what becomes of it; else why one that was decided goes on. Where
+    a person has to approve a promotion, or the registry refuses it, the look stands."""
+    found = canary.settled(known, as_of=as_of)
+    look = canary.wanted(work.signals(kept), of.version.number, found.on) if found.on else None
     if look is None:
-        return None
+        return found.over, None
     if p.gate.approval == "required" and canary.wins(look):
         approve = f"To promote it: python -m flows.canary --accept\n{look.said}"
         subject = f"evergreen: a challenger of {p.registry.model} waits for approval"
         alert(subject, approve, cause=f"approve {canary.decision_of(look)}", journal=kept, p=p)
-        return None
+        return None, "The challenger waits for approval: python -m flows.canary --accept promotes it."
     try:
-        return canary.act(known, look, as_of=as_of)
+        return canary.act(known, look, as_of=as_of), None
     except ValueError as error:
         get_run_logger().warning("the challenger is not promoted: %s", error)
-        return None
+        return None, f"The challenger is not promoted: {error}"
 
 
 @task(name="decide", task_run_name="decide", cache_policy=NO_CACHE, **NETWORK)
-def decided(p: Params, kept: Journal, known: Registry, of: Watched, as_of: datetime, *, gone: bool = False) -> Decision:
-    """The policy's answer to everything that was measured and done so far, said by an event and kept. `gone`: this
-    champion serves no more."""
+def decided(
+    p: Params,
+    kept: Journal,
+    known: Registry,
+    of: Watched,
+    as_of: datetime,
+    *,
+    down: bool = False,
+    won: int | None = None,
+) -> Decision:
+    """The policy's answer to everything that was measured and done so far, said by an event and kept. `down`: this
+    champion was taken down; `won`: the challenger that was promoted in its place."""
     answered = known.answered()
     found = policy.decide(
         list(work.signals(kept)),
@@ -159,7 +171,8 @@ def decided(p: Params, kept: Journal, known: Registry, of: Watched, as_of: datet
         retrains=known.retrains(),
         asked=work.asked(kept, answered=answered, p=p),
         pending=work.pending(kept, answered=answered, p=p),
-        down=gone,
+        down=down,
+        replaced_by=won,
     )
     if found.retrains:
         _want(p, found)  # before it is kept: a kill between them asks twice, with one id, and not never
@@ -231,6 +244,7 @@ def charted(known: Registry, of: Watched, windows: list[Measured], decision: Dec
 
 def _publish(done: Monitored, found: Measured | None = None) -> Monitored:
     text = work.markdown(found, done.decision) if found and done.decision else NOBODY
+    text += f"\n## What became of the challenger\n\n{done.challenger}\n" if done.challenger else ""
     create_markdown_artifact(text, key="decision", description=f"as of {done.as_of}")
     if found:
         rows = [{"signal": each.kind, "alarm": each.alarm, "said": each.said} for each in done.signals]

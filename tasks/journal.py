@@ -206,7 +206,7 @@ class Log:
     path: Path
     lock: FileLock
     stream: IO[bytes]
-    schema: "pa.Schema | None" = None  # of the last frame that told one
+    schema: Any = None  # of the last frame that told one; not named as Arrow, for Prefect looks through this class
 
     @staticmethod
     def begin(folder: Path) -> "Log":

@@ -60,9 +60,11 @@ def decide(
     asked: Sequence[str] = (),
     pending: Sequence[str] = (),
     down: bool = False,
+    replaced_by: int | None = None,
 ) -> Decision:
     """From the signals of the champion `version`, the event times of the retrains so far, the causes asked for, and
-    those of them that wait for their answer. `down`: this champion serves no more."""
+    those of them that wait for their answer. `down`: this champion was taken down just now; `replaced_by`: the
+    challenger that was promoted in its place."""
     last = max((each for each in retrains if each <= as_of), default=None)
     measured = {kind: _of(signals, kind, version, as_of) for kind in policy.signals}
     alarmed = {kind: found for kind, found in measured.items() if _persists(found, policy)}
@@ -71,7 +73,7 @@ def decide(
         quiet = tuple(_why_quiet(kind, found, policy) for kind, found in measured.items())
         return Decision("wait", cause, as_of, version, quiet)
     why = tuple(found[-1].said for found in alarmed.values())
-    held = _taken_down(version) if down else _joins(cause, asked, pending)
+    held = _gone(version, down=down, replaced_by=replaced_by) or _joins(cause, asked, pending)
     held = held or _held_back(as_of, policy, last, retrains)
     return Decision("wait" if held else "retrain", cause, as_of, version, (*held, *why))
 
@@ -112,8 +114,11 @@ def _why_quiet(kind: SignalKind, found: Sequence[Signal], policy: Policy) -> str
     return f"{kind}: alarms in {row} of the {policy.windows} windows in a row that policy.windows asks for. {last.said}"
 
 
-def _taken_down(version: int) -> tuple[str, ...]:
-    return (f"Version {version} was taken down just now: what it did wrong is no reason to replace what serves now.",)
+def _gone(version: int, *, down: bool, replaced_by: int | None) -> tuple[str, ...]:
+    if not down and replaced_by is None:
+        return ()
+    how = "was taken down" if down else f"gave way to version {replaced_by}, its challenger,"
+    return (f"Version {version} {how} just now: what it did wrong is no reason to replace what serves now.",)
 
 
 def _joins(cause: str, asked: Sequence[str], pending: Sequence[str]) -> tuple[str, ...]:

@@ -883,7 +883,8 @@ class Registry:
         """Make a version the challenger; of a run that nobody promoted, a version is made. Asked again, also after it
         was cut off, it is the same canary.
 
-        Raises ValueError for the champion, for what was rolled back or lost before, and while another is up.
+        Raises ValueError for the champion, also under another number, for what was rolled back or lost before, and
+        while another is up.
         """
         with self.lock:
             if (serving := self.champion()) is None:
@@ -904,10 +905,13 @@ class Registry:
         run_id = wanted if isinstance(wanted, str) else wanted.run_id
         if (down := self._taken_down(self._known(run_id))) is not None:
             raise ValueError(f"{self.why_barred(down)}: choose another")
-        found = self._version_of(run_id) if isinstance(wanted, str) else wanted
-        if found.number == serving.number:
-            raise ValueError(f"version {found.number} is the champion: put another up")
-        return found
+        if isinstance(wanted, Version) and wanted.number == serving.number:
+            raise ValueError(f"version {wanted.number} is the champion: put another up")
+        record = self.client.get_run(run_id).data.tags.get("evergreen.record")
+        if run_id == serving.run_id or (record and record == serving.record):
+            named = f"run {run_id}" if isinstance(wanted, str) else f"version {wanted.number}"
+            raise ValueError(f"{named} holds the model of version {serving.number}, the champion: put another up")
+        return self._version_of(run_id) if isinstance(wanted, str) else wanted
 
     def _known(self, run_id: str) -> str:
         """Raises ValueError for what is no run."""
@@ -955,14 +959,26 @@ class Registry:
 
     @_answered
     def only_challenger(self) -> Entry | None:
-        """The same. An alias that the ledger does not know is taken away: it was left by a process that was killed, or
-        put there by somebody who did not ask whether it may."""
+        """The canary which is on, by the ledger; the alias is put right. One that the ledger does not know is taken
+        away: it was left by a process that was killed, or put there by somebody who did not ask whether it may. One
+        that is missing, or elsewhere, is put where the ledger says: `take_away` ends a canary."""
         with self.lock:
-            named, up = self.challenger(), self.canary()
-            if named and up is None:
+            named, up = self.challenger(), _canary(self.ledger())
+            if up is None and named:
                 log.warning("version %s is no challenger by the ledger: its alias is taken away", named.number)
                 self._unname()
+            return self._put_right(up, named) if up else None
+
+    def _put_right(self, up: Entry, named: Version | None) -> Entry | None:
+        """None for a version that somebody deleted."""
+        if named and named.number == up.version:
             return up
+        if up.version not in {each.number for each in self.versions()}:
+            log.warning("version %s is the challenger by the ledger, but is there no more: end the canary", up.version)
+            return None
+        log.warning("version %s is the challenger by the ledger: its alias is set again", up.version)
+        self.client.set_registered_model_alias(self.model, CHALLENGER, str(up.version))
+        return up
 
 
 # --- to and from MLflow's own forms --------------------------------------------------------------------------------

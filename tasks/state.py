@@ -5,6 +5,7 @@ published whole, under a name of their own, and a pointer is moved last: a reade
 here knows who asks: tasks/serving does.
 """
 
+import contextlib
 import json
 import logging
 import shutil
@@ -110,6 +111,14 @@ def current(home: Path | None = None) -> State | None:
             f"{path} must tell a state's folder, as_of, since, published_at and kind, but it does not "
             f"({type(error).__name__}: {error}). Remove it: the next tick of the loop publishes the state anew."
         ) from None
+
+
+def event_now() -> datetime | None:
+    """Event time "now", by what was published last; None where nothing was, or nothing that can be read."""
+    with contextlib.suppress(ValueError):
+        found = current()
+        return found.event_now() if found else None
+    return None
 
 
 def _told(path: Path) -> State:

@@ -34,14 +34,15 @@ def story(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Story:
     p = params.load()
     known = registry.open_registry(p.registry)
     shop = Shop(known, journal.open_journal(p.journal), tmp_path_factory.mktemp("runs"))
-    shop.crown("poor", POOR_MODEL)
-    up = canary(begin=shop.logged("good", GOOD_MODEL), reason="to try it", as_of=FIRST)
+    more = [project.folder / "params.yaml", project.folder / "tasks" / "features.sql"]
+    shop.crown("poor", POOR_MODEL, more=more)
+    up = canary(begin=shop.logged("good", GOOD_MODEL, more=more), reason="to try it", as_of=FIRST)
     says(shop, 1, POOR_MODEL, "champion")
     says(shop, 2, GOOD_MODEL, "shadow", outcomes=False)
     won = monitor(as_of=LAST, report="never")
-    canary(begin=shop.logged("worse", WORSE), as_of=FIRST)
+    canary(begin=shop.logged("worse", WORSE, more=more), as_of=FIRST)
     lost = monitor(as_of=LAST + DAY, report="never")
-    canary(begin=shop.logged("twin", TWIN), as_of=FIRST)
+    canary(begin=shop.logged("twin", TWIN, more=more), as_of=FIRST)
     waits = monitor(as_of=LAST + 5 * DAY, report="never")
     return Story(shop, up, won, lost, waits, canary(end=True, reason="enough"))
 
@@ -70,6 +71,8 @@ def test_a_challenger_that_is_worse_is_taken_away_and_never_comes_back(story: St
 
 def test_a_challenger_that_is_no_better_waits(story: Story) -> None:
     assert story.waits.canary is None
+    assert story.won.decision
+    assert not any("was taken down" in each for each in story.won.decision.reasons)
     (found,) = (each for each in story.waits.signals if each.kind == "challenger")
     assert (found.alarm, found.detail["outcome"], found.detail["looks"]) == (False, "HOLD", 1)
     assert (story.away.serves, story.away.challenger) == (2, None)
@@ -88,6 +91,7 @@ def test_what_became_of_each_is_told_once(story: Story) -> None:
 @pytest.mark.usefixtures("story")
 def test_the_prefect_ui_shows_the_arms_and_who_is_tried() -> None:
     assert any("## Champion and challenger\n\n| arm | version |" in each for each in shown("decision"))
+    assert any("The canary is over: version 2 was promoted." in each for each in shown("decision"))
     heads = [each.partition("(")[0] for each in shown("canary")]
     assert "# Version 1 serves, version 2 is tried beside it " in heads
     assert "# Version 2 serves, no challenger is up " in heads
@@ -99,11 +103,14 @@ def test_a_promotion_that_a_person_must_approve_waits_for_one(story: Story, proj
     shop = story.shop
     shop.known.rollback(decision="back", as_of=LAST, reasons=["By hand."])
     canary(begin="4", as_of=FIRST)
-    with pytest.raises(ValueError, match="the monitor has found no challenger that is surely better"):
+    with pytest.raises(ValueError, match="the monitor has found no challenger that may be promoted"):
         canary(accept=True)
     assert outcome(monitor(as_of=LAST + 9 * DAY, report="never")) is None
     assert any("waits for approval" in each for each in shop.kept.read("alerts")["subject"].to_pylist())
     done = canary(accept=True)
     assert (done.serves, done.challenger) == (4, None)
+    again = canary(accept=True)  # as after a cut: it is told, and nothing is done twice
+    assert (again.serves, again.said.partition(".")[0]) == (4, "The canary is over: version 4 was promoted")
+    assert any("The challenger waits for approval" in each for each in shown("decision"))
     with pytest.raises(ValueError, match="ask for one"):
         canary(end=True, accept=True)

@@ -605,7 +605,8 @@ def test_a_canary_that_was_cut_off_goes_by_the_ledger(known: Registry, made: dic
     crown(known, made, 1)
     second = held(known, made)
     known.append(Entry("canary", "c1", AS_OF, run=second.run_id, version=2, champion=1))
-    assert (challenging(known), known.only_challenger()) == (None, None)
+    assert challenging(known) is None  # killed before the alias came
+    assert [known.only_challenger(), challenging(known)] == [known.ledger()[-1], 2]
     assert up(known, 2, "again") == challenging(known) == 2
     known.append(Entry("canary over", "e1", AS_OF, version=2, outcome="REJECT"))
     assert challenging(known) == 2  # killed before the alias went
@@ -618,6 +619,44 @@ def test_an_alias_that_somebody_set_by_hand_is_no_canary(known: Registry, made: 
     held(known, made)
     known.client.set_registered_model_alias(known.model, registry.CHALLENGER, "2")
     assert (known.only_challenger(), challenging(known)) == (None, None)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_an_alias_that_somebody_took_or_moved_goes_back_where_the_ledger_says(
+    known: Registry, made: dict[str, Any], moved: bool
+) -> None:
+    crown(known, made, 1)
+    held(known, made)
+    held(known, made, "another")
+    up(known, 2)
+    known.client.delete_registered_model_alias(known.model, registry.CHALLENGER)
+    if moved:
+        known.client.set_registered_model_alias(known.model, registry.CHALLENGER, "3")
+    found = known.only_challenger()
+    assert found
+    assert (found.version, challenging(known)) == (2, 2)
+
+
+def test_a_challenger_that_somebody_deleted_is_no_challenger(known: Registry, made: dict[str, Any]) -> None:
+    crown(known, made, 1)
+    held(known, made)
+    up(known, 2)
+    known.client.delete_model_version(known.model, "2")
+    assert known.only_challenger() is None
+    ended = away(known)
+    assert ended
+    assert ended.version == 2
+
+
+def test_the_champions_own_model_may_not_challenge_it_under_another_number(
+    known: Registry, made: dict[str, Any]
+) -> None:
+    (first,) = crown(known, made, 1)
+    twin = known.register(first.run_id, decision="under another number", description="", tags={})
+    for wanted, named in ((twin.number, "version 2"), (first.run_id, f"run {first.run_id}")):
+        with pytest.raises(ValueError, match=f"{named} holds the model of version 1, the champion: put another up"):
+            up(known, wanted)
+    assert len(known.versions()) == 2
 
 
 def test_who_may_not_challenge_is_told_why(known: Registry, made: dict[str, Any]) -> None:
