@@ -51,19 +51,19 @@ class Journal:
     address: str
     _open: dict[Kind, "Log"] = field(default_factory=dict)
 
-    def append(self, kind: Kind, rows: "pa.Table", *, sync: bool = True) -> None:
+    def append(self, kind: Kind, rows: "pa.Table", *, sync: bool = True) -> int:
         """Rows with the columns `entry` (text) and `event_time`. They are on disk when this returns, or it raises.
 
         Without `sync` they are the system's when this returns: they outlive this process, whatever kills it, and with
-        the next `sync` a loss of power.
+        the next `sync` a loss of power. Returns the number of bytes that the log grows by.
         """
         if missing := {"entry", "event_time"} - set(rows.column_names):
             raise ValueError(f"a row of the journal needs {sorted(missing)}, but there are {rows.column_names}")
         if not rows.num_rows:
-            return
+            return 0
         if kind not in self._open:
             self._open[kind] = Log.begin(self.logs / kind)
-        self._open[kind].append(rows, sync=sync)
+        return self._open[kind].append(rows, sync=sync)
 
     def detach(self) -> "list[Log]":
         """The logs that are open, for the caller to put on disk and close; what comes next goes to others."""
@@ -218,7 +218,7 @@ class Log:
         _flush_folder(folder)
         return Log(path, lock, stream)
 
-    def append(self, rows: "pa.Table", *, sync: bool = True) -> None:
+    def append(self, rows: "pa.Table", *, sync: bool = True) -> int:
         mark, data = self._packed(rows)
         before = self.stream.tell()
         try:
@@ -230,6 +230,7 @@ class Log:
             self._back_to(before)
             raise
         self.schema = rows.schema
+        return HEAD.size + len(data)
 
     def _packed(self, rows: "pa.Table") -> tuple[bytes, bytes]:
         import pyarrow as pa

@@ -48,8 +48,7 @@ class Book:
         self.error = None
 
     async def _write(self, kind: Kind, rows: "pa.Table") -> None:
-        self.journal.append(kind, rows, sync=False)
-        self._written += rows.nbytes
+        self._written += self.journal.append(kind, rows, sync=False)
         if not self.sync:
             if error := await asyncio.shield(self._waiting.ask(None)):
                 raise error

@@ -6,9 +6,11 @@ Arrow and a call of XGBoost cost more than anything else: so plain columns becom
 
 import contextlib
 import hashlib
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -39,17 +41,30 @@ class Answered:
     spec: Spec
 
     def told(self) -> list[dict[str, Any]]:
-        said = zip(self.ids, self.scores.tolist(), strict=True)
-        return [{"id": name, "version": self.version, **_told(score, self.spec)} for name, score in said]
+        rows = zip(self.ids, plain_scores(self.scores, self.spec), decide(self.scores, self.spec), strict=True)
+        return [
+            {"id": name, "version": self.version, "score": score, "decision": decision}
+            for name, score, decision in rows
+        ]
 
 
-def _told(score: Any, spec: Spec) -> dict[str, Any]:
+def plain_scores(scores: Floats, spec: Spec) -> list[Any]:
+    """Each row's score as JSON takes it: a number, or a number for each class."""
+    rows: list[Any] = scores.tolist()
+    if spec.task != "multiclass":
+        return rows
+    names = [*map(str, spec.classes)]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def decide(scores: Floats, spec: Spec) -> list[Any]:
+    """Each row's decision: positive at the threshold, or the likeliest class; None for a number."""
     if spec.task == "multiclass":
-        likeliest = spec.classes[int(np.argmax(score))]
-        return {"score": dict(zip(map(str, spec.classes), score, strict=True)), "decision": likeliest}
+        return [spec.classes[place] for place in np.argmax(scores, axis=1)]
     if spec.task == "regression":
-        return {"score": score, "decision": None}
-    return {"score": score, "decision": score >= (spec.threshold if spec.threshold is not None else 0.5)}
+        return [None] * len(scores)
+    decisions: list[Any] = (scores >= (0.5 if spec.threshold is None else spec.threshold)).tolist()
+    return decisions
 
 
 def answer(
@@ -105,18 +120,27 @@ def _answered(
     import pyarrow as pa
 
     scores = champion.model.predict_matrix(matrix).astype(np.float64)
-    count, now = len(ids), datetime.now(UTC).replace(tzinfo=None)
+    now = datetime.now(UTC).replace(tzinfo=None)
     kind = pa.float64() if scores.ndim == 1 else pa.list_(pa.float64())
     rows = {
         "entry": pa.array(ids, pa.string()),
-        "made_at": pa.array([now] * count, pa.timestamp("us")),
-        "version": pa.array([champion.number] * count, pa.int64()),
-        "event_time": pa.array(times, pa.timestamp("us")),
+        "made_at": timestamps([now] * len(ids)),
+        "version": pa.repeat(champion.number, len(ids)),
+        "event_time": timestamps(times),
         "score": pa.array(scores.tolist(), kind),
         **{f"key_{name}": pa.array(values) for name, values in keys.items()},
         **{f"x_{name}": values for name, values in columns.items()},
     }
     return Answered(champion.number, ids, scores, pa.table(rows), champion.model.spec)
+
+
+def timestamps(times: Sequence[datetime]) -> "pa.Array":
+    """Moments as an Arrow column. Where all are the same, one conversion is enough: each costs microseconds."""
+    import pyarrow as pa
+
+    kind = pa.timestamp("us")
+    alike = len(times) > 1 and times.count(times[0]) == len(times)
+    return pa.repeat(pa.scalar(times[0], kind), len(times)) if alike else pa.array(times, kind)
 
 
 def _id(subject: str, key: str, row: Floats, at: datetime) -> str:
@@ -176,17 +200,25 @@ def encoded(spec: Spec, sent: Mapping[str, Sequence[Any]], count: int) -> NDArra
 
 
 def _values(each: Feature, values: Sequence[Any], codes: Mapping[str, int]) -> Any:
-    text = each.kind == "category"
-    if not set(map(type, values)) <= (TEXT if text else PLAIN):
-        raise _refused(each, values)
-    if text:
-        if any(len(value) > LONGEST for value in set(values) if value):
-            raise _refused(each, values)
-        return [codes.get(value, np.nan) for value in values]
-    try:
-        return np.array(values, dtype=np.float32)
-    except OverflowError:
-        raise _refused(each, values) from None
+    return encode_texts(each, values, codes) if each.kind == "category" else encode_numbers(each, values)
+
+
+def encode_texts(feature: Feature, values: Sequence[Any], codes: Mapping[str, int]) -> NDArray[np.float32]:
+    """The code of each text; NaN for one that is missing or unknown."""
+    if not set(map(type, values)) <= TEXT or any(len(value) > LONGEST for value in set(values) if value):
+        raise _refused(feature, values)
+    return np.fromiter(map(codes.get, values, repeat(np.nan)), np.float32, len(values))
+
+
+def encode_numbers(feature: Feature, values: Sequence[Any]) -> "array[float] | NDArray[np.float32]":
+    """`array` takes a column of numbers several times as fast as NumPy, and refuses anything else."""
+    with contextlib.suppress(OverflowError):
+        try:
+            return array("d", values)
+        except TypeError:  # something is missing, or is no number
+            if set(map(type, values)) <= PLAIN:
+                return np.array(values, dtype=np.float32)
+    raise _refused(feature, values)
 
 
 def _refused(each: Feature, values: Sequence[Any]) -> Refused:

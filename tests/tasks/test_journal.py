@@ -267,3 +267,10 @@ def test_a_schema_is_told_once_in_a_log_and_again_when_it_changes(kept: Journal)
     assert min(wider, back) > second
     assert kept.read("predictions").num_rows == 18
     assert kept.read("predictions")["more"].to_pylist().count("a") == 1
+
+
+def test_append_returns_the_bytes_that_the_log_grows_by(kept: Journal) -> None:
+    grown = [kept.append("predictions", rows(first, count)) for first, count in ((0, 3), (3, 3), (6, 0))]
+    (log,) = (kept.logs / "predictions").glob("*.log")
+    assert sum(grown) == log.stat().st_size
+    assert grown[2] == 0

@@ -1,0 +1,45 @@
+"""tasks.serving.predict: a column of plain values is encoded as the model's own encoder encodes a table."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tasks.model import spec_for
+from tasks.serving import predict
+from tasks.serving.live import Refused
+
+SPEC = spec_for(
+    pa.table({"size": pa.array([1.0, 2.0], pa.float32()), "store": ["north", "south"]}),
+    np.array([0.0, 1.0]),
+    task="binary",
+)
+
+
+@pytest.mark.parametrize(
+    "values", [[1.5, 2, True], [None, 2.5, 7], [16_777_217, 2**63, -0.0], [math.nan, None, 1e300], [None, None, None]]
+)
+def test_numbers_are_encoded_as_in_a_table(values: list[Any]) -> None:
+    stores = ["south", None, "west"]
+    matrix = predict.encoded(SPEC, {"size": values, "store": stores}, 3)
+    plain = [None if value is None or abs(value) > 1e38 or value != value else float(value) for value in values]
+    table = pa.table({"size": pa.array(plain, pa.float64()), "store": pa.array(stores, pa.string())})
+    np.testing.assert_array_equal(matrix, SPEC.encode(table))
+
+
+@pytest.mark.parametrize(
+    ("values", "row"), [([1.0, "2"], 1), ([[1.0], 2.0], 0), ([None, {}], 1), ([1.0, 10**309], 1), ([None, 10**309], 1)]
+)
+def test_a_value_that_is_no_number_is_refused_by_its_row(values: list[Any], row: int) -> None:
+    with pytest.raises(Refused, match="must be a number") as refused:
+        predict.encoded(SPEC, {"size": values}, 2)
+    assert (refused.value.row, refused.value.name) == (row, "size")
+
+
+@pytest.mark.parametrize("value", [1.0, True, ["north"], "n" * 1001])
+def test_a_value_that_is_no_text_is_refused_by_its_row(value: Any) -> None:
+    with pytest.raises(Refused, match="must be a category") as refused:
+        predict.encoded(SPEC, {"store": ["north", value]}, 2)
+    assert (refused.value.row, refused.value.name) == (1, "store")
