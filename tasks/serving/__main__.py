@@ -46,9 +46,11 @@ def main() -> None:
 
 
 @contextmanager
-def kept(command: Sequence[str] = KEEPER, pause: float = PAUSE) -> Iterator[None]:
+def kept(command: Sequence[str] | None = None, pause: float = PAUSE) -> Iterator[None]:
     """While a keeper runs: in a process of its own, for importing and asking MLflow would hold up the answers. One that
-    ends is begun anew."""
+    ends is begun anew. It learns its parent's id by its command: what it asks for itself, after seconds of imports, may
+    be another's, where the parent died meanwhile."""
+    command = command or (*KEEPER, "--parent", str(os.getpid()))
     stop = threading.Event()
     thread = threading.Thread(target=_keep_up, args=[command, pause, stop], name="keeper")
     thread.start()

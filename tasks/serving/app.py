@@ -9,6 +9,10 @@ import asyncio
 import contextlib
 import gc
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -102,7 +106,22 @@ def create(p: Params, home: Path) -> FastAPI:
 
 def app() -> FastAPI:
     """For uvicorn's workers: of the checkout that they run in."""
+    end_with_supervisor()
     return create(params.load(), params.home())
+
+
+def end_with_supervisor() -> None:
+    """End this process as by SIGTERM when the process that uvicorn started it from dies. Nobody else would end it: it
+    would hold the port without a keeper, and so serve an old champion for ever."""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None:  # one process alone is its own supervisor
+        return
+
+    def wait() -> None:
+        supervisor.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="supervisor", daemon=True).start()
 
 
 def _lifespan(desk: Desk) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:

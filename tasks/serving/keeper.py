@@ -1,12 +1,13 @@
 """keeper: the registry's champion and challenger, copied to where the API's processes read them. The only part that
 talks to MLflow.
 
-    python -m tasks.serving.keeper
+    python -m tasks.serving.keeper --parent 1234
 
 One runs for all processes of an API, and ends with the process that began it, however that ends. Where the registry
 does not answer, the copy stays as it is.
 """
 
+import argparse
 import json
 import logging
 import os
@@ -170,11 +171,14 @@ def _touch(home: Path) -> None:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="serving: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is told to all in a terminal: who began it will end it
-    parent, stop = os.getppid(), threading.Event()
+    parser = argparse.ArgumentParser(prog="python -m tasks.serving.keeper", description=__doc__)
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="the process id to end with")
+    parent, stop = parser.parse_args().parent, threading.Event()
     thread = threading.Thread(target=watch, args=[params.load(), params.home(), stop], daemon=True)
     thread.start()
     while os.getppid() == parent and thread.is_alive():  # without it, whoever began this begins another
         time.sleep(LOOK)
+    os._exit(1)  # a copy under way, or a client's own thread, would hold up a plain end
 
 
 if __name__ == "__main__":
