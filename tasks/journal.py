@@ -33,6 +33,7 @@ KINDS: tuple[Kind, ...] = ("predictions", "outcomes", "signals", "decisions", "a
 HEAD = struct.Struct(">4sQI")  # a frame: a mark, its length in bytes, their CRC-32; then an Arrow stream,
 MARK, SAME = b"EVJ1", b"EVJ2"  # or but a batch, of the schema of the last stream: half of the bytes and of the time
 TORN = ".torn"  # what could not be read of a log is kept under this name
+STALE = "stale"  # the column that marks answers of a state that was too old for them; score predicts those rows anew
 ARM, SHADOW = "arm", "shadow"  # the column that tells who answered; a row without it is the champion's
 log = logging.getLogger("evergreen")
 
@@ -144,8 +145,8 @@ def _at(address: str) -> tuple[Any, str]:
 
 
 def _present(columns: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Whatever is asked for must be there, but for the arm, which older rows do not tell."""
-    return [name for name in columns if name != ARM or name in names]
+    """Whatever is asked for must be there, but for the marks that most rows do without."""
+    return [name for name in columns if name not in (ARM, STALE) or name in names]
 
 
 def _select(part: "pa.Table", columns: Sequence[str]) -> "pa.Table":

@@ -24,7 +24,7 @@ import numpy as np
 from tasks import canary, drift, gate, judge, policy, predecessor, reference, score
 from tasks.drift import Cause, Found, Slice
 from tasks.evaluate import CANDIDATE
-from tasks.journal import Journal, entry_of, subject
+from tasks.journal import STALE, Journal, entry_of, subject
 from tasks.judge import Holdout
 from tasks.model import Floats, Model
 from tasks.params import Params, spell
@@ -219,7 +219,7 @@ def arrived(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    rows = journal.read("predictions", since=since, until=until)
+    rows = score.without_superseded(journal.read("predictions", since=since, until=until))
     if rows.num_rows:
         rows = rows.filter(pc.is_in(rows["version"], pa.array(sorted(_able(rows, of, own=own)), pa.int64())))
     times = rows["event_time"].to_numpy() if rows.num_rows else np.zeros(0, dtype="datetime64[us]")
@@ -241,7 +241,8 @@ def _wrote(rows: "pa.Table", names: Sequence[str]) -> Iterator[bool]:
 
 
 def _rows_of(journal: Journal, since: datetime, until: datetime) -> int:
-    return int(journal.read("predictions", since=since, until=until, columns=["entry", "event_time"]).num_rows)
+    rows = journal.read("predictions", since=since, until=until, columns=["entry", "event_time", STALE])
+    return int(score.without_superseded(rows).num_rows)
 
 
 def _begun(journal: Journal, since: datetime, of: Watched) -> bool:

@@ -319,6 +319,8 @@ class Serving(Section):
     port: int = Field(8080, ge=0, le=65535)
     workers: int = Field(1, ge=1)
     behind: Duration = timedelta(days=1)
+    ahead: Duration = timedelta(hours=2)
+    beyond: Literal["refuse", "stale"] = "refuse"
     stale: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=2)
     watch: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=2)
     rows: int = Field(1000, ge=1)

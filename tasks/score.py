@@ -17,7 +17,7 @@ import numpy as np
 
 from tasks import features, judge, model
 from tasks.features import Rows
-from tasks.journal import Journal, entry_of, subject
+from tasks.journal import STALE, Journal, entry_of, subject
 from tasks.judge import Recipe
 from tasks.model import Floats, Spec
 from tasks.params import Params
@@ -53,7 +53,7 @@ def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> S
     rows = features.read(folder / p.paths.features)
     newest = rows.event_time[-1].astype("datetime64[us]").item()
     entries = entries_of(rows)
-    made = journal.read("predictions", columns=["entry", "event_time"])
+    made = journal.read("predictions", columns=["entry", "event_time", STALE])
     arrived = _arrived(rows, entries, made, champion, as_of)
     if arrived.any():
         journal.append("predictions", predicted(p, folder, rows, entries, arrived, registry=registry, by=champion))
@@ -75,7 +75,8 @@ def entries_of(rows: Rows) -> "NDArray[Any]":
 def _arrived(
     rows: Rows, entries: "NDArray[Any]", made: "pa.Table", champion: Version, as_of: datetime
 ) -> "NDArray[np.bool_]":
-    """The rows that nobody has predicted, since the first tick; before that, since the champion's own time.
+    """The rows that nobody has predicted, since the first tick; before that, since the champion's own time. A stale
+    answer of the API counts for none: its features lack what has become known since.
 
     What the API has predicted tells nothing of ticks: it is asked of events to come.
     """
@@ -85,7 +86,7 @@ def _arrived(
         log.warning(
             "the journal has predictions up to %s: it is ahead of %s, and nothing is taken back", ticks[-1], as_of
         )
-    return ~np.isin(entries, _subjects(made)) & (rows.event_time >= np.datetime64(begin))
+    return ~np.isin(entries, _subjects(made.filter(~_is_stale(made)))) & (rows.event_time >= np.datetime64(begin))
 
 
 def _ticked(made: "pa.Table") -> list[datetime]:
@@ -173,6 +174,21 @@ def outcomes(rows: Rows, entries: "NDArray[Any]", known: set[str], journal: Jour
 def latest_outcomes(told: "pa.Table") -> dict[str, Any]:
     """The label of each prediction: of several, the one that was journalled last."""
     return {row["of"]: row["label"] for row in _in_turn(told)}
+
+
+def _is_stale(made: "pa.Table") -> "NDArray[np.bool_]":
+    if STALE not in made.column_names:
+        return np.zeros(made.num_rows, dtype=bool)
+    return np.array([value is True for value in made[STALE].to_pylist()], dtype=bool)
+
+
+def without_superseded(made: "pa.Table") -> "pa.Table":
+    """Without the stale answers whose rows are predicted anew since: each such row counts once, with its features."""
+    stale = _is_stale(made)
+    if not stale.any():
+        return made
+    subjects = np.array(_subjects(made))
+    return made.filter(~(stale & np.isin(subjects, subjects[~stale])))
 
 
 def once(made: "pa.Table") -> "pa.Table":

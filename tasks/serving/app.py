@@ -33,7 +33,7 @@ from tasks.serving.book import Book
 from tasks.serving.desk import Desk
 from tasks.serving.keys import Scope
 from tasks.serving.keys import read as read_keys
-from tasks.serving.live import Live, Refused
+from tasks.serving.live import Champion, Live, Refused, Tables
 from tasks.serving.messages import Accepted, Messages, Predictions
 from tasks.serving.metrics import Metrics
 
@@ -287,6 +287,16 @@ def _inline(part: Any, whole: dict[str, Any]) -> Any:
     return [_inline(each, whole) for each in part] if isinstance(part, list) else part
 
 
+def _reach(champion: Champion, tables: Tables) -> dict[str, str]:
+    """The event times that can be answered."""
+    state = tables.state
+    return {
+        "as_of": state.as_of.isoformat(),
+        "answers_from": state.since.isoformat(),
+        "answers_until": tables.until(champion).isoformat(),
+    }
+
+
 def _add_pages(app: FastAPI, desk: Desk) -> None:
     @app.get("/", include_in_schema=False)
     async def root() -> dict[str, Any]:
@@ -300,7 +310,7 @@ def _add_pages(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/ready", responses={503: WRONG[503]})
     async def ready() -> Response:
-        """Whether it can answer: a champion is loaded, and the state is fresh enough."""
+        """Whether it can answer: a champion is loaded, and the state is fresh enough. And which event times."""
         champion, tables = desk.live.champion, desk.live.tables
         fits = champion is None or tables is None or tables.prepare(champion)
         old = tables is not None and tables.state.age() > desk.p.serving.stale
@@ -311,7 +321,8 @@ def _add_pages(app: FastAPI, desk: Desk) -> None:
             *([] if fits else ["the champion's features cannot be made of the state"]),
             *(["the journal could not be written"] if desk.book.error else []),
         ]
-        return JSONResponse({"ready": not why, "why": why}, 503 if why else 200)
+        reach = _reach(champion, tables) if champion and tables else {}
+        return JSONResponse({"ready": not why, "why": why, **reach}, 503 if why else 200)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

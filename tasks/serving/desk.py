@@ -197,7 +197,7 @@ class Desk:
             why = f"the features of version {champion.number} cannot be made of the published state: run the score flow"
             raise HTTPException(503, why, {"Retry-After": "5"})
         rows = live.hidden(self.p, asked, self.pii_key)
-        tables.check(rows)
+        tables.check(champion, rows)
         names = self.p.contract[self.p.spine.table].key
         subjects = live.subjects(self.p, rows) if names else [uuid4().hex for _ in rows]
 
@@ -210,6 +210,7 @@ class Desk:
                 shadow=not part.returned,
                 times=[row["event_time"] for row in mine],
                 keys={name: [row[name] for row in mine] for name in names},
+                stale=tables.stale(champion, mine),
             )
 
         parts = arms.split(self.p, champion, self.live.challenger, rows)

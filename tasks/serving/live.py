@@ -151,19 +151,39 @@ class Tables:
                 found[name] = set(self.rows[table][other].to_pylist())
         return found
 
-    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def until(self, champion: Champion) -> datetime:
+        """The latest event time that this state can answer: what happens between its as_of and the moment at which a
+        prediction is asked is missing in the features."""
+        return self.state.as_of + champion.p.features.lead + self.p.serving.ahead
+
+    def stale(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+        """Which rows lie beyond `until`."""
+        until = self.until(champion)
+        return [row["event_time"] > until for row in rows]
+
+    def check(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> None:
         """Raises Refused for the first row that the state cannot answer."""
+        until = self.until(champion) if self.p.serving.beyond == "refuse" else datetime.max
         for place, row in enumerate(rows):
             if row["event_time"] < self.state.since:
                 rule = f"must not be before {self.state.since}, from when on the state ({self.state.as_of}) can answer"
                 raise Refused(place, "event_time", rule)
             if row["event_time"].year > 2199:
                 raise Refused(place, "event_time", "must be before 2200")
+            if row["event_time"] > until:
+                raise Refused(place, "event_time", self._too_far(champion, until))
             for name, known in self.references.items():
                 if row[name] is not None and row[name] not in known:
                     column = self.p.contract[self.p.spine.table].columns[name]
                     shown = "it" if column.pii else repr(row[name])
                     raise Refused(place, name, f"{shown} is not in {column.references}")
+
+    def _too_far(self, champion: Champion, until: datetime) -> str:
+        lead, ahead = (params.spell(length) for length in (champion.p.features.lead, self.p.serving.ahead))
+        return (
+            f"must not be after {until}: the state is of {self.state.as_of}, features.lead is {lead} and serving.ahead "
+            f"{ahead}. Run the score flow for a newer state, or set serving.beyond to stale"
+        )
 
     def features(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
         """By the champion's own SQL over this state, one row for each, in their order. What was asked lately is

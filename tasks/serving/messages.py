@@ -153,6 +153,10 @@ class Prediction(BaseModel):
         description="the calibrated probability, or one for each class, or the value"
     )
     decision: bool | str | float | None = Field(None, description="positive at the threshold, or the likeliest class")
+    stale: bool | None = Field(
+        None,
+        description="true where the row lies so far ahead of the state that its features miss what happens between",
+    )
     reasons: list[Reason] | None = Field(None, description="on request; SHAP values")
 
 

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.journal import STALE
 from tasks.model import Feature, Floats, Spec
 from tasks.serving.live import Champion, Refused
 
@@ -39,13 +40,17 @@ class Answered:
     scores: Floats
     rows: "pa.Table"
     spec: Spec
+    stale: Sequence[bool] = ()  # of each row whether the state was too old for it; nothing where it was not
 
     def told(self) -> list[dict[str, Any]]:
         rows = zip(self.ids, plain_scores(self.scores, self.spec), decide(self.scores, self.spec), strict=True)
-        return [
+        answers = [
             {"id": name, "version": self.version, "score": score, "decision": decision}
             for name, score, decision in rows
         ]
+        for place in np.flatnonzero(self.stale):
+            answers[place]["stale"] = True
+        return answers
 
 
 def plain_scores(scores: Floats, spec: Spec) -> list[Any]:
@@ -75,6 +80,7 @@ def answer(
     times: Sequence[datetime],
     keys: Mapping[str, Sequence[Any]],
     shadow: bool = False,
+    stale: Sequence[bool] = (),
 ) -> Answered:
     """`subjects` name what the rows are about, at these event times. What is said in the `shadow` has ids of its own:
     promoted, the same version may answer the same row. Raises ValueError for features that do not fit."""
@@ -83,7 +89,15 @@ def answer(
     parts = zip(subjects, matrix, times, strict=True)
     ids = [_id(subject, key, row, at) for subject, row, at in parts]
     columns = {name: table[name] for name in spec.names}
-    return _answered(champion, matrix, columns, ids=ids, times=times, keys=keys)
+    answered = _answered(champion, matrix, columns, ids=ids, times=times, keys=keys)
+    return mark_stale(answered, stale) if any(stale) else answered
+
+
+def mark_stale(answered: Answered, stale: Sequence[bool]) -> Answered:
+    """The journal gets the column too: `score` predicts these rows anew."""
+    import pyarrow as pa
+
+    return replace(answered, stale=stale, rows=answered.rows.append_column(STALE, pa.array(stale, pa.bool_())))
 
 
 def answer_columns(

@@ -202,7 +202,8 @@ def _answer(p: Params, by: Champion, tables: Tables, asked: Sequence[Asked], *, 
     keys = {name: [row[name] for row in rows] for name in p.contract[p.spine.table].key}
     subjects, times = [each.subject for each in asked], [row["event_time"] for row in rows]
     found = tables.features(by, rows)
-    return predict.answer(by, found, subjects=subjects, times=times, keys=keys, shadow=shadow)
+    stale = tables.stale(by, rows)
+    return predict.answer(by, found, subjects=subjects, times=times, keys=keys, shadow=shadow, stale=stale)
 
 
 def _named(found: Answered, asked: Sequence[Asked], arm: arms.Arm | None) -> Answered:
@@ -226,7 +227,12 @@ def kept_told(rows: "pa.Table", spec_of: Callable[[int], Spec | None]) -> dict[s
         part = rows.filter(np.asarray(rows["version"]) == version)
         ids, scores, spec = part["entry"].to_pylist(), part["score"].to_pylist(), spec_of(version)
         if spec:
-            found |= told_of(Answered(version, ids, np.array(scores), part, spec))
+            stale = (
+                [value is True for value in part[journal.STALE].to_pylist()]
+                if journal.STALE in part.column_names
+                else ()
+            )
+            found |= told_of(Answered(version, ids, np.array(scores), part, spec, stale))
         else:
             parts = zip(ids, scores, strict=True)
             found |= {name: {"version": version, "id": name, "score": score, "decision": None} for name, score in parts}
@@ -361,7 +367,7 @@ class Stream:
         asked = [each for each in read if isinstance(each, Asked)]
         known = self._journalled(asked, champion)
         new = [each for each in asked if each.entry not in known]
-        fit, refused = checked(tables, new)
+        fit, refused = checked(champion, tables, new)
         ask = partial(answers, self.p, champion, self.now.challenger, tables)
         made, failed = self._answered(ask, fit)
         self._keep(made, shadows(self.p, champion, self.now.challenger, tables, fit))
@@ -430,7 +436,7 @@ class Stream:
         if not doubted:
             return {}
         times = [each.row["event_time"] for each in doubted]
-        columns = ("entry", "event_time", "version", "score")
+        columns = ("entry", "event_time", "version", "score", journal.STALE)
         rows = self.journal.read("predictions", since=min(times), until=max(times) + TICK, columns=columns)
         entries = {each.entry for each in doubted}
         there = rows.filter([name in entries for name in rows["entry"].to_pylist()]) if rows.num_rows else rows
@@ -549,15 +555,15 @@ class Stream:
         self.journal.close()
 
 
-def checked(tables: Tables, asked: Sequence[Asked]) -> tuple[list[Asked], list[Dead]]:
+def checked(champion: Champion, tables: Tables, asked: Sequence[Asked]) -> tuple[list[Asked], list[Dead]]:
     """Those that the state can answer, and those that it refuses."""
     with contextlib.suppress(Refused):
-        tables.check([each.row for each in asked])
+        tables.check(champion, [each.row for each in asked])
         return list(asked), []
     fit, dead = [], []
     for each in asked:
         try:
-            tables.check([each.row])
+            tables.check(champion, [each.row])
             fit.append(each)
         except Refused as error:
             dead.append(Dead(each.letter, [_fault("contract", [error.name], error.rule)]))

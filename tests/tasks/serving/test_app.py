@@ -201,11 +201,12 @@ def test_the_batch_path_does_not_predict_again_what_the_api_has_answered(shop: S
 
 
 def test_what_the_api_was_asked_of_tomorrow_hides_no_row_of_today_from_the_batch_path(
-    shop: Shop, api: Client, caplog: pytest.LogCaptureFixture
+    shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     end = BEGIN + timedelta(days=DAYS)
     row = shop.asked[0] | {"event_time": (end + timedelta(hours=20)).isoformat()}
-    (told,) = api.post("/v1/predict", json={"rows": [row]}).json()["predictions"]
+    with client(shop, ahead=timedelta(days=1)) as api:
+        (told,) = api.post("/v1/predict", json={"rows": [row]}).json()["predictions"]
     made = kept(shop).read("predictions", columns=["entry", "event_time"])
     made = made.filter([entry == told["id"] for entry in made["entry"].to_pylist()])
     champion = replace(shop.known.version(1), as_of=BEGIN)
