@@ -49,7 +49,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     parts = twin.contributions(held.table.take(reference.evenly(len(held), p.evaluate.shap_rows)))
     _write_reports(p, folder / p.paths.reports, twin, held, predictions[CANDIDATE], board, parts)
     others = {name: each.predict(held.table) for name, each in seeds.items()}
-    _publish_holdout(folder / p.paths.reports / "holdout.parquet", p, held, predictions | others)
+    _publish_holdout(folder / p.paths.reports / "holdout.parquet", p, twin.spec, held, predictions | others)
     _publish_reference(p, folder / p.paths.reports, rows, as_of, twin, held, predictions[CANDIDATE], parts)
     log.info("holdout %s to %s: %s", where.start, where.end, _brief(board[CANDIDATE]))
 
@@ -166,7 +166,7 @@ def _linear(seen: Rows, held: Rows, spec: Spec, _threads: int) -> Floats:
         (OneHotEncoder(handle_unknown="ignore", min_frequency=20), text),
     )
     fitted = make_pipeline(inputs, Ridge() if spec.task == "regression" else LogisticRegression(max_iter=300))
-    fitted.fit(spec.encode(seen.table), spec.encode_label(seen.label))
+    fitted.fit(spec.encode(seen.table), spec.scale_label(seen.label))
     return _outcome(fitted, spec.encode(held.table), spec)
 
 
@@ -186,13 +186,13 @@ def _forest(seen: Rows, held: Rows, spec: Spec, threads: int) -> Floats:
         random_state=0,
         n_jobs=threads,
     )
-    fitted.fit(spec.encode(seen.table), spec.encode_label(seen.label))
+    fitted.fit(spec.encode(seen.table), spec.scale_label(seen.label))
     return _outcome(fitted.set_params(n_jobs=1), spec.encode(held.table), spec)
 
 
 def _outcome(fitted: Any, inputs: Floats, spec: Spec) -> Floats:
     if spec.task == "regression":
-        return np.asarray(fitted.predict(inputs))
+        return spec.unscale(np.asarray(fitted.predict(inputs)))
     shares = np.asarray(fitted.predict_proba(inputs))
     return shares[:, 1] if spec.task == "binary" else shares
 
@@ -273,13 +273,18 @@ def _calibration(spec: Spec, label: NDArray[Any], found: Floats) -> list[dict[st
     groups = np.array_split(np.argsort(found, kind="stable"), BINS)
     return [
         {
-            "predicted": digits(float(found[each].mean())),
-            "observed": digits(float(outcome[each].mean())),
+            "predicted": _digits_beyond(spec.center, found[each]),
+            "observed": _digits_beyond(spec.center, outcome[each]),
             "rows": len(each),
         }
         for each in groups
         if len(each)
     ]
+
+
+def _digits_beyond(center: float, values: Floats) -> float:
+    """The mean of values around a center, with six digits of its distance from there."""
+    return float(f"{center + digits(float((values - center).mean())):.15g}")
 
 
 def _publish_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -294,13 +299,13 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def _publish_holdout(path: Path, p: Params, held: Rows, predictions: dict[str, Floats]) -> None:
+def _publish_holdout(path: Path, p: Params, spec: Spec, held: Rows, predictions: dict[str, Floats]) -> None:
     """One row a labelled row of the holdout; a model's probabilities of several classes are a list."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {"event_time": pa.array(held.event_time), "label": pa.array(held.label)}
-    columns |= {f"by_{name}": _column(found) for name, found in predictions.items()}
+    columns |= {f"by_{name}": _column(spec, found) for name, found in predictions.items()}
     columns |= {f"in_{name}": held.table[name] for name in _slice_names(p, held)}
     periods.publish(path, lambda new: pq.write_table(pa.table(columns), new, compression="zstd"))
 
@@ -342,9 +347,12 @@ def _publish_sample(path: Path, size: int, history: Rows, held: Rows, scores: di
     periods.publish(path, lambda new: pq.write_table(drawn, new, compression="zstd"))
 
 
-def _column(found: Floats) -> "pa.Array":
+def _column(spec: Spec, found: Floats) -> "pa.Array":
+    """Predictions as a column; float32 has seven digits, too few for a number such as 1e9 + delay."""
     import pyarrow as pa
 
+    if spec.task == "regression":
+        return pa.array(found.astype(np.float64))
     values = found.astype(np.float32)
     return pa.array(values) if values.ndim == 1 else pa.array(list(values))
 

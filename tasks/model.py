@@ -49,6 +49,8 @@ class Spec:
     intercept: tuple[float, ...] = ()
     threshold: float | None = None  # binary: a probability at or above it counts as positive
     until: str | None = None  # training saw nothing that was known at or after this
+    center: float = 0.0  # regression: XGBoost, which computes in float32, learns (label - center) / scale
+    scale: float = 1.0
 
     @property
     def names(self) -> list[str]:
@@ -94,14 +96,22 @@ class Spec:
         known = self.categories
         return {name: {value: code for code, value in enumerate(known.get(name, ()))} for name in self.names}
 
-    def encode_label(self, label: NDArray[Any]) -> NDArray[np.float32]:
-        """Labels (n) → what XGBoost trains on: 0/1, the class's number, or the value; NaN where there is none."""
+    def encode_label(self, label: NDArray[Any]) -> NDArray[np.float64]:
+        """Labels (n) → what predictions are compared with: 0/1, the class's number, or the value; NaN without one."""
         if self.task != "multiclass":
-            return label.astype(np.float32)
-        codes = np.full(len(label), np.nan, dtype=np.float32)
+            return label.astype(np.float64)
+        codes = np.full(len(label), np.nan)
         for code, value in enumerate(self.classes):
             codes[label == value] = code
         return codes
+
+    def scale_label(self, label: NDArray[Any]) -> NDArray[np.float32]:
+        """Labels (n) → what a booster of this spec trains on."""
+        return ((self.encode_label(label) - self.center) / self.scale).astype(np.float32)
+
+    def unscale(self, values: Floats) -> NDArray[np.float64]:
+        """What such a booster predicts of a number (n) → values of the label."""
+        return values.astype(np.float64) * self.scale + self.center
 
 
 def _numbers(column: Any) -> Floats:
@@ -132,13 +142,14 @@ class Model:
         return self.from_margins(self._margins(matrix))
 
     def contributions(self, table: "pa.Table") -> Floats:
-        """SHAP values (Lundberg et al. 2020) of feature rows (n), in units of the margin: (n, features), or by class
-        (n, classes, features). Exact, and so slow: about 3 ms a row for a few hundred deep trees."""
+        """SHAP values (Lundberg et al. 2020) of feature rows (n), in units of the margin, or of a number's label:
+        (n, features), or by class (n, classes, features). Exact, and so slow: about 3 ms a row for a few hundred deep
+        trees."""
         spec = self.spec
         data = xgboost().DMatrix(
             spec.encode(table), feature_names=spec.names, feature_types=spec.types, enable_categorical=spec.native
         )
-        return np.asarray(self.booster.predict(data, pred_contribs=True))[..., :-1]
+        return np.asarray(self.booster.predict(data, pred_contribs=True))[..., :-1] * np.float32(spec.scale)
 
     def _margins(self, matrix: NDArray[np.float32]) -> Floats:
         scores: Floats = self.booster.inplace_predict(matrix, predict_type="margin")
@@ -146,7 +157,7 @@ class Model:
 
     def from_margins(self, margins: Floats) -> Floats:
         if self.spec.task == "regression":
-            return margins
+            return self.spec.unscale(margins)
         if self.spec.task == "binary":
             slope, shift = (self.spec.coef[0][0], self.spec.intercept[0]) if self.spec.coef else (1.0, 0.0)
             positive: Floats = np.exp(-np.logaddexp(0, -(margins.astype(np.float64) * slope + shift)))
@@ -209,8 +220,27 @@ def spec_for(table: "pa.Table", label: NDArray[Any], *, task: Task, native: bool
 
     columns = [(name, pa.types.is_string(table.schema.field(name).type)) for name in sorted(table.column_names)]
     features = tuple(Feature(name, "category" if text else "number") for name, text in columns)
-    found = Spec(task, features, {}, classes=classes_of(label, task=task), native=native)
-    return replace(found, categories=categories_of(table, found))
+    spec = Spec(task, features, {}, classes=classes_of(label, task=task), native=native)
+    if task == "regression":
+        center, scale = center_of(label)
+        spec = replace(spec, center=center, scale=scale)
+    return replace(spec, categories=categories_of(table, spec))
+
+
+def center_of(label: NDArray[Any]) -> tuple[float, float]:
+    """A label's median and its spread around it, to train on (label - center) / scale.
+
+    The median is one of the labels and the scale a power of two: the same labels with an offset, or in other units,
+    give the same numbers to the last bit, and so the same trees. XGBoost computes in float32, which has seven digits,
+    and makes no split that gains less than 1e-6: 1e9 + delay and delay / 1e6 were constants to it.
+    """
+    values = label[labelled(label)].astype(np.float64)
+    if not len(values):
+        return 0.0, 1.0
+    middle = (len(values) - 1) // 2
+    center = float(np.partition(values, middle)[middle])
+    spread = float(np.sqrt(np.mean(np.square(values - center))))
+    return center, 2.0 ** round(np.log2(spread)) if spread > 0 else 1.0
 
 
 def categories_of(table: "pa.Table", spec: Spec) -> dict[str, tuple[str, ...]]:

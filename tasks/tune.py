@@ -117,7 +117,7 @@ def matrix(spec: Spec, rows: Rows, *, max_bin: int, threads: int, ref: Any = Non
     """Rows → XGBoost's binned matrix, with labels."""
     return model.xgboost().QuantileDMatrix(
         spec.encode(rows.table),
-        label=spec.encode_label(rows.label),
+        label=spec.scale_label(rows.label),
         feature_names=spec.names,
         feature_types=spec.types,
         enable_categorical=spec.native,
@@ -345,7 +345,7 @@ def _across(
 ) -> "tuple[Done, int]":
     """Fit the folds one after the other: what they came to, and the mean of their best rounds."""
     settings = booster_params(drawn, p, classes=len(spec.classes))
-    done, rounds = Done(), []
+    done, rounds = Done(unit=spec.scale), []
     for binned in parts:
         if "class_weight" in drawn and spec.classes:
             _weigh(binned, spec, drawn["class_weight"])
@@ -376,14 +376,18 @@ def _priors(counts: model.Floats, rows: int, spec: Spec) -> model.Floats:
 
 @dataclass(frozen=True)
 class Done:
-    """The folds that a trial has behind it: the sum of their rows' losses, their rows, and how many folds."""
+    """The folds that a trial has behind it: the sum of their rows' losses, their rows, and how many folds.
+
+    `unit` is what a loss of 1 is in the label's own units: XGBoost learns a number on a scale of its own.
+    """
 
     total: float = 0.0
     rows: int = 0
     folds: int = 0
+    unit: float = 1.0
 
     def plus(self, score: float, rows: int) -> "Done":
-        return Done(self.total + score * rows, self.rows + rows, self.folds + 1)
+        return replace(self, total=self.total + score * self.unit * rows, rows=self.rows + rows, folds=self.folds + 1)
 
     @property
     def mean(self) -> float:

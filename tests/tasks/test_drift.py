@@ -344,7 +344,7 @@ def _fitted(task: Task, rows: Any) -> Model:
     spec, xgb = spec_for(rows.table, rows.label, task=task), xgboost()
     settings: dict[str, Any] = {"objective": objective, "max_depth": 3, "nthread": 1}
     settings |= {"num_class": 3} if task == "multiclass" else {}
-    data = xgb.DMatrix(spec.encode(rows.table), spec.encode_label(rows.label))
+    data = xgb.DMatrix(spec.encode(rows.table), spec.scale_label(rows.label))
     return Model(xgb.train(settings, data, 10), spec)
 
 

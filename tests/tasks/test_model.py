@@ -48,7 +48,7 @@ def fitted(task: Task = "binary", *, native: bool = False, table: pa.Table | Non
     xgb = model.xgboost()
     data = xgb.QuantileDMatrix(
         spec.encode(table),
-        spec.encode_label(rows.label),
+        spec.scale_label(rows.label),
         feature_names=spec.names,
         feature_types=spec.types,
         enable_categorical=native,
