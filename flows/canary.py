@@ -13,13 +13,11 @@ last of these. Nothing is compared here.
 import argparse
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
-from pydantic import Field
 
 from flows.network import NETWORK
 from tasks import canary as work
@@ -40,15 +38,21 @@ class Tried:
 
 @flow(name="canary", flow_run_name="canary {reason}")
 def canary(
-    begin: Annotated[str | None, Field(description="the version to put up, or the id of an MLflow run")] = None,
-    end: Annotated[bool, Field(description="take the challenger away; it may be put up again")] = False,
-    accept: Annotated[bool, Field(description="promote the challenger that the monitor found fit for it")] = False,
-    reason: Annotated[str, Field(description="why; it names the run and goes into the ledger")] = "by hand",
-    as_of: Annotated[
-        datetime | None, Field(description="event time 'now'; empty: the newest that is journalled")
-    ] = None,
+    begin: str | None = None,
+    end: bool = False,
+    accept: bool = False,
+    reason: str = "by hand",
+    as_of: datetime | None = None,
 ) -> Tried:
-    """Do one of the three, and tell who is tried now."""
+    """Begin a canary, end it, or accept its challenger, and tell who is tried now. Ask for one of the three.
+
+    Args:
+        begin: The version to put up beside the champion, or the id of an MLflow run.
+        end: On: take the challenger away. It may be put up again.
+        accept: On: promote the challenger that the monitor found fit for it.
+        reason: Why; it names the run and goes into the ledger.
+        as_of: Event time "now", in UTC. Empty: the newest that is journalled.
+    """
     if (begin is not None) + end + accept != 1:
         raise ValueError("ask for one: begin=<version or run>, end=True, or accept=True")
     p = params.load()

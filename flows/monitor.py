@@ -12,14 +12,13 @@ import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.runtime import flow_run
-from pydantic import Field
 
 from flows.alert import alert
 from flows.network import NETWORK
@@ -56,12 +55,15 @@ def named() -> str:
 
 @flow(name="monitor", flow_run_name=named)
 def monitor(
-    as_of: Annotated[
-        datetime | None, Field(description="event time 'now'; empty: the newest that is journalled")
-    ] = None,
-    report: Annotated[Reports, Field(description="when Evidently's report of the window is drawn")] = "always",
+    as_of: datetime | None = None,
+    report: Reports = "always",
 ) -> Monitored:
-    """Signals of the window that ends at as_of, the policy's decision on all signals so far, and the event."""
+    """Signals of the window that ends at as_of, the policy's decision on all signals so far, and the event.
+
+    Args:
+        as_of: Event time "now", in UTC. Empty: the newest that is journalled.
+        report: When Evidently's report of the window is drawn: always, on alarms, or never.
+    """
     p = params.load()
     with pipeline.only_run(params.home(), name="monitor", say=get_run_logger().info):
         kept = journal.open_journal(p.journal)

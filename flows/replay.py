@@ -46,16 +46,19 @@ def named() -> str:
 
 @flow(name="replay", flow_run_name=named)
 def replay(
-    since: Annotated[
-        datetime | None, Field(description="the first decision; empty: as early as split leaves history for")
-    ] = None,
-    until: Annotated[datetime | None, Field(description="the end; empty: the clock of params.yaml")] = None,
-    policies: Annotated[
-        list[str] | None, Field(description="such as never, every:28d, both; empty: replay.policies")
-    ] = None,
-    trials: Annotated[int | None, Field(ge=1, description="of each search; empty: replay.trials")] = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    policies: list[str] | None = None,
+    trials: Annotated[int | None, Field(ge=1)] = None,
 ) -> Replayed:
-    """Features as of the end, then every policy over the same weeks; the table, the picture, and an MLflow run."""
+    """Features as of the end, then every policy over the same weeks; the table, the picture, and an MLflow run.
+
+    Args:
+        since: When the first decision falls, in UTC. Empty: as early as params.yaml's split leaves history for.
+        until: Where the walk ends, in UTC. Empty: the clock of params.yaml.
+        policies: Those to compare, such as never, every:28d, drift, both. Empty: replay.policies.
+        trials: The most trials of each search. Empty: replay.trials.
+    """
     own = params.load()
     names = [work.known(name) for name in policies or own.replay.policies]
     with pipeline.only_run(params.home(), name="replay", say=get_run_logger().info):

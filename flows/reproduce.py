@@ -55,9 +55,13 @@ class Difference:
 
 @flow(name="reproduce", flow_run_name="reproduce version {version}")
 def reproduce(
-    version: Annotated[int, Field(ge=1, description="the registered version to rebuild")],
+    version: Annotated[int, Field(ge=1)],
 ) -> list[Difference]:
-    """Rebuild the version and compare. Fails when its model or its metrics come out different."""
+    """Rebuild the version and compare. Fails when its model or its metrics come out different.
+
+    Args:
+        version: The number of the registered version to rebuild.
+    """
     p = params.load()
     known = registry.open_registry(p.registry)
     with tempfile.TemporaryDirectory() as scratch:

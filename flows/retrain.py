@@ -25,6 +25,7 @@ from pydantic import Field
 
 from flows import approval
 from flows.alert import alert
+from flows.forms import hide_from_form
 from flows.network import NETWORK
 from flows.servers import ONE_RETRAIN
 from tasks import clock, gate, journal, judge, params, pipeline, record, registry, state
@@ -62,19 +63,29 @@ class Retrained:
         return sum(stage.cpu for stage in self.stages)
 
 
+@hide_from_form("decision", "attempt")
 @flow(name="retrain", flow_run_name="retrain {reason}")
 def retrain(
-    as_of: Annotated[datetime | None, Field(description="event time 'now'; empty: the clock of params.yaml")] = None,
-    trials: Annotated[int | None, Field(ge=1, description="at most so many Optuna trials")] = None,
-    budget: Annotated[timedelta | None, Field(description="at most so long a search")] = None,
-    reason: Annotated[str, Field(description="why; it names the run")] = "by hand",  # noqa: ARG001 (flow_run_name)
-    decision: Annotated[str | None, Field(description="the id of the decision that this run answers")] = None,
-    settings: Annotated[dict[str, Any] | None, Field(description="other params, as {'train.refit': false}")] = None,
-    attempt: Annotated[int, Field(ge=0, description="how often this has crashed and been run again")] = 0,
+    as_of: datetime | None = None,
+    trials: Annotated[int | None, Field(ge=1)] = None,
+    budget: timedelta | None = None,
+    reason: str = "by hand",  # noqa: ARG001 (flow_run_name)
+    decision: str | None = None,
+    settings: dict[str, Any] | None = None,
+    attempt: Annotated[int, Field(ge=0)] = 0,
 ) -> Retrained | None:
     """Run every stage at as_of, judge the candidate against the champion, and promote it if the gate says PROMOTE.
 
     None where the ledger has answered the decision already: whoever asked twice gets one retrain.
+
+    Args:
+        as_of: Event time "now", in UTC, such as 2013-07-01T00:00:00Z. Empty: the clock of params.yaml.
+        trials: The most trials of the search. Empty: tune.trials.
+        budget: The longest that the search may take, such as PT10M for ten minutes. Empty: tune.budget.
+        reason: Why; it names the run.
+        decision: The id of the decision that this run answers.
+        settings: Other values of params.yaml for this run, such as {"train.refit": false}.
+        attempt: How often this has crashed and been run again.
     """
     overrides = _overrides(as_of or clock.now(params.load().clock), trials, budget, settings)
     with alone(), pipeline.workspace(Path.cwd(), overrides=overrides) as space:

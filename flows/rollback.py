@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.forms import hide_from_form
 from tasks import clock, params, registry
 from tasks.registry import Registry
 
@@ -32,17 +33,24 @@ class RolledBack:
     reason: str
 
 
+@hide_from_form("champion", "decision")
 @flow(name="rollback", flow_run_name="rollback {reason}")
 def rollback(
-    to: Annotated[int | None, Field(ge=1, description="the version to go back to; empty: the champion before")] = None,
-    reason: Annotated[str, Field(description="why; it names the run and goes into the ledger")] = "by hand",
-    as_of: Annotated[datetime | None, Field(description="event time 'now'; empty: the clock's")] = None,
-    champion: Annotated[
-        int | None, Field(ge=1, description="take down this version only; empty: whatever serves")
-    ] = None,
-    decision: Annotated[str | None, Field(description="the id of the decision that this run answers")] = None,
+    to: Annotated[int | None, Field(ge=1)] = None,
+    reason: str = "by hand",
+    as_of: datetime | None = None,
+    champion: Annotated[int | None, Field(ge=1)] = None,
+    decision: str | None = None,
 ) -> RolledBack:
-    """Give the alias back, and tell what serves now."""
+    """Give the alias back, and tell what serves now.
+
+    Args:
+        to: The version to go back to. Empty: the champion before this one.
+        reason: Why; it names the run and goes into the ledger.
+        as_of: Event time "now", in UTC, such as 2013-07-01T00:00:00Z. Empty: the clock of params.yaml.
+        champion: Take down this version only. Empty: whatever serves.
+        decision: The id of the decision that this run answers.
+    """
     p = params.load()
     moment = params.in_utc(as_of or clock.now(p.clock) or datetime.now(UTC))
     known = registry.open_registry(p.registry)

@@ -8,13 +8,12 @@ The scheduled tick of the loop. With clock.step each run brings that much more o
 import argparse
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
-from pydantic import Field
 
 from flows.network import NETWORK
 from flows.retrain import run_stages
@@ -34,9 +33,13 @@ def named() -> str:
 
 @flow(name="score", flow_run_name=named)
 def score(
-    as_of: Annotated[datetime | None, Field(description="event time 'now'; empty: the clock of params.yaml")] = None,
+    as_of: datetime | None = None,
 ) -> Scored:
-    """Run the stages up to features at as_of, and journal the champion's predictions and the outcomes that came."""
+    """Run the stages up to features at as_of, and journal the champion's predictions and the outcomes that came.
+
+    Args:
+        as_of: Event time "now", in UTC, such as 2013-07-01T00:00:00Z. Empty: the clock of params.yaml.
+    """
     say = get_run_logger().info
     with pipeline.only_run(params.home(), name="score", say=say):
         settings = params.load().clock
