@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import contract, periods, stage
+from tasks import contract, periods, stage, survey
 from tasks.contract import Rule, literal, quoted
 from tasks.params import TIMES, Params, Table
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 log = logging.getLogger("evergreen")
-CODE = periods.source_of(__file__, contract.__file__)
+CODE = periods.source_of(__file__, contract.__file__, str(survey.__file__))
 Counts = dict[str, Any]  # rows, bad, and by rule or column: by_rule, reported, nulls
 
 
@@ -73,9 +73,10 @@ def _clean_file(con: "DuckDBPyConnection", table: Table, file: Path, into: Path)
     """One period: typed rows, bad rows with their reasons, and the counts."""
     import pyarrow.parquet as pq
 
-    times = [name for name in TIMES if name in pq.read_schema(file).names]
+    columns = pq.read_schema(file).names
+    times = [name for name in TIMES if name in columns]
     names = [name for name in table.columns if name not in TIMES]
-    rules = _rules(table, timed=bool(times))
+    rules = _rules(table, timed=bool(times), outliers=survey.OUTLIER in columns)
     con.execute(f"CREATE OR REPLACE TEMP TABLE _checked AS {_checked_sql(table, names, times, rules, file)}")
     typed = ", ".join(f"typed.{quoted(name)} AS {quoted(name)}" for name in names + times)
     raw = ", ".join(f"raw.{quoted(name)} AS {quoted(name)}" for name in names + times)
@@ -87,11 +88,13 @@ def _clean_file(con: "DuckDBPyConnection", table: Table, file: Path, into: Path)
     periods.publish_json(into / "counts.json", _counts(con, rules, names))
 
 
-def _rules(table: Table, *, timed: bool) -> list[Rule]:
+def _rules(table: Table, *, timed: bool, outliers: bool) -> list[Rule]:
     """The contract's, then those that concern the whole row. Of two rows with one key the first good one is kept."""
     found = [rule for rule in contract.rules(table) if rule.name.split(":")[0] not in TIMES]
     if timed:
         found.append(Rule("event_time: required", "raw.event_time IS NULL", literal("event_time cannot be told")))
+    if outliers:
+        found.append(Rule("time: outlier", f"raw.{survey.OUTLIER} IS NOT NULL", f"raw.{survey.OUTLIER}"))
     if table.key:
         key = ", ".join(f"typed.{quoted(name)}" for name in table.key)
         copy = f"row_number() OVER (PARTITION BY {key} ORDER BY bad, place) > 1"

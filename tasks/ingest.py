@@ -15,22 +15,22 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import contract, periods, sources, stage
+from tasks import contract, periods, sources, stage, survey, timeline
 from tasks.contract import literal, quoted
 from tasks.params import TIMES, Params, Source, Table, in_utc
 from tasks.sources import Fetched
+from tasks.timeline import Reach
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
 log = logging.getLogger("evergreen")
-LATE = timedelta(days=14)  # sources that end so long before as_of are worth a word
-CODE = periods.source_of(__file__, contract.__file__, sources.__file__)
+CODE = periods.source_of(*map(str, (__file__, *(each.__file__ for each in (contract, sources, survey, timeline)))))
 # Beyond these no clock is right, and half of all libraries fail: such a time counts as none.
 SANE = "BETWEEN TIMESTAMP '1700-01-01' AND TIMESTAMP '2200-01-01'"
 Spans = dict[
@@ -75,6 +75,7 @@ class Reader:
     def __init__(self, p: Params, feeds: dict[str, Feed]) -> None:
         self.con = stage.connect(p)
         self._feeds, self._open = feeds, set[str]()
+        self.outlier: dict[str, str] = {}  # by table: why a row is an outlier in time, as SQL
 
     @contextmanager
     def reading(self, feed: Feed) -> Iterator["DuckDBPyConnection"]:
@@ -108,13 +109,14 @@ def ingest(p: Params, folder: Path = Path()) -> None:
     _check_key(p, key_id)
     feeds = _fetch(p, key_id)
     reader = Reader(p, feeds)
+    reach = _survey(reader, feeds[p.spine.table])
     spans = {name: _spans(reader, feed, p.ingest.period, key) for name, feed in feeds.items()}
-    as_of = _as_of(p, spans[p.spine.table])
+    as_of, limit = _as_of(p, spans[p.spine.table], reach)
     raw = folder / p.paths.raw
     shutil.rmtree(raw, ignore_errors=True)  # DVC has done so already; by hand, nothing of an older run may stay
     tables = {name: _write(reader, feed, spans[name], as_of, raw / name, key) for name, feed in feeds.items()}
     _report(tables, as_of)
-    manifest = {"as_of": as_of.isoformat(), "pii_key_id": key_id, "tables": tables}
+    manifest = {"as_of": as_of.isoformat(), "limit": limit.isoformat(), "pii_key_id": key_id, "tables": tables}
     periods.publish_json(raw / "manifest.json", manifest)
 
 
@@ -165,6 +167,22 @@ def _with_time(sql: str, name: str, expression: str, present: list[str]) -> str:
     return f"SELECT * REPLACE ({sane}) FROM ({sql})" if name in present else f"SELECT *, {sane} FROM ({sql})"
 
 
+def _survey(reader: Reader, feed: Feed) -> Reach | None:
+    """How far the spine's rows reach in time. From now on its outliers go to quarantine, and into no other period."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "reach.json"
+
+        def measure(into: Path) -> None:
+            with reader.reading(feed) as con:
+                found = survey.measure(con, feed.name, feed.outcomes)
+            periods.publish_text(into / "reach.json", survey.to_json(found))
+
+        periods.cached(periods.key("reach", feed.identity), {target: "reach.json"}, measure)
+        reach = survey.from_json(target.read_text())
+    reader.outlier[feed.name] = survey.reason_sql(reach, feed.outcomes)
+    return reach
+
+
 def _spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> Spans:
     """Each period of a feed with the times in it, be they an event's or the moment when an outcome was known.
 
@@ -175,25 +193,29 @@ def _spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> Spans:
 
         def measure(into: Path) -> None:
             with reader.reading(feed) as con:
-                found = _measure(con, feed, unit)
+                found = _measure(con, feed, unit, reader.outlier.get(feed.name))
             for period in found:
                 _whole(reader, feed, period, key)
             periods.publish_json(into / "spans.json", found)
 
-        periods.cached(periods.key("spans", feed.identity), {target: "spans.json"}, measure)
+        surveyed = feed.name in reader.outlier
+        periods.cached(periods.key("spans", feed.identity, surveyed), {target: "spans.json"}, measure)
         found = json.loads(target.read_text()).items()
     return {period: (datetime.fromisoformat(first), datetime.fromisoformat(last)) for period, (first, last) in found}
 
 
-def _measure(con: "DuckDBPyConnection", feed: Feed, unit: str) -> dict[str, tuple[str, str]]:
+def _measure(con: "DuckDBPyConnection", feed: Feed, unit: str, outlier: str | None) -> dict[str, tuple[str, str]]:
     there = "event_time" if feed.outcomes else "greatest(event_time, known_at)"
     span = f"min({there}), max(greatest(event_time, known_at))" if feed.timed else "NULL, NULL"
     start = f"date_trunc('{unit}', event_time)" if feed.timed else f"'{periods.WHOLE}'"
-    found = con.execute(f"SELECT {start}, {span} FROM {quoted(feed.name)} GROUP BY 1").fetchall()
+    where = f"({outlier}) IS NULL" if outlier else "TRUE"
+    found = con.execute(f"SELECT {start}, {span} FROM {quoted(feed.name)} WHERE {where} GROUP BY 1").fetchall()
     if not found:
         raise ValueError(f"{feed.name} ({feed.source.address}) has no rows")
     never = datetime.min.isoformat()
     spans = {_period(start, unit): (str(first or never), str(last or never)) for start, first, last in found}
+    if outlier and con.execute(f"SELECT count(*) FROM {quoted(feed.name)} WHERE NOT ({where})").fetchall()[0][0]:
+        spans[periods.OUTLIERS] = (never, never)
     return dict(sorted(spans.items()))
 
 
@@ -203,26 +225,27 @@ def _period(start: datetime | str | None, unit: str) -> str:
     return start or periods.UNKNOWN
 
 
-def _as_of(p: Params, spans: Spans) -> datetime:
-    """clock.as_of, else the newest moment that the spine's table tells of. Refused when it lies before every event."""
+def _as_of(p: Params, spans: Spans, reach: Reach | None) -> tuple[datetime, datetime]:
+    """clock.as_of, else the newest moment of which the spine's table tells (tasks/timeline.py); and the latest as_of
+    that its rows allow, which the flows hold a person to (tasks/clock.py). Refused when it lies before every event."""
     table = p.spine.table
-    dated = [times for name, times in spans.items() if name != periods.UNKNOWN]
-    if not dated:
+    dated = [times for name, times in spans.items() if name not in (periods.UNKNOWN, periods.OUTLIERS)]
+    if not dated or reach is None:
         raise ValueError(f"no row of {table} has an event time: check sources.{table}.event_time")
-    first, newest = min(each for each, _ in dated), max(each for _, each in dated)
-    as_of = in_utc(p.clock.as_of) if p.clock.as_of else newest
+    first = min(each for each, _ in dated)
+    told: dict[str, Any] = {"deadline": p.label.deadline, "today": datetime.now(UTC).replace(tzinfo=None)}
+    now, limit = reach.now(**told), reach.limit(**told)
+    as_of = in_utc(p.clock.as_of) if p.clock.as_of else now
     if as_of < first:
         raise ValueError(
             f"clock.as_of {as_of} lies before any data: {table} begins at {first}. Set a later clock.as_of."
         )
-    if as_of - newest > LATE:
-        log.warning(
-            "clock.as_of is %s, but the newest row of %s is of %s: bring newer data, or set clock.as_of",
-            as_of,
-            table,
-            newest,
-        )
-    return as_of
+    if as_of <= limit:
+        return as_of, limit
+    log.warning(
+        "clock.as_of is %s, but the rows of %s end at %s: bring newer data, or set clock.as_of", as_of, table, now
+    )
+    return now if p.clock.step else as_of, limit  # with a step history is lived through, and it ends there
 
 
 def _write(reader: Reader, feed: Feed, spans: Spans, as_of: datetime, folder: Path, key: bytes) -> dict[str, Any]:
@@ -249,9 +272,10 @@ def _whole(reader: Reader, feed: Feed, period: str, key: bytes, *targets: Path) 
 
     def make(into: Path) -> None:
         with reader.reading(feed) as con:
-            _parquet(_rows(con, feed, period, key), into / "rows.parquet")
+            _parquet(_rows(con, feed, period, key, reader.outlier.get(feed.name)), into / "rows.parquet")
 
-    periods.cached(periods.key("whole", feed.identity, period), dict.fromkeys(targets, "rows.parquet"), make)
+    surveyed = feed.name in reader.outlier
+    periods.cached(periods.key("whole", feed.identity, period, surveyed), dict.fromkeys(targets, "rows.parquet"), make)
 
 
 def _cut(con: "DuckDBPyConnection", feed: Feed, period: str, as_of: datetime, target: Path) -> None:
@@ -278,9 +302,9 @@ def _known_sql(feed: Feed, as_of: datetime, whole: Path) -> str:
     return f"SELECT * REPLACE ({masked}) FROM {source} WHERE {there} ORDER BY {feed.order}"
 
 
-def _rows(con: "DuckDBPyConnection", feed: Feed, period: str, key: bytes) -> "pa.Table":
+def _rows(con: "DuckDBPyConnection", feed: Feed, period: str, key: bytes, outlier: str | None) -> "pa.Table":
     """One period's rows: raw columns in the contract's order, pseudonymised, in a fixed order."""
-    where = _within(period) if feed.timed else "TRUE"
+    where = _within(period, outlier) if feed.timed else "TRUE"
     con.execute(f"CREATE OR REPLACE TEMP TABLE _chosen AS SELECT * FROM {quoted(feed.name)} WHERE {where}")
     columns, joins = [], ""
     for name in feed.columns:
@@ -290,6 +314,8 @@ def _rows(con: "DuckDBPyConnection", feed: Feed, period: str, key: bytes) -> "pa
             value = f"{quoted('pii ' + name)}.pseudonym"
         columns.append(f"{value} AS {quoted(name)}")
     columns += TIMES if feed.timed else ()
+    if period == periods.OUTLIERS:
+        columns.append(f"{outlier} AS {survey.OUTLIER}")
     return con.sql(f"SELECT {', '.join(columns)} FROM _chosen{joins} ORDER BY {feed.order}").to_arrow_table()
 
 
@@ -305,11 +331,15 @@ def _value(feed: Feed, name: str) -> str:
     return f"CASE WHEN known_at IS NOT NULL OR {odd} THEN {value} END" if name in feed.outcomes else value
 
 
-def _within(period: str) -> str:
+def _within(period: str, outlier: str | None) -> str:
+    if period == periods.OUTLIERS:
+        return f"({outlier}) IS NOT NULL"
+    usual = f" AND ({outlier}) IS NULL" if outlier else ""
     if period == periods.UNKNOWN:
-        return "event_time IS NULL"
+        return f"event_time IS NULL{usual}"
     span = periods.named(period)
-    return f"event_time >= TIMESTAMP {literal(str(span.start))} AND event_time < TIMESTAMP {literal(str(span.end))}"
+    start, end = (f"TIMESTAMP {literal(str(moment))}" for moment in (span.start, span.end))
+    return f"event_time >= {start} AND event_time < {end}{usual}"
 
 
 def _pseudonyms(con: "DuckDBPyConnection", name: str, value: str, key: bytes) -> str:

@@ -22,6 +22,7 @@ from tasks import params
 FORMATS = {"day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m"}
 WHOLE = "all"  # the one period of a table without event times
 UNKNOWN = "unknown"  # the period of rows whose event time cannot be told
+OUTLIERS = "outliers"  # of rows that lie far from all others in time
 WRITERS = ("duckdb", "pyarrow")
 
 
@@ -53,9 +54,10 @@ def named(name: str) -> Period:
 
 
 def files(folder: Path) -> Iterator[tuple[Period, Path]]:
-    """The period files of a table, oldest first; a static table's file and rows without a time are not among them."""
+    """The period files of a table, oldest first; a static table's file, rows without a time and outliers are not among
+    them."""
     for path in sorted(folder.glob("*.parquet")):
-        if path.stem not in (WHOLE, UNKNOWN):
+        if path.stem not in (WHOLE, UNKNOWN, OUTLIERS):
             yield named(path.stem), path
 
 
