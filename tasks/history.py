@@ -8,6 +8,7 @@ rename when it is whole: who asks again, after a kill or with a later end, gets 
 
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import shutil
@@ -36,6 +37,7 @@ HALF = ".new-"  # how the name of a folder begins that is not whole
 MADE_BY = (features, split, model, tune, train, evaluate, reference)
 CODE = periods.source_of(__file__, *(str(each.__file__) for each in MADE_BY))
 LIBRARIES = ("numpy", "optuna", "scikit-learn")  # that decide what is made; XGBoost goes by two names
+log = logging.getLogger("evergreen")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class History:
         place = self.shelf / f"{as_of:%Y-%m-%dT%H%M%S}-{self.key(as_of)[:16]}"
         self.shelf.mkdir(parents=True, exist_ok=True)
         with FileLock(self.shelf / "making.lock"):
+            _discard_damaged(place)
             if missing := not place.is_dir():
                 self._make(as_of, place)
         cost = json.loads((place / COST).read_text())
@@ -124,6 +127,7 @@ class History:
         try:
             self.write(as_of, new)
             periods.publish_json(new / COST, {"cpu": round(_trained(self.p, new), 2)})
+            periods.seal(new)
             new.rename(place)
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -155,7 +159,7 @@ class _Part:
         import pyarrow.parquet as pq
 
         if self.newest <= as_of:
-            return _link(self.path, target)
+            return periods.share(self.path, target)
         if self.period.start <= as_of and (held := known(pq.read_table(self.path), as_of)).num_rows:
             pq.write_table(held, target, compression="zstd")
         return None
@@ -170,11 +174,11 @@ def _part(period: Period, path: Path) -> _Part:
     return _Part(period, path, periods.content(path), max((each for each in newest if each), default=period.start))
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
+def _discard_damaged(place: Path) -> None:
+    """A candidate holds links of feature files: whoever writes into one of those writes into it."""
+    if place.is_dir() and (names := periods.damage(place)):
+        log.warning("%s no longer holds what was made (%s): it is trained again", place, ", ".join(names))
+        shutil.rmtree(place)
 
 
 def known(table: "pa.Table", as_of: datetime) -> "pa.Table":

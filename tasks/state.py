@@ -90,6 +90,7 @@ def _write(p: Params, folder: Path, made: State) -> None:
         cut = f"event_time >= TIMESTAMP {literal(str(since))}" if name in near else "TRUE"
         _read(con, p, name, paths, cut)
         con.execute(f"COPY {quoted(name)} TO {literal(str(new / f'{name}.parquet'))} (FORMAT parquet)")
+    periods.seal(new)
     new.rename(made.folder)
 
 
@@ -137,8 +138,16 @@ def forget(folders: Iterable[Path]) -> None:
 
 def load(p: Params, state: State) -> dict[str, "pa.Table"]:
     """The tables in memory, by their names. Raises FileNotFoundError when they have been replaced since, ValueError
-    when one cannot be read."""
+    when they are not those that were published."""
     con = features.connect(p)
+    damaged = periods.damage(state.folder)
+    if not state.folder.exists():
+        raise FileNotFoundError(f"{state.folder}: newer state has been published")
+    if damaged:
+        raise ValueError(
+            f"the state must hold the bytes that were published, but these files are gone or hold others: "
+            f"{', '.join(str(state.folder / name) for name in damaged)}. The next tick of the loop publishes it anew."
+        )
     return {name: _table(con, state.folder / f"{name}.parquet") for name in p.sources}
 
 
@@ -147,10 +156,5 @@ def _table(con: "DuckDBPyConnection", path: Path) -> "pa.Table":
 
     try:
         return con.sql(f"FROM read_parquet({literal(str(path))})").to_arrow_table().combine_chunks()
-    except duckdb.Error as error:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: newer state has been published") from None
-        raise ValueError(
-            f"{path} must be a whole Parquet file, but it cannot be read ({type(error).__name__}). "
-            "The next tick of the loop publishes the state anew."
-        ) from None
+    except duckdb.IOException:
+        raise FileNotFoundError(f"{path}: newer state has been published") from None

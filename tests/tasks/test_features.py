@@ -433,6 +433,28 @@ def test_the_same_inputs_give_the_same_bytes_with_the_cache_and_without(
     assert tree(made.folder / "data/features") == first
 
 
+@pytest.mark.parametrize("user", [0, 1000])
+@pytest.mark.parametrize(
+    "place", ["raw/orders/2024-01", "clean/orders/2024-01", "clean/customers/all", "features/2024-01"]
+)
+def test_an_output_that_a_notebook_overwrites_is_what_was_made_after_the_next_run(
+    made: Made, monkeypatch: pytest.MonkeyPatch, user: int, place: str
+) -> None:
+    """Also after `rm -rf data`: the cache never gives back what the notebook wrote."""
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    made.run("ingest", "clean", "features")
+    before, path = tree(made.folder / "data"), made.folder / "data" / f"{place}.parquet"
+    table = pq.read_table(path)
+    for clear in (False, True):
+        path.chmod(0o644)
+        with path.open("wb") as stream:  # as pandas does: the file is emptied and filled, not replaced
+            pq.write_table(table.slice(1), stream)
+        if clear:
+            shutil.rmtree(made.folder / "data")
+        made.run("ingest", "clean", "features")
+        assert tree(made.folder / "data") == before
+
+
 def test_a_later_as_of_costs_the_open_periods_only_and_ends_where_a_full_build_does(
     make_world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -75,7 +75,10 @@ def test_nothing_that_came_later_decides_a_candidate(kept: History, tmp_path: Pa
     assert other.key(THEN) != kept.key(THEN)
 
 
-def test_a_month_that_was_over_is_linked_and_not_copied(kept: History, tmp_path: Path) -> None:
+def test_a_month_that_was_over_is_linked_and_not_copied(
+    kept: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)  # root gets copies: see periods.share
     kept.write(THEN, tmp_path / "view")
     whole = {path.name: path for _, path in periods.files(kept.features)}
     view = {path.name: path for _, path in periods.files(tmp_path / "view" / kept.p.paths.features)}
@@ -91,6 +94,21 @@ def test_a_candidate_is_trained_once_and_its_cost_stays(kept: History) -> None:
     assert first.folder == second.folder
     assert [each.name for each in kept.shelf.glob("2*")] == [first.folder.name]
     assert list(kept.shelf.glob(f"{history.HALF}*")) == []
+
+
+def test_a_candidate_with_other_bytes_is_trained_again_and_that_is_logged(
+    kept: History, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = kept.candidate(THEN)
+    spoilt = first.folder / kept.p.paths.models / "model.ubj"
+    before = spoilt.read_bytes()
+    spoilt.chmod(0o644)
+    spoilt.write_bytes(before[:-1])
+    second = kept.candidate(THEN)
+    assert second.made
+    assert "no longer holds what was made (models/model.ubj): it is trained again" in caplog.text
+    assert spoilt.read_bytes() == before
+    assert not kept.candidate(THEN).made
 
 
 def test_a_candidate_sees_nothing_after_its_moment(kept: History) -> None:

@@ -1,9 +1,11 @@
 """Periods tile time, an entry of their cache is whole or absent, and a file under its final name is whole."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -64,15 +66,133 @@ def test_another_release_of_a_library_is_other_source(monkeypatch: pytest.Monkey
     assert periods.source_of(periods.__file__) != before
 
 
-def test_an_entry_is_made_once_and_linked_after_that(cache: Path, tmp_path: Path) -> None:
-    def make(folder: Path) -> None:
-        (folder / "rows").write_text("whole")
+def write_whole(folder: Path) -> None:
+    (folder / "rows").write_text("whole")
 
-    first = periods.cached("ab12", {tmp_path / "out" / "1": "rows"}, make)
-    second = periods.cached("ab12", {tmp_path / "out" / "1": "rows", tmp_path / "out" / "2": "rows"}, make)
+
+def entry_file(cache: Path) -> Path:
+    return cache / "ab" / "ab12" / "rows"
+
+
+def is_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mode bits bind everybody but root, so only a user gets links."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+
+def test_an_entry_is_made_once_and_linked_after_that(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_user(monkeypatch)
+    first = periods.cached("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
+    second = periods.cached("ab12", {tmp_path / "out" / "1": "rows", tmp_path / "out" / "2": "rows"}, write_whole)
     assert (first, second) == (True, False)
     assert tree(tmp_path / "out") == {"1": b"whole", "2": b"whole"}
-    assert os.path.samefile(tmp_path / "out" / "2", cache / "ab" / "ab12" / "rows")
+    assert os.path.samefile(tmp_path / "out" / "2", entry_file(cache))
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_the_files_of_an_entry_and_those_made_of_it_are_read_only(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    periods.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    for path in (tmp_path / "out", *(file for file in cache.rglob("*") if file.is_file())):
+        assert path.stat().st_mode & 0o777 == 0o444
+
+
+def test_what_root_writes_into_an_output_never_reaches_the_cache(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    periods.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    (tmp_path / "out").chmod(0o644)
+    (tmp_path / "out").write_text("other")
+    assert entry_file(cache).read_text() == "whole"
+    assert not periods.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    assert (tmp_path / "out").read_text() == "whole"
+
+
+def overwrite(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_bytes(b"other")
+
+
+def overwrite_in_secret(path: Path) -> None:
+    """As a disk does that loses bits, or `touch -r`: size and time stay."""
+    before = path.stat()
+    overwrite(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def cut_short(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_bytes(b"")
+
+
+def spoil_hashes(path: Path) -> None:
+    overwrite(path.with_name(periods.HASHES))
+
+
+def remove_hashes(path: Path) -> None:
+    path.with_name(periods.HASHES).unlink()
+
+
+@pytest.mark.parametrize("spoil", [overwrite, overwrite_in_secret, cut_short, Path.unlink, spoil_hashes, remove_hashes])
+@pytest.mark.parametrize("user", [0, 1000])
+def test_an_entry_with_other_bytes_is_made_again_and_that_is_logged(
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[Path], None],
+    user: int,
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    periods.cached("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
+    spoil(entry_file(cache))
+    with caplog.at_level(logging.WARNING):
+        assert periods.cached("ab12", {tmp_path / "out" / "2": "rows"}, write_whole)
+    assert "no longer holds what was made, and it is made again" in caplog.text
+    assert (tmp_path / "out" / "2").read_text() == entry_file(cache).read_text() == "whole"
+    assert not periods.cached("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
+    assert tree(tmp_path / "out") == {"1": b"whole", "2": b"whole"}
+    assert not list(cache.rglob(".*"))
+
+
+def test_an_output_that_a_user_forces_open_does_not_spoil_what_is_linked_next(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """chmod and a write go through the hard link to the cache: what is put in place next is made again."""
+    is_user(monkeypatch)
+    periods.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    overwrite(tmp_path / "out")
+    assert entry_file(cache).read_bytes() == b"other"
+    (tmp_path / "out").unlink()
+    assert periods.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    assert (tmp_path / "out").read_text() == "whole"
+
+
+def test_an_entry_that_cannot_be_kept_whole_is_told_of(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal = periods.seal
+
+    def spoiled(folder: Path) -> None:
+        seal(folder)
+        overwrite(folder / "rows")
+
+    monkeypatch.setattr(periods, "seal", spoiled)
+    with pytest.raises(OSError, match="was damaged 3 times in a row"):
+        periods.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    assert not (tmp_path / "out").exists()
+    assert tree(cache) == {}
+
+
+def test_a_file_that_nobody_made_is_named(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"must hold lines, but what made it wrote only \['rows'\]"):
+        periods.cached("ab12", {tmp_path / "out": "lines"}, write_whole)
+    assert entry_file(cache).exists()
 
 
 def test_a_make_that_fails_leaves_nothing_behind(cache: Path, tmp_path: Path) -> None:
@@ -95,7 +215,8 @@ def test_of_two_who_make_the_same_entry_both_get_the_one_that_came_first(cache: 
         (folder / "rows").write_text("second")
 
     periods.cached("ab12", {tmp_path / "out": "rows"}, slow)
-    assert tree(cache) == {"ab/ab12/rows": b"first"}
+    assert tree(cache).keys() == {"ab/ab12/rows", f"ab/ab12/{periods.HASHES}"}
+    assert entry_file(cache).read_text() == "first"
     assert (tmp_path / "out").read_text() == "first"
 
 
@@ -105,6 +226,7 @@ def test_where_links_are_impossible_the_files_are_copied(
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
+    is_user(monkeypatch)
     monkeypatch.setattr(os, "link", refuse)
     periods.cached("ab12", {tmp_path / "out": "rows"}, lambda folder: (folder / "rows").touch())
     assert (tmp_path / "out").stat().st_nlink == 1

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tasks import features, params, state
@@ -111,10 +113,20 @@ def test_an_odd_pointer_is_published_over(cleaned: Made) -> None:
 
 
 def torn(path: Path) -> None:
+    path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:100])
 
 
-@pytest.mark.parametrize("spoil", [torn, Path.unlink])
+def altered(path: Path) -> None:
+    """A value of one row: DuckDB reads the file without a word."""
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("amount")
+    others = pa.array([99.0, *table["amount"].to_pylist()[1:]], table.schema.field(place).type)
+    path.chmod(0o644)
+    pq.write_table(table.set_column(place, table.schema.field(place), others), path)
+
+
+@pytest.mark.parametrize("spoil", [torn, altered, Path.unlink])
 def test_a_table_that_cannot_be_read_is_told_of_once_and_the_old_serves_on(
     cleaned: Made, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
