@@ -33,6 +33,7 @@ from typing import IO, Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
+from tasks import objects
 from tasks.params import Params, Section, home
 
 UNKNOWN = "unknown"  # the commit of a run that was made without git, or before the first commit
@@ -584,6 +585,7 @@ def _reproduce(root: Path, name: str, program: "Program", *, env: Mapping[str, s
     with _heard("dvc_data") as errors:
         try:
             with project(root) as repo:
+                objects.check_content(repo.cache.local, stage=name)
                 changed = repo.reproduce(name, single_item=True, force=force, run_env=dict(env))
         except DvcException as error:
             log.debug("DVC's own account", exc_info=True)

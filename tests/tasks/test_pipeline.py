@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -200,6 +201,99 @@ def test_outputs_are_links_of_the_cache_and_making_them_anew_leaves_it_whole(che
         run_stage(space.root, "ingest", env=space.env)
         run_stage(space.root, "train", env=space.env)
     assert broken(checkout) == []
+
+
+def flip(path: Path) -> None:
+    """64 bytes of a file in place, with its size, mode and time as they were."""
+    before, held = path.stat(), bytearray(path.read_bytes())
+    middle = len(held) // 2
+    held[middle : middle + 64] = bytes(byte ^ 1 for byte in held[middle : middle + 64])
+    path.chmod(0o644)
+    with path.open("r+b") as stream:
+        stream.write(held)
+    path.chmod(0o444)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def truncate(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_bytes(b"")
+    path.chmod(0o444)
+
+
+def rename_in_listing(path: Path) -> None:
+    """A folder's listing that is sound JSON of another folder."""
+    text = path.read_text().replace("1.txt", "9.txt")
+    path.chmod(0o644)
+    path.write_text(text)
+    path.chmod(0o444)
+
+
+def outputs(root: Path) -> dict[str, dict[str, bytes]]:
+    return {name: content(root / name) for name in ("data", "models", "reports")}
+
+
+def cached_as(checkout: Path, out: str) -> list[Path]:
+    """The objects of an output: the file's, or those of the folder's files and its listing."""
+    hashes = {
+        entry["path"]: entry["md5"] for stage in pipeline.lock(checkout)["stages"].values() for entry in stage["outs"]
+    }
+    name = hashes[out]
+    listing = checkout / ".dvc" / "cache" / "files" / "md5" / name[:2] / name[2:]
+    if not name.endswith(".dir"):
+        return [listing]
+    inside = [entry["md5"] for entry in json.loads(listing.read_text())]
+    return [*(listing.parents[1] / each[:2] / each[2:] for each in inside), listing]
+
+
+@pytest.mark.parametrize("locked", [True, False], ids=["by the lock", "by the run cache"])
+@pytest.mark.parametrize(
+    ("out", "place", "spoil", "statuses"),
+    [
+        ("data/raw", 0, flip, ["ran", "cached", "cached"]),
+        ("data/raw", -1, flip, ["ran", "cached", "cached"]),
+        ("data/raw", -1, truncate, ["ran", "cached", "cached"]),
+        ("data/raw", -1, rename_in_listing, ["ran", "cached", "cached"]),
+        ("models/model.txt", 0, flip, ["cached", "ran", "cached"]),
+        ("reports/metrics.json", 0, truncate, ["cached", "ran", "cached"]),
+    ],
+)
+def test_a_cached_output_with_other_bytes_is_made_again_and_that_is_logged(
+    checkout: Path,
+    caplog: pytest.LogCaptureFixture,
+    out: str,
+    place: int,
+    spoil: Callable[[Path], None],
+    statuses: list[str],
+    locked: bool,
+) -> None:
+    write(checkout, {"dvc.yaml": FILES["dvc.yaml"].replace("always_changed: true, ", "")})
+    with workspace(checkout) as space:
+        run_all(space)
+        made = outputs(space.root)
+        (checkout / "dvc.lock").write_bytes((space.root / "dvc.lock").read_bytes())
+    spoil(cached_as(checkout, out)[place])
+    if not locked:
+        (checkout / "dvc.lock").unlink()
+    with workspace(checkout) as space:
+        assert run_all(space) == statuses
+        assert outputs(space.root) == made
+    assert "DVC's cache held other bytes than dvc.lock names" in caplog.text
+    assert broken(checkout) == []
+
+
+def test_a_stage_that_runs_again_is_not_given_what_the_cache_holds_of_it(checkout: Path) -> None:
+    """Its output has the hash of a cached file with other bytes: DVC would link that file into its place."""
+    with workspace(checkout) as space:
+        run_all(space)
+        whole = (space.root / "models" / "model.txt").read_bytes()
+        (checkout / "dvc.lock").write_bytes((space.root / "dvc.lock").read_bytes())
+    flip(cached_as(checkout, "models/model.txt")[0])
+    (checkout / "dvc.lock").unlink()
+    write(checkout, {"train.py": FILES["train.py"] + "# the same in other words"})
+    with workspace(checkout) as space:
+        run_all(space)
+        assert (space.root / "models" / "model.txt").read_bytes() == whole
 
 
 def broken(checkout: Path) -> list[Path]:
