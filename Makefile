@@ -49,8 +49,8 @@ repro: setup  ## the pipeline by hand: dvc repro in this checkout
 test: setup  ## the fast tests, under 8 minutes on 2 cores
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not faults"
 
-test-faults: setup  ## kills, locks, full disks, the loop on real servers: under 30 minutes
-	@$(BIN)/python -m pytest -q -m faults
+test-faults: setup  ## kills, locks, full disks, the loop on real servers: under 15 minutes on 2 cores
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m faults
 
 check: setup  ## format, lint, types, the import contract
 	@$(BIN)/ruff format --check -q . && $(BIN)/ruff check -q . && $(BIN)/mypy && $(BIN)/lint-imports

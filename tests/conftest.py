@@ -67,7 +67,18 @@ LEFT JOIN customers ON customers.email = asked.email
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long come first, so that the last that one of xdist's workers begins is a short one."""
-    items.sort(key=lambda item: item.path.stem != "test_notebooks" and item.path.parent.name != "flows")
+    items.sort(key=_turn)
+
+
+LONG = ("test_worker_faults", "test_loop", "test_network_faults", "test_promotion", "test_monitor_faults")
+
+
+def _turn(item: pytest.Item) -> int:
+    """The longest by name, then what needs a Prefect server, a notebook, or processes of its own, then the rest."""
+    if item.path.stem in LONG:
+        return LONG.index(item.path.stem)
+    long = item.path.stem == "test_notebooks" or item.path.parent.name in ("flows", "faults", "serving")
+    return len(LONG) if long else len(LONG) + 1
 
 
 def pytest_sessionfinish() -> None:

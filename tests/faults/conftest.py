@@ -1,5 +1,6 @@
 """Servers that may go away in a test: MLflow's, and a Prefect server for the flows that ask it."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+
+from flows import servers
 
 
 @dataclass
@@ -31,7 +34,8 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        env = {**os.environ, **servers.QUIET, **servers.LEAN}  # as `make up` starts it: no processes for jobs
+        self.process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 120
         while time.monotonic() < until:
             with suppress(OSError), urlopen(f"{self.uri}/health", timeout=2) as answer:

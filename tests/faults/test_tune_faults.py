@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,30 @@ pytestmark = pytest.mark.faults
 
 PROJECT = Path(__file__).parents[2]
 TRIALS = 12
+DYING = """\
+import os, signal, sys
+from tasks import stage, tune
+
+left, rounds, append, fit = int(sys.argv[1]), 4, tune._append, tune._fit_fold
+
+def appended(path, rows):
+    global left
+    append(path, rows)
+    if path.parent.name == "studies":
+        left -= len(rows)
+
+def dying(settings, binned, p, watcher):
+    after = watcher.after_iteration
+    def round_done(model, epoch, evals_log):
+        if left <= 0 and epoch == rounds:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return after(model, epoch, evals_log)
+    watcher.after_iteration = round_done
+    return fit(settings, binned, p, watcher)
+
+tune._append, tune._fit_fold = appended, dying
+stage.main("tune", tune.tune)
+"""
 
 
 @pytest.fixture
@@ -30,11 +53,10 @@ def project(tmp_path: Path) -> tuple[Params, Path]:
     return p, folder
 
 
-def begin(folder: Path, home: Path) -> subprocess.Popen[str]:
+def begin(folder: Path, home: Path, *program: str) -> subprocess.Popen[str]:
     env = os.environ | {"EVERGREEN_HOME": str(home), "PYTHONPATH": str(PROJECT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tasks.tune"], cwd=folder, env=env, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, *(program or ("-m", "tasks.tune"))]
+    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -55,16 +77,10 @@ def logged(home: Path) -> list[dict[str, Any]]:
 
 
 def killed_after(count: int, folder: Path, home: Path) -> None:
-    """SIGKILL, some time into the trial that follows so many."""
-    process = begin(folder, home)
-    until = time.monotonic() + 200
-    while len(logged(home)) < count:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    """SIGKILL, some rounds into the trial that follows so many of its own."""
+    process = begin(folder, home, "-c", DYING, str(count))
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL, said
 
 
 def test_a_search_that_is_killed_and_resumed_is_the_search_that_nobody_killed(
@@ -75,9 +91,10 @@ def test_a_search_that_is_killed_and_resumed_is_the_search_that_nobody_killed(
     unbroken = outputs(p, folder)
     for path in (folder / p.paths.models / "tuned.json", folder / p.paths.reports / "trials.json"):
         path.unlink()
-    for count in (2, 7):
+    for count in (2, 5):
         killed_after(count, folder, tmp_path / "killed")
         assert not (folder / p.paths.models / "tuned.json").exists(), "it was to be killed before its end"
+    assert 7 <= len(logged(tmp_path / "killed")) < TRIALS
     assert "trials taken up" in finish(begin(folder, tmp_path / "killed"))
     assert outputs(p, folder) == unbroken
     assert [row["number"] for row in logged(tmp_path / "killed")] == list(range(TRIALS))
