@@ -63,8 +63,8 @@ lock: setup  ## pin pyproject.toml anew (no index address gets into the files)
 	"$$UV" pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 pyproject.toml -o requirements.lock && \
 	"$$UV" pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 
-deploy: setup  ## put the deployments of prefect.yaml on the server at PREFECT_API_URL
-	@$(BIN)/python -m flows.automations && $(BIN)/prefect --no-prompt deploy --all
+deploy: setup  ## put prefect.yaml's deployments on the server at PREFECT_API_URL; SCHEDULES=1: its schedules too
+	@$(BIN)/python -m flows.deploy $(if $(SCHEDULES),--schedules)
 
 ui-mlflow: setup  ## the MLflow UI on http://127.0.0.1:5000
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \

@@ -1,18 +1,16 @@
-"""automations: the work pool, and what the Prefect server does about a run that has died.
+"""automations: what the Prefect server does by itself: it starts a retrain that is wanted, and answers runs that die.
 
-    python -m flows.automations
-
-`make deploy` and `make up` run it; as often as you like. A run is never scheduled again under its own id: Prefect may
-then execute it twice at once. A retrain that died is a new run with the same parameters, policy.attempts times at most.
+flows/deploy.py puts them there. A run is never scheduled again under its own id: Prefect may then execute it twice at
+once. A retrain that died is a new run with the same parameters. How often is bounded here, on the server, since a run
+that dies before its first line counts nothing: each further attempt is an automation of its own, which answers only the
+crash of the run that the one before it has started. The last attempt trains nothing and answers the decision.
 """
 
-import argparse
 from datetime import timedelta
-from pathlib import Path
+from uuid import UUID
 
 from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture, RunDeployment
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
@@ -21,52 +19,84 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
-from flows.servers import ONE_RETRAIN, pool_of
+from flows import HEARTBEAT_S
 
-SILENCE = timedelta(seconds=75)  # two heartbeats of 30 s missed (PREFECT_FLOWS_HEARTBEAT_FREQUENCY), and some
+SILENCE = timedelta(seconds=5 * HEARTBEAT_S)  # so long that a server may be away for a minute, and nobody is missed
 ONCE = timedelta(minutes=10)  # a worker may report one death twice
 LEFT = "left behind by a worker that is gone"
 BEAT = "prefect.flow-run.heartbeat"
 DIED = "prefect.flow-run.Crashed"
+BEGAN = {f"prefect.flow-run.{state}" for state in ("Pending", "Running")}
 ENDED = {DIED, *(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled"))}
 ANY: dict[str, str | list[str]] = {"prefect.resource.id": ["prefect.flow-run.*"]}
-RETRAIN: dict[str, str | list[str]] = {"prefect.resource.role": "deployment", "prefect.resource.name": "retrain"}
+OURS: dict[str, str | list[str]] = {  # others on this server may send their heartbeats as they like
+    "prefect.resource.role": "tag",
+    "prefect.resource.id": "prefect.tag.evergreen",
+}
 AGAIN = (  # a run by hand has no decision, and promotes under its own id: the new one promotes under the same
     "{{ dict(flow_run.parameters, attempt=(flow_run.parameters.attempt or 0) + 1, "
     "decision=flow_run.parameters.decision or 'retrain-' ~ flow_run.id) | tojson }}"
 )
 BEGUN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
+RETRAIN, RETRAIN_AGAIN = "retrain", "retrain-again"  # the deployments
 
 
-def silent() -> AutomationCore:
-    """A worker that is killed with its run tells nobody: the run's silence does."""
+def put(client: SyncPrefectClient, *, attempts: int) -> None:
+    """All of them; those of more attempts than policy.attempts allows are removed."""
+    first = client.read_deployment_by_name(f"{RETRAIN}/{RETRAIN}").id
+    further = client.read_deployment_by_name(f"{RETRAIN}/{RETRAIN_AGAIN}").id
+    for automation in (start(first), end_silent(), *(rerun(number, further) for number in range(1, attempts + 2))):
+        keep(automation, client)
+    _remove_rest(attempts + 2, client)
+
+
+def start(deployment: UUID) -> AutomationCore:
+    """What a decision of the monitor's sets going."""
+    parameters = {name: f"{{{{ event.payload.{name} }}}}" for name in ("as_of", "decision", "reason")}
+    return AutomationCore(
+        name="retrain when it is wanted",
+        description="A decision to retrain starts the deployment `retrain`.",
+        trigger=EventTrigger(
+            expect={"evergreen.retrain.wanted"},
+            match={"prefect.resource.id": "evergreen.model.*"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[RunDeployment(source="selected", deployment_id=deployment, parameters=parameters)],
+    )
+
+
+def end_silent() -> AutomationCore:
+    """A worker that is killed with its run tells nobody: the run's silence does. One that never began is silent too."""
     trigger = EventTrigger(
-        after={BEAT},
-        expect={BEAT, *ENDED},
+        after={BEAT, *BEGAN},
+        expect={BEAT, *BEGAN, *ENDED},
         match=ANY,
+        match_related=OURS,
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
         within=SILENCE,
     )
-    said = f"no heartbeat for {SILENCE.total_seconds():.0f} s"
+    message = f"no heartbeat for {SILENCE.total_seconds():.0f} s"
     return AutomationCore(
         name="a silent run has crashed",
         description="A run whose heartbeats have stopped is marked Crashed.",
         trigger=trigger,
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=said)],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
     )
 
 
-def again() -> AutomationCore:
-    """The parameters as they were, and one attempt more; the flow itself refuses one too many."""
+def rerun(number: int, deployment: UUID) -> AutomationCore:
+    """The parameters as they were, and one attempt more: after a crash of `retrain`, or of the attempt before."""
+    creator = {"prefect.resource.role": "creator", "prefect.resource.name": _name(number - 1)}
     trigger = EventTrigger(
         expect={DIED},
         match={**ANY, "prefect.state-message": f"!{LEFT}"},  # those are run again by `take_up`
-        match_related=RETRAIN,
+        match_related=[_runs_of(RETRAIN)] if number == 1 else [_runs_of(RETRAIN_AGAIN), creator],
         for_each={"prefect.resource.id"},
         posture=Posture.Reactive,
         threshold=1,
@@ -74,11 +104,42 @@ def again() -> AutomationCore:
     )
     same = {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": AGAIN}}
     return AutomationCore(
-        name="a crashed retrain runs again",
-        description="As a new run, with its decision's id; policy.attempts times at most.",
+        name=_name(number),
+        description="As a new run, with its decision's id: policy.attempts times, and a last one answers the decision.",
         trigger=trigger,
-        actions=[RunDeployment(source="inferred", parameters=same)],
+        actions=[RunDeployment(source="selected", deployment_id=deployment, parameters=same)],
     )
+
+
+def _name(number: int) -> str:
+    return f"a crashed retrain runs again ({number})"
+
+
+def _runs_of(deployment: str) -> dict[str, str | list[str]]:
+    return {"prefect.resource.role": "deployment", "prefect.resource.name": deployment}
+
+
+def _remove_rest(number: int, client: SyncPrefectClient) -> None:
+    while automations := client.read_automations_by_name(_name(number)):
+        for automation in automations:
+            client.delete_automation(automation.id)
+        number += 1
+
+
+def keep(one: AutomationCore, client: SyncPrefectClient) -> None:
+    """One of its name, as it is wanted. One that is so already is left alone: it may be counting. One that somebody
+    has turned off stays off."""
+    known = client.read_automations_by_name(one.name)
+    for more in known[1:]:
+        client.delete_automation(more.id)
+    if not known:
+        client.create_automation(one)
+    elif _content(known[0]) != _content(one):
+        client.update_automation(known[0].id, one.model_copy(update={"enabled": known[0].enabled}))
+
+
+def _content(automation: AutomationCore) -> object:
+    return automation.model_dump(include={"description", "trigger", "actions"}, exclude={"trigger": {"id"}})
 
 
 def take_up(pool: str, client: SyncPrefectClient) -> list[FlowRun]:
@@ -91,62 +152,18 @@ def take_up(pool: str, client: SyncPrefectClient) -> list[FlowRun]:
     here = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
     left = client.read_flow_runs(work_pool_filter=here, flow_run_filter=begun)
     for run in left:
-        if run.deployment_id and client.read_flow(run.flow_id).name == "retrain":
+        if run.deployment_id and client.read_flow(run.flow_id).name == RETRAIN:
             _run_again(run, client)  # before it is marked: a kill between them does not lose it
         client.set_flow_run_state(run.id, Crashed(message=LEFT), force=True)
     return left
 
 
 def _run_again(run: FlowRun, client: SyncPrefectClient) -> None:
-    """What `again` does; under a key of the run's, so that there is one however often it is asked for."""
-    assert run.deployment_id
+    """What `rerun` does; under a key of the run's, so that there is one however often it is asked for."""
     known = run.parameters
     more = {"attempt": known.get("attempt", 0) + 1, "decision": known.get("decision") or f"retrain-{run.id}"}
     client.create_flow_run_from_deployment(
-        run.deployment_id, parameters={**known, **more}, idempotency_key=f"{run.id} again"
+        client.read_deployment_by_name(f"{RETRAIN}/{RETRAIN}").id,
+        parameters={**known, **more},
+        idempotency_key=f"{run.id} again",
     )
-
-
-def keep(one: AutomationCore, client: SyncPrefectClient) -> None:
-    """One of its name, as it is wanted. One that is so already is left alone: it may be counting."""
-    known = client.read_automations_by_name(one.name)
-    for more in known[1:]:
-        client.delete_automation(more.id)
-    if not known:
-        client.create_automation(one)
-    elif _said(known[0]) != _said(one):
-        client.update_automation(known[0].id, one)
-
-
-def _said(one: AutomationCore) -> object:
-    return one.model_dump(include={"description", "trigger", "actions"}, exclude={"trigger": {"id"}})
-
-
-def make_pool(name: str, client: SyncPrefectClient) -> None:
-    """Of processes, unless somebody has made it otherwise."""
-    try:
-        client.read_work_pool(name)
-    except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
-
-
-def make_limit(client: SyncPrefectClient) -> None:
-    """One retrain at a time, of all that deployments start."""
-    client.upsert_global_concurrency_limit_by_name(ONE_RETRAIN, 1)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--no-worker-runs", action="store_true", help="so what is called running has died")
-    pool, alone = pool_of(Path.cwd()), parser.parse_args().no_worker_runs
-    with get_client(sync_client=True) as client:
-        make_pool(pool, client)
-        make_limit(client)
-        for each in (silent(), again()):
-            keep(each, client)
-        for run in take_up(pool, client) if alone else []:
-            print(f"{run.name}: {LEFT}")
-
-
-if __name__ == "__main__":
-    main()

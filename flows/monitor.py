@@ -22,6 +22,7 @@ from prefect.runtime import flow_run
 
 from flows.alert import alert
 from flows.network import NETWORK
+from flows.ticks import skip_if_busy
 from tasks import canary, drift, journal, params, pipeline, policy, predecessor, registry, state
 from tasks import monitor as work
 from tasks.journal import Journal
@@ -64,6 +65,8 @@ def monitor(
         as_of: Event time "now", in UTC. Empty: the newest that is journalled.
         report: When Evidently's report of the window is drawn: always, on alarms, or never.
     """
+    if skip := skip_if_busy("monitor"):
+        return skip  # type: ignore[no-any-return]  # the run's end: Prefect hands it to nobody
     p = params.load()
     with pipeline.only_run(params.home(), name="monitor", say=get_run_logger().info):
         kept = journal.open_journal(p.journal)

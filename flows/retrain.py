@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,15 +19,13 @@ from typing import Annotated, Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.concurrency.sync import concurrency
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows import approval
 from flows.alert import alert
 from flows.forms import hide_from_form
 from flows.network import NETWORK
-from flows.servers import ONE_RETRAIN
 from tasks import clock, gate, journal, judge, params, pipeline, record, registry, state
 from tasks.gate import Verdict
 from tasks.params import Params
@@ -35,7 +33,6 @@ from tasks.pipeline import StageFailed, StageRun, Workspace
 from tasks.registry import Entry, Registry, Version
 
 LONGEST = timedelta(hours=6)  # of a retrain, for those that wait for it
-LEASE = 60.0  # seconds after which the place of one that died is free again; the least that Prefect has
 
 
 @dataclass(frozen=True)
@@ -115,18 +112,14 @@ def retrain(
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One retrain at a time: in this home, and of those that a server's deployment started anywhere.
+    """One retrain at a time in this home, by a lock that ends with its process.
 
-    Not by a limit of the deployment's own: a run that pauses for an approval loses its place in that, and Prefect then
-    ends it.
+    Not by a limit of Prefect's: a server that is killed may count a place as taken for ever, and a run that pauses for
+    an approval loses its place.
     """
     p, say = params.load(), get_run_logger().info
     waits = LONGEST + (p.gate.approval_within if p.gate.approval == "required" else timedelta(0))
-    with ExitStack() as held:
-        if deployment.id:
-            limit = concurrency(ONE_RETRAIN, lease_duration=LEASE, timeout_seconds=waits.total_seconds())
-            held.enter_context(limit)
-        held.enter_context(pipeline.only_run(params.home(), say=say, timeout=waits.total_seconds()))
+    with pipeline.only_run(params.home(), say=say, timeout=waits.total_seconds()):
         yield
 
 

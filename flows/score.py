@@ -17,6 +17,7 @@ from prefect.runtime import flow_run
 
 from flows.network import NETWORK
 from flows.retrain import run_stages
+from flows.ticks import skip_if_busy
 from tasks import clock, journal, params, pipeline, registry, state
 from tasks import score as work
 from tasks.params import Clock, Params
@@ -40,6 +41,8 @@ def score(
     Args:
         as_of: Event time "now", in UTC, such as 2013-07-01T00:00:00Z. Empty: the clock of params.yaml.
     """
+    if skip := skip_if_busy("score"):
+        return skip  # type: ignore[no-any-return]  # the run's end: Prefect hands it to nobody
     say = get_run_logger().info
     with pipeline.only_run(params.home(), name="score", say=say):
         settings = params.load().clock

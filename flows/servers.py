@@ -22,13 +22,13 @@ from pathlib import Path
 
 import yaml
 
+from flows import HEARTBEAT, PATIENCE
 from tasks import params, stage
 
 HOST = "127.0.0.1"
 START = 180.0  # seconds that a part may take until it answers: ten or so, more on a busy machine
 STOP = 10.0  # seconds that it may take to end when it is asked to
 WORKER = "evergreen"  # its name
-ONE_RETRAIN = "evergreen-retrain"  # the name of the Prefect server's limit: flows/automations.py makes it
 QUIET = {  # nothing phones home, and a client that gets no answer says so within seconds
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -37,10 +37,9 @@ QUIET = {  # nothing phones home, and a client that gets no answer says so withi
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
 }
 TUNED = {  # what may be set otherwise from outside
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the least there is; flows/automations.py counts on it
+    **PATIENCE,
     "PREFECT_WORKER_QUERY_SECONDS": "2",  # the default, 10, is how long an event waits for its run
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite has one writer, and others wait; after the default, 10, an error
-    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     # The defaults write one event at a time, which costs SQLite three times the CPU.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
@@ -86,7 +85,7 @@ def environment(home: Path, *, api: str, mlflow: str | None = None) -> dict[str,
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # a run that lost the address fails, and starts no server
         "PYTHONUNBUFFERED": "1",
     }
-    return {**QUIET, **TUNED, **os.environ, **told, **({"MLFLOW_TRACKING_URI": mlflow} if mlflow else {})}
+    return {**QUIET, **TUNED, **os.environ, **HEARTBEAT, **told, **({"MLFLOW_TRACKING_URI": mlflow} if mlflow else {})}
 
 
 # --- the parts -----------------------------------------------------------------------------------------------------

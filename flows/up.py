@@ -101,9 +101,8 @@ def _start(running: list[Running], ports: Ports, *, checkout: Path, home: Path) 
     ):
         running.append(servers.start(part, logs))
     servers.wait(running[0], beside=running)
-    _deploy("automations", "-m", "flows.automations", "--no-worker-runs", env=env, logs=logs)
+    _deploy("deploy", "-m", "flows.deploy", "--no-worker-runs", env=env, logs=logs)
     running.append(servers.start(servers.worker(pool, env), logs))
-    _deploy("deploy", "-m", "prefect", "--no-prompt", "deploy", "--all", env=env, logs=logs)
     for each in running:
         servers.wait(each, beside=running)
     shown = " · ".join(f"{NAMES[name]} {address}" for name, address in addresses.items())

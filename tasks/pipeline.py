@@ -779,6 +779,18 @@ def only_run(
         lock.release()
 
 
+def is_run_under_way(shared: Path, *, name: str = "run") -> bool:
+    """Whether a process holds the lock of this name now."""
+    lock = FileLock(shared / f"{name}.lock", thread_local=False)
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except FileNotFoundError:  # no home yet
+        return False
+
+
 def _wait_for(lock: FileLock, holder: Path, timeout: float) -> None:
     try:
         lock.acquire(timeout=timeout, poll_interval=0.2)

@@ -9,11 +9,14 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.automations import EventTrigger, RunDeployment
 from prometheus_client import generate_latest
 
+from flows import automations
 from tasks.serving import live, metrics, stream
 
 ROOT = Path(__file__).parents[1]
@@ -152,21 +155,29 @@ DEPLOYMENTS = {each["name"]: each for each in yaml.safe_load((ROOT / "prefect.ya
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_a_deployment_runs_the_flow_of_its_name_with_parameters_that_it_has(name: str) -> None:
+def test_a_deployment_runs_a_flow_of_this_project_with_parameters_that_it_has(name: str) -> None:
     path, _, function = DEPLOYMENTS[name]["entrypoint"].partition(":")
-    assert (path, function) == (f"flows/{name}.py", name)
+    assert path == f"flows/{function}.py"
+    assert name in (function, f"{function}-again")
+    assert DEPLOYMENTS[name]["parameters"].keys() <= arguments_of(path, function)
+
+
+def arguments_of(path: str, function: str) -> set[str]:
     found = [each for each in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(each, ast.FunctionDef)]
-    takes = next({arg.arg for arg in each.args.args} for each in found if each.name == function)
-    given = [each["parameters"] for each in DEPLOYMENTS[name].get("triggers", [])]
-    assert {key for each in given for key in each} <= takes
+    return next({arg.arg for arg in each.args.args} for each in found if each.name == function)
 
 
 def test_what_the_monitor_says_is_what_the_retrain_waits_for() -> None:
-    (trigger,) = DEPLOYMENTS["retrain"]["triggers"]
+    automation = automations.start(uuid4())
     source = (ROOT / "flows/monitor.py").read_text()
-    assert f'WANTED = "{trigger["expect"][0]}"' in source
+    assert isinstance(automation.trigger, EventTrigger)
+    assert {f'WANTED = "{name}"' in source for name in automation.trigger.expect} == {True}
+    (action,) = automation.actions
+    assert isinstance(action, RunDeployment)
+    assert action.parameters
     sent = set(re.findall(r'"(\w+)": ', source.partition("payload={")[2].partition("}")[0]))
-    assert {re.sub(r"[{} ]|event.payload.", "", value) for value in trigger["parameters"].values()} <= sent | {"as_of"}
+    assert {re.sub(r"[{} ]|event.payload.", "", value) for value in action.parameters.values()} <= sent
+    assert action.parameters.keys() <= arguments_of("flows/retrain.py", "retrain")
 
 
 # --- what is watched

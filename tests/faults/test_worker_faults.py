@@ -109,7 +109,7 @@ def test_a_worker_that_is_killed_with_its_run_is_noticed_and_the_run_is_made_aga
     here.worker.process.wait()
     other = servers.start(servers.worker("evergreen", here.env), here.home / "other-logs")
     try:
-        assert here.ended(run, seconds=150).state_name == "Crashed"
+        assert here.ended(run, seconds=240).state_name == "Crashed"
         again = next_of(here, run)
         assert again.parameters["attempt"] == 1
         assert here.ended(again, seconds=180).state_name == "Completed"

@@ -30,7 +30,11 @@ class Station:
     folder: Path
     env: Mapping[str, str]
     client: SyncPrefectClient
-    worker: Running
+    running: list[Running]  # the server, then the worker
+
+    @property
+    def worker(self) -> Running:
+        return self.running[1]
 
     @property
     def home(self) -> Path:
@@ -80,32 +84,37 @@ def until(found: Callable[[], T | None], seconds: float, log: Path | None = None
 
 
 @contextmanager
-def station(folder: Path) -> Iterator[Station]:
-    """For a checkout that has been made."""
+def station(folder: Path, *, plain: bool = False) -> Iterator[Station]:
+    """For a checkout that has been made. `plain`: server and worker as somebody starts them who knows Prefect alone."""
     port = servers.free_port()
     api, logs = f"http://{HOST}:{port}/api", folder / ".evergreen" / "logs"
-    env = environment(folder, api)
+    env = plain_environment(folder, api) if plain else environment(folder, api)
     running = [servers.start(servers.prefect(port, env), logs)]
     try:
         servers.wait(running[0])
-        program(folder, env, "-m", "flows.automations")
+        program(folder, env, "-m", "flows.deploy")
         running.append(servers.start(servers.worker(servers.pool_of(folder), env), logs))
-        program(folder, env, "-m", "prefect", "--no-prompt", "deploy", "--all")
         servers.wait(running[1], beside=running)
         with SyncPrefectClient(api) as client:
-            yield Station(folder, env, client, running[1])
+            yield Station(folder, env, client, running)
     finally:
         for each in reversed(running):
             servers.stop(each)
 
 
+def plain_environment(folder: Path, api: str) -> dict[str, str]:
+    """The addresses and the key, and nothing of how the parts should behave."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    given = {"EVERGREEN_HOME": str(folder / ".evergreen"), "PREFECT_HOME": str(folder / ".evergreen" / "prefect")}
+    return {**mine, **given, "PREFECT_API_URL": api, "EVERGREEN_PII_KEY": KEY, "DO_NOT_TRACK": "true"}
+
+
 def environment(folder: Path, api: str) -> dict[str, str]:
     """What `make up` gives its parts, for this folder."""
-    mine = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     given = {"EVERGREEN_HOME": str(folder / ".evergreen"), "PREFECT_HOME": str(folder / ".evergreen" / "prefect")}
     theirs = servers.environment(folder / ".evergreen", api=api)
     kept = {name: value for name, value in theirs.items() if name not in os.environ}
-    return {**mine, **kept, **given, "PREFECT_API_URL": api, "EVERGREEN_PII_KEY": KEY}
+    return {**plain_environment(folder, api), **kept, **given}
 
 
 def program(folder: Path, env: Mapping[str, str], *arguments: str) -> str:

@@ -1,6 +1,5 @@
 """The loop end to end, with a server and a worker: a quiet stream starts nothing, a shift gets a new champion."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,7 +10,6 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Paused
 
-from flows.retrain import LEASE
 from tasks import journal, params, registry
 from tests.conftest import raw_params, write_sources
 from tests.flows.conftest import commit, make_checkout
@@ -98,9 +96,8 @@ def story(here: Station) -> Story:
 
 
 def approved(here: Station, run: FlowRun) -> FlowRun:
-    """A run that waits for a person longer than Prefect lets a place be held without a word, and then is approved."""
+    """A run that waits for a person, and then is approved."""
     until(lambda: (now := here.client.read_flow_run(run.id)).state and now.state.is_paused(), 180, here.worker.log)
-    time.sleep(1.2 * LEASE)
     here.client.resume_flow_run(run.id, run_input={"approve": True, "note": "Ann"})
     return here.completed(run)
 
@@ -156,8 +153,7 @@ def scheduled(here: Station) -> list[FlowRun]:
 
 def test_deploying_again_changes_nothing(here: Station) -> None:
     before = placed(here)
-    program(here.folder, here.env, "-m", "flows.automations")
-    program(here.folder, here.env, "-m", "prefect", "--no-prompt", "deploy", "--all")
+    program(here.folder, here.env, "-m", "flows.deploy")
     assert placed(here) == before
 
 
@@ -174,7 +170,7 @@ def test_a_retrain_that_was_left_behind_runs_again_once_and_one_attempt_too_many
     deployment = here.client.read_deployment_by_name("retrain/retrain")
     known = {"attempt": most, "decision": "left", "as_of": FIRST.isoformat()}
     run = here.client.create_flow_run_from_deployment(deployment.id, parameters=known, state=Paused())
-    program(here.folder, here.env, "-m", "flows.automations", "--no-worker-runs")
+    program(here.folder, here.env, "-m", "flows.deploy", "--no-worker-runs")
     assert here.ended(run).state_name == "Crashed"
     last = here.ended(here.runs("retrain")[-1])
     assert last.parameters == known | {"attempt": most + 1}

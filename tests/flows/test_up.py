@@ -93,8 +93,12 @@ def test_every_part_listens_on_this_machine_alone(tmp_path: Path) -> None:
         assert part.arguments[list(part.arguments).index("--host") + 1] == "127.0.0.1"
 
 
-def test_silence_is_longer_than_two_heartbeats() -> None:
-    assert timedelta(seconds=2 * int(servers.TUNED["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])) < automations.SILENCE
+def test_the_parts_send_heartbeats_as_the_detector_expects_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "180")
+    env = servers.environment(tmp_path, api="http://127.0.0.1:1/api")
+    assert timedelta(seconds=2 * int(env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])) < automations.SILENCE
 
 
 def test_the_parameters_of_a_crashed_run_are_passed_on_with_their_types() -> None:
