@@ -4,12 +4,12 @@ The thresholds are not a library's: each comes from the windows of the model's o
 that a stream in which nothing changes gives drift.false_alarms alarms of the whole dataset in 30 days of event time.
 The only importer of evidently, which draws the report with these thresholds; it decides nothing.
 
-How far a column moved is told as a score: how many deviations of its history's windows its distance, or its mean given
-the other columns, lies off theirs, whichever is more. Squared and halved a score is evidence, as -log p of a normal
-deviate grows; the dataset's signal is the largest evidence plus the log of the column's weight, half of it spread
-evenly, half by the model's importance (a weighted Bonferroni rule: Genovese et al. 2006). The threshold is a
-quantile of the same number over the history's windows, each scored by those that it does not overlap: no shape is
-assumed of it, except of its tail where there are fewer windows than the rate asks for.
+How far a column moved is told as a score: how many deviations of its history's windows its distance, its mean given the
+other columns, or its correlation with them (tasks/relation.py) lies off theirs, whichever is most. Squared and halved a
+score is evidence, as -log p of a normal deviate grows; the dataset's signal is the largest evidence plus the log of the
+column's weight, half of it spread evenly, half by the model's importance (a weighted Bonferroni rule: Genovese et al.
+2006). The threshold is a quantile of the same number over the history's windows, each scored by those that it does not
+overlap: no shape is assumed of it, except of its tail where there are fewer windows than the rate asks for.
 """
 
 import logging
@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import reference
+from tasks import reference, relation
 from tasks.model import Floats, Model
 from tasks.params import Drift
 from tasks.policy import Signal
 from tasks.reference import Column, Profile
+from tasks.windows import Codes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,7 +97,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Normal:
-    """What the windows of a history show when nothing is wrong: distances (m, columns), what is left (m, terms)."""
+    """What the windows of a history show when nothing is wrong: distances (m, columns), what is left (m, terms), and
+    how far terms go with the others (m, terms)."""
 
     profile: Profile
     settings: Drift
@@ -111,6 +113,12 @@ class Normal:
     def left(self) -> Floats:
         history = np.array(self.profile.joint.history, dtype=np.float64)
         return history.reshape(len(self.distances), -1) if self.with_terms else np.zeros((len(self.distances), 0))
+
+    @cached_property
+    def relations(self) -> Floats:
+        """Without any, in the profile of an older version, a relation is never off."""
+        relations = np.array(self.profile.joint.relations, dtype=np.float64)
+        return relations.reshape(len(self.distances), -1) if self.with_terms else np.zeros((len(self.distances), 0))
 
     @cached_property
     def windows(self) -> float:
@@ -145,7 +153,14 @@ class Normal:
         _, usual = _of_others(self.left, span, mean=0.0)  # what is left is 0 on average
         pairs = zip(self.left, np.maximum(usual, self.floors[1]), strict=True)
         by_left = np.array([self._blamed(*each) for each in pairs]).reshape(self.left.shape)
-        return _evidence(np.maximum(by_distance, self._to_columns(by_left)))
+        usual, deviation = _of_others(self.relations, span)
+        loosened = relation.loosened(self.relations, usual, np.maximum(deviation, self._floor(self.relations)))
+        by_terms = np.maximum(self._to_columns(by_left), self._to_columns(loosened))
+        return _evidence(np.maximum(by_distance, by_terms))
+
+    def _floor(self, of_terms: Floats) -> Floats:
+        """A mean and a Fisher transform have the same spread, of sampling alone."""
+        return self.floors[1][:1] if of_terms.shape[1] else np.zeros(0)
 
     def _to_columns(self, of_terms: Floats) -> Floats:
         """Of each column's terms the largest (m, terms) → (m, columns)."""
@@ -155,12 +170,20 @@ class Normal:
             found[:, place] = np.maximum(found[:, place], of_terms[:, i])
         return found
 
-    def score(self, distances: Floats, left: Floats) -> Floats:
+    def loosened(self, relations: Floats) -> Floats:
+        """How many deviations a new window's terms go less with the others than usual (k)."""
+        if not relations.size or not self.relations.size:
+            return np.zeros(0)
+        deviation = np.maximum(self.relations.std(axis=0), self._floor(self.relations))
+        return relation.loosened(relations, self.relations.mean(axis=0), deviation)
+
+    def score(self, distances: Floats, left: Floats, loosened: Floats) -> Floats:
         """A new window's evidence by column, by all windows of the history."""
         off = (distances - self.distances.mean(axis=0)) / np.maximum(self.distances.std(axis=0), self.floors[0])
         if self.with_terms:
             by_left = self._blamed(left, np.maximum(np.sqrt((self.left**2).mean(axis=0)), self.floors[1]))
             off = np.maximum(off, self._to_columns(by_left[None])[0])
+            off = np.maximum(off, self._to_columns(loosened[None])[0])
         return _evidence(off)
 
     def _blamed(self, left: Floats, usual: Floats) -> Floats:
@@ -226,8 +249,10 @@ def compare(profile: Profile, table: "pa.Table", times: "NDArray[np.datetime64]"
     if usual.windows < ENOUGH or not len(units):
         return Found((), 0.0, math.inf, len(units), usual.windows, gone)
     empty = [i for i, name in enumerate(profile.names) if table[name].null_count == table.num_rows]
-    left = profile.joint.left(profile.joint.terms(table, profile.names), units, empty=empty)
-    return _found(usual, table, units, left, gone=gone)
+    terms = profile.joint.terms(table, profile.names)
+    left = profile.joint.left(terms, units, empty=empty)
+    relations = np.zeros(0) if empty else profile.joint.relation(terms, units)  # those with an empty one are no fault
+    return _found(usual, table, units, left, relations, gone=gone)
 
 
 def compare_scores(profile: Profile, scores: Floats, times: "NDArray[np.datetime64]", *, settings: Drift) -> Found:
@@ -240,10 +265,10 @@ def compare_scores(profile: Profile, scores: Floats, times: "NDArray[np.datetime
     units = _units(profile, times)
     if usual.windows < ENOUGH or not len(units):
         return Found((), 0.0, math.inf, len(units), usual.windows)
-    return _found(usual, pa.table(columns), units, np.zeros(0), gone=())
+    return _found(usual, pa.table(columns), units, np.zeros(0), np.zeros(0), gone=())
 
 
-def _units(profile: Profile, times: "NDArray[np.datetime64]") -> reference.Codes:
+def _units(profile: Profile, times: "NDArray[np.datetime64]") -> Codes:
     """Of a window that is one unit there are no parts, wherever it begins."""
     return reference.units(times, profile.unit) if profile.span > 1 else np.zeros(len(times), dtype=np.int64)
 
@@ -273,13 +298,22 @@ def _fits(column: Column, table: "pa.Table") -> bool:
     return True
 
 
-def _found(usual: Normal, table: "pa.Table", units: reference.Codes, left: Floats, *, gone: tuple[str, ...]) -> Found:
+def _found(
+    usual: Normal,
+    table: "pa.Table",
+    units: Codes,
+    left: Floats,
+    relations: Floats,
+    *,
+    gone: tuple[str, ...],
+) -> Found:
     columns = usual.columns
     now = [reference.window_shares(each, table[each.name], units) for each in columns]
     then = [reference.shares(np.array(each.counts)) for each in columns]
     distances = np.array([float(reference.distance(*each)) for each in zip(now, then, strict=True)])
     there = np.array([each.name not in gone for each in columns])
-    evidence = np.where(there, usual.score(distances, left), 0.0)  # what is gone is told as a fault
+    loosened = usual.loosened(relations)
+    evidence = np.where(there, usual.score(distances, left, loosened), 0.0)  # what is gone is told as a fault
     weighted = evidence + np.log(usual.weights)
     moved = tuple(
         Moved(
@@ -289,7 +323,7 @@ def _found(usual: Normal, table: "pa.Table", units: reference.Codes, left: Float
             evidence=float(weighted[i]),
             distance=float(distances[i]),
             usual=float(usual.distances[:, i].mean()),
-            told=_told(each, then[i], now[i]),
+            told=_parted(usual, i, relations, loosened, evidence[i]) or _told(each, then[i], now[i]),
             faults=tuple(_faults(each, table[each.name])) if there[i] else (),
         )
         for i, each in enumerate(columns)
@@ -299,6 +333,16 @@ def _found(usual: Normal, table: "pa.Table", units: reference.Codes, left: Float
 
 def _deviations(evidence: float) -> float:
     return math.sqrt(2 * max(evidence, 0.0))
+
+
+def _parted(usual: Normal, column: int, relations: Floats, loosened: Floats, evidence: float) -> str | None:
+    """The phrase for a column that goes less with the others than it did, where that is what its evidence comes of."""
+    terms = [i for i in range(len(loosened)) if usual.profile.joint.column[i] == column]
+    term = max(terms, key=lambda i: float(loosened[i]), default=None)
+    if term is None or loosened[term] < max(_deviations(evidence) - 1e-9, PLAIN):
+        return None
+    before, now = np.tanh(usual.relations[:, term].mean()), np.tanh(relations[term])
+    return f"correlation with what the other columns say of it {before:.2f} → {now:.2f}"
 
 
 def _told(column: Column, before: Floats, now: Floats) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import features, model, periods, reference, split, stage
+from tasks import features, labels, model, periods, reference, split, stage
 from tasks.features import Rows
 from tasks.model import Floats, Model, Spec
 from tasks.params import Params
@@ -316,6 +316,8 @@ def _publish_reference(
     """What the monitor holds new rows against: the model's history as a profile, and a sample of it to be drawn."""
     start = as_of - p.split.window if p.split.window else None
     history = rows.take(split.between(rows.event_time, start, as_of))
+    mature = history.event_time < np.datetime64(as_of - p.label.deadline)
+    labelled = model.labelled(history.label[mature])
     made = reference.profile(
         history.table,
         history.event_time,
@@ -326,6 +328,7 @@ def _publish_reference(
         until=as_of,
         window=p.monitor.window,
         settings=p.drift,
+        labelled=labels.least_share(labelled, history.event_time[mature], p.monitor.window),
     )
     periods.publish(reports / "profile.json", lambda new: _write(new, made.to_json()))
     _publish_sample(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tasks import canary, drift, gate, judge, policy, predecessor, reference, score
+from tasks import canary, drift, gate, judge, labels, policy, predecessor, reference, score
 from tasks.drift import Cause, Found, Slice
 from tasks.evaluate import CANDIDATE
 from tasks.journal import STALE, Journal, entry_of, subject
@@ -178,7 +178,9 @@ def measure(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_
         *drift.signals(moved, said, version=version, since=since, until=as_of, whole=whole),
     ]
     before = _rows_of(journal, since - of.window, since)
-    found = [with_volume(each, came, before) if each.kind == "quality" else each for each in found]
+    least = of.profile.labelled if of.profile else None
+    lost = labels.fault(mature.labelled, least)
+    found = [with_labels(with_volume(each, came, before), lost) if each.kind == "quality" else each for each in found]
     found += predecessor_of(p, of, journal=journal, registry=registry, as_of=as_of)
     found += challenger_of(p, of, journal=journal, registry=registry, as_of=as_of)
     journal.append("signals", _rows(found))
@@ -323,6 +325,11 @@ def with_volume(quality: Signal, came: int, before: int) -> Signal:
     length = spell(quality.window_end - quality.window_begin)
     said = f"{quality.said} {came:,} rows came, {before:,} in the {length} before."
     return replace(quality, alarm=quality.alarm or alarm, said=said)
+
+
+def with_labels(quality: Signal, fault: str | None) -> Signal:
+    """With the fault of the feed of labels, if it has one."""
+    return replace(quality, alarm=True, said=f"{quality.said} {fault}.") if fault else quality
 
 
 def predecessor_of(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_of: datetime) -> list[Signal]:

@@ -24,18 +24,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks import relation, windows
 from tasks.params import Drift
+from tasks.windows import Codes, Floats
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Floats = NDArray[np.floating[Any]]
-Codes = NDArray[np.int64]
 DAY = timedelta(days=1)
 INDICATORS = 8  # levels of a category that take part in the regressions
 RIDGE = 0.005  # on correlations: a column that others give exactly is taken to leave that much of itself
 CLIP = 0.002  # of a number's rows at each end are taken for the nearest of the rest, in the regressions
-WEEK = 7  # units, of which the most extreme is left out at either end
+FEWEST = 5  # rows in a window, on average, of a level that takes part: a rarer one is there or not, as chance has it
 LATTICE = 3000  # a number with no more values than this may be recorded in steps: a value between them is new
 STEPS = 0.1  # it is not, where a window of its history holds so large a share of values that are nowhere else
 SCORE = "_score"  # no feature begins so
@@ -105,7 +105,8 @@ class Column:
 class Joint:
     """The history's columns together: numbers, and indicators of the commonest levels, as k standardised terms.
 
-    `inverse` (k, k) is the inverse of their correlations; `history` (windows, k) what the regressions left.
+    `inverse` (k, k) is the inverse of their correlations; `history` (windows, k) what the regressions left, and
+    `relations` (windows, k) how far each term went with the others (tasks/relation.py).
     """
 
     column: tuple[int, ...]  # the column that a term is of
@@ -116,6 +117,7 @@ class Joint:
     scale: tuple[float, ...]
     inverse: tuple[tuple[float, ...], ...]
     history: tuple[tuple[float, ...], ...] = ()
+    relations: tuple[tuple[float, ...], ...] = ()  # none in the profile of an older evergreen
 
     def terms(self, table: "pa.Table", names: Sequence[str]) -> NDArray[np.float32]:
         """Rows (n) → (n, k). A missing number stands at the centre: that it is missing shows elsewhere."""
@@ -137,6 +139,12 @@ class Joint:
             means[:, away] = -means[:, ~away] @ by_others
         return left(means, inverse)
 
+    def relation(self, terms: NDArray[np.float32], units: Codes) -> Floats:
+        """A window's terms (n, k), and the unit of each row → how far each term goes with the others (k)."""
+        sums, products = _sums(terms, units)
+        by = relation.slopes(np.asarray(self.inverse))
+        return relation.agreement(sums, products, np.bincount(units).astype(float), by)
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -153,6 +161,7 @@ class Profile:
     contributions: tuple[
         Any, ...
     ] = ()  # the twin's mean SHAP values on the holdout, in its spec's order; by class first
+    labelled: float | None = None  # the least share of mature rows with a label in any window (tasks/labels.py)
 
     @cached_property
     def names(self) -> list[str]:
@@ -183,6 +192,7 @@ class Profile:
             joint=Joint(**_tuples(raw["joint"])),
             scores=tuple(Column(**_tuples(each)) for each in raw["scores"]),
             contributions=_frozen(raw["contributions"]),
+            labelled=raw.get("labelled"),
         )
 
 
@@ -212,6 +222,7 @@ def profile(
     until: datetime,
     window: timedelta,
     settings: Drift,
+    labelled: float | None = None,
 ) -> Profile:
     """Of feature rows (n) in the order of time, and of predictions of rows that their model had not seen."""
     unit = DAY if window % DAY == timedelta(0) else window
@@ -226,7 +237,7 @@ def profile(
     total = sum(importance.get(name, 0.0) for name in names) or 1.0
     weights = tuple(round(importance.get(name, 0.0) / total, 6) for name in names)
     parts = _frozen(np.vectorize(lambda value: float(f"{value:.6g}"))(contributions).tolist())
-    return Profile(until, window, unit, len(times), columns, weights, joint, said, parts)
+    return Profile(until, window, unit, len(times), columns, weights, joint, said, parts, labelled)
 
 
 def score_columns(found: Floats, classes: Sequence[Any]) -> dict[str, Floats]:
@@ -304,15 +315,34 @@ def _counted(column: Column, values: Any) -> Column:
 
 
 def _calibrated(column: Column, values: Any, days: Codes, span: int) -> Column:
-    """With the distance of each window of the history from the rest of it."""
-    by_unit = _by_unit(column.place(values), days, column.bins)
+    """With the distance of each window of the history from the rest of it, and the windows' worst shares."""
+    codes = column.place(values)
+    by_unit = _by_unit(codes, days, column.bins)
     rest = np.asarray(column.counts) - _windows(by_unit, span)
-    history = distance(trimmed(shares(by_unit), span), shares(rest))
-    worst = _worst(column, values, days, span)
+    groups, _ = _among(column, values)
+    alone = windows.alone(groups, codes, days, span=span, bins=column.bins)
+    inside, beyond = windows.sliding(by_unit, span).copy(), np.zeros(len(rest))
+    if column.kind == "category":
+        inside = _moved(inside, alone, column.bins - 2)
+    else:
+        below, above = windows.beyond(numbers(values), codes, days, span=span, bins=column.bins)
+        inside = _moved(_moved(inside, below, 0), above, column.bins - 2)
+        beyond = (below + above).sum(axis=(1, 2))
+    history = distance(windows.trimmed_mean(shares(inside, axis=1)), shares(rest))
+    rows = np.maximum(inside.sum(axis=(1, 2)), 1)
+    counts = (inside[:, -1].sum(axis=1), alone.sum(axis=(1, 2)), beyond)
+    worst = np.array([(count / rows).max(initial=0.0) for count in counts])
     if column.kind == "number" and worst[1] > STEPS:
         column = replace(column, known=())
         worst[1] = 0.0
     return replace(column, history=_six(history), worst=_six(worst))
+
+
+def _moved(counts: Codes, some: Codes, place: int) -> Codes:
+    """Windows' counts by bin and unit (windows, bins, span), with `some` of them in the bin at `place`."""
+    counts = counts - some
+    counts[:, place] += some.sum(axis=1)
+    return counts
 
 
 def window_shares(column: Column, values: Any, units: Codes) -> Floats:
@@ -334,22 +364,13 @@ def _windows(by_unit: NDArray[Any], span: int) -> NDArray[Any]:
 
 
 def trimmed(by_unit: Floats, span: int) -> Floats:
-    """The mean of each `span` units in a row (units, ...) → (windows, ...), without the most extreme at either end.
-
-    A unit without rows is NaN, and stands for nothing.
-    """
-    if len(by_unit) < span:
-        return np.zeros((0, *by_unit.shape[1:]))
-    held = np.sort(np.lib.stride_tricks.sliding_window_view(by_unit, span, axis=0), axis=-1)  # NaN comes last
-    there = (~np.isnan(held)).sum(axis=-1, keepdims=True)
-    place, drop = np.arange(span), np.where(there >= WEEK - 2, there // WEEK + (there < WEEK), 0)
-    kept = (place >= drop) & (place < there - drop)
-    return np.asarray(np.where(kept, held, 0).sum(axis=-1) / np.maximum(kept.sum(axis=-1), 1))
+    """The trimmed mean of each `span` units in a row (units, ...) → (windows, ...)."""
+    return windows.trimmed_mean(windows.sliding(by_unit, span))
 
 
-def shares(counts: NDArray[Any]) -> Floats:
-    """Counts by bin (..., bins) as shares; NaN where there are no rows."""
-    total = counts.sum(axis=-1, keepdims=True)
+def shares(counts: NDArray[Any], axis: int = -1) -> Floats:
+    """Counts by bin, along this axis, as shares; NaN where there are no rows."""
+    total = counts.sum(axis=axis, keepdims=True)
     return np.asarray(np.where(total > 0, counts / np.maximum(total, 1), np.nan))
 
 
@@ -363,32 +384,6 @@ def distance(found: Floats, history: Floats) -> Floats:
     return np.asarray(np.where(there, np.sqrt(np.maximum(terms.sum(axis=-1) / 2, 0)), 0))
 
 
-def _worst(column: Column, values: Any, days: Codes, span: int) -> Floats:
-    """The largest share in any window of missing, of values that are nowhere else, and of those beyond all others."""
-    missing = column.place(values) == column.bins - 1
-    rows = np.maximum(_windows(np.bincount(days), span), 1) if len(days) else np.zeros(0)
-    if not len(rows):
-        return np.zeros(3)
-    beyond = _beyond(values, days, span) if column.kind == "number" else np.zeros(1)
-    found = _windows(np.bincount(days, weights=missing), span), _alone(column, values, days, span), beyond
-    return np.array([(each / rows).max() for each in found])
-
-
-def _alone(column: Column, values: Any, days: Codes, span: int) -> Floats:
-    """Rows of each window whose value is nowhere else: those of values that come and go within it."""
-    codes, count = _among(column, values)
-    held, units = codes[codes >= 0], days[codes >= 0]
-    first, last = np.full(count, days[-1] + 1), np.full(count, -1)
-    np.minimum.at(first, held, units)
-    np.maximum.at(last, held, units)
-    starts, ends = np.maximum(last - span + 1, 0), np.minimum(first, days[-1] - span + 1)
-    inside, rows = starts <= ends, np.bincount(held, minlength=count)
-    found = np.zeros(int(days[-1]) - span + 3, dtype=np.int64)
-    np.add.at(found, starts[inside], rows[inside])
-    np.subtract.at(found, ends[inside] + 1, rows[inside])
-    return np.asarray(np.cumsum(found)[:-1])
-
-
 def _among(column: Column, values: Any) -> tuple[Codes, int]:
     """Each value's place among the known ones, -1 for none; and how many there are."""
     count = max(len(column.known), 1)
@@ -399,23 +394,6 @@ def _among(column: Column, values: Any) -> tuple[Codes, int]:
     if not column.known:
         return np.full(len(held), -1), count
     return np.where(np.isnan(held), -1, np.minimum(np.searchsorted(column.known, held), count - 1)), count
-
-
-def _beyond(values: Any, days: Codes, span: int) -> Floats:
-    """Rows of each window that lie outside the range of all others."""
-    held = numbers(values)
-    units = int(days[-1]) + 1
-    starts = np.searchsorted(days, np.arange(units + 1))
-    low, high = np.full(units, math.inf), np.full(units, -math.inf)
-    np.fmin.at(low, days, held)
-    np.fmax.at(high, days, held)
-    found = np.zeros(units - span + 1)
-    for i in range(len(found)):
-        inside = held[starts[i] : starts[i + span]]
-        least = min(low[:i].min(initial=math.inf), low[i + span :].min(initial=math.inf))
-        most = max(high[:i].max(initial=-math.inf), high[i + span :].max(initial=-math.inf))
-        found[i] = ((inside < least) | (inside > most)).sum() if least <= most else 0
-    return found
 
 
 # --- the regressions -----------------------------------------------------------------------------------------------
@@ -434,14 +412,17 @@ def _term(column: Any, level: str | None) -> Floats:
 
 def _joint(table: "pa.Table", columns: Sequence[Column], days: Codes, span: int) -> Joint:
     names = [each.name for each in columns]
-    wanted = [(i, level) for i, each in enumerate(columns) for level in _levels(each)]
+    least = FEWEST * ((int(days[-1]) + 1 if len(days) else 0) / span)
+    wanted = [(i, level) for i, each in enumerate(columns) for level in _levels(each, least)]
     scaled = [(i, level, *_scaling(_term(table[names[i]], level))) for i, level in wanted]
     start = _terms([each for each in scaled if each[-1] > 0])
     terms = start.terms(table, names)
     sums, products = _sums(terms, days)
-    history = tuple(map(_six, _left_out(sums, products, days, span)))
+    pairs = list(_left_out(sums, products, days, span))
+    history = tuple(_six(pair[0]) for pair in pairs)
+    relations = tuple(map(_six, relation.filled(np.array([pair[1] for pair in pairs]))))
     inverse = _inverse(products.sum(axis=0), sums.sum(axis=0), len(days))
-    return replace(start, inverse=tuple(map(_six, inverse)), history=history)
+    return replace(start, inverse=tuple(map(_six, inverse)), history=history, relations=relations)
 
 
 def _terms(scaled: Sequence[tuple[Any, ...]]) -> Joint:
@@ -449,11 +430,12 @@ def _terms(scaled: Sequence[tuple[Any, ...]]) -> Joint:
     return Joint(column, level, low, high, centre, scale, inverse=())
 
 
-def _levels(column: Column) -> tuple[str | None, ...]:
-    """A category that takes two values has one indicator."""
+def _levels(column: Column, least: float) -> tuple[str | None, ...]:
+    """Those of at least so many rows. A category that takes two values has one indicator."""
     if column.kind == "number":
         return (None,)
-    return column.levels[: min(INDICATORS, max(len(column.levels) - 1, 1))]
+    common = [level for level, count in zip(column.levels, column.counts, strict=False) if count >= least]
+    return tuple(common[: min(INDICATORS, max(len(column.levels) - 1, 1))])
 
 
 def _scaling(values: Floats) -> tuple[float, float, float, float]:
@@ -482,15 +464,17 @@ def _sums(terms: NDArray[np.float32], days: Codes) -> tuple[Floats, Floats]:
     return sums, products
 
 
-def _left_out(sums: Floats, products: Floats, days: Codes, span: int) -> Iterator[Floats]:
-    """Of each window: what the rest's regressions leave of it (k)."""
+def _left_out(sums: Floats, products: Floats, days: Codes, span: int) -> Iterator[tuple[Floats, Floats]]:
+    """Of each window: what the rest's regressions leave of it (k), and how far it goes with them (k)."""
     rows = np.bincount(days, minlength=len(sums)).astype(float) if len(days) else np.zeros(0)
     all_rows, all_sums, all_products = rows.sum(), sums.sum(axis=0), products.sum(axis=0)
     for i in range(len(sums) - span + 1):
         inside = slice(i, i + span)
         rest, rest_sums = all_rows - rows[inside].sum(), all_sums - sums[inside].sum(axis=0)
         inverse = _inverse(all_products - products[inside].sum(axis=0), rest_sums, rest)
-        yield left(_means(sums[inside], rows[inside]) - rest_sums / max(rest, 1), inverse)
+        rest_means = rest_sums / max(rest, 1)
+        together = relation.agreement(sums[inside], products[inside], rows[inside], relation.slopes(inverse))
+        yield left(_means(sums[inside], rows[inside]) - rest_means, inverse), together
 
 
 def _means(sums: Floats, rows: Floats) -> Floats:

@@ -7,14 +7,18 @@ from typing import Any
 import numpy as np
 
 from tasks import params
+from tests.benchmarks import still_columns
 from tests.benchmarks.place import ROOT, YEAR, Bench
 from tests.benchmarks.row import Row, benchmark, row, seconds
 
 FALSE = "drift: alarms on a stream without change ÷ the most that chance allows"
 FOUND = "drift: planted shifts found within 2 windows"
+COLUMNS = "drift: alarms on 5,000-level, near-unique and plain columns ÷ the most that chance allows"
+PARTED = "drift: columns shuffled, shifted or turned that are found"
 TIME = "drift: signals and report ÷ Evidently's preset on all rows"
 SCALE = "drift: time of 300,000 rows ÷ 30,000"
 STREAMS = 4  # of some 25 windows each
+MADE_STREAMS = 12  # of each kind, of eight windows
 DRAWS = 100_000
 
 
@@ -94,6 +98,37 @@ def time(bench: Bench) -> list[Row]:
         row(TIME, over=took["ours", large], under=took["theirs", large], bar=0.25, detail=detail, sound=not odd),
         Row(SCALE, median(took["ours", large]) / median(took["ours", small]), 3, command(SCALE), growth),
     ]
+
+
+@benchmark(COLUMNS, PARTED)
+def columns(bench: Bench) -> list[Row]:
+    place = bench.checkout()
+    kinds = place.run("tests.benchmarks.still_columns", "2" if bench.quick else str(MADE_STREAMS)).told
+    return [column_alarms(kinds), parted(kinds)]
+
+
+def column_alarms(kinds: dict[str, Any]) -> Row:
+    """The worst of the kinds: each has a threshold of its own."""
+    p = params.load(ROOT / "params.yaml")
+    stated = p.drift.false_alarms * still_columns.WEEK / 30
+    counts = {kind: sum(any(alarms) for _, *alarms in result["windows"]) for kind, result in kinds.items()}
+    most = {
+        kind: likely([still_columns.WEEKS] * len(seeds(result)), stated, result["windows_of_history"])[1]
+        for kind, result in kinds.items()
+    }
+    detail = "; ".join(
+        f"{kind}: {counts[kind]} of {len(result['windows'])} windows, chance allows {most[kind]}"
+        for kind, result in kinds.items()
+    )
+    ratio = max(counts[kind] / max(most[kind], 1) for kind in kinds)
+    return Row(COLUMNS, ratio, 1, command(COLUMNS), f"stated {stated:.1%}; {detail}")
+
+
+def parted(kinds: dict[str, Any]) -> Row:
+    """Of a column that goes with another by 0.7, in one week of 420 rows."""
+    shares = {how: mean(mean(result["found"][how]) for result in kinds.values()) for how in kinds["plain"]["found"]}
+    detail = ", ".join(f"{how} {share:.0%}" for how, share in shares.items())
+    return Row(PARTED, mean(shares[how] for how in still_columns.BROKEN), 0.95, command(PARTED), detail, "at least")
 
 
 def command(name: str) -> str:

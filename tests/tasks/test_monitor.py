@@ -228,13 +228,15 @@ def test_half_of_the_rows_is_an_alarm_of_volume(shop: Shop) -> None:
     assert shop.signals()["quality"].alarm
 
 
-def test_labels_that_never_come_leave_an_estimate_and_no_alarm(shop: Shop) -> None:
+def test_labels_that_never_come_leave_an_estimate_and_alarm_about_the_feed_alone(shop: Shop) -> None:
     shop.predicts(NEW)
     found = shop.signals()
     assert found["performance"].value is None
     assert not found["performance"].alarm
     assert found["estimate"].value is not None
     assert found["estimate"].said.startswith("Estimated log loss")
+    assert [signal.kind for signal in found.values() if signal.alarm] == ["quality"]
+    assert "labels: 0.0% of " in found["quality"].said
 
 
 def test_the_share_that_stayed_unlabelled_is_told(shop: Shop) -> None:
@@ -280,7 +282,7 @@ def test_what_an_earlier_version_did_without_has_not_gone_missing(shop: Shop) ->
     """After a promotion with a new feature, the window holds rows of both; nobody wrote it down for the older."""
     turn = LAST - 2 * DAY
     shop.predicts(between(FIRST, turn), version=shop.of.version.number + 7, drop=("distance",))
-    shop.predicts(between(turn, LAST))
+    shop.lives(between(turn, LAST))
     found = shop.signals()
     assert [each.kind for each in found.values() if each.alarm] == []
     assert "too little of the window" in found["drift"].said
