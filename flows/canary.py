@@ -43,6 +43,7 @@ def canary(
     accept: bool = False,
     reason: str = "by hand",
     as_of: datetime | None = None,
+    force: bool = False,
 ) -> Tried:
     """Begin a canary, end it, or accept its challenger, and tell who is tried now. Ask for one of the three.
 
@@ -52,11 +53,14 @@ def canary(
         accept: On: promote the challenger that the monitor found fit for it.
         reason: Why; it names the run and goes into the ledger.
         as_of: Event time "now", in UTC. Empty: the newest that is journalled.
+        force: On: take an as_of beyond what was journalled, or ahead of the clock, as it is.
     """
     if (begin is not None) + end + accept != 1:
         raise ValueError("ask for one: begin=<version or run>, end=True, or accept=True")
     p = params.load()
     known, kept = registry.open_registry(p.registry), journal.open_journal(p.journal)
+    if as_of:
+        monitor.refuse_beyond(p, kept, params.in_utc(as_of), force=force)
     newest = monitor.newest(kept, now=state.event_now())
     moment = params.in_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
     if begin is not None:

@@ -58,12 +58,14 @@ def named() -> str:
 def monitor(
     as_of: datetime | None = None,
     report: Reports = "always",
+    force: bool = False,
 ) -> Monitored:
     """Signals of the window that ends at as_of, the policy's decision on all signals so far, and the event.
 
     Args:
         as_of: Event time "now", in UTC. Empty: the newest that is journalled.
         report: When Evidently's report of the window is drawn: always, on alarms, or never.
+        force: On: take an as_of beyond what was journalled, or ahead of the clock, as it is.
     """
     if skip := skip_if_busy("monitor"):
         return skip  # type: ignore[no-any-return]  # the run's end: Prefect hands it to nobody
@@ -71,6 +73,8 @@ def monitor(
     with pipeline.only_run(params.home(), name="monitor", say=get_run_logger().info):
         kept = journal.open_journal(p.journal)
         try:
+            if as_of:
+                work.refuse_beyond(p, kept, params.in_utc(as_of), force=force)
             return _monitored(p, kept, params.in_utc(as_of) if as_of else None, report=report)
         finally:
             kept.close()
@@ -267,7 +271,9 @@ def main() -> None:
     """The same from a terminal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--as-of", type=datetime.fromisoformat, help="event time 'now', such as 2013-07-01")
-    done = monitor(as_of=parser.parse_args().as_of)
+    parser.add_argument("--force", action="store_true", help="also beyond the journal, or ahead of the clock")
+    asked = parser.parse_args()
+    done = monitor(as_of=asked.as_of, force=asked.force)
     print("\n".join(each.said for each in done.signals) or NOBODY)
     if done.decision:
         print(f"{done.decision.action}: {' '.join(done.decision.reasons)}")

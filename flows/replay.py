@@ -50,6 +50,7 @@ def replay(
     until: datetime | None = None,
     policies: list[str] | None = None,
     trials: Annotated[int | None, Field(ge=1)] = None,
+    force: bool = False,
 ) -> Replayed:
     """Features as of the end, then every policy over the same weeks; the table, the picture, and an MLflow run.
 
@@ -58,14 +59,17 @@ def replay(
         until: Where the walk ends, in UTC. Empty: the clock of params.yaml.
         policies: Those to compare, such as never, every:28d, drift, both. Empty: replay.policies.
         trials: The most trials of each search. Empty: replay.trials.
+        force: On: take an end beyond the data, or ahead of the clock, as it is.
     """
     own = params.load()
     names = [work.known(name) for name in policies or own.replay.policies]
     with pipeline.only_run(params.home(), name="replay", say=get_run_logger().info):
+        if until:
+            clock.refuse_ahead(own.clock, params.in_utc(until), force=force)
         overrides = _overrides(until or clock.now(own.clock), trials)
         with pipeline.workspace(Path.cwd(), overrides=overrides) as space:
             registry.preload()
-            run_stages(space, last=LAST)
+            run_stages(space, last=LAST, force=force)
             done = walked(space.root, params.in_utc(since) if since else None, names)
     publish(done, own)
     return done
@@ -154,8 +158,10 @@ def main() -> None:
     parser.add_argument("--until", type=moment, help="the end, such as 2013-12-31")
     parser.add_argument("--policies", type=partial(str.split, sep=","), help="such as never,every:28d,both")
     parser.add_argument("--trials", type=int, help="of each search")
+    parser.add_argument("--force", action="store_true", help="also beyond the data, or ahead of the clock")
     asked = parser.parse_args()
-    show(replay(since=asked.since, until=asked.until, policies=asked.policies, trials=asked.trials))
+    given = {"since": asked.since, "until": asked.until, "policies": asked.policies, "trials": asked.trials}
+    show(replay(**given, force=asked.force))
 
 
 if __name__ == "__main__":

@@ -26,13 +26,14 @@ from flows import approval
 from flows.alert import alert
 from flows.forms import hide_from_form
 from flows.network import NETWORK
-from tasks import clock, gate, journal, judge, params, pipeline, record, registry, state
+from tasks import clock, gate, journal, judge, params, pipeline, record, registry, state, survey
 from tasks.gate import Verdict
 from tasks.params import Params
 from tasks.pipeline import StageFailed, StageRun, Workspace
 from tasks.registry import Entry, Registry, Version
 
 LONGEST = timedelta(hours=6)  # of a retrain, for those that wait for it
+FIRST = "ingest"  # of the stages: it knows what the sources have
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def retrain(
     decision: str | None = None,
     settings: dict[str, Any] | None = None,
     attempt: Annotated[int, Field(ge=0)] = 0,
+    force: bool = False,
 ) -> Retrained | None:
     """Run every stage at as_of, judge the candidate against the champion, and promote it if the gate says PROMOTE.
 
@@ -83,6 +85,7 @@ def retrain(
         decision: The id of the decision that this run answers.
         settings: Other values of params.yaml for this run, such as {"train.refit": false}.
         attempt: How often this has crashed and been run again.
+        force: On: take an as_of beyond the data, or ahead of the clock, as it is.
     """
     overrides = _overrides(as_of or clock.now(params.load().clock), trials, budget, settings)
     with alone(), pipeline.workspace(Path.cwd(), overrides=overrides) as space:
@@ -93,8 +96,10 @@ def retrain(
         _not_for_ever(p, asked, attempt)
         registry.preload()
         try:
-            stages = run_stages(space)
-        except StageFailed as error:
+            if p.clock.as_of:
+                clock.refuse_ahead(params.load().clock, p.clock.as_of, force=force)
+            stages = run_stages(space, force=force)
+        except (StageFailed, clock.AheadError) as error:
             given_up(p, asked, f"No candidate could be made: {error}")
             raise
         known = registry.open_registry(p.registry)
@@ -192,16 +197,27 @@ def _overrides(
     return {name: value for name, value in asked.items() if value is not None} | (settings or {})
 
 
-def run_stages(space: Workspace, *, last: str | None = None) -> tuple[StageRun, ...]:
-    """The stages of dvc.yaml, all or up to `last`, each as a task run of its name that waits for those it needs."""
+def run_stages(space: Workspace, *, last: str | None = None, force: bool = False) -> tuple[StageRun, ...]:
+    """The stages of dvc.yaml, all or up to `last`, each as a task run of its name that waits for those it needs.
+
+    Raises ValueError, before anything is spent, for an as_of beyond what ingest has brought, unless it is forced.
+    """
     futures: dict[str, Any] = {}
     for stage in pipeline.stages(space.root):
         needs = [futures[name] for name in stage.upstream]
         futures[stage.name] = stage_task(stage.name).submit(space, stage.name, wait_for=needs)
         futures[stage.name].wait()
+        if stage.name == FIRST and futures[stage.name].state.is_completed():
+            _refuse_beyond_data(space, force=force)
         if stage.name == last:
             break
     return tuple(future.result() for future in futures.values())
+
+
+def _refuse_beyond_data(space: Workspace, *, force: bool) -> None:
+    raw = space.root / params.load(space.root / "params.yaml").paths.raw
+    as_of = datetime.fromisoformat(json.loads((raw / "manifest.json").read_text())["as_of"])
+    clock.refuse_beyond(survey.read_limit(raw), as_of, force=force)
 
 
 def stage_task(name: str) -> Any:
@@ -328,8 +344,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="at most so many Optuna trials")
     parser.add_argument("--budget", type=params.duration, help="at most so long a search, such as 30s")
     parser.add_argument("--reason", default="by hand")
+    parser.add_argument("--force", action="store_true", help="also beyond the data, or ahead of the clock")
     asked = parser.parse_args()
-    done = retrain(as_of=asked.as_of, trials=asked.trials, budget=asked.budget, reason=asked.reason)
+    given = {"as_of": asked.as_of, "trials": asked.trials, "budget": asked.budget, "reason": asked.reason}
+    done = retrain(**given, force=asked.force)
     if done:
         print(gate.markdown(done.verdict))
 

@@ -19,7 +19,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.forms import hide_from_form
-from tasks import clock, params, registry
+from tasks import clock, journal, monitor, params, registry, state
 from tasks.registry import Registry
 
 
@@ -41,6 +41,7 @@ def rollback(
     as_of: datetime | None = None,
     champion: Annotated[int | None, Field(ge=1)] = None,
     decision: str | None = None,
+    force: bool = False,
 ) -> RolledBack:
     """Give the alias back, and tell what serves now.
 
@@ -50,9 +51,12 @@ def rollback(
         as_of: Event time "now", in UTC, such as 2013-07-01T00:00:00Z. Empty: the clock of params.yaml.
         champion: Take down this version only. Empty: whatever serves.
         decision: The id of the decision that this run answers.
+        force: On: take an as_of beyond what was journalled, or ahead of the clock, as it is.
     """
     p = params.load()
-    moment = params.in_utc(as_of or clock.now(p.clock) or datetime.now(UTC))
+    if as_of:
+        monitor.refuse_beyond(p, journal.open_journal(p.journal), params.in_utc(as_of), force=force)
+    moment = params.in_utc(as_of or clock.now(p.clock) or state.event_now() or datetime.now(UTC))
     known = registry.open_registry(p.registry)
     done = moved_back(known, to, champion, reason=reason, as_of=moment, decision=decision or f"rollback-{flow_run.id}")
     _publish(done)

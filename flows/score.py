@@ -35,11 +35,13 @@ def named() -> str:
 @flow(name="score", flow_run_name=named)
 def score(
     as_of: datetime | None = None,
+    force: bool = False,
 ) -> Scored:
     """Run the stages up to features at as_of, and journal the champion's predictions and the outcomes that came.
 
     Args:
         as_of: Event time "now", in UTC, such as 2013-07-01T00:00:00Z. Empty: the clock of params.yaml.
+        force: On: take an as_of beyond the data, or ahead of the clock, as it is.
     """
     if skip := skip_if_busy("score"):
         return skip  # type: ignore[no-any-return]  # the run's end: Prefect hands it to nobody
@@ -47,10 +49,12 @@ def score(
     with pipeline.only_run(params.home(), name="score", say=say):
         settings = params.load().clock
         moment = params.in_utc(as_of) if as_of else clock.after(settings)
+        if moment:
+            clock.refuse_ahead(settings, moment, force=force, ticks=True)
         overrides: dict[str, Any] = {"clock.as_of": moment.isoformat()} if moment else {}
         with pipeline.workspace(Path.cwd(), overrides=overrides) as space:
             registry.preload()
-            run_stages(space, last=LAST)
+            run_stages(space, last=LAST, force=force)
             done = journalled(params.load(space.root / "params.yaml"), space.root)
         _tick(settings, done)
     create_markdown_artifact(_told(done), key="scored", description=f"as of {done.as_of}")
@@ -59,6 +63,9 @@ def score(
 
 def _tick(settings: Clock, done: Scored) -> None:
     """History is not lived through while nobody serves, nor beyond its end."""
+    if done.limit and (stored := clock.heal(settings, limit=done.limit, end=done.as_of)):
+        get_run_logger().warning("the stored clock was at %s, beyond the data: it is at %s now", stored, done.as_of)
+        return
     before = clock.now(settings)
     if done.version is None or done.newest is None:
         return
@@ -99,7 +106,9 @@ def main() -> None:
     """The same from a terminal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--as-of", type=datetime.fromisoformat, help="event time 'now', such as 2013-07-01")
-    print(_told(score(as_of=parser.parse_args().as_of)))
+    parser.add_argument("--force", action="store_true", help="also beyond the data, or ahead of the clock")
+    asked = parser.parse_args()
+    print(_told(score(as_of=asked.as_of, force=asked.force)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,10 @@ from tasks.params import Clock
 NAME = "clock.json"
 
 
+class AheadError(ValueError):
+    """An as_of that nothing is known of yet."""
+
+
 def now(clock: Clock, home: Path | None = None) -> datetime | None:
     """None: the newest event that the sources hold."""
     if clock.step is None:
@@ -31,6 +35,41 @@ def move(clock: Clock, moment: datetime, home: Path | None = None) -> None:
     home = home or params.home()
     if clock.step is not None and moment > (_stored(home) or datetime.min):
         periods.publish_json(home / NAME, {"as_of": moment.isoformat()})
+
+
+def heal(clock: Clock, *, limit: datetime, end: datetime, home: Path | None = None) -> datetime | None:
+    """Take a stored time back to where the data end, if it lies further beyond them than a tick can go: it comes from
+    data or an as_of that were wrong. Returns the time that was stored, where it was."""
+    home = home or params.home()
+    stored = _stored(home)
+    if clock.step is None or stored is None or stored <= limit + clock.step:
+        return None
+    periods.publish_json(home / NAME, {"as_of": end.isoformat()})
+    return stored
+
+
+def refuse_ahead(clock: Clock, as_of: datetime, *, force: bool, ticks: bool = False, home: Path | None = None) -> None:
+    """Raises AheadError for an as_of that history, lived through step by step, has not reached. `ticks`: for a flow
+    that takes the next step itself."""
+    reached = after(clock, home) if ticks else now(clock, home)
+    if force or clock.step is None or reached is None or as_of <= reached:
+        return
+    raise AheadError(
+        f"as_of must not lie ahead of the clock ({reached}), but got {as_of}: with clock.step history is lived through "
+        "step by step, and a model of rows that have not come yet would be watched on what it has learnt from. Leave "
+        f"as_of empty, or give one up to {reached}; --force (force: true) takes it as it is."
+    )
+
+
+def refuse_beyond(limit: datetime | None, as_of: datetime, *, force: bool) -> None:
+    """Raises AheadError for an as_of beyond the latest that the data allow."""
+    if force or limit is None or as_of <= limit:
+        return
+    raise AheadError(
+        f"as_of must not lie beyond the data (up to {limit}), but got {as_of}: nothing is known of that time yet. Give "
+        "an earlier as_of, leave it empty (or clock.as_of: null) for the newest moment that the data tell of, or bring "
+        "newer data; --force (force: true) takes it as it is."
+    )
 
 
 def _stored(home: Path) -> datetime | None:

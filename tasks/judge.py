@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import features, gate, model, params, split, train
+from tasks import features, gate, model, params, split, survey, train
 from tasks.evaluate import CANDIDATE, calibration_error, with_known_class
 from tasks.features import Rows
 from tasks.gate import Judged, Verdict
 from tasks.model import Floats, Model, Spec
-from tasks.params import Params
+from tasks.params import Params, in_utc
 from tasks.registry import CHAMPION, Registry, Version
 
 log = logging.getLogger("evergreen")
@@ -73,7 +73,7 @@ def judge(p: Params, folder: Path, record: str, *, registry: Registry, champion:
     if (down := registry.was_taken_down(record)) is not None:
         return _barred(down, "lost as a challenger" if down in registry.rejected() else "was rolled back")
     number = champion.number if champion else None
-    if reason := _too_early(p, registry, champion, as_of):
+    if reason := _too_early(p, registry, champion, as_of, survey.read_limit(folder / p.paths.raw)):
         return Verdict("HOLD", (reason,), {"champion_version": number} if champion else {})
     looks = registry.looks(number)
     if champion is None:
@@ -125,14 +125,23 @@ def counts_as_look(verdict: Verdict) -> bool:
     return verdict.figures.get("looked") is True
 
 
-def _too_early(p: Params, registry: Registry, champion: Version | None, as_of: datetime) -> str | None:
-    if champion and champion.as_of and as_of < champion.as_of:
+def _too_early(
+    p: Params, registry: Registry, champion: Version | None, as_of: datetime, limit: datetime | None
+) -> str | None:
+    if champion and champion.as_of and as_of < champion.as_of and not _is_bent(champion.as_of, limit):
         return f"The candidate, of {as_of}, is older than version {champion.number}, of {champion.as_of}."
-    return gate.backing_off(registry.last_look(champion.number if champion else None), as_of, p.gate)
+    last = registry.last_look(champion.number if champion else None)
+    return None if last and _is_bent(last, limit) else gate.backing_off(last, as_of, p.gate)
+
+
+def _is_bent(moment: datetime, limit: datetime | None) -> bool:
+    """Whether a stored time lies beyond the data: it was told by a clock that has been mended since."""
+    return limit is not None and in_utc(moment) > limit
 
 
 def _age(as_of: datetime, champion: Version) -> timedelta:
-    return as_of - champion.as_of if champion.as_of else timedelta(0)
+    made = champion.learnt_until if champion.as_of and champion.as_of > as_of else champion.as_of
+    return max(as_of - made, timedelta(0)) if made else timedelta(0)
 
 
 def read_holdout(path: Path) -> Holdout:

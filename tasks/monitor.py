@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tasks import canary, drift, gate, judge, labels, policy, predecessor, reference, score
+from tasks import canary, clock, drift, gate, judge, labels, policy, predecessor, reference, score, state, timeline
 from tasks.drift import Cause, Found, Slice
 from tasks.evaluate import CANDIDATE
 from tasks.journal import STALE, Journal, entry_of, subject
@@ -43,6 +43,7 @@ SHAP_ROWS = 400
 CAUSES = 8
 FEWEST = 4  # blocks that an interval needs
 COVERED = 0.9  # of a window's rows hold all that the champion wants, or its drift is not told
+DAY = timedelta(days=1)
 ARMS = ("arm", "version", "scored", "compared on", "loss")
 UNTOLD = re.compile(r"[|\x00-\x1f]")  # in a table of a page
 log = logging.getLogger("evergreen")
@@ -334,7 +335,7 @@ def with_labels(quality: Signal, fault: str | None) -> Signal:
 
 def predecessor_of(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_of: datetime) -> list[Signal]:
     """A look at whether the champion before would do better, when one is due."""
-    earlier = list(signals(journal))
+    earlier = _told_so_far(journal, as_of)
     if not predecessor.due(earlier, of.version.number, as_of=as_of, window=p.monitor.window):
         return []
     looks = len(predecessor.looked(earlier, of.version.number))
@@ -342,11 +343,17 @@ def predecessor_of(p: Params, of: Watched, *, journal: Journal, registry: Regist
     return [found] if found else []
 
 
+def _told_so_far(journal: Journal, as_of: datetime) -> list[Signal]:
+    """The signals up to as_of or to the newest row: one of a later window was told by a bent clock."""
+    until = max(filter(None, [as_of, newest(journal, now=as_of)]))
+    return [signal for signal in signals(journal) if signal.window_end <= until]
+
+
 def challenger_of(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_of: datetime) -> list[Signal]:
     """A look at champion and challenger, when one is up and a look is due."""
     if (begun := registry.canary()) is None:
         return []
-    earlier, number = list(signals(journal)), of.version.number
+    earlier, number = _told_so_far(journal, as_of), of.version.number
     if not canary.due(earlier, number, as_of=as_of, window=p.monitor.window):
         return []
     told: dict[str, Any] = {"champion": of.version, "as_of": as_of, "looks": canary.looks(earlier, number)}
@@ -475,11 +482,17 @@ def signals(journal: Journal) -> Iterator[Signal]:
 
 
 def due(journal: Journal, champion: Version, p: Params, *, newest: datetime) -> list[datetime]:
-    """The ends of the windows to measure: the newest, and before it those that were missed since the last one."""
+    """The ends of the windows to measure: the newest, and before it those that were missed since the last one. A missed
+    window without rows is no evidence: after a pause none of them is measured."""
     ends = [each.window_end for each in signals(journal) if each.version == champion.number]
     last = max((each for each in ends if each < newest), default=newest)
     missed = int((newest - last) / p.monitor.window - 1e-9)
-    return [*(last + (i + 1) * p.monitor.window for i in range(missed)), newest]
+    if not missed:
+        return [newest]
+    rows = journal.read("predictions", since=last, until=newest, columns=["entry", "event_time"])
+    times = rows["event_time"].to_numpy() if rows.num_rows else np.zeros(0, dtype="datetime64[us]")
+    place = np.unique((times - np.datetime64(last, "us")) // np.timedelta64(p.monitor.window))
+    return [*(last + (i + 1) * p.monitor.window for i in place.tolist() if i < missed), newest]
 
 
 def keep(decision: Decision, journal: Journal) -> None:
@@ -492,15 +505,28 @@ def keep(decision: Decision, journal: Journal) -> None:
 def newest(journal: Journal, *, now: datetime | None = None) -> datetime | None:
     """The event time of the last row that was predicted and has happened, and so event time "now".
 
-    What a tick predicts has arrived. The API is asked of events to come too: those count when they are past, by the
-    clock on the wall, and by `now`, the state's event time, where history is replayed.
+    What a tick predicts has arrived, where ticks are dense or the state has come so far: one far ahead was misdated.
+    The API is asked of events to come too: those count when they are past, by the clock on the wall, and by `now`, the
+    state's event time, where history is replayed.
     """
     made = journal.read("predictions", columns=["entry", "event_time", "made_at"])
     if not made.num_rows:
         return None
-    told = zip(*(made[name].to_pylist() for name in ("entry", "event_time", "made_at")), strict=True)
-    past = [at for entry, at, then in told if entry == subject(entry) or at <= min(then, now or then)]
+    rows = list(zip(*(made[name].to_pylist() for name in ("entry", "event_time", "made_at")), strict=True))
+    ticks = [time for entry, time, _ in rows if entry == subject(entry)]
+    end = timeline.draw(np.array(ticks, dtype="datetime64[us]")).dense_end if ticks else datetime.min
+    reached = max(end, now or end)
+    past = [time for time in ticks if time <= reached]
+    past += [time for entry, time, then in rows if entry != subject(entry) and time <= min(then, now or then)]
     return max(past, default=None)
+
+
+def refuse_beyond(p: Params, journal: Journal, as_of: datetime, *, force: bool) -> None:
+    """Raises ValueError for an as_of that neither the clock nor anything journalled or published has reached."""
+    clock.refuse_ahead(p.clock, as_of, force=force)
+    now = state.event_now()
+    if (end := max(filter(None, [newest(journal, now=now), now]), default=None)) is not None:
+        clock.refuse_beyond(end + max(DAY, p.label.deadline), as_of, force=force)
 
 
 def asked(journal: Journal, *, answered: set[str], p: Params) -> list[str]:

@@ -79,13 +79,14 @@ def decide(
 
 
 def _of(signals: Sequence[Signal], kind: SignalKind, version: int, as_of: datetime) -> list[Signal]:
-    """A kind's signals of this champion up to now, oldest first; of a window that was measured twice, the last."""
+    """A kind's signals of this champion up to now, oldest first; of a window that was measured twice, the last. One
+    without rows is no evidence: alarms on both sides of a pause are in a row."""
     windows = {
         each.window_end: each
         for each in signals
         if (each.kind, each.version) == (kind, version) and each.window_end <= as_of
     }
-    return [windows[end] for end in sorted(windows)]
+    return [windows[end] for end in sorted(windows) if windows[end].rows or windows[end].alarm]
 
 
 def _persists(found: Sequence[Signal], policy: Policy) -> bool:

@@ -106,7 +106,7 @@ def unseen(made: "pa.Table", champion: Version) -> "pa.Table":
     if not made.num_rows:
         return made
     mine = made.filter(pc.equal(made["version"], champion.number))
-    since = pa.scalar(champion.as_of or datetime.min, pa.timestamp("us"))
+    since = pa.scalar(champion.learnt_until or datetime.min, pa.timestamp("us"))
     return mine.filter(pc.greater_equal(mine["event_time"], since))
 
 

@@ -37,6 +37,7 @@ RIDGE = 0.005  # on correlations: a column that others give exactly is taken to 
 CLIP = 0.002  # of a number's rows at each end are taken for the nearest of the rest, in the regressions
 FEWEST = 5  # rows in a window, on average, of a level that takes part: a rarer one is there or not, as chance has it
 LATTICE = 3000  # a number with no more values than this may be recorded in steps: a value between them is new
+HALF = 0.5  # of the units that a window usually has rows in, or it is no evidence
 STEPS = 0.1  # it is not, where a window of its history holds so large a share of values that are nowhere else
 SCORE = "_score"  # no feature begins so
 
@@ -227,11 +228,11 @@ def profile(
     """Of feature rows (n) in the order of time, and of predictions of rows that their model had not seen."""
     unit = DAY if window % DAY == timedelta(0) else window
     names = sorted(table.column_names)
-    days = units(times, unit)
     span = max(round(window / unit), 1)
+    days = without_pauses(units(times, unit), span)
     columns = tuple(_calibrated(_column(name, table[name], settings), table[name], days, span) for name in names)
     joint = _joint(table, columns, days, span)
-    score_days = units(score_times, unit)
+    score_days = without_pauses(units(score_times, unit), span)
     found = {name: _arrow(each) for name, each in scores.items()}
     said = tuple(_calibrated(_column(name, each, settings), each, score_days, span) for name, each in found.items())
     total = sum(importance.get(name, 0.0) for name in names) or 1.0
@@ -283,6 +284,23 @@ def units(times: "NDArray[np.datetime64]", unit: timedelta) -> Codes:
     return found
 
 
+def without_pauses(units: Codes, span: int) -> Codes:
+    """The same units (n, sorted) with each pause of more than `span` units cut to so many. The windows that hold rows
+    stay as they are, and there are no more than `span` empty ones in a pause, however long it is."""
+    steps = np.diff(units, prepend=units[:1])
+    return np.asarray(np.cumsum(np.minimum(steps, span + 1)), dtype=np.int64)
+
+
+def counted(units: Codes, span: int) -> NDArray[np.bool_]:
+    """Which windows of the history (windows) are evidence: those with rows in at least half as many units as usual. A
+    window without rows is none, and one with its first day after a pause tells little of a window."""
+    if not len(units):
+        return np.zeros(0, dtype=bool)
+    there = _windows((np.bincount(units) > 0).astype(np.int64), span)
+    usual = np.median(there[there > 0]) if (there > 0).any() else 1
+    return np.asarray((there > 0) & (there >= HALF * usual))
+
+
 def _column(name: str, column: Any, settings: Drift) -> Column:
     import pyarrow as pa
 
@@ -328,10 +346,11 @@ def _calibrated(column: Column, values: Any, days: Codes, span: int) -> Column:
         below, above = windows.beyond(numbers(values), codes, days, span=span, bins=column.bins)
         inside = _moved(_moved(inside, below, 0), above, column.bins - 2)
         beyond = (below + above).sum(axis=(1, 2))
-    history = distance(windows.trimmed_mean(shares(inside, axis=1)), shares(rest))
+    there = counted(days, span)
+    history = distance(windows.trimmed_mean(shares(inside, axis=1)), shares(rest))[there]
     rows = np.maximum(inside.sum(axis=(1, 2)), 1)
     counts = (inside[:, -1].sum(axis=1), alone.sum(axis=(1, 2)), beyond)
-    worst = np.array([(count / rows).max(initial=0.0) for count in counts])
+    worst = np.array([(count / rows)[there].max(initial=0.0) for count in counts])
     if column.kind == "number" and worst[1] > STEPS:
         column = replace(column, known=())
         worst[1] = 0.0
@@ -468,7 +487,7 @@ def _left_out(sums: Floats, products: Floats, days: Codes, span: int) -> Iterato
     """Of each window: what the rest's regressions leave of it (k), and how far it goes with them (k)."""
     rows = np.bincount(days, minlength=len(sums)).astype(float) if len(days) else np.zeros(0)
     all_rows, all_sums, all_products = rows.sum(), sums.sum(axis=0), products.sum(axis=0)
-    for i in range(len(sums) - span + 1):
+    for i in np.flatnonzero(counted(days, span)).tolist():
         inside = slice(i, i + span)
         rest, rest_sums = all_rows - rows[inside].sum(), all_sums - sums[inside].sum(axis=0)
         inverse = _inverse(all_products - products[inside].sum(axis=0), rest_sums, rest)

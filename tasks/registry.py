@@ -90,6 +90,14 @@ class Version:
     commit: str
     tags: Mapping[str, str]
 
+    @property
+    def learnt_until(self) -> datetime | None:
+        """From when on it has seen no row: its as_of, or the newest row that it was made of, where as_of was ahead."""
+        newest = self.tags.get("evergreen.data.to")
+        if self.as_of is None or newest is None:
+            return self.as_of
+        return min(self.as_of, datetime.fromisoformat(newest) + timedelta(microseconds=1))
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks import features, judge, model
+from tasks import features, judge, model, survey
 from tasks.features import Rows
 from tasks.journal import STALE, Journal, entry_of, subject
 from tasks.judge import Recipe
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+EVER = datetime(1700, 1, 1)
 NONE: dict[str, Any] = {"label": None, "entry": None}  # no outcome yet
 log = logging.getLogger("evergreen")
 
@@ -34,34 +35,56 @@ log = logging.getLogger("evergreen")
 @dataclass(frozen=True)
 class Scored:
     """What one run added: predictions, and outcomes of predictions. `version` is None where nobody serves yet.
-    `newest` is the event time of the last row that there is."""
+    `newest` is the event time of the last row that there is, `limit` the latest as_of that the sources allow."""
 
     as_of: datetime
     version: int | None
     predictions: int
     outcomes: int
     newest: datetime | None = None
+    limit: datetime | None = None
 
 
 def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> Scored:
     """Predict and journal what has arrived in the features of `folder`."""
     as_of = datetime.fromisoformat(json.loads((folder / p.paths.features / "manifest.json").read_text())["as_of"])
-    champion = registry.champion()
+    champion, limit = registry.champion(), survey.read_limit(folder / p.paths.raw)
     if champion is None:
         log.warning("no champion serves yet: nothing was scored. Run the retrain flow; the next run scores.")
-        return Scored(as_of, None, 0, 0)
+        return Scored(as_of, None, 0, 0, limit=limit)
     rows = features.read(folder / p.paths.features)
     newest = rows.event_time[-1].astype("datetime64[us]").item()
     entries = entries_of(rows)
     made = journal.read("predictions", columns=["entry", "event_time", STALE])
-    arrived = _arrived(rows, entries, made, champion, as_of)
+    arrived = _arrived(rows, entries, _possible(made, limit), champion, as_of, limit)
     if arrived.any():
-        journal.append("predictions", predicted(p, folder, rows, entries, arrived, registry=registry, by=champion))
+        new = predicted(p, folder, rows, entries, arrived, registry=registry, by=champion)
+        journal.append("predictions", _named_anew(new, made))
     known = set(entries[arrived]) | set(_subjects(made))
     came = outcomes(rows, entries, known, journal)
     journal.append("outcomes", came)
     log.info("as of %s: %s predictions by version %s, %s outcomes", as_of, arrived.sum(), champion.number, len(came))
-    return Scored(as_of, champion.number, int(arrived.sum()), len(came), newest)
+    return Scored(as_of, champion.number, int(arrived.sum()), len(came), newest, limit)
+
+
+def _possible(made: "pa.Table", limit: datetime | None) -> "pa.Table":
+    """Without what was journalled of times beyond the data: that date was wrong, and its row is predicted anew."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if limit is None or not made.num_rows:
+        return made
+    return made.filter(pc.less_equal(made["event_time"], pa.scalar(limit, pa.timestamp("us"))))
+
+
+def _named_anew(new: "pa.Table", made: "pa.Table") -> "pa.Table":
+    """Rows whose name the journal has already, under a wrong date, get another of the same subject."""
+    import pyarrow as pa
+
+    taken = set(made["entry"].to_pylist()) if made.num_rows else set()
+    rows = zip(new["entry"].to_pylist(), new["event_time"].to_pylist(), strict=True)
+    names = [f"{entry}.{entry_of(entry, time)}" if entry in taken else entry for entry, time in rows]
+    return new.set_column(new.column_names.index("entry"), "entry", pa.array(names, pa.string()))
 
 
 def entries_of(rows: Rows) -> "NDArray[Any]":
@@ -73,7 +96,12 @@ def entries_of(rows: Rows) -> "NDArray[Any]":
 
 
 def _arrived(
-    rows: Rows, entries: "NDArray[Any]", made: "pa.Table", champion: Version, as_of: datetime
+    rows: Rows,
+    entries: "NDArray[Any]",
+    made: "pa.Table",
+    champion: Version,
+    as_of: datetime,
+    limit: datetime | None = None,
 ) -> "NDArray[np.bool_]":
     """The rows that nobody has predicted, since the first tick; before that, since the champion's own time. A stale
     answer of the API counts for none: its features lack what has become known since.
@@ -81,12 +109,18 @@ def _arrived(
     What the API has predicted tells nothing of ticks: it is asked of events to come.
     """
     ticks = _ticked(made)
-    begin = ticks[0] if ticks else champion.as_of or as_of
+    begin = ticks[0] if ticks else _begin(champion, as_of, limit)
     if ticks and ticks[-1] > as_of:
         log.warning(
             "the journal has predictions up to %s: it is ahead of %s, and nothing is taken back", ticks[-1], as_of
         )
     return ~np.isin(entries, _subjects(made.filter(~_is_stale(made)))) & (rows.event_time >= np.datetime64(begin))
+
+
+def _begin(champion: Version, as_of: datetime, limit: datetime | None) -> datetime:
+    """The champion's own time. Of one whose time lies beyond the data nobody knows what it has seen: all rows count."""
+    own = champion.learnt_until or as_of
+    return own if limit is None or own <= limit else EVER
 
 
 def _ticked(made: "pa.Table") -> list[datetime]:

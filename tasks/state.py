@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks import contract, features, params, periods
+from tasks import contract, features, params, periods, survey
 from tasks.contract import literal, quoted
 from tasks.params import Params
 
@@ -47,11 +47,15 @@ class State:
 
 
 def publish(p: Params, folder: Path, *, home: Path | None = None) -> State | None:
-    """Publish the clean tables of `folder`. None where newer ones of the same kind are there: time never goes back."""
+    """Publish the clean tables of `folder`. None where newer ones of the same kind are there: time never goes back,
+    except from beyond the data, where only a bent clock can have been."""
     root = (home or params.home()) / "state"
     as_of = datetime.fromisoformat(json.loads((folder / p.paths.raw / "manifest.json").read_text())["as_of"])
     before, own = _before(home), kind(p)
-    if before and before.kind == own and before.as_of > as_of:
+    limit = survey.read_limit(folder / p.paths.raw)
+    if before and limit and before.as_of > max(limit, as_of):
+        log.warning("the state of %s is replaced: it lies beyond the data, which allow %s", before.as_of, limit)
+    elif before and before.kind == own and before.as_of > as_of:
         log.info("the state of %s stays: it is newer than %s", before.as_of, as_of)
         return None
     now = datetime.now(UTC).replace(tzinfo=None)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import timeline
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 OUTLIER = "_outlier"  # the column that says why a row is one; no column of a contract begins so
+
+
+def read_limit(raw: Path) -> datetime | None:
+    """The latest as_of that the rows of a raw folder allow: what was stored beyond it comes from a bent clock. None
+    where ingest has not told it."""
+    path = raw / "manifest.json"
+    told = json.loads(path.read_text()).get("limit") if path.exists() else None
+    return datetime.fromisoformat(told) if told else None
 
 
 def measure(con: "DuckDBPyConnection", table: str, outcomes: Sequence[str]) -> Reach | None:

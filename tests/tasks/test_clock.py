@@ -1,7 +1,10 @@
 """tasks.clock: with a step, time is what the score flow has reached, and it never goes back."""
 
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
+
+import pytest
 
 from tasks import clock
 from tasks.params import Clock
@@ -27,3 +30,30 @@ def test_time_does_not_go_back(tmp_path: Path) -> None:
     clock.move(STEPS, BEGIN + 3 * WEEK, tmp_path)
     clock.move(STEPS, BEGIN + WEEK, tmp_path)
     assert clock.now(STEPS, tmp_path) == BEGIN + 3 * WEEK
+
+
+@pytest.mark.parametrize(
+    ("ahead", "ticks", "refused"), [(0, False, False), (1, False, True), (7, True, False), (8, True, True)]
+)
+def test_an_as_of_ahead_of_lived_history_has_to_be_forced(
+    tmp_path: Path, ahead: int, ticks: bool, refused: bool
+) -> None:
+    as_of = BEGIN + timedelta(days=ahead)
+    clock.refuse_ahead(STEPS, as_of, force=True, ticks=ticks, home=tmp_path)
+    clock.refuse_ahead(Clock(as_of=BEGIN), as_of, force=False, ticks=ticks, home=tmp_path)
+    with pytest.raises(clock.AheadError, match="ahead of the clock") if refused else nullcontext():
+        clock.refuse_ahead(STEPS, as_of, force=False, ticks=ticks, home=tmp_path)
+
+
+def test_an_as_of_beyond_the_data_has_to_be_forced() -> None:
+    clock.refuse_beyond(BEGIN, BEGIN, force=False)
+    clock.refuse_beyond(BEGIN, BEGIN + WEEK, force=True)
+    with pytest.raises(clock.AheadError, match="beyond the data"):
+        clock.refuse_beyond(BEGIN, BEGIN + WEEK, force=False)
+
+
+def test_a_stored_clock_beyond_the_data_goes_back_to_their_end(tmp_path: Path) -> None:
+    clock.move(STEPS, datetime(2031, 1, 1), tmp_path)
+    assert clock.heal(STEPS, limit=BEGIN, end=BEGIN, home=tmp_path) == datetime(2031, 1, 1)
+    assert clock.now(STEPS, tmp_path) == BEGIN
+    assert clock.heal(STEPS, limit=BEGIN, end=BEGIN, home=tmp_path) is None

@@ -130,3 +130,10 @@ def test_signals_after_now_are_not_known(alarms: list[bool]) -> None:
     later = [replace(moved(each, 400 * DAY), alarm=not each.alarm) for each in found]
     one, other = (decide(each, as_of=NOW, version=1, policy=POLICY) for each in (found, found + later))
     assert one == other
+
+
+def test_windows_without_rows_are_no_quiet_windows() -> None:
+    alarm, empty, again = signals(True, False, True)
+    found = [alarm, replace(empty, rows=0), again]
+    assert decide(found, as_of=NOW, version=1, policy=POLICY).action == "retrain"
+    assert decide([alarm, empty, again], as_of=NOW, version=1, policy=POLICY).action == "wait"

@@ -95,8 +95,9 @@ def test_windows_slide_by_days_and_shorter_ones_by_themselves(window: str, unit:
 
     found = stream.profile(TABLE, TIMES, window=duration(window))
     assert (found.unit, found.span) == (timedelta(hours=unit), span)
-    hours = TIMES[[0, -1]].astype("datetime64[h]").astype(int) // unit
-    assert len(found.columns[0].history) == hours[1] - hours[0] + 1 - span + 1
+    there = np.unique(TIMES.astype("datetime64[h]").astype(int) // unit)
+    windows = len(there) if span == 1 else there[-1] - there[0] + 1 - span + 1  # an hour without rows is no window
+    assert len(found.columns[0].history) == windows
 
 
 @pytest.mark.parametrize("days", [1, 6, 7, 8])
@@ -126,7 +127,7 @@ def test_a_week_with_days_without_rows_is_the_mean_of_the_others() -> None:
     assert reference.trimmed(some[:, None], 7)[0, 0] == pytest.approx(0.3)
 
 
-def test_a_window_without_any_row_lies_nowhere() -> None:
+def test_a_window_without_any_row_is_no_window_of_the_history() -> None:
     """A shop that was closed for three weeks has windows that say nothing: they are not far from the others."""
     days = np.arange(COUNT) // PER_DAY
     open_ = (days < 5) | (days >= 26)
@@ -134,8 +135,8 @@ def test_a_window_without_any_row_lies_nowhere() -> None:
     kept = np.concatenate([open_, np.ones(COUNT, dtype=bool)])
     found = stream.profile(table.filter(pa.array(kept)), times[kept])
     for each in found.columns:
-        assert len(each.history) == 2 * DAYS - 6
-        assert each.history[5:20] == (0,) * 15
+        assert len(each.history) == 2 + 3 + (2 * DAYS - 26 - 6)  # those that a pause cuts, and the whole ones
+        assert 0 not in each.history
         assert max(each.history) < 0.5
     assert np.isfinite(np.array(found.joint.history)).all()
 
@@ -318,3 +319,19 @@ def test_units_are_counted_from_the_first_rows_own() -> None:
     times = np.array([BEGIN + each for each in (timedelta(hours=23), DAY, 3 * DAY)], dtype="datetime64[us]")
     assert reference.units(times, DAY).tolist() == [0, 1, 3]
     assert reference.units(times[:0], DAY).tolist() == []
+
+
+@pytest.mark.parametrize("years", [1, 60])
+def test_a_pause_of_any_length_costs_nothing_and_is_no_evidence(years: int) -> None:
+    """A row of 1970 in a history of weeks made the windows between them as many quiet ones, and took minutes."""
+    table, times = stream.made(2 * DAYS)
+    late = np.arange(len(times)) >= COUNT
+    apart = times + np.where(late, years * 365, 0).astype("timedelta64[D]")
+    near = times + np.where(late, 20, 0).astype("timedelta64[D]")
+    assert stream.profile(table, apart).columns == stream.profile(table, near).columns
+    assert stream.profile(table, apart).joint == stream.profile(table, near).joint
+
+
+def test_pauses_are_cut_to_a_window_and_nothing_else_moves() -> None:
+    units = np.array([0, 0, 1, 5, 9, 40, 41, 900])
+    assert reference.without_pauses(units, 7).tolist() == [0, 0, 1, 5, 9, 17, 18, 26]
