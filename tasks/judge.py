@@ -126,7 +126,7 @@ def counts_as_look(verdict: Verdict) -> bool:
 
 
 def _too_early(
-    p: Params, registry: Registry, champion: Version | None, as_of: datetime, limit: datetime | None
+    p: Params, registry: Registry, champion: Version | None, as_of: datetime, limit: datetime | None = None
 ) -> str | None:
     if champion and champion.as_of and as_of < champion.as_of and not _is_bent(champion.as_of, limit):
         return f"The candidate, of {as_of}, is older than version {champion.number}, of {champion.as_of}."
