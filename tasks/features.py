@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import contract, periods, stage
+from tasks import contract, periods, sandbox, stage
 from tasks.contract import columns_sql, literal, quoted
 from tasks.params import Params, spell
 from tasks.periods import Period
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 log = logging.getLogger("evergreen")
-CODE = periods.source_of(__file__, contract.__file__)
+CODE = periods.source_of(__file__, contract.__file__, sandbox.__file__)
 SQL = Path("tasks/features.sql")  # of the project in whose folder the stage runs, like every other path
 META = ("_event_time", "_known_at", "_label")
 KEY = "_key_"
@@ -61,12 +61,19 @@ def features(p: Params, folder: Path = Path()) -> None:
 
 def build(p: Params, clean: Path, out: Path, sql: str) -> None:
     """The features of every period of the spine's table, from the cache where nothing that they read has changed."""
+    check_sql(p, sql)
     tables = open_tables(p, clean)
     todo = [period for period, _ in tables.timed[p.spine.table]]
     for period, probes in zip(todo, _spread(p.features.leak_probes, len(todo)), strict=True):
         job = Job(p, tables, period, sql, probes, look_further=bool(probes) and period in todo[-2:])
         if periods.cached(job.key(), {out / f"{period.name}.parquet": "rows.parquet"}, job.make):
             log.info("%s computed", period.name)
+
+
+def check_sql(p: Params, sql: str) -> None:
+    """Raises ValueError for SQL that uses more than the spine, the clean tables and the lead."""
+    columns = {name for table in p.contract.values() for name in table.columns}
+    sandbox.check_sql(sql, p.sources, columns)
 
 
 def open_tables(p: Params, clean: Path) -> Tables:
@@ -195,10 +202,13 @@ def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Tab
 def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
     """Run the SQL over the connection's spine and tables → one row of features per row of the spine, in its order.
 
-    Raises ValueError when the SQL fails (with its line), loses or repeats rows, or gives back an outcome.
+    The connection is closed to everything else from now on. Raises ValueError when the SQL uses more than that, fails
+    (with its line), loses or repeats rows, or gives back an outcome.
     """
     import duckdb
 
+    check_sql(p, sql)
+    sandbox.close(con)
     try:
         con.execute(f"CREATE OR REPLACE TEMP TABLE _found AS {sql}")  # on the same line: errors count the file's lines
     except duckdb.Error as error:

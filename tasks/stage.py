@@ -8,6 +8,7 @@ import ctypes
 import faulthandler
 import logging
 import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -102,7 +104,8 @@ def connect(p: Params) -> "DuckDBPyConnection":
         config={
             "threads": p.stage.threads,
             "memory_limit": p.stage.memory,
-            "temp_directory": tempfile.gettempdir(),
+            # Of its own: what lies in it may be read even where files may not (tasks/sandbox.py).
+            "temp_directory": str(Path(tempfile.gettempdir(), f"evergreen-{secrets.token_hex(8)}")),
             "temp_file_encryption": True,
         }
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks import features
+from tasks import features, sandbox
 from tasks.params import Params
 
 if TYPE_CHECKING:
@@ -88,9 +88,8 @@ def planned(tables: Mapping[str, "pa.Table"], p: Params, sql: str, *, tried: Seq
 
 def unkept(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> Plan:
     """One that plans the SQL at each run."""
-    plan = _opened(tables, p, sql, spine)
-    plan.con.execute("SET disabled_optimizers = 'join_order'")  # of a dozen small tables it takes longest to plan
-    return plan
+    settings = ("disabled_optimizers = 'join_order'",)  # of a dozen small tables it takes longest to plan
+    return _opened(tables, p, sql, spine, settings=settings)
 
 
 def _why_not(tables: Mapping[str, "pa.Table"], p: Params, sql: str, tried: Sequence["pa.Table"]) -> str | None:
@@ -121,14 +120,20 @@ def _prepared(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.
     return replace(plan, statement="EXECUTE asked")
 
 
-def _opened(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> Plan:
+def _opened(
+    tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table", *, settings: Sequence[str] = ()
+) -> Plan:
+    """The rules for the SQL are those of training: a version that was promoted before a rule came is refused too."""
+    features.check_sql(p, sql)
     con, fed = features.connect(p), Fed(spine)
-    con.execute("SET threads = 1")  # so few rows are no work for two
+    for setting in ("threads = 1", *settings):  # so few rows are no work for two
+        con.execute(f"SET {setting}")
     lead = f"INTERVAL {int(p.features.lead.total_seconds())} SECONDS"  # a plan that reads a variable is not kept
     con.execute(f"CREATE MACRO getvariable(name) AS CASE lower(name) WHEN 'lead' THEN {lead} END")
     for name, rows in tables.items():
         con.register(name, Fed(rows))
     con.register("spine", fed)
+    sandbox.close(con)
     con.execute(f"CREATE TEMP VIEW found AS {sql}")
     kinds = features.kinds_of(con, p, "found")
     told = ", ".join(features.cast(name, kind) for name, kind in kinds.items())

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import clean, features, ingest, params, periods, sources
+from tasks import clean, features, ingest, params, periods, sandbox, sources
 from tasks.contract import columns_sql
 from tasks.params import Params
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, LABELS, Made, raw_params, tree, write_sources
@@ -339,6 +339,31 @@ def test_sql_that_uses_what_was_not_yet_known_is_refused(made: Made, sql: str) -
     assert "features.sql leaks: `" in refusal(made, sql)
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        "(SELECT any_value(delay) FROM read_csv('source/orders.csv') o WHERE o.number = spine.number)",
+        "(SELECT any_value(delay) FROM 'data/clean/orders/*.parquet' o WHERE o.number = spine.number)",
+        "epoch(now())",
+        "random()",
+    ],
+)
+def test_what_is_not_in_the_tables_is_refused_before_anything_is_spent(made: Made, outcome: str) -> None:
+    before = entries(made)
+    assert refusal(made, select(f"{outcome} AS x")).startswith("features.sql, line 1, ")
+    assert entries(made) == before
+
+
+def test_the_sql_cannot_reach_files_by_what_the_check_has_missed(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "check_sql", lambda *_: None)
+    assert "disabled by configuration" in refusal(
+        made, select("1 AS x", joins="JOIN 'data/clean/orders/2024-01.parquet' ON TRUE")
+    )
+    assert "disabled by configuration" in refusal(
+        made, select("1 AS x", joins="JOIN read_csv('source/orders.csv') ON TRUE")
+    )
+
+
 @pytest.mark.parametrize("name", ["delay", "known_at", "label"])
 def test_the_outcome_by_its_own_name_is_refused_without_a_probe(made: Made, name: str) -> None:
     said = refusal(made, select(f"1 AS {name}"), **{"features.leak_probes": 0})
@@ -346,7 +371,9 @@ def test_the_outcome_by_its_own_name_is_refused_without_a_probe(made: Made, name
 
 
 def test_the_tables_of_the_stage_itself_are_not_to_be_had(made: Made) -> None:
-    assert "_rows does not exist" in refusal(made, select("_label AS x", joins="JOIN _rows USING (row_id)"))
+    assert "reads `_rows`, but it may read only spine and the clean tables" in refusal(
+        made, select("_label AS x", joins="JOIN _rows USING (row_id)")
+    )
 
 
 def test_sql_that_looks_further_back_than_it_says_is_refused(made: Made) -> None:
@@ -362,9 +389,9 @@ def test_sql_that_looks_further_back_than_it_says_is_refused(made: Made) -> None
     [
         ("-- a comment\nSELECT row_id,\n  amuont\nFROM spine", r'"amuont" not found(.|\n)*LINE 3:   amuont'),
         ("SELECT row_id,\nFROM WHERE", r"syntax error(.|\n)*LINE 2"),
-        ("SELECT row_id, amount\nFROM spin", r"spin does not exist(.|\n)*LINE 2: FROM spin"),
+        ("SELECT row_id, amount\nFROM spin", r"line 2, reads `spin`, but it may read only.* Did you mean `spine`"),
         ("SELECT row_id,\n CAST('x' AS INTEGER) AS n FROM spine", r"Could not convert(.|\n)*LINE 2"),
-        ("", r"syntax error"),
+        ("", r"must be one SELECT, but it holds 0 statements \(nothing\)"),
         ("SELECT amount FROM spine", r"must give back row_id, but gives \['amount'\]"),
         ("SELECT row_id FROM spine", r"gives back no feature beside row_id"),
         (select("amount AS _amount"), r"must not start with an underscore, but \['_amount'\] do"),

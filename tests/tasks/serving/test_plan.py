@@ -96,3 +96,20 @@ def test_lost_and_repeated_rows_are_refused(world: World) -> None:
     tried = [world.spine(range(3))]
     with pytest.raises(ValueError, match="of 3 rows it loses 0 and repeats 3"):
         plan.planned(world.tables, world.p, "FROM (SELECT row_id, amount FROM spine), range(2)", tried=tried)
+
+
+@pytest.mark.parametrize(
+    "value", ["random()", "epoch(now())", "(SELECT max(delay) FROM read_csv('source/orders.csv'))"]
+)
+def test_what_training_refuses_is_refused_here_too(world: World, value: str) -> None:
+    spine = world.spine(range(1))
+    with pytest.raises(ValueError, match=r"features\.sql, line 1, (calls|reads)"):
+        plan.planned(world.tables, world.p, f"SELECT row_id, {value} AS x FROM spine", tried=[spine])
+
+
+@pytest.mark.parametrize("make", [plan.unkept, plan._prepared])
+def test_a_plan_reaches_no_file(world: World, make: Callable[..., plan.Plan]) -> None:
+    made = make(world.tables, world.p, FEATURES_SQL, world.spine(range(1)))
+    with pytest.raises(duckdb.Error, match="disabled by configuration"):
+        made.con.execute("FROM read_csv('source/orders.csv')")
+    assert len(made.run(world.spine(range(3)))) == 3
