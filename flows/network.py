@@ -1,11 +1,13 @@
-"""network: which tasks are tried again, and how often: those that ask MLflow, which may be away for a moment.
+"""network: which tasks are tried again, and how often: those that ask MLflow, which may be away for some minutes.
 
 Nothing else is: what is wrong in itself would fail again.
 """
 
 from typing import Any
 
-WAITS = [2, 10, 30]  # seconds before the first, second and third time that it is tried again
+from tasks import stage
+
+WAITS = list(stage.WAITS_S)
 
 
 def may_pass(_task: Any, _run: Any, state: Any) -> bool:

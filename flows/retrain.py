@@ -75,7 +75,8 @@ def retrain(
 ) -> Retrained | None:
     """Run every stage at as_of, judge the candidate against the champion, and promote it if the gate says PROMOTE.
 
-    None where the ledger has answered the decision already: whoever asked twice gets one retrain.
+    None where the ledger has answered the decision already, since whoever asked twice gets one retrain, and where the
+    gate would look at no candidate yet.
 
     Args:
         as_of: Event time "now", in UTC, such as 2013-07-01T00:00:00Z. Empty: the clock of params.yaml.
@@ -94,6 +95,8 @@ def retrain(
         if decision and answered(p, decision):
             return None
         _not_for_ever(p, asked, attempt)
+        if is_too_early(p, asked):
+            return None
         registry.preload()
         try:
             if p.clock.as_of:
@@ -168,6 +171,26 @@ def given_up(p: Params, asked: Asked, why: str) -> None:
     answer = Entry("verdict", asked.decision, asked.as_of, champion=champion, outcome="HOLD", reasons=(why,))
     known.append(replace(answer, detail={"look": False, "failed": True}))
     tell(p, f"evergreen: a retrain of {p.registry.model} failed", why, cause=f"failed {asked.decision}")
+
+
+@task(name="is it too early", task_run_name="is it too early", cache_policy=NO_CACHE, **NETWORK)
+def is_too_early(p: Params, asked: Asked) -> bool:
+    """Whether the gate backs off at this time: asked before the stages run, and answered in the ledger. Without
+    clock.as_of the time is what ingest finds, and the gate says it afterwards."""
+    if asked.as_of is None:
+        return False
+    known = registry.open_registry(p.registry)
+    serving = known.champion()
+    as_of = params.in_utc(asked.as_of)
+    # What is later than this run may come from a clock that has been mended: the gate can tell, which knows the data.
+    reason = judge.too_early(p, known, serving, as_of, limit=as_of)
+    if reason is None:
+        return False
+    get_run_logger().warning("HOLD, and nothing was run: %s", reason)
+    number = serving.number if serving else None
+    entry = Entry("verdict", asked.decision or f"retrain-{flow_run.id}", as_of, champion=number, outcome="HOLD")
+    known.append(replace(entry, reasons=(reason,), detail={"look": False}))
+    return True
 
 
 def tell_who_approves(p: Params, verdict: Verdict, decision: str | None) -> None:

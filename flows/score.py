@@ -62,12 +62,13 @@ def score(
 
 
 def _tick(settings: Clock, done: Scored) -> None:
-    """History is not lived through while nobody serves, nor beyond its end."""
+    """Time goes on while nobody serves too: else a first model that is held would be judged on the same rows for ever.
+    It ends where the sources do."""
     if done.limit and (stored := clock.heal(settings, limit=done.limit, end=done.as_of)):
         get_run_logger().warning("the stored clock was at %s, beyond the data: it is at %s now", stored, done.as_of)
         return
     before = clock.now(settings)
-    if done.version is None or done.newest is None:
+    if done.newest is None:
         return
     if settings.step and before and done.newest < before:
         get_run_logger().warning(

@@ -73,7 +73,7 @@ def judge(p: Params, folder: Path, record: str, *, registry: Registry, champion:
     if (down := registry.was_taken_down(record)) is not None:
         return _barred(down, "lost as a challenger" if down in registry.rejected() else "was rolled back")
     number = champion.number if champion else None
-    if reason := _too_early(p, registry, champion, as_of, survey.read_limit(folder / p.paths.raw)):
+    if reason := too_early(p, registry, champion, as_of, survey.read_limit(folder / p.paths.raw)):
         return Verdict("HOLD", (reason,), {"champion_version": number} if champion else {})
     looks = registry.looks(number)
     if champion is None:
@@ -125,9 +125,10 @@ def counts_as_look(verdict: Verdict) -> bool:
     return verdict.figures.get("looked") is True
 
 
-def _too_early(
+def too_early(
     p: Params, registry: Registry, champion: Version | None, as_of: datetime, limit: datetime | None = None
 ) -> str | None:
+    """Why the gate looks at no candidate yet. Stored times beyond `limit`, the end of the data, count for nothing."""
     if champion and champion.as_of and as_of < champion.as_of and not _is_bent(champion.as_of, limit):
         return f"The candidate, of {as_of}, is older than version {champion.number}, of {champion.as_of}."
     last = registry.last_look(champion.number if champion else None)

@@ -49,11 +49,11 @@ def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> S
     """Predict and journal what has arrived in the features of `folder`."""
     as_of = datetime.fromisoformat(json.loads((folder / p.paths.features / "manifest.json").read_text())["as_of"])
     champion, limit = registry.champion(), survey.read_limit(folder / p.paths.raw)
+    rows = features.read(folder / p.paths.features)
+    newest = rows.event_time[-1].astype("datetime64[us]").item() if len(rows) else None
     if champion is None:
         log.warning("no champion serves yet: nothing was scored. Run the retrain flow; the next run scores.")
-        return Scored(as_of, None, 0, 0, limit=limit)
-    rows = features.read(folder / p.paths.features)
-    newest = rows.event_time[-1].astype("datetime64[us]").item()
+        return Scored(as_of, None, 0, 0, newest, limit=limit)
     entries = entries_of(rows)
     made = journal.read("predictions", columns=["entry", "event_time", STALE])
     arrived = _arrived(rows, entries, _possible(made, limit), champion, as_of, limit)

@@ -14,11 +14,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tasks import params as parameters
 from tasks.params import Params
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 TOO_LONG = 124  # the exit status of timeout(1)
+WAITS_S = (2.0, 10.0, 30.0, 60.0, 120.0)  # before a service that did not answer is asked again: nearly four minutes
+T = TypeVar("T")
 log = logging.getLogger("evergreen")
 
 
@@ -44,6 +46,18 @@ def main(name: str, work: Callable[[Params], None]) -> None:
     except Exception as error:
         _say(error)
         sys.exit(1)
+
+
+def ask_again(ask: Callable[[], T], *, waits: Sequence[float] = WAITS_S) -> T:
+    """What a service answers, which may be away for some minutes: asked again after each wait, and only where it did
+    not answer. Raises the last ConnectionError."""
+    for wait in waits:
+        try:
+            return ask()
+        except ConnectionError as error:
+            log.warning("%s Asking again in %.0f s.", error, wait)
+            time.sleep(wait)
+    return ask()
 
 
 def _say(error: Exception) -> None:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def test_dvc_repro_in_the_checkout_gives_the_hashes_of_the_flow(story: Story, pr
 def test_a_failed_stage_fails_the_flow_with_the_stages_own_error(story: Story) -> None:
     assert story
     with pytest.raises(Exception, match=r"`bad rows <= clean.max_bad_share` must hold"):
-        retrain(settings={"contract.orders.columns.distance.max": 5})
+        retrain(settings={"contract.orders.columns.distance.max": 5}, as_of=LATER)
 
 
 def test_a_decision_whose_retrain_fails_is_answered_with_the_reason_and_told_once(story: Story) -> None:
@@ -161,11 +161,24 @@ def test_a_promotion_that_something_newer_overtook_is_an_answer(story: Story) ->
     assert retrain(decision="overtaken", as_of=LATER) is None
 
 
+def test_the_back_off_is_asked_before_the_stages_run_and_answers_the_decision(story: Story) -> None:
+    champion = story.known.champion()
+    assert champion
+    story.known.append(registry.Entry("verdict", "a look", LATER, champion=champion.number, outcome="HOLD"))
+    before = len(task_runs("ingest"))
+    later, settings = LATER + timedelta(hours=1), {"gate.backoff": "7d"}
+    assert retrain(as_of=later, settings=settings, decision="too soon") is None
+    assert len(task_runs("ingest")) == before
+    (line,) = (each for each in story.known.ledger() if each.decision == "too soon")
+    assert (line.outcome, line.detail) == ("HOLD", {"look": False})
+    assert "The last look, at 2024-03-12 00:00, did not promote." in line.reasons[0]
+
+
 def test_another_key_for_the_pseudonyms_is_refused(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     assert story
     monkeypatch.setenv("EVERGREEN_PII_KEY", "another key, as long")
     with pytest.raises(ValueError, match="pseudonymised with the key"):
-        retrain(settings=LIGHT)
+        retrain(settings=LIGHT, as_of=LATER)
 
 
 def test_a_setting_that_does_not_exist_is_refused_by_name(story: Story) -> None:

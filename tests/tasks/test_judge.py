@@ -220,7 +220,7 @@ def test_after_a_refusal_the_champion_is_left_alone_for_the_back_off(old: Made, 
     refuse(shelf.known, mine, LATER - timedelta(days=1), "d2", look=False)  # what that HOLD leaves in the ledger
     later = replace(new, as_of=LATER + timedelta(days=1))
     assert shelf.known.last_look(mine.number) == LATER - timedelta(days=6)
-    assert judge._too_early(later.p, shelf.known, mine, later.as_of) is None
+    assert judge.too_early(later.p, shelf.known, mine, later.as_of) is None
 
 
 def test_an_earlier_look_is_paid_for(old: Made, new: Made, shelf: Shelf) -> None:

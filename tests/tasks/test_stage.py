@@ -156,3 +156,25 @@ def test_a_connection_keeps_to_the_stages_limits_and_to_utc() -> None:
         assert con.execute(f"SELECT {settings}").fetchall() == [(p.stage.threads, "UTC", True)]
         assert con.execute("SELECT current_setting('memory_limit')").fetchall()[0][0].endswith("MiB")
     assert isinstance(con, duckdb.DuckDBPyConnection)
+
+
+def test_a_service_that_is_away_is_asked_again_and_one_that_refuses_is_not() -> None:
+    answers = iter([ConnectionError("away"), ConnectionError("away"), "there"])
+
+    def ask() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert stage.ask_again(ask, waits=[0, 0]) == "there"
+    answers = iter([ValueError("refused"), "there"])
+    with pytest.raises(ValueError, match="refused"):
+        stage.ask_again(ask, waits=[0])
+    answers = iter([ConnectionError("away"), ConnectionError("for good")])
+    with pytest.raises(ConnectionError, match="for good"):
+        stage.ask_again(ask, waits=[0])
+
+
+def test_a_service_may_be_away_for_a_minute_and_start_for_another() -> None:
+    assert sum(stage.WAITS_S) > 120
