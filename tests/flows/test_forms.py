@@ -2,19 +2,26 @@
 
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
 from prefect import Flow, flow
+from prefect.automations import RunDeployment
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
+from flows import automations
 from flows.forms import hide_from_form
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-FOR_MACHINES = {"retrain": {"decision", "attempt"}, "rollback": {"champion", "decision"}}
+FOR_MACHINES = {
+    "retrain": {"decision", "attempt"},
+    "retrain-again": {"decision", "attempt"},
+    "rollback": {"champion", "decision"},
+}
 
 each_deployment = pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
 
@@ -46,9 +53,11 @@ def test_what_a_trigger_passes_is_accepted_by_the_servers_schema_and_by_the_flow
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (retrain,) = (each for each in DEPLOYMENTS if each["name"] == "retrain")
-    (trigger,) = retrain["triggers"]
+    (action,) = automations.start(uuid4()).actions
+    assert isinstance(action, RunDeployment)
+    assert action.parameters
     of_people = load_flow(retrain, monkeypatch)
-    passed = {**dict.fromkeys(trigger["parameters"], "7"), "as_of": "2024-03-01T00:00:00Z", "attempt": 1}
+    passed = {**dict.fromkeys(action.parameters, "7"), "as_of": "2024-03-01T00:00:00Z", "attempt": 1}
     validate(passed, parameter_schema(of_people).model_dump(), raise_on_error=True)
     assert of_people.validate_parameters(passed)["decision"] == "7"
 
