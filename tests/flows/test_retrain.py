@@ -93,7 +93,7 @@ def test_the_prefect_ui_gets_the_verdict_the_metrics_and_a_link(story: Story) ->
 def test_the_parameters_are_typed_for_the_form_of_the_prefect_ui(story: Story) -> None:
     assert story
     properties = retrain.parameters.properties
-    assert {"as_of", "trials", "budget", "reason", "decision", "settings", "attempt"} == properties.keys()
+    assert {"as_of", "trials", "budget", "reason", "decision", "settings", "attempt", "force"} == properties.keys()
     assert "date-time" in json.dumps(properties["as_of"])
     assert "minimum" in json.dumps(properties["trials"])
 
