@@ -13,6 +13,13 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_HTTP_REQUEST_MAX_RETRIES := 2
 export PREFECT_HOME := $(abspath $(HOME_DIR))/prefect
 export MPLBACKEND := Agg
+# Nothing on this machine is asked by way of a proxy; tasks/__init__.py does the same for programs without make.
+ifneq ($(strip $(HTTP_PROXY)$(http_proxy)$(HTTPS_PROXY)$(https_proxy)$(ALL_PROXY)$(all_proxy)),)
+comma := ,
+NOT_BY_PROXY := 127.0.0.1,localhost,::1$(if $(NO_PROXY),$(comma)$(NO_PROXY))$(if $(no_proxy),$(comma)$(no_proxy))
+export NO_PROXY := $(NOT_BY_PROXY)
+export no_proxy := $(NOT_BY_PROXY)
+endif
 # A virtual environment that happens to be active is none of ours.
 unexport VIRTUAL_ENV
 unexport PYTHONPATH

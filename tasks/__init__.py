@@ -1,1 +1,26 @@
-"""What is done to the data, in the order it passes through: plain functions that know nothing of Prefect."""
+"""What is done to the data, in the order it passes through: plain functions that know nothing of Prefect.
+
+Importing this package, as every program of the project does, exempts this machine's own addresses from proxies.
+"""
+
+import os
+from collections.abc import MutableMapping
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def exempt_loopback(environment: MutableMapping[str, str]) -> None:
+    """Add this machine's own addresses to NO_PROXY where a proxy is set: a proxy elsewhere cannot reach them.
+
+    Both spellings get the union of both, since some libraries read the one and some prefer the other.
+    """
+    proxies = [name for name, value in environment.items() if value and name.lower().endswith("_proxy")]
+    if not [name for name in proxies if name.lower() != "no_proxy"]:
+        return
+    written = ",".join(environment.get(name, "") for name in ("no_proxy", "NO_PROXY"))
+    hosts = dict.fromkeys([*(host.strip() for host in written.split(",") if host.strip()), *LOOPBACK])
+    for name in ("no_proxy", "NO_PROXY"):
+        environment[name] = "*" if "*" in hosts else ",".join(hosts)
+
+
+exempt_loopback(os.environ)

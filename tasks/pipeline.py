@@ -19,7 +19,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -374,13 +373,16 @@ def _head(checkout: Path) -> str | None:
 
 
 def _unpack(checkout: Path, root: Path, *, tree: str, env: Mapping[str, str] | None = None) -> None:
-    with tempfile.TemporaryFile() as archive:
-        _git(checkout, "archive", "--format=tar", tree, env=env, stdout=archive)
-        archive.seek(0)
-        with tarfile.open(fileobj=archive) as files:
-            if hasattr(tarfile, "tar_filter"):  # Python 3.11.4 brought it; Debian 12 has 3.11.2
-                files.extraction_filter = tarfile.tar_filter
-            files.extractall(root)
+    """Fill `root` with every file of a tree. By a checkout and not by `git archive`, which leaves out and rewrites what
+    .gitattributes marks as export-ignore and export-subst: those are about what is published."""
+    inside = _git(checkout, "rev-parse", "--show-prefix").decode(errors="surrogateescape").rstrip("\n")
+    scratch = Path(tempfile.mkdtemp(prefix=".tree-", dir=root))
+    own, files = {**(env or {}), "GIT_INDEX_FILE": str(scratch / "index")}, scratch / "files"
+    _git(checkout, "-c", "core.sparseCheckout=false", "read-tree", tree, env=own)
+    _git(checkout, "-c", "core.sparseCheckout=false", "checkout-index", "--all", f"--prefix={files}/", env=own)
+    for path in (files / inside).iterdir():
+        path.rename(root / path.name)
+    shutil.rmtree(scratch)
 
 
 def _git(
@@ -491,6 +493,7 @@ def _configure(checkout: Path, root: Path, *, cache: str | Path, site: Path) -> 
     """The checkout's settings and remotes, without git, with its own locks and hashes of files, and the given cache."""
     from dvc.config import Config, merge
 
+    _check_path(Path(cache))
     settings = Config(str(checkout / ".dvc")).read()
     own = {
         "core": {
@@ -504,9 +507,31 @@ def _configure(checkout: Path, root: Path, *, cache: str | Path, site: Path) -> 
     }
     merge(settings, own)
     (root / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
-    with Config(str(root / ".dvc")).edit("local") as written:
+    with _settings_of(root).edit("local") as written:
         merge(written, settings)
     (root / ".dvc" / "config.local").chmod(0o600)  # a remote's credentials may be among them
+
+
+def _check_path(cache: Path) -> None:
+    """DVC takes braces and `%(` in its cache's path for places to fill in, and dies in mid-run."""
+    if re.search(r"[{}]|%\(", str(cache)):
+        raise ValueError(
+            f"the path of DVC's cache must hold no {{, }} or %(, but it is {cache}. Move or rename that folder, or set "
+            "another by `dvc cache dir`."
+        )
+
+
+def _settings_of(root: Path) -> Any:
+    """DVC's settings of a project, written as UTF-8: DVC itself writes ASCII, and dies of a folder such as `josé`."""
+    from configobj import ConfigObj
+    from dvc.config import Config, _pack_named
+
+    class Settings(Config):  # type: ignore[misc]
+        def _save_config(self, level: str, conf_dict: Any) -> None:
+            with Path(self.files[level]).open("wb") as file:
+                ConfigObj(_pack_named(conf_dict), encoding="utf-8").write(file)
+
+    return Settings(str(root / ".dvc"))
 
 
 def cache_of(checkout: Path) -> str:
