@@ -41,9 +41,9 @@ def story(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Story:
     says(shop, 2, GOOD_MODEL, "shadow", outcomes=False)
     won = monitor(as_of=LAST, report="never")
     canary(begin=shop.logged("worse", WORSE, more=more), as_of=FIRST)
-    lost = monitor(as_of=LAST + DAY, report="never")
+    lost = monitor(as_of=LAST + DAY, report="never", force=True)
     canary(begin=shop.logged("twin", TWIN, more=more), as_of=FIRST)
-    waits = monitor(as_of=LAST + 5 * DAY, report="never")
+    waits = monitor(as_of=LAST + 5 * DAY, report="never", force=True)
     return Story(shop, up, won, lost, waits, canary(end=True, reason="enough"))
 
 
@@ -105,7 +105,7 @@ def test_a_promotion_that_a_person_must_approve_waits_for_one(story: Story, proj
     canary(begin="4", as_of=FIRST)
     with pytest.raises(ValueError, match="the monitor has found no challenger that may be promoted"):
         canary(accept=True)
-    assert outcome(monitor(as_of=LAST + 9 * DAY, report="never")) is None
+    assert outcome(monitor(as_of=LAST + 9 * DAY, report="never", force=True)) is None
     assert any("waits for approval" in each for each in shop.kept.read("alerts")["subject"].to_pylist())
     done = canary(accept=True)
     assert (done.serves, done.challenger) == (4, None)
