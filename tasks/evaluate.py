@@ -42,10 +42,12 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     there = model.labelled(rows.label)
     twin = Model.load(models / "twin.ubj")
     seeds = {f"{CANDIDATE}_{path.stem}": Model.load(path) for path in sorted((models / "twins").glob("*.ubj"))}
-    held = with_known_class(rows.take(split.holdout(rows.event_time, where, there)), twin.spec)
+    due = rows.take(split.holdout(rows.event_time, where, there))
+    held = with_known_class(due, twin.spec)
     seen = rows.take(split.training(rows.event_time, where.start, p.split, deadline=p.label.deadline) & there)
     predictions = {CANDIDATE: twin.predict(held.table)} | _baselines(p, seen, held, twin.spec)
     board = {name: measure(twin.spec, held.label, found) for name, found in predictions.items()}
+    board[CANDIDATE] |= {"unseen_class_rows": len(due) - len(held)} if p.label.task == "multiclass" else {}
     parts = twin.contributions(held.table.take(reference.evenly(len(held), p.evaluate.shap_rows)))
     _write_reports(p, folder / p.paths.reports, twin, held, predictions[CANDIDATE], board, parts)
     others = {name: each.predict(held.table) for name, each in seeds.items()}
@@ -57,8 +59,15 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
 def with_known_class(held: Rows, spec: Spec) -> Rows:
     """Rows of a class that training never saw cannot be scored by any of the models: left out, and said so."""
     known = ~np.isnan(spec.encode_label(held.label))
-    if not known.all():
-        log.warning("%s rows of the holdout are of a class that training has not seen; left out", (~known).sum())
+    unseen = sorted(set(held.label[~known].tolist()))
+    if not known.any():
+        raise ValueError(
+            f"the holdout's {len(known)} rows are all of classes that training has not seen, {unseen[:5]}; it knows "
+            f"{list(spec.classes)[:5]}. Wait for more data, shorten split.holdout, or mend label.expression."
+        )
+    if unseen:
+        count, names = (~known).sum(), unseen[:5]
+        log.warning("%s rows of the holdout are of a class that training has not seen, %s; left out", count, names)
     return held.take(known)
 
 
@@ -112,7 +121,8 @@ def _multiclass(codes: Floats, found: Floats, spec: Spec) -> dict[str, float]:
         "calibration_error": calibration_error((chosen == codes).astype(float), found.max(axis=1)),
     }
     if len(np.unique(codes)) == len(names):
-        scores["auc"] = metrics.roc_auc_score(codes, found, multi_class="ovr", labels=names)
+        shares = found[:, 1] if len(names) == 2 else found  # scikit-learn takes one column for two classes
+        scores["auc"] = metrics.roc_auc_score(codes, shares, multi_class="ovr", labels=names)
     return scores
 
 

@@ -218,12 +218,12 @@ def _points(done: Sequence[Mapping[str, Any]], name: str) -> list[tuple[Any, flo
 
 def _rho(points: Sequence[tuple[Any, float]]) -> float:
     """Spearman's rank correlation; 0 for a parameter that has no order."""
-    import numpy as np
+    from scipy.stats import spearmanr
 
-    if any(isinstance(x, str) for x, _ in points) or len(points) < 3:
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    if any(isinstance(x, str) for x in xs) or len(points) < 3 or len(set(xs)) < 2 or len(set(ys)) < 2:
         return 0.0
-    x, y = (np.argsort(np.argsort([point[i] for point in points], kind="stable")) for i in (0, 1))
-    return float(np.corrcoef(x, y)[0, 1])
+    return float(spearmanr(xs, ys).statistic)
 
 
 def _wide(values: Sequence[float]) -> bool:

@@ -9,6 +9,7 @@ at least D before the cut: its label was then known by the cut if it ever was, a
 biased sample of those that came early. The same D keeps as_of away from the holdout and each fold from its validation.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 
 from tasks.params import Split, spell
 
+log = logging.getLogger("evergreen")
 Mask = NDArray[np.bool_]
+MEND_CLASSES = "Use fewer or longer folds, or merge rare classes in label.expression."
 Times = NDArray[np.datetime64]
 
 
@@ -89,10 +92,35 @@ def folds(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta
     return found
 
 
-def check_classes(number: int, *, train: NDArray[Any], valid: NDArray[Any], classes: Sequence[Any]) -> None:
-    """Raises ValueError when a fold's training labels lack a class, or its validation labels are all of one."""
-    way_out = "Use fewer or longer folds, or merge rare classes in label.expression."
-    if missing := [each for each in classes if each not in set(train.tolist())]:
-        raise ValueError(f"the training rows of fold {number} hold none of the class {missing}. {way_out}")
-    if len(held := set(valid.tolist())) < 2:
-        raise ValueError(f"the validation rows of fold {number} are all of one class, {sorted(held)}. {way_out}")
+def with_known_classes(folds: Sequence[Fold], label: NDArray[Any], classes: Sequence[Any]) -> list[Fold]:
+    """The folds, each validated on rows of the classes that its training holds.
+
+    A class may be younger than a fold: its rows there are left out, and a fold that trains on one class alone is left
+    out whole. Both are logged. Raises ValueError when no fold is left, or a fold's validation holds one class alone.
+    """
+    usable = []
+    for number, fold in enumerate(folds, 1):
+        _check_validation(number, label[fold.valid])
+        trained = set(label[fold.train].tolist())
+        missing = [value for value in classes if value not in trained]
+        if len(classes) - len(missing) < 2:
+            log.warning("fold %s is left out: its training rows hold none of the class %s", number, missing)
+            continue
+        unknown = np.isin(np.arange(len(label)), [i for i in np.flatnonzero(fold.valid) if label[i] in missing])
+        if missing:
+            log.warning(
+                "the training rows of fold %s hold none of the class %s: %s of its validation rows are left out",
+                number,
+                missing,
+                int(unknown.sum()),
+            )
+        usable.append(Fold(fold.train, fold.valid & ~unknown) if missing else fold)
+    if not usable:
+        missing = [value for value in classes if value not in set(label[folds[0].train].tolist())]
+        raise ValueError(f"the training rows of fold 1 hold none of the class {missing}. {MEND_CLASSES}")
+    return usable
+
+
+def _check_validation(number: int, label: NDArray[Any]) -> None:
+    if len(held := set(label.tolist())) < 2:
+        raise ValueError(f"the validation rows of fold {number} are all of one class, {sorted(held)}. {MEND_CLASSES}")

@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -18,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tasks import features, model, periods, split, stage, tune
+from tasks import calibration, features, model, periods, split, stage, tune
+from tasks.calibration import Floats
 from tasks.features import Rows
-from tasks.model import Floats, Model, Spec
+from tasks.model import Model, Spec
 from tasks.params import Costs, Params, Task
 
 log = logging.getLogger("evergreen")
+YOUNG = 0.01  # of the training rows: what classes without an out-of-fold row may come to where margins are calibrated
 
 
 def train(p: Params, folder: Path = Path()) -> None:
@@ -110,54 +114,75 @@ def calibrate(
     rows: Rows, cut: datetime, tuned: dict[str, Any], p: Params, *, classes: tuple[Any, ...]
 ) -> dict[str, Any]:
     """The spec's calibration and threshold, from models that have not seen the rows they score."""
-    if p.label.task == "regression":
+    task = p.label.task
+    if task == "regression":
         return {}
-    extras: dict[str, Any] = {"threshold": threshold(p.evaluate.costs)} if p.label.task == "binary" else {}
+    extras: dict[str, Any] = {"threshold": threshold(p.evaluate.costs)} if task == "binary" else {}
     there = model.labelled(rows.label)
-    if "class_weight" in tuned["params"]:
-        seen = split.training(rows.event_time, cut, p.split, deadline=p.label.deadline) & there
-        known = Spec(p.label.task, (), {}, classes).encode_label(rows.take(seen).label)
-        extras |= unweighed(known[~np.isnan(known)], tuned["params"]["class_weight"], classes, p.label.task)
+    seen = split.training(rows.event_time, cut, p.split, deadline=p.label.deadline) & there
+    offset = _offset(rows.take(seen).label, tuned, p, classes)
+    if offset.any():
+        extras |= as_spec(calibration.Map(np.eye(len(classes)), offset), task)
     if p.train.calibration == "none":
         return extras
     folds = split.folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=there)
+    folds = split.with_known_classes(folds, rows.label, classes)
+    margins, codes = _out_of_fold(rows, folds, tuned, p, classes)
+    if (young := _share_beside(codes, rows.take(seen).label, classes, task)) > YOUNG:
+        log.warning(
+            "%.1f %% of the training rows are of classes without an out-of-fold row: calibration is left out until "
+            "split.fold has some, since it would bend what it cannot see",
+            100 * young,
+        )
+        return extras
+    choice = calibration.choose(margins, codes)
+    if choice.family == "none":
+        log.info("calibration: none, since no map surely gains on rows that it was not fitted on")
+        return extras
+    log.info("calibration: %s, which gains %.5f of log loss on rows that it was not fitted on", *choice.told)
+    return extras | as_spec(choice.map.after(offset), task)
+
+
+def _out_of_fold(
+    rows: Rows, folds: Sequence[split.Fold], tuned: dict[str, Any], p: Params, classes: tuple[Any, ...]
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Margins (n, classes) of the folds' models on their validation rows, without class weights; the classes (n)."""
     stop = threading.Event()
-    trained = [partial(_fit, rows.take(fold.train), tuned, p, classes=classes, threads=1, stop=stop) for fold in folds]
-    valid = [rows.take(fold.valid) for fold in folds]
-    fitted = tune.side_by_side(trained, p.stage.threads, stop=stop)
-    margins = [each.margins(part.table) for each, part in zip(fitted, valid, strict=True)]
-    codes = [each.spec.encode_label(part.label) for each, part in zip(fitted, valid, strict=True)]
-    return extras | platt(np.concatenate(margins), np.concatenate(codes), classes=len(classes))
+    works = [partial(_fit, rows.take(fold.train), tuned, p, classes=classes, threads=1, stop=stop) for fold in folds]
+    margins, codes = [], []
+    for fold, fitted in zip(folds, tune.side_by_side(works, p.stage.threads, stop=stop), strict=True):
+        valid, offset = rows.take(fold.valid), _offset(rows.label[fold.train], tuned, p, classes)
+        margins.append(_per_class(fitted.margins(valid.table)) + offset)
+        codes.append(fitted.spec.encode_label(valid.label))
+    return np.concatenate(margins), np.concatenate(codes).astype(np.int64)
 
 
-def unweighed(codes: Floats, strength: float, classes: tuple[Any, ...], task: Task) -> dict[str, Any]:
-    """The calibration that does no more than take class weights out again: a margin rose by the log of its weight."""
-    logs = np.log(model.weights_of_classes(codes, classes, strength).astype(float))
+def _share_beside(known: NDArray[np.int64], label: NDArray[Any], classes: tuple[Any, ...], task: Task) -> float:
+    """The share of labels whose classes are not among the known codes."""
+    return float(np.mean(~np.isin(Spec(task, (), {}, classes).encode_label(label), known)))
+
+
+def _per_class(margins: NDArray[np.floating[Any]]) -> Floats:
+    """Margins as (n, classes): a binary one says as much for one class as against the other."""
+    scores = np.asarray(margins, np.float64)
+    return scores if scores.ndim == 2 else np.column_stack([-scores / 2, scores / 2])
+
+
+def _offset(label: NDArray[Any], tuned: dict[str, Any], p: Params, classes: tuple[Any, ...]) -> Floats:
+    """What takes class weights out of margins again, by class: a margin rose by the log of its class's weight."""
+    if "class_weight" not in tuned["params"]:
+        return np.zeros(len(classes))
+    codes = Spec(p.label.task, (), {}, classes).encode_label(label)
+    weights = model.weights_of_classes(codes[~np.isnan(codes)], classes, tuned["params"]["class_weight"])
+    return np.asarray(-np.log(weights.astype(np.float64)))
+
+
+def as_spec(found: calibration.Map, task: Task) -> dict[str, Any]:
+    """A map of the classes' margins as the spec holds it: of a binary margin, a slope and a shift."""
     if task == "binary":
-        return {"coef": ((1.0,),), "intercept": (float(logs[0] - logs[1]),)}
-    return {"coef": tuple(map(tuple, np.eye(len(classes)).tolist())), "intercept": tuple((-logs).tolist())}
-
-
-def platt(margins: Floats, codes: Floats, *, classes: int) -> dict[str, Any]:
-    """Logistic regression of the outcome on the margins (Platt 1999); for several classes on all of them at once.
-
-    Margins that do not rank the outcome, or do not hold every class, carry nothing to calibrate by: they are left.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    there = ~np.isnan(codes)
-    inputs = margins[there].reshape(there.sum(), -1).astype(np.float64)
-    if len(np.unique(codes[there])) < classes:
-        log.warning("the out-of-fold rows do not hold all %s classes: calibration is left out", classes)
-        return {}
-    found = LogisticRegression(C=1e6, max_iter=1000).fit(inputs, codes[there].astype(int))
-    coef, intercept = found.coef_, found.intercept_
-    if margins.ndim == 1 and coef[0, 0] <= 0:
-        log.warning("the out-of-fold margins do not rank the outcome: calibration is left out")
-        return {}
-    if margins.ndim == 2 and classes == 2:  # scikit-learn gives one row for two classes, softmax needs one each
-        coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
-    return {"coef": tuple(map(tuple, coef.tolist())), "intercept": tuple(intercept.tolist())}
+        slope, shift = found.coef[1, 1] - found.coef[0, 1], found.intercept[1] - found.intercept[0]
+        return {"coef": ((float(slope),),), "intercept": (float(shift),)}
+    return {"coef": tuple(map(tuple, found.coef.tolist())), "intercept": tuple(found.intercept.tolist())}
 
 
 def threshold(costs: Costs) -> float:

@@ -44,6 +44,34 @@ MAX_BIN = 256  # where tune.space names none: XGBoost's own
 WARM = 20  # rounds of each fold in which nobody is pruned
 RARE = 200  # rows of the rarest class that a search on fewer rows keeps
 RANDOM = 6  # trials that are drawn blindly before the sampler learns
+# The first trial, as far as tune.space goes: XGBoost's own recipe, so that no search is worse than none.
+DEFAULTS: dict[str, Any] = {
+    "eta": 0.3,
+    "learning_rate": 0.3,
+    "max_depth": 6,
+    "max_leaves": 0,
+    "min_child_weight": 1.0,
+    "subsample": 1.0,
+    "colsample_bytree": 1.0,
+    "colsample_bylevel": 1.0,
+    "colsample_bynode": 1.0,
+    "lambda": 1.0,
+    "reg_lambda": 1.0,
+    "alpha": 0.0,
+    "reg_alpha": 0.0,
+    "gamma": 0.0,
+    "min_split_loss": 0.0,
+    "max_delta_step": 0.0,
+    "scale_pos_weight": 1.0,
+    "num_parallel_tree": 1,
+    "grow_policy": "depthwise",
+    "sampling_method": "uniform",
+    "booster": "gbtree",
+    "max_bin": MAX_BIN,
+    "max_cat_to_onehot": 4,
+    "max_cat_threshold": 64,
+    "class_weight": 0.0,
+}
 STARTUP = 4  # trials that end before anybody is pruned
 CODE = periods.source_of(__file__, features.__file__, model.__file__, split.__file__)
 
@@ -64,15 +92,14 @@ class Folds:
         where = split.cuts(as_of, p.split, deadline=p.label.deadline)
         there = model.labelled(rows.label)
         found = split.folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there)
-        self._whole = [(rows.take(fold.train), rows.take(fold.valid)) for fold in found]
         used = rows.take(np.any([fold.train | fold.valid for fold in found], axis=0))
         self.spec: Spec = model.spec_for(
             used.table, used.label, task=p.label.task, native=p.train.categories == "native"
         )
+        if self.spec.classes:
+            found = split.with_known_classes(found, rows.label, self.spec.classes)
+        self._whole = [(rows.take(fold.train), rows.take(fold.valid)) for fold in found]
         self._parts = [(_thinned(train, p.tune.rows, self.spec), valid) for train, valid in self._whole]
-        for number, (train, valid) in enumerate(self._parts, 1):
-            if self.spec.classes:
-                split.check_classes(number, train=train.label, valid=valid.label, classes=self.spec.classes)
         self._threads = p.stage.threads
         self._binned: dict[tuple[int, int], list[Binned]] = {}
 
@@ -188,6 +215,7 @@ def _finals(study: "optuna.Study", folds: Folds, p: Params, path: Path) -> list[
     if not folds.thinned or not p.tune.finalists:
         return ranked[:1]
     wanted = [each.number for each in ranked[: p.tune.finalists]]
+    wanted += [0] if 0 in {each.number for each in ranked} - set(wanted) else []  # a search on few rows may be misled
     known = [found for found in (Final(**json.loads(line)) for line in _whole_lines(path)) if found.number in wanted]
     missing = [number for number in wanted if number not in {each.number for each in known}]
     return sorted([*known, *_fit_finals(study, folds, p, path, missing)], key=_rank)
@@ -295,7 +323,28 @@ def _try(study: "optuna.Study", folds: Folds, p: Params, numbers: Sequence[int])
 
 def _asked(study: "optuna.Study", p: Params, number: int) -> "Trial":
     study.sampler = _sampler(p, number)
+    if number == 0:
+        study.enqueue_trial(first_trial(p.tune.space))
     return study.ask({name: _distribution(each) for name, each in sorted(p.tune.space.items())})
+
+
+def first_trial(space: dict[str, Range]) -> dict[str, Any]:
+    """XGBoost's own values, each moved to the nearest that the space allows; a name without one is left to the draw."""
+    known = {name: DEFAULTS[name] for name in space if name in DEFAULTS}
+    return {name: _nearest(value, space[name]) for name, value in known.items()}
+
+
+def _nearest(value: Any, dimension: Range) -> Any:
+    """Of a choice the value itself, else the nearest number, else the first."""
+    if not dimension.choice:
+        inside = min(
+            max(value, dimension.low or 0.0), dimension.high or 0.0
+        )  # neither is None: params.Range saw to that
+        return int(inside) if dimension.integer else float(inside)
+    numbers = [choice for choice in dimension.choice if isinstance(choice, int | float)]
+    if value in dimension.choice or isinstance(value, str) or not numbers:
+        return value if value in dimension.choice else dimension.choice[0]
+    return min(numbers, key=lambda choice: abs(choice - value))
 
 
 def side_by_side(works: Sequence[Callable[[], T]], workers: int, *, stop: threading.Event | None = None) -> list[T]:
@@ -303,6 +352,7 @@ def side_by_side(works: Sequence[Callable[[], T]], workers: int, *, stop: thread
 
     Several fits at once use the cores better than one after the other, by half here; the bytes are the same.
     """
+    model.xgboost()  # it tells its warnings only to the thread that imports it, and check_space needs them
     stop = stop or threading.Event()
     errors: list[BaseException] = []
 

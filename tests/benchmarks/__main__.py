@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tasks import params, periods
 from tests.benchmarks import (  # each puts its rows on the list
+    calibration,  # noqa: F401
     drift,  # noqa: F401
     event,  # noqa: F401
     features,  # noqa: F401

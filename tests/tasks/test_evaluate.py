@@ -198,6 +198,38 @@ def test_rows_of_a_class_that_training_never_saw_are_left_out_and_said_so(
     assert one.json("metrics.json")["rows"] == held(rows).sum() - never
 
 
+def two_classes(rows: Rows) -> Rows:
+    return rows.take(rows.label != "fair")
+
+
+def test_multiclass_with_two_classes_has_every_report(tmp_path: Path) -> None:
+    one = evaluated(tmp_path, "multiclass", two_classes(small.made_rows("multiclass", per_day=30)))
+    told = one.json("metrics.json")
+    codes = (one.column("label") == "late").astype(int)
+    assert told["auc"] == pytest.approx(metrics.roc_auc_score(codes, one.column("by_candidate")[:, 1]), rel=1e-5)
+    assert told["unseen_class_rows"] == 0
+
+
+def test_a_third_class_that_the_holdout_alone_has_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = small.made_rows("multiclass", per_day=30)
+    young = rows.event_time >= np.datetime64(small.HELD_FROM)
+    rows = rows.take((rows.label != "fair") | young)
+    one = evaluated(tmp_path, "multiclass", rows)
+    fair = int((rows.label[held(rows)] == "fair").sum())
+    assert one.json("metrics.json")["unseen_class_rows"] == fair > 0
+    assert "a class that training has not seen, ['fair']" in caplog.text
+
+
+def test_a_holdout_of_unseen_classes_alone_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+    def renamed(label: small.Labels) -> small.Labels:
+        label[:] = "never"
+        return label
+
+    rows = small.relabelled(small.made_rows("multiclass", per_day=30), renamed, small.HELD_FROM)
+    with pytest.raises(ValueError, match=r"all of classes that training has not seen, \['never'\]; .*Wait for more"):
+        evaluated(tmp_path, "multiclass", rows)
+
+
 # --- the reports
 
 

@@ -4,6 +4,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tasks import figures
 
 TRIALS: list[dict[str, Any]] = [
@@ -40,3 +42,16 @@ def test_what_is_not_there_is_not_drawn(tmp_path: Path) -> None:
 def test_a_parameter_without_an_order_has_no_rank_correlation() -> None:
     assert figures._rho([("a", 0.1), ("b", 0.2), ("a", 0.3)]) == 0
     assert figures._rho([(1.0, 0.1), (2.0, 0.2), (4.0, 0.3)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("points", "rho"),
+    [
+        ([(64.0, 0.5), (64.0, 0.6), (64.0, 0.7), (64.0, 0.8), (64.0, 0.9), (256.0, 0.7)], 0.0),
+        ([(1.0, 0.5), (2.0, 0.5), (3.0, 0.5)], 0.0),
+        ([(1.0, 0.1), (1.0, 0.2), (2.0, 0.2), (3.0, 0.4)], 0.8333),
+    ],
+)
+def test_values_that_are_the_same_share_a_rank(points: list[tuple[Any, float]], rho: float) -> None:
+    """Of ranks in the order of the trials the first came to +0.83."""
+    assert figures._rho(points) == pytest.approx(rho, abs=1e-4)

@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,17 +155,35 @@ def test_folds_without_room_name_the_way_out() -> None:
         folds_of(0, setting, timedelta(days=2))
 
 
-def test_a_fold_with_one_class_names_the_way_out() -> None:
-    both, one = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0])
-    with pytest.raises(ValueError, match=r"training rows of fold 2 hold none of the class \[1.0\]. Use fewer"):
-        split.check_classes(2, train=one, valid=both, classes=(0.0, 1.0))
-    with pytest.raises(ValueError, match=r"validation rows of fold 1 are all of one class, \[0.0\]. Use fewer"):
-        split.check_classes(1, train=both, valid=one, classes=(0.0, 1.0))
-    split.check_classes(1, train=both, valid=both, classes=(0.0, 1.0))
+def class_folds(*parts: tuple[str, str]) -> tuple[list[split.Fold], np.ndarray[Any, Any]]:
+    """Folds whose training and validation rows have these classes, a letter a row."""
+    label = np.array(list("".join(train + valid for train, valid in parts)), dtype=object)
+    folds, place = [], 0
+    for train, valid in parts:
+        inside = np.arange(len(label)) - place
+        held = (inside >= len(train)) & (inside < len(train) + len(valid))
+        folds.append(split.Fold((inside >= 0) & (inside < len(train)), held))
+        place += len(train) + len(valid)
+    return folds, label
 
 
-def test_a_rare_class_may_be_missing_from_validation_but_not_from_training() -> None:
-    words = np.array(["a", "b", "c"], dtype=object)
-    split.check_classes(1, train=words, valid=words[:2], classes=("a", "b", "c"))
-    with pytest.raises(ValueError, match=r"none of the class \['c'\]"):
-        split.check_classes(1, train=words[:2], valid=words, classes=("a", "b", "c"))
+def test_validation_rows_of_one_class_name_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"validation rows of fold 2 are all of one class, \['a'\]. Use fewer"):
+        split.with_known_classes(*class_folds(("ab", "ab"), ("ab", "aa")), "ab")
+    with pytest.raises(ValueError, match=r"training rows of fold 1 hold none of the class \['b'\]. Use fewer"):
+        split.with_known_classes(*class_folds(("aa", "ab"), ("aa", "ab")), "ab")
+
+
+def test_a_class_that_is_younger_than_a_fold_stops_nothing_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    folds, label = class_folds(("ab", "abc"), ("abc", "ab"))
+    first, second = split.with_known_classes(folds, label, "abc")
+    assert label[first.valid].tolist() == ["a", "b"]
+    assert second is folds[1]
+    assert "fold 1 hold none of the class ['c']: 1 of its validation rows are left out" in caplog.text
+
+
+def test_a_fold_that_trains_on_one_class_is_left_out_where_another_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    folds, label = class_folds(("aa", "ab"), ("ab", "ab"))
+    (left,) = split.with_known_classes(folds, label, "ab")
+    assert left is folds[1]
+    assert "fold 1 is left out: its training rows hold none of the class ['b']" in caplog.text

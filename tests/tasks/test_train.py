@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import train
+from tasks import calibration, train
 from tasks.features import Rows
 from tasks.model import Floats, Model
 from tasks.params import Costs, Params, Task
@@ -141,42 +141,6 @@ def test_native_categories_are_trained_for_every_task(task: Task, tmp_path: Path
 # --- calibration
 
 
-def bent(count: int = 4000, seed: int = 0) -> tuple[Floats, Floats]:
-    """Margins that claim three times as much as they know, and the outcomes."""
-    rng = np.random.default_rng(seed)
-    truth = rng.normal(size=count)
-    return 3 * truth + 1, (rng.random(count) < 1 / (1 + np.exp(-truth))).astype(float)
-
-
-def test_calibration_lowers_the_loss_of_margins_that_claim_too_much() -> None:
-    extras = train.platt(*bent(), classes=2)
-    assert extras["coef"][0][0] == pytest.approx(1 / 3, rel=0.1)
-    margins, outcome = bent(seed=1)
-    slope, shift = extras["coef"][0][0], extras["intercept"][0]
-    raw, better = (1 / (1 + np.exp(-each)) for each in (margins, margins * slope + shift))
-    assert log_loss(better, outcome) < log_loss(raw, outcome) - 0.1
-
-
-def test_calibration_of_two_classes_is_the_same_as_binary() -> None:
-    margins, outcome = bent()
-    one = train.platt(margins, outcome, classes=2)
-    two = train.platt(np.column_stack([np.zeros_like(margins), margins]), outcome, classes=2)
-    pair = np.array([0.0, 2.0]) @ np.array(two["coef"]).T + two["intercept"]
-    assert pair[1] - pair[0] == pytest.approx(2.0 * one["coef"][0][0] + one["intercept"][0], abs=1e-3)
-
-
-def test_margins_that_do_not_rank_the_outcome_are_left_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
-    margins, outcome = bent()
-    assert train.platt(-margins, outcome, classes=2) == {}
-    assert "do not rank the outcome" in caplog.text
-
-
-def test_rows_that_lack_a_class_calibrate_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    margins = np.random.default_rng(0).normal(size=(50, 3))
-    assert train.platt(margins, np.arange(50) % 2.0, classes=3) == {}
-    assert "do not hold all 3 classes" in caplog.text
-
-
 def test_a_model_that_overfits_is_calibrated_on_rows_it_has_not_seen(tmp_path: Path) -> None:
     p, folder = project(tmp_path, drawn={"max_depth": 8, "min_child_weight": 0.01, "eta": 0.9})
     train.train(p, folder)
@@ -216,11 +180,32 @@ def told(judged: Model, rows: Rows) -> Floats:
 
 
 def test_several_classes_are_calibrated_together(tmp_path: Path) -> None:
-    p, folder = project(tmp_path, "multiclass")
+    p, folder = project(tmp_path, "multiclass", drawn={"max_depth": 8, "min_child_weight": 0.01, "eta": 0.9})
     train.train(p, folder)
     one = load(p, folder, "model.ubj")
     assert np.shape(one.spec.coef) == (3, 3)
     assert one.spec.threshold is None
+
+
+def test_a_class_that_the_newest_fold_alone_has_is_trained_and_nothing_is_calibrated_without_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def renamed(label: small.Labels) -> small.Labels:
+        label[::9] = "new"
+        return label
+
+    rows = small.relabelled(small.made_rows("multiclass", per_day=30), renamed, small.HELD_FROM - timedelta(days=5))
+    p, folder = project(tmp_path, "multiclass", rows)
+    train.train(p, folder)
+    assert load(p, folder, "twin.ubj").spec.classes == ("early", "fair", "late", "new")
+    assert load(p, folder, "twin.ubj").spec.coef == (), "it would be bent by rows that lack a class"
+    assert "hold none of the class ['new']" in caplog.text
+    assert "classes without an out-of-fold row: calibration is left out" in caplog.text
+
+
+def test_a_binary_margin_says_as_much_for_one_class_as_against_the_other() -> None:
+    found = train.as_spec(calibration.Map(np.eye(2) * 0.5, np.array([-0.1, 0.1])), "binary")
+    assert found == {"coef": ((0.5,),), "intercept": (0.2,)}
 
 
 def test_two_classes_under_multiclass_give_shares_that_sum_to_one(tmp_path: Path) -> None:

@@ -498,3 +498,60 @@ def test_a_target_with_one_class_is_an_error(tmp_path: Path) -> None:
     rows = small.made_rows(per_day=40)
     with pytest.raises(ValueError, match="a target needs two classes at least"):
         tune.tune(p, small.write(tmp_path, replace(rows, label=np.zeros_like(rows.label)), p))
+
+
+# --- the first trial
+
+
+def test_the_first_trial_is_xgboosts_own_recipe(tmp_path: Path) -> None:
+    own = {"max_depth": 6, "eta": 0.3, "min_child_weight": 1.0, "subsample": 1.0, "max_bin": 256, "class_weight": 0.0}
+    wide = {
+        "max_depth": {"low": 3, "high": 8, "integer": True},
+        "eta": {"low": 0.05, "high": 0.5, "log": True},
+        "min_child_weight": {"low": 1, "high": 64, "log": True},
+        "subsample": {"low": 0.6, "high": 1.0},
+        "max_bin": {"choice": [64, 256]},
+        "class_weight": {"low": 0.0, "high": 0.4},
+    }
+    p, folder = project(tmp_path, **{"tune.space": wide, "tune.trials": 1})
+    found = searched(p, folder)
+    assert found["params"] == own
+    folds = tune.Folds(p, features.read(folder / p.paths.features), small.AS_OF)
+    plain, _ = tune._across({}, folds.whole(256), folds.spec, p, lambda *_: tune.stopper(threading.Event()))
+    assert found["score"] == pytest.approx(plain.mean, abs=1e-7), "what XGBoost makes of no parameters at all"
+
+
+def test_a_search_is_never_worse_than_its_first_trial_on_all_rows(tmp_path: Path) -> None:
+    """Few rows may rank it last: it is fitted on all of them all the same."""
+    p, folder = project(tmp_path, **{"tune.trials": 5, "tune.rows": 100, "tune.finalists": 1})
+    found, first = searched(p, folder), trials(p, folder)[0]
+    assert first["final"] is not None
+    assert found["score"] <= first["final"]["score"]
+
+
+@pytest.mark.parametrize(
+    ("space", "first"),
+    [
+        ({"eta": {"low": 0.01, "high": 0.1, "log": True}}, {"eta": 0.1}),
+        ({"max_depth": {"low": 8, "high": 12, "integer": True}}, {"max_depth": 8}),
+        ({"max_bin": {"choice": [16, 128]}}, {"max_bin": 128}),
+        ({"grow_policy": {"choice": ["lossguide"]}}, {"grow_policy": "lossguide"}),
+        ({"grow_policy": {"choice": ["lossguide", "depthwise"]}}, {"grow_policy": "depthwise"}),
+        ({"subsample": {"low": 0.5, "high": 0.5}}, {"subsample": 0.5}),
+        ({"refresh_leaf": {"choice": [0, 1]}}, {}),
+    ],
+)
+def test_the_first_trial_stays_within_the_space(space: dict[str, Any], first: dict[str, Any], tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.space": space, "tune.trials": 1, "tune.rounds": 3})
+    assert tune.first_trial(p.tune.space) == first
+    assert searched(p, folder)["params"].items() >= first.items()
+
+
+def test_a_class_that_is_younger_than_a_fold_does_not_stop_the_search(tmp_path: Path) -> None:
+    def renamed(label: small.Labels) -> small.Labels:
+        label[::9] = "new"
+        return label
+
+    rows = small.made_rows("multiclass", per_day=40)
+    p, folder = project(tmp_path, "multiclass", small.relabelled(rows, renamed, small.HELD_FROM - timedelta(days=5)))
+    assert np.isfinite(searched(p, folder)["score"])

@@ -1,0 +1,176 @@
+"""Calibration: margins of rows that their model has not seen, and the outcomes → a linear map of the margins.
+
+A map with more numbers bends more, and learns more of the luck of its rows. So maps are fitted from few numbers to
+many, each held near the one before by a prior, and compared on rows that they were not fitted on. The one that surely
+gains there is taken; where none does, margins stay as they are. Nothing here trains a model.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+log = logging.getLogger("evergreen")
+Floats = NDArray[np.float64]
+Family = Literal["none", "temperature", "bias", "vector", "matrix"]
+BLOCKS = 5  # contiguous in time: each is scored by maps of the other four
+GROUPS = 25  # contiguous in time: rows of one group may rise and fall together, so their mean counts as one
+SURE = 2.0  # standard errors that a gain must exceed
+LEAST = 50  # rows; fewer choose nothing
+PRIOR = 1.0  # the standard deviation of what a map adds to the temperature, in logits and in slopes
+FLATTEST = 0.01  # a temperature's slope at least: margins below it rank nothing
+MOST = 100_000  # rows, evenly over time: more tell so few numbers nothing
+SIDE = 30  # classes at most for a full matrix
+
+
+@dataclass(frozen=True)
+class Map:
+    """Margins (n, classes) @ coef.T + intercept are the calibrated ones."""
+
+    coef: Floats
+    intercept: Floats
+
+    def __call__(self, margins: Floats) -> Floats:
+        return np.asarray(margins @ self.coef.T + self.intercept)
+
+    def after(self, offset: Floats) -> "Map":
+        """The map that does the same to margins before an offset (classes) is added to them."""
+        return Map(self.coef, self.intercept + self.coef @ offset)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The family that was taken and its map; `gain` is the log loss that it saves on rows that it was not fitted on."""
+
+    family: Family
+    map: Map
+    gain: float = 0.0
+
+    @property
+    def told(self) -> tuple[str, float]:
+        return self.family, self.gain
+
+
+def identity(classes: int) -> Map:
+    return Map(np.eye(classes), np.zeros(classes))
+
+
+def choose(margins: Floats, codes: NDArray[np.int64]) -> Choice:
+    """The map for margins (n, classes), in the order of time, and the classes' numbers (n).
+
+    A family may be taken when its mean gain over no map, on rows that its fit has not seen, exceeds twice its standard
+    error. Of those the one that gains most is taken.
+    """
+    margins, codes = _thinned(margins, codes)
+    classes = margins.shape[1]
+    nothing = Choice("none", identity(classes))
+    if len(codes) < LEAST or len(np.unique(codes)) < 2:
+        return nothing
+    plain = losses(margins, codes)
+    gains = {family: plain - _cross_fitted(margins, codes, family) for family in families(classes)}
+    sure = [family for family, gain in gains.items() if gain.mean() > SURE * _error(gain)]
+    if not sure:
+        return nothing
+    best = max(sure, key=lambda family: gains[family].mean())
+    chosen = fit(margins, codes, best)
+    if best in ("temperature", "bias") and chosen.coef[0, 0] <= FLATTEST:
+        log.warning("the out-of-fold margins do not rank the outcome: calibration is left out")
+        return nothing
+    return Choice(best, chosen, float(gains[best].mean()))
+
+
+def _thinned(margins: Floats, codes: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
+    places = np.linspace(0, len(codes) - 1, min(len(codes), MOST)).astype(np.intp)
+    return margins[places], codes[places]
+
+
+def families(classes: int) -> Sequence[Family]:
+    """Of two classes a temperature and a bias are all that there is to learn."""
+    if classes == 2:
+        return ("temperature", "bias")
+    return ("temperature", "bias", "vector", "matrix") if classes <= SIDE else ("temperature", "bias", "vector")
+
+
+def fit(margins: Floats, codes: NDArray[np.int64], family: Family) -> Map:
+    """The most probable map of a family: log loss, and a normal prior around one slope for all classes.
+
+    A class without a row here has nothing to be bent by: it keeps the common slope and no bias.
+    """
+    present = np.unique(codes)
+    coef, intercept, slope = _most_probable(margins[:, present], np.searchsorted(present, codes), family)
+    whole = Map(np.eye(margins.shape[1]) * slope, np.zeros(margins.shape[1]))
+    whole.coef[np.ix_(present, present)], whole.intercept[present] = coef, intercept
+    return Map(_rounded(whole.coef), _rounded(whole.intercept))
+
+
+def _most_probable(margins: Floats, codes: NDArray[np.int64], family: Family) -> tuple[Floats, Floats, float]:
+    """The coefficients, the biases and the common slope."""
+    from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits
+
+    classes = margins.shape[1]
+    free, biased = _free(family, classes), family != "temperature"
+    outcome = np.eye(classes)[codes]
+
+    def unpack(numbers: Floats) -> tuple[Floats, Floats]:
+        extra = np.zeros((classes, classes))
+        extra[free] = numbers[1 : 1 + free.sum()]
+        return extra, numbers[1 + free.sum() :] if biased else np.zeros(classes)
+
+    def loss(numbers: Floats) -> tuple[float, Floats]:
+        extra, bias = unpack(numbers)
+        logs = _log_shares(margins @ (numbers[0] * np.eye(classes) + extra).T + bias)
+        residual = np.exp(logs) - outcome
+        slopes = residual.T @ margins
+        penalty = (np.square(extra).sum() + np.square(bias).sum()) / (2 * PRIOR**2)
+        by_bias = [residual.sum(axis=0) + bias / PRIOR**2] if biased else []
+        gradient = np.concatenate([[np.trace(slopes)], (slopes + extra / PRIOR**2)[free], *by_bias])
+        return float((penalty - logs[outcome == 1].sum()) / len(codes)), gradient / len(codes)
+
+    start = np.zeros(1 + free.sum() + (classes if biased else 0))
+    start[0] = 1.0
+    bounds = [(FLATTEST, None)] + [(None, None)] * (len(start) - 1)
+    with threadpool_limits(1):  # threads would end the sums in other digits
+        best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"gtol": 1e-7}).x
+    extra, bias = unpack(best)
+    return best[0] * np.eye(classes) + extra, bias, float(best[0])
+
+
+def losses(margins: Floats, codes: NDArray[np.int64]) -> Floats:
+    """The log loss of each row (n)."""
+    return -np.take_along_axis(_log_shares(margins), codes[:, None], axis=1)[:, 0]
+
+
+def _cross_fitted(margins: Floats, codes: NDArray[np.int64], family: Family) -> Floats:
+    """The losses of each block's rows under the map of the other blocks (n)."""
+    rows, found = np.arange(len(codes)), np.empty(len(codes))
+    for block in np.array_split(rows, BLOCKS):
+        others = np.setdiff1d(rows, block)
+        found[block] = losses(fit(margins[others], codes[others], family)(margins[block]), codes[block])
+    return found
+
+
+def _error(gains: Floats) -> float:
+    """The standard error of a mean gain."""
+    means = np.array([group.mean() for group in np.array_split(gains, GROUPS)])
+    return float(means.std(ddof=1) / np.sqrt(GROUPS))
+
+
+def _free(family: Family, classes: int) -> NDArray[np.bool_]:
+    """Which numbers of the matrix a family may set beside the common slope."""
+    if family == "matrix":
+        return np.ones((classes, classes), dtype=bool)
+    return np.eye(classes, dtype=bool) & (family == "vector")
+
+
+def _log_shares(scores: Floats) -> Floats:
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def _rounded(values: Floats) -> Floats:
+    """Ten digits: the rest is the machine's."""
+    return np.asarray([float(f"{value:.10g}") for value in values.ravel()]).reshape(values.shape)
