@@ -438,7 +438,7 @@ def test_a_champion_whose_recipe_no_longer_runs_is_held_with_the_reason(
     gone = replace(worlds["old"], folder=folder)
     found = shelf.judged(worlds["new"], shelf.champion(gone, "its table is gone"))
     assert found.outcome == "HOLD"
-    assert "cannot be judged on today's tables: features.sql: " in found.reasons[0]
+    assert "cannot be judged on today's tables: features.sql, line " in found.reasons[0]
     assert "clients" in found.reasons[0]
     assert "take the alias `champion` off it in the MLflow UI" in found.reasons[1]
     assert not judge.counts_as_look(found)
