@@ -11,8 +11,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+from tasks import yamltext
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 Task = Literal["binary", "multiclass", "regression"]
@@ -34,7 +35,7 @@ def in_utc(moment: datetime) -> datetime:
 
 def moment(value: Any) -> Any:
     """Dates and their texts are left to pydantic; a number, which it would take for seconds since 1970, is refused."""
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+", value.strip())):
         raise ValueError(f"a moment is a date such as 2013-09-01 or 2013-09-01T06:00:00Z, but got {value!r}")
     return value
 
@@ -424,13 +425,30 @@ def _near(name: str, names: Iterable[str]) -> str:
 
 def load(path: Path | str = "params.yaml") -> Params:
     """Read and check the file. Raises ValueError that names file, key, rule and value, a line each."""
+    raw, spelled = yamltext.read(Path(path))
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist (seen from {Path.cwd()}): run this in the project's folder") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
+        Params.model_validate(raw)
+    except ValidationError as error:
+        for problem in error.errors():
+            _take_spelling(raw, spelled, dict(problem))
     return check(raw, str(path))
+
+
+def _take_spelling(raw: Any, spelled: Any, problem: dict[str, Any]) -> None:
+    """Where a text is wanted, 2024, true or 1e3 is the text that stands there. Nothing is no text, but in a list."""
+    if not problem["loc"] or problem["type"] not in ("string_type", "literal_error", "path_type"):
+        return
+    *path, last = problem["loc"]
+    value = problem["input"]
+    if not isinstance(value, bool | int | float) and not (value is None and isinstance(last, int)):
+        return
+    try:
+        for part in path:
+            raw, spelled = raw[part], spelled[part]
+        text = spelled[last]
+        raw[last] = text if text not in ("", "~") else None
+    except (LookupError, TypeError):  # a place that is no plain path through the file
+        return
 
 
 def check(raw: Any, name: str = "params.yaml") -> Params:

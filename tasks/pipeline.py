@@ -32,7 +32,7 @@ from typing import IO, Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from tasks import objects
+from tasks import objects, yamltext
 from tasks.params import Params, Section, home
 
 UNKNOWN = "unknown"  # the commit of a run that was made without git, or before the first commit
@@ -427,13 +427,14 @@ def override(params: Path, values: Mapping[str, Any]) -> None:
     """
     from ruamel.yaml import YAML
 
+    yamltext.read(params)  # says in our words what is wrong with the file
     file = YAML()
     file.preserve_quotes = True
     file.width = 1_000_000
     content = file.load(params)
     for key, value in values.items():
         _set(content, key, value, known=list(dict.fromkeys([*_keys(content), *_fields()])))
-    with params.open("w") as stream:
+    with params.open("w", encoding="utf-8") as stream:
         file.dump(content, stream)
 
 
@@ -446,10 +447,12 @@ def _set(content: Any, key: str, value: Any, *, known: list[str]) -> None:
         if content.get(part) is None:
             content[part] = type(content)()
         content = content[part]
+    if key == "clock.as_of":
+        value = _spelled(value, like=content.get(last))
     if last in content:
-        content[last] = _spelled(value, like=content[last])
+        content[last] = _quoted(value)
     else:
-        content.insert(0, last, _spelled(value, like=None))  # at the end it would come after the next section's comment
+        content.insert(0, last, _quoted(value))  # at the end it would come after the next section's comment
 
 
 def _keys(content: Any, prefix: str = "") -> Iterator[str]:
@@ -463,6 +466,19 @@ def _fields() -> Iterator[str]:
     for name, section in Params.model_fields.items():
         if isinstance(section.annotation, type) and issubclass(section.annotation, Section):
             yield from (f"{name}.{field}" for field in section.annotation.model_fields)
+
+
+def _quoted(value: Any) -> Any:
+    """Texts that a reader would take for a number, a date, true or nothing, in quotes: a text stays one."""
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    if isinstance(value, Mapping):
+        return {name: _quoted(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_quoted(item) for item in value]
+    if type(value) is str and not yamltext.is_read_as_text(value):
+        return DoubleQuotedScalarString(value)
+    return value
 
 
 def _spelled(value: Any, *, like: Any) -> Any:
