@@ -26,7 +26,7 @@ from flows import approval
 from flows.alert import alert
 from flows.forms import hide_from_form
 from flows.network import NETWORK
-from tasks import clock, gate, journal, judge, params, pipeline, record, registry, state, survey
+from tasks import clock, gate, journal, judge, params, pipeline, record, registry, sizes, state, survey
 from tasks.gate import Verdict
 from tasks.params import Params
 from tasks.pipeline import StageFailed, StageRun, Workspace
@@ -232,6 +232,8 @@ def run_stages(space: Workspace, *, last: str | None = None, force: bool = False
         futures[stage.name].wait()
         if stage.name == FIRST and futures[stage.name].state.is_completed():
             _refuse_beyond_data(space, force=force)
+            if last is None:
+                _refuse_misfit(space)
         if stage.name == last:
             break
     return tuple(future.result() for future in futures.values())
@@ -241,6 +243,17 @@ def _refuse_beyond_data(space: Workspace, *, force: bool) -> None:
     raw = space.root / params.load(space.root / "params.yaml").paths.raw
     as_of = datetime.fromisoformat(json.loads((raw / "manifest.json").read_text())["as_of"])
     clock.refuse_beyond(survey.read_limit(raw), as_of, force=force)
+
+
+def _refuse_misfit(space: Workspace) -> None:
+    """Before anything costly is spent: what would be held or would fail for want of rows. The rest is a warning."""
+    p = params.load(space.root / "params.yaml")
+    as_of = datetime.fromisoformat(json.loads((space.root / p.paths.raw / "manifest.json").read_text())["as_of"])
+    problems = sizes.check(sizes.read_times(p, space.root), as_of, p)
+    for problem in problems:
+        get_run_logger().warning("%s", problem.message)
+    if reason := sizes.refusal(problems):
+        raise StageFailed(FIRST, reason)
 
 
 def stage_task(name: str) -> Any:

@@ -376,18 +376,29 @@ def _faults(column: Column, values: Any) -> Iterator[str]:
 
 
 def signals(
-    data: Found, scores: Found, *, version: int, since: datetime, until: datetime, whole: bool = True
+    data: Found,
+    scores: Found,
+    *,
+    version: int,
+    since: datetime,
+    until: datetime,
+    whole: bool = True,
+    min_rows: int = 0,
 ) -> list[Signal]:
     """Drift of the data and of the predictions, and the data's quality, in since <= event_time < until.
 
-    `whole`: rows could come from all of the window; one that was hardly covered alarms about nothing.
+    `whole`: rows could come from all of the window; one that was hardly covered alarms about nothing, nor does one of
+    fewer rows than `min_rows`, which is policy.min_rows.
     """
     told: dict[str, Any] = {"window_begin": since, "window_end": until, "version": version, "rows": data.rows}
-    return [_drift(data, told, whole=whole), _prediction(scores, told, whole=whole), _quality(data, told)]
+    partial = "" if whole else "too little of the window is journalled to tell."
+    if data.rows < min_rows:
+        partial = f"{data.rows:,} rows are fewer than policy.min_rows ({min_rows:,}), which turns this signal off."
+    return [_drift(data, told, partial=partial), _prediction(scores, told, partial=partial), _quality(data, told)]
 
 
-def _drift(found: Found, told: Mapping[str, Any], *, whole: bool) -> Signal:
-    why = _unmeasured(found, whole=whole)
+def _drift(found: Found, told: Mapping[str, Any], *, partial: str) -> Signal:
+    why = _unmeasured(found, partial=partial)
     detail = {"columns": [_row(each) for each in sorted(found.columns, key=lambda each: -each.evidence)]}
     if why:
         return Signal("drift", alarm=False, said=f"Drift: {why}", detail=detail, **told)
@@ -400,8 +411,8 @@ def _drift(found: Found, told: Mapping[str, Any], *, whole: bool) -> Signal:
     )
 
 
-def _prediction(found: Found, told: Mapping[str, Any], *, whole: bool) -> Signal:
-    if why := _unmeasured(found, whole=whole):
+def _prediction(found: Found, told: Mapping[str, Any], *, partial: str) -> Signal:
+    if why := _unmeasured(found, partial=partial):
         return Signal("prediction", alarm=False, said=f"Predictions: {why}", **told)
     top = max(found.columns, key=lambda each: each.evidence)
     off = f"{top.score:.1f} deviations of the holdout's windows, the threshold {top.threshold:.1f}"
@@ -409,14 +420,14 @@ def _prediction(found: Found, told: Mapping[str, Any], *, whole: bool) -> Signal
     return Signal("prediction", alarm=found.alarm, said=said, value=found.signal, reference=found.threshold, **told)
 
 
-def _unmeasured(found: Found, *, whole: bool) -> str | None:
+def _unmeasured(found: Found, *, partial: str) -> str | None:
     if not found.rows:
         return "no rows in the window."
     if not found.windows:
         return "no history of this version is kept, or less than a window of it; the next promotion brings its own."
     if found.windows < ENOUGH:
-        return f"the history holds {found.windows:.1f} windows, and a threshold needs {ENOUGH}."
-    return None if whole else "too little of the window is journalled to tell."
+        return f"the history holds {found.windows:.1f} windows of monitor.window, and a threshold needs {ENOUGH}."
+    return partial or None
 
 
 def _quality(found: Found, told: Mapping[str, Any]) -> Signal:

@@ -172,11 +172,11 @@ def measure(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_
     scores = of.model.predict(features) if len(times) else np.zeros(0)
     moved, said = _compared(p, of, features, times, scores)
     came = _rows_of(journal, since, as_of)
-    whole = _begun(journal, since, of) and len(times) >= max(p.policy.min_rows, COVERED * came)
+    whole = _begun(journal, since, of) and len(times) >= COVERED * came
     found = [
         performance(mature, of.model, then=of.at_promotion, version=version, p=p, as_of=as_of),
         *estimate(young, of, as_of),
-        *drift.signals(moved, said, version=version, since=since, until=as_of, whole=whole),
+        *drift.signals(moved, said, version=version, since=since, until=as_of, whole=whole, min_rows=p.policy.min_rows),
     ]
     before = _rows_of(journal, since - of.window, since)
     least = of.profile.labelled if of.profile else None

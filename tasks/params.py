@@ -182,12 +182,14 @@ class Train(Section):
 
 
 class Costs(Section):
-    false_positive: float = Field(1, gt=0)
-    false_negative: float = Field(1, gt=0)
+    """What the two mistakes of a binary decision cost, in any unit. No default: equal costs are a choice too."""
+
+    false_positive: float = Field(gt=0)
+    false_negative: float = Field(gt=0)
 
 
 class Evaluate(Section):
-    costs: Costs = Costs()
+    costs: Costs | None = None  # a binary label needs them
     slices: list[str] = []
     slice_rows: int = Field(500, ge=1)
     baselines: list[Literal["constant", "linear", "forest"]] = ["constant", "linear", "forest"]
@@ -367,6 +369,11 @@ class Params(Section):
         _check_spine(self)
         if (self.label.task == "regression") != (self.gate.metric == "rmse"):
             raise ValueError(f"label.task {self.label.task} does not go with gate.metric {self.gate.metric}")
+        if self.label.task == "binary" and self.evaluate.costs is None:
+            raise ValueError(
+                "label.task binary needs evaluate.costs, from which its decision threshold follows, but there are "
+                "none. Set them, such as {false_positive: 1, false_negative: 3}, to what your mistakes cost."
+            )
         return self
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import drift, figures, gate, judge, model, monitor, periods, policy
+from tasks import drift, figures, gate, judge, model, monitor, periods, policy, sizes
 from tasks.evaluate import CANDIDATE
 from tasks.features import Rows
 from tasks.figures import Course
@@ -339,7 +339,8 @@ def _of_features(past: Past, serving: Serving, now: datetime) -> list[Signal]:
     data = drift.compare(profile, table, times, settings=p.drift)
     said = drift.compare_scores(profile, past.scores(serving.as_of, begun, now), times, settings=p.drift)
     whole = begun <= since + profile.unit
-    return drift.signals(data, said, version=serving.version, since=since, until=now, whole=whole)
+    least = p.policy.min_rows
+    return drift.signals(data, said, version=serving.version, since=since, until=now, whole=whole, min_rows=least)
 
 
 # --- what it came to -----------------------------------------------------------------------------------------------
@@ -388,6 +389,7 @@ class Replayed:
     starts: tuple[datetime, ...]
     stretches: tuple[int, ...]  # rows that count in each
     lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()  # settings that keep a policy by signals from acting
 
     def line(self, name: str) -> Line:
         return next(each for each in self.lines if each.policy == name)
@@ -400,6 +402,9 @@ class Replayed:
 def replay(past: Past, grid: Grid, names: Sequence[str], *, say: Callable[[str], None] = log.info) -> Replayed:
     """Walk the grid, and compare. Raises ValueError where history does not reach from before `since` to `until`."""
     check(past.rows, past.p, grid)
+    notes = _notes(past, grid, names)
+    for note in notes:
+        say(note)
     stream = Stream(past, grid)
     states = walk(past, grid, names, say=say)
     losses = {each.rule.name: stream.losses(stream.scores(each)) for each in states}
@@ -419,7 +424,16 @@ def replay(past: Past, grid: Grid, names: Sequence[str], *, say: Callable[[str],
         tuple(grid.starts),
         tuple(stream.by_stretch(np.ones(len(stream.codes)))[1].tolist()),
         lines,
+        notes,
     )
+
+
+def _notes(past: Past, grid: Grid, names: Sequence[str]) -> tuple[str, ...]:
+    """Why a policy by signals cannot act on this table, whatever happens."""
+    if not set(names) & BY_SIGNALS.keys():
+        return ()
+    problems = sizes.check(past.rows.event_time, grid.until, past.p)
+    return tuple(each.message for each in problems if each.setting in ("policy.min_rows", "monitor.window"))
 
 
 def _line(
@@ -567,7 +581,9 @@ def markdown(done: Replayed) -> str:
     rows = table(done)
     lines = [f"| {' | '.join(rows[0])} |", f"|{' --- |' * len(rows[0])}"]
     lines += [f"| {' | '.join(row.values())} |" for row in rows]
-    return "\n".join(["# What each retrain policy would have cost, and saved", "", told(done), "", *lines, ""])
+    return "\n".join(
+        ["# What each retrain policy would have cost, and saved", "", told(done), "", *lines, "", *done.notes]
+    )
 
 
 def write(done: Replayed, folder: Path) -> None:

@@ -117,7 +117,10 @@ def calibrate(
     task = p.label.task
     if task == "regression":
         return {}
-    extras: dict[str, Any] = {"threshold": threshold(p.evaluate.costs)} if task == "binary" else {}
+    extras: dict[str, Any] = {}
+    if task == "binary":
+        assert p.evaluate.costs  # params.py sees to it
+        extras["threshold"] = threshold(p.evaluate.costs)
     there = model.labelled(rows.label)
     seen = split.training(rows.event_time, cut, p.split, deadline=p.label.deadline) & there
     offset = _offset(rows.take(seen).label, tuned, p, classes)

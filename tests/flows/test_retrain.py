@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.utilities.callables import parameter_schema
 
 from flows.retrain import Retrained, retrain
 from tasks import journal, params, pipeline, registry
+from tasks.pipeline import StageFailed
 from tests.flows.conftest import Project, shown, task_runs
 
 STAGES = ["ingest", "clean", "features", "tune", "train", "evaluate", "record"]
@@ -92,8 +94,8 @@ def test_the_prefect_ui_gets_the_verdict_the_metrics_and_a_link(story: Story) ->
 
 def test_the_parameters_are_typed_for_the_form_of_the_prefect_ui(story: Story) -> None:
     assert story
-    properties = retrain.parameters.properties
-    assert {"as_of", "trials", "budget", "reason", "decision", "settings", "attempt", "force"} == properties.keys()
+    properties = parameter_schema(retrain).properties
+    assert properties.keys() == {"as_of", "trials", "budget", "reason", "settings", "force"}
     assert "date-time" in json.dumps(properties["as_of"])
     assert "minimum" in json.dumps(properties["trials"])
 
@@ -136,6 +138,15 @@ def test_a_failed_stage_fails_the_flow_with_the_stages_own_error(story: Story) -
     assert story
     with pytest.raises(Exception, match=r"`bad rows <= clean.max_bad_share` must hold"):
         retrain(settings={"contract.orders.columns.distance.max": 5}, as_of=LATER)
+
+
+def test_sizes_that_do_not_fit_the_table_are_refused_before_anything_is_spent(story: Story) -> None:
+    assert story
+    with pytest.raises(StageFailed, match=r"gate.min_rows is 100,000, but split.holdout \(14d\) holds [\d,]+ rows"):
+        retrain(settings={"gate.min_rows": 100_000}, as_of=LATER)
+    newest = pipeline.workspaces(params.home())[-1]
+    assert (newest / "data" / "raw").exists()
+    assert not (newest / "data" / "clean").exists()
 
 
 def test_a_decision_whose_retrain_fails_is_answered_with_the_reason_and_told_once(story: Story) -> None:

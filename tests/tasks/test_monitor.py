@@ -197,7 +197,7 @@ def test_a_handful_of_rows_alarms_about_no_drift(shop: Shop) -> None:
     shop.predicts(between(FIRST, LAST - WINDOW))
     shop.predicts(NEW.take(np.arange(len(NEW)) >= len(NEW) - 5))
     found = shop.signals()
-    assert "too little of the window" in found["drift"].said
+    assert "5 rows are fewer than policy.min_rows (50)" in found["drift"].said
     assert found["quality"].alarm  # of volume
 
 

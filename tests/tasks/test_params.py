@@ -192,3 +192,13 @@ def test_every_section_can_be_taken_apart_as_prefect_does() -> None:
     for section in dict(p).values():
         for each in section.values() if isinstance(section, dict) else [section]:
             assert set(dict(each)) == set(type(each).model_fields)  # a field called `keys` would break dict()
+
+
+def test_a_binary_label_has_no_costs_but_its_own() -> None:
+    raw = raw_params("binary", 60)
+    del raw["evaluate"]["costs"]
+    with pytest.raises(ValueError, match=r"label.task binary needs evaluate.costs"):
+        params.check(raw)
+    raw = raw_params("regression", 60)
+    del raw["evaluate"]["costs"]
+    assert params.check(raw).evaluate.costs is None

@@ -18,8 +18,6 @@ NAMES = (
     "100%",
     "n#1",
     "br[1]",
-    "{x}",
-    "$HOME",
     "a*b?",
     "a;b&c",
     "back\\slash",
