@@ -11,13 +11,15 @@ proves that the look-back is long enough: a period's first rows must not change 
 import json
 import logging
 import math
+import re
 import shutil
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import contract, periods, sandbox, stage
+from tasks import checks, contract, periods, sandbox, stage
+from tasks.checks import NUMBERS, is_text
 from tasks.contract import columns_sql, literal, quoted
 from tasks.params import Params, spell
 from tasks.periods import Period
@@ -29,12 +31,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 log = logging.getLogger("evergreen")
-CODE = periods.source_of(__file__, contract.__file__, sandbox.__file__)
+CODE = periods.source_of(__file__, checks.__file__, contract.__file__, sandbox.__file__)
 SQL = Path("tasks/features.sql")  # of the project in whose folder the stage runs, like every other path
 META = ("_event_time", "_known_at", "_label")
 KEY = "_key_"
-INTEGERS = {f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")}
-NUMBERS = {*INTEGERS, "BOOLEAN", "DECIMAL", "FLOAT", "DOUBLE"}
 EDGE = 20  # the first rows of a period, which are computed again with twice the look-back
 
 
@@ -191,8 +191,11 @@ def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Tab
         )
     except duckdb.Error as error:
         raise ValueError(f"label.expression `{p.label.expression}` fails: {error}") from None
-    meta = ", ".join(quoted(name) for name in [*(KEY + name for name in key), *META])
-    taken = con.sql(f"SELECT {meta} FROM _rows ORDER BY row_id").to_arrow_table()
+    kind = str(con.execute("DESCRIBE SELECT _label FROM _rows").fetchall()[0][1])
+    label = checks.label_sql(kind, p.label.task, p.label.expression)
+    meta = ", ".join(quoted(name) for name in [*(KEY + name for name in key), *META[:2]])
+    taken = con.sql(f"SELECT {meta}, {label} AS _label FROM _rows ORDER BY row_id").to_arrow_table()
+    checks.check_labels(taken["_label"], taken["_event_time"], p.label.task, p.label.expression)
     columns = ", ".join(["row_id", "event_time", *(quoted(name) for name in p.spine.columns)])
     con.execute(f"CREATE TEMP TABLE spine AS SELECT {columns} FROM _rows ORDER BY row_id")
     con.execute("DROP TABLE _rows")  # it holds the labels: features.sql must not find it
@@ -213,7 +216,10 @@ def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
         con.execute(f"CREATE OR REPLACE TEMP TABLE _found AS {sql}")  # on the same line: errors count the file's lines
     except duckdb.Error as error:
         raise ValueError(f"features.sql: {error}") from None
-    told = ", ".join(_plain(name, kind) for name, kind in kinds_of(con, p, "_found").items())
+    kinds = kinds_of(con, p, "_found")
+    if any(re.search(r"_\d+$", name) for name in kinds):  # DuckDB calls the second of two columns `x` x_1
+        checks.check_same_names([row[0] for row in con.execute(f"DESCRIBE {sql}").fetchall()])
+    told = ", ".join(_plain(name, kind) for name, kind in kinds.items())
     found = con.sql(f"SELECT row_id, {told} FROM _found ORDER BY row_id").to_arrow_table()
     wanted = con.sql("SELECT row_id FROM spine ORDER BY row_id").to_arrow_table()
     con.execute("DROP TABLE _found")
@@ -254,6 +260,7 @@ def _check_names(p: Params, names: list[str]) -> None:
         raise ValueError(f"features.sql gives back {later}, which nobody knows when a prediction is asked")
     if hidden := [name for name in names if name.startswith("_")]:
         raise ValueError(f"a feature's name must not start with an underscore, but {hidden} do")
+    checks.check_feature_names(names)
 
 
 def _plain(name: str, kind: str) -> str:
@@ -270,10 +277,6 @@ def cast(name: str, kind: str) -> str:
     if is_text(kind):
         return f"CAST({column} AS VARCHAR) AS {column}"
     return column if kind in ("FLOAT", "DOUBLE") else f"TRY_CAST({column} AS FLOAT) AS {column}"
-
-
-def is_text(kind: str) -> bool:
-    return kind.partition("(")[0] in ("VARCHAR", "ENUM")
 
 
 def _probed(meta: "pa.Table", probes: int) -> list[int]:
@@ -357,8 +360,16 @@ def _manifest(p: Params, out: Path, folder: Path) -> dict[str, Any]:
         "from": str(total[4]),
         "to": str(total[5]),
         "columns": [{"name": name, "kind": "category" if kinds[name] == "VARCHAR" else "number"} for name in names],
-        "warnings": _warnings(con, listed, names),
+        "warnings": [*_label_warnings(p, con, listed), *_warnings(con, listed, names)],
     }
+
+
+def _label_warnings(p: Params, con: "DuckDBPyConnection", listed: str) -> list[str]:
+    """Raises ValueError for a label of too many classes; one that is always the same may yet change."""
+    row = con.execute(f"SELECT count(DISTINCT _label), any_value(_label) FROM read_parquet({listed})").fetchall()[0]
+    if p.label.task == "multiclass":
+        checks.check_class_count(row[0])
+    return [f"the label is {row[1]} in every row that has one: nothing can be learnt of it"] if row[0] == 1 else []
 
 
 def _warnings(con: "DuckDBPyConnection", listed: str, names: list[str]) -> list[str]:

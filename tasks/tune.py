@@ -41,6 +41,10 @@ METRIC = {"binary": "logloss", "multiclass": "mlogloss", "regression": "rmse"}
 OBJECTIVE = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}
 EVERY = 10  # rounds between two looks at a trial
 MAX_BIN = 256  # where tune.space names none: XGBoost's own
+TAKEN = {  # by booster_params, or by the centre that a number is learnt from
+    *("objective", "eval_metric", "tree_method", "nthread", "n_jobs", "device", "seed", "random_state", "verbosity"),
+    *("num_class", "base_score"),
+}
 WARM = 20  # rounds of each fold in which nobody is pruned
 RARE = 200  # rows of the rarest class that a search on fewer rows keeps
 RANDOM = 6  # trials that are drawn blindly before the sampler learns
@@ -249,6 +253,8 @@ def _final(number: int, drawn: dict[str, Any], folds: Folds, p: Params, stop: th
 
 def check_space(p: Params) -> None:
     """Raises ValueError when XGBoost does not know a name in tune.space, or refuses an end of its range."""
+    if taken := sorted(TAKEN & p.tune.space.keys()):
+        raise ValueError(f"tune.space must leave {taken} to tune, which sets them itself: take them out")
     ends = {name: _ends(_distribution(each)) for name, each in p.tune.space.items()}
     for end in (0, -1):
         if unknown := _unknown({name: values[end] for name, values in ends.items()}, p):

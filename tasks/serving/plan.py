@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks import features, sandbox
+from tasks.checks import is_text
 from tasks.params import Params
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Plan:
     def schema(self) -> "pa.Schema":
         import pyarrow as pa
 
-        text = {name: features.is_text(kind) for name, kind in self.kinds.items()}
+        text = {name: is_text(kind) for name, kind in self.kinds.items()}
         return pa.schema([(name, pa.string() if text[name] else pa.float32()) for name in text])
 
     def table(self, lines: Sequence[Line]) -> "pa.Table":
@@ -142,7 +143,7 @@ def _opened(
 
 def _plain(values: Sequence[Any], kind: str) -> Sequence[Any]:
     """As features.compute has them: text, or float32 with what is not finite missing."""
-    if features.is_text(kind):
+    if is_text(kind):
         return values
     with np.errstate(over="ignore"):
         found = np.array([np.nan if value is None else value for value in values], dtype=np.float64).astype(np.float32)
