@@ -2,9 +2,14 @@
 
     python -m tasks.clean
 
-No row is lost: rows in = rows clean + rows in quarantine. The quality report (reports/quality.json and .html) counts
-every rule. A table with more bad rows than clean.max_bad_share fails the stage, after its report is written. Work goes
-by period: a key that comes back in another period is reported, and kept.
+No row is lost: rows read = clean + quarantined + superseded + empty + not known yet. The quality report
+(reports/quality.json and .html) counts every rule. A table with more bad rows than clean.max_bad_share fails the stage,
+after its report is written.
+
+Of two good rows with one key the newest delivery wins: the later file, then the later row; or, where the contract names
+a `version`, the higher version. The other goes to quarantine with the winner's place. It is bad when both stand in one
+file; else it is superseded, which is no fault. Work goes by period: a key that comes back in another period is reported
+and kept.
 """
 
 import html
@@ -12,19 +17,22 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import contract, periods, stage, survey
+from tasks import contract, expressions, periods, sql, stage, survey, zones
 from tasks.contract import Rule, literal, quoted
-from tasks.params import TIMES, Params, Table
+from tasks.params import FAULT, PLACE, TIMES, Params, Source, Table
+from tasks.sql import parquet
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 log = logging.getLogger("evergreen")
-CODE = periods.source_of(__file__, contract.__file__, str(survey.__file__))
+MODULES = (contract, expressions, sql, survey, zones)
+CODE = periods.source_of(*map(str, (__file__, *(module.__file__ for module in MODULES))))
 Counts = dict[str, Any]  # rows, bad, and by rule or column: by_rule, reported, nulls
 
 
@@ -34,24 +42,40 @@ def clean(p: Params, folder: Path = Path()) -> None:
     for output in (p.paths.clean, p.paths.quarantine):
         shutil.rmtree(folder / output, ignore_errors=True)
         (folder / output).mkdir(parents=True)
-    found = {name: _clean_table(con, name, p, folder) for name in contract.in_order(p.contract)}
+    manifest = json.loads((folder / p.paths.raw / "manifest.json").read_text())["tables"]
+    found = {name: _clean_table(con, name, p, folder, manifest[name]) for name in contract.in_order(p.contract)}
     _report({name: found[name] for name in p.contract}, p, folder / p.paths.reports)
     _judge(found, p)
 
 
-def _clean_table(con: "DuckDBPyConnection", name: str, p: Params, folder: Path) -> Counts:
+@dataclass(frozen=True)
+class Job:
+    """One table to clean: its settings, the names of its source's files, and the label where it is the spine's."""
+
+    con: "DuckDBPyConnection"
+    name: str
+    table: Table
+    source: Source
+    files: tuple[str, ...]
+    label: str | None
+
+
+def _clean_table(con: "DuckDBPyConnection", name: str, p: Params, folder: Path, arrived: dict[str, Any]) -> Counts:
+    """One table's periods in turn, and their counts added up with what its files held."""
+    label = p.label.expression if name == p.spine.table else None
+    job = Job(con, name, p.contract[name], p.sources[name], tuple(arrived["files"]), label)
     table, cleaned = p.contract[name], folder / p.paths.clean / name
     pointed = _pointed_contents(table, folder / p.paths.clean)
     counts = []
     for file in sorted((folder / p.paths.raw / name).glob("*.parquet")):
         targets = {cleaned / file.name: "clean.parquet", folder / p.paths.quarantine / name / file.name: "held.parquet"}
-        counts.append(_clean_period(con, table, file, pointed, targets))
-    files = [literal(str(file)) for file in sorted(cleaned.glob("*.parquet"))]
-    if files:
-        con.execute(f"CREATE VIEW {quoted(name)} AS FROM read_parquet([{', '.join(files)}])")
+        counts.append(_clean_period(job, file, pointed, targets))
+    if files := sorted(cleaned.glob("*.parquet")):
+        con.execute(f"CREATE VIEW {quoted(name)} AS FROM {parquet(files)}")
     else:  # nothing of it was known by as_of
         con.execute(f"CREATE TABLE {quoted(name)} ({contract.columns_sql(table)})")
-    return _total([*counts, _across_periods(con, name, table)])
+    total = _total([*counts, _across_periods(con, name, table)])
+    return {**total, **{field: arrived[field] for field in ("read", "empty", "later", "lacking")}}
 
 
 def _pointed_contents(table: Table, clean: Path) -> list[str]:
@@ -59,64 +83,139 @@ def _pointed_contents(table: Table, clean: Path) -> list[str]:
     return [periods.content(file) for other in contract.referenced(table) for file in sorted((clean / other).glob("*"))]
 
 
-def _clean_period(
-    con: "DuckDBPyConnection", table: Table, file: Path, pointed: list[str], targets: dict[Path, str]
-) -> Counts:
-    entry = periods.key("clean", periods.content(file), table.model_dump(), pointed, CODE)
+def _clean_period(job: Job, file: Path, pointed: list[str], targets: dict[Path, str]) -> Counts:
+    settings = (job.name, job.table.model_dump(), job.source.model_dump(exclude={"address"}), job.label)
+    entry = periods.key("clean", periods.content(file), settings, _files_named(job, file), pointed, CODE)
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts.json"
-        periods.cached(entry, {**targets, counts: counts.name}, lambda into: _clean_file(con, table, file, into))
+        periods.cached(entry, {**targets, counts: counts.name}, lambda into: _clean_file(job, file, into))
         return dict(json.loads(counts.read_text()))
 
 
-def _clean_file(con: "DuckDBPyConnection", table: Table, file: Path, into: Path) -> None:
-    """One period: typed rows, bad rows with their reasons, and the counts."""
+def _files_named(job: Job, file: Path) -> list[tuple[int, str]]:
+    """The source's files that the rows of a period may name as the place of a winner."""
     import pyarrow.parquet as pq
 
-    columns = pq.read_schema(file).names
-    times = [name for name in TIMES if name in columns]
+    if not job.table.key:
+        return []
+    indices = pq.read_table(file, columns=[PLACE[0]])[PLACE[0]].unique().to_pylist()
+    return [(index, job.files[index]) for index in sorted(index for index in indices if index is not None)]
+
+
+def _clean_file(job: Job, file: Path, into: Path) -> None:
+    """One period: typed rows, bad and superseded rows with their reasons, and the counts."""
+    import pyarrow.parquet as pq
+
+    con, table, schema = job.con, job.table, pq.read_schema(file)
+    times = [name for name in TIMES if name in schema.names]
     names = [name for name in table.columns if name not in TIMES]
-    rules = _rules(table, timed=bool(times), outliers=survey.OUTLIER in columns)
-    con.execute(f"CREATE OR REPLACE TEMP TABLE _checked AS {_checked_sql(table, names, times, rules, file)}")
+    texts = {field.name for field in schema if str(field.type) in ("string", "large_string")}
+    rules = _rules(job, texts, timed=bool(times), outliers=survey.OUTLIER in schema.names)
+    con.execute(f"CREATE OR REPLACE TEMP TABLE _unlabelled AS {_unlabelled_sql(job, names, times, texts, file)}")
+    checked = _checked_sql(job, names, times, texts, rules, file)
+    if _files_named(job, file):  # else no key comes twice
+        checked = _decided_sql(job, checked)
+    else:
+        checked = f"SELECT *, FALSE AS loses, NULL AS winner FROM ({checked})"
+    con.execute(f"CREATE OR REPLACE TEMP TABLE _checked AS {checked}")
     typed = ", ".join(f"typed.{quoted(name)} AS {quoted(name)}" for name in names + times)
     raw = ", ".join(f"raw.{quoted(name)} AS {quoted(name)}" for name in names + times)
-    reasons = ", ".join(f"CASE WHEN b{i} THEN {rule.reason} END" for i, rule in enumerate(rules) if rule.counts)
-    kept = con.sql(f"SELECT {typed} FROM _checked WHERE NOT bad ORDER BY place").to_arrow_table()
-    held = f"SELECT {raw}, concat_ws('; ', {reasons or 'NULL'}) AS reason FROM _checked WHERE bad ORDER BY place"
+    reasons = [f"CASE WHEN b{i} THEN {rule.reason} END" for i, rule in enumerate(rules) if rule.counts]
+    reasons += [f"CASE WHEN loses THEN {_lost(job)} END"] if _files_named(job, file) else []
+    kept = con.sql(f"SELECT {typed} FROM _checked WHERE NOT bad AND NOT loses ORDER BY place").to_arrow_table()
+    reason = f"concat_ws('; ', {', '.join(reasons) or 'NULL'}) AS reason"
+    held = f"SELECT {raw}, {reason} FROM _checked WHERE bad OR loses ORDER BY place"
     pq.write_table(kept, into / "clean.parquet", compression="zstd")
     pq.write_table(con.sql(held).to_arrow_table(), into / "held.parquet", compression="zstd")
     periods.publish_json(into / "counts.json", _counts(con, rules, names))
 
 
-def _rules(table: Table, *, timed: bool, outliers: bool) -> list[Rule]:
-    """The contract's, then those that concern the whole row. Of two rows with one key the first good one is kept."""
-    found = [rule for rule in contract.rules(table) if rule.name.split(":")[0] not in TIMES]
+def _rules(job: Job, texts: Collection[str], *, timed: bool, outliers: bool) -> list[Rule]:
+    """The contract's, then those that concern the whole row."""
+    found = [rule for rule in contract.rules(job.table, texts=texts) if rule.name.split(":")[0] not in TIMES]
+    for step in expressions.steps(job.source):
+        fails = f"coalesce(list_contains(raw.{FAULT}, {literal(step.setting)}), FALSE)"
+        reason = f"sources.{job.name}.{step.setting} cannot be computed for this row"
+        found.append(Rule(f"{step.setting}: fails", fails, literal(reason)))
+        if step.is_time:
+            text = f"coalesce(list_contains(raw.{FAULT}, {literal(step.setting + expressions.NO_TIME)}), FALSE)"
+            reason = f"sources.{job.name}.{step.setting} gives a text that is no time{contract.ZONE_RULE}"
+            found.append(Rule(f"{step.setting}: type", text, literal(reason)))
+    if job.label is not None:
+        found.append(
+            Rule("label: fails", "place IN (FROM _unlabelled)", literal("label.expression cannot be computed"))
+        )
     if timed:
         found.append(Rule("event_time: required", "raw.event_time IS NULL", literal("event_time cannot be told")))
     if outliers:
         found.append(Rule("time: outlier", f"raw.{survey.OUTLIER} IS NOT NULL", f"raw.{survey.OUTLIER}"))
-    if table.key:
-        key = ", ".join(f"typed.{quoted(name)}" for name in table.key)
-        copy = f"row_number() OVER (PARTITION BY {key} ORDER BY bad, place) > 1"
-        found.append(Rule("key: duplicate", copy, literal(f"another row has this {', '.join(table.key)}")))
     return found
 
 
-def _checked_sql(table: Table, names: list[str], times: list[str], rules: list[Rule], file: Path) -> str:
+def _typed(job: Job, names: list[str], times: list[str], texts: Collection[str]) -> dict[str, str]:
+    """By name: the SQL of the typed value."""
+    decimal, columns = job.source.decimal, job.table.columns
+    typed = {name: contract.typed(name, columns[name], text=name in texts, decimal=decimal) for name in names}
+    return typed | {name: name for name in times}
+
+
+def _unlabelled_sql(job: Job, names: list[str], times: list[str], texts: Collection[str], file: Path) -> str:
+    """The places of the rows for which label.expression fails. What it cannot compute here at all is for features."""
+    import duckdb
+
+    none = "SELECT 0 AS place WHERE FALSE"
+    if job.label is None:
+        return none
+    values = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in _typed(job, names, times, texts).items())
+    rows = f"(SELECT {values}, file_row_number FROM {parquet([file], file_row_number='TRUE')})"
+    try:
+        job.con.execute(f"SELECT count(({job.label}\n)) FROM {rows}")
+        return none
+    except duckdb.Error:
+        failing = f"TRY(struct_pack(v := ({job.label}\n))) IS NULL"
+    sql = f"SELECT file_row_number AS place FROM {rows} WHERE {failing}"
+    try:
+        job.con.execute(f"DESCRIBE {sql}")
+    except duckdb.Error:
+        return none
+    return sql
+
+
+def _checked_sql(
+    job: Job, names: list[str], times: list[str], texts: Collection[str], rules: list[Rule], file: Path
+) -> str:
     """Each row as it came (raw), as the contract types it (typed), and a flag b0, b1, ... for every broken rule."""
-    fields = [f"{quoted(name)} := {contract.typed(name, table.columns[name])}" for name in names]
-    fields += [f"{name} := {name}" for name in times]
-    alone = rules[: -1 if table.key else None]
+    fields = [f"{quoted(name)} := {value}" for name, value in _typed(job, names, times, texts).items()]
     sql = (
         f"SELECT raw, struct_pack({', '.join(fields)}) AS typed, file_row_number AS place "
-        f"FROM read_parquet({literal(str(file))}, file_row_number = TRUE) raw"
+        f"FROM {parquet([file], file_row_number='TRUE')} raw"
     )
-    flags = "".join(f", coalesce({rule.broken}, FALSE) AS b{i}" for i, rule in enumerate(alone))
-    sql = f"SELECT *, {_any(alone)} AS bad FROM (SELECT *{flags} FROM ({sql}))"
-    if table.key:
-        copy = f"b{len(alone)}"
-        return f"SELECT * REPLACE (bad OR {copy} AS bad) FROM (SELECT *, {rules[-1].broken} AS {copy} FROM ({sql}))"
-    return sql
+    flags = "".join(f", coalesce({rule.broken}, FALSE) AS b{i}" for i, rule in enumerate(rules))
+    return f"SELECT *, {_any(rules)} AS bad FROM (SELECT *{flags} FROM ({sql}))"
+
+
+def _decided_sql(job: Job, sql: str) -> str:
+    """Beside each row, whether another one of its key wins, and where that stands."""
+    key = ", ".join(f"typed.{quoted(name)}" for name in job.table.key)
+    version = f"typed.{quoted(job.table.version)} DESC NULLS LAST, " if job.table.version else ""
+    order = f"bad, {version}raw.{PLACE[0]} DESC, raw.{PLACE[1]} DESC, place DESC"
+    window = f"OVER (PARTITION BY {key} ORDER BY {order})"
+    whole = " AND ".join(f"typed.{quoted(name)} IS NOT NULL" for name in job.table.key)
+    loses = f"row_number() {window} > 1 AND {whole}"
+    winner = f"first_value(struct_pack(file := raw.{PLACE[0]}, row := raw.{PLACE[1]})) {window}"
+    sql = f"SELECT *, {loses} AS loses, {winner} AS winner FROM ({sql})"
+    if job.table.version:
+        return sql
+    return f"SELECT * REPLACE (bad OR (loses AND winner.file = raw.{PLACE[0]}) AS bad) FROM ({sql})"
+
+
+def _lost(job: Job) -> str:
+    """The reason of a row that another one supersedes, with the place of that."""
+    names = ", ".join(map(literal, job.files))
+    place = f"'row ', winner.row, ' of ', list_extract([{names}], CAST(winner.file + 1 AS BIGINT))"
+    why = f"with a later {job.table.version}" if job.table.version else "and came later"
+    key = ", ".join(job.table.key)
+    return f"concat({place}, {literal(f' has the same {key} {why}')})"
 
 
 def _any(rules: list[Rule]) -> str:
@@ -126,14 +225,22 @@ def _any(rules: list[Rule]) -> str:
 def _counts(con: "DuckDBPyConnection", rules: list[Rule], names: list[str]) -> Counts:
     sums = [f"count(*) FILTER (b{i})" for i in range(len(rules))]
     nulls = [f"count(*) FILTER (typed.{quoted(name)} IS NULL)" for name in names]
-    rows, bad, *found = con.execute(
-        f"SELECT {', '.join(['count(*)', 'count(*) FILTER (bad)', *sums, *nulls])} FROM _checked"
+    whole = [
+        "count(*)",
+        "count(*) FILTER (bad)",
+        "count(*) FILTER (loses AND NOT bad)",
+        "count(*) FILTER (loses AND bad)",
+    ]
+    rows, bad, superseded, doubled, *found = con.execute(
+        f"SELECT {', '.join([*whole, *sums, *nulls])} FROM _checked"
     ).fetchall()[0]
     broken = [(rule, count) for rule, count in zip(rules, found, strict=False) if count]
+    by_rule = {rule.name: count for rule, count in broken if rule.counts}
     return {
         "rows": rows,
         "bad": bad,
-        "by_rule": {rule.name: count for rule, count in broken if rule.counts},
+        "superseded": superseded,
+        "by_rule": by_rule | ({"key: duplicate": doubled} if doubled else {}),
         "reported": {rule.name: count for rule, count in broken if not rule.counts},
         "nulls": dict(zip(names, found[len(rules) :], strict=True)),
     }
@@ -151,7 +258,7 @@ def _across_periods(con: "DuckDBPyConnection", name: str, table: Table) -> Count
 
 def _total(counts: list[Counts]) -> Counts:
     """The periods' counts added up."""
-    total: Counts = {"rows": 0, "bad": 0, "by_rule": {}, "reported": {}, "nulls": {}}
+    total: Counts = {"rows": 0, "bad": 0, "superseded": 0, "by_rule": {}, "reported": {}, "nulls": {}}
     for each in counts:
         for field, value in each.items():
             if isinstance(value, dict):
@@ -163,7 +270,10 @@ def _total(counts: list[Counts]) -> Counts:
 
 def _report(found: dict[str, Counts], p: Params, reports: Path) -> None:
     for name, table in found.items():
-        log.info("%s: %s rows, %s of them to quarantine", name, f"{table['rows']:,}", f"{table['bad']:,}")
+        log.info(
+            "%s: %s rows, %s of them to quarantine, %s superseded",
+            *(name, *(f"{table[field]:,}" for field in ("rows", "bad", "superseded"))),
+        )
     periods.publish_json(reports / "quality.json", {"tables": found})
     periods.publish_text(reports / "quality.html", _page(found, p))
 
@@ -223,11 +333,21 @@ def _section(name: str, table: Counts) -> str:
     return "\n".join(
         [
             f'<h2 id="{html.escape(name)}">{html.escape(name)}</h2>',
+            f'<p class="soft">{html.escape(_summed(table))}</p>',
             rules if broken else '<p class="soft">Every row keeps every rule.</p>',
             _table(("column", "missing", "share", ""), missing) if missing else "",
             f'<p class="soft">{full} of {len(table["nulls"])} columns have a value in every row.</p>',
         ]
     )
+
+
+def _summed(table: Counts) -> str:
+    """What became of every row that was read, and what its files lack."""
+    kept = table["rows"] - table["bad"] - table["superseded"]
+    parts = [f"{table['read']:,} rows read = {kept:,} kept", f"{table['bad']:,} in quarantine"]
+    parts += [f"{table['superseded']:,} superseded", f"{table['empty']:,} empty", f"{table['later']:,} not known yet"]
+    lacking = [f" {file} lacks {', '.join(columns)}." for file, columns in table["lacking"].items()]
+    return " + ".join(parts) + "." + "".join(lacking)
 
 
 def _missing(column: str, count: int, rows: int) -> str:

@@ -4,17 +4,23 @@ One schema serves ingest, clean, training, the API and drift. It is plain text i
 expressions. Nothing here reads or writes a table.
 """
 
-import difflib
 import hashlib
 import hmac
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
+from tasks import zones
 from tasks.params import TIMES, Column, Table, home
+from tasks.sql import literal as literal
+from tasks.sql import quoted as quoted
 
+PRECISE = 2**53  # up to here a DOUBLE holds every whole number
 KEY = 16  # characters of a key at least; fewer can be tried out against a list of names
+
+
+ZONE_RULE = ", but only an offset such as +02:00, Z or a name such as Europe/Berlin is taken"
 
 
 @dataclass(frozen=True)
@@ -27,27 +33,27 @@ class Rule:
     counts: bool = True  # a bad row; False: reported, and the row is kept
 
 
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def typed(name: str, column: Column) -> str:
+def typed(name: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:
     """A column's value in the contract's type; NULL where it does not fit.
 
-    DuckDB's own cast would round 12.7 to 13, forget a time's offset from UTC, and let infinity be a number.
+    `text`: it is one now, else of the contract's type already. DuckDB's own cast would round 12.7 to 13, forget a
+    time's offset from UTC or guess its zone, and let infinity be a number.
     """
     value = quoted(name)
+    if text and decimal == "," and column.type in ("INTEGER", "BIGINT", "DOUBLE"):
+        value = f"CASE WHEN NOT contains({value}, '.') THEN replace({value}, ',', '.') END"
     cast = f"TRY_CAST({value} AS {column.type})"
     if column.type in ("INTEGER", "BIGINT"):
-        return f"CASE WHEN {cast} = TRY_CAST({value} AS DOUBLE) THEN {cast} END"
+        exact = f"{cast} = TRY_CAST({value} AS DECIMAL(38, 9))"
+        near = f"{cast} = TRY_CAST({value} AS DOUBLE)"
+        fits = f"CASE WHEN {cast} BETWEEN -{PRECISE} AND {PRECISE} THEN {near} ELSE {exact} END"
+        return f"CASE WHEN {fits} THEN {cast} END"
     if column.type == "DOUBLE":
         return f"CASE WHEN isfinite({cast}) THEN {cast} END"
-    if column.type == "TIMESTAMP":
-        return f"CAST(TRY_CAST({value} AS TIMESTAMPTZ) AS TIMESTAMP)"  # the session's zone is UTC
+    if text and column.type == "TIMESTAMP":
+        return zones.moment(value)
+    if text and column.type == "DATE":
+        return zones.date(value)
     return cast
 
 
@@ -57,30 +63,21 @@ def columns_sql(table: Table) -> str:
     return ", ".join([*columns, *(f"{name} TIMESTAMP" for name in TIMES)])
 
 
-def check_columns(table: str, present: Iterable[str], wanted: Iterable[str]) -> None:
-    """Raises ValueError that names each missing column and the nearest one that is there."""
-    names = list(present)
-    missing = [name for name in wanted if name not in names]
-    if not missing:
-        return
-    said = []
-    for name in missing:
-        near = difflib.get_close_matches(name, names, n=1)
-        said.append(f"`{name}`" + (f" (did you mean `{near[0]}`?)" if near else ""))
-    raise ValueError(
-        f"{table} lacks the column {', '.join(said)}; it has {names}. Mend the source or contract.{table}.columns."
-    )
+def rules(table: Table, *, texts: Collection[str]) -> list[Rule]:
+    """Every rule of a table over its raw columns (`raw.` names, `texts` of them as text) and its typed ones."""
+    return [rule for name, column in table.columns.items() for rule in _column_rules(name, column, name in texts)]
 
 
-def rules(table: Table) -> list[Rule]:
-    """Every rule of a table over its raw columns (bare names) and its typed ones (`typed.` names)."""
-    return [rule for name, column in table.columns.items() for rule in _column_rules(name, column)]
-
-
-def _column_rules(name: str, column: Column) -> list[Rule]:
+def _column_rules(name: str, column: Column, text: bool) -> list[Rule]:
     raw, value = f"raw.{quoted(name)}", f"typed.{quoted(name)}"
     shown = f"CAST({value} AS VARCHAR)"
-    found = [Rule(f"{name}: type", f"{raw} IS NOT NULL AND {value} IS NULL", _says(name, raw, f"is no {column.type}"))]
+    odd = f"{raw} IS NOT NULL AND {value} IS NULL"
+    found: list[Rule] = []
+    if text and column.type in ("TIMESTAMP", "DATE"):
+        found = _zone_rules(name, raw, value, clocks=column.type == "TIMESTAMP")
+    if found:
+        odd = f"CASE WHEN {odd} THEN {zones.refused(raw)} = '' ELSE FALSE END"
+    found.append(Rule(f"{name}: type", odd, _says(name, f"CAST({raw} AS VARCHAR)", f"is no {column.type}")))
     if column.required:
         found.append(Rule(f"{name}: required", f"{raw} IS NULL", literal(f"{name} is missing")))
     if column.min is not None:
@@ -96,6 +93,21 @@ def _column_rules(name: str, column: Column) -> list[Rule]:
         reason = _says(name, shown, f"is not in {column.references}")
         found.append(Rule(f"{name}: references", lonely, reason, counts=column.unmatched == "quarantine"))
     return found
+
+
+def _zone_rules(name: str, raw: str, value: str, *, clocks: bool) -> list[Rule]:
+    """A zone that is not taken is a fault; a time that a change of clocks makes unsure is counted, and kept."""
+    zone = zones.refused(raw)
+    broken = f"CASE WHEN {raw} IS NOT NULL AND {value} IS NULL THEN {zone} <> '' ELSE FALSE END"
+    way_out = f"concat({literal(name + ' ')}, {raw}, ' has the zone ', {zone}, {literal(ZONE_RULE)})"
+    rules = [Rule(f"{name}: zone", broken, way_out)]
+    if not clocks:
+        return rules
+    return [
+        *rules,
+        Rule(f"{name}: skipped by the clock", zones.skipped(raw, value), "''", counts=False),
+        Rule(f"{name}: shown twice by the clock", zones.doubled(raw, value), "''", counts=False),
+    ]
 
 
 def _says(name: str, value: str, rule: str) -> str:

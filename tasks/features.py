@@ -23,6 +23,7 @@ from tasks.checks import NUMBERS, is_text
 from tasks.contract import columns_sql, literal, quoted
 from tasks.params import Params, spell
 from tasks.periods import Period
+from tasks.sql import parquet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,9 +136,8 @@ class Job:
                 log.warning("%s has no rows for %s", name, self.period.name)
                 con.execute(f"CREATE TEMP TABLE {quoted(name)} ({columns_sql(self.p.contract[name])})")
                 continue
-            listed = ", ".join(literal(str(path)) for path in paths)
             where = cut if name in self.tables.timed else "TRUE"
-            con.execute(f"CREATE TEMP TABLE {quoted(name)} AS FROM read_parquet([{listed}]) WHERE {where}")
+            con.execute(f"CREATE TEMP TABLE {quoted(name)} AS FROM {parquet(paths)} WHERE {where}")
         return con
 
     def _refuse_short_lookback(self, con: "DuckDBPyConnection", found: "pa.Table") -> None:
@@ -343,14 +343,14 @@ def _manifest(p: Params, out: Path, folder: Path) -> dict[str, Any]:
     """What the features hold, and what a person should look at: features without a value, or with only one."""
     raw = json.loads((folder / p.paths.raw / "manifest.json").read_text())
     as_of = datetime.fromisoformat(raw["as_of"])
-    listed = "[" + ", ".join(literal(str(path)) for _, path in periods.files(out)) + "]"
+    listed = parquet(path for _, path in periods.files(out))
     con = connect(p)
     mature = f"_event_time < TIMESTAMP {literal(str(as_of - p.label.deadline))}"
     total = con.execute(
         f"SELECT count(*), count(_label), count(*) FILTER ({mature}), count(_label) FILTER ({mature}), "
-        f"min(_event_time), max(_event_time) FROM read_parquet({listed})"
+        f"min(_event_time), max(_event_time) FROM {listed}"
     ).fetchall()[0]
-    kinds = {row[0]: row[1] for row in con.execute(f"DESCRIBE FROM read_parquet({listed})").fetchall()}
+    kinds = {row[0]: row[1] for row in con.execute(f"DESCRIBE FROM {listed}").fetchall()}
     names = [name for name in kinds if not name.startswith("_")]
     return {
         "as_of": raw["as_of"],
@@ -366,7 +366,7 @@ def _manifest(p: Params, out: Path, folder: Path) -> dict[str, Any]:
 
 def _label_warnings(p: Params, con: "DuckDBPyConnection", listed: str) -> list[str]:
     """Raises ValueError for a label of too many classes; one that is always the same may yet change."""
-    row = con.execute(f"SELECT count(DISTINCT _label), any_value(_label) FROM read_parquet({listed})").fetchall()[0]
+    row = con.execute(f"SELECT count(DISTINCT _label), any_value(_label) FROM {listed}").fetchall()[0]
     if p.label.task == "multiclass":
         checks.check_class_count(row[0])
     return [f"the label is {row[1]} in every row that has one: nothing can be learnt of it"] if row[0] == 1 else []
@@ -374,7 +374,7 @@ def _label_warnings(p: Params, con: "DuckDBPyConnection", listed: str) -> list[s
 
 def _warnings(con: "DuckDBPyConnection", listed: str, names: list[str]) -> list[str]:
     counts = ", ".join(f"count({quoted(name)}), min({quoted(name)}) = max({quoted(name)})" for name in names)
-    row = con.execute(f"SELECT {counts} FROM read_parquet({listed})").fetchall()[0]
+    row = con.execute(f"SELECT {counts} FROM {listed}").fetchall()[0]
     found = []
     for i, name in enumerate(names):
         if row[2 * i] == 0:

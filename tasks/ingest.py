@@ -14,15 +14,18 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import contract, periods, sources, stage, survey, timeline
+from tasks import contract, csvfile, delivery, expressions, periods, sources, sql, stage, survey, timeline, zones
 from tasks.contract import literal, quoted
-from tasks.params import TIMES, Params, Source, Table, in_utc
+from tasks.delivery import Delivery
+from tasks.expressions import HIDDEN
+from tasks.params import FAULT, PLACE, TIMES, Params, Source, Table, in_utc
 from tasks.sources import Fetched
+from tasks.sql import parquet
 from tasks.timeline import Reach
 
 if TYPE_CHECKING:
@@ -30,9 +33,10 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 log = logging.getLogger("evergreen")
-CODE = periods.source_of(*map(str, (__file__, *(each.__file__ for each in (contract, sources, survey, timeline)))))
-# Beyond these no clock is right, and half of all libraries fail: such a time counts as none.
-SANE = "BETWEEN TIMESTAMP '1700-01-01' AND TIMESTAMP '2200-01-01'"
+NO_TIME = datetime(1970, 1, 1)  # "now" of a source whose rows all go to quarantine, and in the same bytes each time
+MODULES = (contract, csvfile, delivery, expressions, sources, sql, survey, timeline, zones)
+CODE = periods.source_of(*map(str, (__file__, *(module.__file__ for module in MODULES))))
+FILE, ROW = quoted(f"{HIDDEN}file"), quoted(f"{HIDDEN}row")  # where a row stood
 Spans = dict[
     str, tuple[datetime, datetime]
 ]  # by period: when its first row is there, and the newest moment that it tells of
@@ -65,7 +69,7 @@ class Feed:
     def order(self) -> str:
         """A fixed order in which no row's place tells of its outcome: that may not be known yet."""
         known = [name for name in self.columns if name not in self.outcomes]
-        names = [*TIMES[: self.timed], *known, *self.outcomes]
+        names = [*TIMES[: self.timed], *known, *self.outcomes, *(PLACE if self.table.key else ())]
         return ", ".join(quoted(name) for name in names)
 
 
@@ -76,6 +80,7 @@ class Reader:
         self.con = stage.connect(p)
         self._feeds, self._open = feeds, set[str]()
         self.outlier: dict[str, str] = {}  # by table: why a row is an outlier in time, as SQL
+        self.deliveries: dict[str, Delivery] = {}
 
     @contextmanager
     def reading(self, feed: Feed) -> Iterator["DuckDBPyConnection"]:
@@ -89,15 +94,24 @@ class Reader:
                     break
             yield self.con
         except duckdb.Error as error:
-            raise ValueError(f"{feed.name} ({feed.source.address}) does not fit its params: {error}") from None
+            expressions.raise_unless_of_a_row(error)
+            raise ValueError(
+                f"{feed.name} ({feed.source.address}) does not fit its params: DuckDB cannot compute its rows "
+                f"({type(error).__name__}). Check sources.{feed.name} and contract.{feed.name}."
+            ) from None
 
     def _load(self, feed: Feed) -> None:
         if feed.name in self._open:
             return
-        present = sources.load(self.con, feed.fetched, "_arrived", nulls=feed.source.nulls)
-        wanted = [each for each in feed.table.columns if each not in feed.source.derive]
-        contract.check_columns(feed.name, present, wanted)
-        self.con.execute(f"CREATE TEMP TABLE {quoted(feed.name)} AS {_typed_sql(feed, wanted)}")
+        wanted = {name: column for name, column in feed.table.columns.items() if name not in feed.source.derive}
+        try:
+            self.deliveries[feed.name] = delivery.load(self.con, feed.fetched, feed.source, wanted, "_arrived")
+        except ValueError as error:
+            raise ValueError(f"{feed.name}: {error}") from None
+        forms = dict(self.con.execute("SELECT column_name, column_type FROM (DESCRIBE _arrived)").fetchall())
+        base = _typed_sql(feed, [(name, forms[f"v{i}"] == "VARCHAR") for i, name in enumerate(wanted)])
+        plan = expressions.plan(self.con, feed.name, feed.source, base, list(wanted))
+        expressions.create(self.con, plan, _raw_derived(feed, plan.kinds))
         self.con.execute("DROP TABLE _arrived")
         self._open.add(feed.name)
 
@@ -110,11 +124,19 @@ def ingest(p: Params, folder: Path = Path()) -> None:
     feeds = _fetch(p, key_id)
     reader = Reader(p, feeds)
     reach = _survey(reader, feeds[p.spine.table])
-    spans = {name: _spans(reader, feed, p.ingest.period, key) for name, feed in feeds.items()}
-    as_of, limit = _as_of(p, spans[p.spine.table], reach)
+    spans, arrived = {}, {}
+    for name, feed in feeds.items():
+        spans[name], arrived[name] = _spans(reader, feed, p.ingest.period, key)
+    if reach is None and arrived[p.spine.table]["misfits"]:
+        log.warning("no row of %s has an event time: all of them go to quarantine, with their reasons", p.spine.table)
+        as_of = limit = in_utc(p.clock.as_of) if p.clock.as_of else NO_TIME
+    else:
+        as_of, limit = _as_of(p, spans[p.spine.table], reach)
     raw = folder / p.paths.raw
     shutil.rmtree(raw, ignore_errors=True)  # DVC has done so already; by hand, nothing of an older run may stay
     tables = {name: _write(reader, feed, spans[name], as_of, raw / name, key) for name, feed in feeds.items()}
+    for name, feed in feeds.items():
+        tables[name] |= _arrival(feed, arrived[name], tables[name]["rows"])
     _report(tables, as_of)
     manifest = {"as_of": as_of.isoformat(), "limit": limit.isoformat(), "pii_key_id": key_id, "tables": tables}
     periods.publish_json(raw / "manifest.json", manifest)
@@ -141,30 +163,56 @@ def _fetch(p: Params, key_id: str | None) -> dict[str, Feed]:
         columns = [(each, column.type, column.pii, column.outcome) for each, column in table.columns.items()]
         above = [feed.identity for feed in feeds.values()]
         said = source.model_dump(exclude={"address"})
-        parts = (name, fetched.fingerprint, said, columns, p.ingest.period, key_id, above, CODE)
+        parts = (name, fetched.fingerprint, said, columns, table.key, p.ingest.period, key_id, above, CODE)
         feeds[name] = Feed(name, source, table, fetched, periods.key(*parts))
     return feeds
 
 
-def _typed_sql(feed: Feed, wanted: list[str]) -> str:
-    """The contract's columns typed, beside each its raw self; then the derived columns and the two times in turn."""
-    pairs = ", ".join(
-        f"{contract.typed(each, feed.table.columns[each])} AS {quoted(each)}, {quoted(each)} AS {quoted('raw ' + each)}"
-        for each in wanted
-    )
-    sql = f"SELECT {pairs} FROM _arrived"
-    for name, expression in feed.source.derive.items():
-        sql = f"SELECT *, ({expression}) AS {quoted(name)} FROM ({sql})"
-    if feed.source.event_time:
-        sql = _with_time(sql, "event_time", feed.source.event_time, wanted)
-        sql = _with_time(sql, "known_at", feed.source.known_at or "event_time", wanted)
-    return sql
+def _typed_sql(feed: Feed, wanted: list[tuple[str, bool]]) -> str:
+    """The contract's columns typed, beside each its raw self (True: it came as text), and each row's place."""
+    decimal = feed.source.decimal
+    named = [f"v{i} AS {quoted(name)}" for i, (name, _) in enumerate(wanted)]
+    place = [f"file AS {FILE}", f"rowid - start + 1 AS {ROW}"]
+    arrived = f"SELECT {', '.join([*named, *place])} FROM _arrived WHERE NOT blank"
+    pairs = [
+        f"{contract.typed(name, feed.table.columns[name], text=text, decimal=decimal)} AS {quoted(name)}, "
+        f"{quoted(name)} AS {_raw(name)}"
+        for name, text in wanted
+    ]
+    return f"SELECT {', '.join([*pairs, FILE, ROW])} FROM ({arrived})"
 
 
-def _with_time(sql: str, name: str, expression: str, present: list[str]) -> str:
-    moment = f"CAST(({expression}) AS TIMESTAMP)"
-    sane = f"CASE WHEN {moment} {SANE} THEN {moment} END AS {name}"
-    return f"SELECT * REPLACE ({sane}) FROM ({sql})" if name in present else f"SELECT *, {sane} FROM ({sql})"
+def _raw(name: str) -> str:
+    """The column beside a typed one that holds its value as it came."""
+    return quoted(f"{HIDDEN}raw {name}")
+
+
+def _raw_derived(feed: Feed, kinds: dict[str, str]) -> list[str]:
+    """The derived columns of the contract in the form that raw values have."""
+    columns = []
+    for name in feed.columns:
+        if name in feed.source.derive:
+            wanted = feed.table.columns[name].type
+            form = wanted if kinds[name] in delivery.HELD[wanted] else "VARCHAR"
+            columns.append(f"{delivery.raw(quoted(name), kinds[name], wanted, form)} AS {_raw(name)}")
+    return columns
+
+
+def _places(con: "DuckDBPyConnection", feed: Feed) -> list[str]:
+    """Rows of `_chosen` keep their place where their key comes twice in their period: clean decides by it.
+
+    Other rows' bytes do not tell where in a file they stood, so that a source may grow or shrink at its beginning.
+    """
+    if not feed.table.key:
+        return []
+    names = [quoted(name) for name in feed.table.key]
+    doubled = f"SELECT {', '.join(names)} FROM _chosen GROUP BY ALL HAVING count(*) > 1"
+    con.execute(f"CREATE OR REPLACE TEMP TABLE _doubled AS {doubled}")
+    if not con.execute("SELECT count(*) FROM _doubled").fetchall()[0][0]:
+        return [f"CAST(NULL AS INTEGER) AS {PLACE[0]}", f"CAST(NULL AS BIGINT) AS {PLACE[1]}"]
+    same = " AND ".join(f"_doubled.{name} = _chosen.{name}" for name in names)  # a missing key equals none
+    twice = f"EXISTS (FROM _doubled WHERE {same})"
+    return [f"CASE WHEN {twice} THEN {column} END AS {name}" for column, name in zip((FILE, ROW), PLACE, strict=True)]
 
 
 def _survey(reader: Reader, feed: Feed) -> Reach | None:
@@ -183,8 +231,9 @@ def _survey(reader: Reader, feed: Feed) -> Reach | None:
     return reach
 
 
-def _spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> Spans:
-    """Each period of a feed with the times in it, be they an event's or the moment when an outcome was known.
+def _spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> tuple[Spans, dict[str, Any]]:
+    """Each period of a feed with the times in it, be they an event's or the moment when an outcome was known; and what
+    its files held.
 
     Once the source is open, all its periods go to the cache, later ones too: bytes seen before are never parsed again.
     """
@@ -196,12 +245,43 @@ def _spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> Spans:
                 found = _measure(con, feed, unit, reader.outlier.get(feed.name))
             for period in found:
                 _whole(reader, feed, period, key)
-            periods.publish_json(into / "spans.json", found)
+                misfits = _misfits(con, feed)
+            arrived = {**asdict(reader.deliveries[feed.name]), "misfits": misfits}
+            periods.publish_json(into / "spans.json", {"spans": found, "delivery": arrived})
 
         surveyed = feed.name in reader.outlier
         periods.cached(periods.key("spans", feed.identity, surveyed), {target: "spans.json"}, measure)
-        found = json.loads(target.read_text()).items()
-    return {period: (datetime.fromisoformat(first), datetime.fromisoformat(last)) for period, (first, last) in found}
+        found = json.loads(target.read_text())
+    _check_lacking(feed, found["delivery"]["lacking"])
+    spans = {
+        period: (datetime.fromisoformat(first), datetime.fromisoformat(last))
+        for period, (first, last) in found["spans"].items()
+    }
+    return spans, found["delivery"]
+
+
+def _misfits(con: "DuckDBPyConnection", feed: Feed) -> bool:
+    """Whether a row has no event time since one of its values is no time, or cannot be made one."""
+    if not feed.timed:
+        return False
+    times = [name for name in feed.columns if feed.table.columns[name].type in ("DATE", "TIMESTAMP")]
+    odd = [f"({_raw(name)} IS NOT NULL AND {quoted(name)} IS NULL)" for name in times]
+    where = " OR ".join([f"{FAULT} IS NOT NULL", *odd])
+    sql = f"SELECT count(*) FROM {quoted(feed.name)} WHERE event_time IS NULL AND ({where})"
+    return bool(con.execute(sql).fetchall()[0][0])
+
+
+def _check_lacking(feed: Feed, lacking: dict[str, list[str]]) -> None:
+    """Raises ValueError when a file lacks a column that is required; tells of any other one that it lacks."""
+    names = delivery.file_names(feed.fetched)
+    for index, columns in lacking.items():
+        file = names[int(index)]
+        if required := [name for name in columns if feed.table.columns[name].required]:
+            raise ValueError(
+                f"{feed.name} ({feed.source.address}): {file} lacks the column {', '.join(required)}, which "
+                f"contract.{feed.name} requires. Mend the file, take it out, or set `required: false`."
+            )
+        log.warning("%s: %s lacks the column %s, which is missing in its rows", feed.name, file, ", ".join(columns))
 
 
 def _measure(con: "DuckDBPyConnection", feed: Feed, unit: str, outlier: str | None) -> dict[str, tuple[str, str]]:
@@ -267,6 +347,18 @@ def _write(reader: Reader, feed: Feed, spans: Spans, as_of: datetime, folder: Pa
     }
 
 
+def _arrival(feed: Feed, arrived: dict[str, Any], rows: int) -> dict[str, Any]:
+    """What the files held: each row of theirs is in data/raw, or empty, or not known yet."""
+    names = delivery.file_names(feed.fetched)
+    return {
+        "files": names,
+        "read": arrived["rows"],
+        "empty": arrived["empty"],
+        "later": arrived["rows"] - arrived["empty"] - rows,
+        "lacking": {names[int(index)]: columns for index, columns in arrived["lacking"].items()},
+    }
+
+
 def _whole(reader: Reader, feed: Feed, period: str, key: bytes, *targets: Path) -> None:
     """A period with all that the source knows of it: the pieces that every as_of is cut from."""
 
@@ -298,8 +390,7 @@ def _known_sql(feed: Feed, as_of: datetime, whole: Path) -> str:
     there = f"coalesce(event_time <= {moment}, TRUE)"
     if not feed.outcomes:
         there += f" AND coalesce(known_at <= {moment}, TRUE)"
-    source = f"read_parquet({literal(str(whole))})"
-    return f"SELECT * REPLACE ({masked}) FROM {source} WHERE {there} ORDER BY {feed.order}"
+    return f"SELECT * REPLACE ({masked}) FROM {parquet([whole])} WHERE {there} ORDER BY {feed.order}"
 
 
 def _rows(con: "DuckDBPyConnection", feed: Feed, period: str, key: bytes, outlier: str | None) -> "pa.Table":
@@ -313,7 +404,7 @@ def _rows(con: "DuckDBPyConnection", feed: Feed, period: str, key: bytes, outlie
             joins += _pseudonyms(con, name, value, key)
             value = f"{quoted('pii ' + name)}.pseudonym"
         columns.append(f"{value} AS {quoted(name)}")
-    columns += TIMES if feed.timed else ()
+    columns += [*_places(con, feed), FAULT, *(TIMES if feed.timed else ())]
     if period == periods.OUTLIERS:
         columns.append(f"{outlier} AS {survey.OUTLIER}")
     return con.sql(f"SELECT {', '.join(columns)} FROM _chosen{joins} ORDER BY {feed.order}").to_arrow_table()
@@ -324,10 +415,7 @@ def _value(feed: Feed, name: str) -> str:
 
     One that does not fit its type stays: the time may be missing for that very reason, and clean is to hear of it.
     """
-    if name in feed.source.derive:
-        value, odd = quoted(name), "FALSE"
-    else:
-        value, odd = quoted(f"raw {name}"), f"{quoted(name)} IS NULL"
+    value, odd = _raw(name), "FALSE" if name in feed.source.derive else f"{quoted(name)} IS NULL"
     return f"CASE WHEN known_at IS NOT NULL OR {odd} THEN {value} END" if name in feed.outcomes else value
 
 

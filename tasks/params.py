@@ -3,6 +3,7 @@
 An unknown or mistyped key is an error that names the key, the rule and the nearest key that exists.
 """
 
+import codecs
 import difflib
 import os
 import re
@@ -11,7 +12,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from tasks import yamltext
 
@@ -40,6 +50,15 @@ def moment(value: Any) -> Any:
     return value
 
 
+def text_encoding(name: str) -> str:
+    """The usual spelling of an encoding that Python knows."""
+    try:
+        "".encode(name)
+        return codecs.lookup(name).name
+    except (LookupError, ValueError):
+        raise ValueError(f"an encoding is a name such as utf-8, cp1252 or latin-1, but got {name!r}") from None
+
+
 def spell(length: timedelta) -> str:
     """timedelta(days=28) → '28d': the way back into params.yaml, in the largest unit that fits."""
     seconds = length.total_seconds()
@@ -53,7 +72,9 @@ Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(spell
 Moment = Annotated[datetime, BeforeValidator(moment), PlainSerializer(datetime.isoformat)]
 STAGES = ("ingest", "clean", "features", "tune", "train", "evaluate", "record")  # of dvc.yaml; a test compares
 TIMES = ("event_time", "known_at")  # every timed table has them, made from sources.<table>
-TAKEN = ("row_id", "reason", "raw", "file_row_number")  # columns that the stages add to a table or read it by
+PLACE = ("_file", "_row")  # where a row of a doubled key came from: which of the source's files, which of its rows
+FAULT = "_fault"  # the expressions of the source that fail for a row
+TAKEN = ("row_id", "reason", "raw", "file_row_number", *PLACE, FAULT)  # columns that the stages add, or read it by
 
 
 class Section(BaseModel):
@@ -74,10 +95,15 @@ class Clock(Section):
 
 
 class Source(Section):
-    """Where a table comes from. A table without event_time is small and static: always read whole, always known."""
+    """Where a table comes from. A table without event_time is small and static: always read whole, always known.
+
+    `nulls` are the texts that stand for a missing value, `decimal` and `encoding` how its CSV files are written.
+    """
 
     address: str
     nulls: list[str] = []
+    decimal: Literal[".", ","] = "."
+    encoding: Annotated[str, AfterValidator(text_encoding)] = "utf-8"
     event_time: str | None = None
     known_at: str | None = None
     derive: dict[str, str] = {}
@@ -105,6 +131,7 @@ class Column(Section):
 
 class Table(Section):
     key: list[str] = []
+    version: str | None = None
     columns: dict[str, Column]
 
 
@@ -364,6 +391,10 @@ class Params(Section):
     def _agree(self) -> "Params":
         if missing := self.sources.keys() ^ self.contract.keys():
             raise ValueError(f"sources and contract must name the same tables, but only one has {sorted(missing)}")
+        if len({name.lower() for name in self.contract}) < len(self.contract):
+            raise ValueError(
+                f"contract must not name tables that differ in case alone, but got {sorted(self.contract)}"
+            )
         for name, table in self.contract.items():
             _check_table(name, table, self)
         _check_spine(self)
@@ -391,9 +422,33 @@ def _check_table(name: str, table: Table, p: Params) -> None:
         raise ValueError(
             f"contract.{name}.key: {loose} must be `required: true`, since two missing keys are not one key"
         )
+    _check_names(name, table, p.sources[name])
     for each, column in table.columns.items():
         others = {other: table for other, table in p.contract.items() if other != name}
         _check_reference(f"contract.{name}.columns.{each}", column, others)
+
+
+def _check_names(name: str, table: Table, source: Source) -> None:
+    """SQL knows no upper and lower case: names that differ in that alone are one column to it."""
+    spelled: dict[str, str] = {}
+    for column in [*table.columns, *source.derive]:
+        other = spelled.setdefault(column.lower(), column)
+        if other != column:
+            raise ValueError(
+                f"contract.{name} and its derive must not name both {other!r} and {column!r}, which differ in case "
+                "alone: leave one out, or give the source's columns other names"
+            )
+        if not column.strip() or not column.isprintable():
+            raise ValueError(f"contract.{name}.columns must have names that can be read, but got {column!r}")
+    if odd := [column for column in table.columns if column not in TIMES and column.lower() in (*TAKEN, *TIMES)]:
+        raise ValueError(f"contract.{name}.columns must not be called {odd}: rename them by sources.{name}.derive")
+    if table.version is not None and table.version not in table.columns:
+        near = _near(table.version, table.columns)
+        raise ValueError(f"contract.{name}.version must name one of its columns, but got {table.version!r}{near}")
+    if table.version is not None and not table.key:
+        raise ValueError(f"contract.{name}.version tells rows of one key apart, so contract.{name}.key must be given")
+    if table.version is not None and table.columns[table.version].outcome:
+        raise ValueError(f"contract.{name}.version must be known with its row, but {table.version!r} is an outcome")
 
 
 def _check_reference(name: str, column: Column, others: dict[str, Table]) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import stage
-from tasks.contract import literal
 from tasks.params import Params, spell
+from tasks.sql import parquet
 
 Times = NDArray[np.datetime64]
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -34,15 +34,12 @@ class Problem:
 
 def read_times(p: Params, root: Path) -> Times:
     """The event times of the spine's raw rows in a workspace, in order."""
-    import duckdb
-
-    files = root / p.paths.raw / p.spine.table / "*.parquet"
+    files = sorted((root / p.paths.raw / p.spine.table).glob("*.parquet"))
+    if not files:
+        return np.zeros(0, dtype="datetime64[us]")
     with stage.connect(p) as con:
-        try:
-            found = con.sql(f"SELECT event_time FROM read_parquet({literal(str(files))}) WHERE event_time IS NOT NULL")
-        except duckdb.IOException:
-            return np.zeros(0, dtype="datetime64[us]")
-        return np.sort(found.to_arrow_table()["event_time"].to_numpy().astype("datetime64[us]"))
+        rows = con.sql(f"SELECT event_time FROM {parquet(files)} WHERE event_time IS NOT NULL")
+        return np.sort(rows.to_arrow_table()["event_time"].to_numpy().astype("datetime64[us]"))
 
 
 def check(times: Times, as_of: datetime, p: Params) -> list[Problem]:

@@ -1,38 +1,39 @@
-"""A source's address → a table in DuckDB, and a fingerprint of its bytes.
+"""A source's address → its files, in the order of their delivery, and a fingerprint of their bytes.
 
 Addresses: a path or file://path (with * for many files), package://name/path for data inside an installed package.
-CSV (also .gz, .zip) arrives as text, Parquet as it is typed; the contract casts later, so nothing is lost on the way.
-Nothing is guessed of a CSV but its delimiter: a guessing reader takes a torn file for a table with other columns.
-Another scheme is another entry of SCHEMES. A relative path is seen from the working directory and, for what a run's
-workspace does not hold, from the checkout that the workspace was made of.
+`*` is the only mark of a pattern, and a name that exists is never one. Files are in the order of their names, numbers
+in them as numbers: part2 comes before part10. Another scheme is another entry of SCHEMES. A relative path is seen from
+the working directory and, for what a run's workspace does not hold, from the checkout that the workspace was made of.
 """
 
 import contextlib
-import csv
 import glob
 import gzip
 import hashlib
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import BinaryIO, cast
 
 from filelock import FileLock, Timeout
 
 from tasks.params import home
 
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection, DuckDBPyRelation
-
-DELIMITERS = ",;\t|"
-TORN = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)  # the last two: locked, exotic
+TORN = (  # the last two: locked, packed in an exotic way
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+)
 
 
 @dataclass(frozen=True)
@@ -60,92 +61,6 @@ def fetch(address: str) -> Fetched:
     return Fetched(address, tuple(files), digest)
 
 
-def load(con: "DuckDBPyConnection", fetched: Fetched, into: str, *, nulls: list[str]) -> list[str]:
-    """Read a fetched source into the temporary table `into`; returns its columns.
-
-    Raises ValueError when a file is torn or is no table. `nulls` are the texts that stand for a missing value, beside
-    the empty one. What is unpacked is gone again at the end: it may hold personal data.
-    """
-    import duckdb
-
-    try:
-        with contextlib.ExitStack() as held:
-            scratch = held.enter_context(_scratch()) if any(map(_is_zip, fetched.files)) else Path()
-            plain = [_unpack(file, scratch / str(i), fetched.address) for i, file in enumerate(fetched.files)]
-            rows = _readers(con, plain, nulls, fetched.address)
-            rows.create_view("_rows")
-            con.execute(f"CREATE OR REPLACE TEMP TABLE {into} AS FROM _rows")
-            return list(rows.columns)
-    except (duckdb.Error, UnicodeDecodeError, *TORN) as error:
-        raise ValueError(f"{fetched.address} cannot be read as a table: {_brief(error)}") from None
-
-
-def _brief(error: Exception) -> str:
-    """What is wrong and in which line. Not the line itself: it may hold what nobody should find in a log."""
-    lines = str(error).split("Possible fixes")[0].split("Possible Solution")[0].splitlines()
-    return " ".join(line.strip() for line in lines if line.strip() and not line.startswith("Original Line"))
-
-
-def _readers(con: "DuckDBPyConnection", files: list[Path], nulls: list[str], address: str) -> "DuckDBPyRelation":
-    """All the files as one relation, their columns matched by name."""
-    if _is_parquet(files[0]):
-        return _with_nulls(con.from_parquet([str(file) for file in files], union_by_name=True), nulls)
-    for i, file in enumerate(files):
-        _csv(con, file, nulls, address).create_view(f"_part{i}")
-    return con.sql(" UNION ALL BY NAME ".join(f"FROM _part{i}" for i in range(len(files))))
-
-
-def _is_parquet(file: Path) -> bool:
-    return file.suffix.lower() == ".parquet"
-
-
-def _csv(con: "DuckDBPyConnection", file: Path, nulls: list[str], address: str) -> "DuckDBPyRelation":
-    delimiter, names = _header(file)
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"{address}: {file.name} names the column {', '.join(twice)} more than once")
-    return con.read_csv(
-        str(file),
-        columns=dict.fromkeys(names, "VARCHAR"),
-        auto_detect=False,
-        header=True,
-        delimiter=delimiter,
-        quotechar='"',
-        escapechar='"',
-        na_values=["", *nulls],
-    )
-
-
-def _header(file: Path) -> tuple[str, list[str]]:
-    """A CSV's delimiter, the one that its first line has most of, and its columns."""
-    with _text(file) as stream:
-        line = stream.readline()
-        delimiter = max(DELIMITERS, key=line.count)
-        stream.seek(0)
-        return delimiter, [name.strip() for name in next(csv.reader(stream, delimiter=delimiter), [])]
-
-
-def _text(file: Path) -> TextIO:
-    if file.suffix.lower() == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8-sig", newline="")
-    return file.open(encoding="utf-8-sig", newline="")
-
-
-def _with_nulls(rows: "DuckDBPyRelation", nulls: list[str]) -> "DuckDBPyRelation":
-    """What stands for a missing value in Parquet: `nulls` among text, and NaN, which pandas writes for it."""
-    from duckdb import CaseExpression, ColumnExpression, ConstantExpression, FunctionExpression
-
-    missing, shown = ConstantExpression(None), []
-    for name, kind in zip(rows.columns, map(str, rows.types), strict=True):
-        value = ColumnExpression(name)
-        if kind in ("FLOAT", "DOUBLE"):
-            value = CaseExpression(FunctionExpression("isnan", value), missing).otherwise(value)
-        elif kind == "VARCHAR":
-            listed = [ConstantExpression(text) for text in ["", *nulls]]
-            value = CaseExpression(value.isin(*listed), missing).otherwise(value)
-        shown.append(value.alias(name))
-    return rows.select(*shown)
-
-
 def _file(path: str) -> list[Path]:
     """A workspace holds what git tracks, as it was at the run's commit; what it lacks is looked for in its checkout."""
     places = [Path(), *map(Path, filter(None, [os.environ.get("EVERGREEN_CHECKOUT")]))]
@@ -154,11 +69,26 @@ def _file(path: str) -> list[Path]:
         raise ValueError(
             f"{path} does not exist (seen from {' and from '.join(str(place.resolve()) for place in places)})"
         )
-    return [found[name] for name in sorted(found, key=Path)]  # by the name, so that its place tells nothing
+    return [found[name] for name in sorted(found, key=_delivery)]  # by the name, so that its place tells nothing
+
+
+def _delivery(name: str) -> list[list[tuple[str, int, str]]]:
+    """The order of names: folder by folder, digits by their number. 07 and 7 are told apart, too."""
+    pieces = [re.findall(r"(\D*)(\d*)", part) for part in Path(name).parts]
+    return [[(text, int(digits or 0), digits) for text, digits in piece] for piece in pieces]
 
 
 def _matches(path: str, place: Path) -> list[str]:
-    return [path] if (place / path).exists() else glob.glob(path, root_dir=place)
+    """The path itself where it exists; else what fits its `*`. A folder that exists by its name is no pattern."""
+    if (place / path).exists():
+        return [path]
+    if "*" not in path:
+        return []
+    pieces, base = [], place
+    for piece in Path(path).parts:
+        base /= piece
+        pieces.append(glob.escape(piece) if base.exists() else re.sub(r"[\[?]", r"[\g<0>]", piece))
+    return glob.glob(str(Path(*pieces)), root_dir=place)
 
 
 def _package(path: str) -> list[Path]:
@@ -178,7 +108,7 @@ def _sha256(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
+def scratch() -> Iterator[Path]:
     """A folder in the home, not among the system's: what is unpacked may hold personal data, in clear.
 
     Its lock lives as long as this process, so that the next one can tell what a killed one left.
@@ -208,27 +138,45 @@ def _unpacked() -> Path:
     return home() / "unpacked"
 
 
-def _is_zip(file: Path) -> bool:
-    return file.suffix.lower() == ".zip"
-
-
-def _unpack(file: Path, scratch: Path, address: str) -> Path:
-    if not _is_zip(file):
+def unpack(file: Path, folder: Path) -> Path:
+    """The file itself, or what a .zip or .gz holds, written to `folder`. Raises ValueError when it is torn."""
+    packed = PACKED.get(file.suffix.lower())
+    if packed is None:
         return file
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with zipfile.ZipFile(file) as archive:
-            name = _only_file(archive, address)
-            scratch.mkdir(parents=True, exist_ok=True)
-            target = scratch / Path(name).name
-            with archive.open(name) as source, target.open("wb") as copy:
+        with packed(file) as (name, source):
+            target = folder / name
+            with target.open("wb") as copy:
                 shutil.copyfileobj(source, copy)
             return target
-    except TORN as error:
-        raise ValueError(f"{address} is a torn zip file: {error}") from None
+    except TORN:
+        raise ValueError(
+            f"{file.name} is torn or locked: what it holds cannot be unpacked. Fetch it again, without a password"
+        ) from None
 
 
-def _only_file(archive: zipfile.ZipFile, address: str) -> str:
-    names = [each for each in archive.namelist() if not each.endswith("/") and not each.startswith("__MACOSX")]
-    if len(names) != 1:
-        raise ValueError(f"{address}: a zip must hold one file, but it holds {names or 'none'}")
-    return names[0]
+@contextlib.contextmanager
+def _unzip(file: Path) -> Iterator[tuple[str, BinaryIO]]:
+    with zipfile.ZipFile(file) as archive:
+        member = _only_file(archive, file.name)
+        with archive.open(member) as source:
+            yield Path(member).name, cast(BinaryIO, source)
+
+
+@contextlib.contextmanager
+def _gunzip(file: Path) -> Iterator[tuple[str, BinaryIO]]:
+    with gzip.open(file) as source:
+        yield file.stem, cast(BinaryIO, source)
+
+
+PACKED = {".zip": _unzip, ".gz": _gunzip}
+
+
+def _only_file(archive: zipfile.ZipFile, name: str) -> str:
+    members = [
+        member for member in archive.namelist() if not member.endswith("/") and not member.startswith("__MACOSX")
+    ]
+    if len(members) != 1:
+        raise ValueError(f"{name}: a zip must hold one file, but it holds {members or 'none'}")
+    return members[0]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tasks import contract, features, params, periods, survey
 from tasks.contract import literal, quoted
 from tasks.params import Params
+from tasks.sql import parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,8 +100,7 @@ def _write(p: Params, folder: Path, made: State) -> None:
 
 
 def _read(con: "DuckDBPyConnection", p: Params, name: str, paths: list[Path], cut: str) -> None:
-    listed = ", ".join(literal(str(path)) for path in paths)
-    sql = f" AS FROM read_parquet([{listed}]) WHERE {cut}" if paths else f" ({contract.columns_sql(p.contract[name])})"
+    sql = f" AS FROM {parquet(paths)} WHERE {cut}" if paths else f" ({contract.columns_sql(p.contract[name])})"
     con.execute(f"CREATE TABLE {quoted(name)}{sql}")
 
 
@@ -159,6 +159,6 @@ def _table(con: "DuckDBPyConnection", path: Path) -> "pa.Table":
     import duckdb
 
     try:
-        return con.sql(f"FROM read_parquet({literal(str(path))})").to_arrow_table().combine_chunks()
+        return con.sql(f"FROM {parquet([path])}").to_arrow_table().combine_chunks()
     except duckdb.IOException:
         raise FileNotFoundError(f"{path}: newer state has been published") from None

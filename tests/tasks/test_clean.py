@@ -68,7 +68,6 @@ def entries(made: Made) -> set[str]:
         ({"amount": "-1"}, "amount: min", "amount -1.0 is below 0"),
         ({"distance": "100.5"}, "distance: max", "distance 100.5 is above 100"),
         ({"store": "east"}, "store: allowed", "store east is not allowed"),
-        ({"number": "0"}, "key: duplicate", "another row has this number"),
         ({"placed": "soon"}, "placed: type", "placed soon is no TIMESTAMP; event_time cannot be told"),
         ({"placed": ""}, "event_time: required", "placed is missing; event_time cannot be told"),
     ],
@@ -80,6 +79,15 @@ def test_each_rule_puts_its_row_aside_and_says_why(
     assert (found["rows"], found["bad"], found["by_rule"][rule]) == (3, 1, 1)
     assert reasons(made) == {order.get("number", "1"): reason}
     assert rows(made, "clean")["number"].to_pylist() == [0, 2]
+
+
+def test_of_two_rows_with_one_key_in_a_file_the_later_is_kept_and_the_other_names_its_place(
+    cleaned: Callable[..., dict[str, Any]], made: Made
+) -> None:
+    found = cleaned({"amount": "20"}, {"number": "0", "amount": "10"}, {})
+    assert (found["rows"], found["bad"], found["by_rule"]) == (3, 1, {"key: duplicate": 1})
+    assert rows(made, "clean").select(["number", "amount"]).to_pylist()[0] == {"number": 0, "amount": 10}
+    assert reasons(made) == {"0": "row 2 of orders.csv has the same number and came later"}
 
 
 def test_a_person_whom_nobody_knows_is_put_aside_under_a_pseudonym(
@@ -113,7 +121,9 @@ def test_of_two_rows_with_one_key_the_good_one_stays_wherever_it_stands(
     cleaned({"number": "7", "amount": "-1"}, {"number": "7"}, {"number": "7", "placed": "2024-01-06 10:00:00"})
     kept = rows(made, "clean")
     assert (kept["number"].to_pylist(), kept["amount"].to_pylist()) == ([7], [10.5])
-    assert rows(made, "quarantine")["reason"].to_pylist()[0] == "amount -1.0 is below 0; another row has this number"
+    assert rows(made, "quarantine")["reason"].to_pylist()[0] == (
+        "amount -1.0 is below 0; row 3 of orders.csv has the same number and came later"
+    )
 
 
 def test_a_key_that_comes_back_in_another_period_is_reported_and_kept(
@@ -271,3 +281,136 @@ def test_the_bound_is_told_in_the_report(made: Made) -> None:
     p: Params = made.params(**{"clean.max_bad_share": 0.025})
     made.run("ingest", "clean", p=p)
     assert "more than 2.5% there fails the stage" in page(made)
+
+
+def deliver(made: Made, **files: str) -> None:
+    """Orders in several files: by name, the rows as `number,amount` and what else differs from a good one."""
+    (made.folder / "source/orders.csv").unlink()
+    for name, text in files.items():
+        (made.folder / f"source/orders-{name}.csv").write_text(text)
+    made.raw["sources"]["orders"]["address"] = "source/orders-*.csv"
+
+
+def file_of(*orders: dict[str, str], names: list[str] | None = None) -> str:
+    names = names or HEAD
+    rows = [{**dict(zip(HEAD, GOOD, strict=True)), **order} for order in orders]
+    return "\n".join([",".join(names), *(",".join(row[name] for name in names) for row in rows)]) + "\n"
+
+
+@pytest.mark.parametrize("amounts", [("10", "20"), ("20", "10")])
+def test_of_two_rows_with_one_key_in_two_files_the_later_file_wins_and_the_other_is_no_fault(
+    made: Made, amounts: tuple[str, str]
+) -> None:
+    first, second = (file_of({"number": "7", "amount": amount}) for amount in amounts)
+    deliver(made, **{"9": first, "10": second})
+    made.raw["clean"]["max_bad_share"] = 0
+    made.run("ingest", "clean", p=made.params())
+    found = quality(made)["orders"]
+    assert (found["rows"], found["bad"], found["superseded"]) == (2, 0, 1)
+    assert rows(made, "clean")["amount"].to_pylist() == [float(amounts[1])]
+    assert reasons(made) == {"7": "row 1 of orders-10.csv has the same number and came later"}
+
+
+def test_the_row_of_the_higher_version_wins_wherever_it_stands(made: Made) -> None:
+    made.raw["contract"]["orders"]["version"] = "distance"
+    deliver(made, a=file_of({"distance": "9", "amount": "1"}), b=file_of({"distance": "10", "amount": "2"}, {}))
+    made.run("ingest", "clean", p=made.params())
+    assert rows(made, "clean")["amount"].to_pylist() == [2.0]
+    assert (
+        rows(made, "quarantine")["reason"].to_pylist()
+        == ["row 1 of orders-b.csv has the same number with a later distance"] * 2
+    )
+    assert (quality(made)["orders"]["bad"], quality(made)["orders"]["superseded"]) == (0, 2)
+
+
+def test_rows_without_a_key_are_not_copies_of_each_other(cleaned: Callable[..., dict[str, Any]]) -> None:
+    found = cleaned({}, {"number": ""}, {"number": ""})
+    assert found["by_rule"] == {"number: required": 2}
+
+
+def test_every_row_that_was_read_is_somewhere(made: Made) -> None:
+    lacking = [name for name in HEAD if name != "amount"]
+    last = {"number": "4", "placed": "2024-02-09 12:00:00"}
+    texts = [
+        file_of({"number": "1"}, {"number": "2", "store": "east"}) + ",,,,,,\n\n",
+        file_of({"number": "1"}, {"number": "3"}, last, names=lacking),
+    ]
+    deliver(made, **{"1": texts[0], "2": texts[1]})
+    made.run("ingest", "clean", p=made.params(**{"clock.as_of": "2024-02-01"}))
+    found = quality(made)["orders"]
+    kept = len(rows(made, "clean"))
+    assert (found["read"], found["empty"], found["later"], found["bad"], found["superseded"], kept) == (
+        7,
+        2,
+        1,
+        1,
+        1,
+        2,
+    )
+    assert found["read"] == found["empty"] + found["later"] + found["bad"] + found["superseded"] + kept
+    assert found["lacking"] == {"orders-2.csv": ["amount"]}
+    assert "orders-2.csv lacks amount." in page(made)
+
+
+def test_a_time_that_a_change_of_clocks_makes_unsure_is_counted_and_read_by_the_rule(
+    cleaned: Callable[..., dict[str, Any]], made: Made
+) -> None:
+    times = ["2024-01-05 10:00:00", "2023-11-05 01:30:00 America/New_York", "2023-03-12 02:30:00 America/New_York"]
+    made.raw["clock"]["as_of"] = None
+    found = cleaned(*({"placed": time} for time in times))
+    assert found["reported"] == {"placed: skipped by the clock": 1, "placed: shown twice by the clock": 1}
+    raw = {row["number"]: row["placed"] for row in rows(made, "raw").to_pylist()}
+    assert set(raw.values()) == set(times)
+
+
+def test_a_row_for_which_an_expression_fails_is_put_aside_and_no_other(
+    cleaned: Callable[..., dict[str, Any]], made: Made
+) -> None:
+    made.raw["sources"]["orders"]["derive"] = {"code": "CAST(replace(store, 'north', '1') AS INTEGER)"}
+    made.raw["contract"]["orders"]["columns"]["code"] = {"type": "INTEGER"}
+    found = cleaned({}, {"store": "south"}, {})
+    assert (found["bad"], found["by_rule"]) == (1, {"derive.code: fails": 1})
+    assert reasons(made) == {"1": "sources.orders.derive.code cannot be computed for this row"}
+    assert rows(made, "clean")["code"].to_pylist() == [1, 1]
+
+
+def test_a_row_whose_event_time_cannot_be_computed_is_put_aside(
+    cleaned: Callable[..., dict[str, Any]], made: Made
+) -> None:
+    made.raw["contract"]["orders"]["columns"]["placed"]["type"] = "VARCHAR"
+    made.raw["sources"]["orders"]["event_time"] = "strptime(placed, '%d/%m/%Y')"
+    made.raw["sources"]["orders"]["known_at"] = "strptime(placed, '%d/%m/%Y')"
+    found = cleaned({"placed": "30/01/2024"}, {"placed": "31/02/2024"}, {"placed": "01/02/2024"})
+    assert (found["bad"], found["by_rule"]["event_time: fails"]) == (1, 1)
+    assert list(reasons(made)) == ["1"]
+
+
+def test_a_row_for_which_the_label_fails_is_put_aside(cleaned: Callable[..., dict[str, Any]], made: Made) -> None:
+    fails = "CASE WHEN amount = 13 THEN CAST(concat('x', store) AS INTEGER) ELSE delay END"
+    made.raw["label"]["expression"] = f"{fails} >= 30"
+    found = cleaned({}, {"amount": "13"}, {})
+    assert (found["bad"], found["by_rule"]) == (1, {"label: fails": 1})
+    assert reasons(made) == {"1": "label.expression cannot be computed"}
+
+
+def test_a_table_of_times_in_zones_that_mean_several_things_goes_to_quarantine_whole(
+    cleaned: Callable[..., dict[str, Any]], made: Made
+) -> None:
+    found = cleaned({"placed": "2024-01-05 10:00:00 PST"}, {"placed": "2024-01-05 10:00:00 XYZ"})
+    assert (found["bad"], found["by_rule"]["placed: zone"]) == (2, 2)
+    assert "has the zone XYZ, but only an offset such as +02:00" in reasons(made)["1"]
+
+
+def test_a_failing_subquery_is_refused_with_the_way_out_and_without_a_value(made: Made) -> None:
+    made.raw["sources"]["orders"]["derive"] = {"x": "CAST(store AS INTEGER) + (SELECT count(*) FROM traffic)"}
+    with pytest.raises(ValueError, match=r"sources\.orders\.derive\.x fails .* TRY\(\.\.\.\)") as caught:
+        made.run("ingest", p=made.params())
+    assert "north" not in str(caught.value)
+
+
+def test_a_checkout_whose_folder_looks_like_a_pattern_cleans_its_own_rows(make_world: World) -> None:
+    for name in ("w1", "w[1]", "a=1"):
+        made = make_world(days=3, per_day=4, folder=name)
+        made.run("ingest", "clean", p=made.params())
+        assert rows(made, "clean").column_names[-2:] == ["event_time", "known_at"]
+        assert len(rows(made, "clean")) == 12

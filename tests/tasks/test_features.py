@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import clean, features, ingest, params, periods, sandbox, sources
+from tasks import clean, delivery, features, ingest, params, periods, sandbox, sources
 from tasks.contract import columns_sql
-from tasks.params import Params
+from tasks.params import Column, Params, Source
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, LABELS, Made, raw_params, tree, write_sources
 
 World = Callable[..., Made]
@@ -191,7 +191,11 @@ def slice_of_the_year(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     raw: dict[str, Any] = params.load(ROOT / "params.yaml").model_dump(mode="json")
     with duckdb.connect() as con:
         for name, where in (("flights", "CAST(flight AS INTEGER) % 4 = 0"), ("weather", "TRUE")):
-            sources.load(con, sources.fetch(raw["sources"][name]["address"]), "arrived", nulls=["NA"])
+            source, columns = Source(**raw["sources"][name]), raw["contract"][name]["columns"]
+            wanted = {key: Column(**column) for key, column in columns.items() if key not in source.derive}
+            delivery.load(con, sources.fetch(source.address), source, wanted, "delivered")
+            named = ", ".join(f'v{i} AS "{key}"' for i, key in enumerate(wanted))
+            con.execute(f"CREATE OR REPLACE TABLE arrived AS SELECT {named} FROM delivered")
             days = "CAST(time_hour AS TIMESTAMP) BETWEEN TIMESTAMP '2013-01-22' AND TIMESTAMP '2013-02-07'"
             raw["sources"][name]["address"] = str(folder / f"{name}.parquet")
             con.sql(f"FROM arrived WHERE {where} AND {days}").write_parquet(raw["sources"][name]["address"])

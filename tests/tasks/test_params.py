@@ -68,6 +68,25 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(name: str, near: s
     assert f"`{name}` is no known key. Did you mean `{near}`?" in refusal(name, 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("contract.orders.columns.STORE", {"type": "VARCHAR"}, "must not name both 'store' and 'STORE'"),
+        ("sources.orders.derive", {"Store": "1"}, "must not name both 'store' and 'Store'"),
+        ("contract.orders.columns._row", {"type": "VARCHAR"}, r"must not be called ['_row']"),
+        ("contract.orders.columns.Reason", {"type": "VARCHAR"}, r"must not be called ['Reason']"),
+        ("contract.orders.columns.a\tb", {"type": "VARCHAR"}, r"names that can be read, but got 'a\tb'"),
+        ("contract.Orders", {"columns": {"x": {"type": "VARCHAR"}}}, "must name the same tables"),
+        ("contract.orders.version", "amuont", "must name one of its columns, but got 'amuont'. Did you mean `amount`?"),
+        ("contract.orders.version", "delay", "'delay' is an outcome"),
+        ("sources.orders.encoding", "latin1x", "an encoding is a name such as utf-8, cp1252 or latin-1"),
+        ("sources.orders.decimal", ";", "sources.orders.decimal"),
+    ],
+)
+def test_names_and_settings_of_a_table_are_checked_where_they_enter(name: str, value: Any, said: str) -> None:
+    assert said in refusal(name, value)
+
+
 def test_a_key_like_no_other_is_refused_without_a_guess() -> None:
     assert refusal("zzz", 1).endswith("`zzz` is no known key.")
 
