@@ -1,6 +1,7 @@
 """tasks.sizes: what params.yaml asks of a table is held against its row rate, with the value that would do."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -126,3 +127,11 @@ def test_a_signal_that_policy_min_rows_turns_off_names_it() -> None:
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_table_of_no_rows_or_of_one_breaks_nothing(rows: int) -> None:
     sizes.check(every(HOURLY)[:rows], AS_OF, fitted())
+
+
+def test_a_workspace_whose_name_looks_like_a_pattern_is_asked_for_its_own_rows(make_world: Callable[..., Made]) -> None:
+    counts = []
+    for name, days in (("w1", 3), ("w[1]", 5)):
+        made = make_world(days=days, per_day=4, folder=name)
+        counts.append(len(sizes.read_times(made.run("ingest", p=made.params()), made.folder)))
+    assert counts == [12, 20]
