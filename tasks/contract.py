@@ -54,6 +54,11 @@ def typed(name: str, column: Column, *, text: bool = True, decimal: str = ".") -
         return zones.moment(value)
     if text and column.type == "DATE":
         return zones.date(value)
+    if (
+        text and column.type == "BOOLEAN"
+    ):  # a program that writes missing values as NaN writes the others as 1.0 and 0.0
+        number = f"CASE TRY_CAST({value} AS DOUBLE) WHEN 1 THEN TRUE WHEN 0 THEN FALSE END"
+        return f"coalesce(TRY_CAST(trim({value}) AS BOOLEAN), {number})"
     return cast
 
 

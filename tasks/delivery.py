@@ -277,6 +277,6 @@ def as_text(value: str, kind: str) -> str:
         return f"rtrim(rtrim(CAST({value} AS VARCHAR), '0'), '.')"
     if kind == "TIMESTAMP WITH TIME ZONE":
         return f"CAST(timezone('UTC', {value}) AS VARCHAR) || '+00'"
-    if kind == "BLOB":
-        return f"TRY(decode({value}))"
+    if kind == "BLOB":  # bytes that are no text are spelled out: they are not missing
+        return f"coalesce(TRY(decode({value})), CAST({value} AS VARCHAR))"
     return f"CAST({value} AS VARCHAR)"

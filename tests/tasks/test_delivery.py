@@ -76,6 +76,7 @@ def test_whole_floats_are_the_same_text_as_the_integers_of_another_file(load: Lo
         (Decimal("700"), pa.decimal128(10, 0), "700"),
         (True, pa.bool_(), "true"),
         (b"ada", pa.binary(), "ada"),
+        (b"\xff\xfe", pa.binary(), r"\xFF\xFE"),
         (date(2024, 1, 2), pa.date32(), "2024-01-02"),
         (datetime(2024, 1, 2, 3, tzinfo=UTC), pa.timestamp("us", "UTC"), "2024-01-02 03:00:00+00"),
     ],
