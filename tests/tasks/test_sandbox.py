@@ -108,12 +108,14 @@ def test_a_source_that_is_no_table_of_params_is_refused(source: str, where: str)
     [
         *("now()", "NOW()", "today()", "current_timestamp", "current_date", "current_time", "localtime"),
         *("localtimestamp", "transaction_timestamp()", "get_current_timestamp()", "current_localtimestamp()"),
-        *("age(event_time)", "ago(INTERVAL 1 DAY)", "system.main.now()", "pg_postmaster_start_time()"),
+        *("age(event_time)", "event_time.age()", "event_time.age().year()", "ago(INTERVAL 1 DAY)"),
+        *("system.main.now()", "pg_postmaster_start_time()", "reservoir_quantile(amount, 0.5)"),
         *("random()", "uuid()", "gen_random_uuid()", "uuidv7()", "setseed(0.5)", "nextval('s')", "currval('s')"),
         *("getenv('HOME')", "current_setting('threads')", "getvariable('other')", "getvariable(store)", "version()"),
         *("current_query()", "txid_current()", "current_database()", "write_log('x')", "get_block_size('memory')"),
         *("list_transform([1], lambda x: x + random())[1]", "CASE WHEN amount > 1 THEN random() END"),
         *("sum(random()) OVER (ORDER BY event_time)", "count(*) FILTER (now() > event_time) OVER ()", "'a' || uuid()"),
+        "reservoir_quantile(amount, 0.5) OVER ()",
     ],
 )
 def test_a_value_that_is_another_one_each_time_is_refused(value: str) -> None:
