@@ -4,6 +4,7 @@ An unknown or mistyped key is an error that names the key, the rule and the near
 """
 
 import codecs
+import contextlib
 import difflib
 import os
 import re
@@ -32,7 +33,9 @@ Task = Literal["binary", "multiclass", "regression"]
 def duration(text: Any) -> Any:
     """'28d' → timedelta(days=28); anything that is no such text is left to pydantic."""
     if isinstance(text, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())):
-        return timedelta(**{UNITS[found[2]]: float(found[1])})
+        with contextlib.suppress(OverflowError):
+            return timedelta(**{UNITS[found[2]]: float(found[1])})
+        raise ValueError(f"a length of time is at most {timedelta.max.days} days, but got {text!r}")
     if isinstance(text, timedelta):
         return text
     raise ValueError(f"a length of time is a number and one of {'/'.join(UNITS)}, such as 28d, but got {text!r}")
@@ -68,8 +71,20 @@ def spell(length: timedelta) -> str:
     return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
 
 
+def _spelled_as(pattern: str, rule: str) -> AfterValidator:
+    """A text that has a form; `rule` says it in words."""
+
+    def check_form(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{rule}, but got {text!r}")
+        return text
+
+    return AfterValidator(check_form)
+
+
 Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(spell)]
 Moment = Annotated[datetime, BeforeValidator(moment), PlainSerializer(datetime.isoformat)]
+SEED = 2**31 - 1  # the largest seed that each library takes
 STAGES = ("ingest", "clean", "features", "tune", "train", "evaluate", "record")  # of dvc.yaml; a test compares
 TIMES = ("event_time", "known_at")  # every timed table has them, made from sources.<table>
 PLACE = ("_file", "_row")  # where a row of a doubled key came from: which of the source's files, which of its rows
@@ -78,7 +93,8 @@ TAKEN = ("row_id", "reason", "raw", "file_row_number", *PLACE, FAULT)  # columns
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # NaN compares as false with everything: a bound that is NaN would never hold, or always, in silence.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Clock(Section):
@@ -115,7 +131,7 @@ class Column(Section):
     min: float | None = None
     max: float | None = None
     allowed: Annotated[list[str], Field(min_length=1)] | None = None
-    references: str | None = Field(None, pattern=r"^\w+\.\w+$")
+    references: Annotated[str, _spelled_as(r"\w+\.\w+", "a reference is <table>.<column>")] | None = None
     unmatched: Literal["quarantine", "report"] = "quarantine"
     outcome: bool = False
     pii: bool = False
@@ -124,6 +140,8 @@ class Column(Section):
     def _fits(self) -> "Column":
         if (self.min is not None or self.max is not None) and self.type not in ("INTEGER", "BIGINT", "DOUBLE"):
             raise ValueError(f"min and max need a number's type, but got {self.type}; write sources.<table>.derive")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min must not be above max, but got min {self.min:g} and max {self.max:g}")
         if self.pii and (self.type != "VARCHAR" or self.allowed):
             raise ValueError("pii: true makes a pseudonym, a text: it needs type VARCHAR and no allowed")
         return self
@@ -196,7 +214,7 @@ class Tune(Section):
     finalists: int = Field(5, ge=0)
     rounds: int = Field(500, ge=1)
     patience: int = Field(25, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=SEED)
     space: dict[str, Range]
 
 
@@ -205,7 +223,7 @@ class Train(Section):
     seeds: int = Field(3, ge=1)
     calibration: Literal["sigmoid", "none"] = "sigmoid"
     categories: Literal["coded", "native"] = "coded"
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    device: Annotated[str, _spelled_as(r"cpu|cuda(:\d+)?", "a device is cpu, cuda or cuda:<number>")] = "cpu"
 
 
 class Costs(Section):
@@ -240,18 +258,23 @@ class Gate(Section):
     backoff: Duration = timedelta(0)
     approval: Literal["none", "required"] = "none"
     approval_within: Duration = timedelta(days=1)
-    seed: int = 1
+    seed: int = Field(1, ge=0, le=SEED)
+
+
+Name = Annotated[str, _spelled_as(r"[^\W_][\w .-]{0,199}", "a name is letters, digits, blanks, and . _ -")]
 
 
 class Registry(Section):
-    model: str
-    experiment: str
+    model: Name
+    experiment: Name
     top_trials: int = Field(5, ge=0)
 
 
 class Stage(Section):
     threads: int = Field(2, ge=1)
-    memory: str = "4GB"
+    memory: Annotated[
+        str, _spelled_as(r"\d+(\.\d+)? ?([kKMGT]i?B|%)", "an amount of memory is such as 4GB or 500MB")
+    ] = "4GB"
     limits: dict[str, Duration]
 
     @model_validator(mode="after")
@@ -269,6 +292,17 @@ class Paths(Section):
     models: Path
     reports: Path
 
+    @model_validator(mode="after")
+    def _apart(self) -> "Paths":
+        folders = {name: getattr(self, name) for name in type(self).model_fields}
+        for name, folder in folders.items():
+            if folder.is_absolute() or ".." in folder.parts or not folder.parts:
+                raise ValueError(f"{name} must be a folder inside the checkout, such as data/{name}, but got {folder}")
+            for other, around in folders.items():
+                if other != name and folder.is_relative_to(around):
+                    raise ValueError(f"{name} and {other} must be folders apart, but got {folder} and {around}")
+        return self
+
 
 class Journal(Section):
     address: str | None = None
@@ -280,7 +314,7 @@ SignalKind = Literal["performance", "drift", "prediction", "quality", "estimate"
 class Monitor(Section):
     window: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=7)
     tolerance: float = Field(0.0, ge=0)
-    alerts: str | None = Field(None, pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")
+    alerts: Annotated[str, _spelled_as(r"[a-z0-9-]+/[a-z0-9-]+", "a block is <type>/<name>")] | None = None
 
 
 class Drift(Section):
@@ -299,7 +333,11 @@ class Policy(Section):
     attempts: int = Field(2, ge=0)
 
 
-ReplayPolicy = Annotated[str, Field(pattern=r"^(never|drift|performance|both|every:\d+[hdw]|spaced:\d+)$")]
+REPLAYED = "never, drift, performance, both, every:<length> such as every:7d, or spaced:<number>"
+ReplayPolicy = Annotated[
+    str,
+    _spelled_as(r"never|drift|performance|both|every:\d+[hdw]|spaced:\d+", f"a policy to replay is {REPLAYED}"),
+]
 
 
 class Replay(Section):
@@ -315,15 +353,15 @@ class Challenger(Section):
     sticky: list[str] = []
 
 
-TOPIC = r"^[A-Za-z0-9._-]{1,249}$"  # what Kafka takes for a name
+Topic = Annotated[str, _spelled_as(r"[A-Za-z0-9._-]{1,249}", "a topic's name is letters, digits and . _ -")]
 OURS = ("bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store", "message.timeout.ms")
 
 
 class Stream(Section):
     bootstrap: str | None = None
-    rows: str = Field("evergreen.rows", pattern=TOPIC)
-    predictions: str = Field("evergreen.predictions", pattern=TOPIC)
-    dead: str = Field("evergreen.dead", pattern=TOPIC)
+    rows: Topic = "evergreen.rows"
+    predictions: Topic = "evergreen.predictions"
+    dead: Topic = "evergreen.dead"
     group: str = Field("evergreen", min_length=1)
     batch: int = Field(500, ge=1, le=10_000)
     wait: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(milliseconds=50)
