@@ -87,6 +87,15 @@ def check_feature_names(names: Iterable[str]) -> None:
         )
 
 
+def check_slices(slices: Iterable[str], names: Sequence[str]) -> None:
+    """Raises ValueError for a name in evaluate.slices that no feature has."""
+    if missing := [name for name in slices if name not in names]:
+        raise ValueError(
+            f"evaluate.slices must be features, but {missing} are not among {sorted(names)}: mend the setting, or add "
+            "the column to features.sql"
+        )
+
+
 def check_same_names(given: Sequence[Any]) -> None:
     """Raises ValueError when two columns have one name, for whoever would be given another one without a word."""
     folded = [str(name).lower() for name in given]

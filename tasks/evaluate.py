@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import features, labels, model, periods, reference, split, stage
+from tasks import checks, features, labels, model, periods, reference, split, stage
 from tasks.features import Rows
 from tasks.model import Floats, Model, Spec
 from tasks.params import Params
@@ -37,6 +37,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     """Write the reports. Raises ValueError when history does not reach behind the holdout."""
     source, models = folder / p.paths.features, folder / p.paths.models
     rows = features.read(source)
+    checks.check_slices(p.evaluate.slices, rows.table.column_names)
     as_of = datetime.fromisoformat(json.loads((source / "manifest.json").read_text())["as_of"])
     where = split.cuts(as_of, p.split, deadline=p.label.deadline)
     there = model.labelled(rows.label)
@@ -237,19 +238,13 @@ def _leaderboard(board: dict[str, dict[str, float]], metric: str) -> list[dict[s
 
 def _slices(p: Params, spec: Spec, held: Rows, found: Floats) -> list[dict[str, Any]]:
     rows = []
-    for name in _slice_names(p, held):
+    for name in p.evaluate.slices:
         values = np.asarray(held.table[name].to_pylist(), dtype=object)
         for value in sorted({each for each in values.tolist() if each is not None}, key=str):
             mask = values == value
             if mask.sum() >= p.evaluate.slice_rows:
                 rows.append({"slice": name, "value": value} | measure(spec, held.label[mask], found[mask]))
     return rows
-
-
-def _slice_names(p: Params, held: Rows) -> list[str]:
-    if missing := [name for name in p.evaluate.slices if name not in held.table.column_names]:
-        raise ValueError(f"evaluate.slices must be features, but {missing} are not among {held.table.column_names}")
-    return p.evaluate.slices
 
 
 def _importance(spec: Spec, parts: Floats) -> list[dict[str, Any]]:
@@ -316,7 +311,7 @@ def _publish_holdout(path: Path, p: Params, spec: Spec, held: Rows, predictions:
 
     columns: dict[str, Any] = {"event_time": pa.array(held.event_time), "label": pa.array(held.label)}
     columns |= {f"by_{name}": _column(spec, found) for name, found in predictions.items()}
-    columns |= {f"in_{name}": held.table[name] for name in _slice_names(p, held)}
+    columns |= {f"in_{name}": held.table[name] for name in p.evaluate.slices}
     periods.publish(path, lambda new: pq.write_table(pa.table(columns), new, compression="zstd"))
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tasks import features, model, params, periods, split, stage
+from tasks import checks, features, model, params, periods, split, stage
 from tasks.features import Rows
 from tasks.model import Spec
 from tasks.params import Params, Range, Tune
@@ -166,7 +166,9 @@ def tune(p: Params, folder: Path = Path()) -> None:
     check_space(p)
     source = folder / p.paths.features
     as_of = datetime.fromisoformat(json.loads((source / "manifest.json").read_text())["as_of"])
-    folds = Folds(p, features.read(source), as_of)
+    rows = features.read(source)
+    checks.check_slices(p.evaluate.slices, rows.table.column_names)  # evaluate needs them, after all the rest is spent
+    folds = Folds(p, rows, as_of)
     study = optuna.create_study(study_name="tune", pruner=optuna.pruners.NopPruner(), sampler=_sampler(p, 0))
     with _trial_log(p, source, as_of) as path:
         spent = _restore(study, path, p)

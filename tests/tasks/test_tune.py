@@ -471,6 +471,13 @@ def test_a_parameter_that_xgboost_does_not_know_is_an_error(tmp_path: Path) -> N
         tune.tune(p, folder)
 
 
+def test_a_slice_that_is_no_feature_is_refused_before_the_search(tmp_path: Path) -> None:
+    p = small.settings("binary", **{"evaluate.slices": ["shop"]})
+    small.write(tmp_path, small.made_rows("binary"), p)
+    with pytest.raises(ValueError, match=r"evaluate.slices must be features, but \['shop'\] are not among"):
+        tune.tune(p, tmp_path)
+
+
 def test_a_value_that_xgboost_refuses_is_an_error_before_the_search(tmp_path: Path) -> None:
     p, folder = project(tmp_path, **{"tune.space": {"subsample": {"low": 0.5, "high": 3}}})
     with pytest.raises(ValueError, match=r"tune.space: value 3 for Parameter subsample exceed bound"):
