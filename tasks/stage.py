@@ -4,11 +4,14 @@ DVC does not stop a stage's program when DVC itself is killed, so the program wa
 that (prctl PR_SET_PDEATHSIG); elsewhere a thread asks once a second.
 """
 
+import atexit
+import contextlib
 import ctypes
 import faulthandler
 import logging
 import os
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -16,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -25,6 +29,7 @@ from tasks.params import Params
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+    from filelock import FileLock
 
 PR_SET_PDEATHSIG = 1
 TOO_LONG = 124  # the exit status of timeout(1)
@@ -111,7 +116,12 @@ def _log_to(name: str) -> None:
 
 
 def connect(p: Params) -> "DuckDBPyConnection":
-    """A DuckDB in memory, in UTC, within stage.threads and stage.memory. What it spills to disk is encrypted."""
+    """A DuckDB in memory, in UTC, within stage.threads and stage.memory. What it spills to disk is encrypted.
+
+    Ingest spills personal data before it has pseudonyms. DuckDB's own cipher takes its random numbers from a generator
+    that is not made for secrets, hence its name for the setting; the one that is comes with an extension that DuckDB
+    would download. So the folder is also private, and what a killed process left there goes.
+    """
     import duckdb
 
     con = duckdb.connect(
@@ -119,9 +129,46 @@ def connect(p: Params) -> "DuckDBPyConnection":
             "threads": p.stage.threads,
             "memory_limit": p.stage.memory,
             # Of its own: what lies in it may be read even where files may not (tasks/sandbox.py).
-            "temp_directory": str(Path(tempfile.gettempdir(), f"evergreen-{secrets.token_hex(8)}")),
+            "temp_directory": str(_spill_folder(Path.cwd()) / secrets.token_hex(8)),
             "temp_file_encryption": True,
+            "force_mbedtls_unsafe": "true",
         }
     )
     con.execute("SET TimeZone = 'UTC'")
     return con
+
+
+@cache
+def _spill_folder(project: Path) -> Path:
+    """A private folder of this process: in the project's .dvc/tmp, so on the disk of its data, else in the system's."""
+    with contextlib.suppress(OSError):
+        if (project / ".dvc").is_dir():
+            return _own_folder(project / ".dvc" / "tmp" / "spill")
+    folder = Path(tempfile.mkdtemp(prefix="evergreen-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _own_folder(root: Path) -> Path:
+    """A new folder that is locked while this process lives; the folders of dead processes are removed."""
+    from filelock import FileLock, Timeout
+
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with FileLock(root / ".lock"):
+        for path in root.glob("*.lock"):
+            if path.name == ".lock":
+                continue
+            with contextlib.suppress(Timeout), FileLock(path).acquire(timeout=0):
+                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+                path.unlink(missing_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=root))
+        lock = FileLock(folder.with_name(f"{folder.name}.lock"), thread_local=False)
+        lock.acquire()
+    atexit.register(_remove_folder, folder, lock)
+    return folder
+
+
+def _remove_folder(folder: Path, lock: "FileLock") -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()

@@ -116,6 +116,17 @@ def test_the_rows_are_read_from_what_ingest_has_brought(made: Made) -> None:
     assert (times[1:] >= times[:-1]).all()
 
 
+def test_an_outlier_in_time_bends_no_row_rate(made: Made) -> None:
+    orders = made.folder / "source" / "orders.csv"
+    line = "999999,1970-01-01,,north,1.0,1.0,5\n"
+    orders.write_text(orders.read_text() + line)
+    p = made.run("ingest")
+    assert (made.folder / p.paths.raw / "orders" / "outliers.parquet").exists()
+    times = sizes.read_times(p, made.folder)
+    assert len(times) == 60 * 80
+    assert times[0] >= np.datetime64(BEGIN)
+
+
 def test_a_signal_that_policy_min_rows_turns_off_names_it() -> None:
     nothing = replace(drift.unknown(168), windows=9.0)
     told = drift.signals(nothing, nothing, version=1, since=BEGIN, until=BEGIN, min_rows=500)

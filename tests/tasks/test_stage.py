@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -156,6 +157,48 @@ def test_a_connection_keeps_to_the_stages_limits_and_to_utc() -> None:
         assert con.execute(f"SELECT {settings}").fetchall() == [(p.stage.threads, "UTC", True)]
         assert con.execute("SELECT current_setting('memory_limit')").fetchall()[0][0].endswith("MiB")
     assert isinstance(con, duckdb.DuckDBPyConnection)
+
+
+SPILL = """
+import os, sys
+from tasks import params, stage
+from tests.conftest import raw_params
+raw = raw_params("binary", 60)
+raw["stage"]["memory"] = "60MB"
+con = stage.connect(params.check(raw))
+con.execute("CREATE TEMP TABLE t AS SELECT i, 'person' || hash(i) AS name FROM range(700_000) r(i)")
+sql = "SELECT sum(i), count(DISTINCT name) FROM (SELECT *, row_number() OVER (ORDER BY name) FROM t)"
+print(*con.execute(sql).fetchone(), flush=True)
+print(*con.execute("SELECT path FROM duckdb_temporary_files()").fetchone(), flush=True)
+if sys.argv[1:]:
+    os._exit(1)
+"""
+
+
+def run_spill(folder: Path, *arguments: str) -> list[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    program = folder / "spill.py"  # of `-c` DuckDB thinks that a person sits there, and draws bars
+    program.write_text(SPILL)
+    done = subprocess.run(
+        [sys.executable, program.name, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == len(arguments), done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_query_larger_than_the_limit_spills_in_private_and_leaves_nothing(tmp_path: Path) -> None:
+    """In a project it spills to the project's disk, and what a killed process left goes with the next one."""
+    assert run_spill(tmp_path)[0] == "244999650000 700000"
+    assert [path.name for path in tmp_path.iterdir()] == ["spill.py"]
+    spill = tmp_path / ".dvc" / "tmp" / "spill"
+    spill.parent.mkdir(parents=True)
+    left = Path(run_spill(tmp_path, "die")[1])
+    assert left.is_relative_to(spill)
+    assert left.exists()
+    assert not [path for path in left.parent.iterdir() if b"person" in path.read_bytes()]
+    assert stat.S_IMODE(spill.stat().st_mode) == 0o700
+    assert run_spill(tmp_path)[0] == "244999650000 700000"
+    assert [path.name for path in spill.iterdir()] == [".lock"]
 
 
 def test_a_service_that_is_away_is_asked_again_and_one_that_refuses_is_not() -> None:
