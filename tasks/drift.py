@@ -439,7 +439,7 @@ def _quality(found: Found, told: Mapping[str, Any]) -> Signal:
         "quality",
         alarm=bool(faults),
         said=said,
-        value=float(len(faults)),
+        value=float(len(faults)) if found.columns or faults else None,
         reference=0.0,
         detail={"faults": faults},
         **told,

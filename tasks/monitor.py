@@ -424,7 +424,8 @@ def markdown(found: Measured, decision: Decision) -> str:
     """The window as a person reads it: the decision, the signals, what moved and what it did."""
     head = f"# {decision.action} (as of {decision.as_of:%Y-%m-%d %H:%M}, decision {decision.id})"
     why = "\n".join(f"- {reason}" for reason in decision.reasons)
-    lines = [(each.kind, "ALARM" if each.alarm else "quiet", each.said) for each in found.signals]
+    states = ("ALARM" if each.alarm else "quiet" if each.measured else "not measured" for each in found.signals)
+    lines = [(each.kind, word, each.said) for each, word in zip(found.signals, states, strict=True)]
     parts = [head, why, "## Signals", _listed(("signal", "", "what was seen"), lines)]
     if found.arms:
         parts += ["## Champion and challenger", _listed(ARMS, canary.table(found.arms)), found.arms.said]
@@ -559,6 +560,7 @@ def began(journal: Journal, alarm: Signal) -> str:
     """The name of an alarm's cause: the same for as long as the same signal of the same champion alarms on end."""
     mine = [each for each in signals(journal) if (each.kind, each.version) == (alarm.kind, alarm.version)]
     quiet = max(
-        (each.window_end for each in mine if not each.alarm and each.window_end < alarm.window_end), default=None
+        (each.window_end for each in mine if each.measured and not each.alarm and each.window_end < alarm.window_end),
+        default=None,
     )
     return f"{alarm.kind} {alarm.version} {quiet}"

@@ -34,6 +34,13 @@ class Signal:
     reference: float | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def measured(self) -> bool:
+        """Whether it tells anything. A window without rows, or one of which too little came for a figure, did not
+        alarm, but it is not quiet either; nor is a loss without an interval, which cannot be surely worse."""
+        interval = self.kind != "performance" or self.low is not None
+        return self.alarm or (self.rows > 0 and self.value is not None and interval)
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -66,11 +73,12 @@ def decide(
     those of them that wait for their answer. `down`: this champion was taken down just now; `replaced_by`: the
     challenger that was promoted in its place."""
     last = max((each for each in retrains if each <= as_of), default=None)
-    measured = {kind: _of(signals, kind, version, as_of) for kind in policy.signals}
-    alarmed = {kind: found for kind, found in measured.items() if _persists(found, policy)}
+    windows = {kind: _windows(signals, kind, version, as_of) for kind in policy.signals}
+    evidence = {kind: _evidence(listed, policy) for kind, listed in windows.items()}
+    alarmed = {kind: listed for kind, listed in evidence.items() if _persists(listed, policy)}
     cause = _cause(version, alarmed, last)
     if not alarmed:
-        quiet = tuple(_why_quiet(kind, found, policy) for kind, found in measured.items())
+        quiet = tuple(_why_quiet(kind, windows[kind], evidence[kind], policy) for kind in windows)
         return Decision("wait", cause, as_of, version, quiet)
     why = tuple(found[-1].said for found in alarmed.values())
     held = _gone(version, down=down, replaced_by=replaced_by) or _joins(cause, asked, pending)
@@ -78,20 +86,25 @@ def decide(
     return Decision("wait" if held else "retrain", cause, as_of, version, (*held, *why))
 
 
-def _of(signals: Sequence[Signal], kind: SignalKind, version: int, as_of: datetime) -> list[Signal]:
-    """A kind's signals of this champion up to now, oldest first; of a window that was measured twice, the last. One
-    without rows is no evidence: alarms on both sides of a pause are in a row."""
+def _windows(signals: Sequence[Signal], kind: SignalKind, version: int, as_of: datetime) -> list[Signal]:
+    """A kind's signals of this champion up to now, oldest first; of a window that was measured twice, the last."""
     windows = {
-        each.window_end: each
-        for each in signals
-        if (each.kind, each.version) == (kind, version) and each.window_end <= as_of
+        signal.window_end: signal
+        for signal in signals
+        if (signal.kind, signal.version) == (kind, version) and signal.window_end <= as_of
     }
-    return [windows[end] for end in sorted(windows) if windows[end].rows or windows[end].alarm]
+    return [windows[end] for end in sorted(windows)]
 
 
-def _persists(found: Sequence[Signal], policy: Policy) -> bool:
-    newest = _apart(found, policy.windows)
-    return len(newest) == policy.windows and all(each.alarm and each.rows >= policy.min_rows for each in newest)
+def _evidence(windows: Sequence[Signal], policy: Policy) -> list[Signal]:
+    """Those that tell something, on enough rows. The others are neither alarms nor quiet: alarms on both sides of a
+    pause are in a row."""
+    return [window for window in windows if window.measured and window.rows >= policy.min_rows]
+
+
+def _persists(evidence: Sequence[Signal], policy: Policy) -> bool:
+    newest = _apart(evidence, policy.windows)
+    return len(newest) == policy.windows and all(window.alarm for window in newest)
 
 
 def _apart(found: Sequence[Signal], count: int) -> list[Signal]:
@@ -103,15 +116,18 @@ def _apart(found: Sequence[Signal], count: int) -> list[Signal]:
     return chosen
 
 
-def _why_quiet(kind: SignalKind, found: Sequence[Signal], policy: Policy) -> str:
-    if not found:
+def _why_quiet(kind: str, windows: Sequence[Signal], evidence: Sequence[Signal], policy: Policy) -> str:
+    if not windows:
         return f"{kind}: nothing measured yet."
-    last = found[-1]
+    last = windows[-1]
+    if not last.measured:
+        return f"{kind}: the newest window is no evidence. {last.said}"
+    if last.rows < policy.min_rows:
+        what = "an alarm" if last.alarm else "no alarm"
+        return f"{kind}: {what} on {last.rows:,} rows, and policy.min_rows is {policy.min_rows:,}. {last.said}"
     if not last.alarm:
         return f"{kind}: no alarm. {last.said}"
-    row = len([each for each in _apart(found, policy.windows) if each.window_end >= _began(found)])
-    if last.rows < policy.min_rows:
-        return f"{kind}: an alarm on {last.rows:,} rows, and policy.min_rows is {policy.min_rows:,}. {last.said}"
+    row = len([window for window in _apart(evidence, policy.windows) if window.window_end >= _began(evidence)])
     return f"{kind}: alarms in {row} of the {policy.windows} windows in a row that policy.windows asks for. {last.said}"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ def signals(*alarms: bool, rows: int = 1000, version: int = 1) -> list[Signal]:
     """One a week, the last one now."""
     ends = [NOW - 7 * DAY * back for back in reversed(range(len(alarms)))]
     return [
-        Signal("performance", end - 7 * DAY, end, version, rows, alarm, "Loss.")
+        Signal("performance", end - 7 * DAY, end, version, rows, alarm, "Loss.", value=0.5, low=0.4, high=0.6)
         for end, alarm in zip(ends, alarms, strict=True)
     ]
 
@@ -137,3 +138,31 @@ def test_windows_without_rows_are_no_quiet_windows() -> None:
     found = [alarm, replace(empty, rows=0), again]
     assert decide(found, as_of=NOW, version=1, policy=POLICY).action == "retrain"
     assert decide([alarm, empty, again], as_of=NOW, version=1, policy=POLICY).action == "wait"
+
+
+UNMEASURED: dict[str, dict[str, Any]] = {
+    "too few rows for the drift signal": {"kind": "drift", "value": None},
+    "a history too short for a threshold": {"kind": "drift", "value": None, "rows": 5000},
+    "a loss without an interval": {"kind": "performance", "low": None, "high": None},
+    "rows without an outcome": {"kind": "performance", "value": None, "low": None, "high": None},
+    "rows below policy.min_rows": {"kind": "performance", "rows": 99},
+}
+
+
+@pytest.mark.parametrize("name", UNMEASURED)
+def test_a_window_that_has_rows_and_was_not_measured_is_no_quiet_window(name: str) -> None:
+    changes = UNMEASURED[name]
+    first, gap, second = (replace(signal, kind=changes["kind"]) for signal in signals(True, False, True))
+    policy = POLICY.model_copy(update={"signals": [changes["kind"]]})
+    missed = replace(gap, **changes)
+    assert decide([first, gap, second], as_of=NOW, version=1, policy=policy).action == "wait"
+    assert decide([first, missed, second], as_of=NOW, version=1, policy=policy).action == "retrain"
+    before = decide([first, second], as_of=NOW, version=1, policy=policy)
+    assert decide([first, missed, second], as_of=NOW, version=1, policy=policy).id == before.id
+
+
+def test_a_newest_window_that_was_not_measured_says_why() -> None:
+    newest = replace(signals(False)[0], kind="drift", value=None, said="Drift: 3 rows are too few.")
+    policy = POLICY.model_copy(update={"signals": ["drift"]})
+    (reason,) = decide([newest], as_of=NOW, version=1, policy=policy).reasons
+    assert reason == "drift: the newest window is no evidence. Drift: 3 rows are too few."
