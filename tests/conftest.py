@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_turn)
 
 
-LONG = ("test_worker_faults", "test_loop", "test_network_faults", "test_promotion", "test_monitor_faults")
+LONG = ("test_worker_faults", "test_loop", "test_network_faults", "test_plain_server", "test_monitor_faults")
 
 
 def _turn(item: pytest.Item) -> int:

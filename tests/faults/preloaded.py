@@ -1,0 +1,25 @@
+"""What the children of tests/faults/forks.py need, imported in the process that they are forked off.
+
+No connection is opened and no thread is begun here: neither outlives a fork.
+"""
+
+import os
+
+import alembic.command
+import alembic.config
+import duckdb
+import mlflow.models
+import mlflow.pyfunc
+import mlflow.store.model_registry.sqlalchemy_store
+import mlflow.store.tracking.sqlalchemy_store
+import pyarrow.parquet
+import pytest
+import xgboost
+
+import tasks.clean
+import tasks.features
+import tasks.ingest
+import tasks.registry
+
+__all__ = ["PID", "alembic", "duckdb", "mlflow", "pyarrow", "pytest", "tasks", "xgboost"]
+PID = os.getpid()
