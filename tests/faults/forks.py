@@ -7,6 +7,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CHANGES = {"os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove"}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 PATIENCE_S = 120.0  # ends a run that hangs; nothing else depends on it
 
 
@@ -75,3 +78,32 @@ def _work(environment: Mapping[str, str], work: Callable[..., None], pipe: Conne
 
 def kill_this_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_after(changes: int, kill: Callable[[], None] = kill_this_process) -> Callable[[], int]:
+    """From now on `kill` is called when this process is about to change the file system once more than so often.
+
+    Returns what tells how often it has changed it so far. Before a rename the newest file is cut in half, as if the
+    kill had come in the middle of the write before it.
+    """
+    left = changes
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event in CHANGES or (event == "open" and arguments[2] & WRITING):
+            left -= 1
+            if left == -1:
+                if event == "os.rename":
+                    _cut(Path(os.fsdecode(arguments[0])))
+                kill()
+
+    sys.addaudithook(count)
+    return lambda: changes - left
+
+
+def _cut(path: Path) -> None:
+    files = [each for each in (path, *path.rglob("*")) if each.is_file()]
+    if files:
+        newest = max(files, key=lambda file: file.stat().st_mtime_ns)
+        newest.chmod(0o600)
+        os.truncate(newest, newest.stat().st_size // 2)

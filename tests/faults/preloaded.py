@@ -8,6 +8,8 @@ import os
 import alembic.command
 import alembic.config
 import duckdb
+import dvc.repo
+import dvc.stage.run
 import mlflow.models
 import mlflow.pyfunc
 import mlflow.store.model_registry.sqlalchemy_store
@@ -19,7 +21,8 @@ import xgboost
 import tasks.clean
 import tasks.features
 import tasks.ingest
+import tasks.pipeline
 import tasks.registry
 
-__all__ = ["PID", "alembic", "duckdb", "mlflow", "pyarrow", "pytest", "tasks", "xgboost"]
+__all__ = ["PID", "alembic", "duckdb", "dvc", "mlflow", "pyarrow", "pytest", "tasks", "xgboost"]
 PID = os.getpid()

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -58,36 +57,12 @@ def unbroken(made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dic
     return {name: outputs(made, name) for name in STAGES}
 
 
-CHANGES = {"os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove"}
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-
-
 def run_until(_pipe: Connection, folder: Path, name: str, changes: int) -> None:
     """In a child: a stage's program, which is killed when it has changed the file system so often."""
-    left = changes
-
-    def count(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal left
-        if event in CHANGES or (event == "open" and arguments[2] & WRITING):
-            left -= 1
-            if left < 0:
-                if event == "os.rename":
-                    cut(Path(os.fsdecode(arguments[0])))
-                forks.kill_this_process()
-
     os.chdir(folder)
     work = getattr(importlib.import_module(f"tasks.{name}"), name)
-    sys.addaudithook(count)
+    forks.kill_after(changes)
     stage.main(name, work)
-
-
-def cut(path: Path) -> None:
-    """As if the kill had come in the middle of the last write, which precedes a rename."""
-    files = [each for each in (path, *path.rglob("*")) if each.is_file()]
-    if files:
-        newest = max(files, key=lambda file: file.stat().st_mtime_ns)
-        newest.chmod(0o600)
-        os.truncate(newest, newest.stat().st_size // 2)
 
 
 @pytest.mark.parametrize("name", STAGES)

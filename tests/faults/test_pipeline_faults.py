@@ -1,34 +1,36 @@
 """tasks.pipeline when processes are killed or interrupted, run side by side, or the disk is full."""
 
-import contextlib
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tasks import gc, params, pipeline
 from tasks.pipeline import StageFailed, run_stage, workspace
+from tests.faults import forks
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.faults
 
 PROJECT = Path(__file__).parents[2]
 ORDER = ("first", "second")
-PRELUDE = "import os, pathlib, sys, time\nfrom tasks.stage import die_with_parent\ndie_with_parent()\n"
+PRELUDE = "import os, pathlib, signal, sys, time\nfrom tasks.stage import die_with_parent\ndie_with_parent()\n"
 FILES = {
     # The program's mark is in its arguments, so that a test finds it among all processes.
     "dvc.yaml": """
 stages:
-  first: {cmd: "python first.py ${mark}", deps: [first.py], params: [seconds, full], outs: [data/first]}
+  first: {cmd: "python first.py ${mark}", deps: [first.py], params: [hangs, full, meeting], outs: [data/first]}
   second: {cmd: python second.py, deps: [second.py, data/first], outs: [data/second]}
 """,
-    "params.yaml": "mark: none\nseconds: 0\nfull: false\n",
+    "params.yaml": "mark: none\nhangs: false\nfull: false\nmeeting: null\n",
     "first.py": PRELUDE
     + """
 import yaml
@@ -39,7 +41,12 @@ for number in range(20):
     new = folder / f".{number}.new"
     new.write_bytes(bytes([number]) * (2_000_000 if p["full"] else 20_000))
     new.rename(folder / f"{number}.bin")
-    time.sleep(p["seconds"] / 20)  # and says nothing: a closed pipe would end it, too
+    if p["hangs"] and number == 9:
+        signal.pause()  # and says nothing: a closed pipe would end it, too
+    if p["meeting"] and number == 9:  # three runs are in their middle at once
+        pathlib.Path(p["meeting"], str(os.getpid())).touch()
+        while len(os.listdir(p["meeting"])) < 3:
+            time.sleep(0.01)
 """,
     "second.py": PRELUDE
     + """
@@ -48,17 +55,28 @@ pathlib.Path("data/second").write_bytes(b"".join(file.read_bytes() for file in f
 """,
     ".dvc/config": '[core]\n    analytics = false\n[cache]\n    type = "hardlink,copy"\n',
 }
-RUN = """
-import json, sys
+RUN = f"""
+import sys
 from pathlib import Path
-from tasks.pipeline import home, lock, only_run, run_stage, workspace
-checkout, overrides = Path(sys.argv[1]), json.loads(sys.argv[2])
-with workspace(checkout, overrides=overrides) as space:
-    print("begun", flush=True)
-    for name in ("first", "second"):
-        run_stage(space.root, name, env=space.env, force=bool(sys.argv[3:]))
-    print(json.dumps(lock(space.root)["stages"]["second"]["outs"]), flush=True)
+sys.path.insert(0, {str(PROJECT)!r})
+from tests.faults.test_pipeline_faults import run
+run(Path(sys.argv[1]), sys.argv[2], force=bool(sys.argv[3:]))
 """
+
+
+def run(checkout: Path, overrides: str, *, force: bool) -> None:
+    with workspace(checkout, overrides=json.loads(overrides)) as space:
+        for name in ORDER:
+            run_stage(space.root, name, env=space.env, force=force)
+        print(json.dumps(pipeline.lock(space.root)["stages"]["second"]["outs"]), flush=True)
+
+
+def run_until(pipe: Connection, checkout: Path, changes: int) -> None:
+    """In a child: a run of both stages, which is killed with its stage when it has changed the file system so often."""
+    os.setsid()
+    changed = forks.kill_after(changes, lambda: os.killpg(0, signal.SIGKILL))
+    run(checkout, "{}", force=True)
+    pipe.send(changed())
 
 
 @pytest.fixture
@@ -85,8 +103,9 @@ def start(checkout: Path, overrides: str = "{}", *more: str) -> "subprocess.Pope
         signal.signal(signal.SIGINT, heeding)
 
 
-def slow(mark: str, seconds: float = 30) -> str:
-    return f'{{"mark": "{mark}", "seconds": {seconds}}}'
+def hanging(mark: str) -> str:
+    """Overrides for a stage that stops in its middle."""
+    return json.dumps({"mark": mark, "hangs": True})
 
 
 def running(mark: str) -> list[int]:
@@ -94,11 +113,8 @@ def running(mark: str) -> list[int]:
     return [int(pid) for pid in found.split()]
 
 
-def until(wanted: bool, mark: str, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while bool(running(mark)) != wanted and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(running(mark)) == wanted
+def is_in_its_middle(checkout: Path) -> bool:
+    return bool(list((params.home(checkout) / "workspaces").glob("*/data/first/9.bin")))
 
 
 def expected() -> list[dict[str, object]]:
@@ -131,22 +147,21 @@ def test_a_stage_dies_with_its_flow_and_the_next_run_starts_clean(
 ) -> None:
     monkeypatch.setenv("SHELL", shell)
     mark = f"killed{os.getpid()}{Path(shell).name}"
-    flow = start(checkout, slow(mark))
-    assert until(True, mark, 20)
-    time.sleep(0.5)
+    flow = start(checkout, hanging(mark))
+    wait_until(lambda: is_in_its_middle(checkout))
+    assert running(mark)
     flow.kill()
-    flow.communicate(timeout=10)
-    assert until(False, mark, 3)
+    flow.communicate(timeout=60)
+    wait_until(lambda: not running(mark))
     is_clean(checkout)
 
 
 def test_ctrl_c_ends_the_run_and_its_stage_and_the_next_run_starts_clean(checkout: Path) -> None:
     mark = f"interrupted{os.getpid()}"
-    flow = start(checkout, slow(mark))
-    assert until(True, mark, 20)
-    time.sleep(0.5)
+    flow = start(checkout, hanging(mark))
+    wait_until(lambda: is_in_its_middle(checkout))
     os.killpg(flow.pid, signal.SIGINT)
-    flow.communicate(timeout=10)
+    flow.communicate(timeout=60)
     assert not running(mark)
     assert not list((params.home(checkout) / "workspaces").iterdir())
     is_clean(checkout)
@@ -158,30 +173,47 @@ def test_an_exception_from_a_signal_handler_ends_the_stage(checkout: Path) -> No
     def cancel(*_: object) -> None:
         raise SystemExit("cancelled")
 
+    def interrupt() -> None:
+        wait_until(lambda: is_in_its_middle(checkout))
+        os.kill(os.getpid(), signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, cancel)
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
     try:
-        signal.alarm(3)
-        with pytest.raises(SystemExit), workspace(checkout, overrides=yaml.safe_load(slow(mark))) as space:
+        with pytest.raises(SystemExit), workspace(checkout, overrides=json.loads(hanging(mark))) as space:
             run_stage(space.root, "first", env=space.env)
     finally:
+        watcher.join()
         signal.signal(signal.SIGALRM, before)
     assert not running(mark)
     is_clean(checkout)
 
 
-@pytest.mark.parametrize("delay", [0.3, 0.8, 1.2, 1.6, 2.0, 2.4])
-def test_a_run_that_is_killed_at_any_moment_leaves_nothing_half_done(checkout: Path, delay: float) -> None:
-    flow = start(checkout, slow(f"anywhere{os.getpid()}", 0.2))
-    time.sleep(delay)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(flow.pid, signal.SIGKILL)
-    flow.communicate(timeout=10)
+@pytest.fixture(scope="module")
+def changes_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """How often a whole run changes the file system."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("EVERGREEN_HOME", raising=False)
+        patch.setenv("PYTHONPATH", str(PROJECT))
+        with forks.forked(run_until, made(tmp_path_factory.mktemp("whole")), 1_000_000) as child:
+            return int(child.receive())
+
+
+@pytest.mark.parametrize("share", [0, 0.2, 0.4, 0.6, 0.8, 0.95])
+def test_a_run_that_is_killed_at_any_moment_leaves_nothing_half_done(
+    checkout: Path, share: float, changes_of_a_run: int
+) -> None:
+    with forks.forked(run_until, checkout, int(share * changes_of_a_run)) as child:
+        assert child.wait() == -signal.SIGKILL
     is_clean(checkout)
 
 
-def test_two_runs_of_the_same_stages_side_by_side_make_the_same(checkout: Path) -> None:
-    flows = [start(checkout, '{"seconds": 0.5}', "force") for _ in range(3)]
-    said = [flow.communicate(timeout=60) for flow in flows]
+def test_two_runs_of_the_same_stages_side_by_side_make_the_same(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "meeting").mkdir()
+    overrides = json.dumps({"meeting": str(tmp_path / "meeting")})
+    flows = [start(checkout, overrides, "force") for _ in range(3)]
+    said = [flow.communicate(timeout=120) for flow in flows]
     assert [flow.returncode for flow in flows] == [0, 0, 0], said
     assert len({out.splitlines()[-1] for out, _ in said}) == 1
     is_clean(checkout)
@@ -190,8 +222,8 @@ def test_two_runs_of_the_same_stages_side_by_side_make_the_same(checkout: Path) 
 def test_the_lock_of_a_killed_run_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     program = (
-        "import sys, time, pathlib; from tasks.pipeline import only_run\n"
-        f"with only_run(pathlib.Path({str(tmp_path)!r})): print('mine', flush=True); time.sleep(60)"
+        "import pathlib, signal; from tasks.pipeline import only_run\n"
+        f"with only_run(pathlib.Path({str(tmp_path)!r})): print('mine', flush=True); signal.pause()"
     )
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -200,7 +232,7 @@ def test_the_lock_of_a_killed_run_holds_nobody(tmp_path: Path, monkeypatch: pyte
         pass
     holder.kill()
     holder.communicate()
-    with pipeline.only_run(tmp_path, timeout=1):
+    with pipeline.only_run(tmp_path, timeout=60):
         pass
 
 
