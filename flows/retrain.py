@@ -248,8 +248,7 @@ def _refuse_beyond_data(space: Workspace, *, force: bool) -> None:
 def _refuse_misfit(space: Workspace) -> None:
     """Before anything costly is spent: what would be held or would fail for want of rows. The rest is a warning."""
     p = params.load(space.root / "params.yaml")
-    as_of = datetime.fromisoformat(json.loads((space.root / p.paths.raw / "manifest.json").read_text())["as_of"])
-    problems = sizes.check(sizes.read_times(p, space.root), as_of, p)
+    problems = sizes.check_workspace(p, space.root)
     for problem in problems:
         get_run_logger().warning("%s", problem.message)
     if reason := sizes.refusal(problems):

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import contract, csvfile, delivery, expressions, periods, sources, sql, stage, survey, timeline, zones
+from tasks import contract, csvfile, delivery, expressions, periods, sizes, sources, sql, stage, survey, timeline, zones
 from tasks.contract import literal, quoted
 from tasks.delivery import Delivery
 from tasks.expressions import HIDDEN
@@ -461,4 +461,4 @@ def _report(tables: dict[str, dict[str, Any]], as_of: datetime) -> None:
 
 
 if __name__ == "__main__":
-    stage.main("ingest", ingest)
+    stage.main("ingest", sizes.warn_after(ingest))

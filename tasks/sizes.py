@@ -2,11 +2,15 @@
 
 Asked of the event times alone, once ingest has them: before features, search and training are spent. Rows can only get
 fewer on the way (quarantine, missing labels), so what is refused here would have failed, or been held, after all of it.
-`read_times` reads a workspace; the rest is pure.
+The programs of ingest and tune ask, so `dvc repro` by hand is checked as a retrain is: ingest warns, since whoever only
+scores or looks at clean data needs no holdout, and tune refuses. `read_times`, `warn_after` and `refuse_before` read a
+workspace; the rest is pure.
 """
 
+import json
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +24,7 @@ from tasks.sql import parquet
 
 Times = NDArray[np.datetime64]
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+log = logging.getLogger("evergreen")
 DRIFT_WINDOWS = 3  # without overlap, that drift's thresholds need of a history (tasks/drift.py)
 
 
@@ -47,6 +52,37 @@ def check(times: Times, as_of: datetime, p: Params) -> list[Problem]:
     if not len(times):
         return []
     return sorted([*_holdout(times, as_of, p), *_window(times, as_of, p)], key=lambda problem: not problem.stops)
+
+
+def check_workspace(p: Params, root: Path) -> list[Problem]:
+    """What does not fit the raw rows of a workspace, as of the moment that ingest has brought them for."""
+    as_of = json.loads((root / p.paths.raw / "manifest.json").read_text())["as_of"]
+    return check(read_times(p, root), datetime.fromisoformat(as_of), p)
+
+
+def warn_after(ingest: Callable[[Params], None]) -> Callable[[Params], None]:
+    """The program of ingest: what would stop a training is said at once, and tune refuses it."""
+
+    def work(p: Params) -> None:
+        ingest(p)
+        if reason := refusal(check_workspace(p, Path())):
+            log.warning("%s", reason)
+
+    return work
+
+
+def refuse_before(tune: Callable[[Params], None]) -> Callable[[Params], None]:
+    """The program of tune: nothing is searched for where the sizes do not fit. Raises ValueError."""
+
+    def work(p: Params) -> None:
+        problems = check_workspace(p, Path())
+        if reason := refusal(problems):
+            raise ValueError(reason)
+        for problem in problems:
+            log.warning("%s", problem.message)
+        tune(p)
+
+    return work
 
 
 def refusal(problems: list[Problem]) -> str | None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tasks import checks, features, model, params, periods, split, stage
+from tasks import checks, features, model, params, periods, sizes, split, stage
 from tasks.features import Rows
 from tasks.model import Spec
 from tasks.params import Params, Range, Tune
@@ -648,4 +648,4 @@ def _distribution(each: Range) -> "optuna.distributions.BaseDistribution":
 
 
 if __name__ == "__main__":
-    stage.main("tune", tune)
+    stage.main("tune", sizes.refuse_before(tune))

@@ -1,6 +1,9 @@
 """tasks.sizes: what params.yaml asks of a table is held against its row rate, with the value that would do."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -146,3 +149,29 @@ def test_a_workspace_whose_name_looks_like_a_pattern_is_asked_for_its_own_rows(m
         made = make_world(days=days, per_day=4, folder=name)
         counts.append(len(sizes.read_times(made.run("ingest", p=made.params()), made.folder)))
     assert counts == [12, 20]
+
+
+def program(made: Made, stage: str) -> "subprocess.CompletedProcess[str]":
+    """A stage as `dvc repro` runs it."""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(
+        [sys.executable, "-m", f"tasks.{stage}"], cwd=made.folder, env=env, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_sizes_that_do_not_fit_end_dvc_repro_by_hand_before_the_search(made: Made) -> None:
+    made.params(**{"gate.min_rows": 2000})
+    ingested = program(made, "ingest")
+    assert ingested.returncode == 0, ingested.stderr  # who scores, or looks at clean data, needs no holdout
+    assert "gate.min_rows is 2,000, but split.holdout (14d) holds" in ingested.stderr
+    made.run("clean", "features")
+    tuned = program(made, "tune")
+    assert tuned.returncode == 1
+    message = "ValueError: params.yaml does not fit the table:\ngate.min_rows is 2,000, but split.holdout (14d) holds"
+    assert message in tuned.stderr
+    assert not (Path(os.environ["EVERGREEN_HOME"]) / "studies").exists()
+    rows = re.search(r"gate.min_rows to ([\d,]+) or less", tuned.stderr)
+    assert rows
+    made.params(**{"gate.min_rows": int(rows[1].replace(",", ""))})
+    assert program(made, "ingest").stderr.count("does not fit") == 0
+    assert program(made, "tune").returncode == 0
