@@ -295,24 +295,26 @@ def _search(study: "optuna.Study", folds: Folds, p: Params, path: Path, spent: f
     """Run trials until they, or the budget, are spent; at least one. Returns which it was."""
     from tqdm import tqdm
 
-    done = len(study.trials)
+    done, mark = len(study.trials), time.monotonic()
     with tqdm(total=p.tune.trials, initial=done, desc="tune", unit="trial", mininterval=1, leave=False) as bar:
         for first in range(done, p.tune.trials, p.tune.parallel):
             if first and spent >= p.tune.budget.total_seconds():
                 return "budget"
             numbers = range(first, min(first + p.tune.parallel, p.tune.trials))
-            began = time.monotonic()
             _try(study, folds, p, numbers)
-            seconds = time.monotonic() - began
+            now = time.monotonic()
+            mark, seconds = now, now - mark  # with what was written after the trials before
             spent += seconds
-            _append(path, [{**_row(study.trials[each]), "seconds": seconds / len(numbers)} for each in numbers])
+            trials = study.get_trials(deepcopy=False)
+            _append(path, [{**_row(trials[each]), "seconds": seconds / len(numbers)} for each in numbers])
             bar.set_postfix(best=_best(study))
             bar.update(len(numbers))
     return "trials"
 
 
 def _best(study: "optuna.Study") -> str:
-    values = [trial.value for trial in study.trials if trial.state.name == "COMPLETE" and trial.value is not None]
+    trials = study.get_trials(deepcopy=False)
+    values = [trial.value for trial in trials if trial.state.name == "COMPLETE" and trial.value is not None]
     return f"{min(values):.5f}" if values else "-"
 
 

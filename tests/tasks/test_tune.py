@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -344,6 +345,22 @@ def test_the_budget_ends_the_search_and_says_after_how_many_trials(
     found = searched(with_trials(p, 9, budget=timedelta(microseconds=1)), folder)
     assert (found["trials"], found["ended_by"]) == (p.tune.parallel, "budget")
     assert "tune.budget ended the search after 2 of 9 trials" in caplog.text
+
+
+def test_what_is_written_between_trials_counts_for_the_budget_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p, folder = project(tmp_path)
+    now, append = [0.0], tune._append
+
+    def append_slowly(path: Path, lines: list[dict[str, Any]]) -> None:
+        append(path, lines)
+        now[0] += 10
+
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(tune, "_append", append_slowly)
+    result = searched(with_trials(p, 20, budget=timedelta(seconds=15)), folder)
+    assert (result["trials"], result["ended_by"]) == (3 * p.tune.parallel, "budget")
 
 
 def test_a_search_that_its_budget_ended_goes_on_with_a_larger_one(
