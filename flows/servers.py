@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 from flows import HEARTBEAT, PATIENCE
-from tasks import params, stage
+from tasks import params, relocate, stage
 
 HOST = "127.0.0.1"
 START = 180.0  # seconds that a part may take until it answers: ten or so, more on a busy machine
@@ -102,9 +102,9 @@ def mlflow(port: int, home: Path, env: Mapping[str, str]) -> Part:
     command = ("-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", "--no-serve-artifacts")
     places = (
         "--backend-store-uri",
-        f"sqlite:///{home / 'mlflow.db'}",
+        relocate.sqlite_uri(home / relocate.DATABASE),
         "--default-artifact-root",
-        (home / "mlartifacts").as_uri(),
+        (home / relocate.ARTIFACTS).as_uri(),
     )
     return Part("mlflow", (*command, *places), at(f"http://{HOST}:{port}/health"), {**env, **LEAN})
 

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from flows import servers
 from flows.servers import HOST, Running
-from tasks import params, stage
+from tasks import params, relocate, stage
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 NAMES = {"prefect": "Prefect", "mlflow": "MLflow", "evidently": "Evidently", "api": "API"}
@@ -88,6 +88,7 @@ def _alone(home: Path) -> AbstractContextManager[object]:
 
 def _start(running: list[Running], ports: Ports, *, checkout: Path, home: Path) -> None:
     """What is started is in `running` at once, so that it is stopped whatever comes."""
+    relocate.relocate_home(home)
     began, logs, pool = time.monotonic(), home / "logs", servers.pool_of(checkout)
     given = Ports(*(_port(name, wanted) for name, wanted in vars(ports).items()))
     addresses = {name: f"http://{HOST}:{port}" for name, port in vars(given).items()}

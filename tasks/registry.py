@@ -32,6 +32,7 @@ from urllib.parse import urlsplit, urlunsplit
 from filelock import FileLock
 
 from tasks import params as parameters
+from tasks import relocate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,7 +56,6 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 MODEL_FILES = ("model.ubj", "twin.ubj")  # of a run's artifacts, these are the logged model's
 SHIPPED = ("mlflow", "numpy", "pandas", "pyarrow", "xgboost", "xgboost-cpu")  # what serving a model needs
 KNOCK = 5.0  # seconds for a server's first answer
-WAIT = 300.0  # seconds for another process of this machine that is writing
 CHUNK = 4000  # characters; a tag holds 8,000
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # the most that MLflow takes in one call
 RUNS_NOTE = "One run for each result of the pipeline, with its trials under it."
@@ -153,7 +153,7 @@ class Bundle:
 
 def address() -> str:
     """Where MLflow is: MLFLOW_TRACKING_URI, else a database in the checkout's home."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{parameters.home() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or relocate.sqlite_uri(parameters.home() / relocate.DATABASE)
 
 
 def preload() -> None:
@@ -182,12 +182,14 @@ def open_registry(settings: parameters.Registry, *, uri: str | None = None) -> "
         _knock(uri)
     home = _beside(uri)
     home.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(home / "registry.lock", timeout=WAIT)
+    lock = FileLock(home / relocate.LOCK, timeout=relocate.LOCK_WAIT_S)
     with lock, _reached(uri), _hushed():  # two processes that migrate a fresh database at once would break it
+        if database := relocate.database_of(uri):
+            relocate.relocate_artifacts(database)
         from mlflow import MlflowClient
 
         client = MlflowClient(uri)
-        store = None if _served(uri) else home / "mlartifacts"
+        store = None if _served(uri) else home / relocate.ARTIFACTS
         runs = _experiment(client, settings.experiment, RUNS_NOTE, store)
         ledger = _experiment(client, f"{settings.experiment}-ledger", LEDGER_NOTE, store)
     return Registry(client, uri, settings.model, runs, ledger, settings.top_trials, lock)
@@ -199,8 +201,8 @@ def _served(uri: str) -> bool:
 
 def _beside(uri: str) -> Path:
     """The folder for the lock and, with no server, the artifacts: where the database is, else the home."""
-    path = uri.removeprefix("sqlite:///")
-    return Path(path).absolute().parent if path != uri else parameters.home()
+    database = relocate.database_of(uri)
+    return database.parent if database else parameters.home()
 
 
 def public(uri: str) -> str:
@@ -490,7 +492,7 @@ class Registry:
         """The experiment of what monitoring finds."""
         name = f"{self.client.get_experiment(self.experiment).name}-monitor"
         return _experiment(
-            self.client, name, MONITOR_NOTE, None if _served(self.uri) else _beside(self.uri) / "mlartifacts"
+            self.client, name, MONITOR_NOTE, None if _served(self.uri) else _beside(self.uri) / relocate.ARTIFACTS
         )
 
     # --- versions
