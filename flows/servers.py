@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 from flows import HEARTBEAT, PATIENCE
-from tasks import params, relocate, stage
+from tasks import marker, params, relocate, stage
 
 HOST = "127.0.0.1"
 START = 180.0  # seconds that a part may take until it answers: ten or so, more on a busy machine
@@ -98,7 +98,11 @@ def prefect(port: int, env: Mapping[str, str]) -> Part:
 
 def mlflow(port: int, home: Path, env: Mapping[str, str]) -> Part:
     """Artifacts are files at the paths that a run without the server gives them, so that both read what either wrote:
-    a server that hands them out itself would note addresses which mean nothing without it."""
+    a server that hands them out itself would note addresses which mean nothing without it.
+
+    Raises ValueError for a database that is gone: the server would make an empty one.
+    """
+    marker.check(home / relocate.DATABASE)
     command = ("-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", "--no-serve-artifacts")
     places = (
         "--backend-store-uri",

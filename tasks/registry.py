@@ -31,13 +31,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
 
+from tasks import marker, relocate
 from tasks import params as parameters
-from tasks import relocate
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
     from mlflow.entities.model_registry import ModelVersion
 
 ENVIRONMENT = {  # before mlflow is imported: no telemetry, no four-minute waits, no chatter, nothing unpickled
@@ -175,7 +175,8 @@ def _set_environment() -> None:
 
 
 def open_registry(settings: parameters.Registry, *, uri: str | None = None) -> "Registry":
-    """Raises ConnectionError, within seconds, when a server does not answer."""
+    """Raises ConnectionError, within seconds, when a server does not answer; ValueError for a registry that was used
+    from here before and is gone."""
     uri = uri or address()
     _set_environment()
     if _served(uri):
@@ -184,15 +185,20 @@ def open_registry(settings: parameters.Registry, *, uri: str | None = None) -> "
     home.mkdir(parents=True, exist_ok=True)
     lock = FileLock(home / relocate.LOCK, timeout=relocate.LOCK_WAIT_S)
     with lock, _reached(uri), _hushed():  # two processes that migrate a fresh database at once would break it
+        _check_there(uri)
         if database := relocate.database_of(uri):
             relocate.relocate_artifacts(database)
         from mlflow import MlflowClient
 
         client = MlflowClient(uri)
         store = None if _served(uri) else home / relocate.ARTIFACTS
-        runs = _experiment(client, settings.experiment, RUNS_NOTE, store)
-        ledger = _experiment(client, f"{settings.experiment}-ledger", LEDGER_NOTE, store)
-    return Registry(client, uri, settings.model, runs, ledger, settings.top_trials, lock)
+        runs, ledger = (
+            _experiment(client, name, note, store, held=marker.read(home, _key(uri)))
+            for name, note in ((settings.experiment, RUNS_NOTE), (f"{settings.experiment}-ledger", LEDGER_NOTE))
+        )
+        _mark(uri, home, {each.name: each.creation_time or 0 for each in (runs, ledger)}, settings.model)
+    ids = str(runs.experiment_id), str(ledger.experiment_id)
+    return Registry(client, uri, settings.model, *ids, settings.top_trials, lock)
 
 
 def _served(uri: str) -> bool:
@@ -203,6 +209,36 @@ def _beside(uri: str) -> Path:
     """The folder for the lock and, with no server, the artifacts: where the database is, else the home."""
     database = relocate.database_of(uri)
     return database.parent if database else parameters.home()
+
+
+def _behind(uri: str) -> Path | None:
+    """The database of a server on this machine, as `make up` starts it."""
+    local = _served(uri) and urlsplit(uri).hostname in ("127.0.0.1", "localhost", "::1")
+    return parameters.home() / relocate.DATABASE if local else None
+
+
+def _check_there(uri: str) -> None:
+    """Raises ValueError for a registry's file that is gone."""
+    if database := relocate.database_of(uri) or _behind(uri):
+        marker.check(database)
+    if (database := relocate.database_of(uri)) and marker.is_replaced(database):
+        log.warning("%s was replaced: it is opened anew", database)
+        for name in STORES:  # mlflow keeps the file open that it opened first, be it deleted
+            engine = importlib.import_module(name).SqlAlchemyStore._engine_map.get(uri)
+            if engine is not None:
+                engine.dispose()
+
+
+def _key(uri: str) -> str:
+    database = relocate.database_of(uri)
+    return database.name if database else public(uri)
+
+
+def _mark(uri: str, home: Path, made: marker.Experiments, model: str) -> None:
+    behind = _behind(uri)
+    key = behind.name if behind and marker.holds(behind, made) else _key(uri)
+    marker.write(home, key, made, model)
+    _check_there(uri)
 
 
 def public(uri: str) -> str:
@@ -250,6 +286,7 @@ def _reached(uri: str) -> Iterator[None]:
 def _answered(method: "Callable[Concatenate[Registry, P], T]") -> "Callable[Concatenate[Registry, P], T]":
     @functools.wraps(method)
     def asked(self: "Registry", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        _check_there(self.uri)
         with _reached(self.uri):
             return method(self, *args, **kwargs)
 
@@ -264,9 +301,17 @@ def _hushed() -> Iterator[None]:
         yield
 
 
-def _experiment(client: "MlflowClient", name: str, note: str, store: Path | None) -> str:
-    """The experiment's id; made if it is missing. `store`: where its artifacts go when no server decides that."""
-    if (found := client.get_experiment_by_name(name)) is None:
+def _experiment(
+    client: "MlflowClient", name: str, note: str, store: Path | None, *, held: marker.Entry | None = None
+) -> "Experiment":
+    """The experiment; made if it is missing and was never there. `store`: where its artifacts go when no server decides
+    that."""
+    found = client.get_experiment_by_name(name)
+    wanted = held.experiments.get(name) if held else None
+    if held and (fault := marker.fault_of(wanted, (found.creation_time or 0) if found else None)):
+        uri = client.tracking_uri
+        raise ValueError(marker.lost(f"the MLflow registry at {public(uri)}", fault, _beside(uri), held))
+    if found is None:
         place = (store / name).as_uri() if store else None
         with contextlib.suppress(_refusal()):  # another machine was faster
             client.create_experiment(name, place, tags={"mlflow.note.content": note, **KIND})
@@ -278,7 +323,7 @@ def _experiment(client: "MlflowClient", name: str, note: str, store: Path | None
             f"the MLflow experiment {name!r} keeps its files behind a server: start it and set MLFLOW_TRACKING_URI, "
             "or change registry.experiment"
         )
-    return str(found.experiment_id)
+    return found
 
 
 def _refusal() -> type[Exception]:
@@ -491,9 +536,8 @@ class Registry:
     def _watching(self) -> str:
         """The experiment of what monitoring finds."""
         name = f"{self.client.get_experiment(self.experiment).name}-monitor"
-        return _experiment(
-            self.client, name, MONITOR_NOTE, None if _served(self.uri) else _beside(self.uri) / relocate.ARTIFACTS
-        )
+        store = None if _served(self.uri) else _beside(self.uri) / relocate.ARTIFACTS
+        return str(_experiment(self.client, name, MONITOR_NOTE, store).experiment_id)
 
     # --- versions
 

@@ -68,3 +68,17 @@ def test_a_score_whose_server_goes_away_predicts_all_the_same(
     threads[0].join()
     assert done.version == 1
     assert done.predictions > 0
+
+
+def test_a_server_that_lost_the_experiments_is_no_empty_registry(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
+    settings = params.Registry(model="lost", experiment="lost")
+    known = registry.open_registry(settings, uri=server.uri)
+    registry.open_registry(settings, uri=server.uri)
+    known.client.rename_experiment(known.ledger_experiment, "elsewhere")
+    with pytest.raises(ValueError, match=rf"registry at {server.uri} holds them no more, but .* lost, lost-ledger"):
+        registry.open_registry(settings, uri=server.uri)
+    (tmp_path / "registry.json").unlink()
+    assert registry.open_registry(settings, uri=server.uri).ledger() == []
