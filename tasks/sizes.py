@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import periods, stage
+from tasks import pauses, periods, stage
 from tasks.params import Params, spell
 from tasks.sql import parquet
 
@@ -114,14 +114,14 @@ def _holdout(times: Times, as_of: datetime, p: Params) -> Iterator[Problem]:
 
 def _folds(times: Times, first: datetime, end: datetime, p: Params) -> Iterator[Problem]:
     """`end`: where the twin's training ends. Each fold needs rows to train on, which end a deadline before it."""
-    since = end - p.split.folds * p.split.fold
-    rows = [
-        len(_between(times, since + i * p.split.fold, since + (i + 1) * p.split.fold)) for i in range(p.split.folds)
-    ]
+    spans = pauses.fold_spans(times, end, folds=p.split.folds, fold=p.split.fold)
+    since = spans[0].begin
+    rows = [len(_between(times, span.begin, span.end)) for span in spans]
     trained = len(_between(times, first, since - p.label.deadline))
     if trained and all(rows):
         return
-    room = end - p.label.deadline - first
+    empty = sum((gap.end - gap.begin for gap in pauses.find(times, longer=p.split.fold) if gap.end <= end), timedelta())
+    room = end - p.label.deadline - first - empty
     fold = spell(_floor(room / (p.split.folds + 1)))
     way = f"Set split.fold to {fold} or less" if room > (p.split.folds + 1) * HOUR else "Use fewer folds"
     message = (

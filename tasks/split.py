@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks import pauses
 from tasks.params import Split, spell
+from tasks.pauses import Span
 
 log = logging.getLogger("evergreen")
 Mask = NDArray[np.bool_]
@@ -72,24 +74,43 @@ def holdout(event_time: Times, where: Cuts, labelled: Mask) -> Mask:
 
 
 def folds(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta, labelled: Mask) -> list[Fold]:
-    """Expanding folds that end where training up to `cut` ends, oldest first.
+    """Expanding folds that end where training up to `cut` ends, oldest first; a pause of weeks counts in none of them.
 
-    Raises ValueError when history is too short for them.
+    Raises ValueError when history is too short for them, or a fold lies where there are no rows.
     """
-    end = cut - deadline
-    found = []
-    for number in range(split.folds, 0, -1):
-        start = end - number * split.fold
-        train = training(event_time, start, split, deadline=deadline) & labelled
-        valid = between(event_time, start, start + split.fold) & labelled
+    listed = []
+    spans = pauses.fold_spans(event_time[labelled], cut - deadline, folds=split.folds, fold=split.fold)
+    for number, span in enumerate(spans, 1):
+        train = training(event_time, span.begin, split, deadline=deadline) & labelled
+        valid = between(event_time, span.begin, span.end) & labelled
         if not train.any() or not valid.any():
             raise ValueError(
-                f"fold {split.folds - number + 1} of {split.folds} has {train.sum()} training and {valid.sum()} "
-                f"validation rows: `split.folds * split.fold` ({spell(split.folds * split.fold)}) must leave history "
-                f"before {start}. Use fewer or shorter folds, or a shorter split.holdout."
+                f"fold {number} of {split.folds} has {train.sum()} training and {valid.sum()} validation rows from "
+                f"{span.begin} to {span.end}: {_way_out(event_time[labelled], span, split, deadline=deadline)}"
             )
-        found.append(Fold(train, valid))
-    return found
+        listed.append(Fold(train, valid))
+    return listed
+
+
+def _way_out(labelled: Times, span: Span, split: Split, *, deadline: timedelta) -> str:
+    """Of a fold that lacks rows: is the history too short, or is there a gap where its rows should be?"""
+    earlier = between(labelled, None, span.begin - deadline)
+    if not earlier.any():
+        return (
+            f"`split.folds * split.fold` ({spell(split.folds * split.fold)}) must leave history before {span.begin}. "
+            "Use fewer or shorter folds, or a shorter split.holdout."
+        )
+    if not between(labelled, span.begin, span.end).any():
+        gap = pauses.longest_gap(labelled)
+        return (
+            f"labelled rows lie up to {spell(gap.days)} apart (from {gap.begin} to {gap.end}). Set split.fold to "
+            f"{spell(gap.days)} or more."
+        )
+    gap = Span(labelled[earlier].max().astype("datetime64[us]").item(), span.begin)
+    return (
+        f"no labelled row lies between {gap.begin} and {gap.end} less label.deadline. Set split.window to "
+        f"{spell(gap.days)} or more, or to null."
+    )
 
 
 def with_known_classes(folds: Sequence[Fold], label: NDArray[Any], classes: Sequence[Any]) -> list[Fold]:

@@ -76,6 +76,18 @@ def test_folds_that_leave_nothing_to_train_on_are_told_the_length_that_would_do(
     assert problems(every(HOURLY), **asked | {"split.fold": length[1]}) == {}
 
 
+@pytest.mark.parametrize("day", [60, 85, 105, 121])
+def test_a_pause_of_weeks_before_the_holdout_stops_nothing_where_rows_are_enough(day: int) -> None:
+    times, pause = every(HOURLY), timedelta(days=40)
+    apart = np.where(times < np.datetime64(BEGIN + timedelta(days=day)), times, times + np.timedelta64(pause))
+    assert problems(apart, AS_OF + pause) == {}
+    asked = {"split.folds": 3, "split.fold": "60d"}
+    found = problems(apart, AS_OF + pause, **asked)["split.folds"]
+    length = re.search(r"split.fold to (\w+) or less", found.message)
+    assert length
+    assert problems(apart, AS_OF + pause, **asked | {"split.fold": length[1]}) == {}
+
+
 def test_a_holdout_that_is_longer_than_the_history_is_told_the_length_that_would_do() -> None:
     found = problems(every(HOURLY), **{"split.holdout": "200d"})["split.holdout"]
     assert found.stops

@@ -1,5 +1,6 @@
 """tasks.split: nothing is known too early, whatever the lengths."""
 
+import re
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -153,6 +154,71 @@ def test_folds_without_room_name_the_way_out() -> None:
     setting = Split(holdout=timedelta(days=60), folds=4, fold=timedelta(days=15))
     with pytest.raises(ValueError, match=r"fold 1 of 4 has 0 training .* \(60d\) .* fewer or shorter folds"):
         folds_of(0, setting, timedelta(days=2))
+
+
+def paused(day: int, length: int) -> tuple[Times, Mask]:
+    """The rows of 120 days, with a pause of so many days after so many."""
+    event, _, labelled = rows(0, timedelta(0))
+    return np.where(
+        event < np.datetime64(BEGIN + timedelta(days=day)), event, event + np.timedelta64(length, "D")
+    ), labelled
+
+
+@pytest.mark.parametrize("length", [20, 45, 400])
+@pytest.mark.parametrize("day", [30, 70, 83, 99, 105])
+@pytest.mark.parametrize("deadline", [0, 2])
+def test_folds_are_made_of_rows_that_exist_however_long_a_pause_is(day: int, length: int, deadline: int) -> None:
+    late = timedelta(days=deadline)
+    event, labelled = paused(day, length)
+    setting = Split(holdout=timedelta(days=10), folds=3, fold=timedelta(days=14))
+    where = split.cuts(AS_OF + timedelta(days=length), setting, deadline=late)
+    found = split.folds(event, where.start, setting, deadline=late, labelled=labelled)
+    assert len(found) == 3
+    for one, later in pairwise(found):
+        assert event[one.valid].max() < event[later.valid].min()
+    for fold in found:
+        assert fold.train.any()
+        assert len(np.unique(event[fold.valid].astype("datetime64[D]"))) in (14, 15)
+        assert event[fold.train].max() < event[fold.valid].min() - np.timedelta64(late)
+
+
+def test_folds_in_a_table_without_a_pause_lie_where_they_always_did() -> None:
+    event, _, labelled = rows(0, timedelta(0))
+    setting = Split(holdout=timedelta(days=10), folds=3, fold=timedelta(days=7))
+    found = split.folds(event, AS_OF, setting, deadline=timedelta(0), labelled=labelled)
+    for number, fold in enumerate(reversed(found)):
+        end = AS_OF - number * setting.fold
+        assert (fold.valid == split.between(event, end - setting.fold, end) & labelled).all()
+
+
+def test_a_fold_shorter_than_what_lies_between_rows_names_the_gap_and_a_length_that_would_do() -> None:
+    event = np.datetime64(BEGIN, "us") + np.arange(12) * np.timedelta64(30, "D")  # a row a month
+    labelled, cut = np.ones(12, dtype=bool), BEGIN + timedelta(days=335)
+
+    def fold_of(days: int) -> list[Fold]:
+        setting = Split(holdout=timedelta(days=10), folds=2, fold=timedelta(days=days))
+        return split.folds(event, cut, setting, deadline=timedelta(0), labelled=labelled)
+
+    with pytest.raises(ValueError, match=r"up to 30d apart .* Set split.fold to 30d or more") as told:
+        fold_of(4)
+    assert "fold 2 of 2 has 12 training and 0 validation rows" in str(told.value)
+    assert len(fold_of(30)) == 2
+
+
+def test_a_training_window_inside_a_pause_names_the_gap_and_a_length_that_would_do() -> None:
+    event, labelled = paused(97, 60)
+    cut = AS_OF + timedelta(days=60)
+
+    def with_window(days: int) -> list[Fold]:
+        length = {"folds": 1, "fold": timedelta(days=23), "window": timedelta(days=days)}
+        setting = Split(holdout=timedelta(days=10), **length)
+        return split.folds(event, cut, setting, deadline=timedelta(0), labelled=labelled)
+
+    with pytest.raises(ValueError, match=r"no labelled row lies between .* Set split.window to (\d+)d or more") as told:
+        with_window(30)
+    days = re.search(r"split.window to (\d+)d", str(told.value))
+    assert days
+    assert len(with_window(int(days[1]))) == 1
 
 
 def class_folds(*parts: tuple[str, str]) -> tuple[list[split.Fold], np.ndarray[Any, Any]]:
