@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tasks import registry
 from tasks.serving import keeper, live
 from tests.conftest import BEGIN, KEY, write_params
 from tests.tasks.serving.test_app import Shop, crowned, kept, shop
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
@@ -37,21 +37,14 @@ def process(
     """It answers when this yields. `folder` has other params than the shop's, `page` is what must be well."""
     port = servers.free_port()
     told = {"EVERGREEN_HOME": str(shop.home), "EVERGREEN_PII_KEY": KEY, "PYTHONPATH": str(ROOT), **env}
-    one = subprocess.Popen(
-        [sys.executable, "-m", "tasks.serving", "--port", str(port)],
-        cwd=folder or shop.folder,
-        env={**os.environ, **told},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command = [sys.executable, "-m", "tasks.serving", "--port", str(port)]
+    with log_of(shop).open("wb") as log:
+        one = subprocess.Popen(command, cwd=folder or shop.folder, env={**os.environ, **told}, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        end = time.monotonic() + 60
         with Client() as client:
-            while not _well(client, f"{address}/{page}"):
-                assert one.poll() is None
-                assert time.monotonic() < end
-                time.sleep(0.1)
+            wait_until(lambda: one.poll() is not None or _well(client, f"{address}/{page}"), log=log_of(shop))
+        assert one.poll() is None, log_of(shop).read_text()
         yield one, address
     finally:
         one.terminate()  # its workers too, if it has some
@@ -59,6 +52,11 @@ def process(
             one.wait(15)
         one.kill()
         one.wait()
+
+
+def log_of(shop: Shop) -> Path:
+    """What the process that was begun last says."""
+    return shop.home / "api.log"
 
 
 def _well(client: Client, address: str) -> bool:
@@ -88,15 +86,15 @@ def test_what_was_acknowledged_is_in_the_journal_after_a_kill(shop: Shop) -> Non
                 acknowledged.extend(each["id"] for each in answer.json()["predictions"])
 
     for _ in range(3):
+        before = len(acknowledged)
         with process(shop) as (one, address):
             threads = [threading.Thread(target=ask, args=[address, place]) for place in range(4)]
             for thread in threads:
                 thread.start()
-            time.sleep(1.5)
+            wait_until(lambda many=before + 100: len(acknowledged) > many)
             one.send_signal(signal.SIGKILL)
             for thread in threads:
                 thread.join()
-    assert len(acknowledged) > 100
     journal = kept(shop)
     assert set(acknowledged) <= set(journal.read("predictions")["entry"].to_pylist())
     journal.compact()
@@ -108,13 +106,14 @@ def test_what_was_acknowledged_is_in_the_journal_after_a_kill(shop: Shop) -> Non
 def test_without_its_registry_it_serves_on_also_after_a_restart(shop: Shop) -> None:
     gone = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{servers.free_port()}"}
     with process(shop, **gone) as (_, address), Client(timeout=30) as client:
-        time.sleep(3)  # the keeper has asked in vain
+        wait_until(lambda: b"the registry's versions cannot be copied" in log_of(shop).read_bytes())
         answer = client.post(f"{address}/v1/predict", json={"rows": shop.asked[:3]})
         assert answer.status_code == 200
         assert answer.json()["version"] == live.served(shop.home)
 
 
-def test_a_promotion_is_live_within_five_seconds_and_no_request_fails(shop: Shop) -> None:
+def test_a_promotion_goes_live_and_no_request_fails(shop: Shop) -> None:
+    """How soon is measured by the bench."""
     answers: list[tuple[int, int]] = []
     stop = threading.Event()
 
@@ -130,10 +129,8 @@ def test_a_promotion_is_live_within_five_seconds_and_no_request_fails(shop: Shop
             thread.start()
         try:
             for name in ("live one", "live two"):
-                made, end = crowned(shop.known, shop.folder, shop.p, name), time.monotonic() + 5
-                while answers[-1][1] != made:
-                    assert time.monotonic() < end
-                    time.sleep(0.05)
+                made = crowned(shop.known, shop.folder, shop.p, name)
+                wait_until(lambda made=made: answers and answers[-1][1] == made)
         finally:
             stop.set()
             for thread in threads:
@@ -152,7 +149,7 @@ KEYS = {"asks": "predict", "tells": "outcomes", "all": "admin"}
 
 @pytest.fixture(scope="module")
 def narrow(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = settled(shop, tmp_path_factory.mktemp("narrow"), stale="1s", busy=1)
+    folder = settled(shop, tmp_path_factory.mktemp("narrow"), stale="0.01s", busy=1)
     known = [f"{name}:{scope}:{hashlib.sha256(f'ev_{name}'.encode()).hexdigest()}" for name, scope in KEYS.items()]
     with process(shop, folder=folder, page="health", EVERGREEN_API_KEYS="\n".join(known)) as (_, address):
         yield address
@@ -216,15 +213,8 @@ def test_over_load_it_says_when_to_ask_again_and_keeps_what_it_acknowledged(shop
 @pytest.fixture(scope="module")
 def two(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     with process(shop, folder=settled(shop, tmp_path_factory.mktemp("two"), workers=2)) as found:
-        until(lambda: len(workers_of(found[0])) == 2)
+        wait_until(lambda: len(workers_of(found[0])) == 2)
         yield found
-
-
-def until(found: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def workers_of(one: "subprocess.Popen[bytes]") -> list[int]:
@@ -244,17 +234,17 @@ def asked_apart(address: str, count: int = 24) -> set[int]:
     return found
 
 
-def test_a_promotion_and_its_rollback_are_live_in_each_process_within_five_seconds(
+def test_a_promotion_and_its_rollback_go_live_in_each_process(
     shop: Shop, two: tuple["subprocess.Popen[bytes]", str]
 ) -> None:
     _, address = two
-    until(lambda: len(asked_apart(address)) == 1)
+    wait_until(lambda: len(asked_apart(address)) == 1)
     (before,) = asked_apart(address)
     made = crowned(shop.known, shop.folder, shop.p, "live in two")
-    time.sleep(5)
+    wait_until(lambda: asked_apart(address) == {made})
     assert asked_apart(address) == {made}
     shop.known.rollback(decision="back in two", as_of=BEGIN, reasons=["it is only a test"])
-    time.sleep(5)
+    wait_until(lambda: asked_apart(address) == {before})
     assert asked_apart(address) == {before}
 
 
@@ -268,8 +258,8 @@ def test_two_processes_are_one_to_prometheus_also_when_one_has_died(
     assert counted(address) == {begun.pop() + 20}
     victim = workers_of(one)[0]
     os.kill(victim, signal.SIGKILL)
-    until(lambda: len(now := workers_of(one)) == 2 and victim not in now)
-    until(lambda: _well_all(address))
+    wait_until(lambda: len(now := workers_of(one)) == 2 and victim not in now)
+    wait_until(lambda: _well_all(address))
     before = counted(address)
     assert len(before) == 1
     asked_apart(address, 20)

@@ -2,11 +2,9 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ import yaml
 from tests.conftest import KEY
 from tests.tasks.serving.test_app import Shop, shop
 from tests.tasks.serving.test_stream import QUICK, Cluster, cluster, home, lines, source, written
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 __all__ = ["cluster", "home", "shop"]  # the fixtures
@@ -82,7 +81,7 @@ def test_killed_between_any_two_steps_it_answers_every_row_and_journals_none_twi
         cluster.put(*rows[30:])
         found = cluster.take(40)
         one.terminate()
-        assert one.wait(20) == 0
+        assert one.wait(60) == 0
     made = entries(checkout)
     assert made[: len(before)] == before
     assert len(made) == len(set(made)) == 40
@@ -92,26 +91,48 @@ def test_killed_between_any_two_steps_it_answers_every_row_and_journals_none_twi
     assert all(each["score"] == scores[each["id"]] for each in told)
 
 
+CUT = """\
+import os, signal, sys
+from tasks.serving import stream
+
+left = int(sys.argv.pop(1))
+
+def count(frame, event, argument):
+    global left
+    left -= event == "call" and frame.f_code.co_filename.endswith(("stream.py", "journal.py"))
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+handle = stream.Stream._handle
+
+def counted(*args):
+    sys.setprofile(count)
+    return handle(*args)
+
+stream.Stream._handle = counted
+stream.main()
+"""
+
+
 def test_killed_at_any_moment_under_load_it_answers_every_row_and_journals_none_twice(
     shop: Shop, cluster: Cluster, checkout: Path
 ) -> None:
-    draw, count = random.Random(0), 0
-    for _ in range(2):
-        with process(checkout) as one:
-            end = time.monotonic() + 60
-            while len(entries(checkout)) <= count:  # it has begun
+    """Killed after so many of its own calls since it had rows, with more rows waiting."""
+    for calls in (70, 400, 1500):
+        with process(checkout, "-c", CUT, str(calls)) as one:
+
+            def dead(one: "subprocess.Popen[bytes]" = one) -> bool:
                 cluster.put(*lines(shop.asked[:10]))
-                time.sleep(0.1)
-                assert time.monotonic() < end, (checkout / "said.txt").read_text()
-            time.sleep(draw.uniform(0, 0.5))
-            one.kill()
-        count = len(entries(checkout))
+                return one.poll() is not None
+
+            wait_until(dead, log=checkout / "said.txt", every=0.1)
+            assert one.wait() == -signal.SIGKILL, (checkout / "said.txt").read_text()
     with process(checkout) as one:
         cluster.put(*lines(shop.asked[:10]))  # so that there is something left for it
         sent = cluster.put_so_far
         found = cluster.take(sent)
         one.terminate()
-        assert one.wait(20) == 0
+        assert one.wait(60) == 0
     made = [row["source"] for row in written(checkout / "home")]
     assert len(made) == len(set(made)) == sent
     assert {source(each) for each in found} == set(made)
@@ -122,10 +143,10 @@ def test_it_stops_when_told_to_also_when_the_broker_is_away(shop: Shop, cluster:
     with process(checkout) as one:
         cluster.take(4)
         cluster.down()
-        time.sleep(1)
+        wait_until(lambda: "Kafka: " in (checkout / "said.txt").read_text())
         assert one.poll() is None
         one.terminate()
-        assert one.wait(20) == 0
+        assert one.wait(60) == 0
     said = (checkout / "said.txt").read_text()
     assert "Traceback" not in said
     assert len(said.splitlines()) < 15
