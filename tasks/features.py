@@ -4,25 +4,29 @@
 
 The SQL gets a spine (row_id, event_time, spine.columns) and the clean tables no further back than features.lookback;
 it gives back each row_id once, and the features. `compute` is that one call, for training, scoring and serving.
-Every build proves on a few rows that nothing leaks: it hides what was not yet known and computes them again. And it
-proves that the look-back is long enough: a period's first rows must not change with twice of it.
+Every build looks for leaks (tasks/probe.py): at some moments it hides what was not yet known and computes the rows
+before them again. And it proves that the look-back is long enough: a period's first rows must not change with twice of
+it.
 """
 
 import json
 import logging
-import math
 import re
 import shutil
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import checks, contract, periods, sandbox, stage
+from tasks import checks, contract, periods, probe, sandbox, stage
 from tasks.checks import NUMBERS, is_text
 from tasks.contract import columns_sql, literal, quoted
 from tasks.params import Params, spell
 from tasks.periods import Period
+from tasks.probe import Moment, Probed
 from tasks.sql import parquet
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("evergreen")
 CODE = periods.source_of(__file__, checks.__file__, contract.__file__, sandbox.__file__)
+PROBE_CODE = periods.source_of(probe.__file__)  # apart: another way to look for leaks changes no feature
 SQL = Path("tasks/features.sql")  # of the project in whose folder the stage runs, like every other path
 META = ("_event_time", "_known_at", "_label")
 KEY = "_key_"
@@ -52,23 +57,43 @@ def features(p: Params, folder: Path = Path()) -> None:
     """Write <features>/<period>.parquet and <features>/manifest.json. Raises ValueError for SQL that fails or leaks."""
     out = folder / p.paths.features
     shutil.rmtree(out, ignore_errors=True)
-    build(p, folder / p.paths.clean, out, (folder / SQL).read_text(encoding="utf-8"))
-    manifest = _manifest(p, out, folder)
+    sql = (folder / SQL).read_text(encoding="utf-8")
+    probed = build(p, folder / p.paths.clean, out, sql)
+    unseen = static_tables(p, sql)
+    manifest = _manifest(p, out, folder) | {"probes": {**asdict(probed), "unseen": unseen}}
     for warning in manifest["warnings"]:
         log.warning(warning)
     log.info("%s rows, %s features", f"{manifest['rows']:,}", len(manifest["columns"]))
+    log.info(probe.describe(probed, unseen))
     periods.publish_json(out / "manifest.json", manifest)
 
 
-def build(p: Params, clean: Path, out: Path, sql: str) -> None:
-    """The features of every period of the spine's table, from the cache where nothing that they read has changed."""
+def build(p: Params, clean: Path, out: Path, sql: str) -> Probed:
+    """The features of every period of the spine's table, from the cache where nothing that they read has changed.
+
+    Returns how much was probed for leaks. Raises ValueError for SQL that fails or leaks.
+    """
     check_sql(p, sql)
-    tables = open_tables(p, clean)
+    tables, at_least = open_tables(p, clean), p.features.leak_probes
     todo = [period for period, _ in tables.timed[p.spine.table]]
-    for period, probes in zip(todo, _spread(p.features.leak_probes, len(todo)), strict=True):
-        job = Job(p, tables, period, sql, probes, look_further=bool(probes) and period in todo[-2:])
-        if periods.cached(job.key(), {out / f"{period.name}.parquet": "rows.parquet"}, job.make):
-            log.info("%s computed", period.name)
+
+    def job_of(place: int) -> Job:
+        return Job(p, tables, todo[place], sql, look_further=at_least > 0 and place >= len(todo) - 2)
+
+    plan = probe.plan_moments(
+        cache(lambda place: job_of(place).read_times()),
+        [period.name for period in todo],
+        at_least=at_least,
+        lead=p.features.lead,
+    )
+    results = []
+    for place, alone in enumerate(probe.spread_evenly(at_least, len(todo))):
+        job = job_of(place)
+        target = out / f"{job.period.name}.parquet"
+        if periods.cached(job.key, {target: "rows.parquet"}, job.make):
+            log.info("%s computed", job.period.name)
+        results.append(job.check(target, plan[place], alone=alone))
+    return Probed(sum(result.moments for result in results), sum(result.rows for result in results))
 
 
 def check_sql(p: Params, sql: str) -> None:
@@ -77,15 +102,16 @@ def check_sql(p: Params, sql: str) -> None:
     sandbox.check_sql(sql, p.sources, columns)
 
 
+def static_tables(p: Params, sql: str) -> list[str]:
+    """The tables without times that the SQL reads: when their rows became known nobody can say."""
+    read = sandbox.tables_read(sql)
+    return [name for name, source in p.sources.items() if source.event_time is None and name.lower() in read]
+
+
 def open_tables(p: Params, clean: Path) -> Tables:
     timed = {name: list(periods.files(clean / name)) for name, source in p.sources.items() if source.event_time}
     static = {name: sorted((clean / name).glob("*.parquet")) for name in p.sources if name not in timed}
     return Tables(clean, timed, static)
-
-
-def _spread(total: int, places: int) -> list[int]:
-    """`total` spread over `places` as evenly as whole numbers go, the newest first."""
-    return [total // places + (places - 1 - i < total % places) for i in range(places)] if places else []
 
 
 @dataclass(frozen=True)
@@ -96,9 +122,9 @@ class Job:
     tables: Tables
     period: Period
     sql: str
-    probes: int = 0
     look_further: bool = False
 
+    @cached_property
     def key(self) -> str:
         p, files = self.p, self._files(self.p.features.lookback)
         contents = [(name, [periods.content(path) for path in paths]) for name, paths in files.items()]
@@ -110,13 +136,43 @@ class Job:
     def make(self, into: Path) -> None:
         import pyarrow.parquet as pq
 
-        con = self._connect(self.p.features.lookback, self.period.end)
-        meta = _take_spine(con, self.p, self.period)
+        con, meta = self._world
         found = compute(con, self.p, self.sql)
-        _refuse_leaks(con, self.p, self.sql, found, _probed(meta, self.probes))
-        if self.look_further:
-            self._refuse_short_lookback(con, found)
         pq.write_table(_beside(meta, found), into / "rows.parquet", compression="zstd")
+
+    def read_times(self) -> probe.Times:
+        """When the period's rows are asked, and when its tables learn something."""
+        files = self._files(timedelta(0))
+        (own,) = (path for period, path in self.tables.timed[self.p.spine.table] if period == self.period)
+        return probe.read_times(own, [files[name] for name in self.tables.timed], self.p.features.lead)
+
+    def check(self, target: Path, moments: Sequence[Moment], *, alone: int) -> Probed:
+        """Look for leaks and for a short look-back in the features at `target`, unless that was done before."""
+
+        def make(into: Path) -> None:
+            con, meta = self._world
+            world = probe.World(con, list(self.tables.timed), lambda: compute(con, self.p, self.sql))
+            stored = _stored(target)
+            probe.refuse_leaks(world, stored, meta["_event_time"], moments, alone=alone)
+            if self.look_further:
+                self._refuse_short_lookback(stored.slice(0, EDGE), meta["_event_time"].to_pylist()[:EDGE])
+            periods.publish_json(into / "probed.json", asdict(probe.count_rows(moments)))
+
+        if not moments and not self.look_further:
+            return Probed(0, 0)
+        entry = periods.key(
+            "probed", self.key, [asdict(each) for each in moments], alone, self.look_further, PROBE_CODE
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            result = Path(scratch, "probed.json")
+            periods.cached(entry, {result: "probed.json"}, make)
+            return Probed(**json.loads(result.read_text()))
+
+    @cached_property
+    def _world(self) -> "tuple[DuckDBPyConnection, pa.Table]":
+        """The period's tables and spine in DuckDB; and its rows' keys, times and labels."""
+        con = self._connect(self.p.features.lookback, self.period.end)
+        return con, _take_spine(con, self.p, self.period)
 
     def _files(self, lookback: timedelta) -> dict[str, list[Path]]:
         """The files that the period's features may depend on."""
@@ -140,24 +196,18 @@ class Job:
             con.execute(f"CREATE TEMP TABLE {quoted(name)} AS FROM {parquet(paths)} WHERE {where}")
         return con
 
-    def _refuse_short_lookback(self, con: "DuckDBPyConnection", found: "pa.Table") -> None:
+    def _refuse_short_lookback(self, first: "pa.Table", event_times: Sequence[datetime]) -> None:
         """The period's first rows look back furthest: with twice the look-back they must come out the same."""
-        rows = con.execute(f"SELECT event_time FROM spine ORDER BY row_id LIMIT {EDGE}").fetchall()
-        if not rows:
-            return
         lookback = 2 * self.p.features.lookback
-        wide = self._connect(lookback, rows[-1][0] + timedelta(microseconds=1))
+        wide = self._connect(lookback, event_times[-1] + timedelta(microseconds=1))
         _take_spine(wide, self.p, self.period)
-        again = compute(wide, self.p, self.sql)
-        for name in found.column_names:
-            for place, (event_time,) in enumerate(rows):
-                near, far = found[name][place].as_py(), again[name][place].as_py()
-                if not _same(near, far):
-                    raise ValueError(
-                        f"features.sql looks back further than features.lookback ({spell(self.p.features.lookback)}): "
-                        f"`{name}` of the row at {event_time} is {near}, but {far} with {spell(lookback)} of history. "
-                        "Bound its window, or lengthen features.lookback."
-                    )
+        again = compute(wide, self.p, self.sql).slice(0, len(first))
+        for name, found in probe.find_differences(first, again).items():
+            raise ValueError(
+                f"features.sql looks back further than features.lookback ({spell(self.p.features.lookback)}): `{name}` "
+                f"of the row at {event_times[found.place]} is {found.one}, but {found.other} with {spell(lookback)} of "
+                "history. Bound its window, or lengthen features.lookback."
+            )
 
 
 def connect(p: Params) -> "DuckDBPyConnection":
@@ -279,58 +329,12 @@ def cast(name: str, kind: str) -> str:
     return column if kind in ("FLOAT", "DOUBLE") else f"TRY_CAST({column} AS FLOAT) AS {column}"
 
 
-def _probed(meta: "pa.Table", probes: int) -> list[int]:
-    """Places of rows to probe, evenly spread; of those whose outcome is known, for there is something to leak."""
-    if not probes:
-        return []
-    known = [place for place, there in enumerate(meta["_known_at"].is_valid().to_pylist()) if there]
-    known = known or list(range(len(meta)))
-    step = max(len(known) // probes, 1)
-    return known[step // 2 :: step][:probes]
+def _stored(path: Path) -> "pa.Table":
+    """The features of a period's file, without the columns that stand beside them."""
+    import pyarrow.parquet as pq
 
-
-def _refuse_leaks(con: "DuckDBPyConnection", p: Params, sql: str, found: "pa.Table", places: list[int]) -> None:
-    """Compute a few rows again with all hidden that was not known when they were asked. Raises on a difference."""
-    for place in places:
-        asked = _hide_later_rows(con, p, place + 1)
-        again = compute(con, p, sql)
-        for name in found.column_names:
-            bulk, alone = found[name][place].as_py(), again[name][0].as_py()
-            if not _same(bulk, alone):
-                raise ValueError(
-                    f"features.sql leaks: `{name}` of the row at {asked + p.features.lead} is {bulk}, but {alone} when "
-                    f"all that was not known by {asked} is hidden. Compare known_at with event_time - lead."
-                )
-        _show_all(con, p)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Equal, but for the last digits: sums of fractions come out in another order."""
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
-    return bool(one == other)
-
-
-def _hide_later_rows(con: "DuckDBPyConnection", p: Params, row_id: int) -> datetime:
-    """Put views that show what was known when one row was asked over the tables; the spine shows that row alone."""
-    when = f"SELECT event_time - getvariable('lead') FROM spine WHERE row_id = {row_id}"
-    asked: datetime = con.execute(when).fetchall()[0][0]
-    con.execute("ALTER TABLE spine RENAME TO _spine")
-    con.execute(f"CREATE TEMP VIEW spine AS FROM _spine WHERE row_id = {row_id}")
-    for name in _timed(p):
-        con.execute(f"ALTER TABLE {quoted(name)} RENAME TO {quoted('_' + name)}")
-        con.execute(f"CREATE TEMP VIEW {quoted(name)} AS FROM {quoted('_' + name)} WHERE known_at <= {_sql(asked)}")
-    return asked
-
-
-def _show_all(con: "DuckDBPyConnection", p: Params) -> None:
-    for name in ["spine", *_timed(p)]:
-        con.execute(f"DROP VIEW {quoted(name)}")
-        con.execute(f"ALTER TABLE {quoted('_' + name)} RENAME TO {quoted(name)}")
-
-
-def _timed(p: Params) -> list[str]:
-    return [name for name, source in p.sources.items() if source.event_time]
+    table = pq.read_table(path)
+    return table.select([name for name in table.column_names if not name.startswith("_")])
 
 
 def _beside(meta: "pa.Table", found: "pa.Table") -> "pa.Table":

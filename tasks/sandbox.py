@@ -67,6 +67,13 @@ def _check(sql: str, tables: frozenset[str], columns: frozenset[str]) -> None:
             _check_column(node["column_names"], line, columns)
 
 
+@lru_cache(maxsize=32)
+def tables_read(sql: str) -> frozenset[str]:
+    """The names, in small letters, of what the SQL reads from."""
+    nodes = (node for node, _ in _nodes(_parse(sql), 0) if node.get("type") == "BASE_TABLE")
+    return frozenset(node["qualified_name"]["path"][-1].lower() for node in nodes)
+
+
 def _parse(sql: str) -> Any:
     """The SQL as a tree. Raises ValueError for what is no SQL, or not one SELECT."""
     import duckdb

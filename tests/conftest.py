@@ -260,7 +260,7 @@ def raw_params(task: Task, days: int) -> dict[str, Any]:
         "clean": {"max_bad_share": 0.02},
         "spine": {"table": "orders", "columns": ["number", "email", "store", "amount", "distance"]},
         "label": {"task": task, "expression": LABELS[task], "deadline": "1d"},
-        "features": {"lead": "1h", "lookback": "3d", "leak_probes": 3},
+        "features": {"lead": "1h", "lookback": "3d", "leak_probes": 1},
         "split": {"holdout": "14d", "folds": 2, "fold": "7d", "window": None},
         "tune": {
             "trials": 4,

@@ -299,7 +299,9 @@ def made(make_world: World, cleaned: Path) -> Made:
 
 
 def entries(made: Made) -> set[str]:
-    return {path.name for path in (made.folder.parent / "periods").glob("??/*")}
+    """The cached periods, whatever the stage; what was probed of them (tasks/probe.py) is not among them."""
+    folders = (made.folder.parent / "periods").glob("??/*")
+    return {path.name for path in folders if not (path / "probed.json").exists()}
 
 
 def manifest(made: Made) -> dict[str, Any]:
@@ -573,9 +575,3 @@ def test_a_table_without_rows_is_empty_and_spoken_of(made: Made, caplog: pytest.
 def test_reading_a_folder_without_features_tells_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no feature rows: run the stages before this one \(dvc repro\)"):
         features.read(tmp_path)
-
-
-def test_probes_are_spread_over_the_newest_periods_first() -> None:
-    assert features._spread(6, 4) == [1, 1, 2, 2]
-    assert features._spread(2, 4) == [0, 0, 1, 1]
-    assert features._spread(3, 0) == []
