@@ -533,25 +533,31 @@ def refuse_beyond(p: Params, journal: Journal, as_of: datetime, *, force: bool) 
 def asked(journal: Journal, *, answered: set[str], p: Params) -> list[str]:
     """The ids of the decisions to retrain that were answered, or may be about to be."""
     return [
-        *(row["id"] for row in _wanted(journal) if row["id"] in answered),
+        *(row["id"] for row in wanted(journal) if row["id"] in answered),
         *pending(journal, answered=answered, p=p),
     ]
 
 
 def pending(journal: Journal, *, answered: set[str], p: Params) -> list[str]:
     """The ids of those said so lately that an answer may be under way: an event that got lost is said again."""
-    waits = p.gate.approval_within if p.gate.approval == "required" else timedelta(0)
-    listed = _wanted(journal, since=datetime.now(UTC).replace(tzinfo=None) - max(AGAIN, waits))
+    listed = wanted(journal, since=datetime.now(UTC).replace(tzinfo=None) - patience(p))
     return [row["id"] for row in listed if row["id"] not in answered]
+
+
+def patience(p: Params) -> timedelta:
+    """How long a decision waits for its answer before it is said again, by the clock on the wall."""
+    waits = p.gate.approval_within if p.gate.approval == "required" else timedelta(0)
+    return max(AGAIN, waits)
 
 
 def wanted_lately(journal: Journal) -> list[tuple[str, str]]:
     """The id and the reasons of each decision to retrain of the last 30 days of the clock on the wall."""
-    listed = _wanted(journal, since=datetime.now(UTC).replace(tzinfo=None) - policy.MONTH)
+    listed = wanted(journal, since=datetime.now(UTC).replace(tzinfo=None) - policy.MONTH)
     return list({row["id"]: row["reasons"] for row in listed}.items())
 
 
-def _wanted(journal: Journal, *, since: datetime = datetime.min) -> list[dict[str, Any]]:
+def wanted(journal: Journal, *, since: datetime = datetime.min) -> list[dict[str, Any]]:
+    """The rows of the decisions to retrain that were said after `since`, by the clock on the wall."""
     rows = journal.read("decisions").to_pylist()
     return [row for row in rows if row["action"] == "retrain" and row["made_at"] > since]
 

@@ -114,6 +114,15 @@ class Entry:
     detail: Mapping[str, Any] = field(default_factory=dict)
     made_at: datetime | None = None  # set by append
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it answers a decision without a candidate: the retrain failed, or the gate would not look yet."""
+        return self.mark == "verdict" and self.run is None and self.detail.get("look") is False
+
+    @property
+    def is_fault(self) -> bool:
+        return self.is_empty and self.detail.get("failed") is True
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -687,9 +696,16 @@ class Registry:
         return {line.decision for line in self.ledger() if line.mark in ANSWERS}
 
     def retrains(self) -> list[datetime]:
-        """The event times of the candidates that were made; a challenger that is promoted was made before."""
-        judged = [line for line in self.ledger() if line.mark in ("verdict", "intent")]
+        """The event times of the candidates that were made; a challenger that is promoted was made before, and a
+        retrain that failed made none."""
+        judged = [line for line in self.ledger() if line.mark in ("verdict", "intent") and not line.is_empty]
         return sorted({line.as_of for line in judged if line.mark == "verdict" or line.version is None})
+
+    def unmade(self) -> list[Entry]:
+        """The answers without a candidate since one was last made, oldest first."""
+        answers = [line for line in self.ledger() if line.mark in ("verdict", "intent")]
+        made = [place for place, line in enumerate(answers) if not line.is_empty]
+        return answers[made[-1] + 1 :] if made else answers
 
     def looks(self, champion: int | None) -> int:
         """How often a candidate was compared with this version, since it first became champion: also before a rollback

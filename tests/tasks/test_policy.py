@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.params import Policy
-from tasks.policy import Signal, decide
+from tasks.policy import FIRST_REST, LONGEST_REST, Signal, decide, decide_first, rest_after_faults
 
 DAY = timedelta(days=1)
 NOW = datetime(2013, 9, 1)
@@ -166,3 +166,77 @@ def test_a_newest_window_that_was_not_measured_says_why() -> None:
     policy = POLICY.model_copy(update={"signals": ["drift"]})
     (reason,) = decide([newest], as_of=NOW, version=1, policy=policy).reasons
     assert reason == "drift: the newest window is no evidence. Drift: 3 rows are too few."
+
+
+# --- retrains that failed
+
+
+def test_after_a_retrain_that_failed_the_same_alarms_ask_anew_without_cool_down_and_budget() -> None:
+    first = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
+    unmade = [first.id, "another", "a third"]
+    again = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY, asked=[first.id], unmade=unmade)
+    assert again.retrains
+    assert again.id != first.id
+
+
+def test_what_the_gate_would_refuse_or_has_just_failed_waits_and_is_asked_for_later_under_its_id() -> None:
+    waits = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY, refusal="Not before Monday.")
+    assert (waits.action, waits.reasons[0]) == ("wait", "Not before Monday.")
+    later = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
+    assert (later.action, later.id) == ("retrain", waits.id)
+
+
+def test_the_rest_after_faults_doubles_up_to_a_week_and_then_ends() -> None:
+    hour, rests = timedelta(hours=1), []
+    assert rest_after_faults([], NOW) is None
+    for count in range(1, 9):
+        faults = [NOW - place * DAY for place in range(count)]
+        rest = next(length * hour for length in range(1000) if rest_after_faults(faults, NOW + length * hour) is None)
+        rests.append(rest)
+    assert rests[0] == FIRST_REST
+    assert rests == [min(FIRST_REST * 2**place, LONGEST_REST) for place in range(8)]
+    assert rest_after_faults([NOW] * 1000, NOW + LONGEST_REST) is None
+    assert "from 2013-09-01 06:00 UTC on" in str(rest_after_faults([NOW], NOW))
+
+
+def test_retrains_that_always_fail_are_asked_for_a_bounded_number_of_times() -> None:
+    """A year of hourly looks at an alarm that lasts, each retrain answered with a fault at once."""
+    faults: list[tuple[str, datetime]] = []
+    for hour in range(365 * 24):
+        now = NOW + timedelta(hours=hour)
+        refusal = rest_after_faults([moment for _, moment in faults], now)
+        unmade = [decision for decision, _ in faults]
+        found = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY, unmade=unmade, refusal=refusal)
+        if found.retrains:
+            faults.append((found.id, now))
+    assert len(faults) == len(set(faults))
+    assert 52 <= len(faults) <= 5 + 365 / 7 + 1
+
+
+# --- a first model
+
+
+@pytest.mark.parametrize(
+    ("given", "action", "reason"),
+    [
+        ({}, "retrain", "a first model is wanted"),
+        ({"retrains": [NOW - DAY]}, "retrain", "a first model is wanted"),  # its back-off comes as a refusal
+        ({"refusal": "The gate backs off."}, "wait", "The gate backs off."),
+        ({"pending": ["x"]}, "wait", "The retrain of decision x is not answered yet"),
+        ({"retrains": [NOW - 20 * DAY, NOW - 25 * DAY]}, "wait", "policy.budget is 2"),
+    ],
+)
+def test_where_no_version_serves_a_first_model_is_asked_for(given: dict[str, Any], action: str, reason: str) -> None:
+    decision = decide_first(as_of=NOW, policy=POLICY, **given)
+    assert decision.action == action
+    assert reason in decision.reasons[0]
+
+
+def test_a_first_model_is_asked_for_once_for_each_candidate_and_fault() -> None:
+    first = decide_first(as_of=NOW, policy=POLICY)
+    assert decide_first(as_of=NOW + DAY, policy=POLICY, asked=[first.id]).action == "wait"
+    made = decide_first(as_of=NOW + DAY, policy=POLICY, asked=[first.id], retrains=[NOW])
+    failed = decide_first(as_of=NOW + DAY, policy=POLICY, asked=[first.id], unmade=[first.id])
+    assert made.retrains
+    assert failed.retrains
+    assert len({first.id, made.id, failed.id}) == 3
