@@ -261,7 +261,9 @@ class Gate(Section):
     seed: int = Field(1, ge=0, le=SEED)
 
 
-Name = Annotated[str, _spelled_as(r"[^\W_][\w .-]{0,199}", "a name is letters, digits, blanks, and . _ -")]
+Name = Annotated[
+    str, _spelled_as(r"[^\W_][^/:\x00-\x1f]{0,199}", "a name begins with a letter or digit and holds no / and no :")
+]
 
 
 class Registry(Section):
