@@ -12,6 +12,7 @@ from tasks import journal, params, registry
 from tasks import monitor as work
 from tests.conftest import write_params
 from tests.flows.conftest import Project
+from tests.waiting import wait_until
 
 FIRST = datetime(2024, 3, 1)
 DAY = timedelta(days=1)
@@ -98,19 +99,12 @@ def test_one_cause_asks_once(story: Story) -> None:
 
 @pytest.mark.usefixtures("story")
 def test_the_event_carries_the_decision_and_its_time() -> None:
-    import time
-
     from prefect.client.orchestration import get_client
     from prefect.events.filters import EventFilter, EventNameFilter
 
     wanted = EventFilter(event=EventNameFilter(name=[WANTED]))
     with get_client(sync_client=True) as client:
-        for _ in range(60):
-            found = client.read_events(wanted, limit=50).events
-            if found:
-                break
-            time.sleep(0.5)
-    (event,) = found
+        (event,) = wait_until(lambda: client.read_events(wanted, limit=50).events)
     assert event.payload["as_of"] == (FIRST + 14 * DAY).isoformat()
     assert event.resource.id == "evergreen.model.made"
 

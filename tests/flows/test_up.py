@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from flows import automations, servers, up
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 SLEEP = "import time; time.sleep(60)"
@@ -34,16 +34,20 @@ def test_what_lost_its_parent_is_ended_too() -> None:
 
 
 def test_a_process_that_took_over_a_pid_is_left_alone() -> None:
-    process = subprocess.Popen([sys.executable, "-c", SLEEP])
+    echo = [sys.executable, "-c", f"print(input(), flush=True); {SLEEP}"]
+    process = subprocess.Popen(echo, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    assert process.stdin
+    assert process.stdout
     try:
         assert process.pid in up.descendants(os.getpid())
         up.kill({process.pid: "another time"})
-        time.sleep(0.2)
-        assert process.poll() is None
+        process.stdin.write("alive\n")
+        assert process.stdout.readline() == "alive\n"
         up.kill({process.pid: up.descendants(os.getpid())[process.pid]})
-        assert process.wait(10) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
     finally:
         process.kill()
+        process.communicate()
 
 
 def test_a_port_that_is_taken_is_named() -> None:
@@ -67,8 +71,7 @@ def test_a_part_that_will_not_end_is_killed_with_its_children(tmp_path: Path) ->
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {DEAF!r}, sys.argv[1]])"
     mark = f"deaf{os.getpid()}"
     running = servers.start(servers.Part("deaf", ("-c", child, mark), lambda: True, dict(os.environ)), tmp_path)
-    while "up" not in running.log.read_text():
-        time.sleep(0.05)
+    wait_until(lambda: "up" in running.log.read_text())
     servers.stop(running, seconds=0.5)
     assert running.ended()
     assert subprocess.run(["pgrep", "-f", f"SIG_IGN.*{mark}"], stdout=subprocess.DEVNULL).returncode == 1

@@ -5,7 +5,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from tasks import params, stage
 from tests.conftest import raw_params, write_params
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 MAIN = "from tasks import stage; import os, time, sys\n"
@@ -138,10 +138,7 @@ def test_a_program_dies_with_the_parent_that_is_killed(start: Start, before: str
     child = int(parent.stdout.readline())
     assert lives(child)
     parent.kill()
-    ended = time.monotonic() + 20
-    while lives(child) and time.monotonic() < ended:
-        time.sleep(0.05)
-    assert not lives(child)
+    wait_until(lambda: not lives(child))
 
 
 def lives(pid: int) -> bool:

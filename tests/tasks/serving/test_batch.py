@@ -8,10 +8,15 @@ import pytest
 from tasks.serving.batch import Batches
 
 
-def doubling(done: list[list[int]], *, seconds: float = 0.02) -> Batches[int, int]:
+def doubling(done: list[list[int]], begun: asyncio.Event | None = None) -> Batches[int, int]:
+    """Each batch takes a few turns of the loop, in which others may come."""
+
     async def work(items: list[int]) -> Sequence[int]:
         done.append(items)
-        await asyncio.sleep(seconds)
+        if begun:
+            begun.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
         if 13 in items:
             raise ValueError("thirteen")
         return [2 * each for each in items]
@@ -41,9 +46,10 @@ def test_a_bad_one_spoils_nobody_elses_answer() -> None:
 
 def test_nothing_is_done_for_who_has_gone_and_the_rest_is_answered() -> None:
     async def ask() -> list[int]:
-        batches = doubling(done)
+        begun = asyncio.Event()
+        batches = doubling(done, begun)
         first = asyncio.create_task(batches.ask(11))
-        await asyncio.sleep(0.005)  # at work on it
+        await begun.wait()
         gone, stays = asyncio.create_task(batches.ask(1)), asyncio.create_task(batches.ask(2))
         await asyncio.sleep(0)
         gone.cancel()

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -23,6 +22,7 @@ from tasks.state import State
 from tests.conftest import FEATURES_SQL, raw_params, write_params
 from tests.tasks import small
 from tests.tasks.test_predecessor import GOOD_MODEL, LAST, POOR_MODEL, Shop
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -303,20 +303,13 @@ def test_a_champion_that_cannot_be_copied_does_not_hold_up_the_challenger(
 # --- a keeper that lives
 
 
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_a_keeper_that_ends_is_begun_anew_and_ends_with_the_server(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     script = f"import os; open({str(begun)!r}, 'a').write(f'{{os.getpid()}} '); import time; time.sleep(60)"
     with process.kept([sys.executable, "-c", script], pause=0.01):
-        until(lambda: begun.exists() and begun.read_text().count(" ") == 1)
+        wait_until(lambda: begun.exists() and begun.read_text().count(" ") == 1)
         os.kill(int(begun.read_text()), 9)
-        until(lambda: begun.read_text().count(" ") == 2)
+        wait_until(lambda: begun.read_text().count(" ") == 2)
         last = int(begun.read_text().split()[-1])
     with pytest.raises(ProcessLookupError):
         os.kill(last, 0)
@@ -326,7 +319,7 @@ def test_a_keeper_that_cannot_be_begun_does_not_end_the_server(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with process.kept([str(tmp_path / "none")], pause=0.01):
-        until(lambda: caplog.text.count("it is begun anew") > 2)
+        wait_until(lambda: caplog.text.count("it is begun anew") > 2)
 
 
 def test_each_look_that_finds_all_well_is_told_by_its_age(
@@ -343,9 +336,14 @@ def test_each_look_that_finds_all_well_is_told_by_its_age(
     assert old > 1e9
     (live.folder(tmp_path) / "1" / "model.ubj").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "fetch", fails)
-        enough = time.monotonic() + 0.5
-        looks(p, tmp_path, lambda: time.monotonic() > enough)
+        asked: list[int] = []
+
+        def fail(known: Registry, version: registry.Version, *more: object) -> Path:
+            asked.append(version.number)
+            return fails(known, version, *more)
+
+        patch.setattr(Registry, "fetch", fail)
+        looks(p, tmp_path, lambda: len(asked) >= 3)
     assert (keeper.age(tmp_path) or 0) > 1e9
     looks(p, tmp_path, lambda: (keeper.age(tmp_path) or 0) < 60)
 
@@ -356,7 +354,7 @@ def looks(p: Params, home: Path, holds: Callable[[], bool]) -> None:
     thread = threading.Thread(target=keeper.watch, args=[p, home, stop])
     thread.start()
     try:
-        until(holds)
+        wait_until(holds)
     finally:
         stop.set()
         thread.join()

@@ -4,14 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import raw_params, write_params
+from tests.waiting import wait_until
 
 MARK = "EVERGREEN_TEST_MARK"
 ROOT = Path(__file__).parents[3]
@@ -30,13 +29,6 @@ def marked(mark: str) -> dict[int, str]:
     return {pid: command for pid, command in commands.items() if command}  # a zombie has none
 
 
-def wait_until(holds: Callable[[], object], seconds: float = 30.0) -> bool:
-    end = time.monotonic() + seconds
-    while not holds() and time.monotonic() < end:
-        time.sleep(0.02)
-    return bool(holds())
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks for processes in /proc")
 @pytest.mark.parametrize(("workers", "moment"), [(1, "the keeper begins"), (1, "it serves"), (2, "it serves")])
 def test_nothing_outlives_an_api_that_is_killed(tmp_path: Path, workers: int, moment: str) -> None:
@@ -50,12 +42,12 @@ def test_nothing_outlives_an_api_that_is_killed(tmp_path: Path, workers: int, mo
         command = [sys.executable, "-m", "tasks.serving", "--port", "0"]
         api = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=out, stderr=out)
     try:
-        assert wait_until(lambda: any("keeper" in command for command in marked(mark).values())), log.read_text()
+        wait_until(lambda: any("keeper" in command for command in marked(mark).values()), log=log)
         if moment == "it serves":
-            assert wait_until(lambda: log.read_text().count("startup complete") == workers), log.read_text()
+            wait_until(lambda: log.read_text().count("startup complete") == workers, log=log)
         api.kill()
         api.wait()
-        assert wait_until(lambda: not marked(mark)), marked(mark)
+        wait_until(lambda: not marked(mark))
     finally:
         api.kill()
         api.wait()
