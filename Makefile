@@ -3,7 +3,12 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-HOME_DIR := $(or $(EVERGREEN_HOME),.evergreen)
+# Folders may have any letters, spaces among them, so no path is a target or goes through $(abspath): the shell makes
+# paths whole, and programs are started as `python -m`, since a script of .venv names the folder that it was made in.
+quote = '$(subst ','\'',$(1))'
+HOME_DIR := $(or $(value EVERGREEN_HOME),.evergreen)
+HOME_PATH := $(shell home=$(call quote,$(HOME_DIR)); [[ $$home = /* ]] || home=$$PWD/$$home; printf %s "$$home")
+IN_HOME := home=$(call quote,$(HOME_PATH))
 
 # Nothing phones home, and a client that gets no answer says so within seconds.
 export DO_NOT_TRACK := true
@@ -11,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_HTTP_REQUEST_MAX_RETRIES := 2
-export PREFECT_HOME := $(abspath $(HOME_DIR))/prefect
+export PREFECT_HOME := $(HOME_PATH)/prefect
 export MPLBACKEND := Agg
 # Nothing on this machine is asked by way of a proxy; tasks/__init__.py does the same for programs without make.
 ifneq ($(strip $(HTTP_PROXY)$(http_proxy)$(HTTPS_PROXY)$(https_proxy)$(ALL_PROXY)$(all_proxy)),)
@@ -31,6 +36,8 @@ help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: .venv/.ready key  ## make .venv from the lock, and a key for pseudonyms
+	@(. $(BIN)/activate && [[ $$VIRTUAL_ENV -ef .venv ]]) || echo "this checkout was moved or copied: make works, but the \
+	scripts of .venv (activate, dvc, prefect) belong to the old place. rm -rf .venv && make setup makes them anew." >&2
 
 .venv/.ready: requirements-dev.lock
 	@echo "setting up .venv (once; a minute or so)"
@@ -40,9 +47,9 @@ setup: .venv/.ready key  ## make .venv from the lock, and a key for pseudonyms
 	"$$UV" pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock
 	@touch $@
 
-key: $(HOME_DIR)/pii.key
-$(HOME_DIR)/pii.key:
-	@mkdir -p $(HOME_DIR) && (umask 077 && $(PYTHON) -c "import secrets; print(secrets.token_hex(32))" > $@.new) && mv $@.new $@
+key:
+	@$(IN_HOME); test -e "$$home/pii.key" || { mkdir -p "$$home/prefect" && (umask 077 && \
+	  $(PYTHON) -c "import secrets; print(secrets.token_hex(32))" > "$$home/pii.key.new") && mv "$$home/pii.key.new" "$$home/pii.key"; }
 
 demo: setup  ## live through months of real flights: a first model, drift, a retrain, a rollback
 	@$(BIN)/python -m flows.demo
@@ -51,7 +58,7 @@ up: setup  ## Prefect, MLflow, Evidently and a worker on 127.0.0.1, until Ctrl-C
 	@exec $(BIN)/python -m flows.up $(PORTS)
 
 repro: setup  ## the pipeline by hand: dvc repro in this checkout
-	@PATH="$(abspath $(BIN)):$$PATH" dvc repro
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m dvc repro
 
 test: setup  ## the fast tests, under 8 minutes on 2 cores
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not faults"
@@ -60,7 +67,8 @@ test-faults: setup  ## kills, locks, full disks, the loop on real servers: under
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m faults
 
 check: setup  ## format, lint, types, the import contract
-	@$(BIN)/ruff format --check -q . && $(BIN)/ruff check -q . && $(BIN)/mypy && $(BIN)/lint-imports
+	@$(BIN)/python -m ruff format --check -q . && $(BIN)/python -m ruff check -q . && $(BIN)/python -m mypy && \
+	$(BIN)/python -c "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
 
 bench: setup  ## every bar, measured side by side → reports/bench.json
 	@$(BIN)/python -m tests.benchmarks
@@ -74,11 +82,10 @@ deploy: setup  ## put prefect.yaml's deployments on the server at PREFECT_API_UR
 	@$(BIN)/python -m flows.deploy $(if $(SCHEDULES),--schedules)
 
 ui-mlflow: setup  ## the MLflow UI on http://127.0.0.1:5000
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
-	  --backend-store-uri sqlite:///$(abspath $(HOME_DIR))/mlflow.db --no-serve-artifacts --default-artifact-root file://$(abspath $(HOME_DIR))/mlartifacts
+	@exec $(BIN)/python -m flows.servers
 
 ui-prefect: setup  ## the Prefect UI on http://127.0.0.1:4200
-	@$(BIN)/prefect server start --host 127.0.0.1 --port 4200
+	@exec $(BIN)/python -m prefect server start --host 127.0.0.1 --port 4200
 
 gc: setup  ## what could be freed; DO=1 frees it; where it refuses and that is meant: NO_VERSIONS=1, SHARED_CACHE=1
 	@$(BIN)/python -m tasks.gc $(if $(DO),--do) $(if $(NO_VERSIONS),--no-versions) $(if $(SHARED_CACHE),--shared-cache)

@@ -1,5 +1,7 @@
 """servers: the programs that stand while flows run, on ports of 127.0.0.1: how each is started, asked and stopped.
 
+    python -m flows.servers    # MLflow alone, on the home's registry: make ui-mlflow
+
 What stands together, and for how long, is said in flows/up.py and flows/demo.py. Neither prefect nor mlflow nor
 evidently is imported here: whoever starts them only waits for them, and that should cost no memory.
 """
@@ -29,6 +31,7 @@ HOST = "127.0.0.1"
 START = 180.0  # seconds that a part may take until it answers: ten or so, more on a busy machine
 STOP = 10.0  # seconds that it may take to end when it is asked to
 WORKER = "evergreen"  # its name
+MLFLOW_PORT = 5000  # MLflow's own default
 QUIET = {  # nothing phones home, and a client that gets no answer says so within seconds
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -223,3 +226,14 @@ def server() -> Iterator[str]:
         yield api
     finally:
         stop(running)
+
+
+def show_mlflow(home: Path) -> None:
+    """Become MLflow's server for a home, on its usual port."""
+    relocate.relocate_home(home)
+    part = mlflow(free_port(MLFLOW_PORT), home, {**QUIET, **os.environ})
+    os.execve(sys.executable, [sys.executable, *part.arguments], dict(part.env))
+
+
+if __name__ == "__main__":
+    show_mlflow(params.home())

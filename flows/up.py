@@ -35,7 +35,7 @@ DEPLOY = 120.0
 @dataclass(frozen=True)
 class Ports:
     prefect: int = 4200
-    mlflow: int = 5000
+    mlflow: int = servers.MLFLOW_PORT
     evidently: int = 8000
     api: int = 8080
 

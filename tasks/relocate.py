@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import sysconfig
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -38,6 +39,11 @@ def sqlite_uri(database: Path) -> str:
         raise ValueError(
             f"the path of MLflow's database must hold no question mark, but it is {database}. Rename that folder, or "
             "set EVERGREEN_HOME to another."
+        )
+    if "%" in (library := sysconfig.get_path("purelib")):
+        raise ValueError(
+            f"the path of the Python environment must hold no %, since MLflow cannot make its tables then, but it is "
+            f"{library}. Move or rename that folder, or set MLFLOW_TRACKING_URI to a server."
         )
     return f"{PREFIX}{database}"
 

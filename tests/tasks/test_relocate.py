@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import sqlite3
+import sysconfig
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,9 @@ def test_a_database_that_is_not_mlflows_or_not_there_is_left_alone(tmp_path: Pat
 def test_a_path_that_no_address_holds_is_refused() -> None:
     with pytest.raises(ValueError, match="must hold no question mark"):
         relocate.sqlite_uri(Path("/home/what?/mlflow.db"))
+
+
+def test_an_environment_in_which_mlflow_cannot_make_its_tables_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: "/home/100%/.venv/lib")
+    with pytest.raises(ValueError, match="environment must hold no %"):
+        relocate.sqlite_uri(Path("/home/mlflow.db"))
