@@ -10,6 +10,8 @@ alone: in this process, whatever its environment says, and in the job variables 
 
 import os
 
+from flows.orphans import outlive_worker
+
 HEARTBEAT_S = 30  # the shortest that Prefect allows; its own default is 180
 HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
 PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "7"}  # waits of 2, 4, 8 ... s: four minutes; Prefect's own 5 are one minute
@@ -22,3 +24,4 @@ for _name, _value in (
 ):
     os.environ.setdefault(_name, _value)
 os.environ.update(HEARTBEAT)
+outlive_worker()

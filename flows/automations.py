@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Crashed
 
 from flows import HEARTBEAT_S
+from flows.ticks import SKIPPED
 
 SILENCE = timedelta(seconds=5 * HEARTBEAT_S)  # so long that a server may be away for a minute, and nobody is missed
 ONCE = timedelta(minutes=10)  # a worker may report one death twice
@@ -29,7 +30,7 @@ LEFT = "left behind by a worker that is gone"
 BEAT = "prefect.flow-run.heartbeat"
 DIED = "prefect.flow-run.Crashed"
 BEGAN = {f"prefect.flow-run.{state}" for state in ("Pending", "Running")}
-ENDED = {DIED, *(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled"))}
+ENDED = {DIED, *(f"prefect.flow-run.{state}" for state in ("Completed", SKIPPED, "Failed", "Cancelled"))}
 ANY: dict[str, str | list[str]] = {"prefect.resource.id": ["prefect.flow-run.*"]}
 OURS: dict[str, str | list[str]] = {  # others on this server may send their heartbeats as they like
     "prefect.resource.role": "tag",

@@ -1,21 +1,26 @@
-"""ticks: a run that a schedule starts while the one before it is under way ends at once, as Cancelled.
+"""ticks: a run that a schedule starts while the one before it is under way ends at once, as Skipped.
 
-The next tick does what this one leaves. A run that somebody asks for waits its turn instead.
+The next tick does what this one leaves. A run that somebody asks for waits its turn instead. Skipped is a name of the
+type Completed: a state of the type Cancelled ends the run's process with a traceback and status 1, which a pool of
+containers takes for a failed job and starts again.
 """
 
 from typing import Any
 
 from prefect.context import FlowRunContext
-from prefect.states import Cancelled
+from prefect.states import Completed
 
 from tasks import params, pipeline
+
+SKIPPED = "Skipped"
 
 
 def skip_if_busy(name: str) -> Any:
     """The state for a scheduled run of a flow that is under way to return, which Prefect then ends it in; None: go
     on."""
     if is_scheduled() and pipeline.is_run_under_way(params.home(), name=name):
-        return Cancelled(message=f"another run of {name} is under way: the next tick does what this one leaves")
+        message = f"another run of {name} is under way: the next tick does what this one leaves"
+        return Completed(name=SKIPPED, message=message)
     return None
 
 

@@ -1,21 +1,27 @@
 """An ordinary Prefect server and worker, with their default settings: deployed to, killed, and run against."""
 
-import os
-import signal
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Scheduled
 
-from flows import HEARTBEAT, automations, servers
+from flows import HEARTBEAT, automations
+from tasks import pipeline
 from tests.faults.test_worker_faults import of
+from tests.flows import kills
 from tests.flows.station import Station, station, until
 from tests.flows.test_loop import made
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 ATTEMPTS = 1
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +61,18 @@ def process_of(here: Station, run: FlowRun) -> int | None:
 def test_a_server_that_is_killed_in_mid_run_leaves_no_place_taken(here: Station) -> None:
     run = here.ask("score")
     until(lambda: here.client.read_flow_run(run.id).state_name == "Running", 60, here.worker.log)
-    port = int(here.env["PREFECT_API_URL"].split(":")[2].split("/")[0])
-    os.kill(here.running[0].process.pid, signal.SIGKILL)
-    here.running[0].process.wait()
-    here.running[0] = servers.start(servers.prefect(port, here.env), here.home / "logs-again")
-    servers.wait(here.running[0])
+    kills.restart_server(here)
     here.completed(run)
-    limits = here.client.read_global_concurrency_limits(limit=50, offset=0)
-    assert [limit.name for limit in limits if limit.active_slots] == []
+    assert kills.taken_places(here) == []
     here.run("score")
+
+
+def test_a_run_outlives_its_worker(here: Station) -> None:
+    run = here.ask("score")
+    until(lambda: here.client.read_flow_run(run.id).state_name == "Running", 60, here.worker.log)
+    kills.restart_worker(here)
+    assert here.completed(run).run_count == 1
+    assert kills.taken_places(here) == []
 
 
 def test_a_retrain_that_dies_before_its_first_line_is_tried_so_often_and_no_oftener(here: Station) -> None:
@@ -86,3 +95,39 @@ def crashed(here: Station) -> list[FlowRun] | None:
     runs = here.runs("retrain")
     done = len(runs) >= ATTEMPTS + 2 and all(run.state_name == "Crashed" for run in runs)
     return runs if done else None
+
+
+# --- ticks
+
+
+def test_a_tick_beside_a_longer_run_is_skipped_without_an_error_and_the_next_does_its_work(here: Station) -> None:
+    log = here.worker.log.stat().st_size
+    with pipeline.only_run(here.home, name="score"), pipeline.only_run(here.home, name="monitor"):
+        ticks = {name: tick(here, name) for name in ("score", "monitor")}
+        skipped = {name: here.ended(run) for name, run in ticks.items()}
+    for name, run in skipped.items():
+        assert (run.state_type, run.state_name) == (StateType.COMPLETED, "Skipped")
+        assert f"another run of {name} is under way" in str(run.state and run.state.message)
+        assert count_task_runs(here, run) == 0
+    following = here.completed(tick(here, "monitor"))
+    assert count_task_runs(here, following) == 1
+    text = here.worker.log.read_bytes()[log:].decode()
+    assert "Traceback" not in text
+    assert "status code" not in text  # of a process that failed
+
+
+def tick(here: Station, name: str) -> FlowRun:
+    """A run as a schedule starts it. No client may say so: it is noted in the server's database before it is due."""
+    deployment = here.client.read_deployment_by_name(f"{name}/{name}").id
+    run = here.client.create_flow_run_from_deployment(
+        deployment, state=Scheduled(scheduled_time=datetime.now(UTC) + HOUR)
+    )
+    with closing(sqlite3.connect(here.home / "prefect" / "prefect.db", timeout=30)) as database, database:
+        database.execute("UPDATE flow_run SET auto_scheduled = 1 WHERE id = ?", [str(run.id)])
+    here.client.set_flow_run_state(run.id, Scheduled(), force=True)
+    assert here.client.read_flow_run(run.id).auto_scheduled
+    return run
+
+
+def count_task_runs(here: Station, run: FlowRun) -> int:
+    return len(here.client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))))
