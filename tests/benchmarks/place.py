@@ -105,6 +105,12 @@ class Bench:
         shutil.copytree(of.root, self._scratch / str(self._made), symlinks=True)
         return Checkout(self._scratch / str(self._made))
 
+    def folder(self, name: str) -> Path:
+        """An empty one, for what needs no checkout of this project."""
+        made = self._scratch / name
+        made.mkdir()
+        return made
+
     @cached_property
     def _base(self) -> Path:
         base = self._scratch / "base"
