@@ -26,6 +26,7 @@ from flows import approval
 from flows.alert import alert
 from flows.forms import hide_from_form
 from flows.network import NETWORK
+from flows.skew import compare_features
 from tasks import clock, gate, journal, judge, params, pipeline, record, registry, sizes, state, survey
 from tasks.gate import Verdict
 from tasks.params import Params
@@ -107,6 +108,7 @@ def retrain(
             raise
         known = registry.open_registry(p.registry)
         found = recorded(p, space, known)
+        compare_features(p, space.root, known, return_state=True)  # whatever comes of it, the retrain goes on
         verdict = judged(p, space, known, found)
         tell_who_approves(p, verdict, decision)
         # While a person decides, other retrains wait: they would be judged against a champion that is about to go.

@@ -114,7 +114,7 @@ def _arrived(
         log.warning(
             "the journal has predictions up to %s: it is ahead of %s, and nothing is taken back", ticks[-1], as_of
         )
-    return ~np.isin(entries, _subjects(made.filter(~_is_stale(made)))) & (rows.event_time >= np.datetime64(begin))
+    return ~np.isin(entries, _subjects(without_stale(made))) & (rows.event_time >= np.datetime64(begin))
 
 
 def _begin(champion: Version, as_of: datetime, limit: datetime | None) -> datetime:
@@ -214,6 +214,11 @@ def _is_stale(made: "pa.Table") -> "NDArray[np.bool_]":
     if STALE not in made.column_names:
         return np.zeros(made.num_rows, dtype=bool)
     return np.array([value is True for value in made[STALE].to_pylist()], dtype=bool)
+
+
+def without_stale(made: "pa.Table") -> "pa.Table":
+    """Without the answers of a state that was too old for them: their features lack what was known."""
+    return made.filter(~_is_stale(made))
 
 
 def without_superseded(made: "pa.Table") -> "pa.Table":

@@ -1,0 +1,36 @@
+"""The retrain flow's comparison of the champion's journalled features with the same features computed today."""
+
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.network import NETWORK
+from tasks import journal, skew
+from tasks.params import Params
+from tasks.registry import Registry
+
+
+@task(name="compare features", task_run_name="compare features", cache_policy=NO_CACHE, **NETWORK)
+def compare_features(p: Params, root: Path, registry: Registry) -> skew.Skew | None:
+    """Warn of each feature that the champion predicted with and that comes out otherwise now. The retrain goes on: what
+    was delivered late may change a feature too, and the candidate is judged on its own holdout."""
+    champion = registry.champion()
+    if champion is None:
+        return None
+    book = journal.open_journal(p.journal)
+    try:
+        found = skew.compare(p, root, registry=registry, journal=book, champion=champion)
+    except ValueError as error:
+        get_run_logger().warning("version %s's features cannot be computed again: %s", champion.number, error)
+        return None
+    finally:
+        book.close()
+    say = get_run_logger().warning if found.columns else get_run_logger().info
+    say("%s", " ".join(skew.describe(found)))
+    if found.columns:
+        create_table_artifact(
+            skew.to_rows(found.columns), key="features-differ", description=f"from {found.since} to {found.until}"
+        )
+    return found
