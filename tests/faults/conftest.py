@@ -5,16 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
 from flows import servers
+from tests.waiting import wait_until
 
 
 @dataclass
@@ -36,13 +34,7 @@ class Server:
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         env = {**os.environ, **servers.QUIET, **servers.LEAN}  # as `make up` starts it: no processes for jobs
         self.process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            with suppress(OSError), urlopen(f"{self.uri}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-            time.sleep(0.2)
-        raise TimeoutError("the server did not start")
+        wait_until(servers.at(f"{self.uri}/health"))
 
     def stop(self) -> None:
         if self.process:

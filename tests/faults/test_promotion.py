@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,10 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from flows import servers
 from tasks import params
 from tasks.model import Model, spec_for, xgboost
 from tasks.registry import Bundle, Registry, Trial, open_registry
 from tests.faults import forks
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -313,21 +313,11 @@ def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         ) as process,
     ):
         try:
-            wait_for(f"http://127.0.0.1:{port}/health")
+            wait_until(servers.at(f"http://127.0.0.1:{port}/health"), log=tmp_path / "server.log")
             yield f"http://127.0.0.1:{port}", process
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(url: str) -> None:
-    limit = time.monotonic() + 120
-    while time.monotonic() < limit:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        time.sleep(0.3)
-    raise TimeoutError(url)
 
 
 @pytest.mark.timeout(120)  # of its own accord mlflow asks a server that is gone for over four minutes

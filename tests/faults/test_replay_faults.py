@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tasks import history
 from tests.conftest import BEGIN, write_params
 from tests.tasks import small
 from tests.tasks.test_replay import DAY, DAYS, GRID, SMALL
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -67,11 +67,8 @@ def half(folder: Path) -> list[Path]:
 
 
 def kill_when(met: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 200
-    while not met():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until
-        time.sleep(0.005)
+    wait_until(lambda: met() or process.poll() is not None, every=0.005)
+    assert process.poll() is None, process.communicate()[1]
     process.send_signal(signal.SIGKILL)
     process.communicate()
 

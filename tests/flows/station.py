@@ -6,7 +6,6 @@ Each has a home of its own; everything that is waited for has a bound.
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from prefect.client.schemas.objects import FlowRun
 from flows import servers
 from flows.servers import HOST, Running
 from tests.conftest import KEY
+from tests.waiting import PATIENCE_S, wait_until
 
 T = TypeVar("T")
 FOREIGN = ("EVERGREEN_", "PREFECT_", "MLFLOW_", "DVC_", "GIT_")
@@ -74,13 +74,8 @@ class Station:
 
 
 def until(found: Callable[[], T | None], seconds: float, log: Path | None = None, *, every: float = 0.2) -> T:
-    """What is found, once it is. All in seconds."""
-    end = time.monotonic() + seconds
-    while not (it := found()):
-        last = log.read_text(errors="replace")[-3000:] if log else ""
-        assert time.monotonic() < end, f"not within {seconds} s: {found.__qualname__}\n{last}"
-        time.sleep(every)
-    return it
+    """What is found, once it is. All in seconds, of which a busy machine may take some more."""
+    return wait_until(found, max(seconds, PATIENCE_S), log=log, every=every)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Approval on a real Prefect server: a run pauses with its verdict until a person decides, or time runs out."""
 
 import threading
-import time
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from tasks import judge, params, registry
 from tasks.gate import Verdict
 from tasks.registry import Registry
 from tests.flows.conftest import Project
+from tests.waiting import wait_until
 
 BETTER = Verdict("PROMOTE", ("Better than the champion.",), {"looked": True, "gain": 0.01})
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -77,17 +77,12 @@ def run_of(run_id: UUID) -> FlowRun:
 
 
 def paused(ids: list[UUID]) -> FlowRun:
-    limit = time.monotonic() + 60
-    while time.monotonic() < limit:
-        if (
-            ids
-            and (run := run_of(ids[0])).state
-            and run.state.is_paused()
-            and {"schema", "description"} <= form(ids[0]).keys()
-        ):
-            return run
-        time.sleep(0.1)
-    raise TimeoutError("the run never paused")
+    def asks() -> FlowRun | None:
+        run = run_of(ids[0]) if ids else None
+        paused = run and run.state and run.state.is_paused()
+        return run if paused and {"schema", "description"} <= form(ids[0]).keys() else None
+
+    return wait_until(asks)
 
 
 def form(run_id: UUID | None) -> dict[str, str]:
@@ -175,14 +170,13 @@ def paused_retrain() -> UUID:
     from prefect.client.schemas.objects import StateType
 
     waiting = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED]))
-    limit = time.monotonic() + 250
-    while time.monotonic() < limit:
+
+    def asks() -> UUID | None:
         with get_client(sync_client=True) as client:
-            found = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=waiting))
-        if found and {"schema", "description"} <= form(found[0].id).keys():
-            return found[0].id
-        time.sleep(0.5)
-    raise TimeoutError("the retrain never paused")
+            runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=waiting))
+        return runs[0].id if runs and {"schema", "description"} <= form(runs[0].id).keys() else None
+
+    return wait_until(asks, 300, every=0.5)
 
 
 @pytest.mark.faults  # a whole retrain: with the other long ones
