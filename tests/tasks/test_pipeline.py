@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 
 from tasks import gc, params, pipeline
 from tasks.pipeline import StageFailed, StageInfo, Workspace, run_stage, workspace
+from tests.waiting import wait_until
 
 FILES = {
     "dvc.yaml": """
@@ -577,18 +577,24 @@ def test_a_sweep_takes_what_has_no_owner_and_never_what_has_one(checkout: Path) 
 
 def test_lines_come_while_the_stage_runs_and_a_bar_is_no_line(tmp_path: Path) -> None:
     program = """
-import sys, time
-print("first")
+import os, sys, time
+print("first", flush=True)
+while not os.path.exists("heard"):
+    time.sleep(0.01)
 for i in range(5):
-    sys.stderr.write(f"\\r{i}0%"); sys.stderr.flush(); time.sleep(0.1)
+    sys.stderr.write(f"\\r{i}0%"); sys.stderr.flush()
 sys.stderr.write("\\n")
 print("last", file=sys.stderr)
 open("out", "w").write("x")
 """
-    heard: list[tuple[str, float]] = []
-    run = run_stage(with_stage(tmp_path, program), "it", on_line=lambda line: heard.append((line, time.monotonic())))
-    assert [line for line, _ in heard] == ["first", "40%", "last"]
-    assert heard[-1][1] - heard[0][1] > 0.3
+    heard: list[str] = []
+
+    def hear(line: str) -> None:
+        heard.append(line)
+        (tmp_path / "heard").touch()  # the stage goes on when its first line has come
+
+    run = run_stage(with_stage(tmp_path, program), "it", on_line=hear)
+    assert heard == ["first", "40%", "last"]
     assert run.status == "ran"
     assert run.wall > run.cpu > 0
 
@@ -668,19 +674,19 @@ def test_a_failed_stage_leaves_the_working_directory_as_it_was(tmp_path: Path) -
 
 def test_a_second_run_waits_and_says_for_whom(tmp_path: Path) -> None:
     said: list[str] = []
-    began: list[float] = []
+    began = threading.Event()
 
     def second() -> None:
         with pipeline.only_run(tmp_path, say=said.append):
-            began.append(time.monotonic())
+            began.set()
 
     with pipeline.only_run(tmp_path):
         thread = threading.Thread(target=second)
         thread.start()
-        time.sleep(0.5)
-        ended = time.monotonic()
+        wait_until(lambda: said)
+        assert not began.is_set()
     thread.join()
-    assert began[0] > ended
+    assert began.is_set()
     assert f"process {os.getpid()}, since 20" in said[0]
 
 
