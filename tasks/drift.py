@@ -5,11 +5,12 @@ that a stream in which nothing changes gives drift.false_alarms alarms of the wh
 The only importer of evidently, which draws the report with these thresholds; it decides nothing.
 
 How far a column moved is told as a score: how many deviations of its history's windows its distance, its mean given the
-other columns, or its correlation with them (tasks/relation.py) lies off theirs, whichever is most. Squared and halved a
-score is evidence, as -log p of a normal deviate grows; the dataset's signal is the largest evidence plus the log of the
-column's weight, half of it spread evenly, half by the model's importance (a weighted Bonferroni rule: Genovese et al.
-2006). The threshold is a quantile of the same number over the history's windows, each scored by those that it does not
-overlap: no shape is assumed of it, except of its tail where there are fewer windows than the rate asks for.
+other columns, or its correlation with them (tasks/relation.py) lies off theirs, whichever is most; of a short history
+by fewer, as Student's t says (tasks/moderation.py). Squared and halved a score is evidence, as -log p of a normal
+deviate grows; the dataset's signal is the largest evidence plus the log of the column's weight, half of it spread
+evenly, half by the model's importance (a weighted Bonferroni rule: Genovese et al. 2006). The threshold is a quantile
+of the same number over the history's windows, each scored by those that it does not overlap: no shape is assumed of it,
+except of its tail where there are fewer windows than the rate asks for.
 """
 
 import logging
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import reference, relation
+from tasks import moderation, reference, relation
 from tasks.model import Floats, Model
 from tasks.params import Drift
 from tasks.policy import Signal
@@ -148,15 +149,28 @@ class Normal:
     def own(self) -> Floats:
         """The evidence of each window and column (m, columns), by the windows that it does not overlap."""
         span = self.profile.span
+        windows = moderation.apart(len(self.distances), span)
         mean, deviation = _of_others(self.distances, span)
-        by_distance = (self.distances - mean) / np.maximum(deviation, self.floors[0])
+        off = (self.distances - mean) / np.maximum(deviation, self.floors[0])
+        by_distance = moderation.evidence_of_new(off, windows, span)
         _, usual = _of_others(self.left, span, mean=0.0)  # what is left is 0 on average
-        pairs = zip(self.left, np.maximum(usual, self.floors[1]), strict=True)
-        by_left = np.array([self._blamed(*each) for each in pairs]).reshape(self.left.shape)
+        by_left = self._by_left(self.left, usual, windows, self._unrelated(self.profile.joint.outside, len(self.left)))
         usual, deviation = _of_others(self.relations, span)
         loosened = relation.loosened(self.relations, usual, np.maximum(deviation, self._floor(self.relations)))
-        by_terms = np.maximum(self._to_columns(by_left), self._to_columns(loosened))
-        return _evidence(np.maximum(by_distance, by_terms))
+        by_relation = moderation.evidence_of_new(loosened, windows, span)
+        return np.maximum(by_distance, np.maximum(self._to_columns(by_left), self._to_columns(by_relation)))
+
+    def _unrelated(self, deviations: Any, windows: int) -> Floats:
+        """Unknown in the profile of an older version: then no variance is moderated."""
+        known = self.with_terms and len(deviations)
+        return np.array(deviations).reshape(windows, -1) if known else np.zeros((windows, self.left.shape[1]))
+
+    def _by_left(self, left: Floats, usual: Floats, windows: Floats, unrelated: Floats) -> Floats:
+        """The evidence of what is left of windows (n, k), whose usual deviations (n, k) come from so many (n)."""
+        degrees = moderation.freedom(windows, self.profile.span)
+        variances, degrees = moderation.pool(usual**2, degrees, unrelated**2)
+        pairs = zip(left, np.maximum(np.sqrt(variances), self.floors[1]), strict=True)
+        return moderation.evidence(np.array([self._blamed(*pair) for pair in pairs]).reshape(left.shape), degrees)
 
     def _floor(self, of_terms: Floats) -> Floats:
         """A mean and a Fisher transform have the same spread, of sampling alone."""
@@ -171,20 +185,24 @@ class Normal:
         return found
 
     def loosened(self, relations: Floats) -> Floats:
-        """How many deviations a new window's terms go less with the others than usual (k)."""
+        """The evidence that a new window's terms go less with the others than usual (k)."""
         if not relations.size or not self.relations.size:
             return np.zeros(0)
         deviation = np.maximum(self.relations.std(axis=0), self._floor(self.relations))
-        return relation.loosened(relations, self.relations.mean(axis=0), deviation)
+        off = relation.loosened(relations, self.relations.mean(axis=0), deviation)
+        return moderation.evidence_of_new(off, np.array(self.windows), self.profile.span)
 
     def score(self, distances: Floats, left: Floats, loosened: Floats) -> Floats:
         """A new window's evidence by column, by all windows of the history."""
         off = (distances - self.distances.mean(axis=0)) / np.maximum(self.distances.std(axis=0), self.floors[0])
+        found = moderation.evidence_of_new(off, np.array(self.windows), self.profile.span)
         if self.with_terms:
-            by_left = self._blamed(left, np.maximum(np.sqrt((self.left**2).mean(axis=0)), self.floors[1]))
-            off = np.maximum(off, self._to_columns(by_left[None])[0])
-            off = np.maximum(off, self._to_columns(loosened[None])[0])
-        return _evidence(off)
+            usual, windows = np.sqrt((self.left**2).mean(axis=0)), np.array([self.windows])
+            unrelated = self._unrelated(self.profile.joint.unrelated, 1)
+            by_left = self._by_left(left[None], usual[None], windows, unrelated)
+            found = np.maximum(found, self._to_columns(by_left)[0])
+            found = np.maximum(found, self._to_columns(loosened[None])[0])
+        return np.asarray(found)
 
     def _blamed(self, left: Floats, usual: Floats) -> Floats:
         """What is left of each term, in deviations, without what is there only because another term moved: where one
@@ -232,10 +250,6 @@ def _of_others(found: Floats, span: int, mean: float | None = None) -> tuple[Flo
     means = (sums[-1] - sums[high] + sums[low]) / count if mean is None else np.full_like(found, mean)
     square = (squares[-1] - squares[high] + squares[low]) / count
     return means, np.sqrt(np.maximum(square - means**2, 0))
-
-
-def _evidence(off: Floats) -> Floats:
-    return np.asarray(np.maximum(off, 0.0) ** 2 / 2)
 
 
 # --- a window ------------------------------------------------------------------------------------------------------
@@ -339,7 +353,7 @@ def _parted(usual: Normal, column: int, relations: Floats, loosened: Floats, evi
     """The phrase for a column that goes less with the others than it did, where that is what its evidence comes of."""
     terms = [i for i in range(len(loosened)) if usual.profile.joint.column[i] == column]
     term = max(terms, key=lambda i: float(loosened[i]), default=None)
-    if term is None or loosened[term] < max(_deviations(evidence) - 1e-9, PLAIN):
+    if term is None or loosened[term] < max(evidence - 1e-9, PLAIN**2 / 2):
         return None
     before, now = np.tanh(usual.relations[:, term].mean()), np.tanh(relations[term])
     return f"correlation with what the other columns say of it {before:.2f} → {now:.2f}"

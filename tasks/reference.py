@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import relation, windows
+from tasks import moderation, relation, windows
 from tasks.params import Drift
 from tasks.windows import Codes, Floats
 
@@ -107,7 +107,9 @@ class Joint:
     """The history's columns together: numbers, and indicators of the commonest levels, as k standardised terms.
 
     `inverse` (k, k) is the inverse of their correlations; `history` (windows, k) what the regressions left, and
-    `relations` (windows, k) how far each term went with the others (tasks/relation.py).
+    `relations` (windows, k) how far each term went with the others (tasks/relation.py). `unrelated` (k): the deviation
+    of what they would leave if units had nothing to do with each other; `outside` (windows, k): the same, of the units
+    outside of each window (tasks/moderation.py). A profile of an older evergreen lacks the last three.
     """
 
     column: tuple[int, ...]  # the column that a term is of
@@ -118,7 +120,9 @@ class Joint:
     scale: tuple[float, ...]
     inverse: tuple[tuple[float, ...], ...]
     history: tuple[tuple[float, ...], ...] = ()
-    relations: tuple[tuple[float, ...], ...] = ()  # none in the profile of an older evergreen
+    relations: tuple[tuple[float, ...], ...] = ()
+    unrelated: tuple[float, ...] = ()
+    outside: tuple[tuple[float, ...], ...] = ()
 
     def terms(self, table: "pa.Table", names: Sequence[str]) -> NDArray[np.float32]:
         """Rows (n) → (n, k). A missing number stands at the centre: that it is missing shows elsewhere."""
@@ -441,7 +445,16 @@ def _joint(table: "pa.Table", columns: Sequence[Column], days: Codes, span: int)
     history = tuple(_six(pair[0]) for pair in pairs)
     relations = tuple(map(_six, relation.filled(np.array([pair[1] for pair in pairs]))))
     inverse = _inverse(products.sum(axis=0), sums.sum(axis=0), len(days))
-    return replace(start, inverse=tuple(map(_six, inverse)), history=history, relations=relations)
+    by_unit = _means(sums, np.bincount(days).astype(float)) - sums.sum(axis=0) / max(len(days), 1)
+    unrelated, outside = moderation.unrelated(_standardised(by_unit, inverse), span)
+    return replace(
+        start,
+        inverse=tuple(map(_six, inverse)),
+        history=history,
+        relations=relations,
+        unrelated=_six(unrelated),
+        outside=tuple(map(_six, outside[counted(days, span)])),
+    )
 
 
 def _terms(scaled: Sequence[tuple[Any, ...]]) -> Joint:
@@ -503,9 +516,12 @@ def _means(sums: Floats, rows: Floats) -> Floats:
 
 def left(shifts: Floats, inverse: Floats) -> Floats:
     """Shifts of a window's units (units, k) → what the other terms do not explain of them, in deviations of it (k)."""
-    if not len(inverse):
-        return np.zeros(0)
-    return np.asarray(trimmed(shifts @ inverse / np.sqrt(np.diag(inverse)), len(shifts))[0])
+    return np.asarray(trimmed(_standardised(shifts, inverse), len(shifts))[0]) if len(inverse) else np.zeros(0)
+
+
+def _standardised(shifts: Floats, inverse: Floats) -> Floats:
+    """What the other terms do not explain of each unit's shifts (units, k), in deviations of it."""
+    return np.asarray(shifts @ inverse / np.sqrt(np.diag(inverse)))
 
 
 def _inverse(products: Floats, sums: Floats, rows: float) -> Floats:
