@@ -10,6 +10,7 @@ import random
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -97,19 +98,22 @@ class Watch:
     _over: threading.Event = field(default_factory=threading.Event)
 
     def look(self) -> dict[str, int]:
-        """The flow runs that have a process now, each with the first of its processes."""
-        mark, pids = f"EVERGREEN_HOME={self.home}", {}
+        """The flow runs that have processes now, each with the one that is the root of the others."""
+        mark, processes = f"EVERGREEN_HOME={self.home}", defaultdict[str, dict[int, int]](dict)
         for path in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
                 lines = path.read_bytes().decode(errors="replace").split("\0")
                 run = next((line for line in lines if line.startswith("PREFECT__FLOW_RUN_ID=")), None)
                 if run and mark in lines and HOOKS not in (path.parent / "cmdline").read_bytes():
-                    name, pid = run.partition("=")[2], int(path.parent.name)
-                    pids[name] = min(pid, pids.get(name, pid))
+                    parent = (path.parent / "stat").read_text().rpartition(")")[2].split()[1]
+                    processes[run.partition("=")[2]][int(path.parent.name)] = int(parent)
         now = time.monotonic()
-        for name in pids:
+        for name in processes:
             self.lives[name] = Life(self.lives[name].begin if name in self.lives else now, now)
-        return pids
+        return {
+            name: next((pid for pid, parent in family.items() if parent not in family), min(family))
+            for name, family in processes.items()
+        }
 
     @contextmanager
     def running(self) -> Iterator[None]:
