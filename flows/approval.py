@@ -11,8 +11,9 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from prefect import get_run_logger
+from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import FlowPauseTimeout
@@ -21,6 +22,7 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.network import NETWORK
 from tasks import gate, params
 from tasks.gate import Outcome, Verdict
 
@@ -39,7 +41,7 @@ def approved(verdict: Verdict, settings: params.Gate) -> Verdict:
     """The verdict after a person has decided, where one must; others as they are."""
     if settings.approval == "none" or not verdict.promotes:
         return verdict
-    create_markdown_artifact(gate.markdown(verdict), key="verdict", description="waits for a person's approval")
+    publish(verdict)  # where the Prefect API is away, the pause waits for it too
     found = _decided(verdict, settings.approval_within)
     if found is None:
         within = params.spell(settings.approval_within)
@@ -47,6 +49,11 @@ def approved(verdict: Verdict, settings: params.Gate) -> Verdict:
     if found.approve:
         return _changed(verdict, "PROMOTE", f"A person approved it: {found.note or 'no note'}.")
     return _changed(verdict, "REJECT", f"A person refused it: {found.note or 'no note'}.")
+
+
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+def publish(verdict: Verdict) -> None:
+    create_markdown_artifact(gate.markdown(verdict), key="verdict", description="waits for a person's approval")
 
 
 def _changed(verdict: Verdict, outcome: Outcome, reason: str) -> Verdict:

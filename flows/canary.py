@@ -23,6 +23,7 @@ from flows.network import NETWORK
 from tasks import canary as work
 from tasks import clock, journal, monitor, params, registry, state
 from tasks.journal import Journal
+from tasks.params import Params
 from tasks.registry import Registry
 
 
@@ -58,18 +59,24 @@ def canary(
     if (begin is not None) + end + accept != 1:
         raise ValueError("ask for one: begin=<version or run>, end=True, or accept=True")
     p = params.load()
-    known, kept = registry.open_registry(p.registry), journal.open_journal(p.journal)
-    if as_of:
-        monitor.refuse_beyond(p, kept, params.in_utc(as_of), force=force)
-    newest = monitor.newest(kept, now=state.event_now())
-    moment = params.in_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
+    known, kept, moment = opened(p, as_of, force=force)
     if begin is not None:
         said = begun(known, begin, reason=reason, as_of=moment, decision=f"begin-{flow_run.id}")
     elif end:
         said = ended(known, reason=reason, as_of=moment, decision=f"end-{flow_run.id}")
     else:
         said = accepted(known, kept, as_of=moment)
-    return _publish(known, said, moment)
+    return publish(known, said, moment)
+
+
+@task(name="open", task_run_name="open", cache_policy=NO_CACHE, **NETWORK)
+def opened(p: Params, as_of: datetime | None, *, force: bool) -> tuple[Registry, Journal, datetime]:
+    """The registry, the journal, and event time "now"."""
+    known, kept = registry.open_registry(p.registry), journal.open_journal(p.journal)
+    if as_of:
+        monitor.refuse_beyond(p, kept, params.in_utc(as_of), force=force)
+    newest = monitor.newest(kept, now=state.event_now())
+    return known, kept, params.in_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
 
 
 @task(name="begin", task_run_name="begin", cache_policy=NO_CACHE, **NETWORK)
@@ -101,7 +108,8 @@ def accepted(known: Registry, kept: Journal, *, as_of: datetime) -> str:
     return f"Version {done.version} is promoted. {look.said}"
 
 
-def _publish(known: Registry, said: str, as_of: datetime) -> Tried:
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+def publish(known: Registry, said: str, as_of: datetime) -> Tried:
     serving, up = known.champion(), known.challenger()
     done = Tried(serving.number if serving else None, up.number if up else None, as_of, said)
     create_markdown_artifact(told(done), key="canary", description=f"as of {as_of}")

@@ -5,9 +5,11 @@
 The event is `evergreen.retrain.wanted`; its payload has the decision's id and as_of. What starts a retrain on it is a
 deployment's trigger: nothing is trained here. Where the champion's predecessor would surely have done better, the alias
 goes back to it at once. A challenger that the gate's rule promotes serves, one that is surely worse is taken away.
+Where no version serves, a first model is asked for. A decision that no run has answered is answered here, as a fault.
 """
 
 import argparse
+import contextlib
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,13 +19,12 @@ from typing import Literal
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from flows.alert import alert
-from flows.network import NETWORK
+from flows.network import NETWORK, Steps, send_event
 from flows.ticks import skip_if_busy
-from tasks import canary, drift, journal, params, pipeline, policy, predecessor, registry, state
+from tasks import canary, decisions, drift, journal, params, pipeline, predecessor, registry, state
 from tasks import monitor as work
 from tasks.journal import Journal
 from tasks.monitor import Measured, Watched
@@ -74,7 +75,9 @@ def monitor(
         kept = journal.open_journal(p.journal)
         try:
             if as_of:
-                work.refuse_beyond(p, kept, params.in_utc(as_of), force=force)
+                task(name="check as_of", cache_policy=NO_CACHE, **NETWORK)(work.refuse_beyond)(
+                    p, kept, params.in_utc(as_of), force=force
+                )
             return _monitored(p, kept, params.in_utc(as_of) if as_of else None, report=report)
         finally:
             kept.close()
@@ -82,25 +85,67 @@ def monitor(
 
 def _monitored(p: Params, kept: Journal, as_of: datetime | None, *, report: Reports) -> Monitored:
     known, of = champion(p)
-    as_of = as_of or work.newest(kept, now=state.event_now())
-    moment = as_of or (of and of.version.as_of) or datetime.now(UTC).replace(tzinfo=None)
     if of is None:
-        get_run_logger().warning("no champion serves yet: there is nothing to watch. Run the retrain flow first.")
-        return _publish(Monitored(moment, (), None))
+        return _without_champion(p, kept, known, as_of)
+    moment = now_of(kept, of, as_of)
     windows = measured(p, of, kept, known, moment)
-    found = windows[-1]
+    found, steps = windows[-1], Steps()
+    acts = steps.run(_act, p, kept, known, of, moment) or Acts()
+    steps.run(told, p, kept, known, found)
+    wanted = report == "always" or (report == "alarms" and any(each.alarm for each in found.signals))
+    drawn = steps.run(drawn_up, p, of, found, moment) if wanted else None
+    steps.run(kept.compact)
+    done = Monitored(moment, found.signals, acts.decision, acts.down, drawn, acts.over, acts.challenger)
+    steps.run(published, done, found)
+    steps.run(charted, known, of, windows, acts.decision, drawn)
+    steps.raise_first()
+    return done
+
+
+@dataclass(frozen=True)
+class Acts:
+    """What was done and decided; nothing of it where the ledger could not be asked."""
+
+    decision: Decision | None = None
+    down: int | None = None
+    over: Entry | None = None
+    challenger: str | None = None
+
+
+def _act(p: Params, kept: Journal, known: Registry, of: Watched, moment: datetime) -> Acts:
+    """Each rests on the one before: the policy must know who serves by now."""
     down = taken_down(kept, known, of, moment)
     over, waits = tried(p, kept, known, of, moment)
     won = over.version if over and over.outcome == "PROMOTE" else None
     decision = decided(p, kept, known, of, moment, down=down is not None, won=won)
-    told(p, kept, known, found)
-    wanted = report == "always" or (report == "alarms" and any(each.alarm for each in found.signals))
-    drawn = drawn_up(p, of, found, moment) if wanted else None
-    kept.compact()
-    told_of = canary.why(over) if over else waits
-    done = _publish(Monitored(moment, found.signals, decision, down, drawn, over, told_of), found)
-    charted(known, of, windows, decision, drawn)  # last: where MLflow is away, everything else is done
+    return Acts(decision, down, over, canary.why(over) if over else waits)
+
+
+def _without_champion(p: Params, kept: Journal, known: Registry, as_of: datetime | None) -> Monitored:
+    """There is nothing to watch; a first model is asked for, once a tick of `score` has told what time it is."""
+    get_run_logger().warning(NOBODY)
+    steps, moment = Steps(), as_of or _as_of_last_tick()
+    decision = steps.run(decided_first, p, kept, known, moment) if moment else None
+    steps.run(told, p, kept, known)
+    done = Monitored(moment or datetime.now(UTC).replace(tzinfo=None), (), decision)
+    steps.run(published, done)
+    steps.raise_first()
     return done
+
+
+def _as_of_last_tick() -> datetime | None:
+    """Not the time that has passed since: a retrain may not be ahead of a clock that goes by steps."""
+    with contextlib.suppress(ValueError):
+        published = state.current()
+        return published.as_of if published else None
+    return None
+
+
+@task(name="now", task_run_name="now", cache_policy=NO_CACHE, **NETWORK)
+def now_of(kept: Journal, of: Watched, as_of: datetime | None) -> datetime:
+    """as_of, or the newest that is journalled, or what the champion was made of."""
+    newest = as_of or work.newest(kept, now=state.event_now())
+    return newest or of.version.as_of or datetime.now(UTC).replace(tzinfo=None)
 
 
 @task(name="champion", task_run_name="champion", cache_policy=NO_CACHE, timeout_seconds=120, **NETWORK)
@@ -171,28 +216,47 @@ def decided(
 ) -> Decision:
     """The policy's answer to everything that was measured and done so far, said by an event and kept. `down`: this
     champion was taken down; `won`: the challenger that was promoted in its place."""
-    answered = known.answered()
-    found = policy.decide(
-        list(work.signals(kept)),
+    busy = _answer_abandoned(p, kept, known)
+    decision = decisions.decide(
+        p,
+        journal=kept,
+        registry=known,
+        champion=of.version,
         as_of=as_of,
-        version=of.version.number,
-        policy=p.policy,
-        retrains=known.retrains(),
-        asked=work.asked(kept, answered=answered, p=p),
-        pending=work.pending(kept, answered=answered, p=p),
+        busy=busy,
         down=down,
         replaced_by=won,
     )
-    if found.retrains:
-        _want(p, found)  # before it is kept: a kill between them asks twice, with one id, and not never
-    work.keep(found, kept)
-    return found
+    return _say(p, kept, decision)
+
+
+@task(name="decide", task_run_name="decide on a first model", cache_policy=NO_CACHE, **NETWORK)
+def decided_first(p: Params, kept: Journal, known: Registry, as_of: datetime) -> Decision:
+    """Whether a first model is asked for, said by an event and kept."""
+    busy = _answer_abandoned(p, kept, known)
+    return _say(p, kept, decisions.decide_first(p, journal=kept, registry=known, as_of=as_of, busy=busy))
+
+
+def _answer_abandoned(p: Params, kept: Journal, known: Registry) -> bool:
+    """Whether a retrain is under way in this home; if none is, decisions that nobody answers are answered."""
+    if pipeline.is_run_under_way(params.home()):
+        return True
+    for line in decisions.answer_abandoned(p, journal=kept, registry=known):
+        get_run_logger().warning("decision %s: %s", line.decision, " ".join(line.reasons))
+    return False
+
+
+def _say(p: Params, kept: Journal, decision: Decision) -> Decision:
+    if decision.retrains:
+        _want(p, decision)  # before it is kept: a kill between them asks twice, with one id, and not never
+    work.keep(decision, kept)
+    return decision
 
 
 def _want(p: Params, decision: Decision) -> None:
-    emit_event(
+    send_event(
         WANTED,
-        resource={"prefect.resource.id": f"evergreen.model.{p.registry.model}"},
+        resource=f"evergreen.model.{p.registry.model}",
         payload={"decision": decision.id, "as_of": decision.as_of.isoformat(), "reason": f"decision {decision.id}"},
     )
 
@@ -216,15 +280,18 @@ def drawn_up(p: Params, of: Watched, found: Measured, as_of: datetime) -> Path |
 
 
 @task(name="alert", task_run_name="alert", cache_policy=NO_CACHE, **NETWORK)
-def told(p: Params, kept: Journal, known: Registry, found: Measured) -> None:
+def told(p: Params, kept: Journal, known: Registry, found: Measured | None = None) -> None:
     """What a person should hear of, each cause once; also what a run before this one decided, and could not say."""
-    for each in found.signals:
+    for each in found.signals if found else ():
         if each.alarm and each.kind != "challenger":  # what came of that is told below
             began = work.began(kept, each)
             alert(f"evergreen: {each.kind} of {p.registry.model}", each.said, cause=began, journal=kept, p=p)
     for cause, why in work.wanted_lately(kept):
         alert(f"evergreen: a retrain of {p.registry.model} is wanted", why, cause=cause, journal=kept, p=p)
     lines = known.ledger()
+    for line in decisions.faults_lately(lines):
+        subject = f"evergreen: a retrain of {p.registry.model} failed"
+        alert(subject, "\n".join(line.reasons), cause=f"failed {line.decision}", journal=kept, p=p)
     for line in canary.ended(lines):
         did = "was promoted" if line.outcome == "PROMOTE" else "was taken away: it is never put up or promoted again"
         subject = f"evergreen: the challenger of {p.registry.model}, version {line.version}, {did}"
@@ -236,11 +303,14 @@ def told(p: Params, kept: Journal, known: Registry, found: Measured) -> None:
 
 
 @task(name="chart", task_run_name="chart", cache_policy=NO_CACHE, timeout_seconds=120, **NETWORK)
-def charted(known: Registry, of: Watched, windows: list[Measured], decision: Decision, drawn: Path | None) -> None:
+def charted(
+    known: Registry, of: Watched, windows: list[Measured], decision: Decision | None, drawn: Path | None
+) -> None:
     """Each window as a point on the charts of this champion in MLflow, with the newest report beside them."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        (folder / "window.md").write_text(work.markdown(windows[-1], decision))
+        if decision:
+            (folder / "window.md").write_text(work.markdown(windows[-1], decision))
         if drawn:
             (folder / "drift.html").write_bytes(drawn.read_bytes())
         number = of.version.number
@@ -251,8 +321,10 @@ def charted(known: Registry, of: Watched, windows: list[Measured], decision: Dec
     create_link_artifact(known.link(run_id), key="mlflow-charts", link_text=f"how version {number} fares, in MLflow")
 
 
-def _publish(done: Monitored, found: Measured | None = None) -> Monitored:
-    text = work.markdown(found, done.decision) if found and done.decision else NOBODY
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+def published(done: Monitored, found: Measured | None = None) -> None:
+    """What the Prefect UI shows beside the run."""
+    text = _markdown(done, found)
     text += f"\n## What became of the challenger\n\n{done.challenger}\n" if done.challenger else ""
     create_markdown_artifact(text, key="decision", description=f"as of {done.as_of}")
     if found:
@@ -261,10 +333,20 @@ def _publish(done: Monitored, found: Measured | None = None) -> Monitored:
     if done.report:
         create_link_artifact(done.report.as_uri(), key="drift-report", link_text="Evidently's report of the window")
     get_run_logger().info("%s", text)
-    return done
 
 
-NOBODY = "No champion serves yet: there is nothing to watch. Run the retrain flow first."
+def _markdown(done: Monitored, found: Measured | None) -> str:
+    if found and done.decision:
+        return work.markdown(found, done.decision)
+    if found:
+        return "# No decision\n\nThe window was measured, and the decision failed: see this run's error.\n"
+    if done.decision:
+        reasons = "\n".join(f"- {reason}" for reason in done.decision.reasons)
+        return f"# {done.decision.action} (decision {done.decision.id})\n\n{NOBODY}\n\n{reasons}\n"
+    return f"{NOBODY} No tick of the score flow has told yet what time it is."
+
+
+NOBODY = "No champion serves yet: there is nothing to watch."
 
 
 def main() -> None:

@@ -1,18 +1,56 @@
-"""network: which tasks are tried again, and how often: those that ask MLflow, which may be away for some minutes.
+"""network: what is tried again, when MLflow, the Prefect API or a remote journal does not answer for some minutes.
 
-Nothing else is: what is wrong in itself would fail again.
+What is wrong in itself is not: it would fail again. A task that asks one of them takes `**NETWORK`; so does one that
+makes artifacts, since Prefect's own client gives up at once where its first connection is refused.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.events import Event
+from prefect.events.schemas.events import Resource
 
 from tasks import stage
 
 WAITS = list(stage.WAITS_S)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def may_pass(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether MLflow may have been away, or its database locked."""
+    """Whether a service may have been away, or its database locked."""
     return not isinstance(state.result(raise_on_failure=False), (ValueError, TypeError, LookupError))
 
 
 NETWORK: dict[str, Any] = {"retries": len(WAITS), "retry_delay_seconds": WAITS, "retry_condition_fn": may_pass}
+
+
+def send_event(name: str, *, resource: str, payload: Mapping[str, str]) -> None:
+    """Raises where the Prefect API did not take the event. Prefect's own `emit_event` hands it to a thread, and what
+    that cannot send is lost without a word."""
+    event = Event(event=name, resource=Resource({"prefect.resource.id": resource}), payload=dict(payload))
+    with get_client(sync_client=True) as client:
+        client.request("POST", "/events", json=[event.model_dump(mode="json")])
+
+
+class Steps:
+    """Steps of which each is done, whatever becomes of the others; the first error is raised at the end."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+
+    def run(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What the step returns; None where it failed."""
+        try:
+            return step(*args, **kwargs)
+        except Exception as error:
+            name = getattr(step, "name", None) or getattr(step, "__name__", str(step))
+            get_run_logger().error("%s: %s: %s (the other steps go on)", name, type(error).__name__, error)
+            self.errors.append(error)
+            return None
+
+    def raise_first(self) -> None:
+        if self.errors:
+            raise self.errors[0]

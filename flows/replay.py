@@ -28,6 +28,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from flows.network import NETWORK
 from flows.retrain import run_stages
 from tasks import clock, history, params, pipeline, registry
 from tasks import replay as work
@@ -103,6 +104,7 @@ def files(done: Replayed, home: Path) -> Path:
     return home / "replay" / f"{done.since:%Y-%m-%d}_{done.until:%Y-%m-%d}"
 
 
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
 def publish(done: Replayed, p: Params) -> None:
     """The files, the MLflow run, and what the Prefect UI shows beside the run."""
     folder = files(done, params.home())
@@ -115,6 +117,7 @@ def publish(done: Replayed, p: Params) -> None:
     get_run_logger().info("%s", work.markdown(done))
 
 
+@task(name="log", task_run_name="log", cache_policy=NO_CACHE, **NETWORK)
 def logged(done: Replayed, folder: Path, p: Params) -> tuple[str, str]:
     """One run for the comparison; its id and where a person sees it."""
     known = registry.open_registry(p.registry)

@@ -23,8 +23,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
+from flows.network import NETWORK
 from flows.retrain import stage_task
 from tasks import params, pipeline, registry
+from tasks.params import Params
 from tasks.pipeline import Workspace
 from tasks.registry import Registry, Version
 
@@ -63,23 +65,24 @@ def reproduce(
         version: The number of the registered version to rebuild.
     """
     p = params.load()
-    known = registry.open_registry(p.registry)
     with tempfile.TemporaryDirectory() as scratch:
-        origin = fetch(known, known.version(version), Path(scratch))
+        origin = fetch(p, version, Path(scratch))
         commit, patch = origin.version.commit, origin.patch
         with pipeline.workspace(Path.cwd(), commit=commit, patch=patch, fresh=True) as space:
             _settings(origin, space)
             rebuild(space)
             found = list(differences(origin, space))
-    _publish(version, found)
+    publish(version, found)
     if any(each.kind == "result" for each in found):
         raise ValueError(f"version {version} does not come out as it was:\n{_lines(found)}")
     get_run_logger().info("version %s comes out byte for byte", version)
     return found
 
 
-@task(name="lineage", task_run_name="lineage", cache_policy=NO_CACHE)
-def fetch(known: Registry, version: Version, into: Path) -> Origin:
+@task(name="lineage", task_run_name="lineage", cache_policy=NO_CACHE, **NETWORK)
+def fetch(p: Params, number: int, into: Path) -> Origin:
+    known = registry.open_registry(p.registry)
+    version = known.version(number)
     names = ("dvc.lock", "params.yaml", "reports/tuned.json", "reports/metrics.json", "model.ubj", "twin.ubj")
     files = {name: known.fetch(version, name, into) for name in names}
     return Origin(
@@ -177,7 +180,8 @@ def _lines(found: list[Difference]) -> str:
     return "\n".join(f"- {each.kind}: {each.what} was {each.then[:12]}, is {each.now[:12]}" for each in found)
 
 
-def _publish(version: int, found: list[Difference]) -> None:
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+def publish(version: int, found: list[Difference]) -> None:
     told = _lines(found) if found else "Every byte is the same."
     create_markdown_artifact(f"# Version {version}\n\n{told}\n", key="reproduction")
 

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,11 +23,21 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows import approval
-from flows.alert import alert
+from flows.answers import (
+    Asked,
+    Check,
+    TooEarlyError,
+    answer_fault,
+    answered,
+    back_off,
+    finish_open,
+    is_too_early,
+    tell,
+)
 from flows.forms import hide_from_form
 from flows.network import NETWORK
 from flows.skew import compare_features
-from tasks import clock, gate, journal, judge, params, pipeline, record, registry, sizes, state, survey
+from tasks import clock, gate, judge, params, pipeline, record, registry, sizes, state, survey
 from tasks.gate import Verdict
 from tasks.params import Params
 from tasks.pipeline import StageFailed, StageRun, Workspace
@@ -35,14 +45,6 @@ from tasks.registry import Entry, Registry, Version
 
 LONGEST = timedelta(hours=6)  # of a retrain, for those that wait for it
 FIRST = "ingest"  # of the stages: it knows what the sources have
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The decision that a run answers, and its time."""
-
-    decision: str | None
-    as_of: datetime | None
 
 
 @dataclass(frozen=True)
@@ -89,35 +91,46 @@ def retrain(
         attempt: How often this has crashed and been run again.
         force: On: take an as_of beyond the data, or ahead of the clock, as it is.
     """
-    overrides = _overrides(as_of or clock.now(params.load().clock), trials, budget, settings)
-    with alone(), pipeline.workspace(Path.cwd(), overrides=overrides) as space:
-        p = params.load(space.root / "params.yaml")
-        asked = Asked(decision, p.clock.as_of)
-        if decision and answered(p, decision):
-            return None
-        _not_for_ever(p, asked, attempt)
-        if is_too_early(p, asked):
-            return None
-        registry.preload()
-        try:
-            if p.clock.as_of:
-                clock.refuse_ahead(params.load().clock, p.clock.as_of, force=force)
-            stages = run_stages(space, force=force)
-        except (StageFailed, clock.AheadError) as error:
-            given_up(p, asked, f"No candidate could be made: {error}")
-            raise
-        known = registry.open_registry(p.registry)
-        found = recorded(p, space, known)
-        compare_features(p, space.root, known, return_state=True)  # whatever comes of it, the retrain goes on
-        verdict = judged(p, space, known, found)
-        tell_who_approves(p, verdict, decision)
-        # While a person decides, other retrains wait: they would be judged against a champion that is about to go.
-        verdict = approval.approved(verdict, p.gate)
-        verdict, version = acted(p, known, found, verdict, decision=decision or f"retrain-{flow_run.id}")
-        state.publish(p, space.root)
-        done = Retrained(found.as_of, found.record, verdict, found.run_id, version, stages, _reports(p, space.root))
-    publish(done, known)
+    p = params.load()
+    moment = as_of or clock.now(p.clock)
+    asked = Asked(decision, params.in_utc(moment) if moment else None)
+    overrides = _overrides(asked.as_of, trials, budget, settings)
+    try:
+        with alone(), pipeline.workspace(Path.cwd(), overrides=overrides) as space:
+            done = _retrained(space, decision, attempt, force=force)
+    except Exception as error:
+        answer_fault(p, asked, error)
+        raise
+    if done:
+        publish(done, p)
     return done
+
+
+def _retrained(space: Workspace, decision: str | None, attempt: int, *, force: bool) -> Retrained | None:
+    p = params.load(space.root / "params.yaml")
+    asked = Asked(decision, p.clock.as_of)
+    if decision and answered(p, decision):
+        return None
+    _not_for_ever(p, attempt)
+    if asked.as_of and is_too_early(p, asked, asked.as_of):
+        return None
+    registry.preload()
+    if asked.as_of:
+        clock.refuse_ahead(params.load().clock, asked.as_of, force=force)
+    try:
+        stages = run_stages(space, force=force, check=back_off(p, asked))
+    except TooEarlyError:
+        return None
+    known = opened(p)
+    found = recorded(p, space, known)
+    compare_features(p, space.root, known, return_state=True)  # whatever comes of it, the retrain goes on
+    verdict = judged(p, space, known, found)
+    tell_who_approves(p, verdict, decision)
+    # While a person decides, other retrains wait: they would be judged against a champion that is about to go.
+    verdict = approval.approved(verdict, p.gate)
+    verdict, version = acted(p, known, found, verdict, decision=decision or f"retrain-{flow_run.id}")
+    state.publish(p, space.root)
+    return Retrained(found.as_of, found.record, verdict, found.run_id, version, stages, _reports(p, space.root))
 
 
 @contextmanager
@@ -133,81 +146,27 @@ def alone() -> Iterator[None]:
         yield
 
 
-@task(name="is it answered", task_run_name="is it answered", cache_policy=NO_CACHE, **NETWORK)
-def answered(p: Params, decision: str) -> bool:
-    """An event may be said twice, and a run that crashed after its verdict is run again."""
-    known = registry.open_registry(p.registry)
-    _finish_open(known)
-    found = decision in known.answered()
-    if found:
-        get_run_logger().info("decision %s was answered already: see the ledger", decision)
-    return found
-
-
-def _finish_open(known: Registry) -> None:
-    for version in known.finish_open():
-        get_run_logger().warning("version %s serves: a killed run had decided that, and left it open", version.number)
-
-
-def _not_for_ever(p: Params, asked: Asked, attempt: int) -> None:
+def _not_for_ever(p: Params, attempt: int) -> None:
     """What runs a crashed retrain again (flows/automations.py) does not count: this failure is what ends it."""
     if attempt > p.policy.attempts:
-        why = (
+        raise ValueError(
             f"`attempt <= policy.attempts` must hold, but this retrain has crashed {attempt} times and policy.attempts "
             f"is {p.policy.attempts}. See in the logs of those runs why; then start it by hand, or raise "
             "policy.attempts."
         )
-        given_up(p, asked, why)
-        raise ValueError(why)
 
 
-@task(name="give up", task_run_name="give up", cache_policy=NO_CACHE, **NETWORK)
-def given_up(p: Params, asked: Asked, why: str) -> None:
-    """A decision whose retrain came to nothing is answered too: else it would be asked for again, at full cost, for
-    ever. Its failure counts for the cool-down and the budget, and a person hears of it."""
-    if asked.decision is None or asked.as_of is None:
-        return
-    known = registry.open_registry(p.registry)
-    serving = known.champion()
-    champion = serving.number if serving else None
-    answer = Entry("verdict", asked.decision, asked.as_of, champion=champion, outcome="HOLD", reasons=(why,))
-    known.append(replace(answer, detail={"look": False, "failed": True}))
-    tell(p, f"evergreen: a retrain of {p.registry.model} failed", why, cause=f"failed {asked.decision}")
+@task(name="open the registry", task_run_name="open the registry", cache_policy=NO_CACHE, **NETWORK)
+def opened(p: Params) -> Registry:
+    return registry.open_registry(p.registry)
 
 
-@task(name="is it too early", task_run_name="is it too early", cache_policy=NO_CACHE, **NETWORK)
-def is_too_early(p: Params, asked: Asked) -> bool:
-    """Whether the gate backs off at this time: asked before the stages run, and answered in the ledger. Without
-    clock.as_of the time is what ingest finds, and the gate says it afterwards."""
-    if asked.as_of is None:
-        return False
-    known = registry.open_registry(p.registry)
-    serving = known.champion()
-    as_of = params.in_utc(asked.as_of)
-    # What is later than this run may come from a clock that has been mended: the gate can tell, which knows the data.
-    reason = judge.too_early(p, known, serving, as_of, limit=as_of)
-    if reason is None:
-        return False
-    get_run_logger().warning("HOLD, and nothing was run: %s", reason)
-    number = serving.number if serving else None
-    entry = Entry("verdict", asked.decision or f"retrain-{flow_run.id}", as_of, champion=number, outcome="HOLD")
-    known.append(replace(entry, reasons=(reason,), detail={"look": False}))
-    return True
-
-
+@task(name="tell who approves", task_run_name="tell who approves", cache_policy=NO_CACHE, **NETWORK)
 def tell_who_approves(p: Params, verdict: Verdict, decision: str | None) -> None:
     if p.gate.approval == "required" and verdict.promotes:
         why = f"{' '.join(verdict.reasons)} The run's page in the Prefect UI asks whether to promote it."
         cause = f"approve {decision or flow_run.id}"
         tell(p, f"evergreen: a candidate of {p.registry.model} waits for approval", why, cause=cause)
-
-
-def tell(p: Params, subject: str, body: str, *, cause: str) -> None:
-    kept = journal.open_journal(p.journal)
-    try:
-        alert(subject, body, cause=cause, journal=kept, p=p)
-    finally:
-        kept.close()
 
 
 def _overrides(
@@ -222,8 +181,15 @@ def _overrides(
     return {name: value for name, value in asked.items() if value is not None} | (settings or {})
 
 
-def run_stages(space: Workspace, *, last: str | None = None, force: bool = False) -> tuple[StageRun, ...]:
+def run_stages(
+    space: Workspace,
+    *,
+    last: str | None = None,
+    force: bool = False,
+    check: Check | None = None,
+) -> tuple[StageRun, ...]:
     """The stages of dvc.yaml, all or up to `last`, each as a task run of its name that waits for those it needs.
+    `check` is called with what ingest has found, its as_of and the end of the data, before the stages that cost.
 
     Raises ValueError, before anything is spent, for an as_of beyond what ingest has brought, unless it is forced.
     """
@@ -233,7 +199,10 @@ def run_stages(space: Workspace, *, last: str | None = None, force: bool = False
         futures[stage.name] = stage_task(stage.name).submit(space, stage.name, wait_for=needs)
         futures[stage.name].wait()
         if stage.name == FIRST and futures[stage.name].state.is_completed():
-            _refuse_beyond_data(space, force=force)
+            as_of, limit = _read_times(space)
+            clock.refuse_beyond(limit, as_of, force=force)
+            if check:
+                check(as_of, limit)
             if last is None:
                 _refuse_misfit(space)
         if stage.name == last:
@@ -241,10 +210,11 @@ def run_stages(space: Workspace, *, last: str | None = None, force: bool = False
     return tuple(future.result() for future in futures.values())
 
 
-def _refuse_beyond_data(space: Workspace, *, force: bool) -> None:
+def _read_times(space: Workspace) -> tuple[datetime, datetime | None]:
+    """The as_of that ingest has found, and the end of the data."""
     raw = space.root / params.load(space.root / "params.yaml").paths.raw
     as_of = datetime.fromisoformat(json.loads((raw / "manifest.json").read_text())["as_of"])
-    clock.refuse_beyond(survey.read_limit(raw), as_of, force=force)
+    return as_of, survey.read_limit(raw)
 
 
 def _refuse_misfit(space: Workspace) -> None:
@@ -310,7 +280,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 @task(name="gate", task_run_name="gate", cache_policy=NO_CACHE, **NETWORK)
 def judged(p: Params, space: Workspace, known: Registry, found: Recorded) -> Verdict:
     """Finish a promotion or rollback that was cut off, then ask the gate."""
-    _finish_open(known)
+    finish_open(known)
     champion = known.champion()
     _same_pseudonyms(space.root / p.paths.raw / "manifest.json", p, champion)
     verdict = judge.judge(p, space.root, found.record, registry=known, champion=champion)
@@ -365,13 +335,15 @@ def _reports(p: Params, root: Path) -> dict[str, Any]:
     return {name: json.loads((root / path).read_text()) for name, path in files.items()}
 
 
-def publish(done: Retrained, known: Registry) -> None:
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+def publish(done: Retrained, p: Params) -> None:
     """The artifacts that the Prefect UI shows beside the run."""
     create_markdown_artifact(gate.markdown(done.verdict), key="verdict", description=f"as of {done.as_of}")
     create_table_artifact(done.reports["leaderboard"], key="metrics", description="on the holdout, the best first")
     steps = [{"stage": each.name, "status": each.status, "seconds": round(each.wall, 1)} for each in done.stages]
     create_table_artifact(steps, key="stages", description="what ran, and what was taken from the cache")
-    create_link_artifact(known.link(done.run_id), key="mlflow-run", link_text="the MLflow run")
+    link = registry.open_registry(p.registry).link(done.run_id)
+    create_link_artifact(link, key="mlflow-run", link_text="the MLflow run")
 
 
 def main() -> None:

@@ -19,8 +19,9 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.forms import hide_from_form
+from flows.network import NETWORK
 from tasks import clock, journal, monitor, params, registry, state
-from tasks.registry import Registry
+from tasks.params import Params
 
 
 @dataclass(frozen=True)
@@ -55,25 +56,32 @@ def rollback(
     """
     p = params.load()
     if as_of:
-        monitor.refuse_beyond(p, journal.open_journal(p.journal), params.in_utc(as_of), force=force)
+        checked(p, params.in_utc(as_of), force=force)
     moment = params.in_utc(as_of or clock.now(p.clock) or state.event_now() or datetime.now(UTC))
-    known = registry.open_registry(p.registry)
-    done = moved_back(known, to, champion, reason=reason, as_of=moment, decision=decision or f"rollback-{flow_run.id}")
-    _publish(done)
+    done = moved_back(p, to, champion, reason=reason, as_of=moment, decision=decision or f"rollback-{flow_run.id}")
+    publish(done)
     return done
 
 
-@task(name="move back", task_run_name="move back", cache_policy=NO_CACHE)
+@task(name="check as_of", task_run_name="check as_of", cache_policy=NO_CACHE, **NETWORK)
+def checked(p: Params, as_of: datetime, *, force: bool) -> None:
+    monitor.refuse_beyond(p, journal.open_journal(p.journal), as_of, force=force)
+
+
+@task(name="move back", task_run_name="move back", cache_policy=NO_CACHE, **NETWORK)
 def moved_back(
-    known: Registry, to: int | None, champion: int | None, *, reason: str, as_of: datetime, decision: str
+    p: Params, to: int | None, champion: int | None, *, reason: str, as_of: datetime, decision: str
 ) -> RolledBack:
-    """The registry's own lock is enough: it is held for as long as the alias moves, and no longer."""
+    """The registry's own lock is enough: it is held for as long as the alias moves, and no longer. Cut off and tried
+    again, it is the same rollback: the decision names it."""
+    known = registry.open_registry(p.registry)
     now = known.rollback(decision=decision, as_of=as_of, reasons=[reason], to=to, champion=champion)
     (line,) = (line for line in known.ledger() if (line.mark, line.decision) == ("rolled back", decision))
     return RolledBack(now.number, line.champion, line.as_of, reason)
 
 
-def _publish(done: RolledBack) -> None:
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+def publish(done: RolledBack) -> None:
     create_markdown_artifact(told(done), key="rollback", description=f"as of {done.as_of}")
     get_run_logger().info("%s", told(done))
 

@@ -57,7 +57,7 @@ def score(
             run_stages(space, last=LAST, force=force)
             done = journalled(params.load(space.root / "params.yaml"), space.root)
         _tick(settings, done)
-    create_markdown_artifact(_told(done), key="scored", description=f"as of {done.as_of}")
+    publish(done)
     return done
 
 
@@ -79,6 +79,11 @@ def _tick(settings: Clock, done: Scored) -> None:
         )
         return
     clock.move(settings, done.as_of)
+
+
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+def publish(done: Scored) -> None:
+    create_markdown_artifact(_told(done), key="scored", description=f"as of {done.as_of}")
 
 
 @task(name="journal", task_run_name="journal", cache_policy=NO_CACHE, **NETWORK)

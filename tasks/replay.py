@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -267,13 +268,21 @@ def _wanted(state: State, now: datetime, p: Params) -> tuple[tuple[str, ...], tu
             as_of=now,
             version=state.serving.version,
             policy=settings,
-            retrains=retrains,
+            retrains=[state.began, *(each.as_of for each in state.retrains if each.outcome != FAILED)],
             asked=state.asked,
+            unmade=_failed_last(state.retrains),
+            refusal=gate.backing_off(max(state.looks, default=None), now, p.gate),
         )
         return (found.reasons, (found.id,)) if found.retrains else ((), ())
     if own.every and now - retrains[-1] >= own.every:
         return (f"{spell(own.every)} since {retrains[-1]:%Y-%m-%d}.",), ()
     return (("Its time has come.",) if now in own.moments else ()), ()
+
+
+def _failed_last(retrains: Sequence[Retrain]) -> list[str]:
+    """The retrains that failed since a candidate was last made, as the loop's ledger would name them."""
+    failed = takewhile(lambda retrain: retrain.outcome == FAILED, reversed(retrains))
+    return [retrain.as_of.isoformat() for retrain in failed]
 
 
 def retrained(state: State, now: datetime, past: Past, *, why: tuple[str, ...]) -> State:

@@ -4,14 +4,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from prefect import task
+from prefect.cache_policies import NO_CACHE
 
+import flows.monitor as flow
 from flows.monitor import WANTED, Monitored, monitor
 from flows.retrain import retrain
 from flows.score import score
 from tasks import journal, params, registry
 from tasks import monitor as work
 from tests.conftest import write_params
-from tests.flows.conftest import Project
+from tests.flows.conftest import Project, shown
 from tests.waiting import wait_until
 
 FIRST = datetime(2024, 3, 1)
@@ -146,3 +149,22 @@ def test_what_a_run_decided_that_was_killed_before_it_could_say_so_is_told_by_th
         monitor(as_of=FIRST + 14 * DAY, report="never")
     causes = kept.read("alerts")["cause"].to_pylist()
     assert [causes.count(each) for each in ("lost", "down 9", story.second.decision.id)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["told", "decided", "drawn_up", "charted"])
+def test_a_step_that_fails_costs_no_other_step_and_fails_the_run_at_its_end(
+    name: str, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ConnectionError(f"{name}: nobody answers")
+
+    assert story
+    costs = {"told": set(), "decided": set(), "drawn_up": {"drift-report"}, "charted": {"mlflow-charts"}}
+    before = {key: len(shown(key)) for key in ("decision", "signals", "drift-report", "mlflow-charts")}
+    monkeypatch.setattr(flow, name, task(name=name, cache_policy=NO_CACHE)(fails))
+    with pytest.raises(ConnectionError, match=f"{name}: nobody answers"):
+        monitor(as_of=FIRST + 14 * DAY)
+    after = {key: len(shown(key)) for key in before}
+    missing = {key for key in before if after[key] == before[key]}
+    assert missing == costs[name]
+    assert (name == "decided") <= any("# No decision" in page for page in shown("decision"))

@@ -321,6 +321,22 @@ def test_a_moment_at_which_nothing_can_be_trained_leaves_the_champion(tmp_path: 
     assert done.unlabelled_share > 0.1
 
 
+def test_a_retrain_that_failed_costs_no_cool_down_and_the_gates_back_off_is_asked_first(quiet: History) -> None:
+    now, p = GRID.since + 4 * WEEK, quiet.p
+    p = p.model_copy(update={"policy": Policy(windows=2, min_rows=50, cool_down=2 * WEEK)})
+    ends = [now - WEEK, now]
+    alarms = [Signal("drift", end - WEEK, end, 1, 400, alarm=True, said="Moved.") for end in ends]
+    state = work.State(work.rule("drift", GRID), Serving(GRID.since, 1), GRID.since, signals=tuple(alarms))
+    why, (cause,) = work._wanted(state, now, p)
+    assert why
+    asked = replace(state, asked=(cause,))
+    failed = replace(asked, retrains=(Retrain(now - DAY, work.FAILED, (), 0.0, ()),))
+    made = replace(asked, retrains=(Retrain(now - DAY, "HOLD", (), 1.0, ()),))
+    assert work._wanted(failed, now, p)[0] == why
+    assert work._wanted(made, now, p) == work._wanted(asked, now, p) == ((), ())
+    assert work._wanted(replace(state, looks=(now - DAY,)), now, p) == ((), ())
+
+
 # --- what people see -----------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,124 @@
+"""answers: what the ledger says of a decision whose retrain gives no verdict: answered before, too early, or failed.
+
+Every decision is answered, whatever ends its retrain. A crash has another attempt instead (flows/automations.py); where
+no attempt gets as far as here, the monitor answers (tasks/decisions.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from flows.alert import alert
+from flows.network import NETWORK
+from tasks import clock, journal, judge, params, registry, state
+from tasks.params import Params
+from tasks.pipeline import StageFailed
+from tasks.registry import Entry, Registry
+
+Check = Callable[[datetime, datetime | None], None]  # of as_of and the end of the data
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The decision that a run answers, and its time; None where the data tell it."""
+
+    decision: str | None
+    as_of: datetime | None
+
+
+class TooEarlyError(Exception):
+    """The gate would not look at a candidate of this time; the ledger says why."""
+
+
+@task(name="is it answered", task_run_name="is it answered", cache_policy=NO_CACHE, **NETWORK)
+def answered(p: Params, decision: str) -> bool:
+    """An event may be said twice, and a run that crashed after its verdict is run again."""
+    known = registry.open_registry(p.registry)
+    finish_open(known)
+    found = decision in known.answered()
+    if found:
+        get_run_logger().info("decision %s was answered already: see the ledger", decision)
+    return found
+
+
+def finish_open(known: Registry) -> None:
+    for version in known.finish_open():
+        get_run_logger().warning("version %s serves: a killed run had decided that, and left it open", version.number)
+
+
+def answer_fault(p: Params, asked: Asked, error: Exception) -> None:
+    """Answer the decision of a run that an error ends. A crash is no such error: it has another attempt. Where the
+    ledger stays away too, the monitor asks for the retrain again."""
+    if asked.decision is None:
+        return
+    try:
+        given_up(p, asked, _explain(error))
+    except Exception as failure:
+        get_run_logger().error("decision %s is not answered: %s: %s", asked.decision, type(failure).__name__, failure)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, (StageFailed, clock.AheadError)):
+        return f"No candidate could be made: {error}"
+    return (
+        f"The retrain ended before its verdict ({type(error).__name__}: {error}). See its log in the Prefect UI, mend "
+        "that, and start it by hand; the monitor asks for it again later."
+    )
+
+
+@task(name="give up", task_run_name="give up", cache_policy=NO_CACHE, **NETWORK)
+def given_up(p: Params, asked: Asked, why: str) -> None:
+    """A decision whose retrain came to nothing is answered too: else it would be asked for again, at full cost, for
+    ever. Its failure costs no cool-down and no budget; the policy rests after it, and a person hears of it."""
+    known = registry.open_registry(p.registry)
+    finish_open(known)  # a promotion that was begun is the answer
+    if asked.decision is None or asked.decision in known.answered():
+        return
+    serving = known.champion()
+    champion = serving.number if serving else None
+    as_of = asked.as_of or state.event_now() or params.in_utc(datetime.now(UTC))
+    answer = Entry("verdict", asked.decision, as_of, champion=champion, outcome="HOLD", reasons=(why,))
+    known.append(replace(answer, detail={"look": False, "failed": True}))
+    tell(p, f"evergreen: a retrain of {p.registry.model} failed", why, cause=f"failed {asked.decision}")
+
+
+@task(name="is it too early", task_run_name="is it too early", cache_policy=NO_CACHE, **NETWORK)
+def is_too_early(p: Params, asked: Asked, as_of: datetime, limit: datetime | None = None) -> bool:
+    """Whether the gate backs off at this time: asked before the stages run, or without clock.as_of as soon as ingest
+    has found the time, and answered in the ledger. `limit`: the end of the data, where it is known."""
+    known = registry.open_registry(p.registry)
+    serving = known.champion()
+    as_of = params.in_utc(as_of)
+    # What is later than this run may come from a clock that has been mended: the gate can tell, which knows the data.
+    reason = judge.too_early(p, known, serving, as_of, limit=limit or as_of)
+    if reason is None:
+        return False
+    get_run_logger().warning("HOLD, and nothing was trained: %s", reason)
+    number = serving.number if serving else None
+    entry = Entry("verdict", asked.decision or f"retrain-{flow_run.id}", as_of, champion=number, outcome="HOLD")
+    known.append(replace(entry, reasons=(reason,), detail={"look": False}))
+    return True
+
+
+def back_off(p: Params, asked: Asked) -> Check | None:
+    """What asks the gate's back-off as soon as the data have told what time it is, before the stages that cost."""
+    if asked.as_of:
+        return None
+
+    def check(as_of: datetime, limit: datetime | None) -> None:
+        if is_too_early(p, asked, as_of, limit):
+            raise TooEarlyError
+
+    return check
+
+
+def tell(p: Params, subject: str, body: str, *, cause: str) -> None:
+    kept = journal.open_journal(p.journal)
+    try:
+        alert(subject, body, cause=cause, journal=kept, p=p)
+    finally:
+        kept.close()
