@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 MOMENT_ROWS = 500  # of one moment at most, the newest
 NEAR = timedelta(hours=1)  # a window that reaches an hour ahead shows in the rows of the hour before a moment only
-NEAR_ROWS = 500  # so many rows next to their moments are wanted in all: a leak in 1 % of them shows in five
+NEAR_ROWS = 1000  # so many rows next to their moments are wanted in all: a leak in 1 % of them shows in ten
+FEW_ROWS = 500  # in a build with fewer a leak in 1 % may show in none
 MOST_TIMES = 8  # at most so many times features.leak_probes, where rows are few
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, lie evenly however many are taken
 RELATIVE, ABSOLUTE = 1e-6, 1e-9  # sums of fractions come out in another order
@@ -171,8 +172,8 @@ def describe(probed: Probed, unseen: Sequence[str]) -> str:
     if not probed.moments:
         return "no leak was looked for: no moment was probed (features.leak_probes)"
     line = f"no leak in {probed.rows:,} rows at {probed.moments} moments"
-    if probed.rows < NEAR_ROWS:
-        line += f"; the rows lie too far apart to probe {NEAR_ROWS}, so a leak in few of them may go unseen"
+    if probed.rows < FEW_ROWS:
+        line += f"; the rows lie too far apart to probe {FEW_ROWS}, so a leak in few of them may go unseen"
     if unseen:
         line += f"; no probe sees into {', '.join(unseen)}: a static table has no known_at"
     return line

@@ -20,6 +20,7 @@ from tests.benchmarks import (  # each puts its rows on the list
     kills,  # noqa: F401
     loop,  # noqa: F401
     month,  # noqa: F401
+    probe,  # noqa: F401
     replay,  # noqa: F401
     serving,  # noqa: F401
     tuning,  # noqa: F401
