@@ -10,16 +10,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from prefect import flow
 
-from flows.retrain import retrain
+from flows.retrain import retrain, run_stages
 from flows.score import score
+from flows.skew import compare_features
 from tasks import clock, journal, params, pipeline, registry
 from tasks import score as work
 from tasks.features import Rows
 from tasks.model import Model
 from tasks.score import Scored
+from tasks.skew import Skew
 from tests.conftest import BEGIN
-from tests.flows.conftest import DAYS, Project
+from tests.flows.conftest import DAYS, Project, shown
 
 FIRST = datetime(2024, 3, 1)
 WEEK = timedelta(days=7)
@@ -187,3 +190,32 @@ def test_the_clock_stays_where_the_sources_end(project: Project) -> None:
     with stepping(project, "7d", end):
         assert score().newest < end
         assert clock.now(params.load().clock) == end
+
+
+@flow
+def compare_at(as_of: datetime) -> Skew | None:
+    """What the retrain flow does between its stages and the gate."""
+    with pipeline.workspace(Path.cwd(), overrides={"clock.as_of": as_of.isoformat()}) as space:
+        run_stages(space, last="features")
+        p = params.load(space.root / "params.yaml")
+        return compare_features(p, space.root, registry.open_registry(p.registry))
+
+
+@pytest.mark.usefixtures("story")
+def test_a_retrain_names_the_features_that_the_champion_predicted_with_and_that_changed(project: Project) -> None:
+    source = project.folder / "source/customers.csv"
+    text = source.read_text()
+    same = compare_at(FIRST + 2 * WEEK)
+    assert same
+    assert (same.columns, same.gone) == ((), 0)
+    assert same.compared["score"] > 100
+    try:
+        head, *lines = text.splitlines()
+        older = [f"{line.rpartition(',')[0]},{int(line.rpartition(',')[2]) + 1}" for line in lines]
+        source.write_text("\n".join([head, *older]) + "\n")
+        other = compare_at(FIRST + 2 * WEEK)
+    finally:
+        source.write_text(text)
+    assert other
+    assert [column.name for column in other.columns] == ["age"]
+    assert any('"feature":"age"' in data.replace(" ", "").replace("'", '"') for data in shown("features-differ"))
