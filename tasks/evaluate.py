@@ -218,6 +218,8 @@ def _write_reports(
     parts: Floats,
 ) -> None:
     periods.publish_json(reports / "metrics.json", board[CANDIDATE] | dict(_of_baselines(board, p.gate.metric)))
+    chosen = {name: board[CANDIDATE][name] for name in _shown(board[CANDIDATE], p.gate.metric)}
+    periods.publish_json(reports / "headline.json", {"holdout": chosen})
     periods.publish_json(reports / "leaderboard.json", _leaderboard(board, p.gate.metric))
     periods.publish_json(reports / "slices.json", _slices(p, twin.spec, held, found))
     _publish_csv(reports / "importance.csv", _importance(twin.spec, parts))
@@ -227,8 +229,13 @@ def _write_reports(
 
 def _of_baselines(board: dict[str, dict[str, float]], metric: str) -> Iterator[tuple[str, float]]:
     for name, scores in board.items():
-        shown = {metric, "auc", "mae"} & scores.keys() if name != CANDIDATE else ()
-        yield from ((f"{name}.{each}", scores[each]) for each in sorted(shown))
+        shown = _shown(scores, metric) if name != CANDIDATE else []
+        yield from ((f"{name}.{each}", scores[each]) for each in shown)
+
+
+def _shown(scores: dict[str, float], metric: str) -> list[str]:
+    """The few by which models are compared at a glance."""
+    return sorted({metric, "auc", "mae"} & scores.keys())
 
 
 def _leaderboard(board: dict[str, dict[str, float]], metric: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import json
 import logging
 import os
 import secrets
@@ -22,9 +23,10 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks import params as parameters
+from tasks import yamltext
 from tasks.params import Params
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def main(name: str, work: Callable[[Params], None]) -> None:
     _log_to(name)
     try:
         p = parameters.load()
+        refuse_missing(p)
         limit(name, p.stage.limits.get(name))
         work(p)
     except KeyboardInterrupt:
@@ -51,6 +54,40 @@ def main(name: str, work: Callable[[Params], None]) -> None:
     except Exception as error:
         _say(error)
         sys.exit(1)
+
+
+def refuse_missing(p: Params, folder: Path = Path()) -> None:
+    """Raises ValueError where params.yaml leaves out a setting that dvc.yaml names, though this project has a default
+    for it: DVC would refuse to keep what the stage made, after all of it was made."""
+    graph, settings = folder / "dvc.yaml", folder / "params.yaml"
+    if not graph.exists():
+        return
+    written = yamltext.read(settings)[0]
+    stages = yamltext.read(graph)[0]["stages"].values()
+    names = {name for one in stages for name in one.get("params", []) if isinstance(name, str)}
+    if missing := sorted(name for name in names if not _is_written(name, written)):
+        lines = ", ".join(f"`{name}: {_default(name, p)}`" for name in missing)
+        raise ValueError(
+            f"params.yaml must hold every setting that dvc.yaml names, but lacks {', '.join(missing)}. Write {lines} "
+            "(each point is a level of params.yaml), or the value that you want."
+        )
+
+
+def _is_written(name: str, settings: Any) -> bool:
+    for part in name.split("."):
+        if not isinstance(settings, dict) or part not in settings:
+            return False
+        settings = settings[part]
+    return True
+
+
+def _default(name: str, p: Params) -> str:
+    value: Any = p
+    for part in name.split("."):
+        value = getattr(value, part)
+    if isinstance(value, timedelta):
+        return parameters.spell(value)
+    return "{}" if isinstance(value, parameters.Section) else json.dumps(value, default=str)
 
 
 def ask_again(ask: Callable[[], T], *, waits: Sequence[float] = WAITS_S) -> T:

@@ -159,7 +159,7 @@ def matrix(spec: Spec, rows: Rows, *, max_bin: int, threads: int, ref: Any = Non
 
 
 def tune(p: Params, folder: Path = Path()) -> None:
-    """Write <models>/tuned.json and <reports>/trials.json. Raises ValueError for history that has no room for folds."""
+    """Write <models>/tuned.json, <reports>/trials.json and score.json. Raises ValueError where folds have no room."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -176,6 +176,7 @@ def tune(p: Params, folder: Path = Path()) -> None:
         finals = _finals(study, folds, p, path.with_suffix(".finals.jsonl"))
     tuned = _tuned(study, p, finals[0], ended_by)
     periods.publish_json(folder / p.paths.models / "tuned.json", tuned)
+    periods.publish_json(folder / p.paths.reports / "score.json", {"score": tuned["score"]})
     told = {each.number: {"score": each.score, "rounds": each.rounds} for each in finals}
     listed = [{**_row(trial), "final": told.get(trial.number)} for trial in study.trials]
     periods.publish_json(folder / p.paths.reports / "trials.json", listed)

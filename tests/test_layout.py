@@ -107,3 +107,9 @@ def test_the_top_level_holds_what_the_design_names() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     folders = {line.split("/")[0] for line in listed.splitlines() if "/" in line}
     assert folders <= {"flows", "tasks", "infra", "tests", "notebooks", ".dvc", ".ci", ".github"}
+
+
+def test_dvc_compares_runs_by_a_few_numbers() -> None:
+    """Each key of a metrics file is a column of `dvc exp show`; what stages report besides are outputs."""
+    files = [name for stage in STAGES.values() for name in stage.get("metrics", ())]
+    assert files == ["${paths.reports}/score.json", "${paths.reports}/headline.json"]

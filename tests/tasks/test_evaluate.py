@@ -87,6 +87,14 @@ def test_binary_figures_are_those_of_scikit_learn(done: dict[str, Done]) -> None
     assert {name: told[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_glance_shows_two_figures_of_the_holdout(task: str, done: dict[str, Done]) -> None:
+    """They are columns of `dvc exp show`, beside the score of the search; the rest is in metrics.json."""
+    headline, scores = done[task].json("headline.json"), done[task].json("metrics.json")
+    names = {"rmse", "mae"} if task == "regression" else {"log_loss", "auc"}
+    assert headline == {"holdout": {name: scores[name] for name in names}}
+
+
 def test_multiclass_figures_are_those_of_scikit_learn(done: dict[str, Done]) -> None:
     told, label, found = done["multiclass"].json("metrics.json"), *both(done["multiclass"])
     codes = np.searchsorted(["early", "fair", "late"], label.astype(str))
@@ -326,7 +334,7 @@ def test_the_reports_are_the_same_bytes_when_made_again(task: Task, done: dict[s
         done[task].folder,
     )
     assert done[task].everything() == before
-    assert len(before) == 9
+    assert len(before) == 10
 
 
 def test_rows_with_missing_values_everywhere_are_scored_by_every_model(tmp_path: Path) -> None:

@@ -236,3 +236,12 @@ def test_a_binary_label_has_no_costs_but_its_own() -> None:
     raw = raw_params("regression", 60)
     del raw["evaluate"]["costs"]
     assert params.check(raw).evaluate.costs is None
+
+
+@pytest.mark.parametrize("name", ["model", "experiment"])
+def test_a_model_has_no_name_but_its_own(name: str) -> None:
+    """A default would put one table's versions among another's."""
+    raw = raw_params("binary", 60)
+    del raw["registry"][name]
+    with pytest.raises(ValueError, match=rf"registry\.{name}"):
+        params.check(raw)

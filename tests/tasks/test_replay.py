@@ -390,3 +390,17 @@ def test_the_earliest_start_is_one_that_can_be_trained(quiet: History) -> None:
 def test_a_retrain_is_a_promotion_by_the_gates_word_alone() -> None:
     found = [Retrain(BEGIN, outcome, (), 1.0, ()) for outcome in ("PROMOTE", "HOLD", "REJECT", work.FAILED)]
     assert [each.promoted for each in found] == [True, False, False, False]
+
+
+def test_a_policy_whose_signals_are_off_says_which_setting_turned_them_off(tmp_path: Path) -> None:
+    """The made rows are 420 a week. Without the note it would look as if nothing had ever drifted."""
+    p = settings()
+    deaf = p.model_copy(update={"policy": p.policy.model_copy(update={"min_rows": 5000})})
+    wide = p.model_copy(update={"monitor": p.monitor.model_copy(update={"window": timedelta(days=28)})})
+    past = {name: kept(tmp_path / name / "folder", rows_made(), q) for name, q in (("rows", deaf), ("window", wide))}
+    grid = Grid(GRID.until - 2 * WEEK, GRID.until, WEEK)
+    notes = {name: walked(one, ["never", "drift"], grid) for name, one in past.items()}
+    assert "policy.min_rows is 5,000, but a monitor.window of 7d holds about 4" in notes["rows"].notes[0]
+    assert "monitor.window is 28d, but the history before the holdout spans" in notes["window"].notes[0]
+    assert notes["rows"].notes[0] in work.markdown(notes["rows"])
+    assert walked(past["rows"], ["never"], grid).notes == ()

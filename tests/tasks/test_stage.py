@@ -1,6 +1,8 @@
 """A stage's program ends with the status and the words that its caller needs, and not after its caller."""
 
 import os
+import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -10,9 +12,11 @@ from pathlib import Path
 
 import duckdb
 import pytest
+import yaml
 
-from tasks import params, stage
-from tests.conftest import raw_params, write_params
+from tasks import params, pipeline, stage
+from tests.conftest import Made, raw_params, write_params
+from tests.tasks.test_pipeline import with_stage, write
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -218,3 +222,35 @@ def test_a_service_that_is_away_is_asked_again_and_one_that_refuses_is_not() -> 
 
 def test_a_service_may_be_away_for_a_minute_and_start_for_another() -> None:
     assert sum(stage.WAITS_S) > 120
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_a_setting_that_dvc_wants_is_asked_for_before_the_first_stage_and_its_default_does(
+    task: str, make_world: Callable[..., Made]
+) -> None:
+    """DVC keeps nothing of a stage whose parameters are not all in params.yaml, and says so after the stage has run."""
+    made = make_world(task, days=3)
+    shutil.copy(ROOT / "dvc.yaml", made.folder)
+    for section, key in (("evaluate", "costs"), ("drift", "bins")):
+        made.raw[section].pop(key)
+    with pytest.raises(ValueError, match=r"lacks drift\.bins, evaluate\.costs") as refusal:
+        stage.refuse_missing(made.params(), made.folder)
+    told = dict(line.split(": ") for line in re.findall(r"`([^`]+)`", str(refusal.value)))
+    assert told == {"drift.bins": "16", "evaluate.costs": "null"}
+    stage.refuse_missing(made.params(**{name: yaml.safe_load(value) for name, value in told.items()}), made.folder)
+
+
+def test_the_settings_of_this_project_are_all_that_dvc_wants() -> None:
+    stage.refuse_missing(params.load(ROOT / "params.yaml"), ROOT)
+
+
+def test_dvc_keeps_a_stage_whose_parameter_is_null_and_none_whose_parameter_is_missing(tmp_path: Path) -> None:
+    """Why `refuse_missing` is there."""
+    with_stage(tmp_path, "open('out', 'w').write('made')")
+    graph = yaml.safe_load((tmp_path / "dvc.yaml").read_text())
+    graph["stages"]["it"]["params"] = ["evaluate.costs"]
+    write(tmp_path, {"dvc.yaml": yaml.safe_dump(graph), "params.yaml": "evaluate: {slices: []}\n"})
+    with pytest.raises(pipeline.StageFailed, match=r"evaluate\.costs"):
+        pipeline.run_stage(tmp_path, "it")
+    write(tmp_path, {"params.yaml": "evaluate: {costs: null, slices: []}\n"})
+    assert pipeline.run_stage(tmp_path, "it").status == "ran"

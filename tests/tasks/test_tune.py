@@ -50,6 +50,7 @@ def project(folder: Path, task: Task = "binary", rows: Rows | None = None, **ove
 def searched(p: Params, folder: Path) -> dict[str, Any]:
     tune.tune(p, folder)
     found: dict[str, Any] = json.loads((folder / p.paths.models / "tuned.json").read_text())
+    assert json.loads((folder / p.paths.reports / "score.json").read_text()) == {"score": found["score"]}
     return found
 
 
