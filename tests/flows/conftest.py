@@ -9,8 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, TaskRunFilter, TaskRunFilterName
 from prefect.client.schemas.objects import TaskRun
 
+from tasks import params, registry
 from tests.conftest import FEATURES_SQL, KEY, raw_params, write_params, write_sources
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +79,7 @@ def project_params() -> dict[str, Any]:
     raw = raw_params("binary", DAYS)
     raw["registry"] = {"model": "made", "experiment": "made", "top_trials": 2}
     raw["clock"]["as_of"] = "2024-03-01"
+    raw["monitor"] = {"window": "4d"}
     return raw
 
 
@@ -116,6 +119,25 @@ def project(
         patch.delenv("EVERGREEN_PERIODS", raising=False)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield Project(folder, home, raw)
+
+
+@pytest.fixture(scope="module")
+def recorded(project: Project, made_once: Path) -> Callable[[], registry.Version]:
+    """The project's home has the run that was recorded when it was made once; called, this makes it the champion.
+
+    For modules that need a champion and are not about how a retrain makes one.
+    """
+    shutil.copytree(made_once / "home", project.home, dirs_exist_ok=True)
+
+    def promote() -> registry.Version:
+        p = params.load(project.folder / "params.yaml")
+        known = registry.open_registry(p.registry)
+        (run,) = (run for run in known.client.search_runs([known.experiment]) if "evergreen.record" in run.data.tags)
+        as_of = datetime.fromisoformat(project.raw["clock"]["as_of"])
+        verdict = {"outcome": "PROMOTE", "reasons": ["It is the first."]}
+        return known.promote(run.info.run_id, decision="the first", verdict=verdict, as_of=as_of, tags={})
+
+    return promote
 
 
 def make_checkout(folder: Path, raw: dict[str, Any]) -> None:

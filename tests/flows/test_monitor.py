@@ -1,5 +1,6 @@
 """The monitor flow on a made table: a quiet stream is left alone, one whose outcomes turn asks for a retrain, once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -9,7 +10,6 @@ from prefect.cache_policies import NO_CACHE
 
 import flows.monitor as flow
 from flows.monitor import WANTED, Monitored, monitor
-from flows.retrain import retrain
 from flows.score import score
 from tasks import journal, params, registry
 from tasks import monitor as work
@@ -33,12 +33,11 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(project: Project) -> Story:
+def story(project: Project, recorded: Callable[[], registry.Version]) -> Story:
     policy = {"signals": ["performance"], "windows": 2, "min_rows": 50, "cool_down": "5d"}
-    watch = {"monitor": {"window": "4d"}, "policy": policy}
-    write_params({**project.raw, **watch}, project.folder)
+    write_params({**project.raw, "policy": policy}, project.folder)
     nobody = monitor()
-    assert retrain().version == 1
+    assert recorded().number == 1
     done = {4: watched(4)}
     source = project.folder / "source/orders.csv"
     source.write_text(turned(source.read_text()))
