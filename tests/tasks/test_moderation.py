@@ -41,7 +41,7 @@ def test_a_new_value_beside_so_many_windows_is_as_rare_as_its_evidence_says(coun
 def test_terms_whose_variances_are_pooled_are_as_rare_as_their_evidence_says(count: int, spread: float) -> None:
     """`spread`: of the logarithm of the factors by which terms differ from what unrelated units would do."""
     rng = np.random.default_rng(0)
-    known = np.exp(rng.normal(size=(STREAMS // 10, TERMS)))
+    known = np.exp(rng.normal(size=(STREAMS // 2, TERMS)))
     true = known * np.exp(spread * rng.normal(size=known.shape))
     degrees = np.full(len(true), float(count))
     estimated = true * rng.chisquare(count, true.shape) / count
