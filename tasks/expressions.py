@@ -7,12 +7,11 @@ each row by itself guarded: those rows are marked, and clean puts them into quar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks import zones
+from tasks import sqlfault, zones
 from tasks.params import FAULT, Source
 from tasks.sql import literal, quoted
 
 if TYPE_CHECKING:
-    import duckdb
     from duckdb import DuckDBPyConnection
 
 NO_TIME = ": no time"  # after a setting's name: it gives a text that is no time
@@ -60,7 +59,7 @@ def plan(con: "DuckDBPyConnection", table: str, source: Source, base: str, prese
 
     kinds, unguarded, sql, guarded = dict[str, str](), list[str](), base, base
     for step in steps(source):
-        kinds[step.name] = kind = _kind(con, table, source, step, sql)
+        kinds[step.name] = kind = _kind(con, table, source, step, sql, present)
         sql = _added(sql, step, kind, present, guard=False)
         try:
             con.execute(f"DESCRIBE SELECT {_try(step)} FROM ({guarded})")
@@ -81,11 +80,11 @@ def create(con: "DuckDBPyConnection", plan: Plan, beside: list[str]) -> None:
         con.execute(f"{target}({plan.sql})")
         return
     except duckdb.Error as error:
-        raise_unless_of_a_row(error)
+        sqlfault.raise_unless_of_a_row(error)
     try:
         con.execute(f"{target}({plan.guarded})")
     except duckdb.Error as error:
-        raise_unless_of_a_row(error)
+        sqlfault.raise_unless_of_a_row(error)
         raise ValueError(
             f"{plan.table} ({plan.source.address}) does not fit its params: one of {', '.join(plan.unguarded)} fails "
             "for a row, and no single row can be put aside, since it holds a subquery, a window function or random(). "
@@ -93,21 +92,23 @@ def create(con: "DuckDBPyConnection", plan: Plan, beside: list[str]) -> None:
         ) from None
 
 
-def _kind(con: "DuckDBPyConnection", table: str, source: Source, step: Step, sql: str) -> str:
-    """The type that DuckDB sees in an expression. Its message is shown: it speaks of the setting, not of rows."""
+def _kind(con: "DuckDBPyConnection", table: str, source: Source, step: Step, sql: str, present: list[str]) -> str:
+    """The type that DuckDB sees in an expression."""
     import duckdb
 
-    value = f"({step.expression}\n)"
+    before = "DESCRIBE SELECT ("
     try:
-        kind = str(con.execute(f"DESCRIBE SELECT {value} AS v FROM ({sql})").fetchall()[0][1])
+        kind = str(con.execute(f"{before}{step.expression}\n) AS v FROM ({sql})").fetchall()[0][1])
     except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
-        cause = " ".join(str(error).split("\nLINE")[0].split("Candidate bindings")[0].split())
+        setting = f"sources.{table}.{step.setting} `{step.expression}`"
+        cause = sqlfault.explain(
+            error, step.expression, setting=setting, before=before, columns=present, tables="the tables above this one"
+        )
         raise ValueError(
-            f"{table} ({source.address}) does not fit its params: sources.{table}.{step.setting} must be SQL over the "
-            f"contract's columns, but got `{step.expression}`: {cause}"
+            f"{table} ({source.address}) does not fit its params: {cause} It must be SQL over the contract's columns."
         ) from None
     except duckdb.Error as error:
-        raise_unless_of_a_row(error)
+        sqlfault.raise_unless_of_a_row(error)
         return "TIMESTAMP" if step.is_time else "VARCHAR"
     if step.is_time and not kind.startswith(TIME_KINDS):
         raise ValueError(
@@ -115,16 +116,6 @@ def _kind(con: "DuckDBPyConnection", table: str, source: Source, step: Step, sql
             f"a DATE or a text, but `{step.expression}` is a {kind}; to_timestamp(...) makes a TIMESTAMP of seconds."
         )
     return kind
-
-
-def raise_unless_of_a_row(error: "duckdb.Error") -> None:
-    """What the machine lacks is no row's fault."""
-    import duckdb
-
-    if isinstance(error, duckdb.OutOfMemoryException):
-        raise MemoryError("DuckDB needs more than stage.memory. Raise it in params.yaml") from None
-    if isinstance(error, duckdb.IOException | duckdb.InterruptException | duckdb.InternalException):
-        raise error
 
 
 def _try(step: Step) -> str:

@@ -21,10 +21,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import checks, contract, periods, probe, sandbox, stage
+from tasks import checks, contract, periods, probe, sandbox, sqlfault, stage
 from tasks.checks import NUMBERS, is_text
 from tasks.contract import columns_sql, literal, quoted
-from tasks.params import Params, spell
+from tasks.params import TIMES, Params, spell
 from tasks.periods import Period
 from tasks.probe import Moment, Probed
 from tasks.sql import parquet
@@ -232,15 +232,18 @@ def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Tab
     order = ", ".join(quoted(name) for name in ["event_time", *(key or early_first)])
     keys = "".join(f", {quoted(name)} AS {quoted(KEY + name)}" for name in key)
     due = f"known_at <= event_time + INTERVAL {int(p.label.deadline.total_seconds())} SECONDS"
+    before = (
+        f"CREATE TEMP TABLE _rows AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, *{keys}, "
+        f"event_time AS _event_time, known_at AS _known_at, CASE WHEN {due} THEN ("
+    )
+    after = f"\n) END AS _label FROM {quoted(p.spine.table)} WHERE event_time >= {_sql(period.start)}"
     try:
-        con.execute(
-            f"CREATE TEMP TABLE _rows AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, *{keys}, "
-            f"event_time AS _event_time, known_at AS _known_at, "
-            f"CASE WHEN {due} THEN ({p.label.expression}) END AS _label "
-            f"FROM {quoted(p.spine.table)} WHERE event_time >= {_sql(period.start)}"
-        )
+        con.execute(f"{before}{p.label.expression}{after}")
     except duckdb.Error as error:
-        raise ValueError(f"label.expression `{p.label.expression}` fails: {error}") from None
+        sqlfault.raise_unless_of_a_row(error)
+        setting, names = f"label.expression `{p.label.expression}`", [*table.columns, *TIMES]
+        told = sqlfault.explain(error, p.label.expression, setting=setting, before=before, columns=names)
+        raise ValueError(told) from None
     kind = str(con.execute("DESCRIBE SELECT _label FROM _rows").fetchall()[0][1])
     label = checks.label_sql(kind, p.label.task, p.label.expression)
     meta = ", ".join(quoted(name) for name in [*(KEY + name for name in key), *META[:2]])
@@ -262,10 +265,14 @@ def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
 
     check_sql(p, sql)
     sandbox.close(con)
+    before = "CREATE OR REPLACE TEMP TABLE _found AS "
     try:
-        con.execute(f"CREATE OR REPLACE TEMP TABLE _found AS {sql}")  # on the same line: errors count the file's lines
+        con.execute(before + sql)
     except duckdb.Error as error:
-        raise ValueError(f"features.sql: {error}") from None
+        sqlfault.raise_unless_of_a_row(error)
+        raise ValueError(
+            sqlfault.explain(error, sql, setting="features.sql", before=before, columns=_readable_columns(p))
+        ) from None
     kinds = kinds_of(con, p, "_found")
     if any(re.search(r"_\d+$", name) for name in kinds):  # DuckDB calls the second of two columns `x` x_1
         checks.check_same_names([row[0] for row in con.execute(f"DESCRIBE {sql}").fetchall()])
@@ -276,6 +283,11 @@ def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
     if not found["row_id"].combine_chunks().equals(wanted["row_id"].combine_chunks()):
         refuse_miscounted(found["row_id"].to_pylist(), wanted["row_id"].to_pylist())
     return found.drop_columns(["row_id"])
+
+
+def _readable_columns(p: Params) -> list[str]:
+    """Of all tables: which of them are in reach at one place of the SQL only DuckDB knows."""
+    return sorted({"row_id", *TIMES, *(name for table in p.contract.values() for name in table.columns)})
 
 
 def kinds_of(con: "DuckDBPyConnection", p: Params, given: str) -> dict[str, str]:

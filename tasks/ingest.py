@@ -19,7 +19,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import contract, csvfile, delivery, expressions, periods, sizes, sources, sql, stage, survey, timeline, zones
+from tasks import (
+    contract,
+    csvfile,
+    delivery,
+    expressions,
+    periods,
+    sizes,
+    sources,
+    sql,
+    sqlfault,
+    stage,
+    survey,
+    timeline,
+    zones,
+)
 from tasks.contract import literal, quoted
 from tasks.delivery import Delivery
 from tasks.expressions import HIDDEN
@@ -94,7 +108,7 @@ class Reader:
                     break
             yield self.con
         except duckdb.Error as error:
-            expressions.raise_unless_of_a_row(error)
+            sqlfault.raise_unless_of_a_row(error)
             raise ValueError(
                 f"{feed.name} ({feed.source.address}) does not fit its params: DuckDB cannot compute its rows "
                 f"({type(error).__name__}). Check sources.{feed.name} and contract.{feed.name}."

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tasks import sqlfault
+
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
@@ -78,11 +80,11 @@ def _parse(sql: str) -> Any:
     """The SQL as a tree. Raises ValueError for what is no SQL, or not one SELECT."""
     import duckdb
 
-    with duckdb.connect() as con:
+    with duckdb.connect(config={"errors_as_json": True}) as con:
         try:
             kinds = [statement.type.name for statement in con.extract_statements(sql)]
         except duckdb.Error as error:
-            raise ValueError(f"features.sql: {error}") from None
+            raise ValueError(sqlfault.explain(error, sql, setting="features.sql")) from None
         if kinds == ["MULTI"]:
             raise ValueError(
                 "features.sql must be one SELECT, but it holds a PIVOT whose columns depend on the rows. Name the "

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
@@ -106,6 +107,13 @@ def _say(error: Exception) -> None:
     """One line for what a person can mend: the world's errors, and a ValueError that this project raised itself."""
     if isinstance(error, OSError | MemoryError) or (isinstance(error, ValueError) and _ours(error.__traceback__)):
         log.error("%s: %s", type(error).__name__, error)
+    elif type(error).__module__.lstrip("_").startswith("duckdb"):  # its sentence may show a value of a row
+        trace = "".join(traceback.format_tb(error.__traceback__))
+        log.error(
+            "unexpected error: DuckDB's %s, whose text is not shown, since it may hold a value of a row\n%s",
+            type(error).__name__,
+            trace,
+        )
     else:
         log.error("unexpected error", exc_info=error)
 
@@ -169,6 +177,7 @@ def connect(p: Params) -> "DuckDBPyConnection":
             "temp_directory": str(_spill_folder(Path.cwd()) / secrets.token_hex(8)),
             "temp_file_encryption": True,
             "force_mbedtls_unsafe": "true",
+            "errors_as_json": True,  # with their place, for tasks/sqlfault.py
         }
     )
     con.execute("SET TimeZone = 'UTC'")

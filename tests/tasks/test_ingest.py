@@ -315,7 +315,7 @@ def test_an_as_of_before_any_data_is_refused_with_the_day_on_which_the_data_begi
         (
             "sources.orders.event_time",
             "plcaed",
-            r'orders \(source/orders.csv\) does not fit its params: .*"plcaed" not found',
+            r"orders \(source/orders.csv\) does not fit its params: .*no column `plcaed` here. Did you mean `placed`",
         ),
         (
             "sources.orders.known_at",
@@ -325,7 +325,7 @@ def test_an_as_of_before_any_data_is_refused_with_the_day_on_which_the_data_begi
         (
             "sources.orders.derive",
             {"x": "1 +"},
-            r"orders \(source/orders.csv\) does not fit its params: .*syntax error",
+            r"orders \(source/orders.csv\) does not fit its params: .*no SQL that can be read",
         ),
         (
             "contract.orders.columns.sotre",
