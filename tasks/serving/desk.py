@@ -22,6 +22,7 @@ from tasks.serving import arms, live, predict
 from tasks.serving.arms import Part
 from tasks.serving.batch import Batches
 from tasks.serving.book import Book
+from tasks.serving.derived import Checker
 from tasks.serving.keys import Keys
 from tasks.serving.live import Champion, Live, Tables
 from tasks.serving.messages import Messages
@@ -128,6 +129,10 @@ class Desk:
         pii = any(column.pii for column in self.p.contract[self.p.spine.table].columns.values())
         return contract.pii_key() if pii else b""
 
+    @cached_property
+    def checker(self) -> Checker | None:
+        return Checker.of(self.p)
+
     def champion(self) -> Champion:
         if self.live.champion is None:
             raise HTTPException(503, "no champion serves yet: run the retrain flow", {"Retry-After": "5"})
@@ -196,6 +201,8 @@ class Desk:
         if not tables.prepare(champion):
             why = f"the features of version {champion.number} cannot be made of the published state: run the score flow"
             raise HTTPException(503, why, {"Retry-After": "5"})
+        if self.checker:
+            self.checker.check(asked)
         rows = live.hidden(self.p, asked, self.pii_key)
         tables.check(champion, rows)
         names = self.p.contract[self.p.spine.table].key

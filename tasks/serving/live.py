@@ -281,6 +281,18 @@ def spine_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
     """The rows as features.sql wants them: row_id, event_time, and spine.columns in the contract's types."""
     import pyarrow as pa
 
+    columns = p.contract[p.spine.table].columns
+    told = {"row_id": pa.array(range(1, len(rows) + 1), pa.int64())}
+    told["event_time"] = column_of([row["event_time"] for row in rows], "TIMESTAMP")
+    for name in p.spine.columns:
+        told[name] = column_of([row.get(name) for row in rows], columns[name].type)
+    return pa.table(told)
+
+
+def column_of(values: Sequence[Any], kind: str) -> "pa.Array":
+    """Plain values in one of the contract's types."""
+    import pyarrow as pa
+
     types = {
         "VARCHAR": pa.string(),
         "INTEGER": pa.int32(),
@@ -290,12 +302,7 @@ def spine_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
         "DATE": pa.date32(),
         "TIMESTAMP": pa.timestamp("us"),
     }
-    columns = p.contract[p.spine.table].columns
-    told = {"row_id": pa.array(range(1, len(rows) + 1), pa.int64())}
-    told["event_time"] = pa.array([row["event_time"] for row in rows], types["TIMESTAMP"])
-    for name in p.spine.columns:
-        told[name] = pa.array([row.get(name) for row in rows], types[columns[name].type])
-    return pa.table(told)
+    return pa.array(values, types[kind])
 
 
 def hidden(p: Params, rows: Sequence[Mapping[str, Any]], key: bytes) -> list[dict[str, Any]]:

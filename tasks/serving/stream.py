@@ -35,6 +35,7 @@ from tasks.model import Spec
 from tasks.params import Params
 from tasks.serving import arms, keeper, live, messages, predict
 from tasks.serving.book import ROLL
+from tasks.serving.derived import Checker
 from tasks.serving.live import Champion, Live, Refused, Tables
 from tasks.serving.predict import EPOCH, TICK, Answered
 
@@ -136,11 +137,12 @@ class Reader:
     p: Params
     kind: type[BaseModel]
     pii_key: bytes
+    checker: Checker | None = None
 
     @staticmethod
     def of(p: Params) -> "Reader":
         pii = any(column.pii for column in p.contract[p.spine.table].columns.values())
-        return Reader(p, messages.row_of(p), contract.pii_key() if pii else b"")
+        return Reader(p, messages.row_of(p), contract.pii_key() if pii else b"", Checker.of(p))
 
     def read(self, letter: Letter) -> Asked | Dead:
         value, most = letter.value or b"", int(self.p.serving.megabytes * 1e6)
@@ -150,6 +152,11 @@ class Reader:
             row = self.kind.model_validate_json(value).model_dump(by_alias=True)
         except ValidationError as error:
             return Dead(letter, _faults(error))
+        try:
+            if self.checker:
+                self.checker.check([row])
+        except Refused as error:
+            return Dead(letter, [_fault("contract", [error.name], error.rule)])
         (hidden,) = live.hidden(self.p, [row], self.pii_key)
         keyed = self.p.contract[self.p.spine.table].key
         subject = live.subjects(self.p, [hidden])[0] if keyed else journal.entry_of(letter.source, letter.moment)

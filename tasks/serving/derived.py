@@ -1,0 +1,126 @@
+"""derived: where a row gives a column and also those that it is derived from, the two must agree.
+
+The contract derives event_time and others by expressions (sources.<table>). A row that gives both sides would be
+answered by one of them while training learnt from the other. What needs columns that a row does not give is not asked.
+"""
+
+import json
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tasks import contract, expressions, stage
+from tasks.expressions import Step
+from tasks.params import Column, Params
+from tasks.serving.live import Refused, column_of
+from tasks.sql import quoted
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+GIVEN = "\x1fgiven "  # begins the name of a column as the row gives it
+WHEN = Column(type="TIMESTAMP")
+
+
+@dataclass(frozen=True)
+class Checker:
+    """The steps of the contract that a row can be held to. One thread at a time computes."""
+
+    con: "DuckDBPyConnection"
+    table: str
+    columns: Mapping[str, Column]
+    steps: tuple[Step, ...]
+    sql: str
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @staticmethod
+    def of(p: Params) -> "Checker | None":
+        """None where no row can contradict itself."""
+        name = p.spine.table
+        source, table = p.sources[name], p.contract[name]
+        names = dict.fromkeys([*table.key, *p.spine.columns])
+        columns = {"event_time": WHEN, **{each: table.columns[each] for each in names if each in table.columns}}
+        con = stage.connect(p)
+        usable = _usable(con, expressions.steps(source), columns)
+        checked = tuple(step for step in usable if step.name in columns)
+        if not checked:
+            con.close()
+            return None
+        made = {step.name for step in usable}
+        own = source.model_copy(
+            update={
+                "derive": {step.name: step.expression for step in usable if not step.is_time},
+                "event_time": source.event_time if "event_time" in made else None,
+                "known_at": None,
+            }
+        )
+        plain = [each for each in columns if each not in made]
+        given = [f"{quoted(GIVEN + each)} AS {quoted(each)}" for each in plain]
+        con.register("asked", _table({each: [] for each in columns}, columns))
+        plan = expressions.plan(con, name, own, f"SELECT {', '.join(['*', *given])} FROM asked", plain)
+        checked = tuple(step for step in checked if f"sources.{name}.{step.setting}" not in plan.unguarded)
+        if not checked:
+            con.close()
+            return None
+        wrong = [_contradicts(step, columns[step.name], plan.kinds[step.name]) for step in checked]
+        sql = f"SELECT {', '.join(wrong)} FROM ({plan.guarded}) ORDER BY {quoted(GIVEN)}"
+        con.execute(sql).fetchall()
+        return Checker(con, name, columns, checked, sql)
+
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Raises Refused for the first row that contradicts itself; the rows are as they came, without pseudonyms."""
+        values = {name: [row.get(name) for row in rows] for name in self.columns}
+        with self.lock:
+            self.con.register("asked", _table(values, self.columns))
+            found = self.con.execute(self.sql).fetchall()
+        for place, wrong in enumerate(found):
+            for step, contradicts in zip(self.steps, wrong, strict=True):
+                if contradicts:
+                    rule = f"must be what sources.{self.table}.{step.setting} makes of the row's other columns"
+                    raise Refused(place, step.name, f"{rule}, `{step.expression}`, but it is another. Mend one of them")
+
+
+def _contradicts(step: Step, column: Column, kind: str) -> str:
+    given, made = quoted(GIVEN + step.name), quoted(step.name)
+    typed = made if step.is_time else contract.typed(step.name, column, text=kind == "VARCHAR")
+    return f"coalesce({given} <> {typed}, FALSE)"
+
+
+def _table(values: Mapping[str, Sequence[Any]], columns: Mapping[str, Column]) -> Any:
+    import pyarrow as pa
+
+    count = len(next(iter(values.values())))
+    numbered = {GIVEN: pa.array(range(count), pa.int64())}
+    return pa.table(numbered | {GIVEN + name: column_of(values[name], columns[name].type) for name in columns})
+
+
+def _usable(con: "DuckDBPyConnection", steps: Sequence[Step], columns: Collection[str]) -> list[Step]:
+    """The steps whose columns a row gives, or that such steps make."""
+    names, usable = {name.lower() for name in columns}, []
+    for step in steps:
+        wanted = _references(con, step.expression)
+        own = step.name.lower() in (wanted or ())  # it makes a new value of its own old one, which is no second value
+        if step.name != "known_at" and wanted is not None and wanted <= names and not own:
+            usable.append(step)
+            names.add(step.name.lower())
+    return usable
+
+
+def _references(con: "DuckDBPyConnection", expression: str) -> set[str] | None:
+    """The columns that an expression reads; None where it reads more than its row, or nothing."""
+    rows = con.execute("SELECT json_serialize_sql(?)", [f"SELECT ({expression}\n)"]).fetchall()
+    tree = json.loads(rows[0][0])
+    if tree["error"]:
+        return None
+    nodes = list(_nodes(tree))
+    if any(node.get("class") in ("SUBQUERY", "WINDOW", "LAMBDA") for node in nodes):
+        return None
+    return {node["column_names"][0].lower() for node in nodes if node.get("class") == "COLUMN_REF"} or None
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _nodes(part)
