@@ -37,7 +37,7 @@ from flows.answers import (
 from flows.forms import hide_from_form
 from flows.network import NETWORK
 from flows.skew import compare_features
-from tasks import clock, gate, judge, params, pipeline, record, registry, sizes, state, survey
+from tasks import clock, gate, judge, params, pipeline, record, registry, rehearsal, sizes, state, survey
 from tasks.gate import Verdict
 from tasks.params import Params
 from tasks.pipeline import StageFailed, StageRun, Workspace
@@ -193,6 +193,7 @@ def run_stages(
 
     Raises ValueError, before anything is spent, for an as_of beyond what ingest has brought, unless it is forced.
     """
+    _refuse_faulty_sql(space)
     futures: dict[str, Any] = {}
     for stage in pipeline.stages(space.root):
         needs = [futures[name] for name in stage.upstream]
@@ -208,6 +209,14 @@ def run_stages(
         if stage.name == last:
             break
     return tuple(future.result() for future in futures.values())
+
+
+def _refuse_faulty_sql(space: Workspace) -> None:
+    """Before the sources are read: what needs no row to be refused."""
+    try:
+        rehearsal.rehearse(params.load(space.root / "params.yaml"), space.root)
+    except ValueError as error:
+        raise StageFailed(FIRST, str(error)) from None
 
 
 def _read_times(space: Workspace) -> tuple[datetime, datetime | None]:

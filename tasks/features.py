@@ -285,6 +285,12 @@ def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
     return found.drop_columns(["row_id"])
 
 
+def rehearse(con: "DuckDBPyConnection", p: Params, sql: str) -> None:
+    """Raises ValueError for a label or SQL that cannot run over these tables, which may be empty."""
+    _take_spine(con, p, Period("all", datetime(1970, 1, 1), datetime(2200, 1, 1)))
+    compute(con, p, sql)
+
+
 def _readable_columns(p: Params) -> list[str]:
     """Of all tables: which of them are in reach at one place of the SQL only DuckDB knows."""
     return sorted({"row_id", *TIMES, *(name for table in p.contract.values() for name in table.columns)})
