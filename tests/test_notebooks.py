@@ -1,14 +1,19 @@
 """The notebooks run from top to bottom in a fresh project, define nothing, and are stored without what they showed."""
 
 import ast
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
+
+from tasks import params
+from tests.conftest import FEATURES_SQL, KEY, Task, raw_params, write_params, write_sources
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -47,20 +52,63 @@ def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
     assert [cell.id for cell in code(path) if cell.outputs or cell.execution_count] == []
 
 
-@each_notebook
-def test_a_notebook_runs_right_after_a_clone(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVERGREEN_PII_KEY", "a key for the tests")
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel needs, and nothing of the project's that a clone has not."""
+    monkeypatch.setenv("EVERGREEN_PII_KEY", KEY)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
     for name in ("EVERGREEN_HOME", "EVERGREEN_PERIODS", "MPLBACKEND"):  # the last: as a person sees it, with pictures
         monkeypatch.delenv(name, raising=False)
-    shutil.copytree(ROOT / "tasks", tmp_path / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+@each_notebook
+def test_a_notebook_runs_right_after_a_clone(path: Path, tmp_path: Path, kernel: None) -> None:  # noqa: ARG001
+    copy_tasks(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    (tmp_path / "notebooks").mkdir()
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path / "notebooks")}}).execute()
+    notebook = execute(path, tmp_path)
     assert pictures(notebook) > 0
     assert said(notebook, "stderr") == ""
+
+
+@each_notebook
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_a_notebook_reads_whatever_table_params_names(
+    path: Path,
+    task: Task,
+    tmp_path: Path,
+    kernel: None,  # noqa: ARG001
+) -> None:
+    copy_tasks(tmp_path)
+    (tmp_path / "tasks" / "features.sql").write_text(FEATURES_SQL)
+    write_sources(tmp_path / "source", days=40, per_day=60, rng=np.random.default_rng(0))
+    raw = raw_params(task, 40)
+    raw["evaluate"]["costs"] = None
+    write_params(raw, tmp_path)
+    notebook = execute(path, tmp_path)
+    assert pictures(notebook) > 0
+    assert said(notebook, "stderr") == ""
+    assert "orders: 2,400 rows" in said(notebook, "stdout")
+
+
+@each_notebook
+def test_a_notebook_names_no_table_and_no_column_of_the_default_case(path: Path) -> None:
+    p = params.load(ROOT / "params.yaml")
+    names = {*p.sources, *p.spine.columns, *(name for table in p.contract.values() for name in table.columns)}
+    words = {word for cell in code(path) for word in re.findall(r"[A-Za-z_]\w*", cell.source)}
+    assert words & (names - {"year", "month", "day", "hour", "minute", "name"}) == set()
+
+
+def copy_tasks(folder: Path) -> None:
+    shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def execute(path: Path, folder: Path) -> Any:
+    """The notebook as it is after a run in a project's folder."""
+    (folder / "notebooks").mkdir()
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder / "notebooks")}}).execute()
+    return notebook
 
 
 def pictures(notebook: Any) -> int:
