@@ -169,7 +169,10 @@ def test_the_monitor_asks_for_a_first_model_where_none_serves_and_waits_for_its_
 def test_a_decision_whose_runs_die_before_their_first_line_is_answered_by_the_monitor(ledger: Ledger) -> None:
     """A parameter that the flow does not know: Prefect fails the run, and no line of ours is reached."""
     run_id = ledger.known._create(ledger.known.experiment, "long ago", {})
-    ledger.known.append(Entry("verdict", "long ago", FIRST - 30 * DAY, run=run_id, outcome="HOLD"))
+    with journal_of(ledger.p) as kept:  # which all tests share; each has a ledger of its own
+        others = [request.decision for request in decisions.read_open(kept, answered=set())]
+    for decision in ["long ago", *others]:
+        ledger.known.append(Entry("verdict", decision, FIRST - 30 * DAY, run=run_id, outcome="HOLD"))
     first = monitor(as_of=FIRST).decision
     assert first
     with get_client(sync_client=True) as client:

@@ -323,7 +323,8 @@ def test_a_moment_at_which_nothing_can_be_trained_leaves_the_champion(tmp_path: 
 
 def test_a_retrain_that_failed_costs_no_cool_down_and_the_gates_back_off_is_asked_first(quiet: History) -> None:
     now, p = GRID.since + 4 * WEEK, quiet.p
-    p = p.model_copy(update={"policy": Policy(windows=2, min_rows=50, cool_down=2 * WEEK)})
+    policy = Policy(windows=2, min_rows=50, cool_down=2 * WEEK)
+    p = p.model_copy(update={"policy": policy, "gate": p.gate.model_copy(update={"backoff": WEEK})})
     ends = [now - WEEK, now]
     alarms = [Signal("drift", end - WEEK, end, 1, 400, alarm=True, said="Moved.") for end in ends]
     state = work.State(work.rule("drift", GRID), Serving(GRID.since, 1), GRID.since, signals=tuple(alarms))
