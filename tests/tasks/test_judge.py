@@ -223,6 +223,18 @@ def test_after_a_refusal_the_champion_is_left_alone_for_the_back_off(old: Made, 
     assert judge.too_early(later.p, shelf.known, mine, later.as_of) is None
 
 
+def test_a_look_of_2031_neither_holds_back_nor_makes_a_candidate_too_old_once_the_data_are_mended(
+    old: Made, new: Made, shelf: Shelf
+) -> None:
+    mine = shelf.champion(old, "looked at ahead of the data")
+    refuse(shelf.known, mine, datetime(2031, 1, 1), "d4")
+    assert "did not promote" in (judge.too_early(new.p, shelf.known, mine, LATER) or "")
+    assert judge.too_early(new.p, shelf.known, mine, LATER, limit=LATER + timedelta(days=1)) is None
+    ahead = replace(mine, as_of=datetime(2031, 1, 1))
+    assert "is older than" in (judge.too_early(new.p, shelf.known, ahead, LATER) or "")
+    assert judge.too_early(new.p, shelf.known, ahead, LATER, limit=LATER + timedelta(days=1)) is None
+
+
 def test_an_earlier_look_is_paid_for(old: Made, new: Made, shelf: Shelf) -> None:
     mine = shelf.champion(old, "refused long ago")
     once = shelf.judged(new, mine).figures
