@@ -80,8 +80,10 @@ class Spec:
                 return _numbers(column)
             text = column if pa.types.is_string(column.type) else column.cast(pa.string())
             return _numbers(pc.index_in(text, value_set=self._known[feature.name]))
-        except pa.ArrowException as error:
-            raise ValueError(f"the feature {feature.name} must be a {feature.kind}, but {error}") from None
+        except pa.ArrowException:  # its sentence would show a row's value
+            raise ValueError(
+                f"the feature {feature.name} must be a {feature.kind}, but it holds other values ({column.type})"
+            ) from None
 
     @cached_property
     def _known(self) -> dict[str, Any]:

@@ -70,8 +70,11 @@ class Column:
 
         try:
             return self._number(numbers(column)) if self.kind == "number" else self._category(column)
-        except (pa.ArrowException, TypeError) as error:
-            raise ValueError(f"the column {self.name} must be a {self.kind}, but {error}") from None
+        except (pa.ArrowException, TypeError):
+            found = getattr(column, "type", type(column).__name__)
+            raise ValueError(
+                f"the column {self.name} must be a {self.kind}, but it holds other values ({found})"
+            ) from None
 
     def _number(self, values: Floats) -> Codes:
         codes = np.searchsorted(np.asarray(self.edges), values, side="right")

@@ -62,7 +62,20 @@ def read(path: Path) -> tuple[Any, Any]:
     try:
         return _load(text, _Loader, str(path)), _load(text, _SpellingLoader, str(path))
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
+        raise ValueError(f"{path}{_place(error)} is not YAML. {_way_out(error)}") from None
+
+
+def _place(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f", line {mark.line + 1}, column {mark.column + 1}," if mark else ""
+
+
+def _way_out(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "Its values are nested too deeply: write them flat."
+    hint = "Check the indentation, the blank after each colon, and that quotes and brackets are closed"
+    problem = getattr(error, "problem", None)
+    return f"{hint} (the parser says: {problem})." if problem else f"{hint}."
 
 
 def is_read_as_text(text: str) -> bool:

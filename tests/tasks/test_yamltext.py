@@ -114,11 +114,11 @@ def test_a_list_of_texts_may_hold_what_yaml_takes_for_something_else(tmp_path: P
 @pytest.mark.parametrize("value", [*ODD, 2024, 1.5, True])
 def test_an_override_of_a_text_setting_is_that_text(value: Any, tmp_path: Path) -> None:
     path = made(tmp_path)
-    pipeline.override(path, {"registry.model": value})
-    found = params.load(path).registry.model
+    pipeline.override(path, {"label.expression": value})
+    found = params.load(path).label.expression
     assert found == (value if isinstance(value, str) else {2024: "2024", 1.5: "1.5", True: "true"}[value])
     if isinstance(value, str):
-        assert YAML(typ="safe").load(path)["registry"]["model"] == value, "to DVC too"
+        assert YAML(typ="safe").load(path)["label"]["expression"] == value, "to DVC too"
 
 
 @LAW
@@ -140,8 +140,8 @@ def test_texts_inside_lists_and_sections_keep_their_type_too(tmp_path: Path) -> 
 
 def test_a_text_that_looks_like_a_moment_is_left_as_it_is(tmp_path: Path) -> None:
     path = made(tmp_path)
-    pipeline.override(path, {"registry.model": "2024-01-02T00:00:00"})
-    assert params.load(path).registry.model == "2024-01-02T00:00:00"
+    pipeline.override(path, {"label.expression": "2024-01-02T00:00:00"})
+    assert params.load(path).label.expression == "2024-01-02T00:00:00"
 
 
 def test_the_projects_file_is_the_same_to_dvc_and_to_us() -> None:
