@@ -15,7 +15,7 @@ from prefect import flow
 from flows.retrain import run_stages
 from flows.score import score
 from flows.skew import compare_features
-from tasks import clock, journal, params, pipeline, registry
+from tasks import clock, journal, params, pipeline, registry, state
 from tasks import score as work
 from tasks.features import Rows
 from tasks.model import Model
@@ -219,3 +219,27 @@ def test_a_retrain_names_the_features_that_the_champion_predicted_with_and_that_
     assert other
     assert [column.name for column in other.columns] == ["age"]
     assert any('"feature":"age"' in data.replace(" ", "").replace("'", '"') for data in shown("features-differ"))
+
+
+def test_a_row_of_2031_and_a_tick_forced_there_bend_nothing_and_the_mended_row_is_predicted(
+    story: Story, project: Project
+) -> None:
+    source, bent, end = project.folder / "source/orders.csv", datetime(2031, 3, 15, 12), FIRST + 4 * WEEK
+    text = source.read_text()
+    line = "90000,{} 12:00:00,person1@example.org,north,10,1,20\n"
+    source.write_text(text + line.format("2031-03-15"))
+    try:
+        with stepping(project, "7d", bent):
+            assert score(as_of=bent, force=True).as_of < end  # where the rows end
+            source.write_text(text + line.format("2024-03-15"))
+            mended = score(force=True)
+            assert mended.as_of < end
+        published = state.current()
+        assert published
+        assert published.as_of == mended.as_of
+        made = predictions(story).to_pylist()
+        assert len([row for row in made if row["event_time"] == datetime(2024, 3, 15, 12)]) == 1
+        assert max(row["event_time"] for row in made) < end
+        assert score(as_of=mended.as_of).predictions == 0
+    finally:
+        source.write_text(text)
