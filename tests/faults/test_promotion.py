@@ -76,9 +76,7 @@ class Store:
         return f"sqlite:///{self.folder}/mlflow.db"
 
     def copy(self, target: Path) -> "Store":
-        target.mkdir()
-        shutil.copy(self.folder / "mlflow.db", target)
-        return Store(target)
+        return Store(shutil.copytree(self.folder, target))
 
 
 @pytest.fixture(scope="module")
