@@ -55,8 +55,12 @@ def check(times: Times, as_of: datetime, p: Params) -> list[Problem]:
 
 
 def check_workspace(p: Params, root: Path) -> list[Problem]:
-    """What does not fit the raw rows of a workspace, as of the moment that ingest has brought them for."""
-    as_of = json.loads((root / p.paths.raw / "manifest.json").read_text())["as_of"]
+    """What does not fit the raw rows of a workspace, as of the moment that ingest has brought them for. Nothing is
+    asked where there are no raw rows, as after `dvc pull features` on another machine."""
+    manifest = root / p.paths.raw / "manifest.json"
+    if not manifest.exists():
+        return []
+    as_of = json.loads(manifest.read_text(encoding="utf-8"))["as_of"]
     return check(read_times(p, root), datetime.fromisoformat(as_of), p)
 
 

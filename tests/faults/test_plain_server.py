@@ -110,7 +110,7 @@ def test_a_tick_beside_a_longer_run_is_skipped_without_an_error_and_the_next_doe
         assert f"another run of {name} is under way" in str(run.state and run.state.message)
         assert count_task_runs(here, run) == 0
     following = here.completed(tick(here, "monitor"))
-    assert count_task_runs(here, following) == 1
+    assert count_task_runs(here, following) >= 1
     text = here.worker.log.read_bytes()[log:].decode()
     assert "Traceback" not in text
     assert "status code" not in text  # of a process that failed
