@@ -8,6 +8,9 @@ Nothing here imports dvc: tasks/pipeline.py hands the cache over.
 
 import hashlib
 import logging
+import os
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,24 @@ def check_content(store: Any, *, stage: str) -> None:
         return get(oid)
 
     store.check, store.get = checked, got
+
+
+def link_apart(reflink: Callable[[str, str], None]) -> Callable[[str, str], None]:
+    """A function that clones a file as `reflink` does, but under another name first.
+
+    On Linux DVC's own opens its target and empties it before it asks whether the disk can clone. Where another run has
+    just put the same object there, that empties the object, and the files of that run that are links to it.
+    """
+
+    def clone(source: str, target: str) -> None:
+        temporary = f"{target}.{uuid.uuid4().hex}"
+        try:
+            reflink(source, temporary)
+            os.link(temporary, target)  # FileExistsError where another run was first
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    return clone
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -623,6 +624,7 @@ def run_stage(
 def _reproduce(root: Path, name: str, program: "Program", *, env: Mapping[str, str], force: bool) -> bool:
     from dvc.exceptions import DvcException
 
+    _link_apart()
     with _heard("dvc_data") as errors:
         try:
             with project(root) as repo:
@@ -634,6 +636,13 @@ def _reproduce(root: Path, name: str, program: "Program", *, env: Mapping[str, s
     if errors:  # DVC logs that a file could not be copied into the cache, and ends as if it had been
         raise StageFailed(name, f"DVC could not keep {len(errors)} files of its outputs: {_reason(errors[0])}")
     return bool(changed)
+
+
+@cache
+def _link_apart() -> None:
+    from dvc_objects.fs import system
+
+    system.reflink = objects.link_apart(system.reflink)
 
 
 def _reason(error: BaseException) -> str:

@@ -758,3 +758,18 @@ def test_gc_frees_left_workspaces_old_studies_candidates_and_periods_that_no_dat
 def test_gc_leaves_studies_and_periods_that_are_young(checkout: Path) -> None:
     write(params.home(checkout), {"studies/a.log": "trials", "periods/ab/abc/x.parquet": "unused"})
     assert gc.free(checkout) == []
+
+
+def test_an_object_that_another_run_has_just_put_there_is_not_emptied(tmp_path: Path) -> None:
+    """DVC tries to clone a file into its cache first, and empties what is there before it knows whether it can."""
+    from dvc_objects.fs import system
+
+    mine, other, cached = (tmp_path / name for name in ("mine", "other", "cached"))
+    mine.write_text("same")
+    other.write_text("same")
+    os.link(other, cached)
+    pipeline._link_apart()
+    with pytest.raises(OSError):
+        system.reflink(str(mine), str(cached))
+    assert (other.read_text(), cached.read_text()) == ("same", "same")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "other", "cached"}
