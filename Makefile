@@ -55,7 +55,7 @@ demo: setup  ## live through months of real flights: a first model, drift, a ret
 	@$(BIN)/python -m flows.demo
 
 up: setup  ## Prefect, MLflow, Evidently and a worker on 127.0.0.1, until Ctrl-C; PORTS="--prefect-port 4300 ..." moves them
-	@exec $(BIN)/python -m flows.up $(PORTS)
+	@exec $(BIN)/python -m infra.up $(PORTS)
 
 repro: setup  ## the pipeline by hand: dvc repro in this checkout
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m dvc repro
@@ -82,13 +82,13 @@ deploy: setup  ## put prefect.yaml's deployments on the server at PREFECT_API_UR
 	@$(BIN)/python -m flows.deploy $(if $(SCHEDULES),--schedules)
 
 ui-mlflow: setup  ## the MLflow UI on http://127.0.0.1:5000
-	@exec $(BIN)/python -m flows.servers
+	@exec $(BIN)/python -m infra.servers
 
 ui-prefect: setup  ## the Prefect UI on http://127.0.0.1:4200
 	@exec $(BIN)/python -m prefect server start --host 127.0.0.1 --port 4200
 
 gc: setup  ## what could be freed; DO=1 frees it; where it refuses and that is meant: NO_VERSIONS=1, SHARED_CACHE=1
-	@$(BIN)/python -m tasks.gc $(if $(DO),--do) $(if $(NO_VERSIONS),--no-versions) $(if $(SHARED_CACHE),--shared-cache)
+	@$(BIN)/python -m tasks.promotion.gc $(if $(DO),--do) $(if $(NO_VERSIONS),--no-versions) $(if $(SHARED_CACHE),--shared-cache)
 
 clean:  ## remove what runs made here; .venv and .evergreen stay
 	@rm -rf data models reports .mypy_cache .ruff_cache .import_linter_cache .hypothesis

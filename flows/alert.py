@@ -15,8 +15,8 @@ from prefect import get_run_logger, task
 from prefect.blocks.core import Block
 from prefect.cache_policies import NO_CACHE
 
-from tasks.journal import Journal, entry_of
 from tasks.params import Params
+from tasks.serving.journal import Journal, entry_of
 
 DELAYS = [1.0, 2.0, 4.0]  # seconds before the first, second and third time that it is tried again
 LIMIT = 20.0  # seconds for one try; most blocks' own limits are shorter

@@ -1,7 +1,7 @@
 """answers: what the ledger says of a decision whose retrain gives no verdict: answered before, too early, or failed.
 
 Every decision is answered, whatever ends its retrain. A crash has another attempt instead (flows/automations.py); where
-no attempt gets as far as here, the monitor answers (tasks/decisions.py).
+no attempt gets as far as here, the monitor answers (tasks/monitoring/decisions.py).
 """
 
 from collections.abc import Callable
@@ -14,10 +14,14 @@ from prefect.runtime import flow_run
 
 from flows.alert import alert
 from flows.network import NETWORK
-from tasks import clock, journal, judge, params, registry, state
+from tasks import params
+from tasks.data import state
 from tasks.params import Params
-from tasks.pipeline import StageFailed
-from tasks.registry import Entry, Registry
+from tasks.promotion import judge, registry
+from tasks.promotion.registry import Entry, Registry
+from tasks.runtime import clock
+from tasks.runtime.pipeline import StageFailed
+from tasks.serving import journal
 
 Check = Callable[[datetime, datetime | None], None]  # of as_of and the end of the data
 

@@ -23,8 +23,9 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.network import NETWORK
-from tasks import gate, params
-from tasks.gate import Outcome, Verdict
+from tasks import params
+from tasks.promotion import gate
+from tasks.promotion.gate import Outcome, Verdict
 
 POLL = 2  # seconds between looks whether somebody has decided
 MARGIN = timedelta(minutes=5)  # Prefect fails a run whose pause runs out: ours ends before

@@ -21,8 +21,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Crashed
 
-from flows import HEARTBEAT_S
 from flows.ticks import SKIPPED
+from infra import HEARTBEAT_S
 
 SILENCE = timedelta(seconds=5 * HEARTBEAT_S)  # so long that a server may be away for a minute, and nobody is missed
 ONCE = timedelta(minutes=10)  # a worker may report one death twice

@@ -20,11 +20,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows.network import NETWORK
-from tasks import canary as work
-from tasks import clock, journal, monitor, params, registry, state
-from tasks.journal import Journal
+from tasks import params
+from tasks.data import state
+from tasks.monitoring import canary as work
+from tasks.monitoring import monitor
 from tasks.params import Params
-from tasks.registry import Registry
+from tasks.promotion import registry
+from tasks.promotion.registry import Registry
+from tasks.runtime import clock
+from tasks.serving import journal
+from tasks.serving.journal import Journal
 
 
 @dataclass(frozen=True)

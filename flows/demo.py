@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from flows.servers import server
+from infra.servers import server
 from tasks import params
 
 if TYPE_CHECKING:
     from flows.monitor import Monitored
     from flows.retrain import Retrained
-    from tasks.policy import Signal
+    from tasks.monitoring.policy import Signal
 
 FIRST, LAST, STEP = datetime(2013, 4, 15), datetime(2013, 8, 5), timedelta(days=28)
 TRIALS, BUDGET = 6, timedelta(seconds=40)
@@ -72,7 +72,9 @@ def tour(console: Console) -> Iterator[Any]:
 
 def _left_open(decision: str) -> bool:
     """Whether an earlier tour asked for this retrain, and was ended before it had an answer."""
-    from tasks import journal, monitor, registry
+    from tasks.monitoring import monitor
+    from tasks.promotion import registry
+    from tasks.serving import journal
 
     p = params.load()
     answered = registry.open_registry(p.registry).answered()
@@ -80,7 +82,7 @@ def _left_open(decision: str) -> bool:
 
 
 def _lived_before() -> bool:
-    from tasks import registry
+    from tasks.promotion import registry
 
     return bool(registry.open_registry(params.load().registry).ledger())
 
@@ -109,7 +111,8 @@ def _retrain(console: Console, as_of: datetime, decision: str | None) -> "Retrai
 
 def weeks(watched: "Monitored") -> Iterator[Any]:
     """The windows that a run of the monitor measured, and what it decided."""
-    from tasks import journal, monitor
+    from tasks.monitoring import monitor
+    from tasks.serving import journal
 
     table = Table(title=f"weeks seen on {watched.as_of:%d %B}", title_justify="left")
     for name in ("to", "rows", "performance: log loss", "drift", "what moved most"):

@@ -21,8 +21,9 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
-from flows import HEARTBEAT, PATIENCE, automations
-from flows.servers import pool_of
+from flows import automations
+from infra import HEARTBEAT, PATIENCE
+from infra.servers import pool_of
 from tasks import params
 
 TIMEOUT_S = 120

@@ -24,13 +24,18 @@ from prefect.runtime import flow_run
 from flows.alert import alert
 from flows.network import NETWORK, Steps, send_event
 from flows.ticks import skip_if_busy
-from tasks import canary, decisions, drift, journal, params, pipeline, predecessor, registry, state
-from tasks import monitor as work
-from tasks.journal import Journal
-from tasks.monitor import Measured, Watched
+from tasks import params
+from tasks.data import state
+from tasks.monitoring import canary, decisions, drift, predecessor
+from tasks.monitoring import monitor as work
+from tasks.monitoring.monitor import Measured, Watched
+from tasks.monitoring.policy import Decision, Signal
 from tasks.params import Params
-from tasks.policy import Decision, Signal
-from tasks.registry import Entry, Registry
+from tasks.promotion import registry
+from tasks.promotion.registry import Entry, Registry
+from tasks.runtime import pipeline
+from tasks.serving import journal
+from tasks.serving.journal import Journal
 
 WANTED = "evergreen.retrain.wanted"
 Reports = Literal["always", "alarms", "never"]

@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.events import Event
 from prefect.events.schemas.events import Resource
 
-from tasks import stage
+from tasks.runtime import stage
 
 WAITS = list(stage.WAITS_S)
 P = ParamSpec("P")

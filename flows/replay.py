@@ -30,11 +30,14 @@ from rich.table import Table
 
 from flows.network import NETWORK
 from flows.retrain import run_stages
-from tasks import clock, history, params, pipeline, registry
-from tasks import replay as work
-from tasks.history import Candidate, History
+from tasks import params
 from tasks.params import Params
-from tasks.replay import Grid, Past, Replayed
+from tasks.promotion import registry
+from tasks.replay import history
+from tasks.replay import walk as work
+from tasks.replay.history import Candidate, History
+from tasks.replay.walk import Grid, Past, Replayed
+from tasks.runtime import clock, pipeline
 
 LAST = "features"  # of the pipeline's stages: what comes after it is trained for each as_of
 

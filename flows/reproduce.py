@@ -25,10 +25,12 @@ from pydantic import Field
 
 from flows.network import NETWORK
 from flows.retrain import stage_task
-from tasks import params, pipeline, registry
+from tasks import params
 from tasks.params import Params
-from tasks.pipeline import Workspace
-from tasks.registry import Registry, Version
+from tasks.promotion import registry
+from tasks.promotion.registry import Registry, Version
+from tasks.runtime import pipeline
+from tasks.runtime.pipeline import Workspace
 
 UNBOUND = "30d"  # of search: the recorded number of trials is what ends it
 RECORD = "record"  # logs to MLflow and makes nothing of the model

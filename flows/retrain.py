@@ -37,11 +37,14 @@ from flows.answers import (
 from flows.forms import hide_from_form
 from flows.network import NETWORK
 from flows.skew import compare_features
-from tasks import clock, gate, judge, params, pipeline, record, registry, rehearsal, sizes, state, survey
-from tasks.gate import Verdict
+from tasks import params
+from tasks.data import rehearsal, sizes, state, survey
 from tasks.params import Params
-from tasks.pipeline import StageFailed, StageRun, Workspace
-from tasks.registry import Entry, Registry, Version
+from tasks.promotion import gate, judge, record, registry
+from tasks.promotion.gate import Verdict
+from tasks.promotion.registry import Entry, Registry, Version
+from tasks.runtime import clock, pipeline
+from tasks.runtime.pipeline import StageFailed, StageRun, Workspace
 
 LONGEST = timedelta(hours=6)  # of a retrain, for those that wait for it
 FIRST = "ingest"  # of the stages: it knows what the sources have

@@ -20,8 +20,13 @@ from pydantic import Field
 
 from flows.forms import hide_from_form
 from flows.network import NETWORK
-from tasks import clock, journal, monitor, params, registry, state
+from tasks import params
+from tasks.data import state
+from tasks.monitoring import monitor
 from tasks.params import Params
+from tasks.promotion import registry
+from tasks.runtime import clock
+from tasks.serving import journal
 
 
 @dataclass(frozen=True)

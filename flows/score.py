@@ -18,10 +18,14 @@ from prefect.runtime import flow_run
 from flows.network import NETWORK
 from flows.retrain import run_stages
 from flows.ticks import skip_if_busy
-from tasks import clock, journal, params, pipeline, registry, state
-from tasks import score as work
+from tasks import params
+from tasks.data import state
 from tasks.params import Clock, Params
-from tasks.score import Scored
+from tasks.promotion import registry
+from tasks.runtime import clock, pipeline
+from tasks.serving import journal
+from tasks.serving import score as work
+from tasks.serving.score import Scored
 
 LAST = "features"  # of the pipeline's stages: what comes after it is training
 

@@ -7,9 +7,10 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.network import NETWORK
-from tasks import journal, skew
+from tasks.monitoring import skew
 from tasks.params import Params
-from tasks.registry import Registry
+from tasks.promotion.registry import Registry
+from tasks.serving import journal
 
 
 @task(name="compare features", task_run_name="compare features", cache_policy=NO_CACHE, **NETWORK)

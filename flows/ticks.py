@@ -10,7 +10,8 @@ from typing import Any
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
-from tasks import params, pipeline
+from tasks import params
+from tasks.runtime import pipeline
 
 SKIPPED = "Skipped"
 

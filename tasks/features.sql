@@ -1,4 +1,4 @@
--- The one definition of every feature, run by tasks/features.py in DuckDB for training, scoring and serving alike.
+-- The one definition of every feature, run by tasks/data/features.py in DuckDB for training, scoring and serving alike.
 --
 -- In:  spine   the rows to make features for: row_id, event_time and spine.columns
 --      flights, weather, planes, airports, airlines   the clean tables, no further back than features.lookback

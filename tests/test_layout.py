@@ -13,8 +13,20 @@ import yaml
 from tasks.params import Params
 
 ROOT = Path(__file__).parents[1]
-MODULES = {f"tasks.{path.stem}": path for path in (ROOT / "tasks").glob("*.py") if path.stem != "__init__"}
-MODULES |= {f"tasks.{path.parent.name}": path for path in (ROOT / "tasks").glob("*/__init__.py")}
+PACKAGES = (
+    "replay",
+    "monitoring",
+    "serving",
+    "promotion",
+    "training",
+    "data",
+    "runtime",
+)  # top to bottom
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in (ROOT / "tasks").rglob("*.py")
+    if path.stem != "__init__"
+}
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # A section of params.yaml belongs to the module of its name, or to this one.
 OWNERS = {"spine": "features", "label": "features", "paths": "params"}
@@ -22,13 +34,11 @@ OWNERS = {"spine": "features", "label": "features", "paths": "params"}
 
 def imports(path: Path) -> set[str]:
     """The project modules that a file imports, wherever in it."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "tasks":
-            found |= {f"tasks.{name.name}" for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tasks."):
-            found.add(node.module)
-    return found & MODULES.keys()
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tasks":
+            modules |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
+    return modules & MODULES.keys()
 
 
 def needed(module: str) -> set[str]:
@@ -37,21 +47,27 @@ def needed(module: str) -> set[str]:
     todo = {module}
     while todo:
         done |= todo
-        todo = {each for name in todo for each in imports(MODULES[name])} - done
+        todo = {other for name in todo for other in imports(MODULES[name])} - done
     return done
+
+
+def program_of(stage: str) -> str:
+    """The module that a stage runs: tasks.<package>.<stage>."""
+    return str(STAGES[stage]["cmd"]).removeprefix("python -m ")
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_every_project_module_that_its_program_imports(stage: str) -> None:
-    named = {f"tasks.{Path(dep).stem}" for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
-    wanted = {f"tasks.{stage}"} | needed(f"tasks.{stage}")
+    named = {dep.removesuffix(".py").replace("/", ".") for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
+    wanted = {program_of(stage)} | needed(program_of(stage))
     assert wanted - named == set(), "dvc.yaml would leave stale output when one of these is edited"
+    assert named <= MODULES.keys()
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_run_by_the_module_of_its_name(stage: str) -> None:
-    assert STAGES[stage]["cmd"] == f"python -m tasks.{stage}"
-    assert f"tasks.{stage}" in MODULES
+    assert program_of(stage) in MODULES
+    assert program_of(stage).rpartition(".")[2] == stage
 
 
 def test_every_stage_has_a_time_limit() -> None:
@@ -59,20 +75,34 @@ def test_every_stage_has_a_time_limit() -> None:
     assert params["stage"]["limits"].keys() == STAGES.keys()
 
 
-def test_every_section_of_params_belongs_to_a_module() -> None:
-    assert {f"tasks.{OWNERS.get(section, section)}" for section in Params.model_fields} <= MODULES.keys()
+def test_every_section_of_params_belongs_to_a_module_or_a_package() -> None:
+    names = {part for module in MODULES for part in module.split(".")}
+    assert {OWNERS.get(section, section) for section in Params.model_fields} <= names
 
 
-def test_every_module_is_named_in_the_import_contract() -> None:
+def test_every_package_is_a_layer_and_every_layer_is_there() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    layers = " | ".join(next(each["layers"] for each in contracts if each["type"] == "layers"))
-    assert set(re.findall(r"tasks\.\w+", layers)) == MODULES.keys()
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    packages = [layer.removeprefix("tasks.") for layer in layers if layer.startswith("tasks.")]
+    assert tuple(name for name in packages if f"tasks.{name}" not in MODULES) == PACKAGES
+    assert {module.split(".")[1] for module in MODULES} == set(packages)
 
 
 def test_the_readme_shows_the_tree_as_it_is() -> None:
-    shown = set(re.findall(r"^ {2}(\w+\.(?:py|sql)) ", (ROOT / "README.md").read_text(), re.MULTILINE))
-    real = {path.name for folder in ("flows", "tasks") for path in (ROOT / folder).iterdir() if path.is_file()}
-    assert shown == {name for name in real if name != "__init__.py"}
+    shown = set(re.findall(r"^ {2}(\w+/|\w+\.(?:py|sql)) ", (ROOT / "README.md").read_text(), re.MULTILINE))
+    entries = [path for folder in ("flows", "tasks") for path in (ROOT / folder).iterdir()]
+    files = {path.name for path in entries if path.is_file() and path.suffix in (".py", ".sql")}
+    folders = {f"{path.name}/" for path in entries if path.is_dir() and path.name != "__pycache__"}
+    assert shown == (files | folders) - {"__init__.py"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_page_of_a_package_lists_its_files(package: str) -> None:
+    page = (ROOT / "tasks" / package / "README.md").read_text()
+    listed = re.findall(r"^(\w+\.py) +\S", page, re.MULTILINE)
+    assert sorted(listed) == sorted(
+        path.name for path in (ROOT / "tasks" / package).glob("*.py") if path.name != "__init__.py"
+    )
 
 
 def test_every_make_target_that_the_readme_names_exists() -> None:

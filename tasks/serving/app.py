@@ -26,9 +26,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ValidationError
 
-from tasks import journal, params
+from tasks import params
 from tasks.params import Params
-from tasks.serving import keeper
+from tasks.serving import journal, keeper
 from tasks.serving.book import Book
 from tasks.serving.desk import Desk
 from tasks.serving.keys import Scope

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.journal import ARM
 from tasks.params import Params
+from tasks.serving.journal import ARM
 from tasks.serving.live import Champion
 
 if TYPE_CHECKING:

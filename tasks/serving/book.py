@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from tasks.journal import Journal, Kind, Log, syncing
 from tasks.serving.batch import Batches
+from tasks.serving.journal import Journal, Kind, Log, syncing
 
 if TYPE_CHECKING:
     import pyarrow as pa

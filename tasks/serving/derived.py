@@ -10,11 +10,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tasks import contract, expressions, stage
-from tasks.expressions import Step
+from tasks.data import contract, expressions
+from tasks.data.expressions import Step
 from tasks.params import Column, Params
+from tasks.runtime import stage
+from tasks.runtime.sql import quoted
 from tasks.serving.live import Refused, column_of
-from tasks.sql import quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

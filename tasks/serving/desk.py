@@ -16,9 +16,9 @@ from uuid import uuid4
 
 from fastapi import HTTPException
 
-from tasks import contract, journal
+from tasks.data import contract
 from tasks.params import Params
-from tasks.serving import arms, live, predict
+from tasks.serving import arms, journal, live, predict
 from tasks.serving.arms import Part
 from tasks.serving.batch import Batches
 from tasks.serving.book import Book

@@ -20,9 +20,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tasks import params, periods, registry, state
+from tasks import params
+from tasks.data import periods, state
 from tasks.params import Params
-from tasks.registry import Registry, Version
+from tasks.promotion import registry
+from tasks.promotion.registry import Registry, Version
+from tasks.runtime import files
 from tasks.serving import live
 from tasks.serving.live import Pointer
 
@@ -76,7 +79,7 @@ def _point(known: Registry, version: Version, home: Path, pointer: str, *, seen:
     if not _is_whole(here / str(version.number), wanted, seen):
         _copy(known, version, here)
     if wanted != _pointed(home, pointer):
-        periods.publish_json(here / pointer, asdict(wanted))
+        files.publish_json(here / pointer, asdict(wanted))
         both = [_pointed(home, each) for each in (live.POINTER, live.CHALLENGER)]
         _forget(here, {each.number for each in both if each})
 

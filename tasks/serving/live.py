@@ -15,12 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import contract, params, periods, state
-from tasks.journal import entry_of
-from tasks.model import Model
+from tasks import params
+from tasks.data import contract, periods, state
+from tasks.data.state import State
 from tasks.params import Params
+from tasks.serving.journal import entry_of
 from tasks.serving.plan import Line, Plan, planned, unkept
-from tasks.state import State
+from tasks.training.model import Model
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -314,7 +315,7 @@ def hidden(p: Params, rows: Sequence[Mapping[str, Any]], key: bytes) -> list[dic
 
 
 def subjects(p: Params, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the rows are about, named as tasks.score names them: a row scored in both ways is one."""
+    """What the rows are about, named as tasks.serving.score names them: a row scored in both ways is one."""
     names = p.contract[p.spine.table].key
     return [entry_of(*(row[name] for name in names)) for row in rows]
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks import features, sandbox
-from tasks.checks import is_text
+from tasks.data import features, sandbox
+from tasks.data.checks import is_text
 from tasks.params import Params
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.journal import STALE
-from tasks.model import Feature, Floats, Spec
+from tasks.serving.journal import STALE
 from tasks.serving.live import Champion, Refused
+from tasks.training.model import Feature, Floats, Spec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -159,7 +159,7 @@ def timestamps(times: Sequence[datetime]) -> "pa.Array":
 
 def _id(subject: str, key: str, row: Floats, at: datetime) -> str:
     """Asked again with the same features, of the same version, it is the same prediction; else it is another of the
-    same subject (tasks.journal.subject). It tells its event time, for an outcome is kept beside it."""
+    same subject (tasks.serving.journal.subject). It tells its event time, for an outcome is kept beside it."""
     told = hashlib.blake2b(row.tobytes(), digest_size=8, key=key.encode()).hexdigest()
     return f"{subject}.{told}.{(at - EPOCH) // TICK:x}"
 

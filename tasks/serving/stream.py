@@ -29,15 +29,16 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from pydantic import BaseModel, ValidationError
 
-from tasks import contract, journal, params
-from tasks.journal import Journal
-from tasks.model import Spec
+from tasks import params
+from tasks.data import contract
 from tasks.params import Params
-from tasks.serving import arms, keeper, live, messages, predict
+from tasks.serving import arms, journal, keeper, live, messages, predict
 from tasks.serving.book import ROLL
 from tasks.serving.derived import Checker
+from tasks.serving.journal import Journal
 from tasks.serving.live import Champion, Live, Refused, Tables
 from tasks.serving.predict import EPOCH, TICK, Answered
+from tasks.training.model import Spec
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tasks import params, periods
+from tasks import params
+from tasks.runtime import files
 from tests.benchmarks import (  # each puts its rows on the list
     calibration,  # noqa: F401
     drift,  # noqa: F401
@@ -90,7 +91,7 @@ def write(rows: list[Row], target: Path) -> None:
     before = json.loads(target.read_text()) if target.exists() else []
     kept = {each["row"]: each for each in before} | {each.row: each.to_dict() for each in rows}
     names = [name for each in BENCHMARKS for name in each.names]
-    periods.publish_json(target, [kept[name] for name in names if name in kept])
+    files.publish_json(target, [kept[name] for name in names if name in kept])
 
 
 def table(rows: list[Row]) -> Table:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import calibration
+from tasks.training import calibration
 from tests.benchmarks.place import Bench
 from tests.benchmarks.row import Row, benchmark
 

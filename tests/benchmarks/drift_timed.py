@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tasks import drift, params, reference
+from tasks import params
+from tasks.monitoring import drift
 from tasks.params import Drift
+from tasks.training import reference
 
 NUMBERS, CATEGORIES = 24, 6
 HISTORY, WEEK = 140, 7  # days

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
-from flows.up import descendants
+from infra.up import descendants
 from tests.benchmarks.place import Bench, Checkout
 from tests.benchmarks.row import Row, benchmark, row, seconds
 
@@ -41,7 +41,7 @@ def event(bench: Bench) -> list[Row]:
 @contextmanager
 def standing(place: Checkout) -> Iterator[tuple[str, "subprocess.Popen[str]", float]]:
     """All parts on free ports; Prefect's API, the supervisor, and how long the start took."""
-    command = [sys.executable, "-m", "flows.up", *(f"--{name}-port=0" for name in ("prefect", "mlflow", "evidently"))]
+    command = [sys.executable, "-m", "infra.up", *(f"--{name}-port=0" for name in ("prefect", "mlflow", "evidently"))]
     began = time.monotonic()
     process = subprocess.Popen(command, cwd=place.root, env=place.env, stdout=subprocess.PIPE, text=True)
     try:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from statistics import median
 
-from tasks import pipeline
+from tasks.runtime import pipeline
 from tests.benchmarks.place import Bench
 from tests.benchmarks.row import Row, benchmark
 from tests.flows import kills

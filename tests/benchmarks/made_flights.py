@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks import params, periods
+from tasks import params
+from tasks.data import periods
 from tasks.params import Params
 
 BEGIN = datetime(2013, 1, 1)

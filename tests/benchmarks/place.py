@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tasks import pipeline
+from tasks.runtime import pipeline
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = ("EVERGREEN_", "PREFECT_", "MLFLOW_", "DVC_", "GIT_", "PYTHON", "OMP_", "VIRTUAL_ENV")

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import yaml
 
-from tasks import clean, evaluate, features, ingest, judge, params, record, registry, train, tune
+from tasks import params
+from tasks.data import clean, features, ingest
+from tasks.promotion import judge, record, registry
+from tasks.training import evaluate, train, tune
 
 STAGES = (ingest.ingest, clean.clean, features.features, tune.tune, train.train, evaluate.evaluate)
 

@@ -1,4 +1,4 @@
-"""The search of tasks/tune.py once more, as a person would write it: a loop of XGBClassifier.fit.
+"""The search of tasks/training/tune.py once more, as a person would write it: a loop of XGBClassifier.fit.
 
     python -m tests.benchmarks.plain_search
 
@@ -16,8 +16,10 @@ import optuna
 import pandas as pd
 from xgboost import XGBClassifier
 
-from tasks import features, model, params, split, tune
+from tasks import params
+from tasks.data import features
 from tasks.params import Params
+from tasks.training import model, split, tune
 
 Fold = tuple[pd.DataFrame, np.ndarray, pd.DataFrame, np.ndarray]
 
@@ -81,7 +83,7 @@ def fit(drawn: dict[str, Any], fold: Fold, p: Params) -> float:
 
 
 def log_odds(y: np.ndarray, weight: np.ndarray) -> float:
-    """Weights are taken out of what is scored, as tasks/tune.py does: else the two would score different things."""
+    """Weights are taken out of what is scored, as training/tune.py does: else the two would score different things."""
     return float(np.log(weight[y == 1].sum() / weight[y == 0].sum()))
 
 

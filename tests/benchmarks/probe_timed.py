@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks import features, params
+from tasks import params
+from tasks.data import features
 from tasks.params import Params
 
 JOIN = "LEFT JOIN planes ON planes.tailnum = asked.tailnum"

@@ -24,8 +24,9 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 from flows import demo
-from tasks import journal, params
-from tasks.model import Floats
+from tasks import params
+from tasks.serving import journal
+from tasks.training.model import Floats
 from tests.benchmarks import serving_bodies as bodies
 from tests.benchmarks import serving_promotes as promotes
 from tests.benchmarks import serving_stand as stands

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tasks.model import Model
+from tasks.training.model import Model
 
 
 def rate(rows: int, work: Callable[[], Any]) -> float:

@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import features, params, state
+from tasks import params
+from tasks.data import features, state
 from tests.benchmarks import serving_stand
 from tests.benchmarks.place import Checkout
 

@@ -17,10 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tasks import features, params, registry
-from tasks.model import Model
-from tasks.registry import Bundle, Registry
+from tasks import params
+from tasks.data import features
+from tasks.promotion import registry
+from tasks.promotion.registry import Bundle, Registry
 from tasks.serving import live
+from tasks.training.model import Model
 
 STEP = 0.01  # of the intercept, from one version to the next
 AS_OF = datetime(2013, 4, 15)  # whatever: nobody retrains here

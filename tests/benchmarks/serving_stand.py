@@ -17,10 +17,10 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from flows import demo
-from flows.servers import free_port
+from infra.servers import free_port
 from tasks import params
-from tasks.model import Model
 from tasks.serving import live
+from tasks.training.model import Model
 from tests.benchmarks.loop import server as prefect
 from tests.benchmarks.place import Bench, Checkout
 

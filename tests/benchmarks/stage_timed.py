@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tasks import features, model, params, tune
-from tasks.contract import literal, quoted
+from tasks import params
+from tasks.data import features
+from tasks.data.contract import literal, quoted
 from tasks.params import Params
+from tasks.training import model, tune
 
 
 def build(p: Params) -> None:

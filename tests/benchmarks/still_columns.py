@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tasks import drift, reference
-from tasks.drift import Found
+from tasks.monitoring import drift
+from tasks.monitoring.drift import Found
 from tasks.params import Drift
-from tasks.reference import Profile
+from tasks.training import reference
+from tasks.training.reference import Profile
 
 KINDS = ("zipf", "unique text", "unique number", "plain")
 HISTORY, WEEKS, WEEK = 84, 8, 7  # days, weeks, days

@@ -18,13 +18,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tasks import drift, features, gate, monitor, params, reference, train
-from tasks.drift import Found
-from tasks.features import Rows
-from tasks.model import Model
-from tasks.monitor import Level, Window
+from tasks import params
+from tasks.data import features
+from tasks.data.features import Rows
+from tasks.monitoring import drift, monitor
+from tasks.monitoring.drift import Found
+from tasks.monitoring.monitor import Level, Window
 from tasks.params import Params
-from tasks.reference import Profile
+from tasks.promotion import gate
+from tasks.training import reference, train
+from tasks.training.model import Model
+from tasks.training.reference import Profile
 
 BEGIN = np.datetime64("2020-01-01", "us")
 DAY = np.timedelta64(1, "D")

@@ -33,7 +33,7 @@ def against_a_plain_loop(bench: Bench) -> list[Row]:
 
 
 def tuned(place: Checkout) -> dict[str, Any]:
-    """tasks.tune without what it remembers of an earlier search."""
+    """tasks.training.tune without what it remembers of an earlier search."""
     shutil.rmtree(place.home / "studies", ignore_errors=True)
     told = place.run("tests.benchmarks.stage_timed", "tune").told
     made = json.loads((place.root / "models/tuned.json").read_text())

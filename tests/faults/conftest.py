@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import servers
+from infra import servers
 from tests.waiting import wait_until
 
 

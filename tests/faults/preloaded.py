@@ -18,11 +18,11 @@ import pyarrow.parquet
 import pytest
 import xgboost
 
-import tasks.clean
-import tasks.features
-import tasks.ingest
-import tasks.pipeline
-import tasks.registry
+import tasks.data.clean
+import tasks.data.features
+import tasks.data.ingest
+import tasks.promotion.registry
+import tasks.runtime.pipeline
 
 __all__ = ["PID", "alembic", "duckdb", "dvc", "mlflow", "pyarrow", "pytest", "tasks", "xgboost"]
 PID = os.getpid()

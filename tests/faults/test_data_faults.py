@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import stage
+from tasks.runtime import stage
 from tests.conftest import Made, tree
 from tests.faults import forks
 

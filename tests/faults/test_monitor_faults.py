@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from flows import monitor as flow
-from tasks import monitor, params, registry
-from tasks.journal import Journal, open_journal
-from tasks.policy import Signal
+from tasks import params
+from tasks.monitoring import monitor
+from tasks.monitoring.policy import Signal
+from tasks.promotion import registry
+from tasks.serving.journal import Journal, open_journal
 from tests.conftest import raw_params, write_params
 from tests.faults.conftest import Server
 from tests.tasks import small
@@ -24,7 +26,7 @@ import sys, time
 from datetime import datetime
 from pathlib import Path
 from tasks import monitor, params, registry
-from tasks.journal import open_journal
+from tasks.serving.journal import open_journal
 p = params.load(Path(sys.argv[1]) / "params.yaml")
 known = registry.open_registry(p.registry)
 of = monitor.watched(p, known, known.champion())

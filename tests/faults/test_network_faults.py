@@ -10,7 +10,8 @@ import pytest
 
 from flows import retrain as flow
 from flows import score as scoring
-from tasks import params, registry
+from tasks import params
+from tasks.promotion import registry
 from tests.conftest import KEY, raw_params
 from tests.faults.conftest import Server
 from tests.flows.conftest import DAYS, make_checkout

@@ -1,4 +1,4 @@
-"""tasks.pipeline when processes are killed or interrupted, run side by side, or the disk is full."""
+"""tasks.runtime.pipeline when processes are killed or interrupted, run side by side, or the disk is full."""
 
 import hashlib
 import json
@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks import gc, params, pipeline
-from tasks.pipeline import StageFailed, run_stage, workspace
+from tasks import params
+from tasks.promotion import gc
+from tasks.runtime import pipeline
+from tasks.runtime.pipeline import StageFailed, run_stage, workspace
 from tests.faults import forks
 from tests.waiting import wait_until
 
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.faults
 
 PROJECT = Path(__file__).parents[2]
 ORDER = ("first", "second")
-PRELUDE = "import os, pathlib, signal, sys, time\nfrom tasks.stage import die_with_parent\ndie_with_parent()\n"
+PRELUDE = "import os, pathlib, signal, sys, time\nfrom tasks.runtime.stage import die_with_parent\ndie_with_parent()\n"
 FILES = {
     # The program's mark is in its arguments, so that a test finds it among all processes.
     "dvc.yaml": """
@@ -222,7 +224,7 @@ def test_two_runs_of_the_same_stages_side_by_side_make_the_same(checkout: Path, 
 def test_the_lock_of_a_killed_run_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     program = (
-        "import pathlib, signal; from tasks.pipeline import only_run\n"
+        "import pathlib, signal; from tasks.runtime.pipeline import only_run\n"
         f"with only_run(pathlib.Path({str(tmp_path)!r})): print('mine', flush=True); signal.pause()"
     )
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

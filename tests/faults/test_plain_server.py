@@ -12,8 +12,9 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Scheduled
 
-from flows import HEARTBEAT, automations
-from tasks import pipeline
+from flows import automations
+from infra import HEARTBEAT
+from tasks.runtime import pipeline
 from tests.faults.test_worker_faults import of
 from tests.flows import kills
 from tests.flows.station import Station, station, until

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows import servers
+from infra import servers
 from tasks import params
-from tasks.model import Model, spec_for, xgboost
-from tasks.registry import Bundle, Registry, Trial, open_registry
+from tasks.promotion.registry import Bundle, Registry, Trial, open_registry
+from tasks.training.model import Model, spec_for, xgboost
 from tests.faults import forks
 from tests.waiting import wait_until
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tasks import history
+from tasks.replay.walk import history
 from tests.conftest import BEGIN, write_params
 from tests.tasks import small
 from tests.tasks.test_replay import DAY, DAYS, GRID, SMALL

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from httpx import Client, HTTPError, Response
 
-from flows import servers
-from tasks import registry
+from infra import servers
+from tasks.promotion import registry
 from tasks.serving import keeper, live
 from tests.conftest import BEGIN, KEY, write_params
 from tests.tasks.serving.test_app import Shop, crowned, kept, shop

@@ -55,7 +55,7 @@ def project(tmp_path: Path) -> tuple[Params, Path]:
 
 def begin(folder: Path, home: Path, *program: str) -> subprocess.Popen[str]:
     env = os.environ | {"EVERGREEN_HOME": str(home), "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, *(program or ("-m", "tasks.tune"))]
+    command = [sys.executable, *(program or ("-m", "tasks.training.tune"))]
     return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
 
 

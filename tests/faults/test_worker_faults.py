@@ -17,8 +17,11 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 
-from flows import automations, servers, up
-from tasks import journal, params, registry
+from flows import automations
+from infra import servers, up
+from tasks import params
+from tasks.promotion import registry
+from tasks.serving import journal
 from tests.flows.station import Station, program, station, until
 from tests.flows.test_loop import FIRST, made
 
@@ -191,7 +194,7 @@ def standing(ground: Path) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
     """`make up`, which is to say that it is ready."""
     home = ground / "home"
     env = {**os.environ, "EVERGREEN_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
-    command = [sys.executable, "-m", "flows.up", "--prefect-port=0", "--mlflow-port=0", "--evidently-port=0"]
+    command = [sys.executable, "-m", "infra.up", "--prefect-port=0", "--mlflow-port=0", "--evidently-port=0"]
     command += ["--api-port=0"]
     process = subprocess.Popen(
         command, cwd=ground, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
@@ -276,10 +279,10 @@ def test_up_is_refused_where_it_runs_already_and_where_a_port_is_taken(ground: P
         taken.listen()
         rest = [f"--{name}-port=0" for name in ("mlflow", "evidently", "api")]
         with pytest.raises(AssertionError, match=f"port {port} of 127.0.0.1 cannot be had"):
-            program(ground, env, "-m", "flows.up", f"--prefect-port={port}", *rest)
+            program(ground, env, "-m", "infra.up", f"--prefect-port={port}", *rest)
     home.mkdir(exist_ok=True)
     with (
         up.FileLock(home / "up.lock"),
         pytest.raises(AssertionError, match="it runs already for"),
     ):
-        program(ground, env, "-m", "flows.up")
+        program(ground, env, "-m", "infra.up")

@@ -22,7 +22,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, TaskRunFilter, TaskRunFilterName
 from prefect.client.schemas.objects import TaskRun
 
-from tasks import params, registry
+from tasks import params
+from tasks.promotion import registry
 from tests.conftest import FEATURES_SQL, KEY, raw_params, write_params, write_sources
 
 ROOT = Path(__file__).parents[2]

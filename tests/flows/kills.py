@@ -23,8 +23,10 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 
-from flows import servers
-from tasks import params, pipeline, registry
+from infra import servers
+from tasks import params
+from tasks.promotion import registry
+from tasks.runtime import pipeline
 from tests.flows.station import Station, program
 
 Victim = Literal["worker", "server", "run"]
@@ -38,7 +40,7 @@ import json, sys
 from datetime import datetime
 from flows.monitor import _want
 from tasks import journal, monitor, params
-from tasks.policy import Decision
+from tasks.monitoring.policy import Decision
 p, (name, as_of) = params.load(), json.loads(sys.argv[1])
 decision = Decision("retrain", name, datetime.fromisoformat(as_of), 1, ("for a test",))
 _want(p, decision)

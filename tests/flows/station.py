@@ -16,8 +16,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun
 
-from flows import servers
-from flows.servers import HOST, Running
+from infra import servers
+from infra.servers import HOST, Running
 from tests.conftest import KEY
 from tests.waiting import PATIENCE_S, wait_until
 

@@ -12,8 +12,8 @@ import pytest
 from prefect import flow
 
 from flows import alert
-from tasks.journal import Journal
 from tasks.params import Monitor, Params
+from tasks.serving.journal import Journal
 from tests.tasks import small
 from tests.waiting import PATIENCE_S
 

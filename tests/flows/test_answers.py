@@ -16,9 +16,12 @@ from flows import answers
 from flows import retrain as flow
 from flows.monitor import monitor
 from flows.retrain import retrain
-from tasks import decisions, journal, params, registry
+from tasks import params
+from tasks.monitoring import decisions
 from tasks.params import Params
-from tasks.registry import Entry, Registry
+from tasks.promotion import registry
+from tasks.promotion.registry import Entry, Registry
+from tasks.serving import journal
 from tests.conftest import write_params
 from tests.flows.conftest import Project, task_runs
 from tests.tasks.test_predecessor import GOOD_MODEL, Shop
@@ -189,7 +192,7 @@ def test_a_decision_whose_runs_die_before_their_first_line_is_answered_by_the_mo
         rows = kept.read("decisions").to_pylist()
     assert len([row for row in rows if row["id"] == first.id]) == 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.monitor.AGAIN", timedelta(0))
+        patch.setattr("tasks.monitoring.monitor.AGAIN", timedelta(0))
         rests = monitor(as_of=FIRST + DAY).decision
     (line,) = ledger.answers(first.id)
     assert line.is_fault

@@ -18,9 +18,10 @@ from prefect.runtime import flow_run
 
 from flows import approval, retrain
 from flows.retrain import Recorded, Retrained
-from tasks import judge, params, registry
-from tasks.gate import Verdict
-from tasks.registry import Registry
+from tasks import params
+from tasks.promotion import judge, registry
+from tasks.promotion.gate import Verdict
+from tasks.promotion.registry import Registry
 from tests.flows.conftest import Project
 from tests.waiting import wait_until
 

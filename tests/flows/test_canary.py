@@ -7,7 +7,9 @@ import pytest
 
 from flows.canary import Tried, canary
 from flows.monitor import Monitored, monitor
-from tasks import journal, params, registry
+from tasks import params
+from tasks.promotion import registry
+from tasks.serving import journal
 from tests.conftest import write_params
 from tests.flows.conftest import Project, shown
 from tests.tasks.test_canary import DAY, TWIN, says

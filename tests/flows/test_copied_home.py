@@ -10,7 +10,9 @@ from flows.monitor import monitor
 from flows.retrain import retrain
 from flows.rollback import rollback
 from flows.score import score
-from tasks import journal, params, registry
+from tasks import params
+from tasks.promotion import registry
+from tasks.serving import journal
 from tests.flows.conftest import Project
 from tests.tasks.test_predecessor import GOOD_MODEL, Shop
 from tests.tasks.test_relocate import snapshot

@@ -16,7 +16,8 @@ from prefect.server.events.schemas.automations import EventTrigger as ServerTrig
 from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.settings import get_current_settings
 
-from flows import HEARTBEAT, HEARTBEAT_S, automations, deploy
+from flows import automations, deploy
+from infra import HEARTBEAT, HEARTBEAT_S
 
 ROOT = Path(__file__).parents[2]
 PLAN = yaml.safe_load((ROOT / "prefect.yaml").read_text())

@@ -10,7 +10,9 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Paused
 
-from tasks import journal, params, registry
+from tasks import params
+from tasks.promotion import registry
+from tasks.serving import journal
 from tests.conftest import raw_params, write_sources
 from tests.flows.conftest import commit, make_checkout
 from tests.flows.station import Station, program, station, until

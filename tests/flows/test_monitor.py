@@ -11,8 +11,10 @@ from prefect.cache_policies import NO_CACHE
 import flows.monitor as flow
 from flows.monitor import WANTED, Monitored, monitor
 from flows.score import score
-from tasks import journal, params, registry
-from tasks import monitor as work
+from tasks import params
+from tasks.monitoring import monitor as work
+from tasks.promotion import registry
+from tasks.serving import journal
 from tests.conftest import write_params
 from tests.flows.conftest import Project, shown
 from tests.waiting import wait_until

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from flows import network
 from flows.network import NETWORK, Steps, send_event
-from flows.servers import free_port
+from infra.servers import free_port
 from tests.flows.conftest import shown
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from flows.replay import replay, shelf
-from tasks import params, registry
-from tasks.replay import Replayed
+from tasks import params
+from tasks.promotion import registry
+from tasks.replay.walk import Replayed
 from tests.conftest import write_params
 from tests.flows.conftest import Project, shown, task_runs
 

@@ -11,8 +11,8 @@ import yaml
 
 from flows.reproduce import Difference, Origin, differences, reproduce
 from flows.retrain import retrain
-from tasks.pipeline import Workspace
-from tasks.registry import Version
+from tasks.promotion.registry import Version
+from tasks.runtime.pipeline import Workspace
 from tests.flows.conftest import Project, commit
 
 

@@ -15,8 +15,11 @@ import yaml
 from prefect.utilities.callables import parameter_schema
 
 from flows.retrain import Retrained, retrain
-from tasks import journal, params, pipeline, registry
-from tasks.pipeline import StageFailed
+from tasks import params
+from tasks.promotion import registry
+from tasks.runtime import pipeline
+from tasks.runtime.pipeline import StageFailed
+from tasks.serving import journal
 from tests.flows.conftest import Project, shown, task_runs
 
 STAGES = ["ingest", "clean", "features", "tune", "train", "evaluate", "record"]

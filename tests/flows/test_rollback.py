@@ -9,7 +9,9 @@ from datetime import datetime
 import pytest
 
 from flows.rollback import RolledBack, rollback
-from tasks import journal, params, registry
+from tasks import params
+from tasks.promotion import registry
+from tasks.serving import journal
 from tests.flows.conftest import Project, shown
 from tests.tasks.test_predecessor import GOOD_MODEL, POOR_MODEL, Shop
 

@@ -15,12 +15,16 @@ from prefect import flow
 from flows.retrain import run_stages
 from flows.score import score
 from flows.skew import compare_features
-from tasks import clock, journal, params, pipeline, registry, state
-from tasks import score as work
-from tasks.features import Rows
-from tasks.model import Model
-from tasks.score import Scored
-from tasks.skew import Skew
+from tasks import params
+from tasks.data import state
+from tasks.data.features import Rows
+from tasks.monitoring.skew import Skew
+from tasks.promotion import registry
+from tasks.runtime import clock, pipeline
+from tasks.serving import journal
+from tasks.serving import score as work
+from tasks.serving.score import Scored
+from tasks.training.model import Model
 from tests.conftest import BEGIN
 from tests.flows.conftest import DAYS, Project, shown
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from flows import automations, servers, up
+from flows import automations
+from infra import servers, up
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 SLEEP = "import time; time.sleep(60)"
 ORPHAN = f"""
 import subprocess, sys
-from flows.up import guarded
+from infra.up import guarded
 left = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{SLEEP}', sys.argv[1]])"
 def work():
     subprocess.run([sys.executable, "-c", left, sys.argv[1]], check=True, start_new_session=True)

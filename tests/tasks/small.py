@@ -1,4 +1,4 @@
-"""Small made feature rows for the tests of the modelling path: a folder as tasks.features leaves it, in milliseconds.
+"""Small made feature rows for the tests of the modelling path: a folder as data.features leaves it, in milliseconds.
 
 The outcome depends on two numbers and a category, by a rule that is known here, and on nothing else.
 """
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tasks import params
-from tasks.features import Rows
+from tasks.data.features import Rows
 from tasks.params import Params, Task
 from tests.conftest import BEGIN, raw_params
 
@@ -79,7 +79,7 @@ def known(rows: Rows, as_of: datetime) -> Rows:
 
 
 def write(folder: Path, rows: Rows, p: Params, as_of: datetime = AS_OF) -> Path:
-    """Put rows where tasks.features puts them: Parquet by month and a manifest. Returns the folder."""
+    """Put rows where tasks.data.features puts them: Parquet by month and a manifest. Returns the folder."""
     out = folder / p.paths.features
     out.mkdir(parents=True, exist_ok=True)
     label = pa.array(rows.label, from_pandas=True)

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks import drift, reference
-from tasks.drift import Found
+from tasks.monitoring import drift
+from tasks.monitoring.drift import Found
 from tasks.params import Drift
-from tasks.reference import Profile
+from tasks.training import reference
+from tasks.training.reference import Profile
 
 BEGIN = datetime(2024, 1, 1)
 DAY = timedelta(days=1)

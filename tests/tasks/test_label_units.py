@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import evaluate, gate, judge, model, train, tune
-from tasks.features import Rows
-from tasks.model import Model
+from tasks.data.features import Rows
 from tasks.params import Params
+from tasks.promotion import gate, judge
+from tasks.training import evaluate, model, train, tune
+from tasks.training.model import Model
 from tests.tasks import small
 
 OFFSET = 1e9

@@ -18,7 +18,7 @@ ASK = """
 import sys
 import flows
 import httpx, requests, urllib.request
-from flows import servers
+from infra import servers
 url = sys.argv[1]
 assert servers.at(url)()
 assert httpx.get(url).text == requests.get(url).text == urllib.request.urlopen(url).read().decode() == "here"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import pipeline
+from tasks.runtime import pipeline
 from tests.tasks.test_pipeline import FILES, commit, git, write
 
 NAMES = (

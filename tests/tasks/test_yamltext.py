@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from tasks import params, pipeline, yamltext
+from tasks import params, yamltext
+from tasks.runtime import pipeline
 from tests.conftest import raw_params, write_params
 
 PROJECT = Path(__file__).parents[2]

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 from httpx import Client
 
-from tasks import journal, params, score, state
-from tasks.serving import app, live
+from tasks import params
+from tasks.data import state
+from tasks.serving import app, journal, live, score
 from tests.conftest import BEGIN
 from tests.tasks.serving.test_app import DAYS, Shop, serves, shop
 

@@ -20,12 +20,15 @@ import uvicorn
 from fastapi import FastAPI
 from httpx import Client
 
-from tasks import features, journal, monitor, params, registry, score, state
-from tasks.features import Rows
-from tasks.model import Model
+from tasks import params
+from tasks.data import features, state
+from tasks.data.features import Rows
+from tasks.monitoring import monitor
 from tasks.params import Challenger, Params
-from tasks.registry import Bundle, Registry
-from tasks.serving import app, desk, keeper, live, predict
+from tasks.promotion import registry
+from tasks.promotion.registry import Bundle, Registry
+from tasks.serving import app, desk, journal, keeper, live, predict, score
+from tasks.training.model import Model
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
 from tests.waiting import PATIENCE_S, wait_until
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import params
-from tasks.model import Feature, Model, Spec
 from tasks.params import Challenger, Params
 from tasks.serving import arms
 from tasks.serving.live import Champion
+from tasks.training.model import Feature, Model, Spec
 from tests.conftest import raw_params
 
 ROOT = Path(__file__).parents[3]

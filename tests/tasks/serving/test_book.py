@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tasks import journal, params
-from tasks.journal import Journal
-from tasks.serving import book
+from tasks import params
+from tasks.serving import book, journal
 from tasks.serving.book import Book
+from tasks.serving.journal import Journal
 
 AT = datetime(2024, 3, 1)
 

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tasks import params, registry, state
-from tasks.journal import Journal
-from tasks.model import Model
+from tasks import params
+from tasks.data import state
+from tasks.data.state import State
 from tasks.params import Challenger, Params
-from tasks.registry import Registry
+from tasks.promotion import registry
+from tasks.promotion.registry import Registry
 from tasks.serving import __main__ as process
 from tasks.serving import keeper, live
-from tasks.state import State
+from tasks.serving.journal import Journal
+from tasks.training.model import Model
 from tests.conftest import FEATURES_SQL, raw_params, write_params
 from tests.tasks import small
 from tests.tasks.test_predecessor import GOOD_MODEL, LAST, POOR_MODEL, Shop

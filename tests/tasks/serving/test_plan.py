@@ -7,7 +7,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from tasks import features, state
+from tasks.data import features, state
 from tasks.params import Params
 from tasks.serving import live, plan
 from tests.conftest import FEATURES_SQL, Made

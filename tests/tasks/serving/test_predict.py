@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tasks.model import spec_for
 from tasks.serving import predict
 from tasks.serving.live import Refused
+from tasks.training.model import spec_for
 
 SPEC = spec_for(
     pa.table({"size": pa.array([1.0, 2.0], pa.float32()), "store": ["north", "south"]}),

@@ -18,10 +18,10 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from pydantic import ValidationError
 
-from flows import servers
-from tasks import journal, params
+from infra import servers
+from tasks import params
 from tasks.params import Params
-from tasks.serving import keeper, live, predict, stream
+from tasks.serving import journal, keeper, live, predict, stream
 from tests.conftest import BEGIN
 from tests.tasks.serving.test_app import Shop, champion_scores, crowned, shop
 from tests.waiting import PATIENCE_S, wait_until

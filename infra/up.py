@@ -1,0 +1,240 @@
+"""up: everything on this machine with one command, on 127.0.0.1 alone, until Ctrl-C.
+
+    make up
+
+Prefect's server and UI, MLflow, Evidently's UI, the API, and a worker that runs what prefect.yaml deploys. Their logs
+are in <home>/logs. Two processes see to it that nothing outlives this: an inner one starts and stops the parts, and
+stops them when the outer one is gone; the outer one ends whatever is left when the inner one is gone.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock, Timeout
+
+from infra import servers
+from infra.servers import HOST, Running
+from tasks import params
+from tasks.promotion import relocate
+from tasks.runtime import stage
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+NAMES = {"prefect": "Prefect", "mlflow": "MLflow", "evidently": "Evidently", "api": "API"}
+PATIENCE = 20.0  # seconds for the worker, which stops its runs first
+DEPLOY = 120.0
+
+
+@dataclass(frozen=True)
+class Ports:
+    prefect: int = 4200
+    mlflow: int = servers.MLFLOW_PORT
+    evidently: int = 8000
+    api: int = 8080
+
+
+# --- the inner process ---------------------------------------------------------------------------------------------
+
+
+def up(ports: Ports) -> int:
+    """Start all, deploy, stay until a part ends (1) or somebody asks to stop (0)."""
+    checkout, home = Path.cwd(), params.home()
+    running: list[Running] = []
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _interrupt)
+    try:
+        with _alone(home):
+            try:
+                _start(running, ports, checkout=checkout, home=home)
+                return _watch(running)
+            finally:
+                _deaf()
+                _stop(running)  # while nobody else may begin: two servers would meet over one database
+    except KeyboardInterrupt:
+        print("\nstopping", flush=True)
+        return 0
+    except (RuntimeError, ValueError, OSError) as error:
+        print(f"make up: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _deaf() -> None:
+    """One request to stop is enough."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _alone(home: Path) -> AbstractContextManager[object]:
+    """Two servers over one database would take each other's runs."""
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(home / "up.lock").acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"it runs already for {home}: stop that one, or set EVERGREEN_HOME to another folder"
+        ) from None
+
+
+def _start(running: list[Running], ports: Ports, *, checkout: Path, home: Path) -> None:
+    """What is started is in `running` at once, so that it is stopped whatever comes."""
+    relocate.relocate_home(home)
+    began, logs, pool = time.monotonic(), home / "logs", servers.pool_of(checkout)
+    given = Ports(*(_port(name, wanted) for name, wanted in vars(ports).items()))
+    addresses = {name: f"http://{HOST}:{port}" for name, port in vars(given).items()}
+    env = servers.environment(home, api=f"{addresses['prefect']}/api", mlflow=addresses["mlflow"])
+    print("starting Prefect, MLflow, Evidently, the API and a worker: half a minute", flush=True)
+    for part in (
+        servers.prefect(given.prefect, env),
+        servers.mlflow(given.mlflow, home, env),
+        servers.evidently(given.evidently, home / "evidently", env),
+        servers.serving(given.api, env),
+    ):
+        running.append(servers.start(part, logs))
+    servers.wait(running[0], beside=running)
+    _deploy("deploy", "-m", "flows.deploy", "--no-worker-runs", env=env, logs=logs)
+    running.append(servers.start(servers.worker(pool, env), logs))
+    for each in running:
+        servers.wait(each, beside=running)
+    shown = " · ".join(f"{NAMES[name]} {address}" for name, address in addresses.items())
+    print(f"ready after {time.monotonic() - began:.0f} s: {shown} · logs {logs} · Ctrl-C stops all", flush=True)
+
+
+def _port(name: str, wanted: int) -> int:
+    try:
+        return servers.free_port(wanted)
+    except ValueError as error:
+        raise ValueError(f"{error}. End what has it, or give --{name}-port another (0: any).") from None
+
+
+def _deploy(name: str, *arguments: str, env: dict[str, str], logs: Path) -> None:
+    """A program that ends by itself."""
+    log = logs / f"{name}.log"
+    with log.open("wb") as sink:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            env=env,
+            timeout=DEPLOY,
+            start_new_session=True,
+            preexec_fn=stage.die_with_parent,
+        )
+    if done.returncode:
+        raise RuntimeError(f"{name} ended with status {done.returncode}; see {log}")
+
+
+def _watch(running: Sequence[Running]) -> int:
+    while True:
+        if said := [text for each in running if (text := each.ended())]:
+            print(f"make up: {'; '.join(said)}. Stopping the rest.", file=sys.stderr, flush=True)
+            return 1
+        time.sleep(0.5)
+
+
+def _stop(running: Sequence[Running]) -> None:
+    """The last first: the worker stops its runs while the servers still listen."""
+    below = descendants(os.getpid())
+    for each in reversed(running):
+        servers.stop(each, seconds=PATIENCE if each.part.name == "worker" else servers.STOP)
+    kill(below)
+
+
+# --- the outer process ---------------------------------------------------------------------------------------------
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run `work` in a child process; its status. Nothing that it started is left when this returns."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what loses its parent becomes this process's child
+    outer, child = os.getpid(), os.fork()
+    if child == 0:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        os._exit(work() if os.getppid() == outer else 1)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: os.kill(child, signal.SIGTERM))
+    status = _ended(child)
+    end = time.monotonic() + servers.STOP
+    while (left := descendants(outer)) and time.monotonic() < end:
+        kill(left)
+        _reap()
+        time.sleep(0.05)
+    return status
+
+
+def _ended(child: int) -> int:
+    """The child's exit status, reaping whoever else ends before it."""
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def _reap() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":  # elsewhere only what is left in the parts' sessions is ended
+        ctypes.CDLL(None).prctl(option, value)
+
+
+def descendants(of: int) -> dict[int, str]:
+    """The processes below one, by pid, each with when it began: a pid alone may be somebody else's later."""
+    table = {pid: found for pid in _pids() if (found := _stat(pid))}
+    below: dict[int, str] = {}
+    todo = [of]
+    while todo:
+        parent = todo.pop()
+        children = [pid for pid, (of_whom, _) in table.items() if of_whom == parent]
+        below |= {pid: table[pid][1] for pid in children}
+        todo += children
+    return below
+
+
+def kill(processes: dict[int, str]) -> None:
+    for pid, began in processes.items():
+        found = _stat(pid)
+        if found and found[1] == began:
+            os.kill(pid, signal.SIGKILL)
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def _stat(pid: int) -> tuple[int, str] | None:
+    """A process's parent and when it began; None when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[1]), fields[19]
+
+
+def arguments() -> Ports:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, port in vars(Ports()).items():
+        parser.add_argument(f"--{name}-port", type=int, default=port, dest=name, help=f"{port}; 0: a free one")
+    return Ports(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    asked = arguments()
+    sys.exit(guarded(lambda: up(asked)))

@@ -1,0 +1,1 @@
+"""Sources → contract → clean tables → feature rows; README.md says more."""

@@ -1,0 +1,166 @@
+"""The contract as SQL: typed columns, rules with their reasons, and the pseudonyms of personal data.
+
+One schema serves ingest, clean, training, the API and drift. It is plain text in params.yaml; here it becomes DuckDB
+expressions. Nothing here reads or writes a table.
+"""
+
+import hashlib
+import hmac
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+
+from tasks.data import zones
+from tasks.params import TIMES, Column, Table, home
+from tasks.runtime.sql import literal as literal
+from tasks.runtime.sql import quoted as quoted
+
+PRECISE = 2**53  # up to here a DOUBLE holds every whole number
+KEY = 16  # characters of a key at least; fewer can be tried out against a list of names
+
+
+ZONE_RULE = ", but only an offset such as +02:00, Z or a name such as Europe/Berlin is taken"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that must hold. `broken` is true for a bad row; `reason` is what it then says of the row."""
+
+    name: str
+    broken: str
+    reason: str
+    counts: bool = True  # a bad row; False: reported, and the row is kept
+
+
+def typed(name: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:
+    """A column's value in the contract's type; NULL where it does not fit.
+
+    `text`: it is one now, else of the contract's type already. DuckDB's own cast would round 12.7 to 13, forget a
+    time's offset from UTC or guess its zone, and let infinity be a number.
+    """
+    value = quoted(name)
+    if text and decimal == "," and column.type in ("INTEGER", "BIGINT", "DOUBLE"):
+        value = f"CASE WHEN NOT contains({value}, '.') THEN replace({value}, ',', '.') END"
+    cast = f"TRY_CAST({value} AS {column.type})"
+    if column.type in ("INTEGER", "BIGINT"):
+        exact = f"{cast} = TRY_CAST({value} AS DECIMAL(38, 9))"
+        near = f"{cast} = TRY_CAST({value} AS DOUBLE)"
+        fits = f"CASE WHEN {cast} BETWEEN -{PRECISE} AND {PRECISE} THEN {near} ELSE {exact} END"
+        return f"CASE WHEN {fits} THEN {cast} END"
+    if column.type == "DOUBLE":
+        return f"CASE WHEN isfinite({cast}) THEN {cast} END"
+    if text and column.type == "TIMESTAMP":
+        return zones.moment(value)
+    if text and column.type == "DATE":
+        return zones.date(value)
+    if (
+        text and column.type == "BOOLEAN"
+    ):  # a program that writes missing values as NaN writes the others as 1.0 and 0.0
+        number = f"CASE TRY_CAST({value} AS DOUBLE) WHEN 1 THEN TRUE WHEN 0 THEN FALSE END"
+        return f"coalesce(TRY_CAST(trim({value}) AS BOOLEAN), {number})"
+    return cast
+
+
+def columns_sql(table: Table) -> str:
+    """The columns of a clean table with event times, as CREATE TABLE wants them."""
+    columns = [f"{quoted(name)} {column.type}" for name, column in table.columns.items() if name not in TIMES]
+    return ", ".join([*columns, *(f"{name} TIMESTAMP" for name in TIMES)])
+
+
+def rules(table: Table, *, texts: Collection[str]) -> list[Rule]:
+    """Every rule of a table over its raw columns (`raw.` names, `texts` of them as text) and its typed ones."""
+    return [rule for name, column in table.columns.items() for rule in _column_rules(name, column, name in texts)]
+
+
+def _column_rules(name: str, column: Column, text: bool) -> list[Rule]:
+    raw, value = f"raw.{quoted(name)}", f"typed.{quoted(name)}"
+    shown = f"CAST({value} AS VARCHAR)"
+    odd = f"{raw} IS NOT NULL AND {value} IS NULL"
+    found: list[Rule] = []
+    if text and column.type in ("TIMESTAMP", "DATE"):
+        found = _zone_rules(name, raw, value, clocks=column.type == "TIMESTAMP")
+    if found:
+        odd = f"CASE WHEN {odd} THEN {zones.refused(raw)} = '' ELSE FALSE END"
+    found.append(Rule(f"{name}: type", odd, _says(name, f"CAST({raw} AS VARCHAR)", f"is no {column.type}")))
+    if column.required:
+        found.append(Rule(f"{name}: required", f"{raw} IS NULL", literal(f"{name} is missing")))
+    if column.min is not None:
+        found.append(Rule(f"{name}: min", f"{value} < {column.min}", _says(name, shown, f"is below {column.min:g}")))
+    if column.max is not None:
+        found.append(Rule(f"{name}: max", f"{value} > {column.max}", _says(name, shown, f"is above {column.max:g}")))
+    if column.allowed is not None:
+        allowed = ", ".join(literal(each) for each in column.allowed)
+        found.append(Rule(f"{name}: allowed", f"{shown} NOT IN ({allowed})", _says(name, shown, "is not allowed")))
+    if column.references:
+        other, _, field = column.references.partition(".")
+        lonely = f"{value} IS NOT NULL AND NOT EXISTS (FROM {quoted(other)} o WHERE o.{quoted(field)} = {value})"
+        reason = _says(name, shown, f"is not in {column.references}")
+        found.append(Rule(f"{name}: references", lonely, reason, counts=column.unmatched == "quarantine"))
+    return found
+
+
+def _zone_rules(name: str, raw: str, value: str, *, clocks: bool) -> list[Rule]:
+    """A zone that is not taken is a fault; a time that a change of clocks makes unsure is counted, and kept."""
+    zone = zones.refused(raw)
+    broken = f"CASE WHEN {raw} IS NOT NULL AND {value} IS NULL THEN {zone} <> '' ELSE FALSE END"
+    way_out = f"concat({literal(name + ' ')}, {raw}, ' has the zone ', {zone}, {literal(ZONE_RULE)})"
+    rules = [Rule(f"{name}: zone", broken, way_out)]
+    if not clocks:
+        return rules
+    return [
+        *rules,
+        Rule(f"{name}: skipped by the clock", zones.skipped(raw, value), "''", counts=False),
+        Rule(f"{name}: shown twice by the clock", zones.doubled(raw, value), "''", counts=False),
+    ]
+
+
+def _says(name: str, value: str, rule: str) -> str:
+    return f"concat({literal(name + ' ')}, {value}, {literal(' ' + rule)})"
+
+
+def referenced(table: Table) -> dict[str, str]:
+    """The other tables that a table's columns point to, each with the column that is pointed to."""
+    pairs = [column.references.partition(".") for column in table.columns.values() if column.references]
+    return {other: field for other, _, field in pairs}
+
+
+def in_order(tables: dict[str, Table]) -> list[str]:
+    """The tables, each after those that it refers to."""
+    try:
+        return list(TopologicalSorter({name: referenced(table) for name, table in tables.items()}).static_order())
+    except CycleError as error:
+        raise ValueError(f"contract: these tables refer to each other in a ring: {error.args[1]}") from None
+
+
+def pii_key() -> bytes:
+    """The secret that pseudonyms are made with: EVERGREEN_PII_KEY, else the file that `make key` wrote."""
+    file = home() / "pii.key"
+    if text := os.environ.get("EVERGREEN_PII_KEY"):
+        return _long_enough(text.encode(), "EVERGREEN_PII_KEY", "set it to such a key")
+    if file.is_file():
+        return _long_enough(file.read_bytes().strip(), str(file), "remove it and run `make key`")
+    raise ValueError(
+        f"the contract has columns with `pii: true`, which needs a key: set EVERGREEN_PII_KEY, or run `make key`, "
+        f"which writes one to {file}"
+    )
+
+
+def _long_enough(key: bytes, where: str, way_out: str) -> bytes:
+    """An empty key would hide nothing, a short one little: whoever has the pseudonyms can try all of them."""
+    if len(key) < KEY:
+        raise ValueError(
+            f"a key for pseudonyms must have {KEY} characters or more, but {where} has {len(key)}. "
+            f'`python -c "import secrets; print(secrets.token_hex(32))"` makes one; {way_out}.'
+        )
+    return key
+
+
+def key_id(key: bytes) -> str:
+    """Eight hex digits that tell keys apart and give nothing away."""
+    return hashlib.sha256(b"evergreen pii key id:" + key).hexdigest()[:8]
+
+
+def pseudonym(value: str, key: bytes) -> str:
+    """HMAC-SHA256 (RFC 2104), cut to 64 bits: the same person, the same name, and no way back without the key."""
+    return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:16]

@@ -1,0 +1,152 @@
+"""A CSV file as DuckDB reads it well, and in our words what keeps it from being read.
+
+DuckDB is fast and strict. What it cannot read, or would read otherwise than it is written (line ends of two kinds,
+empty lines, another encoding), is written anew by Python's csv module, which names each fault by its line. Nothing is
+guessed but the delimiter. No message shows a value of a row: it may be personal data.
+"""
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.runtime.sql import literal, path_text
+
+DELIMITERS = ",;\t|"
+CHUNK = 1 << 20
+LONGEST = 2_000_000  # characters of a line, as DuckDB has it
+MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+QUOTED = re.compile(r'^ *"(.*)"$', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a CSV is written: its delimiter and its columns' names, empty for a column without one."""
+
+    delimiter: str
+    names: tuple[str, ...]
+
+
+def read_layout(file: Path, encoding: str = "utf-8") -> Layout:
+    """The delimiter is the one that the first line has most of, quotes left out. Raises ValueError for another file."""
+    try:
+        with file.open(encoding=_codec(encoding), newline="") as stream:
+            lines = (line for line in stream if line.strip())
+            first = next(lines, "")
+            delimiter = max(DELIMITERS, key=re.sub(r'"[^"]*"', "", first).count)
+            header = csv.reader(_chain(first, lines), delimiter=delimiter)
+            names = next(header, [])
+    except UnicodeError:
+        raise ValueError(explain_bytes(file, encoding)) from None
+    except csv.Error:
+        raise ValueError("its first line cannot be read as the names of its columns") from None
+    return Layout(delimiter, tuple(name.strip() for name in names))
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _codec(encoding: str) -> str:
+    return "utf-8-sig" if encoding == "utf-8" else encoding
+
+
+def sql(file: Path, layout: Layout) -> str:
+    """The table function that reads it: text columns c0, c1, ... in the order of the header."""
+    columns = ", ".join(f"c{i}: 'VARCHAR'" for i in range(len(layout.names)))
+    return (
+        f"read_csv({literal(path_text(file))}, columns = {{{columns}}}, auto_detect = FALSE, header = TRUE, "
+        f"delim = {literal(layout.delimiter)}, quote = '\"', escape = '\"', nullstr = [''], hive_partitioning = FALSE)"
+    )
+
+
+def is_plain(file: Path) -> bool:
+    """Whether all lines end alike and none is empty: what DuckDB reads as it is written."""
+    pairs = feeds = returns = 0
+    with file.open("rb") as stream:
+        tail = b"\n"  # an empty first line is an empty line
+        while chunk := stream.read(CHUNK):
+            text = tail + chunk
+            if b"\n\n" in text or b"\n\r\n" in text or b"\r\r" in text:
+                return False
+            pairs += chunk.count(b"\r\n") + (tail[-1:] == b"\r" and chunk[:1] == b"\n")
+            feeds += chunk.count(b"\n")
+            returns += chunk.count(b"\r")
+            tail = text[-2:]
+    return pairs in (feeds, 0) and (returns == pairs or feeds == 0)
+
+
+def rewrite(file: Path, layout: Layout, target: Path, encoding: str = "utf-8") -> None:
+    """Write the same rows to `target` in UTF-8 with one kind of line end. Raises ValueError that names a faulty line.
+
+    An empty line becomes a row of empty fields: whoever reads it can count it, and the rows keep their places.
+    """
+    width = len(layout.names)
+    csv.field_size_limit(LONGEST)
+    with (
+        file.open(encoding=_codec(encoding), newline="") as source,
+        target.open("w", encoding="utf-8", newline="") as out,
+    ):
+        rows = csv.reader(source, delimiter=layout.delimiter, strict=True)
+        writer = csv.writer(out, delimiter=layout.delimiter, lineterminator="\n")
+        line, started = 1, False
+        try:
+            for row in rows:
+                if any(field.strip() for field in row):
+                    writer.writerow(_fitted(row, width, line) if started else row)
+                    started = True
+                elif started:
+                    writer.writerow([""] * width)
+                line = rows.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"line {line}: {_fault(error)}") from None
+        except UnicodeError:
+            raise ValueError(explain_bytes(file, encoding)) from None
+
+
+def _fitted(row: list[str], width: int, line: int) -> list[str]:
+    """As many fields as the header has. A delimiter too many at the end of a line is no field."""
+    if len(row) > width and not any(field.strip() for field in row[width:]):
+        row = row[:width]
+    if len(row) != width:
+        raise ValueError(
+            f"line {line} has {len(row)} fields, but the header names {width} columns. Mend the line, put "
+            "quotes around a field that holds the delimiter, or export the table again"
+        )
+    return [_unquoted(field) for field in row]
+
+
+def _unquoted(field: str) -> str:
+    """Blanks before a quoted field are no part of it, as DuckDB reads it."""
+    found = QUOTED.match(field) if field.startswith(" ") else None
+    return found[1].replace('""', '"') if found else field
+
+
+def _fault(error: csv.Error) -> str:
+    if "unexpected end of data" in str(error):
+        return "a quote is opened and never closed. The file may be cut off: export the table again"
+    if "field larger" in str(error):
+        return f"a field is longer than {LONGEST:,} characters. Is a quote left open before it?"
+    return "a quoted field goes on after its closing quote. A quote inside a quoted field is written twice"
+
+
+def _is_text(line: bytes, encoding: str) -> bool:
+    try:
+        line.decode(encoding)
+    except UnicodeError:
+        return False
+    return True
+
+
+def explain_bytes(file: Path, encoding: str) -> str:
+    """What is wrong with bytes that are not in the encoding, with the first line that is not."""
+    with file.open("rb") as stream:
+        mark = MARKS.get(stream.read(2))
+        if mark and encoding == "utf-8":
+            return f"it is written in {mark}, not in utf-8: set the source's `encoding: {mark}`"
+        stream.seek(0)
+        number = next((i for i, line in enumerate(stream, 1) if not _is_text(line, encoding)), 1)
+    other = "cp1252 or latin-1" if encoding == "utf-8" else "utf-8"
+    return f"line {number} is not {encoding}: set the source's `encoding`, such as {other}"

@@ -1,0 +1,160 @@
+"""The expressions of a source, `derive` and the two times, over its typed columns, as SQL.
+
+A fault in an expression itself is refused with the setting's name. One that fails for some rows is computed again with
+each row by itself guarded: those rows are marked, and clean puts them into quarantine with the reason.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tasks.data import sqlfault, zones
+from tasks.params import FAULT, Source
+from tasks.runtime.sql import literal, quoted
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+NO_TIME = ": no time"  # after a setting's name: it gives a text that is no time
+TIME_KINDS = ("TIMESTAMP", "DATE", "VARCHAR", '"NULL"')
+HIDDEN = "\x1f"  # begins the names of columns that no header can have
+# Beyond these no clock is right, and half of all libraries fail: such a time counts as none.
+SANE = "BETWEEN TIMESTAMP '1700-01-01' AND TIMESTAMP '2200-01-01'"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One expression: the column that it makes, and the setting below sources.<table> that holds it."""
+
+    name: str
+    setting: str
+    expression: str
+    is_time: bool = False
+
+
+def steps(source: Source) -> list[Step]:
+    """In the order in which they are computed: each may use the columns of those before it."""
+    derived = [Step(name, f"derive.{name}", expression) for name, expression in source.derive.items()]
+    if not source.event_time:
+        return derived
+    known_at = source.known_at or "event_time"
+    times = {"event_time": source.event_time, "known_at": known_at}
+    return [*derived, *(Step(name, name, expression, is_time=True) for name, expression in times.items())]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The SQL of a source's rows with all that it derives: plain, and with each expression guarded row by row."""
+
+    table: str
+    source: Source
+    sql: str
+    guarded: str
+    unguarded: list[str]  # settings that DuckDB cannot guard
+    kinds: dict[str, str]  # the type of each column that is derived
+
+
+def plan(con: "DuckDBPyConnection", table: str, source: Source, base: str, present: list[str]) -> Plan:
+    """`base` is SQL with the columns `present`. Raises ValueError, with the setting's name, for what is no SQL."""
+    import duckdb
+
+    kinds, unguarded, sql, guarded = dict[str, str](), list[str](), base, base
+    for step in steps(source):
+        kinds[step.name] = kind = _kind(con, table, source, step, sql, present)
+        sql = _added(sql, step, kind, present, guard=False)
+        try:
+            con.execute(f"DESCRIBE SELECT {_try(step)} FROM ({guarded})")
+            guarded = _added(guarded, step, kind, present, guard=True)
+        except duckdb.Error:  # DuckDB guards no subquery, no window function and nothing random
+            unguarded.append(f"sources.{table}.{step.setting}")
+            guarded = _added(guarded, step, kind, present, guard=False)
+        present = [*present, step.name]
+    return Plan(table, source, _marked(sql, source), _marked(guarded, source), unguarded, kinds)
+
+
+def create(con: "DuckDBPyConnection", plan: Plan, beside: list[str]) -> None:
+    """Make the temporary table, with the columns `beside` (SQL). Raises ValueError when a row fails unguarded."""
+    import duckdb
+
+    target = f"CREATE TEMP TABLE {quoted(plan.table)} AS SELECT {', '.join(['*', *beside])} FROM "
+    try:
+        con.execute(f"{target}({plan.sql})")
+        return
+    except duckdb.Error as error:
+        sqlfault.raise_unless_of_a_row(error)
+    try:
+        con.execute(f"{target}({plan.guarded})")
+    except duckdb.Error as error:
+        sqlfault.raise_unless_of_a_row(error)
+        raise ValueError(
+            f"{plan.table} ({plan.source.address}) does not fit its params: one of {', '.join(plan.unguarded)} fails "
+            "for a row, and no single row can be put aside, since it holds a subquery, a window function or random(). "
+            "Put TRY(...) around the part that fails; a subquery must give one row at most."
+        ) from None
+
+
+def _kind(con: "DuckDBPyConnection", table: str, source: Source, step: Step, sql: str, present: list[str]) -> str:
+    """The type that DuckDB sees in an expression."""
+    import duckdb
+
+    before = "DESCRIBE SELECT ("
+    try:
+        kind = str(con.execute(f"{before}{step.expression}\n) AS v FROM ({sql})").fetchall()[0][1])
+    except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
+        setting = f"sources.{table}.{step.setting} `{step.expression}`"
+        cause = sqlfault.explain(
+            error, step.expression, setting=setting, before=before, columns=present, tables="the tables above this one"
+        )
+        raise ValueError(
+            f"{table} ({source.address}) does not fit its params: {cause} It must be SQL over the contract's columns."
+        ) from None
+    except duckdb.Error as error:
+        sqlfault.raise_unless_of_a_row(error)
+        return "TIMESTAMP" if step.is_time else "VARCHAR"
+    if step.is_time and not kind.startswith(TIME_KINDS):
+        raise ValueError(
+            f"{table} ({source.address}) does not fit its params: sources.{table}.{step.setting} must be a TIMESTAMP, "
+            f"a DATE or a text, but `{step.expression}` is a {kind}; to_timestamp(...) makes a TIMESTAMP of seconds."
+        )
+    return kind
+
+
+def _try(step: Step) -> str:
+    """NULL where the expression fails, and a struct with its value, be that NULL, where it does not."""
+    return f"TRY(struct_pack(v := ({step.expression}\n)))"
+
+
+def _added(sql: str, step: Step, kind: str, present: list[str], *, guard: bool) -> str:
+    """The columns of `sql`, the step's, and whether it failed."""
+    hidden = quoted(HIDDEN + step.name)
+    value, fails = (f"{hidden}.v", f"{hidden} IS NULL") if guard else (hidden, "FALSE")
+    inner = f"SELECT *, {_try(step) if guard else f'({step.expression}{chr(10)})'} AS {hidden} FROM ({sql})"
+    failure = f"CASE WHEN {fails} THEN {literal(step.setting)} END"
+    if step.is_time:
+        moment = zones.moment(value) if kind == "VARCHAR" else f"CAST({value} AS TIMESTAMP)"
+        if kind == "VARCHAR":
+            failure = (
+                f"CASE WHEN {fails} THEN {literal(step.setting)} "
+                f"WHEN {value} IS NOT NULL AND {moment} IS NULL THEN {literal(step.setting + NO_TIME)} END"
+            )
+        value = f"CASE WHEN {moment} {SANE} THEN {moment} END"
+    column = f"{value} AS {quoted(step.name)}"
+    star = f"* EXCLUDE ({hidden})"
+    failed = f"{failure} AS {quoted(_failed(step))}"
+    if step.name in present:
+        return f"SELECT {star} REPLACE ({column}), {failed} FROM ({inner})"
+    return f"SELECT {star}, {column}, {failed} FROM ({inner})"
+
+
+def _failed(step: Step) -> str:
+    return f"{HIDDEN}failed {step.name}"
+
+
+def _marked(sql: str, source: Source) -> str:
+    """One list of the settings that failed for a row; NULL where none did."""
+    made = steps(source)
+    if not made:
+        return f"SELECT *, CAST(NULL AS VARCHAR[]) AS {quoted(FAULT)} FROM ({sql})"
+    failures = [quoted(_failed(step)) for step in made]
+    names = f"list_filter([{', '.join(failures)}], lambda name: name IS NOT NULL)"
+    fault = f"CASE WHEN coalesce({', '.join(failures)}) IS NOT NULL THEN {names} END"
+    return f"SELECT * EXCLUDE ({', '.join(failures)}), {fault} AS {quoted(FAULT)} FROM ({sql})"

@@ -1,0 +1,1 @@
+"""A window of predictions → signals → retrain or wait; README.md says more."""

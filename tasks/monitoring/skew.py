@@ -1,0 +1,157 @@
+"""skew: are the features that the champion predicted with those that are computed of the same rows today?
+
+Training takes features from history, predictions took theirs when history was not yet whole. Where the two differ, the
+model is trained on what it does not get. No probe for leaks (tasks/data/probe.py) sees a static table that was made of
+outcomes, or a source that is rewritten later; this comparison does, as soon as it changes. It names the columns and
+decides nothing: a row that was delivered late, or corrected, may change a feature too.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.data import features, probe
+from tasks.params import Params
+from tasks.promotion import judge
+from tasks.promotion.registry import Registry, Version
+from tasks.serving import score
+from tasks.serving.journal import Journal, subject
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Origin = Literal["score", "API"]
+WHY: dict[Origin, str] = {
+    "score": (
+        "Either rows were delivered late or corrected since, or features.sql reads what changes afterwards: a static "
+        "table that is made anew, or a table whose known_at is too early."
+    ),
+    "API": (
+        "An answer of the API knows what the state knew that the score flow had published last, so features of recent "
+        "events may lag; other columns should not differ."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A feature that differs: in how many of the rows, and the last of them with both values."""
+
+    name: str
+    origin: Origin
+    differing: int
+    rows: int
+    event_time: datetime
+    journalled: Any
+    recomputed: Any
+
+
+@dataclass(frozen=True)
+class Skew:
+    """What came of the comparison. `compared` counts the rows of each origin; `gone` those that the tables lack now."""
+
+    version: int
+    since: datetime
+    until: datetime
+    compared: dict[Origin, int]
+    gone: int
+    columns: tuple[Column, ...]
+
+
+def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, champion: Version) -> Skew:
+    """The champion's journalled features of the last monitor.window against those that its own features.sql gives on
+    the tables that a pipeline run left in `folder`."""
+    manifest = json.loads((folder / p.paths.features / "manifest.json").read_text(encoding="utf-8"))
+    until = datetime.fromisoformat(manifest["as_of"])
+    since = until - p.monitor.window
+    journalled = _predictions(journal.read("predictions", since=since, until=until), champion)
+    if not journalled.num_rows:
+        return Skew(champion.number, since, until, {}, 0, ())
+    rows = features.read(folder / p.paths.features)
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe = judge.fetch(registry, champion, Path(scratch))
+        own = judge.features_by(recipe, p, folder, rows)
+    places = {entry: place for place, entry in enumerate(score.entries_of(own).tolist())}
+    entries = journalled["entry"].to_pylist()
+    there = np.array([subject(entry) in places for entry in entries], dtype=bool)
+    is_answer = np.array([entry != subject(entry) for entry in entries], dtype=bool)  # the API names each answer apart
+    compared: dict[Origin, int] = {}
+    columns: list[Column] = []
+    by_origin: dict[Origin, NDArray[np.bool_]] = {"score": there & ~is_answer, "API": there & is_answer}
+    for origin, mask in by_origin.items():
+        chosen = journalled.filter(mask)
+        today = own.table.take(np.array([places[subject(entry)] for entry in chosen["entry"].to_pylist()], np.int64))
+        if chosen.num_rows:
+            compared[origin] = chosen.num_rows
+        columns += compare_rows(score.features_of(chosen, recipe.model.spec), today, chosen["event_time"], origin)
+    return Skew(champion.number, since, until, compared, int((~there).sum()), tuple(columns))
+
+
+def _predictions(made: "pa.Table", champion: Version) -> "pa.Table":
+    """The champion's answers, the last of each row; those of a state that was too old are no features of its row."""
+    import pyarrow.compute as pc
+
+    if not made.num_rows:
+        return made
+    mine = score.without_stale(made)
+    return score.once(mine.filter(pc.equal(mine["version"], champion.number)))
+
+
+def compare_rows(
+    journalled: "pa.Table", recomputed: "pa.Table", event_time: "pa.ChunkedArray", origin: Origin
+) -> list[Column]:
+    """The columns that differ between two tables of the same rows, the most often first."""
+    differences = probe.find_differences(journalled, recomputed)
+    columns = [
+        Column(name, origin, one.count, len(journalled), event_time[one.place].as_py(), one.one, one.other)
+        for name, one in differences.items()
+    ]
+    return sorted(columns, key=lambda column: -column.differing)
+
+
+def describe(skew: Skew) -> list[str]:
+    """For people, a sentence each: how much was compared, and what differs."""
+    span = f"from {skew.since} to {skew.until}"
+    if not skew.compared:
+        return [f"Version {skew.version} has no journalled predictions {span} whose features could be computed again."]
+    counts = " and ".join(f"{count:,} rows of {_by(origin)}" for origin, count in skew.compared.items())
+    lines = [f"The features of {counts} by version {skew.version}, {span}, were computed again."]
+    if skew.gone:
+        lines.append(f"{skew.gone:,} journalled rows are not in today's tables.")
+    for origin in skew.compared:
+        mine = [column for column in skew.columns if column.origin == origin]
+        lines += [_sentence(column) for column in mine] + ([WHY[origin]] if mine else [])
+    return lines if skew.columns else [*lines, "None differs."]
+
+
+def _by(origin: Origin) -> str:
+    return "the score flow" if origin == "score" else "the API"
+
+
+def _sentence(column: Column) -> str:
+    return (
+        f"`{column.name}` differs in {column.differing:,} of {column.rows:,} rows of {_by(column.origin)}: that of "
+        f"{column.event_time} was journalled with {column.journalled}, and is {column.recomputed} now."
+    )
+
+
+def to_rows(columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """As a table for the Prefect UI."""
+    return [
+        {
+            "feature": column.name,
+            "predicted by": column.origin,
+            "rows that differ": f"{column.differing:,} of {column.rows:,}",
+            "example": str(column.event_time),
+            "journalled": column.journalled,
+            "computed again": column.recomputed,
+        }
+        for column in columns
+    ]

@@ -1,0 +1,1 @@
+"""Candidate against champion → verdict → alias and ledger; README.md says more."""

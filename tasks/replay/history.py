@@ -1,0 +1,251 @@
+"""history: what was known at an earlier moment, and the candidate that was to be had then, trained once and kept.
+
+A feature row is correct at its own time, whenever it was computed. So one folder of features, made at the end, holds
+every earlier one: as of T they are its rows up to T, without the outcomes that came after T. Of such a folder tune,
+train and evaluate make what they would have made at T. It is kept under a hash of all that decides it and appears by a
+rename when it is whole: who asks again, after a kill or with a later end, gets what is there. Nothing is judged here.
+"""
+
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.data import features, periods
+from tasks.data.features import META, Rows
+from tasks.data.periods import Period
+from tasks.params import Params
+from tasks.promotion import judge
+from tasks.promotion.judge import Case, Holdout, Recipe
+from tasks.runtime import files
+from tasks.training import evaluate, model, reference, split, train, tune
+from tasks.training.model import Model
+from tasks.training.reference import Profile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PARAMS, SQL, COST = "params.yaml", "tasks/features.sql", "cost.json"  # of a candidate's folder, beside the stages' own
+HALF = ".new-"  # how the name of a folder begins that is not whole
+MADE_BY = (features, split, model, tune, train, evaluate, reference)
+CODE = periods.source_of(__file__, *(str(each.__file__) for each in MADE_BY))
+LIBRARIES = ("numpy", "optuna", "scikit-learn")  # that decide what is made; XGBoost goes by two names
+log = logging.getLogger("evergreen")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What was trained of the history up to `as_of`, and the seconds of CPU that it took. `made`: now, not earlier."""
+
+    p: Params
+    folder: Path
+    as_of: datetime
+    cpu: float
+    made: bool
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        models = self.folder / self.p.paths.models
+        files = {"params.yaml": self.folder / PARAMS, "features.sql": self.folder / SQL}
+        files |= {"reports/tuned.json": models / "tuned.json"}
+        return judge.read_recipe(files | {name: models / name for name in ("model.ubj", "twin.ubj", "twins")})
+
+    @property
+    def model(self) -> Model:
+        return self.recipe.model
+
+    @cached_property
+    def profile(self) -> Profile:
+        return Profile.load(self.folder / self.p.paths.reports / "profile.json")
+
+    @property
+    def held(self) -> Holdout:
+        return judge.read_holdout(self.folder / self.p.paths.reports / "holdout.parquet")
+
+    def case(self) -> Case:
+        """Not kept here: it comes to hold all rows as of then."""
+        return Case(self.p, self.folder, self.as_of, self.held)
+
+
+@dataclass(frozen=True)
+class History:
+    """The features of a folder, with the SQL that made them, and the shelf on which candidates are kept."""
+
+    p: Params
+    features: Path
+    sql: str
+    shelf: Path
+
+    @cached_property
+    def rows(self) -> Rows:
+        return features.read(self.features)
+
+    @cached_property
+    def as_of(self) -> datetime:
+        return datetime.fromisoformat(json.loads((self.features / "manifest.json").read_text())["as_of"])
+
+    def candidate(self, as_of: datetime) -> Candidate:
+        """The candidate as of then, from the shelf, or trained now. Raises ValueError for a history that is too short.
+
+        Nobody else trains for this shelf meanwhile.
+        """
+        from filelock import FileLock
+
+        place = self.shelf / f"{as_of:%Y-%m-%dT%H%M%S}-{self.key(as_of)[:16]}"
+        self.shelf.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.shelf / "making.lock"):
+            _discard_damaged(place)
+            if missing := not place.is_dir():
+                self._make(as_of, place)
+        cost = json.loads((place / COST).read_text())
+        return Candidate(self.p, place, as_of, cost["cpu"], missing)
+
+    def key(self, as_of: datetime) -> str:
+        """The hash of what decides a candidate: the rows' files, though not those that begin later, params, code."""
+        p = self.p
+        sections = (p.label, p.spine, p.features, p.split, p.tune, p.train, p.evaluate, p.drift, p.paths)
+        settings = [each.model_dump() for each in sections] + [p.monitor.window]
+        contents = [(part.period.name, part.content) for part in self._parts if part.period.start <= as_of]
+        releases = [importlib.metadata.version(name) for name in LIBRARIES]
+        return periods.key(as_of, contents, settings, self.sql, CODE, releases, model.xgboost().__version__)
+
+    @cached_property
+    def _parts(self) -> "list[_Part]":
+        return [_part(period, path) for period, path in periods.files(self.features)]
+
+    def _make(self, as_of: datetime, place: Path) -> None:
+        for left in self.shelf.glob(f"{HALF}*"):  # by somebody who was killed: the lock is ours
+            shutil.rmtree(left, ignore_errors=True)
+        new = Path(tempfile.mkdtemp(prefix=HALF, dir=self.shelf))
+        try:
+            self.write(as_of, new)
+            files.publish_json(new / COST, {"cpu": round(_trained(self.p, new), 2)})
+            periods.seal(new)
+            new.rename(place)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def write(self, as_of: datetime, folder: Path) -> None:
+        """A folder as the pipeline's features stage leaves it at `as_of`. A period that nothing came to later is
+        linked, not copied."""
+        out = folder / self.p.paths.features
+        out.mkdir(parents=True)
+        for part in self._parts:
+            part.put(as_of, out / part.path.name)
+        told = json.loads((self.features / "manifest.json").read_text())
+        columns = {"columns": told["columns"]} if "columns" in told else {}
+        files.publish_json(out / "manifest.json", {"as_of": as_of.isoformat(), **columns})
+        files.publish_json(folder / PARAMS, self.p.model_dump(mode="json"))  # JSON is YAML
+        files.publish_text(folder / SQL, self.sql)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A period's file: its hash, and the time of the last that came to it, event or outcome."""
+
+    period: Period
+    path: Path
+    content: str
+    newest: datetime
+
+    def put(self, as_of: datetime, target: Path) -> None:
+        import pyarrow.parquet as pq
+
+        if self.newest <= as_of:
+            return periods.share(self.path, target)
+        if self.period.start <= as_of and (held := known(pq.read_table(self.path), as_of)).num_rows:
+            pq.write_table(held, target, compression="zstd")
+        return None
+
+
+def _part(period: Period, path: Path) -> _Part:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    times = pq.read_table(path, columns=list(META[:2]))
+    newest = [pc.max(times[name]).as_py() for name in META[:2]]
+    return _Part(period, path, periods.content(path), max((each for each in newest if each), default=period.start))
+
+
+def _discard_damaged(place: Path) -> None:
+    """A candidate holds links of feature files: whoever writes into one of those writes into it."""
+    if place.is_dir() and (names := periods.damage(place)):
+        log.warning("%s no longer holds what was made (%s): it is trained again", place, ", ".join(names))
+        shutil.rmtree(place)
+
+
+def known(table: "pa.Table", as_of: datetime) -> "pa.Table":
+    """What there was of feature rows at a moment: those whose event had been, with the outcomes that had come."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    event_time, known_at, label = META
+    there = table.filter(pc.less_equal(table[event_time], pa.scalar(as_of, table.schema.field(event_time).type)))
+    moment = pa.scalar(as_of, table.schema.field(known_at).type)
+    came = pc.fill_null(pc.less_equal(there[known_at], moment), False)
+    for name in (known_at, label):
+        place, field = there.schema.get_field_index(name), there.schema.field(name)
+        there = there.set_column(place, field, pc.if_else(came, there[name], pa.scalar(None, field.type)))
+    return there
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+def _trained(p: Params, folder: Path) -> float:
+    """Search, training and evaluation in a folder; the seconds of CPU of this process and those that it started."""
+    _imported()
+    with _home(folder / "home"):  # a search that somebody had made before would cost nothing: here none has
+        before = _cpu()
+        for stage in _stages():
+            stage(p, folder)
+        spent = _cpu() - before
+    shutil.rmtree(folder / "home")
+    return spent
+
+
+def _stages() -> tuple[Callable[[Params, Path], None], ...]:
+    return tune.tune, train.train, evaluate.evaluate
+
+
+def _imported() -> None:
+    """The libraries' own seconds are charged to nobody: which model was the first must not show in its cost."""
+    import optuna  # noqa: F401
+
+    model.xgboost()
+    import sklearn.linear_model
+    import sklearn.metrics  # noqa: F401
+
+
+def _cpu() -> float:
+    return sum(os.times()[:4])
+
+
+@contextmanager
+def _home(folder: Path) -> Iterator[None]:
+    before = os.environ.get("EVERGREEN_HOME")
+    os.environ["EVERGREEN_HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("EVERGREEN_HOME") if before is None else os.environ.update(EVERGREEN_HOME=before)
+
+
+def settings(p: Params) -> Params:
+    """As the past's candidates are trained: by replay.trials with as many fewer finalists, and beside the cheapest of
+    the baselines only, for the gate compares with a champion here."""
+    trials = p.replay.trials or p.tune.trials
+    finalists = math.ceil(p.tune.finalists * min(1.0, trials / p.tune.trials))
+    search = p.tune.model_copy(update={"trials": trials, "finalists": finalists})
+    evaluated = p.evaluate.model_copy(update={"baselines": ["constant"]})
+    return p.model_copy(update={"tune": search, "evaluate": evaluated})

@@ -1,0 +1,78 @@
+"""Event time "now": params.yaml's clock.as_of, or with clock.step a stored clock that the score flow moves on.
+
+With a step the sources' history is lived through as if it were arriving: every tick of `score` brings clock.step more.
+"""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+from tasks import params
+from tasks.params import Clock
+from tasks.runtime import files
+
+NAME = "clock.json"
+
+
+class AheadError(ValueError):
+    """An as_of that nothing is known of yet."""
+
+
+def now(clock: Clock, home: Path | None = None) -> datetime | None:
+    """None: the newest event that the sources hold."""
+    if clock.step is None:
+        return clock.as_of
+    return _stored(home or params.home()) or clock.as_of
+
+
+def after(clock: Clock, home: Path | None = None) -> datetime | None:
+    """What the next tick brings: `now`, and a step more where there are steps."""
+    moment = now(clock, home)
+    return moment + clock.step if moment and clock.step else moment
+
+
+def move(clock: Clock, moment: datetime, home: Path | None = None) -> None:
+    """Store the time that a tick has reached. It never goes back: two ticks at once are one."""
+    home = home or params.home()
+    if clock.step is not None and moment > (_stored(home) or datetime.min):
+        files.publish_json(home / NAME, {"as_of": moment.isoformat()})
+
+
+def heal(clock: Clock, *, limit: datetime, end: datetime, home: Path | None = None) -> datetime | None:
+    """Take a stored time back to where the data end, if it lies further beyond them than a tick can go: it comes from
+    data or an as_of that were wrong. Returns the time that was stored, where it was."""
+    home = home or params.home()
+    stored = _stored(home)
+    if clock.step is None or stored is None or stored <= limit + clock.step:
+        return None
+    files.publish_json(home / NAME, {"as_of": end.isoformat()})
+    return stored
+
+
+def refuse_ahead(clock: Clock, as_of: datetime, *, force: bool, ticks: bool = False, home: Path | None = None) -> None:
+    """Raises AheadError for an as_of that history, lived through step by step, has not reached. `ticks`: for a flow
+    that takes the next step itself."""
+    reached = after(clock, home) if ticks else now(clock, home)
+    if force or clock.step is None or reached is None or as_of <= reached:
+        return
+    raise AheadError(
+        f"as_of must not lie ahead of the clock ({reached}), but got {as_of}: with clock.step history is lived through "
+        "step by step, and a model of rows that have not come yet would be watched on what it has learnt from. Leave "
+        f"as_of empty, or give one up to {reached}; --force (force: true) takes it as it is."
+    )
+
+
+def refuse_beyond(limit: datetime | None, as_of: datetime, *, force: bool) -> None:
+    """Raises AheadError for an as_of beyond the latest that the data allow."""
+    if force or limit is None or as_of <= limit:
+        return
+    raise AheadError(
+        f"as_of must not lie beyond the data (up to {limit}), but got {as_of}: nothing is known of that time yet. Give "
+        "an earlier as_of, leave it empty (or clock.as_of: null) for the newest moment that the data tell of, or bring "
+        "newer data; --force (force: true) takes it as it is."
+    )
+
+
+def _stored(home: Path) -> datetime | None:
+    path = home / NAME
+    return datetime.fromisoformat(json.loads(path.read_text())["as_of"]) if path.exists() else None

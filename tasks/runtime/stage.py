@@ -1,0 +1,220 @@
+"""What surrounds the work of every stage's program: its log, its limits, its death with the parent, its errors.
+
+DVC does not stop a stage's program when DVC itself is killed, so the program watches its parent. Linux has a call for
+that (prctl PR_SET_PDEATHSIG); elsewhere a thread asks once a second.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import faulthandler
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tasks import params as parameters
+from tasks import yamltext
+from tasks.params import Params
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+    from filelock import FileLock
+
+PR_SET_PDEATHSIG = 1
+TOO_LONG = 124  # the exit status of timeout(1)
+WAITS_S = (2.0, 10.0, 30.0, 60.0, 120.0)  # before a service that did not answer is asked again: nearly four minutes
+T = TypeVar("T")
+log = logging.getLogger("evergreen")
+
+
+def main(name: str, work: Callable[[Params], None]) -> None:
+    """Run one stage as a program: exit 0, or 1 with the error in one line, or 124 past its limit."""
+    die_with_parent()
+    _log_to(name)
+    try:
+        p = parameters.load()
+        refuse_missing(p)
+        limit(name, p.stage.limits.get(name))
+        work(p)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        _say(error)
+        sys.exit(1)
+
+
+def refuse_missing(p: Params, folder: Path = Path()) -> None:
+    """Raises ValueError where params.yaml leaves out a setting that dvc.yaml names, though this project has a default
+    for it: DVC would refuse to keep what the stage made, after all of it was made."""
+    graph, settings = folder / "dvc.yaml", folder / "params.yaml"
+    if not graph.exists():
+        return
+    written = yamltext.read(settings)[0]
+    stages = yamltext.read(graph)[0]["stages"].values()
+    names = {name for one in stages for name in one.get("params", []) if isinstance(name, str)}
+    if missing := sorted(name for name in names if not _is_written(name, written)):
+        lines = ", ".join(f"`{name}: {_default(name, p)}`" for name in missing)
+        raise ValueError(
+            f"params.yaml must hold every setting that dvc.yaml names, but lacks {', '.join(missing)}. Write {lines} "
+            "(each point is a level of params.yaml), or the value that you want."
+        )
+
+
+def _is_written(name: str, settings: Any) -> bool:
+    for part in name.split("."):
+        if not isinstance(settings, dict) or part not in settings:
+            return False
+        settings = settings[part]
+    return True
+
+
+def _default(name: str, p: Params) -> str:
+    value: Any = p
+    for part in name.split("."):
+        value = getattr(value, part)
+    if isinstance(value, timedelta):
+        return parameters.spell(value)
+    return "{}" if isinstance(value, parameters.Section) else json.dumps(value, default=str)
+
+
+def ask_again(ask: Callable[[], T], *, waits: Sequence[float] = WAITS_S) -> T:
+    """What a service answers, which may be away for some minutes: asked again after each wait, and only where it did
+    not answer. Raises the last ConnectionError."""
+    for wait in waits:
+        try:
+            return ask()
+        except ConnectionError as error:
+            log.warning("%s Asking again in %.0f s.", error, wait)
+            time.sleep(wait)
+    return ask()
+
+
+def _say(error: Exception) -> None:
+    """One line for what a person can mend: the world's errors, and a ValueError that this project raised itself."""
+    if isinstance(error, OSError | MemoryError) or (isinstance(error, ValueError) and _ours(error.__traceback__)):
+        log.error("%s: %s", type(error).__name__, error)
+    elif type(error).__module__.lstrip("_").startswith("duckdb"):  # its sentence may show a value of a row
+        trace = "".join(traceback.format_tb(error.__traceback__))
+        log.error(
+            "unexpected error: DuckDB's %s, whose text is not shown, since it may hold a value of a row\n%s",
+            type(error).__name__,
+            trace,
+        )
+    else:
+        log.error("unexpected error", exc_info=error)
+
+
+def _ours(trace: TracebackType | None) -> bool:
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"].split(".")[0] in ("tasks", "__main__")
+
+
+def die_with_parent() -> None:
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def limit(name: str, length: timedelta | None) -> None:
+    """End this process when the stage takes longer than stage.limits.<name>; with its tracebacks if it cannot speak."""
+    if length is None:
+        return
+    seconds = length.total_seconds()
+    timer = threading.Timer(seconds, _too_long, (name, length))
+    timer.daemon = True
+    timer.start()
+    faulthandler.dump_traceback_later(seconds + 5, exit=True)
+
+
+def _too_long(name: str, length: timedelta) -> None:
+    log.error("TimeoutError: %s did not end within its limit of %s. Raise stage.limits.%s.", name, length, name)
+    os._exit(TOO_LONG)
+
+
+def _log_to(name: str) -> None:
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s")
+
+
+def connect(p: Params) -> "DuckDBPyConnection":
+    """A DuckDB in memory, in UTC, within stage.threads and stage.memory. What it spills to disk is encrypted.
+
+    Ingest spills personal data before it has pseudonyms. DuckDB's own cipher takes its random numbers from a generator
+    that is not made for secrets, hence its name for the setting; the one that is comes with an extension that DuckDB
+    would download. So the folder is also private, and what a killed process left there goes.
+    """
+    import duckdb
+
+    con = duckdb.connect(
+        config={
+            "threads": p.stage.threads,
+            "memory_limit": p.stage.memory,
+            # Of its own: what lies in it may be read even where files may not (tasks/data/sandbox.py).
+            "temp_directory": str(_spill_folder(Path.cwd()) / secrets.token_hex(8)),
+            "temp_file_encryption": True,
+            "force_mbedtls_unsafe": "true",
+            "errors_as_json": True,  # with their place, for tasks/data/sqlfault.py
+        }
+    )
+    con.execute("SET TimeZone = 'UTC'")
+    return con
+
+
+@cache
+def _spill_folder(project: Path) -> Path:
+    """A private folder of this process: in the project's .dvc/tmp, so on the disk of its data, else in the system's."""
+    with contextlib.suppress(OSError):
+        if (project / ".dvc").is_dir():
+            return _own_folder(project / ".dvc" / "tmp" / "spill")
+    folder = Path(tempfile.mkdtemp(prefix="evergreen-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _own_folder(root: Path) -> Path:
+    """A new folder that is locked while this process lives; the folders of dead processes are removed."""
+    from filelock import FileLock, Timeout
+
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with FileLock(root / ".lock"):
+        for path in root.glob("*.lock"):
+            if path.name == ".lock":
+                continue
+            with contextlib.suppress(Timeout), FileLock(path).acquire(timeout=0):
+                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+                path.unlink(missing_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=root))
+        lock = FileLock(folder.with_name(f"{folder.name}.lock"), thread_local=False)
+        lock.acquire()
+    atexit.register(_remove_folder, folder, lock)
+    return folder
+
+
+def _remove_folder(folder: Path, lock: "FileLock") -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()

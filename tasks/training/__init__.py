@@ -1,0 +1,1 @@
+"""Features → tuned, calibrated model and its profile; README.md says more."""

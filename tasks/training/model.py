@@ -1,0 +1,305 @@
+"""A trained model: an XGBoost booster that carries its features, categories, calibration and threshold inside itself.
+
+One .ubj file is the whole model, without pickle. A category that training has not seen becomes a missing value before
+XGBoost sees it. Nothing here trains, reads feature files or knows a registry: whoever scores needs this module alone.
+
+XGBoost reads a torn file until it runs out of memory and then takes the process with it. So a hash follows the model in
+its file (XGBoost reads past it), and nothing reaches XGBoost that does not match it.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Floats = NDArray[np.floating[Any]]
+Task = Literal["binary", "multiclass", "regression"]
+ATTRIBUTE = "evergreen"
+SEAL = b"\nevergreen sha256 "
+
+
+@dataclass(frozen=True)
+class Feature:
+    name: str
+    kind: Literal["number", "category"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a booster alone does not know. It travels as JSON in the booster's attributes."""
+
+    task: Task
+    features: tuple[Feature, ...]
+    categories: dict[str, tuple[str, ...]]  # a category's place here is its code
+    classes: tuple[Any, ...] = ()  # the label that each column of probabilities stands for
+    native: bool = False  # XGBoost splits codes as categories, not as numbers
+    coef: tuple[tuple[float, ...], ...] = ()  # calibration: softmax or sigmoid of margins @ coef.T + intercept
+    intercept: tuple[float, ...] = ()
+    threshold: float | None = None  # binary: a probability at or above it counts as positive
+    until: str | None = None  # training saw nothing that was known at or after this
+    center: float = 0.0  # regression: XGBoost, which computes in float32, learns (label - center) / scale
+    scale: float = 1.0
+
+    @property
+    def names(self) -> list[str]:
+        return [feature.name for feature in self.features]
+
+    @property
+    def types(self) -> list[str] | None:
+        """XGBoost's feature types, when codes are to be split as categories."""
+        return ["c" if each.kind == "category" else "float" for each in self.features] if self.native else None
+
+    def encode(self, table: "pa.Table") -> NDArray[np.float32]:
+        """Feature rows (n) → matrix (n, features) in the model's order. Raises ValueError for a missing column."""
+        there = table.column_names  # a new list at each call
+        if missing := [name for name in self.names if name not in there]:
+            raise ValueError(f"the model needs the features {missing}, but the rows have {there}")
+        matrix = np.empty((table.num_rows, len(self.features)), dtype=np.float32)
+        for i, feature in enumerate(self.features):
+            matrix[:, i] = self._column(feature, table[feature.name])
+        return matrix
+
+    def _column(self, feature: Feature, column: Any) -> Floats:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        try:
+            if feature.kind == "number":
+                return _numbers(column)
+            text = column if pa.types.is_string(column.type) else column.cast(pa.string())
+            return _numbers(pc.index_in(text, value_set=self._known[feature.name]))
+        except pa.ArrowException:  # its sentence would show a row's value
+            raise ValueError(
+                f"the feature {feature.name} must be a {feature.kind}, but it holds other values ({column.type})"
+            ) from None
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        """The categories as Arrow has them, made once: for one row, making them took longest."""
+        import pyarrow as pa
+
+        return {name: pa.array(values, pa.string()) for name, values in self.categories.items()}
+
+    @cached_property
+    def codes(self) -> dict[str, dict[str, int]]:
+        """Of each feature its categories' codes; none for a number."""
+        known = self.categories
+        return {name: {value: code for code, value in enumerate(known.get(name, ()))} for name in self.names}
+
+    def encode_label(self, label: NDArray[Any]) -> NDArray[np.float64]:
+        """Labels (n) → what predictions are compared with: 0/1, the class's number, or the value; NaN without one."""
+        if self.task != "multiclass":
+            return label.astype(np.float64)
+        codes = np.full(len(label), np.nan)
+        for code, value in enumerate(self.classes):
+            codes[label == value] = code
+        return codes
+
+    def scale_label(self, label: NDArray[Any]) -> NDArray[np.float32]:
+        """Labels (n) → what a booster of this spec trains on."""
+        return ((self.encode_label(label) - self.center) / self.scale).astype(np.float32)
+
+    def unscale(self, values: Floats) -> NDArray[np.float64]:
+        """What such a booster predicts of a number (n) → values of the label."""
+        return values.astype(np.float64) * self.scale + self.center
+
+
+def _numbers(column: Any) -> Floats:
+    import pyarrow as pa
+
+    floats = column if pa.types.is_float32(column.type) else column.cast(pa.float32(), safe=False)
+    values: Floats = floats.to_numpy(zero_copy_only=False)
+    return values
+
+
+@dataclass(frozen=True)
+class Model:
+    """A booster and its spec. `predict` is all that a caller needs."""
+
+    booster: Any
+    spec: Spec
+
+    def margins(self, table: "pa.Table") -> Floats:
+        """Raw scores before calibration: (n,), or (n, classes) for multiclass."""
+        return self._margins(self.spec.encode(table))
+
+    def predict(self, table: "pa.Table") -> Floats:
+        """Calibrated probabilities, (n,) of the positive class or (n, classes); the value (n,) for regression."""
+        return self.predict_matrix(self.spec.encode(table))
+
+    def predict_matrix(self, matrix: NDArray[np.float32]) -> Floats:
+        """The same of rows that `spec.encode` has made a matrix of."""
+        return self.from_margins(self._margins(matrix))
+
+    def contributions(self, table: "pa.Table") -> Floats:
+        """SHAP values (Lundberg et al. 2020) of feature rows (n), in units of the margin, or of a number's label:
+        (n, features), or by class (n, classes, features). Exact, and so slow: about 3 ms a row for a few hundred deep
+        trees."""
+        spec = self.spec
+        data = xgboost().DMatrix(
+            spec.encode(table), feature_names=spec.names, feature_types=spec.types, enable_categorical=spec.native
+        )
+        return np.asarray(self.booster.predict(data, pred_contribs=True))[..., :-1] * np.float32(spec.scale)
+
+    def _margins(self, matrix: NDArray[np.float32]) -> Floats:
+        scores: Floats = self.booster.inplace_predict(matrix, predict_type="margin")
+        return scores
+
+    def from_margins(self, margins: Floats) -> Floats:
+        if self.spec.task == "regression":
+            return self.spec.unscale(margins)
+        if self.spec.task == "binary":
+            slope, shift = (self.spec.coef[0][0], self.spec.intercept[0]) if self.spec.coef else (1.0, 0.0)
+            positive: Floats = np.exp(-np.logaddexp(0, -(margins.astype(np.float64) * slope + shift)))
+            return positive
+        scores = margins.astype(np.float64)
+        return softmax(scores @ self._coef.T + np.asarray(self.spec.intercept) if self.spec.coef else scores)
+
+    @cached_property
+    def _coef(self) -> Floats:
+        return np.asarray(self.spec.coef)
+
+    def with_spec(self, **changes: Any) -> "Model":
+        return Model(self.booster, replace(self.spec, **changes))
+
+    def to_bytes(self) -> bytes:
+        """The model file: the same model gives the same bytes."""
+        self.booster.set_attr(**{ATTRIBUTE: json.dumps(asdict(self.spec), sort_keys=True)})
+        return _sealed(bytes(self.booster.save_raw("ubj")))
+
+    @staticmethod
+    def load(path: Path | str) -> "Model":
+        """Raises ValueError when the file is no whole model of ours."""
+        data = Path(path).read_bytes()
+        raw, _, _ = data.rpartition(SEAL)
+        if data != _sealed(raw):
+            raise ValueError(
+                f"{path} is no whole model of this project: it was torn, or made elsewhere. "
+                "Copy it again, or train it with tasks.training.train."
+            )
+        booster = xgboost().Booster(model_file=bytearray(raw))
+        return Model(booster, _spec(json.loads(booster.attr(ATTRIBUTE))))
+
+
+def _sealed(raw: bytes) -> bytes:
+    return raw + SEAL + hashlib.sha256(raw).hexdigest().encode()
+
+
+def _spec(raw: dict[str, Any]) -> Spec:
+    nested = {
+        "features": tuple(Feature(**each) for each in raw["features"]),
+        "categories": {name: tuple(values) for name, values in raw["categories"].items()},
+        "coef": tuple(tuple(row) for row in raw["coef"]),
+    }
+    flat: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    return Spec(**flat | nested)
+
+
+def softmax(scores: Floats) -> Floats:
+    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares: Floats = shifted / shifted.sum(axis=1, keepdims=True)
+    return shares
+
+
+def spec_for(table: "pa.Table", label: NDArray[Any], *, task: Task, native: bool = False) -> Spec:
+    """The spec that training rows call for: text columns are categories, the rest numbers. Sorted, so it is stable.
+
+    Raises ValueError for a target with one class, and for a label that does not fit the task.
+    """
+    import pyarrow as pa
+
+    columns = [(name, pa.types.is_string(table.schema.field(name).type)) for name in sorted(table.column_names)]
+    features = tuple(Feature(name, "category" if text else "number") for name, text in columns)
+    spec = Spec(task, features, {}, classes=classes_of(label, task=task), native=native)
+    if task == "regression":
+        center, scale = center_of(label)
+        spec = replace(spec, center=center, scale=scale)
+    return replace(spec, categories=categories_of(table, spec))
+
+
+def center_of(label: NDArray[Any]) -> tuple[float, float]:
+    """A label's median and its spread around it, to train on (label - center) / scale.
+
+    The median is one of the labels and the scale a power of two: the same labels with an offset, or in other units,
+    give the same numbers to the last bit, and so the same trees. XGBoost computes in float32, which has seven digits,
+    and makes no split that gains less than 1e-6: 1e9 + delay and delay / 1e6 were constants to it.
+    """
+    values = label[labelled(label)].astype(np.float64)
+    if not len(values):
+        return 0.0, 1.0
+    middle = (len(values) - 1) // 2
+    center = float(np.partition(values, middle)[middle])
+    spread = float(np.sqrt(np.mean(np.square(values - center))))
+    return center, 2.0 ** round(np.log2(spread)) if spread > 0 else 1.0
+
+
+def categories_of(table: "pa.Table", spec: Spec) -> dict[str, tuple[str, ...]]:
+    """What the category features of these rows hold, sorted."""
+    import pyarrow.compute as pc
+
+    names = [each.name for each in spec.features if each.kind == "category"]
+    return {name: tuple(sorted(pc.unique(table[name].drop_null()).to_pylist())) for name in names}
+
+
+def classes_of(label: NDArray[Any], *, task: Task) -> tuple[Any, ...]:
+    """The classes among the labels that are there, in order; none for regression."""
+    if task != "multiclass" and label.dtype == object:
+        raise ValueError(f"label.task {task} needs a label that is a number, but label.expression gives text")
+    if task == "regression":
+        return ()
+    found = sorted(set(label[labelled(label)].tolist()))
+    if task == "binary" and not set(found) <= {0.0, 1.0}:
+        raise ValueError(f"label.task binary needs a label that is true or false, but it holds {found[:5]}")
+    if len(found) < 2:
+        raise ValueError(
+            f"a target needs two classes at least, but the training rows hold only {found}. "
+            "Check label.expression, or give training a longer period."
+        )
+    return tuple(found)
+
+
+def labelled(label: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a label is there: not NaN, or not None for text."""
+    return np.array([value is not None for value in label], dtype=bool) if label.dtype == object else ~np.isnan(label)
+
+
+def xgboost() -> ModuleType:
+    """xgboost without scikit-learn: 0.8 s to import, not 3.5. A process that has scikit-learn already keeps it.
+
+    Its threads sleep while they wait for each other. Spinning, OpenMP's default, made training 20 times slower here
+    as soon as anything else wanted one of two cores.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "xgboost" in sys.modules or "sklearn" in sys.modules:
+        import xgboost as found
+
+        return found
+    sys.modules["sklearn"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    try:
+        import xgboost as found
+    finally:
+        sys.modules.pop("sklearn", None)  # threads that train side by side may both have come here
+    return found
+
+
+def weights_of_classes(codes: Floats, classes: Sequence[Any], strength: float) -> NDArray[np.float32]:
+    """A weight per class: (n / (classes * its rows)) ** strength. 0: none; 1: every class weighs the same in all."""
+    counts = np.bincount(codes.astype(int), minlength=len(classes))
+    return np.asarray((len(codes) / (len(classes) * np.maximum(counts, 1))) ** strength, dtype=np.float32)
+
+
+def class_weights(codes: Floats, classes: Sequence[Any], strength: float) -> NDArray[np.float32]:
+    """The weight of each row's class."""
+    return np.asarray(weights_of_classes(codes, classes, strength)[codes.astype(int)])

@@ -1,0 +1,147 @@
+"""Time → training, folds and holdout. Pure: masks over rows from their event times.
+
+    |------ training of the twin ------|D|------- holdout H -------|D| as_of
+    |---- fold 1 train ----|D|- valid -|
+    |--------- fold 2 train ---------|D|- valid -|
+
+D is label.deadline, the longest that a label may take. A row counts for training up to a cut only when its event lies
+at least D before the cut: its label was then known by the cut if it ever was, and the rows next to the cut are no
+biased sample of those that came early. The same D keeps as_of away from the holdout and each fold from its validation.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.data import pauses
+from tasks.data.pauses import Span
+from tasks.params import Split, spell
+
+log = logging.getLogger("evergreen")
+Mask = NDArray[np.bool_]
+MEND_CLASSES = "Use fewer or longer folds, or merge rare classes in label.expression."
+Times = NDArray[np.datetime64]
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where the holdout begins and ends; everything that the gate's twins see lies before its start."""
+
+    as_of: datetime
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class Fold:
+    train: Mask
+    valid: Mask
+
+
+def cuts(as_of: datetime, split: Split, *, deadline: timedelta) -> Cuts:
+    """The holdout is the last `split.holdout` of rows that are mature at as_of."""
+    return Cuts(as_of, as_of - deadline - split.holdout, as_of - deadline)
+
+
+def between(event_time: Times, start: datetime | None, end: datetime) -> Mask:
+    """start <= event_time < end."""
+    inside: Mask = event_time < np.datetime64(end)
+    return inside if start is None else inside & (event_time >= np.datetime64(start))
+
+
+def training(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta) -> Mask:
+    """The rows whose labels were known at `cut`, if ever, no further back than split.window."""
+    start = cut - split.window if split.window else None
+    return between(event_time, start, cut - deadline)
+
+
+def holdout(event_time: Times, where: Cuts, labelled: Mask) -> Mask:
+    """The labelled rows of the holdout. Raises ValueError when history does not reach behind it, or holds no label."""
+    found: Mask = between(event_time, where.start, where.end) & labelled
+    if len(event_time) and np.datetime64(where.start) <= event_time.min():
+        raise ValueError(
+            f"`split.holdout < history` must hold, but the holdout begins {where.start} and the rows on "
+            f"{event_time.min()}. Shorten split.holdout, or wait for more data."
+        )
+    if not found.any():
+        raise ValueError(f"no labelled row lies in the holdout {where.start} to {where.end}: check label and known_at")
+    return found
+
+
+def folds(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta, labelled: Mask) -> list[Fold]:
+    """Expanding folds that end where training up to `cut` ends, oldest first; a pause of weeks counts in none of them.
+
+    Raises ValueError when history is too short for them, or a fold lies where there are no rows.
+    """
+    listed = []
+    spans = pauses.fold_spans(event_time[labelled], cut - deadline, folds=split.folds, fold=split.fold)
+    for number, span in enumerate(spans, 1):
+        train = training(event_time, span.begin, split, deadline=deadline) & labelled
+        valid = between(event_time, span.begin, span.end) & labelled
+        if not train.any() or not valid.any():
+            raise ValueError(
+                f"fold {number} of {split.folds} has {train.sum()} training and {valid.sum()} validation rows from "
+                f"{span.begin} to {span.end}: {_way_out(event_time[labelled], span, split, deadline=deadline)}"
+            )
+        listed.append(Fold(train, valid))
+    return listed
+
+
+def _way_out(labelled: Times, span: Span, split: Split, *, deadline: timedelta) -> str:
+    """Of a fold that lacks rows: is the history too short, or is there a gap where its rows should be?"""
+    earlier = between(labelled, None, span.begin - deadline)
+    if not earlier.any():
+        return (
+            f"`split.folds * split.fold` ({spell(split.folds * split.fold)}) must leave history before {span.begin}. "
+            "Use fewer or shorter folds, or a shorter split.holdout."
+        )
+    if not between(labelled, span.begin, span.end).any():
+        gap = pauses.longest_gap(labelled)
+        return (
+            f"labelled rows lie up to {spell(gap.days)} apart (from {gap.begin} to {gap.end}). Set split.fold to "
+            f"{spell(gap.days)} or more."
+        )
+    gap = Span(labelled[earlier].max().astype("datetime64[us]").item(), span.begin)
+    return (
+        f"no labelled row lies between {gap.begin} and {gap.end} less label.deadline. Set split.window to "
+        f"{spell(gap.days)} or more, or to null."
+    )
+
+
+def with_known_classes(folds: Sequence[Fold], label: NDArray[Any], classes: Sequence[Any]) -> list[Fold]:
+    """The folds, each validated on rows of the classes that its training holds.
+
+    A class may be younger than a fold: its rows there are left out, and a fold that trains on one class alone is left
+    out whole. Both are logged. Raises ValueError when no fold is left, or a fold's validation holds one class alone.
+    """
+    usable = []
+    for number, fold in enumerate(folds, 1):
+        _check_validation(number, label[fold.valid])
+        trained = set(label[fold.train].tolist())
+        missing = [value for value in classes if value not in trained]
+        if len(classes) - len(missing) < 2:
+            log.warning("fold %s is left out: its training rows hold none of the class %s", number, missing)
+            continue
+        unknown = np.isin(np.arange(len(label)), [i for i in np.flatnonzero(fold.valid) if label[i] in missing])
+        if missing:
+            log.warning(
+                "the training rows of fold %s hold none of the class %s: %s of its validation rows are left out",
+                number,
+                missing,
+                int(unknown.sum()),
+            )
+        usable.append(Fold(fold.train, fold.valid & ~unknown) if missing else fold)
+    if not usable:
+        missing = [value for value in classes if value not in set(label[folds[0].train].tolist())]
+        raise ValueError(f"the training rows of fold 1 hold none of the class {missing}. {MEND_CLASSES}")
+    return usable
+
+
+def _check_validation(number: int, label: NDArray[Any]) -> None:
+    if len(held := set(label.tolist())) < 2:
+        raise ValueError(f"the validation rows of fold {number} are all of one class, {sorted(held)}. {MEND_CLASSES}")

@@ -1,0 +1,208 @@
+"""train: features and the tuned parameters → models/twin.ubj, which ends before the holdout, and models/model.ubj.
+
+    python -m tasks.training.train
+
+The twin is what the gate judges; the model is the same recipe fitted up to as_of, which is what promotion ships
+(train.refit). A seed's luck is not the recipe's, so the gate also gets the twin with other seeds, in models/twins.
+All carry one calibration, from out-of-fold predictions, and one threshold, from evaluate.costs.
+"""
+
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.data import features
+from tasks.data.features import Rows
+from tasks.params import Costs, Params, Task
+from tasks.runtime import files, stage
+from tasks.training import calibration, model, split, tune
+from tasks.training.calibration import Floats
+from tasks.training.model import Model, Spec
+
+log = logging.getLogger("evergreen")
+YOUNG = 0.01  # of the training rows: what classes without an out-of-fold row may come to where margins are calibrated
+
+
+def train(p: Params, folder: Path = Path()) -> None:
+    """Write <models>/twin.ubj, twins/ and model.ubj. Raises ValueError for a target with one class."""
+    source, target = folder / p.paths.features, folder / p.paths.models
+    rows = features.read(source)
+    as_of = datetime.fromisoformat(json.loads((source / "manifest.json").read_text())["as_of"])
+    tuned = json.loads((target / "tuned.json").read_text())
+    start = split.cuts(as_of, p.split, deadline=p.label.deadline).start
+    twins = fit_twins(rows, start, tuned, p, seeds=p.train.seeds)
+    shipped = _refit(rows, as_of, tuned, p, twins[0]) if p.train.refit else twins[0]
+    shutil.rmtree(target / "twins", ignore_errors=True)
+    (target / "twins").mkdir()
+    for seed, twin in enumerate(twins):
+        _save(twin, target / (f"twins/{seed}.ubj" if seed else "twin.ubj"))
+    _save(shipped, target / "model.ubj")
+    log.info("twin until %s, model until %s, %s rounds each", start, shipped.spec.until, tuned["rounds"])
+
+
+def fit_twins(rows: Rows, cut: datetime, tuned: dict[str, Any], p: Params, *, seeds: int) -> list[Model]:
+    """The recipe trained up to `cut` with so many seeds, calibrated alike: the first is the one with tune.seed."""
+    stop = threading.Event()
+    works = [partial(fit, rows, cut, tuned, p, seed=seed, threads=1, stop=stop) for seed in range(seeds)]
+    twins = tune.side_by_side(works, p.stage.threads, stop=stop)
+    extras = calibrate(rows, cut, tuned, p, classes=twins[0].spec.classes)
+    return [twin.with_spec(**extras) for twin in twins]
+
+
+def _refit(rows: Rows, as_of: datetime, tuned: dict[str, Any], p: Params, twin: Model) -> Model:
+    """The twin's recipe up to as_of, for the classes that the twin was judged on."""
+    known = ~np.isnan(twin.spec.encode_label(rows.label))
+    if later := int((model.labelled(rows.label) & ~known).sum()):
+        log.warning("%s rows are of a class that the twin could not learn: left out until it can", later)
+    fitted = fit(rows.take(known), as_of, tuned, p, classes=twin.spec.classes)
+    kept = {name: getattr(twin.spec, name) for name in ("coef", "intercept", "threshold")}
+    return fitted.with_spec(**kept)
+
+
+def fit(
+    rows: Rows,
+    cut: datetime,
+    tuned: dict[str, Any],
+    p: Params,
+    *,
+    seed: int = 0,
+    classes: tuple[Any, ...] = (),
+    threads: int | None = None,
+    stop: threading.Event | None = None,
+) -> Model:
+    """A booster on the labelled rows that training up to `cut` may see, without calibration."""
+    seen = split.training(rows.event_time, cut, p.split, deadline=p.label.deadline) & model.labelled(rows.label)
+    if not seen.any():
+        raise ValueError(f"no labelled row lies before {cut}: wait for more data, or shorten split.holdout")
+    threads = threads or p.stage.threads
+    found = _fit(rows.take(seen), tuned, p, seed=seed, classes=classes, threads=threads, stop=stop)
+    return found.with_spec(until=cut.isoformat())
+
+
+def _fit(
+    seen: Rows,
+    tuned: dict[str, Any],
+    p: Params,
+    *,
+    threads: int,
+    seed: int = 0,
+    classes: tuple[Any, ...] = (),
+    stop: threading.Event | None = None,
+) -> Model:
+    spec = model.spec_for(seen.table, seen.label, task=p.label.task, native=p.train.categories == "native")
+    spec = replace(spec, classes=classes or spec.classes)
+    drawn = tuned["params"]
+    data = tune.matrix(spec, seen, max_bin=int(drawn.get("max_bin", tune.MAX_BIN)), threads=threads)
+    if "class_weight" in drawn and spec.classes:
+        codes = spec.encode_label(seen.label)
+        data.set_weight(model.class_weights(codes, spec.classes, drawn["class_weight"]))
+    settings = tune.booster_params(drawn, p, classes=len(spec.classes))
+    settings |= {"seed": p.tune.seed + seed, "nthread": threads}
+    callbacks = [tune.stopper(stop)] if stop else []  # Ctrl-C must not wait for whole fits
+    return Model(model.xgboost().train(settings, data, tuned["rounds"], callbacks=callbacks), spec)
+
+
+def calibrate(
+    rows: Rows, cut: datetime, tuned: dict[str, Any], p: Params, *, classes: tuple[Any, ...]
+) -> dict[str, Any]:
+    """The spec's calibration and threshold, from models that have not seen the rows they score."""
+    task = p.label.task
+    if task == "regression":
+        return {}
+    extras: dict[str, Any] = {}
+    if task == "binary":
+        assert p.evaluate.costs  # params.py sees to it
+        extras["threshold"] = threshold(p.evaluate.costs)
+    there = model.labelled(rows.label)
+    seen = split.training(rows.event_time, cut, p.split, deadline=p.label.deadline) & there
+    offset = _offset(rows.take(seen).label, tuned, p, classes)
+    if offset.any():
+        extras |= as_spec(calibration.Map(np.eye(len(classes)), offset), task)
+    if p.train.calibration == "none":
+        return extras
+    folds = split.folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=there)
+    folds = split.with_known_classes(folds, rows.label, classes)
+    margins, codes = _out_of_fold(rows, folds, tuned, p, classes)
+    if (young := _share_beside(codes, rows.take(seen).label, classes, task)) > YOUNG:
+        log.warning(
+            "%.1f %% of the training rows are of classes without an out-of-fold row: calibration is left out until "
+            "split.fold has some, since it would bend what it cannot see",
+            100 * young,
+        )
+        return extras
+    choice = calibration.choose(margins, codes)
+    if choice.family == "none":
+        log.info("calibration: none, since no map surely gains on rows that it was not fitted on")
+        return extras
+    log.info("calibration: %s, which gains %.5f of log loss on rows that it was not fitted on", *choice.told)
+    return extras | as_spec(choice.map.after(offset), task)
+
+
+def _out_of_fold(
+    rows: Rows, folds: Sequence[split.Fold], tuned: dict[str, Any], p: Params, classes: tuple[Any, ...]
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Margins (n, classes) of the folds' models on their validation rows, without class weights; the classes (n)."""
+    stop = threading.Event()
+    works = [partial(_fit, rows.take(fold.train), tuned, p, classes=classes, threads=1, stop=stop) for fold in folds]
+    margins, codes = [], []
+    for fold, fitted in zip(folds, tune.side_by_side(works, p.stage.threads, stop=stop), strict=True):
+        valid, offset = rows.take(fold.valid), _offset(rows.label[fold.train], tuned, p, classes)
+        margins.append(_per_class(fitted.margins(valid.table)) + offset)
+        codes.append(fitted.spec.encode_label(valid.label))
+    return np.concatenate(margins), np.concatenate(codes).astype(np.int64)
+
+
+def _share_beside(known: NDArray[np.int64], label: NDArray[Any], classes: tuple[Any, ...], task: Task) -> float:
+    """The share of labels whose classes are not among the known codes."""
+    return float(np.mean(~np.isin(Spec(task, (), {}, classes).encode_label(label), known)))
+
+
+def _per_class(margins: NDArray[np.floating[Any]]) -> Floats:
+    """Margins as (n, classes): a binary one says as much for one class as against the other."""
+    scores = np.asarray(margins, np.float64)
+    return scores if scores.ndim == 2 else np.column_stack([-scores / 2, scores / 2])
+
+
+def _offset(label: NDArray[Any], tuned: dict[str, Any], p: Params, classes: tuple[Any, ...]) -> Floats:
+    """What takes class weights out of margins again, by class: a margin rose by the log of its class's weight."""
+    if "class_weight" not in tuned["params"]:
+        return np.zeros(len(classes))
+    codes = Spec(p.label.task, (), {}, classes).encode_label(label)
+    weights = model.weights_of_classes(codes[~np.isnan(codes)], classes, tuned["params"]["class_weight"])
+    return np.asarray(-np.log(weights.astype(np.float64)))
+
+
+def as_spec(found: calibration.Map, task: Task) -> dict[str, Any]:
+    """A map of the classes' margins as the spec holds it: of a binary margin, a slope and a shift."""
+    if task == "binary":
+        slope, shift = found.coef[1, 1] - found.coef[0, 1], found.intercept[1] - found.intercept[0]
+        return {"coef": ((float(slope),),), "intercept": (float(shift),)}
+    return {"coef": tuple(map(tuple, found.coef.tolist())), "intercept": tuple(found.intercept.tolist())}
+
+
+def threshold(costs: Costs) -> float:
+    """Act when the expected cost of acting is the smaller: p >= fp / (fp + fn) (Elkan 2001), p being calibrated."""
+    return costs.false_positive / (costs.false_positive + costs.false_negative)
+
+
+def _save(fitted: Model, path: Path) -> None:
+    data = fitted.to_bytes()
+    files.publish(path, lambda new: _write(new, data))
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+if __name__ == "__main__":
+    stage.main("train", train)

@@ -1,0 +1,160 @@
+"""tasks.data.state: what is published is whole, is what features.sql needs, and never goes back in time."""
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks import params
+from tasks.data import features, state
+from tasks.params import Params
+from tasks.serving.live import Live
+from tests.conftest import BEGIN, Made
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def cleaned(make_world: Callable[..., Made]) -> Made:
+    made = make_world(days=20)
+    made.run("ingest", "clean")
+    return made
+
+
+def test_the_tables_reach_back_as_far_as_any_row_may_look(cleaned: Made) -> None:
+    p = cleaned.params()
+    found = state.publish(p, cleaned.folder)
+    assert found
+    assert state.current() == found
+    tables = state.load(p, found)
+    times = tables["orders"]["event_time"].to_pylist()
+    first, last, count = min(times), max(times), len(times)
+    edge = found.as_of - p.serving.behind - p.features.lookback
+    assert edge <= first < edge + DAY
+    assert last > found.as_of - DAY
+    assert count > 100
+    assert tables["customers"].num_rows == 200
+
+
+def test_time_never_goes_back_unless_the_tables_are_others(cleaned: Made) -> None:
+    p = cleaned.params()
+    first = state.publish(p, cleaned.folder)
+    assert first
+    early = cleaned.params(**{"clock.as_of": (BEGIN + 10 * DAY).isoformat()})
+    cleaned.run("ingest", "clean", p=early)
+    assert state.publish(early, cleaned.folder) is None
+    assert state.current() == first
+    other = early.model_copy(update={"registry": early.registry.model_copy(update={"model": "another"})})
+    found = state.publish(other, cleaned.folder)
+    assert found
+    assert found.as_of < first.as_of
+
+
+def test_only_the_newest_stay_and_what_is_gone_says_so(cleaned: Made) -> None:
+    p = cleaned.params()
+    made = [state.publish(p, cleaned.folder) for _ in range(3)]
+    assert made[0]
+    assert made[2]
+    assert sorted(path.name for path in made[2].folder.parent.glob("2*")) == [
+        each.folder.name for each in made[1:] if each
+    ]
+    with pytest.raises(FileNotFoundError, match="newer state has been published"):
+        state.load(p, made[0])
+
+
+def test_a_table_without_rows_is_there_all_the_same(cleaned: Made) -> None:
+    p = cleaned.params()
+    for path in (cleaned.folder / p.paths.clean / "traffic").glob("*"):
+        path.unlink()
+    found = state.publish(p, cleaned.folder)
+    assert found
+    tables, con = state.load(p, found), features.connect(p)
+    assert (tables["traffic"].num_rows, str(tables["traffic"].schema.field("jam").type)) == (0, "double")
+    for name, rows in tables.items():
+        con.register(name, rows)
+    con.execute("CREATE TEMP TABLE spine AS SELECT 1::BIGINT AS row_id, * FROM orders LIMIT 1")
+    assert features.compute(con, p, (cleaned.folder / "tasks/features.sql").read_text()).num_rows == 1
+
+
+# --- what is odd or torn
+
+TOLD = {"folder": "one", "kind": "it", "as_of": "2024-01-01", "since": "2024-01-01", "published_at": "2024-01-01"}
+ODD = [
+    *("", "{", "{}", "null", "[]", '"text"', "\0"),
+    *(json.dumps(TOLD | {name: None}) for name in TOLD if name != "kind"),
+    json.dumps(TOLD | {"as_of": "2024-01-01T00:00:00+01:00"}),
+]
+
+
+def pointer() -> Path:
+    return params.home() / "state" / state.POINTER
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_an_odd_pointer_names_itself_and_the_way_out(make_world: Callable[..., Made], text: str) -> None:
+    p = make_world(days=1).params()
+    pointer().parent.mkdir(parents=True)
+    pointer().write_text(text)
+    with pytest.raises(ValueError, match=r"current\.json must tell .* Remove it"):
+        state.current()
+    assert list(Live(params.home()).renew(p)) == []
+
+
+def test_an_odd_pointer_is_published_over(cleaned: Made) -> None:
+    p = cleaned.params()
+    state.publish(p, cleaned.folder)
+    pointer().write_text("{}")
+    found = state.publish(p, cleaned.folder)
+    assert found
+    assert state.current() == found
+
+
+def torn(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def altered(path: Path) -> None:
+    """A value of one row: DuckDB reads the file without a word."""
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("amount")
+    others = pa.array([99.0, *table["amount"].to_pylist()[1:]], table.schema.field(place).type)
+    path.chmod(0o644)
+    pq.write_table(table.set_column(place, table.schema.field(place), others), path)
+
+
+@pytest.mark.parametrize("spoil", [torn, altered, Path.unlink])
+def test_a_table_that_cannot_be_read_is_told_of_once_and_the_old_serves_on(
+    cleaned: Made, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    p, one = cleaned.params(), Live(params.home())
+    state.publish(p, cleaned.folder)
+    assert len(list(one.renew(p))) == 1
+    before, found = one.tables, state.publish(p, cleaned.folder)
+    assert found
+    spoil(found.folder / "orders.parquet")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"orders\.parquet"):
+        state.load(p, found)
+    caplog.clear()
+    assert [list(one.renew(p)) for _ in range(3)] == [[], [], []]
+    assert one.tables is before
+    assert len(caplog.records) == 1
+    assert state.publish(p, cleaned.folder)
+    assert len(list(one.renew(p))) == 1
+
+
+def test_a_state_of_other_tables_is_not_loaded(cleaned: Made, caplog: pytest.LogCaptureFixture) -> None:
+    p = cleaned.params()
+    state.publish(p, cleaned.folder)
+    one, other = Live(params.home()), of_model(p, "another")
+    assert [list(one.renew(other)) for _ in range(3)] == [[], [], []]
+    assert caplog.text.count(f"must be of these params, {state.kind(other)}, but") == 1
+    assert len(list(one.renew(p))) == 1
+
+
+def of_model(p: Params, name: str) -> Params:
+    return p.model_copy(update={"registry": p.registry.model_copy(update={"model": name})})

@@ -1,0 +1,546 @@
+"""monitoring.monitor on a real registry and journal: what is measured of a window, and of late, odd or no input."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from tasks import params
+from tasks.data.features import Rows
+from tasks.monitoring import monitor
+from tasks.monitoring.monitor import Level, Measured, Watched
+from tasks.monitoring.policy import Decision, Signal
+from tasks.params import Params, Policy
+from tasks.promotion import gate, registry
+from tasks.promotion.registry import Bundle, Registry, Version
+from tasks.serving import score
+from tasks.serving.journal import Journal, entry_of
+from tasks.training import evaluate, model, train
+from tests.tasks import small
+
+DAY = timedelta(days=1)
+WINDOW = 4 * DAY
+FIRST = small.AS_OF  # the champion is made of what was known then, and predicts from then on
+LAST = FIRST + 20 * DAY
+ROWS = small.made_rows(days=small.DAYS + 20, seed=11)
+NEW = ROWS.take(ROWS.event_time >= np.datetime64(FIRST))
+
+
+def settings(**overrides: Any) -> Params:
+    p = small.settings(**{"monitor.window": "4d", "evaluate.slice_rows": 40, "evaluate.baselines": [], **overrides})
+    return p.model_copy(update={"policy": Policy(min_rows=50)})
+
+
+def trained(folder: Path, p: Params) -> Path:
+    """A folder as train and evaluate leave it, at FIRST."""
+    small.write(folder, small.known(ROWS, FIRST), p)
+    small.tuned(folder, p)
+    train.train(p, folder)
+    evaluate.evaluate(p, folder)
+    return folder
+
+
+def crowned(known: Registry, folder: Path, scratch: Path, *, name: str = "one", drop: tuple[str, ...] = ()) -> Version:
+    """A champion of what lies in the folder; its run lacks the reports that are to be dropped."""
+    files = scratch / f"files {name}"
+    shutil.copytree(folder / "reports", files / "reports")
+    for each in drop:
+        (files / "reports" / each).unlink()
+    one = model.Model.load(folder / "models/model.ubj")
+    features = [{"name": each.name, "kind": each.kind} for each in one.spec.features]
+    bundle = Bundle(folder / "models/model.ubj", folder / "models/twin.ubj", features, ROWS.table.slice(0, 2))
+    empty: dict[str, Any] = {"params": {}, "metrics": {}, "counts": {}, "datasets": [], "trials": []}
+    run = known.log(name, name=name, note="", tags={}, files=files, bundle=bundle, **empty)
+    return known.promote(run, decision=name, verdict={"outcome": "PROMOTE", "reasons": []}, as_of=FIRST, tags={})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("trained"), settings())
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    return registry.open_registry(params.Registry(model="made", experiment="made", top_trials=0), uri=uri)
+
+
+@pytest.fixture(scope="module")
+def of(known: Registry, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    return monitor.watched(settings(), known, crowned(known, folder, tmp_path_factory.mktemp("crowned")))
+
+
+@dataclass(frozen=True)
+class Shop:
+    """The journal of what a champion predicts, and the monitor that reads it."""
+
+    of: Watched
+    known: Registry
+    kept: Journal
+
+    def predicts(self, rows: Rows, *, version: int | None = None, drop: tuple[str, ...] = ()) -> list[str]:
+        """As tasks.serving.score journals it; the entries."""
+        entries = [entry_of(str(each), i) for i, each in enumerate(rows.event_time)]
+        told = {
+            "entry": pa.array(entries, pa.string()),
+            "version": pa.array([version or self.of.version.number] * len(rows), pa.int64()),
+            "event_time": pa.array(rows.event_time, pa.timestamp("us")),
+            "made_at": pa.array([LAST] * len(rows), pa.timestamp("us")),
+            "score": self.of.model.predict(rows.table).astype(np.float64),
+        }
+        named = {f"x_{name}": rows.table[name] for name in self.of.model.spec.names if name not in drop}
+        self.kept.append("predictions", pa.table(told | named))
+        return entries
+
+    def hears(self, entries: list[str], label: Any, rows: Rows, *, made_at: datetime = LAST) -> None:
+        told = {
+            "entry": [entry_of(entry, value, made_at) for entry, value in zip(entries, label, strict=True)],
+            "of": entries,
+            "label": label,
+            "made_at": pa.array([made_at] * len(entries), pa.timestamp("us")),
+            "event_time": pa.array(rows.event_time, pa.timestamp("us")),
+        }
+        self.kept.append("outcomes", pa.table(told))
+
+    def lives(self, rows: Rows = NEW) -> list[str]:
+        """Predictions, and the outcome of each."""
+        entries = self.predicts(rows)
+        self.hears(entries, rows.label, rows)
+        return entries
+
+    def measures(self, as_of: datetime = LAST, p: Params | None = None) -> Measured:
+        return monitor.measure(p or self.of.p, self.of, journal=self.kept, registry=self.known, as_of=as_of)
+
+    def signals(self, as_of: datetime = LAST) -> dict[str, Signal]:
+        return {each.kind: each for each in self.measures(as_of).signals}
+
+
+@pytest.fixture
+def shop(of: Watched, known: Registry, tmp_path: Path) -> Iterator[Shop]:
+    kept = Journal(tmp_path / "logs", str(tmp_path / "parquet"))
+    yield Shop(of, known, kept)
+    kept.close()
+
+
+def between(since: datetime, until: datetime, rows: Rows = NEW) -> Rows:
+    return rows.take((rows.event_time >= np.datetime64(since)) & (rows.event_time < np.datetime64(until)))
+
+
+def with_table(rows: Rows, name: str, values: Any) -> Rows:
+    table = rows.table.set_column(rows.table.column_names.index(name), name, pa.array(values))
+    return replace(rows, table=table)
+
+
+# --- a window
+
+
+def test_a_stream_that_goes_on_as_it_was_is_quiet(shop: Shop) -> None:
+    shop.lives()
+    found = shop.signals()
+    assert found.keys() == {"performance", "estimate", "drift", "prediction", "quality"}
+    assert [each.kind for each in found.values() if each.alarm] == []
+    assert all(each.version == shop.of.version.number for each in found.values())
+    assert found["drift"].value is not None
+    assert found["prediction"].value is not None
+
+
+def test_the_loss_is_that_of_the_mature_rows_and_of_no_others(shop: Shop) -> None:
+    shop.lives()
+    found = shop.signals()["performance"]
+    mature = between(LAST - DAY - WINDOW, LAST - DAY)
+    losses = gate.row_losses(mature.label, shop.of.model.predict(mature.table), metric="log_loss")
+    assert found.rows == len(mature)
+    assert found.value == pytest.approx(losses.mean(), rel=1e-9)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
+    assert found.reference == pytest.approx(json.loads(_metrics(shop))["log_loss"], rel=1e-4)
+
+
+def _metrics(shop: Shop) -> str:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        return shop.known.fetch(shop.of.version, "reports/metrics.json", Path(scratch)).read_text()
+
+
+def test_outcomes_that_turn_alarm(shop: Shop) -> None:
+    turned = replace(NEW, label=1 - NEW.label)
+    shop.lives(turned)
+    found = shop.measures()
+    assert {each.kind for each in found.signals if each.alarm} == {"performance"}
+    assert found.causes
+    assert [each.name for each in found.slices] == ["store"] * 3
+    assert all(each.now > each.then for each in found.slices)
+
+
+def test_a_column_that_moves_alarms_and_is_named_with_what_it_did_to_the_scores(shop: Shop) -> None:
+    shop.predicts(with_table(NEW, "distance", (NEW.table["distance"].to_numpy() + 1).astype(np.float32)))
+    found = shop.measures()
+    assert {"drift", "prediction"} <= {each.kind for each in found.signals if each.alarm}
+    assert found.drift.moved[0].name == "distance"
+    assert found.causes[0].name == "distance"
+    assert found.causes[0].shift > 0  # a longer way is late oftener
+
+
+def test_a_window_of_which_the_journal_holds_a_part_alarms_about_no_drift(shop: Shop) -> None:
+    moved = with_table(NEW, "distance", (NEW.table["distance"].to_numpy() + 3).astype(np.float32))
+    shop.predicts(between(LAST - 2 * DAY, LAST, moved))
+    assert not shop.signals()["drift"].alarm
+
+
+def test_a_handful_of_rows_alarms_about_no_drift(shop: Shop) -> None:
+    shop.predicts(between(FIRST, LAST - WINDOW))
+    shop.predicts(NEW.take(np.arange(len(NEW)) >= len(NEW) - 5))
+    found = shop.signals()
+    assert "5 rows are fewer than policy.min_rows (50)" in found["drift"].said
+    assert found["quality"].alarm  # of volume
+
+
+def test_drift_is_measured_over_the_length_that_its_thresholds_come_from(shop: Shop) -> None:
+    shop.lives()
+    p = shop.of.p.model_copy(update={"monitor": params.Monitor(window=DAY)})
+    found = {each.kind: each for each in shop.measures(p=p).signals}
+    assert found["drift"].window_end - found["drift"].window_begin == WINDOW
+    assert found["performance"].window_end - found["performance"].window_begin == DAY
+
+
+# --- no input, late input, odd input
+
+
+def test_an_empty_window_is_an_alarm_of_volume_and_nothing_else(shop: Shop) -> None:
+    found = shop.signals()
+    assert [each.kind for each in found.values() if each.alarm] == ["quality"]
+    assert found["quality"].said.endswith("0 rows came, 0 in the 4d before.")
+    assert "no mature outcomes" in found["performance"].said
+    assert "estimate" not in found
+    assert shop.kept.read("signals").num_rows == len(found)
+
+
+def test_half_of_the_rows_is_an_alarm_of_volume(shop: Shop) -> None:
+    shop.predicts(between(FIRST, LAST - WINDOW))
+    few = between(LAST - WINDOW, LAST)
+    shop.predicts(few.take(np.arange(len(few)) % 3 == 0))
+    assert shop.signals()["quality"].alarm
+
+
+def test_labels_that_never_come_leave_an_estimate_and_alarm_about_the_feed_alone(shop: Shop) -> None:
+    shop.predicts(NEW)
+    found = shop.signals()
+    assert found["performance"].value is None
+    assert not found["performance"].alarm
+    assert found["estimate"].value is not None
+    assert found["estimate"].said.startswith("Estimated log loss")
+    assert [signal.kind for signal in found.values() if signal.alarm] == ["quality"]
+    assert "labels: 0.0% of " in found["quality"].said
+
+
+def test_the_share_that_stayed_unlabelled_is_told(shop: Shop) -> None:
+    entries = shop.predicts(NEW)
+    some = np.arange(len(NEW)) % 4 == 0
+    shop.hears([each for each, there in zip(entries, some, strict=True) if there], NEW.label[some], NEW.take(some))
+    found = shop.signals()["performance"]
+    assert found.detail["unlabelled"] == pytest.approx(0.75, abs=0.01)
+    assert "75." in found.said or "74." in found.said
+
+
+def test_outcomes_of_unknown_predictions_and_outcomes_told_twice_change_nothing(shop: Shop) -> None:
+    entries = shop.lives()
+    before = shop.signals()["performance"]
+    shop.hears([f"unknown {i}" for i in range(len(NEW))], 1 - NEW.label, NEW)
+    shop.hears(entries, NEW.label, NEW)
+    shop.hears(entries, NEW.label, NEW, made_at=LAST + DAY)
+    assert shop.signals()["performance"] == before
+
+
+def test_a_corrected_outcome_replaces_the_earlier_one_and_both_stay_in_the_journal(shop: Shop) -> None:
+    entries = shop.lives()
+    before = shop.signals()["performance"]
+    shop.hears(entries, 1 - NEW.label, NEW, made_at=LAST + DAY)
+    after = shop.signals()["performance"]
+    assert after.rows == before.rows
+    assert before.value
+    assert after.value
+    assert after.value > 2 * before.value
+    assert shop.kept.read("outcomes").num_rows == 2 * len(entries)
+    assert set(score.latest_outcomes(shop.kept.read("outcomes")).values()) == {0.0, 1.0}
+
+
+def test_a_clock_that_went_back_measures_what_was_there_then(shop: Shop) -> None:
+    shop.lives()
+    late, early = shop.signals(LAST), shop.signals(FIRST + 8 * DAY)
+    assert late["drift"].window_end > early["drift"].window_end
+    assert early["performance"].rows > 0
+    assert shop.signals(FIRST - 100 * DAY)["drift"].rows == 0
+
+
+def test_what_an_earlier_version_did_without_has_not_gone_missing(shop: Shop) -> None:
+    """After a promotion with a new feature, the window holds rows of both; nobody wrote it down for the older."""
+    turn = LAST - 2 * DAY
+    shop.predicts(between(FIRST, turn), version=shop.of.version.number + 7, drop=("distance",))
+    shop.lives(between(turn, LAST))
+    found = shop.signals()
+    assert [each.kind for each in found.values() if each.alarm] == []
+    assert "too little of the window" in found["drift"].said
+    assert f"{len(between(LAST - WINDOW, LAST))} rows came" in found["quality"].said
+    features, times = monitor.arrived(shop.kept, shop.of, since=LAST - WINDOW, until=LAST)
+    assert len(times) == len(between(turn, LAST))
+    assert features["distance"].null_count == 0
+
+
+def test_rows_of_an_earlier_version_with_the_same_features_count_for_drift_and_not_for_performance(shop: Shop) -> None:
+    turn = LAST - 3 * DAY
+    shop.predicts(between(FIRST, turn), version=shop.of.version.number + 7)
+    shop.lives(between(turn, LAST))
+    found = shop.signals()
+    assert found["drift"].rows == len(between(LAST - WINDOW, LAST))
+    assert found["performance"].rows == len(between(turn, LAST - DAY))
+
+
+def test_a_column_that_is_empty_from_now_on_is_a_fault_of_quality(shop: Shop) -> None:
+    shop.predicts(between(FIRST, LAST - WINDOW))
+    rows = between(LAST - WINDOW, LAST)
+    shop.predicts(with_table(rows, "store", pa.nulls(len(rows), pa.string())))
+    found = shop.signals()["quality"]
+    assert found.alarm
+    assert "store: 100.0% missing" in found.said
+
+
+# --- versions and classes
+
+
+def test_a_version_of_an_older_evergreen_has_its_performance_measured_and_its_drift_not(
+    shop: Shop, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings_of = params.Registry(model="older", experiment="older", top_trials=0)
+    known = registry.open_registry(settings_of, uri=shop.known.uri)
+    gone = ("profile.json", "reference.parquet", "holdout.parquet")
+    older = monitor.watched(settings(), known, crowned(known, folder, tmp_path, name="older", drop=gone))
+    assert "Its drift cannot be measured until the next promotion" in caplog.text
+    one = Shop(older, known, shop.kept)
+    one.lives(replace(NEW, label=1 - NEW.label))
+    found = one.measures()
+    alarms = {each.kind: each.alarm for each in found.signals}
+    assert alarms == {"performance": True, "drift": False, "prediction": False, "quality": False}
+    assert "no history of this version is kept" in next(each.said for each in found.signals if each.kind == "drift")
+    assert "no history of this version is kept" in monitor.markdown(found, decision())
+
+
+def decision(**changes: Any) -> Decision:
+    given: dict[str, Any] = {"action": "retrain", "id": "a", "as_of": LAST, "version": 1, "reasons": ("Because.",)}
+    return Decision(**{**given, **changes})
+
+
+def test_a_champion_of_several_classes_is_measured_class_by_class(tmp_path: Path) -> None:
+    """A class that came after the twin was trained is none that the champion knows."""
+    p = small.settings("multiclass", **{"monitor.window": "4d", "evaluate.baselines": ["constant"]})
+    rows = small.relabelled(small.made_rows("multiclass", per_day=40), _absent, small.HELD_FROM)
+    of = watched_by_hand(tmp_path, p, rows)
+    assert of.twin.spec.classes == of.model.spec.classes == ("early", "fair", "late")
+    told = json.loads((tmp_path / "reports/metrics.json").read_text())
+    assert of.at_promotion.value == pytest.approx(told["log_loss"], rel=1e-4)
+    inside = rows.event_time >= np.datetime64(small.AS_OF - WINDOW)
+    scores, table = of.model.predict(rows.table)[inside], rows.table.filter(pa.array(inside))
+    _, said = monitor._compared(p, of, table, rows.event_time[inside], scores)
+    assert [each.name for each in said.columns] == ["_score early", "_score fair", "_score late"]
+    assert not said.alarm
+    labels = np.array(rows.label[inside], dtype=object)
+    window = monitor.Window(small.AS_OF - WINDOW, small.AS_OF, rows.event_time[inside], scores, labels)
+    found = monitor.performance(window, of.model, then=of.at_promotion, version=1, p=p, as_of=small.AS_OF)
+    known = labels != "absent"
+    losses = gate.row_losses(of.model.spec.encode_label(labels[known]), scores[known], metric="log_loss")
+    assert found.value == pytest.approx(losses.mean())
+    (guess,) = monitor.estimate(window, of, small.AS_OF)
+    assert guess.value == pytest.approx(float(monitor.expected_loss(scores).mean()))
+
+
+def watched_by_hand(folder: Path, p: Params, rows: Rows) -> Watched:
+    """What train and evaluate make of these rows, without a registry."""
+    small.write(folder, rows, p)
+    small.tuned(folder, p)
+    train.train(p, folder)
+    evaluate.evaluate(p, folder)
+    one, twin = (model.Model.load(folder / f"models/{name}.ubj") for name in ("model", "twin"))
+    names = ("profile.json", "reference.parquet", "holdout.parquet")
+    files = [folder / "reports" / name for name in names]
+    return monitor.read_watched(p, Version(1, "run", "d", "r", FIRST, "c", {}), one, twin, *files)
+
+
+def _absent(label: small.Labels) -> small.Labels:
+    found = label.copy()
+    found[::60] = "absent"
+    return found
+
+
+def test_outcomes_of_classes_that_the_champion_never_saw_are_an_alarm(of: Watched) -> None:
+    spec = replace(of.model.spec, task="multiclass", classes=("a", "b"))
+    times = np.array([LAST - 2 * DAY] * 30, dtype="datetime64[us]")
+    labels = np.array(["new"] * 30, dtype=object)
+    window = monitor.Window(LAST - WINDOW, LAST, times, np.full((30, 2), 0.5), labels)
+    one = model.Model(of.model.booster, spec)
+    found = monitor.performance(window, one, then=Level(0.3), version=1, p=of.p, as_of=LAST)
+    assert found.alarm
+    assert "classes that it never saw" in found.said
+
+
+# --- figures
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_estimate_is_the_measured_loss_where_scores_are_calibrated(classes: int) -> None:
+    """Labels drawn from the scores themselves: both are means of the same rows, within four of their errors."""
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet([2] * classes, 20_000)
+    labels = (rng.random(len(shares))[:, None] > np.cumsum(shares, axis=1)).sum(axis=1)
+    scores = shares[:, 1] if classes == 2 else shares
+    losses = gate.row_losses(labels.astype(float), scores, metric="log_loss")
+    error = losses.std() / len(losses) ** 0.5
+    assert abs(monitor.expected_loss(scores).mean() - losses.mean()) < 4 * error
+
+
+def test_surely_worse_is_surely_below_the_truth() -> None:
+    """Two estimates with intervals of 95 %: the lower end of their difference lies above the truth one time in 40."""
+    rng, errors, truth, runs = np.random.default_rng(0), (0.02, 0.05), 0.1, 4000
+    missed = 0
+    for then, now in rng.normal((0.4, 0.4 + truth), errors, (runs, 2)):
+        of = [
+            Level(value, value - 1.96 * error, value + 1.96 * error)
+            for value, error in zip((then, now), errors, strict=True)
+        ]
+        worse = monitor.surely_worse(*of)
+        assert worse is not None
+        missed += worse > truth
+    assert 0.018 < missed / runs < 0.032
+    assert monitor.surely_worse(Level(0.1), Level(0.9)) is None
+
+
+def test_regression_has_no_estimate_and_its_own_words(tmp_path: Path) -> None:
+    p = small.settings("regression", **{"monitor.window": "4d", "evaluate.baselines": ["constant"]})
+    rows = small.made_rows("regression", per_day=30)
+    of = watched_by_hand(tmp_path, p, rows)
+    inside = rows.event_time >= np.datetime64(small.AS_OF - WINDOW)
+    labels = np.empty(int(inside.sum()), dtype=object)
+    labels[:] = rows.label[inside]
+    scores = of.model.predict(rows.table)[inside]
+    window = monitor.Window(small.AS_OF - WINDOW, small.AS_OF, rows.event_time[inside], scores, labels)
+    assert monitor.estimate(window, of, small.AS_OF) == []
+    found = monitor.performance(window, of.model, then=of.at_promotion, version=1, p=p, as_of=small.AS_OF)
+    assert found.value == pytest.approx(float(np.sqrt(np.mean((rows.label[inside] - scores) ** 2))), rel=1e-6)
+    assert "RMSE" in found.said.upper()
+
+
+def test_what_people_and_charts_read_bears_odd_names_and_texts(shop: Shop) -> None:
+    import mlflow.utils.validation as validation
+
+    shop.lives(replace(NEW, label=1 - NEW.label))
+    found = shop.measures()
+    odd = replace(found.drift.columns[0], name="hour(a|b) %\0", told="a|b\nc", score=99.0)
+    found = replace(found, drift=replace(found.drift, columns=(odd, *found.drift.columns)))
+    for name, value in monitor.figures(found).items():
+        validation._validate_metric_name(name)
+        assert isinstance(value, float)
+    page = monitor.markdown(found, decision())
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in rows)
+    assert "| hour(a/b) %/ | 99.0 |" in page
+    assert "\0" not in page
+
+
+# --- the journal of signals and decisions
+
+
+def test_measured_again_the_signals_are_the_same_rows(shop: Shop) -> None:
+    shop.lives()
+    first, again = shop.measures().signals, shop.measures().signals
+    assert first == again
+    assert shop.kept.read("signals").num_rows == len(first)
+    assert sorted(monitor.signals(shop.kept), key=lambda each: each.kind) == sorted(first, key=lambda each: each.kind)
+
+
+def test_a_window_that_was_measured_before_its_rows_had_come_is_told_as_it_was_found_last(shop: Shop) -> None:
+    early = shop.signals()
+    shop.lives()
+    late = shop.signals()
+    assert (early["drift"].rows, early["quality"].alarm) == (0, True)
+    read = {each.kind: each for each in monitor.signals(shop.kept)}
+    assert read == late
+    assert shop.kept.read("signals").num_rows > len(late)
+
+
+def test_missed_windows_are_made_good(shop: Shop) -> None:
+    p, champion = shop.of.p, shop.of.version
+    assert monitor.due(shop.kept, champion, p, newest=FIRST + 4 * DAY) == [FIRST + 4 * DAY]
+    shop.lives()
+    shop.measures(FIRST + 4 * DAY)
+    assert monitor.due(shop.kept, champion, p, newest=FIRST + 5 * DAY) == [FIRST + 5 * DAY]
+    assert monitor.due(shop.kept, champion, p, newest=FIRST + 8 * DAY) == [FIRST + 8 * DAY]
+    ends = monitor.due(shop.kept, champion, p, newest=FIRST + 17 * DAY)
+    assert ends == [FIRST + days * DAY for days in (8, 12, 16, 17)]
+    assert monitor.due(shop.kept, champion, p, newest=FIRST + 2 * DAY) == [FIRST + 2 * DAY]
+    assert monitor.due(shop.kept, replace(champion, number=99), p, newest=LAST) == [LAST]
+
+
+def test_a_retrain_that_nobody_answered_is_asked_for_again_after_six_hours_and_not_before(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor.keep(decision(id="a"), shop.kept)
+    monitor.keep(decision(id="b", action="wait"), shop.kept)
+    p = shop.of.p
+    assert monitor.asked(shop.kept, answered=set(), p=p) == ["a"]
+    assert monitor.pending(shop.kept, answered=set(), p=p) == ["a"]
+    assert monitor.pending(shop.kept, answered={"a"}, p=p) == []
+    assert timedelta(hours=6) == monitor.AGAIN
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor, "AGAIN", timedelta(0))
+        assert monitor.asked(shop.kept, answered=set(), p=p) == []
+        assert monitor.asked(shop.kept, answered={"a"}, p=p) == ["a"]
+        waits = p.gate.model_copy(update={"approval": "required", "approval_within": timedelta(days=1)})
+        assert monitor.asked(shop.kept, answered=set(), p=p.model_copy(update={"gate": waits})) == ["a"]
+        monitor.keep(decision(id="a"), shop.kept)  # at the same event time
+    assert monitor.asked(shop.kept, answered=set(), p=p) == ["a", "a"]
+    assert monitor.wanted_lately(shop.kept) == [("a", "Because.")]
+
+
+def test_a_decision_to_wait_is_kept_once_for_its_cause_and_time(shop: Shop) -> None:
+    for _ in range(2):
+        monitor.keep(decision(action="wait"), shop.kept)
+    monitor.keep(decision(action="wait", as_of=LAST + DAY), shop.kept)
+    assert shop.kept.read("decisions").num_rows == 2
+
+
+def test_an_alarm_that_goes_on_has_one_cause_and_one_that_comes_back_another(shop: Shop) -> None:
+    shop.lives(replace(NEW, label=np.where(NEW.event_time < np.datetime64(FIRST + 5 * DAY), NEW.label, 1 - NEW.label)))
+    causes = []
+    for days in (5, 12, 16):
+        found = shop.signals(FIRST + days * DAY)["performance"]
+        causes.append((found.alarm, monitor.began(shop.kept, found)))
+    assert [alarm for alarm, _ in causes] == [False, True, True]
+    assert causes[1][1] == causes[2][1]
+
+
+def test_the_newest_row_is_what_time_it_is(shop: Shop) -> None:
+    assert monitor.newest(shop.kept) is None
+    shop.predicts(NEW)
+    last = pc.max(pa.array(NEW.event_time)).as_py()
+    assert monitor.newest(shop.kept) == last
+    now = datetime.now(UTC).replace(tzinfo=None)
+    for entry, at in (("a.b.c", last + DAY), ("d.e.f", now + DAY)):  # as the API names what it says
+        row = {"entry": [entry], "event_time": pa.array([at], pa.timestamp("us"))}
+        shop.kept.append("predictions", pa.table(row | {"made_at": pa.array([now], pa.timestamp("us"))}))
+    assert monitor.newest(shop.kept) == last + DAY
+    assert monitor.newest(shop.kept, now=last + DAY / 2) == last  # of tomorrow, where history is replayed
+
+
+def test_the_report_draws_a_sample_of_the_window_with_its_scores(shop: Shop) -> None:
+    shop.predicts(NEW)
+    drawn = shop.measures().sample
+    assert 0 < drawn.num_rows <= shop.of.sample.num_rows
+    assert set(drawn.column_names) == {*shop.of.model.spec.names, "_score"} == set(shop.of.sample.column_names)

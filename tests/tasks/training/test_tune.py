@@ -1,0 +1,583 @@
+"""tasks.training.tune: a search that is broken off is the search that nobody broke off, and pruning loses nothing."""
+
+import json
+import logging
+import threading
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.data import features
+from tasks.data.features import Rows
+from tasks.params import Params, Task
+from tasks.training import model, split, train, tune
+from tasks.training.model import Model, Spec
+from tasks.training.tune import Curve, behind
+from tests.tasks import small
+
+LAW = settings(deadline=None, derandomize=True, max_examples=60)
+SPACE = {
+    "max_depth": {"low": 1, "high": 4, "integer": True},
+    "eta": {"low": 0.05, "high": 0.5, "log": True},
+    "subsample": {"low": 0.6, "high": 1.0},
+    "max_bin": {"choice": [16, 32]},
+    "class_weight": {"low": 0.0, "high": 0.2},
+}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The log of a search lives in a home of its own, until a test asks for another."""
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def another_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "another"))
+
+
+def project(folder: Path, task: Task = "binary", rows: Rows | None = None, **overrides: Any) -> tuple[Params, Path]:
+    p = small.settings(task, **{"tune.space": SPACE, "tune.trials": 3, "tune.rounds": 40, **overrides})
+    return p, small.write(folder, small.made_rows(task, per_day=40) if rows is None else rows, p)
+
+
+def searched(p: Params, folder: Path) -> dict[str, Any]:
+    tune.tune(p, folder)
+    found: dict[str, Any] = json.loads((folder / p.paths.models / "tuned.json").read_text())
+    assert json.loads((folder / p.paths.reports / "score.json").read_text()) == {"score": found["score"]}
+    return found
+
+
+def outputs(p: Params, folder: Path) -> tuple[bytes, bytes]:
+    return (folder / p.paths.models / "tuned.json").read_bytes(), (
+        folder / p.paths.reports / "trials.json"
+    ).read_bytes()
+
+
+def trials(p: Params, folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / p.paths.reports / "trials.json").read_text())
+    return found
+
+
+def with_trials(p: Params, count: int, **more: Any) -> Params:
+    return p.model_copy(update={"tune": p.tune.model_copy(update={"trials": count, **more})})
+
+
+# --- the search
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_a_search_finds_parameters_for_every_task(task: Task, tmp_path: Path) -> None:
+    p, folder = project(tmp_path, task)
+    found = searched(p, folder)
+    assert found["params"].keys() == SPACE.keys()
+    assert found["score"] == min(trial["value"] for trial in trials(p, folder) if trial["state"] == "COMPLETE")
+    assert 1 <= found["rounds"] <= 40
+    assert (found["trials"], found["ended_by"]) == (3, "trials")
+
+
+def test_what_is_searched_is_as_good_as_the_rule_allows(tmp_path: Path) -> None:
+    p, folder = project(tmp_path)
+    constant = 0.69
+    assert searched(p, folder)["score"] < constant - 0.15
+
+
+def test_another_seed_is_another_search_and_the_same_seed_is_the_same(tmp_path: Path) -> None:
+    p, folder = project(tmp_path)
+    first = searched(p, folder)
+    assert searched(with_trials(p, 3, seed=8), folder)["params"] != first["params"]
+    assert searched(p, folder) == first
+
+
+def test_the_order_of_the_space_in_the_file_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, folder = project(tmp_path)
+    tune.tune(p, folder)
+    before = outputs(p, folder)
+    another_home(monkeypatch, tmp_path)
+    turned = with_trials(p, 3, space=dict(reversed(p.tune.space.items())))
+    tune.tune(turned, folder)
+    assert outputs(p, folder) == before
+
+
+def test_the_number_of_threads_does_not_change_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, folder = project(tmp_path)
+    tune.tune(p, folder)
+    before = outputs(p, folder)
+    another_home(monkeypatch, tmp_path)
+    tune.tune(p.model_copy(update={"stage": p.stage.model_copy(update={"threads": 2})}), folder)
+    assert outputs(p, folder) == before
+
+
+def test_each_folds_rows_are_binned_once_a_side_however_many_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int]] = []
+    original = tune.matrix
+
+    def counted(spec: Any, rows: Rows, *, max_bin: int, **more: Any) -> Any:
+        made.append((len(rows), max_bin))
+        return original(spec, rows, max_bin=max_bin, **more)
+
+    monkeypatch.setattr(tune, "matrix", counted)
+    p, folder = project(tmp_path, **{"tune.trials": 12})
+    tune.tune(p, folder)
+    parts = 2 * p.split.folds * p.tune.parallel
+    assert 0 < len(made) <= parts * len({max_bin for _, max_bin in made}) < p.tune.trials * 2 * p.split.folds
+
+
+def test_no_trial_sees_a_row_of_the_holdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, folder = project(tmp_path)
+    tune.tune(p, folder)
+    before = outputs(p, folder)
+    another_home(monkeypatch, tmp_path)
+    since = small.HELD_FROM - p.label.deadline  # what is known only in the holdout
+    small.write(folder, small.relabelled(small.made_rows(per_day=40), small.flipped, since), p)
+    tune.tune(p, folder)
+    assert outputs(p, folder) == before
+
+
+@LAW
+@given(st.integers(1, 200), st.none() | st.integers(1, 300))
+def test_a_search_on_fewer_rows_takes_them_evenly_over_time(count: int, most: int | None) -> None:
+    rows = small.made_rows(per_day=200, days=1).take(np.arange(200) < count)
+    kept = tune._thinned(rows, most, Spec("regression", (), {}))
+    assert len(kept) == min(count, most or count)
+    assert kept.event_time[0] == rows.event_time[0]
+    gaps = np.diff(np.flatnonzero(np.isin(rows.table["jam"].to_numpy(), kept.table["jam"].to_numpy())))
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_class_weighting_changes_what_a_trial_learns(tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.trials": 1})
+    scores = []
+    for strength in (0.0, 1.0):
+        weighted = p.tune.space | {
+            "class_weight": p.tune.space["class_weight"].model_copy(update={"choice": [strength]})
+        }
+        scores.append(searched(with_trials(p, 1, space=weighted), folder)["score"])
+    assert scores[0] != scores[1]
+
+
+def test_class_weights_alone_do_not_change_a_score(tmp_path: Path) -> None:
+    """A booster that learns nothing knows the shares of the classes, weighted or not."""
+    found = []
+    for strength in (0.0, 1.0):
+        space = SPACE | {"eta": {"choice": [1e-9]}, "class_weight": {"choice": [strength]}}
+        p, folder = project(tmp_path / str(strength), **{"tune.space": space, "tune.trials": 1, "tune.rounds": 1})
+        found.append(searched(p, folder)["score"])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_the_best_on_fewer_rows_are_ranked_again_on_all(tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.trials": 6, "tune.rows": 150, "tune.finalists": 6})
+    found, ended = searched(p, folder), [each for each in trials(p, folder) if each["state"] == "COMPLETE"]
+    alone = {each["number"]: on_all_rows(p, folder, each["params"]) for each in ended}
+    assert found["trial"] == min(alone, key=lambda number: alone[number][0])
+    assert (found["score"], found["rounds"]) == alone[found["trial"]]
+    assert found["score"] != ended[0]["value"]
+
+
+def on_all_rows(p: Params, folder: Path, drawn: dict[str, Any]) -> tuple[float, int]:
+    rows = features.read(folder / p.paths.features)
+    done, rounds = tune._across(
+        drawn,
+        tune.Folds(p, rows, small.AS_OF).whole(drawn["max_bin"]),
+        tune.Folds(p, rows, small.AS_OF).spec,
+        p,
+        lambda _done, _rows: tune.stopper(threading.Event()),
+    )
+    return done.mean, rounds
+
+
+def test_a_search_on_all_rows_needs_no_finalists(tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.rows": None, "tune.finalists": 3})
+    found = searched(p, folder)
+    assert found["score"] == min(trial["value"] for trial in trials(p, folder) if trial["state"] == "COMPLETE")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_error_in_one_trial_stops_the_one_beside_it_and_is_the_one_that_is_told(place: int) -> None:
+    stop = threading.Event()
+
+    def waits() -> None:
+        assert stop.wait(30)
+        raise tune.Stopped
+
+    def fails() -> None:
+        raise ValueError("this one")
+
+    with pytest.raises(ValueError, match="this one"):
+        tune.side_by_side([fails, waits] if place == 0 else [waits, fails], 2, stop=stop)
+
+
+def test_a_search_on_fewer_rows_keeps_enough_of_a_rare_class() -> None:
+    rows = small.made_rows(per_day=200)
+    rare = rows.take((rows.label == 0) | (np.arange(len(rows)) % 50 == 0))
+    spec = model.spec_for(rare.table, rare.label, task="binary")
+    there = int((rare.label == 1).sum())
+    kept = tune._thinned(rare, 100, spec)
+    assert int((kept.label == 1).sum()) >= 0.9 * min(there, tune.RARE)
+
+
+def test_a_category_that_a_folds_training_lacks_is_missing_in_its_validation(tmp_path: Path) -> None:
+    rows = small.made_rows(per_day=40)
+    late = np.array(rows.table["store"].to_pylist(), dtype=object)
+    late[rows.event_time > np.datetime64(small.HELD_FROM - timedelta(days=12))] = "new"
+    renamed = replace(
+        rows, table=rows.table.set_column(rows.table.column_names.index("store"), "store", [late.tolist()])
+    )
+    space = {name: each for name, each in SPACE.items() if name != "class_weight"}
+    native = {"train.categories": "native", "tune.trials": 2, "tune.space": space}
+    p, folder = project(tmp_path, rows=renamed, **native)
+    assert searched(p, folder)["score"] == one_by_hand(p, folder)
+
+
+def one_by_hand(p: Params, folder: Path) -> float:
+    """The tuned parameters' score, by models that were fitted and asked as training and serving do."""
+    tuned = json.loads((folder / p.paths.models / "tuned.json").read_text())
+    rows, where = features.read(folder / p.paths.features), split.cuts(small.AS_OF, p.split, deadline=p.label.deadline)
+    there = model.labelled(rows.label)
+    total, count = 0.0, 0
+    for fold in split.folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there):
+        train_rows, valid = rows.take(fold.train), rows.take(fold.valid)
+        losses = [loss(train._fit(train_rows, {**tuned, "rounds": n}, p, threads=1), valid) for n in range(1, 41)]
+        total, count = total + min(losses) * len(valid), count + len(valid)
+    return pytest.approx(total / count, rel=1e-4)  # type: ignore[return-value]
+
+
+def loss(one: Model, rows: Rows) -> float:
+    found = one.predict(rows.table)
+    return float(-np.mean(np.log(np.where(rows.label == 1, found, 1 - found))))
+
+
+def test_native_categories_are_searched_too(tmp_path: Path) -> None:
+    p, folder = project(tmp_path)
+    native = p.model_copy(update={"train": p.train.model_copy(update={"categories": "native"})})
+    assert searched(native, folder)["score"] != searched(p, folder)["score"]
+
+
+# --- broken off, and gone on with
+
+
+@pytest.mark.parametrize("torn", [0, 1, 40])
+def test_a_search_that_is_resumed_is_the_search_that_nobody_broke_off(
+    torn: int, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p, folder = project(tmp_path)
+    tune.tune(with_trials(p, 10), folder)
+    unbroken = outputs(p, folder)
+    monkeypatch.setenv("EVERGREEN_HOME", str(home / "broken"))
+    tune.tune(with_trials(p, 5), folder)
+    tear(home / "broken", torn)
+    tune.tune(with_trials(p, 10), folder)
+    assert outputs(p, folder) == unbroken
+
+
+def tear(home: Path, count: int) -> None:
+    """Cut the end off the log, as a kill in the middle of a line does."""
+    (path,) = (home / "studies").glob("*.jsonl")
+    path.write_bytes(path.read_bytes()[: -count or None])
+
+
+def test_a_search_that_grows_takes_up_its_trials(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    p, folder = project(tmp_path)
+    tune.tune(with_trials(p, 4), folder)
+    first = trials(p, folder)
+    caplog.set_level(logging.INFO)
+    tune.tune(with_trials(p, 7), folder)
+    assert trials(p, folder)[:4] == first
+    assert "4 trials taken up" in caplog.text
+
+
+@pytest.mark.parametrize("left", [1, 3, 5])
+def test_a_kill_between_the_lines_of_trials_that_ran_side_by_side_changes_nothing(
+    left: int, tmp_path: Path, home: Path
+) -> None:
+    p, folder = project(tmp_path, **{"tune.trials": 8})
+    tune.tune(p, folder)
+    unbroken = outputs(p, folder)
+    (path,) = (home / "studies").glob("*.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:left]))
+    tune.tune(p, folder)
+    assert outputs(p, folder) == unbroken
+    assert len(path.read_text().splitlines()) == 8
+
+
+def test_a_search_that_shrinks_is_the_smaller_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, folder = project(tmp_path)
+    tune.tune(with_trials(p, 2), folder)
+    small_one = outputs(p, folder)
+    another_home(monkeypatch, tmp_path)
+    tune.tune(with_trials(p, 4), folder)
+    tune.tune(with_trials(p, 2), folder)
+    assert outputs(p, folder) == small_one
+
+
+def test_trials_on_other_rows_are_not_taken_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    p, folder = project(tmp_path)
+    tune.tune(p, folder)
+    small.write(folder, small.made_rows(per_day=40, seed=1), p)
+    caplog.set_level(logging.INFO)
+    tune.tune(p, folder)
+    assert "taken up" not in caplog.text
+
+
+def test_what_does_not_touch_the_search_does_not_begin_it_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    p, folder = project(tmp_path)
+    tune.tune(p, folder)
+    other = p.train.model_copy(update={"refit": False, "seeds": 5, "calibration": "none"})
+    caplog.set_level(logging.INFO)
+    tune.tune(p.model_copy(update={"train": other}), folder)
+    assert "3 trials taken up" in caplog.text
+
+
+def test_the_budget_ends_the_search_and_says_after_how_many_trials(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    p, folder = project(tmp_path)
+    found = searched(with_trials(p, 9, budget=timedelta(microseconds=1)), folder)
+    assert (found["trials"], found["ended_by"]) == (p.tune.parallel, "budget")
+    assert "tune.budget ended the search after 2 of 9 trials" in caplog.text
+
+
+def test_what_is_written_between_trials_counts_for_the_budget_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p, folder = project(tmp_path)
+    now, append = [0.0], tune._append
+
+    def append_slowly(path: Path, lines: list[dict[str, Any]]) -> None:
+        append(path, lines)
+        now[0] += 10
+
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(tune, "_append", append_slowly)
+    result = searched(with_trials(p, 20, budget=timedelta(seconds=15)), folder)
+    assert (result["trials"], result["ended_by"]) == (3 * p.tune.parallel, "budget")
+
+
+def test_a_search_that_its_budget_ended_goes_on_with_a_larger_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p, folder = project(tmp_path)
+    tune.tune(with_trials(p, 4), folder)
+    unbroken = outputs(p, folder)
+    another_home(monkeypatch, tmp_path)
+    short = with_trials(p, 4, budget=timedelta(microseconds=1))
+    assert searched(short, folder) == searched(short, folder), "the same budget again is no further trial"
+    tune.tune(with_trials(p, 4), folder)
+    assert outputs(p, folder) == unbroken
+
+
+def test_a_second_process_on_the_same_search_waits_and_takes_what_the_first_did(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    p, folder = project(tmp_path)
+    tune.tune(p, folder)
+    done = outputs(p, folder)
+    caplog.set_level(logging.INFO)
+    second = threading.Thread(target=tune.tune, args=(p, folder))
+    with tune._trial_log(p, folder / p.paths.features, small.AS_OF):
+        second.start()
+        second.join(1.0)
+        assert second.is_alive()
+        assert "another process runs this very search; waiting for it" in caplog.text
+    second.join(60)
+    assert "3 trials taken up" in caplog.text
+    assert outputs(p, folder) == done
+
+
+# --- pruning
+
+
+HARD = {"max_depth": {"low": 1, "high": 5, "integer": True}, "eta": {"low": 0.02, "high": 0.6, "log": True}}
+
+
+def test_pruning_saves_rounds_and_loses_less_than_a_thousandth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of three searches: one alone may be lucky either way."""
+    found: dict[bool, list[tuple[float, int, int]]] = {True: [], False: []}
+    for pruning, seed in [(True, 0), (True, 1), (True, 2), (False, 0), (False, 1), (False, 2)]:
+        rows = small.made_rows(per_day=100, seed=seed)
+        longer = {"tune.space": HARD, "tune.trials": 16, "tune.rounds": 120, "tune.seed": seed}
+        p, folder = project(tmp_path / str(seed), rows=rows, **longer)
+        monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / f"home {pruning}"))
+        monkeypatch.setattr(tune, "STARTUP", 4 if pruning else 10**9)
+        one = searched(p, folder)
+        found[pruning].append((one["score"], one["pruned"], rounds(p, folder)))
+    (score, pruned, cost), (other, none, more) = (np.mean(found[each], axis=0) for each in (True, False))
+    assert none == 0 < pruned
+    assert cost < 0.85 * more
+    assert score <= other + 0.001
+
+
+def rounds(p: Params, folder: Path) -> int:
+    """What the trials cost: each report stands for as many rounds."""
+    return sum(len(trial["steps"]) for trial in trials(p, folder))
+
+
+def test_a_pruned_trial_is_told_apart_and_is_never_the_best(tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.space": HARD, "tune.trials": 12, "tune.rounds": 80})
+    found = searched(p, folder)
+    dropped = [trial for trial in trials(p, folder) if trial["state"] == "PRUNED"]
+    assert len(dropped) == found["pruned"] > 0
+    assert all(trial["value"] is None and trial["rounds"] is None and trial["steps"] for trial in dropped)
+    assert found["params"] not in [trial["params"] for trial in dropped]
+
+
+def curve(*scores: float, eta: float = 0.1, fold: int = 0) -> Curve:
+    """Reports after 10, 20, ... rounds of a fold of at most 100."""
+    return Curve({100 * fold + 10 * i + 9: score for i, score in enumerate(scores)}, eta)
+
+
+ELDERS = [curve(0.6, 0.5, 0.4 + i / 100) for i in range(5)]  # the median is 0.42 after 30 rounds
+
+
+@pytest.mark.parametrize(("score", "pruned"), [(0.43, True), (0.42, False), (0.41, False)])
+def test_a_trial_is_behind_when_it_is_worse_than_the_median_of_its_elders(score: float, pruned: bool) -> None:
+    assert behind(curve(0.6, 0.5, score), ELDERS, rounds=100) is pruned
+
+
+def test_nobody_is_behind_before_enough_elders_have_ended() -> None:
+    assert not behind(curve(0.6, 0.5, 9.0), ELDERS[: tune.STARTUP - 1], rounds=100)
+
+
+def test_a_small_eta_is_slow_and_not_behind() -> None:
+    slow = curve(0.6, 0.55, 0.5, eta=0.05)  # as far as its elders were after 15 rounds
+    assert not behind(slow, ELDERS, rounds=100)
+    assert behind(replace(slow, eta=0.1), ELDERS, rounds=100)
+
+
+def test_an_elder_that_stopped_early_counts_with_the_best_it_had() -> None:
+    stopped = [curve(0.6, 0.3, 0.35) for _ in range(5)]
+    assert behind(curve(0.6, 0.5, 0.4, 0.31), stopped, rounds=100)
+    assert not behind(curve(0.6, 0.5, 0.4, 0.29), stopped, rounds=100)
+
+
+def test_each_fold_is_compared_with_the_same_fold() -> None:
+    """The first fold may be the easier one: what was reached there says nothing of the second."""
+    both = [Curve(curve(0.3, 0.2, 0.1).scores | curve(0.6, 0.5, 0.4, fold=1).scores, 0.1) for _ in range(5)]
+    assert not behind(curve(0.6, 0.5, 0.39, fold=1), both, rounds=100)
+    assert behind(curve(0.6, 0.5, 0.41, fold=1), both, rounds=100)
+
+
+@LAW
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_a_better_last_report_never_turns_a_trial_that_goes_on_into_one_that_is_behind(
+    scores: list[float], others: list[float]
+) -> None:
+    elders = [curve(*others), *ELDERS]
+    if not behind(curve(*scores), elders, rounds=100):
+        assert not behind(curve(*scores[:-1], scores[-1] / 2), elders, rounds=100)
+
+
+# --- what cannot be searched
+
+
+def test_a_parameter_that_xgboost_does_not_know_is_an_error(tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.space": SPACE | {"max_dept": {"low": 1, "high": 3, "integer": True}}})
+    with pytest.raises(
+        ValueError, match=r"must hold parameters of XGBoost, or class_weight, but it holds \['max_dept'\]"
+    ):
+        tune.tune(p, folder)
+
+
+def test_a_slice_that_is_no_feature_is_refused_before_the_search(tmp_path: Path) -> None:
+    p = small.settings("binary", **{"evaluate.slices": ["shop"]})
+    small.write(tmp_path, small.made_rows("binary"), p)
+    with pytest.raises(ValueError, match=r"evaluate.slices must be features, but \['shop'\] are not among"):
+        tune.tune(p, tmp_path)
+
+
+def test_a_value_that_xgboost_refuses_is_an_error_before_the_search(tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.space": {"subsample": {"low": 0.5, "high": 3}}})
+    with pytest.raises(ValueError, match=r"tune.space: value 3 for Parameter subsample exceed bound"):
+        tune.tune(p, folder)
+    assert not (folder / p.paths.models).exists()
+
+
+def test_history_without_room_for_the_folds_is_an_error(tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"split.folds": 9})
+    with pytest.raises(ValueError, match=r"fold 1 of 9 .* Use fewer or shorter folds"):
+        tune.tune(p, folder)
+
+
+def test_a_fold_whose_training_lacks_a_class_is_an_error(tmp_path: Path) -> None:
+    p = small.settings()
+    begin = small.AS_OF - timedelta(days=small.DAYS)
+    early = begin + timedelta(days=36)  # the first fold learns from 29 days
+    rows = small.relabelled(small.made_rows(per_day=40), np.zeros_like, begin, early)
+    with pytest.raises(ValueError, match=r"the training rows of fold 1 hold none of the class \[1.0\]"):
+        tune.tune(p, small.write(tmp_path, rows, p))
+
+
+def test_a_target_with_one_class_is_an_error(tmp_path: Path) -> None:
+    p = small.settings()
+    rows = small.made_rows(per_day=40)
+    with pytest.raises(ValueError, match="a target needs two classes at least"):
+        tune.tune(p, small.write(tmp_path, replace(rows, label=np.zeros_like(rows.label)), p))
+
+
+# --- the first trial
+
+
+def test_the_first_trial_is_xgboosts_own_recipe(tmp_path: Path) -> None:
+    own = {"max_depth": 6, "eta": 0.3, "min_child_weight": 1.0, "subsample": 1.0, "max_bin": 256, "class_weight": 0.0}
+    wide = {
+        "max_depth": {"low": 3, "high": 8, "integer": True},
+        "eta": {"low": 0.05, "high": 0.5, "log": True},
+        "min_child_weight": {"low": 1, "high": 64, "log": True},
+        "subsample": {"low": 0.6, "high": 1.0},
+        "max_bin": {"choice": [64, 256]},
+        "class_weight": {"low": 0.0, "high": 0.4},
+    }
+    p, folder = project(tmp_path, **{"tune.space": wide, "tune.trials": 1})
+    found = searched(p, folder)
+    assert found["params"] == own
+    folds = tune.Folds(p, features.read(folder / p.paths.features), small.AS_OF)
+    plain, _ = tune._across({}, folds.whole(256), folds.spec, p, lambda *_: tune.stopper(threading.Event()))
+    assert found["score"] == pytest.approx(plain.mean, abs=1e-7), "what XGBoost makes of no parameters at all"
+
+
+def test_a_search_is_never_worse_than_its_first_trial_on_all_rows(tmp_path: Path) -> None:
+    """Few rows may rank it last: it is fitted on all of them all the same."""
+    p, folder = project(tmp_path, **{"tune.trials": 5, "tune.rows": 100, "tune.finalists": 1})
+    found, first = searched(p, folder), trials(p, folder)[0]
+    assert first["final"] is not None
+    assert found["score"] <= first["final"]["score"]
+
+
+@pytest.mark.parametrize(
+    ("space", "first"),
+    [
+        ({"eta": {"low": 0.01, "high": 0.1, "log": True}}, {"eta": 0.1}),
+        ({"max_depth": {"low": 8, "high": 12, "integer": True}}, {"max_depth": 8}),
+        ({"max_bin": {"choice": [16, 128]}}, {"max_bin": 128}),
+        ({"grow_policy": {"choice": ["lossguide"]}}, {"grow_policy": "lossguide"}),
+        ({"grow_policy": {"choice": ["lossguide", "depthwise"]}}, {"grow_policy": "depthwise"}),
+        ({"subsample": {"low": 0.5, "high": 0.5}}, {"subsample": 0.5}),
+        ({"refresh_leaf": {"choice": [0, 1]}}, {}),
+    ],
+)
+def test_the_first_trial_stays_within_the_space(space: dict[str, Any], first: dict[str, Any], tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.space": space, "tune.trials": 1, "tune.rounds": 3})
+    assert tune.first_trial(p.tune.space) == first
+    assert searched(p, folder)["params"].items() >= first.items()
+
+
+def test_a_class_that_is_younger_than_a_fold_does_not_stop_the_search(tmp_path: Path) -> None:
+    def renamed(label: small.Labels) -> small.Labels:
+        label[::9] = "new"
+        return label
+
+    rows = small.made_rows("multiclass", per_day=40)
+    p, folder = project(tmp_path, "multiclass", small.relabelled(rows, renamed, small.HELD_FROM - timedelta(days=5)))
+    assert np.isfinite(searched(p, folder)["score"])
