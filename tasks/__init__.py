@@ -3,9 +3,11 @@
 Importing this package, as every program of the project does, exempts this machine's own addresses from proxies.
 """
 
+import logging
 import os
 from collections.abc import MutableMapping
 
+log = logging.getLogger("evergreen")  # of every module here
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

@@ -14,7 +14,6 @@ and kept.
 
 import html
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import log
 from tasks.data import contract, expressions, periods, survey, zones
 from tasks.data.contract import Rule, literal, quoted
 from tasks.params import FAULT, PLACE, TIMES, Params, Source, Table
@@ -31,7 +31,6 @@ from tasks.runtime.sql import parquet
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-log = logging.getLogger("evergreen")
 MODULES = (contract, expressions, sql, survey, zones)
 CODE = periods.source_of(*map(str, (__file__, *(module.__file__ for module in MODULES))))
 Counts = dict[str, Any]  # rows, bad, and by rule or column: by_rule, reported, nulls

@@ -10,7 +10,6 @@ it.
 """
 
 import json
-import logging
 import re
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import log
 from tasks.data import checks, contract, periods, probe, sandbox, sqlfault
 from tasks.data.checks import NUMBERS, is_text
 from tasks.data.contract import columns_sql, literal, quoted
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
 
-log = logging.getLogger("evergreen")
 CODE = periods.source_of(__file__, checks.__file__, contract.__file__, sandbox.__file__)
 PROBE_CODE = periods.source_of(probe.__file__)  # apart: another way to look for leaks changes no feature
 SQL = Path("tasks/features.sql")  # of the project in whose folder the stage runs, like every other path

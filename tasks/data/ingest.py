@@ -9,7 +9,6 @@ read anew, and its periods that came out as they were cost the later stages noth
 """
 
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import log
 from tasks.data import (
     contract,
     csvfile,
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-log = logging.getLogger("evergreen")
 NO_TIME = datetime(1970, 1, 1)  # "now" of a source whose rows all go to quarantine, and in the same bytes each time
 MODULES = (contract, csvfile, delivery, expressions, sources, sql, survey, timeline, zones)
 CODE = periods.source_of(*map(str, (__file__, *(module.__file__ for module in MODULES))))

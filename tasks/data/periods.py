@@ -12,7 +12,6 @@ entry with other bytes is made again, and the log says so.
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import secrets
 import shutil
@@ -23,7 +22,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tasks import params
+from tasks import log, params
 from tasks.runtime import stage
 from tasks.runtime.files import _flush, publish_json
 
@@ -35,7 +34,6 @@ WRITERS = ("duckdb", "pyarrow")
 HASHES = "hashes.json"  # in a sealed folder: the hash of each of its other files
 READ_ONLY = 0o444
 TRIES = 3  # an entry that is damaged again and again is the disk's fault
-log = logging.getLogger("evergreen")
 
 
 @dataclass(frozen=True)

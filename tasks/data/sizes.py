@@ -8,7 +8,6 @@ workspace; the rest is pure.
 """
 
 import json
-import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks import log
 from tasks.data import pauses, periods
 from tasks.params import Params, spell
 from tasks.runtime import stage
@@ -25,7 +25,6 @@ from tasks.runtime.sql import parquet
 
 Times = NDArray[np.datetime64]
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
-log = logging.getLogger("evergreen")
 DRIFT_WINDOWS = 3  # without overlap, that drift's thresholds need of a history (tasks/monitoring/drift.py)
 
 

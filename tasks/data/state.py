@@ -7,7 +7,6 @@ here knows who asks: tasks/serving does.
 
 import contextlib
 import json
-import logging
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks import params
+from tasks import log, params
 from tasks.data import contract, features, periods, survey
 from tasks.data.contract import literal, quoted
 from tasks.params import Params
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 POINTER = "current.json"
 KEPT = 2  # a reader may still be loading the one before
-log = logging.getLogger("evergreen")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ promote is PROMOTE; surely worse in loss alone is REJECT, which is for ever; els
 that knows of the challenger, the champion's journalled rows are compared all the same, where the recipes are alike.
 """
 
-import logging
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks import params
+from tasks import log, params
 from tasks.data.features import Rows
 from tasks.monitoring import predecessor
 from tasks.monitoring.policy import Signal
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-log = logging.getLogger("evergreen")
 PREFIX = "canary-"  # of the decision that ends a canary by a look
 WORDS = {
     ("superior", "PROMOTE"): "is better than",

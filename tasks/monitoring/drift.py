@@ -13,7 +13,6 @@ of the same number over the history's windows, each scored by those that it does
 except of its tail where there are fewer windows than the rate asks for.
 """
 
-import logging
 import math
 import uuid
 import warnings
@@ -47,7 +46,6 @@ SHOWN = 5  # columns in a sentence
 KEPT = 20  # reports of some megabytes each
 SNAPSHOTS = 200  # of half a megabyte each, for Evidently's UI
 QUALITY = ("missing", "never seen before", "out of range")
-log = logging.getLogger("evergreen")
 
 
 @dataclass(frozen=True)

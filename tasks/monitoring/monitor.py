@@ -7,7 +7,6 @@ champion before in predecessor.py, what becomes of a challenger in canary.py.
 """
 
 import json
-import logging
 import math
 import re
 import tempfile
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tasks import log
 from tasks.data import state, timeline
 from tasks.monitoring import canary, drift, policy, predecessor
 from tasks.monitoring.drift import Cause, Found, Slice
@@ -51,7 +51,6 @@ COVERED = 0.9  # of a window's rows hold all that the champion wants, or its dri
 DAY = timedelta(days=1)
 ARMS = ("arm", "version", "scored", "compared on", "loss")
 UNTOLD = re.compile(r"[|\x00-\x1f]")  # in a table of a page
-log = logging.getLogger("evergreen")
 
 
 class Level(NamedTuple):

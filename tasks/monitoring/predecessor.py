@@ -7,7 +7,6 @@ looks. The rule is always `superior`, and nothing but the loss decides: what ser
 rolled back here: tasks/promotion/registry.py does that.
 """
 
-import logging
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks import log
 from tasks.monitoring.policy import Signal
 from tasks.params import Params, SignalKind
 from tasks.promotion import gate, judge
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-log = logging.getLogger("evergreen")
 TICK = timedelta(microseconds=1)
 PREFIX = "predecessor-"  # of the decision of a rollback that came of a look
 

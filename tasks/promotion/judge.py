@@ -8,7 +8,6 @@ on the verdict.
 """
 
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import params
+from tasks import log, params
 from tasks.data import features, survey
 from tasks.data.features import Rows
 from tasks.params import Params, in_utc
@@ -32,7 +31,6 @@ from tasks.training import model, split, train
 from tasks.training.evaluate import CANDIDATE, calibration_error, with_known_class
 from tasks.training.model import Floats, Model, Spec
 
-log = logging.getLogger("evergreen")
 BATCH = 1000  # rows, for the time a prediction takes
 RECIPE = ("params.yaml", "reports/tuned.json", "features.sql", "model.ubj", "twin.ubj", "twins")
 NEAR = timedelta(hours=1)  # a stored twin's cut that is so close to the wanted one needs no new twin

@@ -8,7 +8,6 @@ The file holds the hash and no run id: the same inputs give the same bytes. Noth
 
 import hashlib
 import json
-import logging
 import math
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tasks import log
 from tasks.data import periods
 from tasks.params import Params
 from tasks.promotion import figures, registry
@@ -47,7 +47,6 @@ REPORTS = (
 )
 TELLING = ("auc", "average_precision", "accuracy", "brier", "calibration_error", "f1", "mae", "r2")  # in a description
 EXAMPLE = 5  # rows
-log = logging.getLogger("evergreen")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import functools
 import importlib
 import importlib.metadata
 import json
-import logging
 import os
 import shutil
 import ssl
@@ -31,6 +30,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
 
+from tasks import log
 from tasks import params as parameters
 from tasks.promotion import marker, relocate
 
@@ -75,7 +75,6 @@ Mark = Literal[
 ]
 P = ParamSpec("P")
 T = TypeVar("T")
-log = logging.getLogger("evergreen")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ Neither mlflow nor its schema's versions are needed: only columns that are there
 """
 
 import contextlib
-import logging
 import os
 import sqlite3
 import sysconfig
@@ -19,7 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
-log = logging.getLogger("evergreen")
+from tasks import log
+
 ARTIFACTS = "mlartifacts"  # the folder beside the database
 PREFIX = "sqlite:///"
 ADDRESSES = {  # tables of MLflow's, and their columns that hold an artifact's address

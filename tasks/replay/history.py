@@ -8,7 +8,6 @@ rename when it is whole: who asks again, after a kill or with a later end, gets 
 
 import importlib.metadata
 import json
-import logging
 import math
 import os
 import shutil
@@ -21,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks import log
 from tasks.data import features, periods
 from tasks.data.features import META, Rows
 from tasks.data.periods import Period
@@ -40,7 +40,6 @@ HALF = ".new-"  # how the name of a folder begins that is not whole
 MADE_BY = (features, split, model, tune, train, evaluate, reference)
 CODE = periods.source_of(__file__, *(str(each.__file__) for each in MADE_BY))
 LIBRARIES = ("numpy", "optuna", "scikit-learn")  # that decide what is made; XGBoost goes by two names
-log = logging.getLogger("evergreen")
 
 
 @dataclass(frozen=True)

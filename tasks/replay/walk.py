@@ -7,7 +7,6 @@ to each policy that retrains there; a refused candidate costs as much as a promo
 nobody. Nothing of this touches the registry, the journal or the clock of what really serves.
 """
 
-import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks import log
 from tasks.data import sizes
 from tasks.data.features import Rows
 from tasks.monitoring import drift, monitor, policy
@@ -36,7 +36,6 @@ from tasks.training import model
 from tasks.training.evaluate import CANDIDATE
 from tasks.training.model import Floats, Spec
 
-log = logging.getLogger("evergreen")
 NEVER = "never"
 BY_SIGNALS: dict[str, tuple[SignalKind, ...]] = {
     "drift": ("drift",),

@@ -7,7 +7,6 @@ Nothing here imports dvc: tasks/runtime/pipeline.py hands the cache over.
 """
 
 import hashlib
-import logging
 import os
 import uuid
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger("evergreen")
+from tasks import log
+
 Signature = tuple[int, int, int, int]
 
 

@@ -33,7 +33,7 @@ from typing import IO, Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from tasks import yamltext
+from tasks import log, yamltext
 from tasks.params import Params, Section, home
 from tasks.runtime import objects
 
@@ -63,7 +63,6 @@ TAIL = 200  # lines of a stage that are held for its error
 PROGRESS = 15.0  # seconds between two lines of progress where there is no terminal to draw a bar on
 
 
-log = logging.getLogger("evergreen")
 _one_stage = threading.Lock()  # the working directory belongs to the whole process, and DVC needs it to be the root
 
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tasks import log, yamltext
 from tasks import params as parameters
-from tasks import yamltext
 from tasks.params import Params
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ PR_SET_PDEATHSIG = 1
 TOO_LONG = 124  # the exit status of timeout(1)
 WAITS_S = (2.0, 10.0, 30.0, 60.0, 120.0)  # before a service that did not answer is asked again: nearly four minutes
 T = TypeVar("T")
-log = logging.getLogger("evergreen")
 
 
 def main(name: str, work: Callable[[Params], None]) -> None:

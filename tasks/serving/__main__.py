@@ -15,13 +15,12 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from tasks import params
+from tasks import log, params
 from tasks.serving import keys
 
 KEEPER = (sys.executable, "-m", "tasks.serving.keeper")
 PAUSE = 5.0  # seconds until a keeper that ended is begun anew
 LOOK = 0.5  # seconds between looks whether it lives
-log = logging.getLogger("evergreen")
 
 
 def main() -> None:

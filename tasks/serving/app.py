@@ -8,7 +8,6 @@ machine for its scripts.
 import asyncio
 import contextlib
 import gc
-import logging
 import multiprocessing
 import os
 import signal
@@ -26,7 +25,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ValidationError
 
-from tasks import params
+from tasks import log, params
 from tasks.params import Params
 from tasks.serving import journal, keeper
 from tasks.serving.book import Book
@@ -39,7 +38,6 @@ from tasks.serving.metrics import Metrics
 
 LOOK = 0.5  # seconds between looks whether there is something newer
 TOLD, MANY = 20, 2000  # faults of a request that are told; beyond so many, only how many they are
-log = logging.getLogger("evergreen")
 WRONG: dict[int | str, dict[str, Any]] = {
     401: {"description": "no API key, or an unknown one"},
     403: {"description": "the key is not for this"},

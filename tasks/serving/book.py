@@ -7,13 +7,13 @@ compacted.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from tasks import log
 from tasks.serving.batch import Batches
 from tasks.serving.journal import Journal, Kind, Log, syncing
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROLL = 32_000_000  # bytes of a log
-log = logging.getLogger("evergreen")
 
 
 @dataclass

@@ -5,7 +5,6 @@ dozens. All that a batch answers is of one champion and of one state.
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from uuid import uuid4
 
 from fastapi import HTTPException
 
+from tasks import log
 from tasks.data import contract
 from tasks.params import Params
 from tasks.serving import arms, journal, live, predict
@@ -37,7 +37,6 @@ MOST = 64  # rows of requests that are answered together
 Row = Mapping[str, Any]
 Columns = Mapping[str, Sequence[Any]]
 Told = list[dict[str, Any]]
-log = logging.getLogger("evergreen")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ other, so a reader sees each row once at any moment. serving/score.py and monito
 import contextlib
 import hashlib
 import io
-import logging
 import os
 import secrets
 import struct
@@ -23,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from tasks import params
+from tasks import log, params
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +34,6 @@ MARK, SAME = b"EVJ1", b"EVJ2"  # or but a batch, of the schema of the last strea
 TORN = ".torn"  # what could not be read of a log is kept under this name
 STALE = "stale"  # the column that marks answers of a state that was too old for them; score predicts those rows anew
 ARM, SHADOW = "arm", "shadow"  # the column that tells who answered; a row without it is the champion's
-log = logging.getLogger("evergreen")
 
 
 def open_journal(settings: params.Journal, *, home: Path | None = None) -> "Journal":

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tasks import params
+from tasks import log, params
 from tasks.data import periods, state
 from tasks.params import Params
 from tasks.promotion import registry
@@ -29,7 +29,6 @@ from tasks.runtime import files
 from tasks.serving import live
 from tasks.serving.live import Pointer
 
-log = logging.getLogger("evergreen")
 LOOK = 0.5  # seconds between looks whether the parent lives
 KEPT = 2  # versions: a process may still be loading the one before
 LOOKED = "looked"  # touched at each look that found the registry, and the copy is as it says

@@ -6,7 +6,6 @@ that has begun ends with what it began with.
 """
 
 import json
-import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import params
+from tasks import log, params
 from tasks.data import contract, periods, state
 from tasks.data.state import State
 from tasks.params import Params
@@ -33,7 +32,6 @@ KNOWN = 10_000  # rows whose features are kept
 FEW = 100  # rows: more at once are a list that nobody will ask for again
 PLANS = 4  # of so many versions: the champion's, the challenger's, and those that requests end with
 TRIED = 40  # rows that a plan is tried on
-log = logging.getLogger("evergreen")
 
 
 class Refused(ValueError):  # noqa: N818 (what happens to a row)

@@ -7,7 +7,6 @@ with it), so a plan is first tried, in a database of its own, on rows whose feat
 does not repeat them exactly is not kept, and the SQL is planned for each request.
 """
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks import log
 from tasks.data import features, sandbox
 from tasks.data.checks import is_text
 from tasks.params import Params
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 Line = tuple[Any, ...]  # the features of a row: a float or a text each, or None
-log = logging.getLogger("evergreen")
 
 
 class Fed:

@@ -5,7 +5,6 @@ served when the journal began. Each is predicted once, by whoever was champion w
 """
 
 import json
-import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks import log
 from tasks.data import features, survey
 from tasks.data.features import Rows
 from tasks.params import Params
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 EVER = datetime(1700, 1, 1)
 NONE: dict[str, Any] = {"label": None, "entry": None}  # no outcome yet
-log = logging.getLogger("evergreen")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from pydantic import BaseModel, ValidationError
 
-from tasks import params
+from tasks import log, params
 from tasks.data import contract
 from tasks.params import Params
 from tasks.serving import arms, journal, keeper, live, messages, predict
@@ -54,7 +54,6 @@ Place = tuple[str, int]  # a topic and a partition of it
 Fault = dict[str, Any]  # as the API's 422 tells it: type, loc, msg; never the value, which may be personal
 Told = dict[str, Any]
 Ask = Callable[[Sequence["Asked"]], list[Answered]]
-log = logging.getLogger("evergreen")
 
 
 # --- what comes and what goes --------------------------------------------------------------------------------------

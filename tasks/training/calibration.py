@@ -5,7 +5,6 @@ many, each held near the one before by a prior, and compared on rows that they w
 gains there is taken; where none does, margins stay as they are. Nothing here trains a model.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-log = logging.getLogger("evergreen")
+from tasks import log
+
 Floats = NDArray[np.float64]
 Family = Literal["none", "temperature", "bias", "vector", "matrix"]
 BLOCKS = 5  # contiguous in time: each is scored by maps of the other four

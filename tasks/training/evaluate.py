@@ -10,7 +10,6 @@ reference.parquet. Numbers keep six digits: the rest is the machine's, not ours.
 import csv
 import io
 import json
-import logging
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks import log
 from tasks.data import checks, features
 from tasks.data.features import Rows
 from tasks.params import Params
@@ -29,7 +29,6 @@ from tasks.training.model import Floats, Model, Spec
 if TYPE_CHECKING:
     import pyarrow as pa
 
-log = logging.getLogger("evergreen")
 BINS = 10
 POINTS = 200  # of a curve, as many as a plot can show
 CANDIDATE = "candidate"

@@ -9,7 +9,6 @@ at least D before the cut: its label was then known by the cut if it ever was, a
 biased sample of those that came early. The same D keeps as_of away from the holdout and each fold from its validation.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks import log
 from tasks.data import pauses
 from tasks.data.pauses import Span
 from tasks.params import Split, spell
 
-log = logging.getLogger("evergreen")
 Mask = NDArray[np.bool_]
 MEND_CLASSES = "Use fewer or longer folds, or merge rare classes in label.expression."
 Times = NDArray[np.datetime64]

@@ -8,7 +8,6 @@ All carry one calibration, from out-of-fold predictions, and one threshold, from
 """
 
 import json
-import logging
 import shutil
 import threading
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks import log
 from tasks.data import features
 from tasks.data.features import Rows
 from tasks.params import Costs, Params, Task
@@ -29,7 +29,6 @@ from tasks.training import calibration, model, split, tune
 from tasks.training.calibration import Floats
 from tasks.training.model import Model, Spec
 
-log = logging.getLogger("evergreen")
 YOUNG = 0.01  # of the training rows: what classes without an out-of-fold row may come to where margins are calibrated
 
 

@@ -9,7 +9,6 @@ has ended goes to a log: a study that is killed and started again is the study t
 """
 
 import json
-import logging
 import math
 import os
 import threading
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tasks import params
+from tasks import log, params
 from tasks.data import checks, features, periods, sizes
 from tasks.data.features import Rows
 from tasks.params import Params, Range, Tune
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 T = TypeVar("T")
-log = logging.getLogger("evergreen")
 METRIC = {"binary": "logloss", "multiclass": "mlogloss", "regression": "rmse"}
 OBJECTIVE = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}
 EVERY = 10  # rounds between two looks at a trial
