@@ -21,6 +21,7 @@ from hypothesis import settings
 
 from tasks import params
 from tasks.params import Params
+from tests.programs import PROGRAMS
 
 # The same command gives the same result, on a busy machine too.
 settings.register_profile("evergreen", derandomize=True, database=None, deadline=None)
@@ -111,7 +112,7 @@ class Made:
         p = p or params.load(self.folder / "params.yaml")
         self.monkeypatch.chdir(self.folder)
         for name in stages:
-            getattr(importlib.import_module(f"tasks.{name}"), name)(p)
+            getattr(importlib.import_module(PROGRAMS[name]), name)(p)
         return p
 
 

@@ -10,6 +10,7 @@ from tasks import params
 from tests.benchmarks import still_columns
 from tests.benchmarks.place import ROOT, YEAR, Bench
 from tests.benchmarks.row import Row, benchmark, row, seconds
+from tests.programs import PROGRAMS
 
 FALSE = "drift: alarms on a stream without change ÷ the most that chance allows"
 FOUND = "drift: planted shifts found within 2 windows"
@@ -26,7 +27,7 @@ DRAWS = 100_000
 def still(bench: Bench) -> list[Row]:
     place = bench.checkout(clock={"as_of": "2013-05-01" if bench.quick else YEAR})
     for stage in ("ingest", "clean", "features"):
-        place.run(f"tasks.{stage}")
+        place.run(PROGRAMS[stage])
     told = place.run("tests.benchmarks.still_stream", "1" if bench.quick else str(STREAMS)).told
     return [false_alarms(told), found(told)]
 

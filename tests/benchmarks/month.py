@@ -2,6 +2,7 @@
 
 from tests.benchmarks.place import YEAR, Bench, Checkout
 from tests.benchmarks.row import Row, benchmark, row, seconds
+from tests.programs import PROGRAMS
 
 NAME = "one more month ingested and featurized ÷ a full build of the year"
 STAGES = ("ingest", "clean", "features")
@@ -26,4 +27,4 @@ def one_more_month(bench: Bench) -> list[Row]:
 
 
 def build(place: Checkout) -> float:
-    return sum(place.run(f"tasks.{stage}").seconds for stage in STAGES)
+    return sum(place.run(PROGRAMS[stage]).seconds for stage in STAGES)

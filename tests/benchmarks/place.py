@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.runtime import pipeline
+from tests.programs import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = ("EVERGREEN_", "PREFECT_", "MLFLOW_", "DVC_", "GIT_", "PYTHON", "OMP_", "VIRTUAL_ENV")
@@ -129,7 +130,7 @@ class Bench:
         """A checkout whose ingest and clean have run, over the year."""
         made = self.checkout(clock={"as_of": "2013-03-01" if self.quick else YEAR})
         for stage in ("ingest", "clean"):
-            made.run(f"tasks.{stage}")
+            made.run(PROGRAMS[stage])
         return made
 
     @cached_property
@@ -137,7 +138,7 @@ class Bench:
         """A checkout whose features have been made, at the as_of of params.yaml."""
         made = self.checkout(**({"clock": {"as_of": "2013-05-01"}} if self.quick else {}))
         for stage in ("ingest", "clean", "features"):
-            made.run(f"tasks.{stage}")
+            made.run(PROGRAMS[stage])
         return made
 
 

@@ -23,6 +23,7 @@ from tasks.serving import live
 from tasks.training.model import Model
 from tests.benchmarks.loop import server as prefect
 from tests.benchmarks.place import Bench, Checkout
+from tests.programs import PROGRAMS
 
 START = 60.0  # seconds that a server may take until it answers
 SEARCH = {"trials": 6, "budget": "40s", "rows": 20_000, "finalists": 2}  # the demo's
@@ -41,7 +42,7 @@ def stand(bench: Bench) -> Checkout:
     with prefect(place) as address:
         place.run("flows.retrain", PREFECT_API_URL=address)
     for stage in ("ingest", "clean", "features"):
-        place.run(f"tasks.{stage}")
+        place.run(PROGRAMS[stage])
     with ours(place):  # the champion is then in the local copy
         pass
     return place

@@ -15,6 +15,7 @@ import pytest
 from tasks.runtime import stage
 from tests.conftest import Made, tree
 from tests.faults import forks
+from tests.programs import PROGRAMS
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def unbroken(made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dic
 def run_until(_pipe: Connection, folder: Path, name: str, changes: int) -> None:
     """In a child: a stage's program, which is killed when it has changed the file system so often."""
     os.chdir(folder)
-    work = getattr(importlib.import_module(f"tasks.{name}"), name)
+    work = getattr(importlib.import_module(PROGRAMS[name]), name)
     forks.kill_after(changes)
     stage.main(name, work)
 

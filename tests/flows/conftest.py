@@ -145,6 +145,7 @@ def make_checkout(folder: Path, raw: dict[str, Any]) -> None:
     listed = [
         "tasks",
         "flows",
+        "infra",
         "dvc.yaml",
         ".dvc/config",
         ".dvc/.gitignore",

@@ -19,6 +19,7 @@ from tasks.data.sizes import Problem, Times
 from tasks.monitoring import drift
 from tasks.params import Params
 from tests.conftest import BEGIN, Made
+from tests.programs import PROGRAMS
 from tests.tasks.small import settings
 
 HOURLY = timedelta(hours=1)
@@ -169,7 +170,7 @@ def program(made: Made, stage: str) -> "subprocess.CompletedProcess[str]":
     """A stage as `dvc repro` runs it."""
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     return subprocess.run(
-        [sys.executable, "-m", f"tasks.{stage}"], cwd=made.folder, env=env, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", PROGRAMS[stage]], cwd=made.folder, env=env, capture_output=True, text=True, timeout=60
     )
 
 

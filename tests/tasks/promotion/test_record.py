@@ -21,13 +21,14 @@ from tasks.params import Params
 from tasks.promotion import record, registry
 from tasks.promotion.registry import Registry
 from tasks.runtime import pipeline
+from tests.programs import PROGRAMS
 
 PROJECT = Path(__file__).parents[3]
 STAGES = ("ingest", "clean", "features", "tune", "train", "evaluate")
 LOCK: dict[str, Any] = {
     "schema": "2.0",
     "stages": {
-        **{name: {"cmd": f"python -m tasks.{name}", "outs": []} for name in STAGES},
+        **{name: {"cmd": f"python -m {PROGRAMS[name]}", "outs": []} for name in STAGES},
         "record": {"cmd": "python -m tasks.promotion.record", "outs": [{"path": "reports/record.json", "md5": "0"}]},
     },
 }

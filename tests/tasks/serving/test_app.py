@@ -30,6 +30,7 @@ from tasks.promotion.registry import Bundle, Registry
 from tasks.serving import app, desk, journal, keeper, live, predict, score
 from tasks.training.model import Model
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
+from tests.programs import PROGRAMS
 from tests.waiting import PATIENCE_S, wait_until
 
 DAYS, STAGES = 60, ("ingest", "clean", "features", "tune", "train", "evaluate")
@@ -64,7 +65,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         p = params.load()
         for name in STAGES:
-            getattr(importlib.import_module(f"tasks.{name}"), name)(p)
+            getattr(importlib.import_module(PROGRAMS[name]), name)(p)
         known = registry.open_registry(p.registry)
         crowned(known, folder, p, "first")
         state.publish(p, folder)
