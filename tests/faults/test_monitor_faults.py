@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.tasks.test_monitor import DAY, FIRST, LAST, Shop, crowned, settings, trained
 
 from flows import monitor as flow
 from tasks import params
@@ -18,6 +17,7 @@ from tasks.serving.journal import Journal, open_journal
 from tests.conftest import raw_params, write_params
 from tests.faults.conftest import Server
 from tests.tasks import small
+from tests.tasks.monitoring.test_monitor import DAY, FIRST, LAST, Shop, crowned, settings, trained
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parents[2]

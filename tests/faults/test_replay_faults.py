@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tasks.test_replay import DAY, DAYS, GRID, SMALL
 
-from tasks.replay.walk import history
+from tasks.replay import history
 from tests.conftest import BEGIN, write_params
 from tests.tasks import small
+from tests.tasks.replay.test_replay import DAY, DAYS, GRID, SMALL
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.faults

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
-from tests.tasks.test_predecessor import GOOD_MODEL, Shop
 
 from flows import answers
 from flows import retrain as flow
@@ -25,6 +24,7 @@ from tasks.promotion.registry import Entry, Registry
 from tasks.serving import journal
 from tests.conftest import write_params
 from tests.flows.conftest import Project, task_runs
+from tests.tasks.monitoring.test_predecessor import GOOD_MODEL, Shop
 
 FIRST = datetime(2024, 3, 1)
 DAY = timedelta(days=1)

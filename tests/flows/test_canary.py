@@ -4,8 +4,6 @@ never comes back, one that is no better waits."""
 from dataclasses import dataclass
 
 import pytest
-from tests.tasks.test_canary import DAY, TWIN, says
-from tests.tasks.test_predecessor import FIRST, GOOD, GOOD_MODEL, LAST, POOR_MODEL, Shop, fitted
 
 from flows.canary import Tried, canary
 from flows.monitor import Monitored, monitor
@@ -14,6 +12,8 @@ from tasks.promotion import registry
 from tasks.serving import journal
 from tests.conftest import write_params
 from tests.flows.conftest import Project, shown
+from tests.tasks.monitoring.test_canary import DAY, TWIN, says
+from tests.tasks.monitoring.test_predecessor import FIRST, GOOD, GOOD_MODEL, LAST, POOR_MODEL, Shop, fitted
 
 WORSE = fitted(GOOD, rounds=2)
 

@@ -5,8 +5,6 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from tests.tasks.test_predecessor import GOOD_MODEL, Shop
-from tests.tasks.test_relocate import snapshot
 
 from flows.monitor import monitor
 from flows.retrain import retrain
@@ -16,6 +14,8 @@ from tasks import params
 from tasks.promotion import registry
 from tasks.serving import journal
 from tests.flows.conftest import Project
+from tests.tasks.monitoring.test_predecessor import GOOD_MODEL, Shop
+from tests.tasks.promotion.test_relocate import snapshot
 
 
 def test_flows_in_a_copy_leave_every_byte_and_time_of_the_original(project: Project, tmp_path: Path) -> None:

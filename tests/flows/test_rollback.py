@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import pytest
-from tests.tasks.test_predecessor import GOOD_MODEL, POOR_MODEL, Shop
 
 from flows.rollback import RolledBack, rollback
 from tasks import params
 from tasks.promotion import registry
 from tasks.serving import journal
 from tests.flows.conftest import Project, shown
+from tests.tasks.monitoring.test_predecessor import GOOD_MODEL, POOR_MODEL, Shop
 
 LATER = datetime(2024, 3, 12)
 

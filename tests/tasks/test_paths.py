@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.tasks.test_pipeline import FILES, commit, git, write
 
 from tasks.runtime import pipeline
+from tests.tasks.runtime.test_pipeline import FILES, commit, git, write
 
 NAMES = (
     "josé",

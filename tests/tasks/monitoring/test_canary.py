@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.tasks.test_predecessor import FIRST, GOOD, GOOD_MODEL, LAST, POOR_MODEL, ROWS, Shop, fitted
 
 from tasks import params
 from tasks.data.features import Rows
@@ -21,6 +20,7 @@ from tasks.serving.journal import Journal, entry_of
 from tasks.training.model import Model, Spec
 from tests.conftest import raw_params, write_params
 from tests.tasks import small
+from tests.tasks.monitoring.test_predecessor import FIRST, GOOD, GOOD_MODEL, LAST, POOR_MODEL, ROWS, Shop, fitted
 
 DAY = timedelta(days=1)
 P = small.settings()

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tasks.test_registry import BETTER, made  # noqa: F401 (a fixture)
 
 from tasks import params
 from tasks.promotion import relocate
 from tasks.promotion.registry import Registry, open_registry
+from tests.tasks.promotion.test_registry import BETTER, made  # noqa: F401 (a fixture)
 
 AS_OF = datetime(2013, 7, 1)
 SETTINGS = params.Registry(model="m", experiment="e", top_trials=1)

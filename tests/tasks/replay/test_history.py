@@ -13,8 +13,8 @@ import pytest
 from tasks.data import features, periods
 from tasks.data.features import META, Rows
 from tasks.params import Params
+from tasks.replay import history
 from tasks.replay.history import History
-from tasks.replay.walk import history
 from tests.conftest import BEGIN, Made
 from tests.tasks import small
 

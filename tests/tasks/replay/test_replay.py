@@ -16,9 +16,10 @@ from tasks.data.features import Rows
 from tasks.monitoring.policy import Signal
 from tasks.params import Params, Policy, SignalKind
 from tasks.promotion import gate
+from tasks.replay import history
+from tasks.replay import walk as work
 from tasks.replay.history import Candidate, History
-from tasks.replay.walk import Curve, Grid, Past, Replayed, Retrain, Serving, history
-from tasks.replay.walk import walk as work
+from tasks.replay.walk import Curve, Grid, Past, Replayed, Retrain, Serving
 from tests.conftest import BEGIN
 from tests.tasks import small
 

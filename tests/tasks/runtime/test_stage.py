@@ -13,11 +13,11 @@ from pathlib import Path
 import duckdb
 import pytest
 import yaml
-from tests.tasks.test_pipeline import with_stage, write
 
 from tasks import params
 from tasks.runtime import pipeline, stage
 from tests.conftest import Made, raw_params, write_params
+from tests.tasks.runtime.test_pipeline import with_stage, write
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]

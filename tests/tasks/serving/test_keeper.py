@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from tests.tasks.test_predecessor import GOOD_MODEL, LAST, POOR_MODEL, Shop
 
 from tasks import params
 from tasks.data import state
@@ -24,6 +23,7 @@ from tasks.serving.journal import Journal
 from tasks.training.model import Model
 from tests.conftest import FEATURES_SQL, raw_params, write_params
 from tests.tasks import small
+from tests.tasks.monitoring.test_predecessor import GOOD_MODEL, LAST, POOR_MODEL, Shop
 from tests.waiting import wait_until
 
 
