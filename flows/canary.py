@@ -110,7 +110,7 @@ def accepted(known: Registry, kept: Journal, *, as_of: datetime) -> str:
     look = work.wanted(monitor.signals(kept), serving.number, found.on) if found.on and serving else None
     if look is None or not work.wins(look) or (done := work.act(known, look, as_of=as_of)) is None:
         raise ValueError("the monitor has found no challenger that may be promoted: wait for it")
-    return f"Version {done.version} is promoted. {look.said}"
+    return f"Version {done.version} is promoted. {look.message}"
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)

@@ -24,7 +24,7 @@ from tasks import params
 if TYPE_CHECKING:
     from flows.monitor import Monitored
     from flows.retrain import Retrained
-    from tasks.monitoring.policy import Signal
+    from tasks.monitoring.signal import Signal
 
 FIRST, LAST, STEP = datetime(2013, 4, 15), datetime(2013, 8, 5), timedelta(days=28)
 TRIALS, BUDGET = 6, timedelta(seconds=40)
@@ -131,7 +131,7 @@ def weeks(watched: "Monitored") -> Iterator[Any]:
 
 def _cells(performance: "Signal", drift: "Signal") -> tuple[str, ...]:
     columns = drift.detail.get("columns", [])
-    top = f"{columns[0]['name']}: {columns[0]['told']}" if columns else "–"
+    top = f"{columns[0]['name']}: {columns[0]['change']}" if columns else "–"
     return f"{drift.window_end:%d %b}", f"{drift.rows:,}", _cell(performance), _cell(drift), top
 
 

@@ -29,7 +29,8 @@ from tasks.data import state
 from tasks.monitoring import canary, decisions, drift, predecessor
 from tasks.monitoring import monitor as work
 from tasks.monitoring.monitor import Measured, Watched
-from tasks.monitoring.policy import Decision, Signal
+from tasks.monitoring.policy import Decision
+from tasks.monitoring.signal import Signal
 from tasks.params import Params
 from tasks.promotion import registry
 from tasks.promotion.registry import Entry, Registry
@@ -167,7 +168,7 @@ def measured(p: Params, of: Watched, kept: Journal, known: Registry, as_of: date
     ends = work.due(kept, of.version, p, newest=as_of)
     found = [work.measure(p, of, journal=kept, registry=known, as_of=end) for end in ends]
     for each in found[-1].signals:
-        get_run_logger().log(30 if each.alarm else 20, "%s", each.said)
+        get_run_logger().log(30 if each.alarm else 20, "%s", each.message)
     return found
 
 
@@ -180,11 +181,11 @@ def taken_down(kept: Journal, known: Registry, of: Watched, as_of: datetime) -> 
         return None
     decision = predecessor.decision_of(look)
     try:
-        now = known.rollback(decision=decision, as_of=as_of, reasons=[look.said], champion=of.version.number)
+        now = known.rollback(decision=decision, as_of=as_of, reasons=[look.message], champion=of.version.number)
     except ValueError as error:
         get_run_logger().warning("version %s is not taken down: %s", of.version.number, error)
         return None
-    get_run_logger().warning("rolled back: version %s serves again. %s", now.number, look.said)
+    get_run_logger().warning("rolled back: version %s serves again. %s", now.number, look.message)
     return of.version.number
 
 
@@ -197,7 +198,7 @@ def tried(p: Params, kept: Journal, known: Registry, of: Watched, as_of: datetim
     if look is None:
         return found.over, None
     if p.gate.approval == "required" and canary.wins(look):
-        approve = f"To promote it: python -m flows.canary --accept\n{look.said}"
+        approve = f"To promote it: python -m flows.canary --accept\n{look.message}"
         subject = f"evergreen: a challenger of {p.registry.model} waits for approval"
         alert(subject, approve, cause=f"approve {canary.decision_of(look)}", journal=kept, p=p)
         return None, "The challenger waits for approval: python -m flows.canary --accept promotes it."
@@ -290,7 +291,7 @@ def told(p: Params, kept: Journal, known: Registry, found: Measured | None = Non
     for each in found.signals if found else ():
         if each.alarm and each.kind != "challenger":  # what came of that is told below
             began = work.began(kept, each)
-            alert(f"evergreen: {each.kind} of {p.registry.model}", each.said, cause=began, journal=kept, p=p)
+            alert(f"evergreen: {each.kind} of {p.registry.model}", each.message, cause=began, journal=kept, p=p)
     for cause, why in work.wanted_lately(kept):
         alert(f"evergreen: a retrain of {p.registry.model} is wanted", why, cause=cause, journal=kept, p=p)
     lines = known.ledger()
@@ -333,7 +334,7 @@ def published(done: Monitored, found: Measured | None = None) -> None:
     text += f"\n## What became of the challenger\n\n{done.challenger}\n" if done.challenger else ""
     create_markdown_artifact(text, key="decision", description=f"as of {done.as_of}")
     if found:
-        rows = [{"signal": each.kind, "alarm": each.alarm, "said": each.said} for each in done.signals]
+        rows = [{"signal": each.kind, "alarm": each.alarm, "message": each.message} for each in done.signals]
         create_table_artifact(rows, key="signals", description=f"as of {done.as_of}")
     if done.report:
         create_link_artifact(done.report.as_uri(), key="drift-report", link_text="Evidently's report of the window")
@@ -361,7 +362,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="also beyond the journal, or ahead of the clock")
     asked = parser.parse_args()
     done = monitor(as_of=asked.as_of, force=asked.force)
-    print("\n".join(each.said for each in done.signals) or NOBODY)
+    print("\n".join(each.message for each in done.signals) or NOBODY)
     if done.decision:
         print(f"{done.decision.action}: {' '.join(done.decision.reasons)}")
 

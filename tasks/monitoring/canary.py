@@ -22,7 +22,7 @@ import numpy as np
 from tasks import log, params
 from tasks.data.features import Rows
 from tasks.monitoring import predecessor
-from tasks.monitoring.policy import Signal
+from tasks.monitoring.signal import Signal
 from tasks.params import Params
 from tasks.promotion import gate, judge
 from tasks.promotion.gate import Judged, Verdict
@@ -355,7 +355,7 @@ def _signal(
         version=champion,
         rows=figures.get("rows", 0),
         alarm=verdict.outcome != "HOLD",
-        said=_said(verdict, champion, challenger, told),
+        message=_said(verdict, champion, challenger, told),
         value=figures.get("gain"),
         low=figures.get("low"),
         high=figures.get("high"),
@@ -481,7 +481,7 @@ def act(registry: Registry, look: Signal, *, as_of: datetime) -> Entry | None:
             return None
         if (begun.decision, serving.number) != (look.detail["canary"], look.version):
             return None
-        decision, reasons = decision_of(look), [look.said]
+        decision, reasons = decision_of(look), [look.message]
         if outcome == "PROMOTE":
             verdict = {"outcome": outcome, "reasons": reasons, "figures": dict(look.detail)}
             registry.promote(begun.run, decision=decision, verdict=verdict, as_of=as_of, tags={}, version=begun.version)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.monitoring.policy import Signal
+from tasks.monitoring.signal import Signal
 from tasks.params import Drift
 from tasks.training import moderation, reference, relation
 from tasks.training.model import Floats, Model
@@ -49,8 +49,8 @@ QUALITY = ("missing", "never seen before", "out of range")
 
 
 @dataclass(frozen=True)
-class Moved:
-    """One column in one window. `score` and `threshold` in deviations; `told` is a plain phrase."""
+class ColumnDrift:
+    """One column in one window. `score` and `threshold` in deviations; `change` is a plain phrase."""
 
     name: str
     score: float
@@ -58,7 +58,7 @@ class Moved:
     evidence: float  # with its weight: the dataset's signal is the largest of these
     distance: float
     usual: float
-    told: str
+    change: str
     faults: tuple[str, ...] = ()  # of quality
 
     @property
@@ -67,10 +67,10 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Found:
+class Comparison:
     """A window against a profile; `signal` and `threshold` are of the whole dataset."""
 
-    columns: tuple[Moved, ...]
+    columns: tuple[ColumnDrift, ...]
     signal: float
     threshold: float
     rows: int
@@ -82,12 +82,12 @@ class Found:
         return self.windows >= ENOUGH and self.signal > self.threshold
 
     @property
-    def moved(self) -> list[Moved]:
+    def moved(self) -> list[ColumnDrift]:
         """The columns that alarm by themselves, the strongest evidence first."""
         return sorted((each for each in self.columns if each.alarm), key=lambda each: -each.evidence)
 
     @property
-    def faulty(self) -> list[Moved]:
+    def faulty(self) -> list[ColumnDrift]:
         return [each for each in self.columns if each.faults]
 
 
@@ -95,7 +95,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Normal:
+class History:
     """What the windows of a history show when nothing is wrong: distances (m, columns), what is left (m, terms), and
     how far terms go with the others (m, terms)."""
 
@@ -253,13 +253,13 @@ def _of_others(found: Floats, span: int, mean: float | None = None) -> tuple[Flo
 # --- a window ------------------------------------------------------------------------------------------------------
 
 
-def compare(profile: Profile, table: "pa.Table", times: "NDArray[np.datetime64]", *, settings: Drift) -> Found:
+def compare(profile: Profile, table: "pa.Table", times: "NDArray[np.datetime64]", *, settings: Drift) -> Comparison:
     """A window's rows (n), in the order of time, against the history of the model that serves."""
-    usual = Normal(profile, settings, profile.columns, with_terms=True)
+    usual = History(profile, settings, profile.columns, with_terms=True)
     table, gone = _as_known(profile, table)
     units = _units(profile, times)
     if usual.windows < ENOUGH or not len(units):
-        return Found((), 0.0, math.inf, len(units), usual.windows, gone)
+        return Comparison((), 0.0, math.inf, len(units), usual.windows, gone)
     empty = [i for i, name in enumerate(profile.names) if table[name].null_count == table.num_rows]
     terms = profile.joint.terms(table, profile.names)
     left = profile.joint.left(terms, units, empty=empty)
@@ -267,16 +267,16 @@ def compare(profile: Profile, table: "pa.Table", times: "NDArray[np.datetime64]"
     return _found(usual, table, units, left, relations, gone=gone)
 
 
-def compare_scores(profile: Profile, scores: Floats, times: "NDArray[np.datetime64]", *, settings: Drift) -> Found:
+def compare_scores(profile: Profile, scores: Floats, times: "NDArray[np.datetime64]", *, settings: Drift) -> Comparison:
     """A window's predictions, (n,) or (n, classes), against those of rows that the model had not seen."""
     import pyarrow as pa
 
-    usual = Normal(profile, settings, profile.scores, with_terms=False)
+    usual = History(profile, settings, profile.scores, with_terms=False)
     parts = [scores] if scores.ndim == 1 else [scores[:, i] for i in range(len(profile.scores))]
     columns = {each.name: part for each, part in zip(profile.scores, parts, strict=False)}
     units = _units(profile, times)
     if usual.windows < ENOUGH or not len(units):
-        return Found((), 0.0, math.inf, len(units), usual.windows)
+        return Comparison((), 0.0, math.inf, len(units), usual.windows)
     return _found(usual, pa.table(columns), units, np.zeros(0), np.zeros(0), gone=())
 
 
@@ -285,9 +285,9 @@ def _units(profile: Profile, times: "NDArray[np.datetime64]") -> Codes:
     return reference.units(times, profile.unit) if profile.span > 1 else np.zeros(len(times), dtype=np.int64)
 
 
-def unknown(rows: int) -> Found:
+def unknown(rows: int) -> Comparison:
     """Of a window whose model has no profile: it is held against nothing."""
-    return Found((), 0.0, math.inf, rows, 0.0)
+    return Comparison((), 0.0, math.inf, rows, 0.0)
 
 
 def _as_known(profile: Profile, table: "pa.Table") -> tuple["pa.Table", tuple[str, ...]]:
@@ -311,14 +311,14 @@ def _fits(column: Column, table: "pa.Table") -> bool:
 
 
 def _found(
-    usual: Normal,
+    usual: History,
     table: "pa.Table",
     units: Codes,
     left: Floats,
     relations: Floats,
     *,
     gone: tuple[str, ...],
-) -> Found:
+) -> Comparison:
     columns = usual.columns
     now = [reference.window_shares(each, table[each.name], units) for each in columns]
     then = [reference.shares(np.array(each.counts)) for each in columns]
@@ -328,26 +328,26 @@ def _found(
     evidence = np.where(there, usual.score(distances, left, loosened), 0.0)  # what is gone is told as a fault
     weighted = evidence + np.log(usual.weights)
     moved = tuple(
-        Moved(
+        ColumnDrift(
             each.name,
             score=_deviations(evidence[i]),
             threshold=_deviations(usual.thresholds[i]),
             evidence=float(weighted[i]),
             distance=float(distances[i]),
             usual=float(usual.distances[:, i].mean()),
-            told=_parted(usual, i, relations, loosened, evidence[i]) or _told(each, then[i], now[i]),
+            change=_parted(usual, i, relations, loosened, evidence[i]) or _told(each, then[i], now[i]),
             faults=tuple(_faults(each, table[each.name])) if there[i] else (),
         )
         for i, each in enumerate(columns)
     )
-    return Found(moved, float(weighted.max()), usual.threshold, len(units), usual.windows, gone)
+    return Comparison(moved, float(weighted.max()), usual.threshold, len(units), usual.windows, gone)
 
 
 def _deviations(evidence: float) -> float:
     return math.sqrt(2 * max(evidence, 0.0))
 
 
-def _parted(usual: Normal, column: int, relations: Floats, loosened: Floats, evidence: float) -> str | None:
+def _parted(usual: History, column: int, relations: Floats, loosened: Floats, evidence: float) -> str | None:
     """The phrase for a column that goes less with the others than it did, where that is what its evidence comes of."""
     terms = [i for i in range(len(loosened)) if usual.profile.joint.column[i] == column]
     term = max(terms, key=lambda i: float(loosened[i]), default=None)
@@ -388,8 +388,8 @@ def _faults(column: Column, values: Any) -> Iterator[str]:
 
 
 def signals(
-    data: Found,
-    scores: Found,
+    data: Comparison,
+    scores: Comparison,
     *,
     version: int,
     since: datetime,
@@ -409,30 +409,30 @@ def signals(
     return [_drift(data, told, partial=partial), _prediction(scores, told, partial=partial), _quality(data, told)]
 
 
-def _drift(found: Found, told: Mapping[str, Any], *, partial: str) -> Signal:
+def _drift(found: Comparison, told: Mapping[str, Any], *, partial: str) -> Signal:
     why = _unmeasured(found, partial=partial)
     detail = {"columns": [_row(each) for each in sorted(found.columns, key=lambda each: -each.evidence)]}
     if why:
-        return Signal("drift", alarm=False, said=f"Drift: {why}", detail=detail, **told)
-    names = [f"{each.name} ({each.told}; {each.score:.1f} deviations)" for each in found.moved[:SHOWN]]
+        return Signal("drift", alarm=False, message=f"Drift: {why}", detail=detail, **told)
+    names = [f"{each.name} ({each.change}; {each.score:.1f} deviations)" for each in found.moved[:SHOWN]]
     more = f" and {len(found.moved) - SHOWN} more" if len(found.moved) > SHOWN else ""
     moved = f"moved: {', '.join(names)}{more}" if names else "no column moved by itself"
     said = f"Drift signal {found.signal:.2f}, the threshold {found.threshold:.2f}; {moved}."
     return Signal(
-        "drift", alarm=found.alarm, said=said, value=found.signal, reference=found.threshold, detail=detail, **told
+        "drift", alarm=found.alarm, message=said, value=found.signal, reference=found.threshold, detail=detail, **told
     )
 
 
-def _prediction(found: Found, told: Mapping[str, Any], *, partial: str) -> Signal:
+def _prediction(found: Comparison, told: Mapping[str, Any], *, partial: str) -> Signal:
     if why := _unmeasured(found, partial=partial):
-        return Signal("prediction", alarm=False, said=f"Predictions: {why}", **told)
+        return Signal("prediction", alarm=False, message=f"Predictions: {why}", **told)
     top = max(found.columns, key=lambda each: each.evidence)
     off = f"{top.score:.1f} deviations of the holdout's windows, the threshold {top.threshold:.1f}"
-    said = f"Predictions: {top.told}; {off}."
-    return Signal("prediction", alarm=found.alarm, said=said, value=found.signal, reference=found.threshold, **told)
+    said = f"Predictions: {top.change}; {off}."
+    return Signal("prediction", alarm=found.alarm, message=said, value=found.signal, reference=found.threshold, **told)
 
 
-def _unmeasured(found: Found, *, partial: str) -> str | None:
+def _unmeasured(found: Comparison, *, partial: str) -> str | None:
     if not found.rows:
         return "no rows in the window."
     if not found.windows:
@@ -442,7 +442,7 @@ def _unmeasured(found: Found, *, partial: str) -> str | None:
     return partial or None
 
 
-def _quality(found: Found, told: Mapping[str, Any]) -> Signal:
+def _quality(found: Comparison, told: Mapping[str, Any]) -> Signal:
     faults = [f"{each.name}: {', '.join(each.faults)}" for each in found.faulty]
     faults += [f"{name} is gone, or holds another type" for name in found.gone]
     quiet = "nothing missing, new or out of range beyond its history" if found.columns else "no column was looked at"
@@ -450,7 +450,7 @@ def _quality(found: Found, told: Mapping[str, Any]) -> Signal:
     return Signal(
         "quality",
         alarm=bool(faults),
-        said=said,
+        message=said,
         value=float(len(faults)) if found.columns or faults else None,
         reference=0.0,
         detail={"faults": faults},
@@ -458,7 +458,7 @@ def _quality(found: Found, told: Mapping[str, Any]) -> Signal:
     )
 
 
-def _row(moved: Moved) -> dict[str, Any]:
+def _row(moved: ColumnDrift) -> dict[str, Any]:
     kept = {name: value for name, value in asdict(moved).items() if name != "faults"}
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in kept.items()} | {
         "alarm": moved.alarm
@@ -475,7 +475,7 @@ class Cause:
     name: str
     shift: float
     moved: float  # deviations, as drift tells it
-    told: str
+    change: str
 
 
 @dataclass(frozen=True)
@@ -489,7 +489,7 @@ class Slice:
     now: float
 
 
-def causes(twin: Model, now: "pa.Table", profile: Profile, found: Found) -> list[Cause]:
+def causes(twin: Model, now: "pa.Table", profile: Profile, found: Comparison) -> list[Cause]:
     """What each column's move did to the scores, the largest first: the mean SHAP value of these rows less that of the
     holdout. Of several classes, the class that moved most."""
     shift = twin.contributions(now).mean(axis=0) - np.array(profile.contributions)
@@ -498,7 +498,7 @@ def causes(twin: Model, now: "pa.Table", profile: Profile, found: Found) -> list
     names = twin.spec.names
     order = np.argsort(-np.abs(by_feature), kind="stable")
     listed = [(names[i], float(by_feature[i]), by_name.get(names[i])) for i in order]
-    return [Cause(name, shift, of.score if of else 0.0, of.told if of else "") for name, shift, of in listed]
+    return [Cause(name, shift, of.score if of else 0.0, of.change if of else "") for name, shift, of in listed]
 
 
 def slices(
@@ -523,11 +523,11 @@ def slices(
 
 
 def report(
-    found: Found,
+    found: Comparison,
     then: "pa.Table",
     now: "pa.Table",
     *,
-    said: Found | None = None,
+    said: Comparison | None = None,
     until: datetime,
     html: Path,
     workspace: Path | None = None,
@@ -565,7 +565,7 @@ def report(
     return html
 
 
-def _share(found: Found, columns: Sequence[Moved]) -> float:
+def _share(found: Comparison, columns: Sequence[ColumnDrift]) -> float:
     """Evidently counts columns to tell whether the dataset drifted: the share at which it says what our signal says."""
     share = sum(each.alarm for each in columns) / max(len(columns), 1)
     return share if found.alarm else 1 + (share == 1)
@@ -599,7 +599,7 @@ def _frame(table: "pa.Table", kinds: Mapping[str, bool]) -> Any:
     return pd.DataFrame(texts | numbers)
 
 
-def _told_by(columns: Sequence[Moved]) -> str:
+def _told_by(columns: Sequence[ColumnDrift]) -> str:
     """A drift method for Evidently that tells the scores which are known already."""
     from evidently.legacy.calculations.stattests import StatTest, register_stattest
     from evidently.legacy.core import ColumnType

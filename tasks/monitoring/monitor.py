@@ -23,8 +23,9 @@ import numpy as np
 from tasks import log
 from tasks.data import state, timeline
 from tasks.monitoring import canary, drift, policy, predecessor
-from tasks.monitoring.drift import Cause, Found, Slice
-from tasks.monitoring.policy import Decision, Signal
+from tasks.monitoring.drift import Cause, Comparison, Slice
+from tasks.monitoring.policy import Decision
+from tasks.monitoring.signal import Signal
 from tasks.params import Params, spell
 from tasks.promotion import gate, judge
 from tasks.promotion.judge import Holdout
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-FIELDS = ("window_begin", "version", "rows", "alarm", "said", "value", "low", "high", "reference")
+FIELDS = ("window_begin", "version", "rows", "alarm", "message", "value", "low", "high", "reference")
 NEEDED = ("reports/profile.json", "reports/reference.parquet", "reports/holdout.parquet")
 AGAIN = timedelta(hours=6)  # of the clock on the wall: a decision that nobody answered for so long is said again
 SHAP_ROWS = 400
@@ -159,8 +160,8 @@ class Measured:
 
     until: datetime
     signals: tuple[Signal, ...]
-    drift: Found
-    scores: Found
+    drift: Comparison
+    scores: Comparison
     sample: "pa.Table"  # of the window's rows: features and scores
     causes: tuple[Cause, ...] = ()
     slices: tuple[Slice, ...] = ()
@@ -210,7 +211,7 @@ def read(journal: Journal, champion: Version, *, until: datetime, p: Params) -> 
 
 def _compared(
     p: Params, of: Watched, features: "pa.Table", times: "NDArray[np.datetime64]", scores: Floats
-) -> tuple[Found, Found]:
+) -> tuple[Comparison, Comparison]:
     """The window's features and predictions against the champion's history."""
     if of.profile is None:
         return drift.unknown(len(times)), drift.unknown(len(times))
@@ -266,12 +267,12 @@ def performance(window: Window, one: Model, *, then: Level, version: int, p: Par
     told: dict[str, Any] = {"window_begin": as_of - p.monitor.window, "window_end": as_of, "version": version}
     told |= {"rows": int(there.sum()), "reference": then.value}
     if not there.any():
-        return Signal("performance", alarm=False, said=f"Performance: no mature outcomes {_span(window)}.", **told)
+        return Signal("performance", alarm=False, message=f"Performance: no mature outcomes {_span(window)}.", **told)
     codes = one.spec.encode_label(_typed(window.labels[there], one))
     known = ~np.isnan(codes)
     if not known.any():
         said = f"Performance: all {len(codes):,} mature outcomes {_span(window)} are of classes that it never saw."
-        return Signal("performance", alarm=True, said=said, **told)
+        return Signal("performance", alarm=True, message=said, **told)
     losses = gate.row_losses(codes[known], window.scores[there][known], metric=p.gate.metric)
     now = level(losses, window.times[there][known], p)
     worse = surely_worse(then, now)
@@ -283,7 +284,7 @@ def performance(window: Window, one: Model, *, then: Level, version: int, p: Par
     )
     detail = {"unlabelled": float(1 - there.mean()), "surely_worse_by": worse}
     return Signal(
-        "performance", alarm=alarm, said=said, value=now.value, low=now.low, high=now.high, detail=detail, **told
+        "performance", alarm=alarm, message=said, value=now.value, low=now.low, high=now.high, detail=detail, **told
     )
 
 
@@ -314,7 +315,7 @@ def estimate(window: Window, of: Watched, as_of: datetime) -> list[Signal]:
         f"{then:.4f} on the holdout, where {of.at_promotion.value:.4f} was measured."
     )
     told: dict[str, Any] = {"window_begin": window.since, "window_end": as_of, "version": of.version.number}
-    return [Signal("estimate", rows=len(window.scores), alarm=False, said=said, value=now, reference=then, **told)]
+    return [Signal("estimate", rows=len(window.scores), alarm=False, message=said, value=now, reference=then, **told)]
 
 
 def expected_loss(scores: Floats) -> Floats:
@@ -328,13 +329,13 @@ def with_volume(quality: Signal, came: int, before: int) -> Signal:
     """How many rows came, beside the window before: an alarm when there are none, or fewer than half."""
     alarm = came == 0 or came < before / 2
     length = spell(quality.window_end - quality.window_begin)
-    said = f"{quality.said} {came:,} rows came, {before:,} in the {length} before."
-    return replace(quality, alarm=quality.alarm or alarm, said=said)
+    said = f"{quality.message} {came:,} rows came, {before:,} in the {length} before."
+    return replace(quality, alarm=quality.alarm or alarm, message=said)
 
 
 def with_labels(quality: Signal, fault: str | None) -> Signal:
     """With the fault of the feed of labels, if it has one."""
-    return replace(quality, alarm=True, said=f"{quality.said} {fault}.") if fault else quality
+    return replace(quality, alarm=True, message=f"{quality.message} {fault}.") if fault else quality
 
 
 def predecessor_of(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_of: datetime) -> list[Signal]:
@@ -384,7 +385,7 @@ def _drawn(features: "pa.Table", scores: Floats, of: Watched) -> "pa.Table":
     return drawn
 
 
-def _causes(of: Watched, features: "pa.Table", moved: Found) -> tuple[Cause, ...]:
+def _causes(of: Watched, features: "pa.Table", moved: Comparison) -> tuple[Cause, ...]:
     if of.profile is None or not features.num_rows:
         return ()
     drawn = features.take(reference.evenly(features.num_rows, SHAP_ROWS))
@@ -428,18 +429,19 @@ def markdown(found: Measured, decision: Decision) -> str:
     """The window as a person reads it: the decision, the signals, what moved and what it did."""
     head = f"# {decision.action} (as of {decision.as_of:%Y-%m-%d %H:%M}, decision {decision.id})"
     why = "\n".join(f"- {reason}" for reason in decision.reasons)
-    states = ("ALARM" if each.alarm else "quiet" if each.measured else "not measured" for each in found.signals)
-    lines = [(each.kind, word, each.said) for each, word in zip(found.signals, states, strict=True)]
+    states = ("ALARM" if each.alarm else "quiet" if each.is_measured else "not measured" for each in found.signals)
+    lines = [(each.kind, word, each.message) for each, word in zip(found.signals, states, strict=True)]
     parts = [head, why, "## Signals", _listed(("signal", "", "what was seen"), lines)]
     if found.arms:
-        parts += ["## Champion and challenger", _listed(ARMS, canary.table(found.arms)), found.arms.said]
+        parts += ["## Champion and challenger", _listed(ARMS, canary.table(found.arms)), found.arms.message]
     if found.drift.moved:
         moved = [
-            (each.name, f"{each.score:.1f}", f"{each.threshold:.1f}", each.told) for each in found.drift.moved[:CAUSES]
+            (each.name, f"{each.score:.1f}", f"{each.threshold:.1f}", each.change)
+            for each in found.drift.moved[:CAUSES]
         ]
         parts += ["## Columns that moved", _listed(("column", "deviations", "threshold", "how"), moved)]
     if found.causes:
-        shifts = [(each.name, f"{each.shift:+.4f}", f"{each.moved:.1f}", each.told) for each in found.causes]
+        shifts = [(each.name, f"{each.shift:+.4f}", f"{each.moved:.1f}", each.change) for each in found.causes]
         parts += ["## What moved the scores", _listed(("column", "SHAP shift", "deviations", "how"), shifts)]
     if found.slices:
         lost = [
@@ -460,7 +462,7 @@ def _listed(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _rows(found: Sequence[Signal]) -> "pa.Table":
     rows = [asdict(each) for each in found]
-    named = [{"entry": entry_of(each.kind, each.window_end, each.version, each.rows, each.said)} for each in found]
+    named = [{"entry": entry_of(each.kind, each.window_end, each.version, each.rows, each.message)} for each in found]
     times = [{"event_time": each.window_end, "detail": json.dumps(dict(each.detail), default=str)} for each in found]
     return _table([{**row, **name, **time} for row, name, time in zip(rows, named, times, strict=True)])
 
@@ -568,9 +570,7 @@ def wanted(journal: Journal, *, since: datetime = datetime.min) -> list[dict[str
 
 def began(journal: Journal, alarm: Signal) -> str:
     """The name of an alarm's cause: the same for as long as the same signal of the same champion alarms on end."""
-    mine = [each for each in signals(journal) if (each.kind, each.version) == (alarm.kind, alarm.version)]
-    quiet = max(
-        (each.window_end for each in mine if each.measured and not each.alarm and each.window_end < alarm.window_end),
-        default=None,
-    )
-    return f"{alarm.kind} {alarm.version} {quiet}"
+    mine = [signal for signal in signals(journal) if (signal.kind, signal.version) == (alarm.kind, alarm.version)]
+    quiet = [signal.window_end for signal in mine if signal.is_measured and not signal.alarm]
+    last = max((end for end in quiet if end < alarm.window_end), default=None)
+    return f"{alarm.kind} {alarm.version} {last}"

@@ -8,42 +8,17 @@ it costs neither, and the next one waits `rest_after_faults`. Where no version s
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
+from tasks.monitoring.signal import Signal
 from tasks.params import Policy, SignalKind, spell
 
 MONTH = timedelta(days=30)
 FIRST_REST = timedelta(hours=6)  # of the clock on the wall, after a retrain that failed; twice as long after each more
 LONGEST_REST = timedelta(days=7)
 NO_VERSION = 0  # of a decision on a first model
-
-
-@dataclass(frozen=True)
-class Signal:
-    """What monitoring measured of window_begin <= event_time < window_end. `value` alarms; `low` and `high` are its
-    interval, where it has one."""
-
-    kind: SignalKind
-    window_begin: datetime
-    window_end: datetime
-    version: int
-    rows: int
-    alarm: bool
-    said: str
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    reference: float | None = None
-    detail: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def measured(self) -> bool:
-        """Whether it tells anything. A window without rows, or one of which too little came for a figure, did not
-        alarm, but it is not quiet either; nor is a loss without an interval, which cannot be surely worse."""
-        interval = self.kind != "performance" or self.low is not None
-        return self.alarm or (self.rows > 0 and self.value is not None and interval)
 
 
 @dataclass(frozen=True)
@@ -87,7 +62,7 @@ def decide(
     if not alarmed:
         quiet = tuple(_why_quiet(kind, windows[kind], evidence[kind], policy) for kind in windows)
         return Decision("wait", cause, as_of, version, quiet)
-    why = tuple(found[-1].said for found in alarmed.values())
+    why = tuple(found[-1].message for found in alarmed.values())
     held = _gone(version, down=down, replaced_by=replaced_by) or _joins(cause, asked, pending)
     held = held or _held_back(as_of, policy, last, retrains) or ((refusal,) if refusal else ())
     return Decision("wait" if held else "retrain", cause, as_of, version, (*held, *why))
@@ -144,7 +119,7 @@ def _windows(signals: Sequence[Signal], kind: SignalKind, version: int, as_of: d
 def _evidence(windows: Sequence[Signal], policy: Policy) -> list[Signal]:
     """Those that tell something, on enough rows. The others are neither alarms nor quiet: alarms on both sides of a
     pause are in a row."""
-    return [window for window in windows if window.measured and window.rows >= policy.min_rows]
+    return [window for window in windows if window.is_measured and window.rows >= policy.min_rows]
 
 
 def _persists(evidence: Sequence[Signal], policy: Policy) -> bool:
@@ -165,15 +140,17 @@ def _why_quiet(kind: str, windows: Sequence[Signal], evidence: Sequence[Signal],
     if not windows:
         return f"{kind}: nothing measured yet."
     last = windows[-1]
-    if not last.measured:
-        return f"{kind}: the newest window is no evidence. {last.said}"
+    if not last.is_measured:
+        return f"{kind}: the newest window is no evidence. {last.message}"
     if last.rows < policy.min_rows:
         what = "an alarm" if last.alarm else "no alarm"
-        return f"{kind}: {what} on {last.rows:,} rows, and policy.min_rows is {policy.min_rows:,}. {last.said}"
+        return f"{kind}: {what} on {last.rows:,} rows, and policy.min_rows is {policy.min_rows:,}. {last.message}"
     if not last.alarm:
-        return f"{kind}: no alarm. {last.said}"
+        return f"{kind}: no alarm. {last.message}"
     row = len([window for window in _apart(evidence, policy.windows) if window.window_end >= _began(evidence)])
-    return f"{kind}: alarms in {row} of the {policy.windows} windows in a row that policy.windows asks for. {last.said}"
+    return (
+        f"{kind}: alarms in {row} of the {policy.windows} windows in a row that policy.windows asks for. {last.message}"
+    )
 
 
 def _gone(version: int, *, down: bool, replaced_by: int | None) -> tuple[str, ...]:

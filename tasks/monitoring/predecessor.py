@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks import log
-from tasks.monitoring.policy import Signal
+from tasks.monitoring.signal import Signal
 from tasks.params import Params, SignalKind
 from tasks.promotion import gate, judge
 from tasks.promotion.gate import Judged, Verdict
@@ -142,7 +142,7 @@ def _signal(verdict: Verdict, found: Matured, champion: Version, before: Version
         version=champion.number,
         rows=rows,
         alarm=verdict.promotes,
-        said=_said(verdict, champion, before, rows),
+        message=_said(verdict, champion, before, rows),
         value=figures.get("gain"),
         low=figures.get("low"),
         high=figures.get("high"),

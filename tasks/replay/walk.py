@@ -24,7 +24,7 @@ from tasks.data import sizes
 from tasks.data.features import Rows
 from tasks.monitoring import drift, monitor, policy
 from tasks.monitoring.monitor import Level, Window
-from tasks.monitoring.policy import Signal
+from tasks.monitoring.signal import Signal
 from tasks.params import Params, SignalKind, duration, spell
 from tasks.promotion import figures, gate, judge
 from tasks.promotion.figures import Course

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.monitoring import drift
-from tasks.monitoring.drift import Found
+from tasks.monitoring.drift import Comparison
 from tasks.params import Drift
 from tasks.training import reference
 from tasks.training.reference import Profile
@@ -96,7 +96,7 @@ def count(kind: str, seeds: int) -> dict[str, Any]:
         table, times = rows(kind, HISTORY + WEEKS * WEEK, seed)
         cut, week = HISTORY * PER_DAY, WEEK * PER_DAY
         model = profile(table.slice(0, cut), times[:cut])
-        result["windows_of_history"] = drift.Normal(model, SETTINGS, model.columns, with_terms=True).windows
+        result["windows_of_history"] = drift.History(model, SETTINGS, model.columns, with_terms=True).windows
         for begin in range(cut, cut + WEEKS * week, week):
             now, when = table.slice(begin, week), times[begin : begin + week]
             drifted = compare(model, now, when)
@@ -109,7 +109,7 @@ def count(kind: str, seeds: int) -> dict[str, Any]:
     return result
 
 
-def compare(model: Profile, table: pa.Table, times: Times) -> Found:
+def compare(model: Profile, table: pa.Table, times: Times) -> Comparison:
     return drift.compare(model, table, times, settings=SETTINGS)
 
 

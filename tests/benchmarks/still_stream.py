@@ -22,7 +22,7 @@ from tasks import params
 from tasks.data import features
 from tasks.data.features import Rows
 from tasks.monitoring import drift, monitor
-from tasks.monitoring.drift import Found
+from tasks.monitoring.drift import Comparison
 from tasks.monitoring.monitor import Level, Window
 from tasks.params import Params
 from tasks.promotion import gate
@@ -77,7 +77,7 @@ class Watch:
     model: Model
     then: Level
 
-    def found(self, rows: Rows) -> Found:
+    def found(self, rows: Rows) -> Comparison:
         return drift.compare(self.profile, rows.table, rows.event_time, settings=self.p.drift)
 
     def alarms(self, rows: Rows) -> tuple[bool, bool]:
@@ -181,7 +181,7 @@ def count(p: Params, seeds: int) -> dict[str, Any]:
         told["windows"] += [(seed, *held.alarms(made.take(day, day + WEEK))) for day in weeks]
         for day in list(weeks)[:-1:6]:
             _plant(told, held, history, [made.take(each, each + WEEK) for each in (day, day + WEEK)], seed)
-    return told | {"windows_of_history": drift.Normal(held.profile, p.drift, held.profile.columns, True).windows}
+    return told | {"windows_of_history": drift.History(held.profile, p.drift, held.profile.columns, True).windows}
 
 
 def _whole_days(rows: Rows) -> Rows:

@@ -11,7 +11,7 @@ import pytest
 from flows import monitor as flow
 from tasks import params
 from tasks.monitoring import monitor
-from tasks.monitoring.policy import Signal
+from tasks.monitoring.signal import Signal
 from tasks.promotion import registry
 from tasks.serving.journal import Journal, open_journal
 from tests.conftest import raw_params, write_params

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tasks.monitoring import drift
-from tasks.monitoring.drift import Found
+from tasks.monitoring.drift import Comparison
 from tasks.params import Drift
 from tasks.training import reference
 from tasks.training.reference import Profile
@@ -73,5 +73,5 @@ def moved(table: pa.Table, name: str, by: float) -> pa.Table:
     return changed(table, name, (table[name].to_numpy() + by).astype(np.float32))
 
 
-def compared(of: Profile, table: pa.Table, times: Times) -> Found:
+def compared(of: Profile, table: pa.Table, times: Times) -> Comparison:
     return drift.compare(of, table, times, settings=SETTINGS)

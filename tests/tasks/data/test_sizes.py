@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.programs import PROGRAMS
 
 from tasks import params
 from tasks.data import sizes
@@ -19,7 +20,6 @@ from tasks.data.sizes import Problem, Times
 from tasks.monitoring import drift
 from tasks.params import Params
 from tests.conftest import BEGIN, Made
-from tests.programs import PROGRAMS
 from tests.tasks.small import settings
 
 HOURLY = timedelta(hours=1)
@@ -149,7 +149,7 @@ def test_a_signal_that_policy_min_rows_turns_off_names_it() -> None:
     nothing = replace(drift.unknown(168), windows=9.0)
     told = drift.signals(nothing, nothing, version=1, since=BEGIN, until=BEGIN, min_rows=500)
     for signal in told[:2]:
-        assert "168 rows are fewer than policy.min_rows (500)" in signal.said
+        assert "168 rows are fewer than policy.min_rows (500)" in signal.message
         assert not signal.alarm
 
 

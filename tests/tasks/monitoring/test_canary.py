@@ -12,7 +12,7 @@ import pytest
 from tasks import params
 from tasks.data.features import Rows
 from tasks.monitoring import canary, monitor, predecessor
-from tasks.monitoring.policy import Signal
+from tasks.monitoring.signal import Signal
 from tasks.promotion import gate, judge, registry
 from tasks.promotion.registry import Entry, Version
 from tasks.serving import score
@@ -133,7 +133,7 @@ def test_a_better_challenger_in_the_shadow_wins_on_the_rows_that_both_scored(sho
     assert (found.detail["champion"], found.detail["candidate"]) == pytest.approx((old, new), rel=1e-6)
     assert found.low
     assert found.low > 0
-    assert "version 2, the challenger, is better than version 1: log loss 0." in found.said
+    assert "version 2, the challenger, is better than version 1: log loss 0." in found.message
     assert [line[:3] for line in canary.table(found)] == [
         ("champion", "1", f"{found.rows:,}"),
         ("challenger", "2", f"{found.rows:,}"),
@@ -181,7 +181,7 @@ def test_a_challenger_that_makes_its_features_otherwise_is_asked_nothing_again(
     says(shop, 1, GOOD_MODEL, None)
     found = look(shop)
     assert (found.alarm, found.rows, found.detail["looked"]) == (False, 0, False)
-    assert "The challenger scored 0 of the champion's" in found.said
+    assert "The challenger scored 0 of the champion's" in found.message
     other = ROWS.table.set_column(ROWS.table.column_names.index("jam"), "jam", pa.array(-ROWS.table["jam"].to_numpy()))
     says(shop, 2, POOR_MODEL, "shadow", rows=replace(ROWS, table=other), outcomes=False)  # its own jam, of that request
     assert look(shop).detail["both"] == inside(FIRST, LAST - DAY).sum()
@@ -212,7 +212,7 @@ def test_a_challenger_that_misses_too_many_of_the_champions_rows_is_not_judged(s
     assert (found.alarm, found.detail["outcome"], found.detail["looked"]) == (False, "HOLD", False)
     counts = (inside(FIRST, HALF).sum(), inside(FIRST, LAST - DAY).sum())
     assert (found.detail["covered"], found.detail["answered"]) == counts
-    assert f"scored {counts[0]:,} of the champion's {counts[1]:,} rows" in found.said
+    assert f"scored {counts[0]:,} of the champion's {counts[1]:,} rows" in found.message
 
 
 def test_of_several_outcomes_the_one_that_was_journalled_last_counts() -> None:
@@ -240,16 +240,16 @@ def test_a_worse_challenger_loses_and_an_equal_one_goes_on(shop: Shop) -> None:
     says(shop, 1, GOOD_MODEL, None)  # no API knows of the challenger
     found = look(shop)
     assert (found.alarm, found.detail["outcome"]) == (True, "REJECT")
-    assert "is worse than version 1" in found.said
-    assert f"the loss is above {found.detail['loss_bound']:+.4f}, and above 0 it is taken away." in found.said
-    assert "Better than" not in found.said
+    assert "is worse than version 1" in found.message
+    assert f"the loss is above {found.detail['loss_bound']:+.4f}, and above 0 it is taken away." in found.message
+    assert "Better than" not in found.message
     shop.known.take_away(decision="end", as_of=LAST, reasons=["Another."])
     shop.known.put_up(
         shop.logged("twin", TWIN, more=recipe(shop, "twin")), decision="begin again", as_of=FIRST, reasons=["Again."]
     )
     equal = look(shop)
     assert (equal.alarm, equal.detail["outcome"], equal.detail["looked"]) == (False, "HOLD", True)
-    assert "is not surely better or worse than version 1" in equal.said
+    assert "is not surely better or worse than version 1" in equal.message
 
 
 def test_a_look_tells_its_own_level_and_the_bound_that_decided(shop: Shop) -> None:
@@ -257,10 +257,10 @@ def test_a_look_tells_its_own_level_and_the_bound_that_decided(shop: Shop) -> No
     says(shop, 1, POOR_MODEL, None)
     won = look(shop)
     level = f"At this look's level ({won.detail['spent_level']:.2%})"
-    assert f"{level} the gain is above {won.detail['bound']:+.4f}, and above +0.0000 it is promoted." in won.said
+    assert f"{level} the gain is above {won.detail['bound']:+.4f}, and above +0.0000 it is promoted." in won.message
     equal = look(shop, **{"gate.rule": "non_inferior", "gate.margin": 0.02})
-    assert "is no worse than version 1" in equal.said
-    assert "above -0.0200 it is promoted" in equal.said
+    assert "is no worse than version 1" in equal.message
+    assert "above -0.0200 it is promoted" in equal.message
     shop.known.take_away(decision="end", as_of=LAST, reasons=["Another."])
 
 
@@ -269,7 +269,7 @@ def test_what_the_gate_refuses_for_its_cost_goes_on(shop: Shop) -> None:
     says(shop, 1, POOR_MODEL, None)
     found = look(shop, **{"gate.max_megabytes": 1e-9})
     assert (found.alarm, found.detail["looked"]) == (False, True)
-    assert "Over budget" in found.said
+    assert "Over budget" in found.message
 
 
 def test_each_look_makes_the_next_one_harder_on_both_sides(shop: Shop) -> None:
@@ -286,7 +286,7 @@ def test_too_few_mature_rows_say_nothing_and_spend_nothing(shop: Shop) -> None:
     for _ in range(2):
         found = look(shop, as_of=FIRST + 4 * DAY)
         assert (found.alarm, found.detail["looked"]) == (False, False)
-        assert "Nothing can be said of version 2" in found.said
+        assert "Nothing can be said of version 2" in found.message
         assert canary.looks([found], 1) == 0
         says(shop, 1, POOR_MODEL, None)
 
@@ -305,7 +305,7 @@ def test_a_winner_is_promoted_once_and_a_loser_never_comes_back(shop: Shop) -> N
     assert canary.wanted([won], 1, begun(shop)) == won
     over = act(shop, won)
     assert over
-    assert (over.version, over.outcome, over.reasons, serving(shop).number) == (2, "PROMOTE", (won.said,), 2)
+    assert (over.version, over.outcome, over.reasons, serving(shop).number) == (2, "PROMOTE", (won.message,), 2)
     assert act(shop, won) is None
     worse = shop.logged("worse", fitted(GOOD, rounds=2), more=recipe(shop, "worse"))
     shop.known.put_up(worse, decision="2", as_of=FIRST, reasons=["Again."])

@@ -12,7 +12,8 @@ import pytest
 from tasks import params
 from tasks.monitoring import decisions, monitor
 from tasks.monitoring.decisions import Request
-from tasks.monitoring.policy import FIRST_REST, Decision, Signal
+from tasks.monitoring.policy import FIRST_REST, Decision
+from tasks.monitoring.signal import Signal
 from tasks.params import Params, Policy
 from tasks.promotion import registry
 from tasks.promotion.registry import Entry, Registry, Version

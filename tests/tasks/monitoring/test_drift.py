@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tasks.monitoring import drift
-from tasks.monitoring.drift import Found, Moved, Normal
+from tasks.monitoring.drift import ColumnDrift, Comparison, History
 from tasks.params import Task
 from tasks.training import reference
 from tasks.training.model import Model, spec_for, xgboost
@@ -30,19 +30,19 @@ NOW, NOW_TIMES = TABLE.slice(CUT), TIMES[CUT:]
 ROWS = NOW.num_rows
 
 
-def found(table: pa.Table, times: Times = NOW_TIMES) -> Found:
+def found(table: pa.Table, times: Times = NOW_TIMES) -> Comparison:
     return stream.compared(PROFILE, table, times)
 
 
-def names(of: Found) -> list[str]:
+def names(of: Comparison) -> list[str]:
     return [each.name for each in of.moved]
 
 
-def column(of: Found, name: str) -> Moved:
+def column(of: Comparison, name: str) -> ColumnDrift:
     return next(each for each in of.columns if each.name == name)
 
 
-def told(of: Found, scores: Found | None = None, *, whole: bool = True) -> dict[str, Any]:
+def told(of: Comparison, scores: Comparison | None = None, *, whole: bool = True) -> dict[str, Any]:
     listed = drift.signals(of, scores or of, version=3, since=BEGIN, until=BEGIN + WEEK, whole=whole)
     return {each.kind: each for each in listed}
 
@@ -83,15 +83,15 @@ def test_below_three_windows_of_history_nothing_alarms(days: int) -> None:
     of = stream.profile(TABLE.slice(0, days * PER_DAY), TIMES[: days * PER_DAY])
     far = stream.compared(of, stream.moved(NOW, "size", 50), NOW_TIMES)
     assert (far.alarm, far.columns) == (False, ())
-    assert "history" in told(far)["drift"].said
+    assert "history" in told(far)["drift"].message
     assert told(far)["drift"].value is None
-    assert "no column was looked at" in told(far)["quality"].said
+    assert "no column was looked at" in told(far)["quality"].message
 
 
 def test_the_threshold_of_a_short_history_is_extrapolated_above_all_that_it_shows() -> None:
     """Of three windows none tells what happens once in seventeen."""
     of = stream.profile(TABLE.slice(0, 22 * PER_DAY), TIMES[: 22 * PER_DAY])
-    usual = Normal(of, SETTINGS, of.columns, with_terms=True)
+    usual = History(of, SETTINGS, of.columns, with_terms=True)
     seen = usual.signal(usual.own)
     told_by_number = 1 / (usual.windows + 1)
     assert usual.windows == pytest.approx(22 / 7)
@@ -102,7 +102,7 @@ def test_the_threshold_of_a_short_history_is_extrapolated_above_all_that_it_show
 
 
 def test_the_threshold_of_a_long_history_is_a_quantile_of_it() -> None:
-    one = Normal(stream.profile(*stream.made(140, seed=4)), SETTINGS, PROFILE.columns, with_terms=True)
+    one = History(stream.profile(*stream.made(140, seed=4)), SETTINGS, PROFILE.columns, with_terms=True)
     usual = replace(one, columns=one.profile.columns)
     seen = usual.signal(usual.own)
     assert usual.threshold == np.quantile(seen, 1 - usual.share, method="higher")
@@ -116,7 +116,7 @@ def test_a_mean_that_shifts_is_found_and_named() -> None:
     of = found(stream.moved(NOW, "noise", 0.5))
     assert of.alarm
     assert names(of)[0] == "noise"
-    before, after = (float(each) for each in re.findall(r"-?\d+\.?\d*", column(of, "noise").told))
+    before, after = (float(each) for each in re.findall(r"-?\d+\.?\d*", column(of, "noise").change))
     assert after - before == pytest.approx(0.5, abs=0.3)
 
 
@@ -127,7 +127,7 @@ def test_a_category_whose_share_doubles_is_found_and_named() -> None:
     of = found(stream.changed(NOW, "store", store.tolist()))
     assert of.alarm
     assert names(of)[0] == "store"
-    assert re.fullmatch(r"west .*% → .*%", column(of, "store").told)
+    assert re.fullmatch(r"west .*% → .*%", column(of, "store").change)
 
 
 @pytest.mark.parametrize("name", ["size", "weight", "volume"])
@@ -214,8 +214,8 @@ def test_windows_that_are_no_whole_days_are_measured_too(hours: int) -> None:
 def test_an_empty_window_is_no_alarm_of_drift() -> None:
     of = found(NOW.slice(0, 0), NOW_TIMES[:0])
     assert (of.alarm, of.rows) == (False, 0)
-    assert "no rows in the window" in told(of)["drift"].said
-    assert "no rows in the window" in told(of)["prediction"].said
+    assert "no rows in the window" in told(of)["drift"].message
+    assert "no rows in the window" in told(of)["prediction"].message
 
 
 def test_a_window_that_is_hardly_covered_alarms_about_nothing() -> None:
@@ -224,7 +224,7 @@ def test_a_window_that_is_hardly_covered_alarms_about_nothing() -> None:
     signals = told(far, whole=False)
     assert not signals["drift"].alarm
     assert not signals["prediction"].alarm
-    assert "too little of the window" in signals["drift"].said
+    assert "too little of the window" in signals["drift"].message
 
 
 @pytest.mark.parametrize("name", TABLE.column_names)
@@ -234,7 +234,7 @@ def test_a_column_that_is_gone_is_a_fault_of_quality_and_no_crash(name: str) -> 
     assert names(of) == []
     quality = told(of)["quality"]
     assert quality.alarm
-    assert f"{name} is gone, or holds another type" in quality.said
+    assert f"{name} is gone, or holds another type" in quality.message
 
 
 def test_a_number_that_has_become_text_is_a_fault_of_quality() -> None:
@@ -284,7 +284,7 @@ def test_what_history_lacks_as_often_is_no_fault() -> None:
 
 def test_a_column_that_is_missing_altogether_says_so() -> None:
     of = found(stream.changed(NOW, "noise", pa.nulls(ROWS, pa.float32())))
-    assert column(of, "noise").told.endswith("→ nan, missing 0.0% → 100.0%")
+    assert column(of, "noise").change.endswith("→ nan, missing 0.0% → 100.0%")
 
 
 def test_columns_that_hold_nothing_or_one_value_are_quiet_until_they_change() -> None:
@@ -337,7 +337,7 @@ def test_what_moved_the_scores_is_first_among_the_causes(task: Task) -> None:
     assert causes[0].name == "distance"
     assert len(causes) == len(twin.spec.names)
     assert causes[0].moved > 3
-    assert "median about" in causes[0].told
+    assert "median about" in causes[0].change
 
 
 def _fitted(task: Task, rows: Any) -> Model:
@@ -366,7 +366,7 @@ def sample(table: pa.Table) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Found]:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
     """A report of a week that lost a column, has an empty one, and one with odd texts; written twice."""
     folder = tmp_path_factory.mktemp("reports")
     texts = ["plain", "<script src='http://evil.example/x.js'></script>", "é\n|"]
@@ -391,7 +391,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Found]:
     return page, moved
 
 
-def test_the_report_is_a_page_that_needs_no_network(drawn: tuple[Path, Found]) -> None:
+def test_the_report_is_a_page_that_needs_no_network(drawn: tuple[Path, Comparison]) -> None:
     text = drawn[0].read_text()
     assert re.findall(r"<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)\s*=\s*[^>]*//[^>]*>", text) == []
     assert "evil.example" in text  # as a level that is drawn, and no more
@@ -400,7 +400,9 @@ def test_the_report_is_a_page_that_needs_no_network(drawn: tuple[Path, Found]) -
     assert sorted(each.name for each in drawn[0].parent.iterdir()) == ["drift.html"]
 
 
-def test_the_window_written_twice_is_one_snapshot_with_our_scores_and_thresholds(drawn: tuple[Path, Found]) -> None:
+def test_the_window_written_twice_is_one_snapshot_with_our_scores_and_thresholds(
+    drawn: tuple[Path, Comparison],
+) -> None:
     from evidently.ui.workspace import Workspace
 
     page, moved = drawn

@@ -17,7 +17,8 @@ from tasks import params
 from tasks.data.features import Rows
 from tasks.monitoring import monitor
 from tasks.monitoring.monitor import Level, Measured, Watched
-from tasks.monitoring.policy import Decision, Signal
+from tasks.monitoring.policy import Decision
+from tasks.monitoring.signal import Signal
 from tasks.params import Params, Policy
 from tasks.promotion import gate, registry
 from tasks.promotion.registry import Bundle, Registry, Version
@@ -201,7 +202,7 @@ def test_a_handful_of_rows_alarms_about_no_drift(shop: Shop) -> None:
     shop.predicts(between(FIRST, LAST - WINDOW))
     shop.predicts(NEW.take(np.arange(len(NEW)) >= len(NEW) - 5))
     found = shop.signals()
-    assert "5 rows are fewer than policy.min_rows (50)" in found["drift"].said
+    assert "5 rows are fewer than policy.min_rows (50)" in found["drift"].message
     assert found["quality"].alarm  # of volume
 
 
@@ -219,8 +220,8 @@ def test_drift_is_measured_over_the_length_that_its_thresholds_come_from(shop: S
 def test_an_empty_window_is_an_alarm_of_volume_and_nothing_else(shop: Shop) -> None:
     found = shop.signals()
     assert [each.kind for each in found.values() if each.alarm] == ["quality"]
-    assert found["quality"].said.endswith("0 rows came, 0 in the 4d before.")
-    assert "no mature outcomes" in found["performance"].said
+    assert found["quality"].message.endswith("0 rows came, 0 in the 4d before.")
+    assert "no mature outcomes" in found["performance"].message
     assert "estimate" not in found
     assert shop.kept.read("signals").num_rows == len(found)
 
@@ -238,9 +239,9 @@ def test_labels_that_never_come_leave_an_estimate_and_alarm_about_the_feed_alone
     assert found["performance"].value is None
     assert not found["performance"].alarm
     assert found["estimate"].value is not None
-    assert found["estimate"].said.startswith("Estimated log loss")
+    assert found["estimate"].message.startswith("Estimated log loss")
     assert [signal.kind for signal in found.values() if signal.alarm] == ["quality"]
-    assert "labels: 0.0% of " in found["quality"].said
+    assert "labels: 0.0% of " in found["quality"].message
 
 
 def test_the_share_that_stayed_unlabelled_is_told(shop: Shop) -> None:
@@ -249,7 +250,7 @@ def test_the_share_that_stayed_unlabelled_is_told(shop: Shop) -> None:
     shop.hears([each for each, there in zip(entries, some, strict=True) if there], NEW.label[some], NEW.take(some))
     found = shop.signals()["performance"]
     assert found.detail["unlabelled"] == pytest.approx(0.75, abs=0.01)
-    assert "75." in found.said or "74." in found.said
+    assert "75." in found.message or "74." in found.message
 
 
 def test_outcomes_of_unknown_predictions_and_outcomes_told_twice_change_nothing(shop: Shop) -> None:
@@ -289,8 +290,8 @@ def test_what_an_earlier_version_did_without_has_not_gone_missing(shop: Shop) ->
     shop.lives(between(turn, LAST))
     found = shop.signals()
     assert [each.kind for each in found.values() if each.alarm] == []
-    assert "too little of the window" in found["drift"].said
-    assert f"{len(between(LAST - WINDOW, LAST))} rows came" in found["quality"].said
+    assert "too little of the window" in found["drift"].message
+    assert f"{len(between(LAST - WINDOW, LAST))} rows came" in found["quality"].message
     features, times = monitor.arrived(shop.kept, shop.of, since=LAST - WINDOW, until=LAST)
     assert len(times) == len(between(turn, LAST))
     assert features["distance"].null_count == 0
@@ -311,7 +312,7 @@ def test_a_column_that_is_empty_from_now_on_is_a_fault_of_quality(shop: Shop) ->
     shop.predicts(with_table(rows, "store", pa.nulls(len(rows), pa.string())))
     found = shop.signals()["quality"]
     assert found.alarm
-    assert "store: 100.0% missing" in found.said
+    assert "store: 100.0% missing" in found.message
 
 
 # --- versions and classes
@@ -330,7 +331,7 @@ def test_a_version_of_an_older_evergreen_has_its_performance_measured_and_its_dr
     found = one.measures()
     alarms = {each.kind: each.alarm for each in found.signals}
     assert alarms == {"performance": True, "drift": False, "prediction": False, "quality": False}
-    assert "no history of this version is kept" in next(each.said for each in found.signals if each.kind == "drift")
+    assert "no history of this version is kept" in next(each.message for each in found.signals if each.kind == "drift")
     assert "no history of this version is kept" in monitor.markdown(found, decision())
 
 
@@ -388,7 +389,7 @@ def test_outcomes_of_classes_that_the_champion_never_saw_are_an_alarm(of: Watche
     one = model.Model(of.model.booster, spec)
     found = monitor.performance(window, one, then=Level(0.3), version=1, p=of.p, as_of=LAST)
     assert found.alarm
-    assert "classes that it never saw" in found.said
+    assert "classes that it never saw" in found.message
 
 
 # --- figures
@@ -434,7 +435,7 @@ def test_regression_has_no_estimate_and_its_own_words(tmp_path: Path) -> None:
     assert monitor.estimate(window, of, small.AS_OF) == []
     found = monitor.performance(window, of.model, then=of.at_promotion, version=1, p=p, as_of=small.AS_OF)
     assert found.value == pytest.approx(float(np.sqrt(np.mean((rows.label[inside] - scores) ** 2))), rel=1e-6)
-    assert "RMSE" in found.said.upper()
+    assert "RMSE" in found.message.upper()
 
 
 def test_what_people_and_charts_read_bears_odd_names_and_texts(shop: Shop) -> None:
@@ -442,7 +443,7 @@ def test_what_people_and_charts_read_bears_odd_names_and_texts(shop: Shop) -> No
 
     shop.lives(replace(NEW, label=1 - NEW.label))
     found = shop.measures()
-    odd = replace(found.drift.columns[0], name="hour(a|b) %\0", told="a|b\nc", score=99.0)
+    odd = replace(found.drift.columns[0], name="hour(a|b) %\0", change="a|b\nc", score=99.0)
     found = replace(found, drift=replace(found.drift, columns=(odd, *found.drift.columns)))
     for name, value in monitor.figures(found).items():
         validation._validate_metric_name(name)

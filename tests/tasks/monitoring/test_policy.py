@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.monitoring.policy import FIRST_REST, LONGEST_REST, Signal, decide, decide_first, rest_after_faults
+from tasks.monitoring.policy import FIRST_REST, LONGEST_REST, decide, decide_first, rest_after_faults
+from tasks.monitoring.signal import Signal
 from tasks.params import Policy
 
 DAY = timedelta(days=1)
@@ -162,7 +163,7 @@ def test_a_window_that_has_rows_and_was_not_measured_is_no_quiet_window(name: st
 
 
 def test_a_newest_window_that_was_not_measured_says_why() -> None:
-    newest = replace(signals(False)[0], kind="drift", value=None, said="Drift: 3 rows are too few.")
+    newest = replace(signals(False)[0], kind="drift", value=None, message="Drift: 3 rows are too few.")
     policy = POLICY.model_copy(update={"signals": ["drift"]})
     (reason,) = decide([newest], as_of=NOW, version=1, policy=policy).reasons
     assert reason == "drift: the newest window is no evidence. Drift: 3 rows are too few."

@@ -15,7 +15,7 @@ import pytest
 from tasks import params
 from tasks.data.features import Rows
 from tasks.monitoring import predecessor
-from tasks.monitoring.policy import Signal
+from tasks.monitoring.signal import Signal
 from tasks.params import Params
 from tasks.promotion import gate, registry
 from tasks.promotion.registry import Bundle, Registry, Version
@@ -131,7 +131,7 @@ def test_a_champion_that_is_worse_than_its_predecessor_is_found_out(shop: Shop) 
     assert found.low
     assert 0 < found.low < found.value
     assert {"predecessor": 1, "outcome": "PROMOTE", "looked": True}.items() <= found.detail.items()
-    assert "version 1, which served before version 2, is better than it: log loss 0." in found.said
+    assert "version 1, which served before version 2, is better than it: log loss 0." in found.message
 
 
 def test_the_figures_are_the_gates_own_on_the_mature_rows(shop: Shop) -> None:
@@ -157,7 +157,7 @@ def test_a_champion_that_is_better_or_no_worse_stays(shop: Shop) -> None:
     found = shop.compare(better)
     assert found
     assert (found.alarm, found.detail["outcome"]) == (False, "REJECT")
-    assert "is not surely better than it" in found.said
+    assert "is not surely better than it" in found.message
     assert shop.compare(twin)
     shop.predicts(twin, fitted(GOOD, rounds=31), since=FIRST + timedelta(days=5))
     same = shop.compare(twin)
@@ -208,7 +208,7 @@ def test_without_mature_outcomes_nothing_is_said_and_no_look_is_spent(shop: Shop
         found = shop.compare(worse, as_of=FIRST + timedelta(days=4))
         assert found
         assert (found.alarm, found.detail["looked"]) == (False, False)
-        assert said in found.said
+        assert said in found.message
         assert predecessor.looked([found], worse.number) == []
         shop.predicts(worse, POOR_MODEL)
 

@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from tasks.data.features import Rows
-from tasks.monitoring.policy import Signal
+from tasks.monitoring.signal import Signal
 from tasks.params import Params, Policy, SignalKind
 from tasks.promotion import gate
 from tasks.replay import history
@@ -243,7 +243,7 @@ def test_signals_reach_the_policies_that_look_at_them_and_no_others(quiet: Histo
     def alarmed(_past: Past, serving: Serving, now: datetime, kinds: tuple[SignalKind, ...]) -> list[Signal]:
         asked.append(kinds)
         told = {"window_begin": now - WEEK, "window_end": now, "version": serving.version, "rows": 400}
-        return [Signal(kind, alarm=kind == "drift", said="Moved.", **told) for kind in kinds]
+        return [Signal(kind, alarm=kind == "drift", message="Moved.", **told) for kind in kinds]
 
     done = walked(quiet, ["every:28d", "drift", "performance", "both"], measure=alarmed)
     assert set(asked) == {("drift",), ("performance",), ("performance", "drift")}
@@ -327,7 +327,7 @@ def test_a_retrain_that_failed_costs_no_cool_down_and_the_gates_back_off_is_aske
     policy = Policy(windows=2, min_rows=50, cool_down=2 * WEEK)
     p = p.model_copy(update={"policy": policy, "gate": p.gate.model_copy(update={"backoff": WEEK})})
     ends = [now - WEEK, now]
-    alarms = [Signal("drift", end - WEEK, end, 1, 400, alarm=True, said="Moved.") for end in ends]
+    alarms = [Signal("drift", end - WEEK, end, 1, 400, alarm=True, message="Moved.") for end in ends]
     state = work.State(work.rule("drift", GRID), Serving(GRID.since, 1), GRID.since, signals=tuple(alarms))
     why, (cause,) = work._wanted(state, now, p)
     assert why
