@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.programs import PROGRAMS
 
 from tasks import params
 from tasks.data import sizes
@@ -20,6 +19,7 @@ from tasks.data.sizes import Problem, Times
 from tasks.monitoring import drift
 from tasks.params import Params
 from tests.conftest import BEGIN, Made
+from tests.programs import PROGRAMS
 from tests.tasks.small import settings
 
 HOURLY = timedelta(hours=1)

@@ -19,7 +19,6 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from httpx import Client
-from tests.programs import PROGRAMS
 
 from tasks import params
 from tasks.data import features, state
@@ -31,6 +30,7 @@ from tasks.promotion.registry import Bundle, Registry
 from tasks.serving import app, desk, journal, keeper, live, predict, score
 from tasks.training.model import Model
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
+from tests.programs import PROGRAMS
 from tests.waiting import PATIENCE_S, wait_until
 
 DAYS, STAGES = 60, ("ingest", "clean", "features", "tune", "train", "evaluate")

@@ -180,7 +180,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from tasks.serving.journal import Journal
-from tests.tasks.test_journal import rows
+from tests.tasks.serving.test_journal import rows
 one = Journal(Path(sys.argv[1]) / "logs", sys.argv[1] + "/parquet")
 for first in range(0, 100_000, 3):
     one.append("predictions", rows(first, hours=1))
