@@ -107,8 +107,8 @@ def test_a_stage_that_hangs_too_hard_to_speak_is_ended_all_the_same(made: Made) 
     """The interpreter's lock is held all the time: no thread of this program can run, or say what happened."""
     made.raw["stage"]["limits"]["ingest"] = "0.5s"
     made.params()
-    hang = "import ctypes\ndef work(p): ctypes.PyDLL(None).sleep(100)\n"
-    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom tasks import stage\n{hang}stage.main('ingest', work)"
+    hang = "from tasks.runtime import stage\nimport ctypes\ndef work(p): ctypes.PyDLL(None).sleep(100)\n"
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{hang}stage.main('ingest', work)"
     program = subprocess.Popen([sys.executable, "-c", script], cwd=made.folder, stderr=subprocess.PIPE)
     _, said = program.communicate(timeout=90)  # before the hundred seconds are over
     assert program.returncode != 0

@@ -25,7 +25,9 @@ MEASURE = """
 import sys, time
 from datetime import datetime
 from pathlib import Path
-from tasks import monitor, params, registry
+from tasks.monitoring import monitor
+from tasks import params
+from tasks.promotion import registry
 from tasks.serving.journal import open_journal
 p = params.load(Path(sys.argv[1]) / "params.yaml")
 known = registry.open_registry(p.registry)

@@ -24,7 +24,9 @@ PROGRAM = """
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
-from tasks import history, params, periods, replay
+from tasks.replay import history, walk as replay
+from tasks import params
+from tasks.data import periods
 
 p = params.load("params.yaml")
 past = history.History(p, p.paths.features.absolute(), "SELECT 1", Path("shelf").absolute())

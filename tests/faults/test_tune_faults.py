@@ -20,7 +20,8 @@ PROJECT = Path(__file__).parents[2]
 TRIALS = 12
 DYING = """\
 import os, signal, sys
-from tasks import stage, tune
+from tasks.runtime import stage
+from tasks.training import tune
 
 left, rounds, append, fit = int(sys.argv[1]), 4, tune._append, tune._fit_fold
 

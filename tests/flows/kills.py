@@ -39,7 +39,9 @@ SAY = """
 import json, sys
 from datetime import datetime
 from flows.monitor import _want
-from tasks import journal, monitor, params
+from tasks.serving import journal
+from tasks.monitoring import monitor
+from tasks import params
 from tasks.monitoring.policy import Decision
 p, (name, as_of) = params.load(), json.loads(sys.argv[1])
 decision = Decision("retrain", name, datetime.fromisoformat(as_of), 1, ("for a test",))

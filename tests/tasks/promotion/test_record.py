@@ -165,8 +165,8 @@ def test_an_output_that_is_missing_is_named(folder: Path) -> None:
 
 def test_dvc_has_written_the_lock_of_the_stages_before_when_record_runs(tmp_path: Path) -> None:
     """Run, restored from the run-cache, or always run: the hash in the stage is the hash that the flow finds after."""
-    show = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from tasks import record; from pathlib import Path; "
-    show += "Path('record.txt').write_text(record.digest(record.upstream(Path())))"
+    show = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from tasks.promotion import record; "
+    show += "from pathlib import Path; Path('record.txt').write_text(record.digest(record.upstream(Path())))"
     (tmp_path / "show.py").write_text(show)
     first = {"cmd": "cp given first.txt", "always_changed": True, "deps": ["given"], "outs": ["first.txt"]}
     second = {"cmd": "cp first.txt second.txt", "deps": ["first.txt"], "outs": ["second.txt"]}

@@ -555,7 +555,7 @@ def test_the_address_is_the_environments_or_the_homes(monkeypatch: pytest.Monkey
 
 
 def test_importing_the_registry_does_not_import_mlflow() -> None:
-    code = "import sys; from tasks import registry; sys.exit('mlflow' in sys.modules)"
+    code = "import sys; from tasks.promotion import registry; sys.exit('mlflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 

@@ -21,7 +21,7 @@ from tests.tasks.runtime.test_pipeline import with_stage, write
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
-MAIN = "from tasks import stage; import os, time, sys\n"
+MAIN = "from tasks.runtime import stage; import os, time, sys\n"
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ PARENT = """
 import subprocess
 child = subprocess.Popen([sys.executable, "-c", '''
 import sys, time
-from tasks import stage
+from tasks.runtime import stage
 {before}
 stage.die_with_parent()
 print("ready", flush=True)
@@ -163,7 +163,8 @@ def test_a_connection_keeps_to_the_stages_limits_and_to_utc() -> None:
 
 SPILL = """
 import os, sys
-from tasks import params, stage
+from tasks import params
+from tasks.runtime import stage
 from tests.conftest import raw_params
 raw = raw_params("binary", 60)
 raw["stage"]["memory"] = "60MB"
