@@ -38,7 +38,8 @@ from flows.forms import hide_from_form
 from flows.network import NETWORK
 from flows.skew import compare_features
 from tasks import params
-from tasks.data import rehearsal, sizes, state, survey
+from tasks.data import dryrun, feasibility, state
+from tasks.data import manifest as survey
 from tasks.params import Params
 from tasks.promotion import gate, judge, record, registry
 from tasks.promotion.gate import Verdict
@@ -217,7 +218,7 @@ def run_stages(
 def _refuse_faulty_sql(space: Workspace) -> None:
     """Before the sources are read: what needs no row to be refused."""
     try:
-        rehearsal.rehearse(params.load(space.root / "params.yaml"), space.root)
+        dryrun.rehearse(params.load(space.root / "params.yaml"), space.root)
     except ValueError as error:
         raise StageFailed(FIRST, str(error)) from None
 
@@ -232,10 +233,10 @@ def _read_times(space: Workspace) -> tuple[datetime, datetime | None]:
 def _refuse_misfit(space: Workspace) -> None:
     """Before anything costly is spent: what would be held or would fail for want of rows. The rest is a warning."""
     p = params.load(space.root / "params.yaml")
-    problems = sizes.check_workspace(p, space.root)
+    problems = feasibility.check_workspace(p, space.root)
     for problem in problems:
         get_run_logger().warning("%s", problem.message)
-    if reason := sizes.refusal(problems):
+    if reason := feasibility.refusal(problems):
         raise StageFailed(FIRST, reason)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import log
-from tasks.data import contract, expressions, periods, survey, zones
+from tasks.data import cache, contract, expressions, timeline, timezones
 from tasks.data.contract import Rule, literal, quoted
 from tasks.params import FAULT, PLACE, TIMES, Params, Source, Table
 from tasks.runtime import files, sql, stage
@@ -31,8 +31,8 @@ from tasks.runtime.sql import parquet
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-MODULES = (contract, expressions, sql, survey, zones)
-CODE = periods.source_of(*map(str, (__file__, *(module.__file__ for module in MODULES))))
+MODULES = (contract, expressions, sql, timeline, timezones)
+CODE = cache.source_of(*map(str, (__file__, *(module.__file__ for module in MODULES))))
 Counts = dict[str, Any]  # rows, bad, and by rule or column: by_rule, reported, nulls
 
 
@@ -80,15 +80,15 @@ def _clean_table(con: "DuckDBPyConnection", name: str, p: Params, folder: Path, 
 
 def _pointed_contents(table: Table, clean: Path) -> list[str]:
     """The contents of the tables that this one refers to: when they change, so may its bad rows."""
-    return [periods.content(file) for other in contract.referenced(table) for file in sorted((clean / other).glob("*"))]
+    return [cache.content(file) for other in contract.referenced(table) for file in sorted((clean / other).glob("*"))]
 
 
 def _clean_period(job: Job, file: Path, pointed: list[str], targets: dict[Path, str]) -> Counts:
     settings = (job.name, job.table.model_dump(), job.source.model_dump(exclude={"address"}), job.label)
-    entry = periods.key("clean", periods.content(file), settings, _files_named(job, file), pointed, CODE)
+    entry = cache.key("clean", cache.content(file), settings, _files_named(job, file), pointed, CODE)
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts.json"
-        periods.cached(entry, {**targets, counts: counts.name}, lambda into: _clean_file(job, file, into))
+        cache.cached(entry, {**targets, counts: counts.name}, lambda into: _clean_file(job, file, into))
         return dict(json.loads(counts.read_text()))
 
 
@@ -110,7 +110,7 @@ def _clean_file(job: Job, file: Path, into: Path) -> None:
     times = [name for name in TIMES if name in schema.names]
     names = [name for name in table.columns if name not in TIMES]
     texts = {field.name for field in schema if str(field.type) in ("string", "large_string")}
-    rules = _rules(job, texts, timed=bool(times), outliers=survey.OUTLIER in schema.names)
+    rules = _rules(job, texts, timed=bool(times), outliers=timeline.OUTLIER in schema.names)
     con.execute(f"CREATE OR REPLACE TEMP TABLE _unlabelled AS {_unlabelled_sql(job, names, times, texts, file)}")
     checked = _checked_sql(job, names, times, texts, rules, file)
     if _files_named(job, file):  # else no key comes twice
@@ -148,7 +148,7 @@ def _rules(job: Job, texts: Collection[str], *, timed: bool, outliers: bool) -> 
     if timed:
         found.append(Rule("event_time: required", "raw.event_time IS NULL", literal("event_time cannot be told")))
     if outliers:
-        found.append(Rule("time: outlier", f"raw.{survey.OUTLIER} IS NOT NULL", f"raw.{survey.OUTLIER}"))
+        found.append(Rule("time: outlier", f"raw.{timeline.OUTLIER} IS NOT NULL", f"raw.{timeline.OUTLIER}"))
     return found
 
 

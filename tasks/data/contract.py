@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
-from tasks.data import zones
+from tasks.data import timezones
 from tasks.params import TIMES, Column, Table, home
 from tasks.runtime.sql import literal as literal
 from tasks.runtime.sql import quoted as quoted
@@ -51,9 +51,9 @@ def typed(name: str, column: Column, *, text: bool = True, decimal: str = ".") -
     if column.type == "DOUBLE":
         return f"CASE WHEN isfinite({cast}) THEN {cast} END"
     if text and column.type == "TIMESTAMP":
-        return zones.moment(value)
+        return timezones.moment(value)
     if text and column.type == "DATE":
-        return zones.date(value)
+        return timezones.date(value)
     if (
         text and column.type == "BOOLEAN"
     ):  # a program that writes missing values as NaN writes the others as 1.0 and 0.0
@@ -81,7 +81,7 @@ def _column_rules(name: str, column: Column, text: bool) -> list[Rule]:
     if text and column.type in ("TIMESTAMP", "DATE"):
         found = _zone_rules(name, raw, value, clocks=column.type == "TIMESTAMP")
     if found:
-        odd = f"CASE WHEN {odd} THEN {zones.refused(raw)} = '' ELSE FALSE END"
+        odd = f"CASE WHEN {odd} THEN {timezones.refused(raw)} = '' ELSE FALSE END"
     found.append(Rule(f"{name}: type", odd, _says(name, f"CAST({raw} AS VARCHAR)", f"is no {column.type}")))
     if column.required:
         found.append(Rule(f"{name}: required", f"{raw} IS NULL", literal(f"{name} is missing")))
@@ -102,7 +102,7 @@ def _column_rules(name: str, column: Column, text: bool) -> list[Rule]:
 
 def _zone_rules(name: str, raw: str, value: str, *, clocks: bool) -> list[Rule]:
     """A zone that is not taken is a fault; a time that a change of clocks makes unsure is counted, and kept."""
-    zone = zones.refused(raw)
+    zone = timezones.refused(raw)
     broken = f"CASE WHEN {raw} IS NOT NULL AND {value} IS NULL THEN {zone} <> '' ELSE FALSE END"
     way_out = f"concat({literal(name + ' ')}, {raw}, ' has the zone ', {zone}, {literal(ZONE_RULE)})"
     rules = [Rule(f"{name}: zone", broken, way_out)]
@@ -110,8 +110,8 @@ def _zone_rules(name: str, raw: str, value: str, *, clocks: bool) -> list[Rule]:
         return rules
     return [
         *rules,
-        Rule(f"{name}: skipped by the clock", zones.skipped(raw, value), "''", counts=False),
-        Rule(f"{name}: shown twice by the clock", zones.doubled(raw, value), "''", counts=False),
+        Rule(f"{name}: skipped by the clock", timezones.skipped(raw, value), "''", counts=False),
+        Rule(f"{name}: shown twice by the clock", timezones.doubled(raw, value), "''", counts=False),
     ]
 
 

@@ -7,7 +7,7 @@ each row by itself guarded: those rows are marked, and clean puts them into quar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.data import sqlfault, zones
+from tasks.data import sqlerrors, timezones
 from tasks.params import FAULT, Source
 from tasks.runtime.sql import literal, quoted
 
@@ -80,11 +80,11 @@ def create(con: "DuckDBPyConnection", plan: Plan, beside: list[str]) -> None:
         con.execute(f"{target}({plan.sql})")
         return
     except duckdb.Error as error:
-        sqlfault.raise_unless_of_a_row(error)
+        sqlerrors.raise_unless_of_a_row(error)
     try:
         con.execute(f"{target}({plan.guarded})")
     except duckdb.Error as error:
-        sqlfault.raise_unless_of_a_row(error)
+        sqlerrors.raise_unless_of_a_row(error)
         raise ValueError(
             f"{plan.table} ({plan.source.address}) does not fit its params: one of {', '.join(plan.unguarded)} fails "
             "for a row, and no single row can be put aside, since it holds a subquery, a window function or random(). "
@@ -101,14 +101,14 @@ def _kind(con: "DuckDBPyConnection", table: str, source: Source, step: Step, sql
         kind = str(con.execute(f"{before}{step.expression}\n) AS v FROM ({sql})").fetchall()[0][1])
     except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
         setting = f"sources.{table}.{step.setting} `{step.expression}`"
-        cause = sqlfault.explain(
+        cause = sqlerrors.explain(
             error, step.expression, setting=setting, before=before, columns=present, tables="the tables above this one"
         )
         raise ValueError(
             f"{table} ({source.address}) does not fit its params: {cause} It must be SQL over the contract's columns."
         ) from None
     except duckdb.Error as error:
-        sqlfault.raise_unless_of_a_row(error)
+        sqlerrors.raise_unless_of_a_row(error)
         return "TIMESTAMP" if step.is_time else "VARCHAR"
     if step.is_time and not kind.startswith(TIME_KINDS):
         raise ValueError(
@@ -130,7 +130,7 @@ def _added(sql: str, step: Step, kind: str, present: list[str], *, guard: bool) 
     inner = f"SELECT *, {_try(step) if guard else f'({step.expression}{chr(10)})'} AS {hidden} FROM ({sql})"
     failure = f"CASE WHEN {fails} THEN {literal(step.setting)} END"
     if step.is_time:
-        moment = zones.moment(value) if kind == "VARCHAR" else f"CAST({value} AS TIMESTAMP)"
+        moment = timezones.moment(value) if kind == "VARCHAR" else f"CAST({value} AS TIMESTAMP)"
         if kind == "VARCHAR":
             failure = (
                 f"CASE WHEN {fails} THEN {literal(step.setting)} "

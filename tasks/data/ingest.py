@@ -11,33 +11,29 @@ read anew, and its periods that came out as they were cost the later stages noth
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import log
 from tasks.data import (
+    cache,
     contract,
     csvfile,
-    delivery,
     expressions,
+    feasibility,
+    feeds,
     periods,
-    sizes,
+    rawtable,
     sources,
-    sqlfault,
-    survey,
     timeline,
-    zones,
+    timezones,
 )
 from tasks.data.contract import literal, quoted
-from tasks.data.delivery import Delivery
-from tasks.data.expressions import HIDDEN
-from tasks.data.sources import Fetched
+from tasks.data.feeds import FILE, ROW, Feed, Reader, _raw
 from tasks.data.timeline import Reach
-from tasks.params import FAULT, PLACE, TIMES, Params, Source, Table, in_utc
+from tasks.params import FAULT, PLACE, TIMES, Params, in_utc
 from tasks.runtime import files, sql, stage
 from tasks.runtime.sql import parquet
 
@@ -46,86 +42,11 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 NO_TIME = datetime(1970, 1, 1)  # "now" of a source whose rows all go to quarantine, and in the same bytes each time
-MODULES = (contract, csvfile, delivery, expressions, sources, sql, survey, timeline, zones)
-CODE = periods.source_of(*map(str, (__file__, *(module.__file__ for module in MODULES))))
-FILE, ROW = quoted(f"{HIDDEN}file"), quoted(f"{HIDDEN}row")  # where a row stood
+MODULES = (contract, csvfile, expressions, feeds, rawtable, sources, sql, timeline, timezones)
+CODE = cache.source_of(*map(str, (__file__, *(module.__file__ for module in MODULES))))
 Spans = dict[
     str, tuple[datetime, datetime]
 ]  # by period: when its first row is there, and the newest moment that it tells of
-
-
-@dataclass(frozen=True)
-class Feed:
-    """One table's source, fetched, and `identity`: the hash of everything that its rows are made of."""
-
-    name: str
-    source: Source
-    table: Table
-    fetched: Fetched
-    identity: str
-
-    @property
-    def timed(self) -> bool:
-        return self.source.event_time is not None
-
-    @property
-    def columns(self) -> list[str]:
-        """The contract's columns but the two times, which come last and from expressions of their own."""
-        return [name for name in self.table.columns if name not in TIMES]
-
-    @property
-    def outcomes(self) -> list[str]:
-        return [name for name in self.columns if self.table.columns[name].outcome]
-
-    @property
-    def order(self) -> str:
-        """A fixed order in which no row's place tells of its outcome: that may not be known yet."""
-        known = [name for name in self.columns if name not in self.outcomes]
-        names = [*TIMES[: self.timed], *known, *self.outcomes, *(PLACE if self.table.key else ())]
-        return ", ".join(quoted(name) for name in names)
-
-
-class Reader:
-    """The sources as typed tables in DuckDB, each read once and only when something new is asked of it."""
-
-    def __init__(self, p: Params, feeds: dict[str, Feed]) -> None:
-        self.con = stage.connect(p)
-        self._feeds, self._open = feeds, set[str]()
-        self.outlier: dict[str, str] = {}  # by table: why a row is an outlier in time, as SQL
-        self.deliveries: dict[str, Delivery] = {}
-
-    @contextmanager
-    def reading(self, feed: Feed) -> Iterator["DuckDBPyConnection"]:
-        """The connection, with the feed's table and those above it; DuckDB's errors name the table."""
-        import duckdb
-
-        try:
-            for name in self._feeds:
-                self._load(self._feeds[name])
-                if name == feed.name:
-                    break
-            yield self.con
-        except duckdb.Error as error:
-            sqlfault.raise_unless_of_a_row(error)
-            raise ValueError(
-                f"{feed.name} ({feed.source.address}) does not fit its params: DuckDB cannot compute its rows "
-                f"({type(error).__name__}). Check sources.{feed.name} and contract.{feed.name}."
-            ) from None
-
-    def _load(self, feed: Feed) -> None:
-        if feed.name in self._open:
-            return
-        wanted = {name: column for name, column in feed.table.columns.items() if name not in feed.source.derive}
-        try:
-            self.deliveries[feed.name] = delivery.load(self.con, feed.fetched, feed.source, wanted, "_arrived")
-        except ValueError as error:
-            raise ValueError(f"{feed.name}: {error}") from None
-        forms = dict(self.con.execute("SELECT column_name, column_type FROM (DESCRIBE _arrived)").fetchall())
-        base = _typed_sql(feed, [(name, forms[f"v{i}"] == "VARCHAR") for i, name in enumerate(wanted)])
-        plan = expressions.plan(self.con, feed.name, feed.source, base, list(wanted))
-        expressions.create(self.con, plan, _raw_derived(feed, plan.kinds))
-        self.con.execute("DROP TABLE _arrived")
-        self._open.add(feed.name)
 
 
 def ingest(p: Params, folder: Path = Path()) -> None:
@@ -176,38 +97,8 @@ def _fetch(p: Params, key_id: str | None) -> dict[str, Feed]:
         above = [feed.identity for feed in feeds.values()]
         said = source.model_dump(exclude={"address"})
         parts = (name, fetched.fingerprint, said, columns, table.key, p.ingest.period, key_id, above, CODE)
-        feeds[name] = Feed(name, source, table, fetched, periods.key(*parts))
+        feeds[name] = Feed(name, source, table, fetched, cache.key(*parts))
     return feeds
-
-
-def _typed_sql(feed: Feed, wanted: list[tuple[str, bool]]) -> str:
-    """The contract's columns typed, beside each its raw self (True: it came as text), and each row's place."""
-    decimal = feed.source.decimal
-    named = [f"v{i} AS {quoted(name)}" for i, (name, _) in enumerate(wanted)]
-    place = [f"file AS {FILE}", f"rowid - start + 1 AS {ROW}"]
-    arrived = f"SELECT {', '.join([*named, *place])} FROM _arrived WHERE NOT blank"
-    pairs = [
-        f"{contract.typed(name, feed.table.columns[name], text=text, decimal=decimal)} AS {quoted(name)}, "
-        f"{quoted(name)} AS {_raw(name)}"
-        for name, text in wanted
-    ]
-    return f"SELECT {', '.join([*pairs, FILE, ROW])} FROM ({arrived})"
-
-
-def _raw(name: str) -> str:
-    """The column beside a typed one that holds its value as it came."""
-    return quoted(f"{HIDDEN}raw {name}")
-
-
-def _raw_derived(feed: Feed, kinds: dict[str, str]) -> list[str]:
-    """The derived columns of the contract in the form that raw values have."""
-    columns = []
-    for name in feed.columns:
-        if name in feed.source.derive:
-            wanted = feed.table.columns[name].type
-            form = wanted if kinds[name] in delivery.HELD[wanted] else "VARCHAR"
-            columns.append(f"{delivery.raw(quoted(name), kinds[name], wanted, form)} AS {_raw(name)}")
-    return columns
 
 
 def _places(con: "DuckDBPyConnection", feed: Feed) -> list[str]:
@@ -234,12 +125,12 @@ def _survey(reader: Reader, feed: Feed) -> Reach | None:
 
         def measure(into: Path) -> None:
             with reader.reading(feed) as con:
-                found = survey.measure(con, feed.name, feed.outcomes)
-            files.publish_text(into / "reach.json", survey.to_json(found))
+                found = timeline.measure(con, feed.name, feed.outcomes)
+            files.publish_text(into / "reach.json", timeline.to_json(found))
 
-        periods.cached(periods.key("reach", feed.identity), {target: "reach.json"}, measure)
-        reach = survey.from_json(target.read_text())
-    reader.outlier[feed.name] = survey.reason_sql(reach, feed.outcomes)
+        cache.cached(cache.key("reach", feed.identity), {target: "reach.json"}, measure)
+        reach = timeline.from_json(target.read_text())
+    reader.outlier[feed.name] = timeline.reason_sql(reach, feed.outcomes)
     return reach
 
 
@@ -262,7 +153,7 @@ def _spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> tuple[Spans, di
             files.publish_json(into / "spans.json", {"spans": found, "delivery": arrived})
 
         surveyed = feed.name in reader.outlier
-        periods.cached(periods.key("spans", feed.identity, surveyed), {target: "spans.json"}, measure)
+        cache.cached(cache.key("spans", feed.identity, surveyed), {target: "spans.json"}, measure)
         found = json.loads(target.read_text())
     _check_lacking(feed, found["delivery"]["lacking"])
     spans = {
@@ -285,7 +176,7 @@ def _misfits(con: "DuckDBPyConnection", feed: Feed) -> bool:
 
 def _check_lacking(feed: Feed, lacking: dict[str, list[str]]) -> None:
     """Raises ValueError when a file lacks a column that is required; tells of any other one that it lacks."""
-    names = delivery.file_names(feed.fetched)
+    names = rawtable.file_names(feed.fetched)
     for index, columns in lacking.items():
         file = names[int(index)]
         if required := [name for name in columns if feed.table.columns[name].required]:
@@ -361,7 +252,7 @@ def _write(reader: Reader, feed: Feed, spans: Spans, as_of: datetime, folder: Pa
 
 def _arrival(feed: Feed, arrived: dict[str, Any], rows: int) -> dict[str, Any]:
     """What the files held: each row of theirs is in data/raw, or empty, or not known yet."""
-    names = delivery.file_names(feed.fetched)
+    names = rawtable.file_names(feed.fetched)
     return {
         "files": names,
         "read": arrived["rows"],
@@ -379,7 +270,7 @@ def _whole(reader: Reader, feed: Feed, period: str, key: bytes, *targets: Path) 
             _parquet(_rows(con, feed, period, key, reader.outlier.get(feed.name)), into / "rows.parquet")
 
     surveyed = feed.name in reader.outlier
-    periods.cached(periods.key("whole", feed.identity, period, surveyed), dict.fromkeys(targets, "rows.parquet"), make)
+    cache.cached(cache.key("whole", feed.identity, period, surveyed), dict.fromkeys(targets, "rows.parquet"), make)
 
 
 def _cut(con: "DuckDBPyConnection", feed: Feed, period: str, as_of: datetime, target: Path) -> None:
@@ -388,7 +279,7 @@ def _cut(con: "DuckDBPyConnection", feed: Feed, period: str, as_of: datetime, ta
     def make(into: Path) -> None:
         _parquet(con.sql(_known_sql(feed, as_of, target)).to_arrow_table(), into / "rows.parquet")
 
-    periods.cached(periods.key("cut", feed.identity, period, as_of), {target: "rows.parquet"}, make)
+    cache.cached(cache.key("cut", feed.identity, period, as_of), {target: "rows.parquet"}, make)
 
 
 def _known_sql(feed: Feed, as_of: datetime, whole: Path) -> str:
@@ -418,7 +309,7 @@ def _rows(con: "DuckDBPyConnection", feed: Feed, period: str, key: bytes, outlie
         columns.append(f"{value} AS {quoted(name)}")
     columns += [*_places(con, feed), FAULT, *(TIMES if feed.timed else ())]
     if period == periods.OUTLIERS:
-        columns.append(f"{outlier} AS {survey.OUTLIER}")
+        columns.append(f"{outlier} AS {timeline.OUTLIER}")
     return con.sql(f"SELECT {', '.join(columns)} FROM _chosen{joins} ORDER BY {feed.order}").to_arrow_table()
 
 
@@ -473,4 +364,4 @@ def _report(tables: dict[str, dict[str, Any]], as_of: datetime) -> None:
 
 
 if __name__ == "__main__":
-    stage.main("ingest", sizes.warn_after(ingest))
+    stage.main("ingest", feasibility.warn_after(ingest))

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tasks.data import sqlfault
+from tasks.data import sqlerrors
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -84,7 +84,7 @@ def _parse(sql: str) -> Any:
         try:
             kinds = [statement.type.name for statement in con.extract_statements(sql)]
         except duckdb.Error as error:
-            raise ValueError(sqlfault.explain(error, sql, setting="features.sql")) from None
+            raise ValueError(sqlerrors.explain(error, sql, setting="features.sql")) from None
         if kinds == ["MULTI"]:
             raise ValueError(
                 "features.sql must be one SELECT, but it holds a PIVOT whose columns depend on the rows. Name the "

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks import log, params
-from tasks.data import contract, features, periods, survey
+from tasks.data import cache, contract, features, featuresql
+from tasks.data import manifest as survey
 from tasks.data.contract import literal, quoted
 from tasks.params import Params
 from tasks.runtime import files
@@ -81,21 +82,21 @@ def _before(home: Path | None) -> State | None:
 def kind(p: Params) -> str:
     """What the tables of these params are; a state of another kind does not fit them."""
     tables = {name: table.model_dump() for name, table in p.contract.items()}
-    return periods.key(p.registry.model, tables, p.spine.model_dump(), str(p.features.lookback))[:16]
+    return cache.key(p.registry.model, tables, p.spine.model_dump(), str(p.features.lookback))[:16]
 
 
 def _write(p: Params, folder: Path, made: State) -> None:
     """One file a table, in a folder that gets its name when all are there."""
     new = made.folder.with_name(f"{made.folder.name}.new")
     new.mkdir(parents=True)
-    con, tables = features.connect(p), features.open_tables(p, folder / p.paths.clean)
+    con, tables = featuresql.connect(p), features.open_tables(p, folder / p.paths.clean)
     since = made.since - p.features.lookback
     near = {name: [path for each, path in files if each.end > since] for name, files in tables.timed.items()}
     for name, paths in {**tables.static, **near}.items():
         cut = f"event_time >= TIMESTAMP {literal(str(since))}" if name in near else "TRUE"
         _read(con, p, name, paths, cut)
         con.execute(f"COPY {quoted(name)} TO {literal(str(new / f'{name}.parquet'))} (FORMAT parquet)")
-    periods.seal(new)
+    cache.seal(new)
     new.rename(made.folder)
 
 
@@ -143,8 +144,8 @@ def forget(folders: Iterable[Path]) -> None:
 def load(p: Params, state: State) -> dict[str, "pa.Table"]:
     """The tables in memory, by their names. Raises FileNotFoundError when they have been replaced since, ValueError
     when they are not those that were published."""
-    con = features.connect(p)
-    damaged = periods.damage(state.folder)
+    con = featuresql.connect(p)
+    damaged = cache.damage(state.folder)
     if not state.folder.exists():
         raise FileNotFoundError(f"{state.folder}: newer state has been published")
     if damaged:

@@ -6,12 +6,20 @@ closes at weekends and for a table that is filled once a month. A real gap of we
 on both of its sides. A lone row beyond a far gap neither moves "now" nor begins the history.
 """
 
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tasks.runtime.sql import literal, quoted
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 Times = NDArray[np.datetime64]
 Moments = NDArray[np.int64]  # microseconds
@@ -25,6 +33,8 @@ FAR_EXTENT = 3  # times the extent of all other rows, where there are too few ga
 LONE_SHARE, RARE_SHARE = 0.2, 0.01  # of the rows, where there are too few gaps; where there are one or two moments
 ROOM, LONGEST_ROOM = 0.5, timedelta(days=180)  # of the dense part: a row that lies no further off is kept
 DAY = timedelta(days=1)
+OUTLIER = "_outlier"  # the column that says why a row is one; no column of a contract begins so
+SHORT = 0.5  # of a fold: a gap that is no longer leaves the fold most of its rows
 
 
 @dataclass(frozen=True)
@@ -172,3 +182,107 @@ def reach(event_time: Times, known_at: Times) -> Reach:
         return Reach(draw(event_time), None, late=False)
     late = bool((known_at[there] == event_time[there]).all())
     return Reach(draw(event_time), draw(known_at[there]), late)
+
+
+# --- outliers, as SQL -----------------------------------------------------------------------------------------------
+
+
+def measure(con: "DuckDBPyConnection", table: str, outcomes: Sequence[str]) -> Reach | None:
+    """The reach of the rows that have an event time. An outcome counts as known where the row holds one."""
+    moment = f"CASE WHEN {_is_known(outcomes)} THEN known_at END AS known_at"
+    rows = con.sql(f"SELECT event_time, {moment} FROM {quoted(table)} WHERE event_time IS NOT NULL").to_arrow_table()
+    if not rows.num_rows:
+        return None
+    return reach(rows["event_time"].to_numpy(), rows["known_at"].to_numpy())
+
+
+def _is_known(outcomes: Sequence[str]) -> str:
+    return "(" + (" OR ".join(f"{quoted(name)} IS NOT NULL" for name in outcomes) or "TRUE") + ")"
+
+
+def reason_sql(reach: Reach | None, outcomes: Sequence[str]) -> str:
+    """Why a row is an outlier in time; NULL for one that is none."""
+    if reach is None:
+        return "CAST(NULL AS VARCHAR)"
+    cases = _case("event_time", reach.events, "TRUE")
+    cases += _case("known_at", reach.known, _is_known(outcomes)) if reach.known else ""
+    return f"CASE {cases} END"
+
+
+def _case(name: str, line: Timeline, where: str) -> str:
+    bounds = " AND ".join(f"TIMESTAMP {literal(str(moment))}" for moment in (line.begin, line.end))
+    far = f" is an outlier in time: the other rows lie between {line.begin} and {line.end}"
+    return f"WHEN {where} AND {name} NOT BETWEEN {bounds} THEN concat('{name} ', {name}, {literal(far)}) "
+
+
+def to_json(reach: Reach | None) -> str:
+    return json.dumps(reach and asdict(reach), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return value.total_seconds() if isinstance(value, timedelta) else value.isoformat()
+
+
+def from_json(text: str) -> Reach | None:
+    raw = json.loads(text)
+    if raw is None:
+        return None
+    return Reach(_line(raw["events"]), raw["known"] and _line(raw["known"]), raw["late"])
+
+
+def _line(raw: Mapping[str, Any]) -> Timeline:
+    moments = {name: datetime.fromisoformat(raw[name]) for name in ("begin", "dense_end", "end")}
+    return Timeline(**moments, gap=timedelta(seconds=raw["gap"]))
+
+
+# --- pauses: lengths such as split.fold are measured in time that has rows ------------------------------------------
+
+
+@dataclass(frozen=True)
+class Span:
+    """begin <= event_time < end."""
+
+    begin: datetime
+    end: datetime
+
+    @property
+    def days(self) -> timedelta:
+        """Its length, in whole days: never less."""
+        return math.ceil((self.end - self.begin) / timedelta(days=1)) * timedelta(days=1)
+
+
+def find(times: Times, *, longer: timedelta) -> list[Span]:
+    """The gaps in these times (n, in any order) that are longer than this, and far longer than the table's usual gap:
+    from the last row before each to the first after it, oldest first."""
+    if len(times) < 2:
+        return []
+    least = max(longer, draw(times).far)
+    ordered = np.sort(times.astype("datetime64[us]"))
+    places = np.flatnonzero(np.diff(ordered) > np.timedelta64(least))
+    return [Span(ordered[i].item(), ordered[i + 1].item()) for i in places.tolist()]
+
+
+def fold_spans(times: Times, end: datetime, *, folds: int, fold: timedelta) -> list[Span]:
+    """Where each fold's validation lies, oldest first: one after the other up to `end`, each of `fold` in time that has
+    rows (n, in any order)."""
+    gaps = find(times, longer=SHORT * fold)
+    ends = [end]
+    for _ in range(folds):
+        ends.append(_before(ends[-1], fold, gaps))
+    return [Span(ends[i + 1], ends[i]) for i in reversed(range(folds))]
+
+
+def _before(end: datetime, length: timedelta, gaps: list[Span]) -> datetime:
+    """The moment that lies so long before `end`, pauses left out."""
+    begin = end - length
+    for gap in reversed(gaps):
+        if gap.begin < end and begin < gap.end:
+            begin -= min(gap.end, end) - gap.begin
+    return begin
+
+
+def longest_gap(times: Times) -> Span:
+    """The longest stretch between two of these times (n > 1, in any order)."""
+    ordered = np.sort(times.astype("datetime64[us]"))
+    place = int(np.argmax(np.diff(ordered)))
+    return Span(ordered[place].item(), ordered[place + 1].item())

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks import log, params
-from tasks.data.features import Rows
+from tasks.data.featurerows import Rows
 from tasks.monitoring import predecessor
 from tasks.monitoring.signal import Signal
 from tasks.params import Params

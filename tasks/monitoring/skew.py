@@ -1,7 +1,7 @@
 """skew: are the features that the champion predicted with those that are computed of the same rows today?
 
 Training takes features from history, predictions took theirs when history was not yet whole. Where the two differ, the
-model is trained on what it does not get. No probe for leaks (tasks/data/probe.py) sees a static table that was made of
+model is trained on what it does not get. No probe for leaks (tasks/data/leaks.py) sees a static table that was made of
 outcomes, or a source that is rewritten later; this comparison does, as soon as it changes. It names the columns and
 decides nothing: a row that was delivered late, or corrected, may change a feature too.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.data import features, probe
+from tasks.data import featurerows, leaks
 from tasks.params import Params
 from tasks.promotion import judge
 from tasks.promotion.registry import Registry, Version
@@ -74,7 +74,7 @@ def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, ch
     journalled = _predictions(journal.read("predictions", since=since, until=until), champion)
     if not journalled.num_rows:
         return Skew(champion.number, since, until, {}, 0, ())
-    rows = features.read(folder / p.paths.features)
+    rows = featurerows.read(folder / p.paths.features)
     with tempfile.TemporaryDirectory() as scratch:
         recipe = judge.fetch(registry, champion, Path(scratch))
         own = judge.features_by(recipe, p, folder, rows)
@@ -108,7 +108,7 @@ def compare_rows(
     journalled: "pa.Table", recomputed: "pa.Table", event_time: "pa.ChunkedArray", origin: Origin
 ) -> list[Column]:
     """The columns that differ between two tables of the same rows, the most often first."""
-    differences = probe.find_differences(journalled, recomputed)
+    differences = leaks.find_differences(journalled, recomputed)
     columns = [
         Column(name, origin, one.count, len(journalled), event_time[one.place].as_py(), one.one, one.other)
         for name, one in differences.items()

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import log, params
-from tasks.data import features, survey
-from tasks.data.features import Rows
+from tasks.data import featurerows, features
+from tasks.data import manifest as survey
+from tasks.data.featurerows import Rows
 from tasks.params import Params, in_utc
 from tasks.promotion import gate
 from tasks.promotion.gate import Judged, Verdict
@@ -183,7 +184,7 @@ class Case:
 
     @cached_property
     def rows(self) -> Rows:
-        return features.read(self.folder / self.p.paths.features)
+        return featurerows.read(self.folder / self.p.paths.features)
 
     @cached_property
     def candidate(self) -> Judged:
@@ -328,4 +329,4 @@ def features_by(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Rows:
     mixed = p.model_copy(update={"features": recipe.p.features, "spine": recipe.p.spine})
     with tempfile.TemporaryDirectory() as out:
         features.build(params.check(mixed.model_dump(mode="json")), folder / p.paths.clean, Path(out), recipe.sql)
-        return features.read(Path(out))
+        return featurerows.read(Path(out))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tasks import log
-from tasks.data import periods
+from tasks.data import cache, periods
 from tasks.params import Params
 from tasks.promotion import figures, registry
 from tasks.promotion.registry import Bundle, Dataset, Trial
@@ -323,7 +323,7 @@ def lineage(made: Made, *, commit: str, dirty: bool) -> dict[str, str]:
         "as_of": made.as_of,
         "commit": commit,
         "dirty": str(dirty).lower(),
-        "environment": periods.content(lock) if lock.exists() else UNKNOWN,
+        "environment": cache.content(lock) if lock.exists() else UNKNOWN,
         "flow_run": os.environ.get("EVERGREEN_FLOW_RUN") or None,
         "pii_key_id": made.raw.get("pii_key_id"),
         "data.from": made.features.get("from"),

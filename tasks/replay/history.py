@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks import log
-from tasks.data import features, periods
-from tasks.data.features import META, Rows
+from tasks.data import cache, featurerows, features, periods
+from tasks.data.featurerows import META, Rows
 from tasks.data.periods import Period
 from tasks.params import Params
 from tasks.promotion import judge
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PARAMS, SQL, COST = "params.yaml", "tasks/features.sql", "cost.json"  # of a candidate's folder, beside the stages' own
 HALF = ".new-"  # how the name of a folder begins that is not whole
 MADE_BY = (features, split, model, tune, train, evaluate, reference)
-CODE = periods.source_of(__file__, *(str(each.__file__) for each in MADE_BY))
+CODE = cache.source_of(__file__, *(str(each.__file__) for each in MADE_BY))
 LIBRARIES = ("numpy", "optuna", "scikit-learn")  # that decide what is made; XGBoost goes by two names
 
 
@@ -87,7 +87,7 @@ class History:
 
     @cached_property
     def rows(self) -> Rows:
-        return features.read(self.features)
+        return featurerows.read(self.features)
 
     @cached_property
     def as_of(self) -> datetime:
@@ -116,7 +116,7 @@ class History:
         settings = [each.model_dump() for each in sections] + [p.monitor.window]
         contents = [(part.period.name, part.content) for part in self._parts if part.period.start <= as_of]
         releases = [importlib.metadata.version(name) for name in LIBRARIES]
-        return periods.key(as_of, contents, settings, self.sql, CODE, releases, model.xgboost().__version__)
+        return cache.key(as_of, contents, settings, self.sql, CODE, releases, model.xgboost().__version__)
 
     @cached_property
     def _parts(self) -> "list[_Part]":
@@ -129,7 +129,7 @@ class History:
         try:
             self.write(as_of, new)
             files.publish_json(new / COST, {"cpu": round(_trained(self.p, new), 2)})
-            periods.seal(new)
+            cache.seal(new)
             new.rename(place)
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -161,7 +161,7 @@ class _Part:
         import pyarrow.parquet as pq
 
         if self.newest <= as_of:
-            return periods.share(self.path, target)
+            return cache.share(self.path, target)
         if self.period.start <= as_of and (held := known(pq.read_table(self.path), as_of)).num_rows:
             pq.write_table(held, target, compression="zstd")
         return None
@@ -173,12 +173,12 @@ def _part(period: Period, path: Path) -> _Part:
 
     times = pq.read_table(path, columns=list(META[:2]))
     newest = [pc.max(times[name]).as_py() for name in META[:2]]
-    return _Part(period, path, periods.content(path), max((each for each in newest if each), default=period.start))
+    return _Part(period, path, cache.content(path), max((each for each in newest if each), default=period.start))
 
 
 def _discard_damaged(place: Path) -> None:
     """A candidate holds links of feature files: whoever writes into one of those writes into it."""
-    if place.is_dir() and (names := periods.damage(place)):
+    if place.is_dir() and (names := cache.damage(place)):
         log.warning("%s no longer holds what was made (%s): it is trained again", place, ", ".join(names))
         shutil.rmtree(place)
 

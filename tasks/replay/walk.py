@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import log
-from tasks.data import sizes
-from tasks.data.features import Rows
+from tasks.data import feasibility
+from tasks.data.featurerows import Rows
 from tasks.monitoring import drift, monitor, policy
 from tasks.monitoring.monitor import Level, Window
 from tasks.monitoring.signal import Signal
@@ -444,7 +444,7 @@ def _notes(past: Past, grid: Grid, names: Sequence[str]) -> tuple[str, ...]:
     """Why a policy by signals cannot act on this table, whatever happens."""
     if not set(names) & BY_SIGNALS.keys():
         return ()
-    problems = sizes.check(past.rows.event_time, grid.until, past.p)
+    problems = feasibility.check(past.rows.event_time, grid.until, past.p)
     return tuple(each.message for each in problems if each.setting in ("policy.min_rows", "monitor.window"))
 
 

@@ -176,7 +176,7 @@ def connect(p: Params) -> "DuckDBPyConnection":
             "temp_directory": str(_spill_folder(Path.cwd()) / secrets.token_hex(8)),
             "temp_file_encryption": True,
             "force_mbedtls_unsafe": "true",
-            "errors_as_json": True,  # with their place, for tasks/data/sqlfault.py
+            "errors_as_json": True,  # with their place, for tasks/data/sqlerrors.py
         }
     )
     con.execute("SET TimeZone = 'UTC'")

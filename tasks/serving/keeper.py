@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import log, params
-from tasks.data import periods, state
+from tasks.data import cache, state
 from tasks.params import Params
 from tasks.promotion import registry
 from tasks.promotion.registry import Registry, Version
@@ -128,7 +128,7 @@ def _copy(known: Registry, version: Version, here: Path) -> None:
 
 def _told(known: Registry, version: Version, made: Path) -> dict[str, Any]:
     told = {"number": version.number, "as_of": version.as_of, "commit": version.commit, "tags": dict(version.tags)}
-    files = {name: periods.content(made / name) for name in live.FILES}
+    files = {name: cache.content(made / name) for name in live.FILES}
     return told | known.card(version) | {"model": known.model, "run_id": version.run_id, "files": files}
 
 

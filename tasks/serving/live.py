@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import log, params
-from tasks.data import contract, periods, state
+from tasks.data import cache, contract, state
 from tasks.data.state import State
 from tasks.params import Params
 from tasks.serving.journal import entry_of
@@ -96,7 +96,7 @@ def copied(here: Path) -> dict[str, Any]:
     if not isinstance(files, dict):
         raise ValueError(f"`files` must be names and hashes in {here / 'version.json'}, but got {files!r}. {ANEW}")
     for name, wanted in files.items():
-        if (found := periods.content(here / name)) != wanted:
+        if (found := cache.content(here / name)) != wanted:
             raise ValueError(f"{here / name} must have the hash {wanted}, but it has {found}. {ANEW}")
     return told
 

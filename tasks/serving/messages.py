@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 
-from tasks.data.checks import LARGEST
+from tasks.data.featuresql import LARGEST
 from tasks.params import Column, Params, in_utc
 
 BITS = {"INTEGER": 31, "BIGINT": 63}

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks import log
-from tasks.data import features, sandbox
-from tasks.data.checks import is_text
+from tasks.data import featuresql, sandbox
+from tasks.data.featuresql import is_text
 from tasks.params import Params
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Plan:
         """
         self.spine.rows = spine
         found = sorted(self.con.execute(self.statement).fetchall(), key=itemgetter(0))
-        features.refuse_miscounted([row[0] for row in found], spine["row_id"].to_pylist())
+        featuresql.refuse_miscounted([row[0] for row in found], spine["row_id"].to_pylist())
         columns = [[row[place] for row in found] for place in range(1, len(self.kinds) + 1)]
         return list(zip(*map(_plain, columns, self.kinds.values()), strict=True))
 
@@ -108,10 +108,10 @@ def _why_not(tables: Mapping[str, "pa.Table"], p: Params, sql: str, tried: Seque
 
 def _computed(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> "pa.Table":
     """As for training."""
-    con = features.connect(p)
+    con = featuresql.connect(p)
     for name, rows in {**tables, "spine": spine}.items():
         con.register(name, rows)
-    return features.compute(con, p, sql)
+    return featuresql.compute(con, p, sql)
 
 
 def _prepared(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> Plan:
@@ -124,8 +124,8 @@ def _opened(
     tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table", *, settings: Sequence[str] = ()
 ) -> Plan:
     """The rules for the SQL are those of training: a version that was promoted before a rule came is refused too."""
-    features.check_sql(p, sql)
-    con, fed = features.connect(p), Fed(spine)
+    featuresql.check_sql(p, sql)
+    con, fed = featuresql.connect(p), Fed(spine)
     for setting in ("threads = 1", *settings):  # so few rows are no work for two
         con.execute(f"SET {setting}")
     lead = f"INTERVAL {int(p.features.lead.total_seconds())} SECONDS"  # a plan that reads a variable is not kept
@@ -135,8 +135,8 @@ def _opened(
     con.register("spine", fed)
     sandbox.close(con)
     con.execute(f"CREATE TEMP VIEW found AS {sql}")
-    kinds = features.kinds_of(con, p, "found")
-    told = ", ".join(features.cast(name, kind) for name, kind in kinds.items())
+    kinds = featuresql.kinds_of(con, p, "found")
+    told = ", ".join(featuresql.cast(name, kind) for name, kind in kinds.items())
     return Plan(con, fed, f"SELECT row_id, {told} FROM found", kinds)
 
 

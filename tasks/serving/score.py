@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks import log
-from tasks.data import features, survey
-from tasks.data.features import Rows
+from tasks.data import featurerows
+from tasks.data import manifest as survey
+from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.promotion import judge
 from tasks.promotion.judge import Recipe
@@ -50,7 +51,7 @@ def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> S
     """Predict and journal what has arrived in the features of `folder`."""
     as_of = datetime.fromisoformat(json.loads((folder / p.paths.features / "manifest.json").read_text())["as_of"])
     champion, limit = registry.champion(), survey.read_limit(folder / p.paths.raw)
-    rows = features.read(folder / p.paths.features)
+    rows = featurerows.read(folder / p.paths.features)
     newest = rows.event_time[-1].astype("datetime64[us]").item() if len(rows) else None
     if champion is None:
         log.warning("no champion serves yet: nothing was scored. Run the retrain flow; the next run scores.")

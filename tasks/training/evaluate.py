@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import log
-from tasks.data import checks, features
-from tasks.data.features import Rows
+from tasks.data import featurerows, featuresql
+from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.runtime import files, stage
 from tasks.training import labels, model, reference, split
@@ -37,8 +37,8 @@ CANDIDATE = "candidate"
 def evaluate(p: Params, folder: Path = Path()) -> None:
     """Write the reports. Raises ValueError when history does not reach behind the holdout."""
     source, models = folder / p.paths.features, folder / p.paths.models
-    rows = features.read(source)
-    checks.check_slices(p.evaluate.slices, rows.table.column_names)
+    rows = featurerows.read(source)
+    featuresql.check_slices(p.evaluate.slices, rows.table.column_names)
     as_of = datetime.fromisoformat(json.loads((source / "manifest.json").read_text())["as_of"])
     where = split.cuts(as_of, p.split, deadline=p.label.deadline)
     there = model.labelled(rows.label)

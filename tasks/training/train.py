@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import log
-from tasks.data import features
-from tasks.data.features import Rows
+from tasks.data import featurerows
+from tasks.data.featurerows import Rows
 from tasks.params import Costs, Params, Task
 from tasks.runtime import files, stage
 from tasks.training import calibration, model, split, tune
@@ -35,7 +35,7 @@ YOUNG = 0.01  # of the training rows: what classes without an out-of-fold row ma
 def train(p: Params, folder: Path = Path()) -> None:
     """Write <models>/twin.ubj, twins/ and model.ubj. Raises ValueError for a target with one class."""
     source, target = folder / p.paths.features, folder / p.paths.models
-    rows = features.read(source)
+    rows = featurerows.read(source)
     as_of = datetime.fromisoformat(json.loads((source / "manifest.json").read_text())["as_of"])
     tuned = json.loads((target / "tuned.json").read_text())
     start = split.cuts(as_of, p.split, deadline=p.label.deadline).start

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tasks import log, params
-from tasks.data import checks, features, periods, sizes
-from tasks.data.features import Rows
+from tasks.data import cache, feasibility, featurerows, features, featuresql, periods
+from tasks.data.featurerows import Rows
 from tasks.params import Params, Range, Tune
 from tasks.runtime import files, stage
 from tasks.training import model, split
@@ -78,7 +78,7 @@ DEFAULTS: dict[str, Any] = {
     "class_weight": 0.0,
 }
 STARTUP = 4  # trials that end before anybody is pruned
-CODE = periods.source_of(__file__, features.__file__, model.__file__, split.__file__)
+CODE = cache.source_of(__file__, features.__file__, model.__file__, split.__file__)
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,10 @@ def tune(p: Params, folder: Path = Path()) -> None:
     check_space(p)
     source = folder / p.paths.features
     as_of = datetime.fromisoformat(json.loads((source / "manifest.json").read_text())["as_of"])
-    rows = features.read(source)
-    checks.check_slices(p.evaluate.slices, rows.table.column_names)  # evaluate needs them, after all the rest is spent
+    rows = featurerows.read(source)
+    featuresql.check_slices(
+        p.evaluate.slices, rows.table.column_names
+    )  # evaluate needs them, after all the rest is spent
     folds = Folds(p, rows, as_of)
     study = optuna.create_study(study_name="tune", pruner=optuna.pruners.NopPruner(), sampler=_sampler(p, 0))
     with _trial_log(p, source, as_of) as path:
@@ -569,12 +571,10 @@ def _trial_log(p: Params, features: Path, as_of: datetime) -> Iterator[Path]:
     import optuna
     from filelock import FileLock, Timeout
 
-    rows = [periods.content(path) for _, path in periods.files(features)]
+    rows = [cache.content(path) for _, path in periods.files(features)]
     search = p.tune.model_dump(exclude={"trials", "budget", "finalists"})
     asked = p.label.task, p.label.deadline, p.split.model_dump(), p.train.categories, p.train.device
-    entry = periods.key(
-        rows, as_of, search, asked, CODE, optuna.__version__, np.__version__, model.xgboost().__version__
-    )
+    entry = cache.key(rows, as_of, search, asked, CODE, optuna.__version__, np.__version__, model.xgboost().__version__)
     path = params.home() / "studies" / f"{entry}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
@@ -652,4 +652,4 @@ def _distribution(each: Range) -> "optuna.distributions.BaseDistribution":
 
 
 if __name__ == "__main__":
-    stage.main("tune", sizes.refuse_before(tune))
+    stage.main("tune", feasibility.refuse_before(tune))

@@ -17,7 +17,7 @@ import pandas as pd
 from xgboost import XGBClassifier
 
 from tasks import params
-from tasks.data import features
+from tasks.data import featurerows
 from tasks.params import Params
 from tasks.training import model, split, tune
 
@@ -37,7 +37,7 @@ def search(p: Params) -> "optuna.Study":
 
 def read_folds(p: Params) -> list[Fold]:
     """Categories as codes, which is the faster way here; missing values are NaN."""
-    rows = features.read(p.paths.features)
+    rows = featurerows.read(p.paths.features)
     as_of = datetime.fromisoformat(json.loads((p.paths.features / "manifest.json").read_text())["as_of"])
     where = split.cuts(as_of, p.split, deadline=p.label.deadline)
     there = model.labelled(rows.label)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import params
-from tasks.data import features
+from tasks.data import features, featuresql
 from tasks.params import Params
 
 JOIN = "LEFT JOIN planes ON planes.tailnum = asked.tailnum"
@@ -64,7 +64,7 @@ def refusal(p: Params, sql: str) -> tuple[str | None, Any]:
 
 
 def leaks(p: Params, draws: int) -> dict[str, Any]:
-    sql = features.SQL.read_text()
+    sql = featuresql.SQL.read_text()
     missed = [(leak, draw) for leak in LEAKS for draw in range(draws) if refusal(p, plant(sql, leak, draw))[0] is None]
     more = p.model_copy(update={"features": p.features.model_copy(update={"leak_probes": 12 * draws})})
     alarm, probed = refusal(more, sql)
@@ -77,7 +77,7 @@ def cpu(p: Params) -> dict[str, float]:
     import pyarrow.parquet  # noqa: F401
 
     began = time.process_time()
-    refusal(p, features.SQL.read_text())
+    refusal(p, featuresql.SQL.read_text())
     return {"cpu": time.process_time() - began}
 
 

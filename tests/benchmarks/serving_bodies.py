@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import params
-from tasks.data import features, state
+from tasks.data import featurerows, state
 from tests.benchmarks import serving_stand
 from tests.benchmarks.place import Checkout
 
@@ -27,7 +27,7 @@ MINUTES = 30  # raw rows are the last day's flights, and the same some minutes l
 def ready(place: Checkout) -> "pa.Table":
     """All rows of features that there are, in the champion's columns; the newest first."""
     names = serving_stand.model(place).spec.names
-    table = features.read(place.root / params.load(place.root / "params.yaml").paths.features).table.select(names)
+    table = featurerows.read(place.root / params.load(place.root / "params.yaml").paths.features).table.select(names)
     return table.take(list(range(table.num_rows))[::-1])
 
 

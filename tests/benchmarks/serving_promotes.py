@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import params
-from tasks.data import features
+from tasks.data import featurerows
 from tasks.promotion import registry
 from tasks.promotion.registry import Bundle, Registry
 from tasks.serving import live
@@ -58,7 +58,7 @@ def promoted(known: Registry, run: str, place: int) -> dict[str, Any]:
 
 def main(count: int, seconds: float) -> None:
     p, home = params.load(), params.home()
-    known, table = registry.open_registry(p.registry), features.read(p.paths.features).table
+    known, table = registry.open_registry(p.registry), featurerows.read(p.paths.features).table
     files = live.folder(home) / str(live.served(home))
     runs = [made(known, files, table, place) for place in range(1, count + 1)]
     print("made", flush=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tasks import params
-from tasks.data import features
+from tasks.data import features, featuresql
 from tasks.data.contract import literal, quoted
 from tasks.params import Params
 from tasks.training import model, tune
@@ -24,13 +24,13 @@ from tasks.training import model, tune
 
 def build(p: Params) -> None:
     shutil.rmtree(p.paths.features, ignore_errors=True)
-    features.build(p, p.paths.clean, p.paths.features, features.SQL.read_text())
+    features.build(p, p.paths.clean, p.paths.features, featuresql.SQL.read_text())
 
 
 def at_once(p: Params) -> None:
     import pyarrow.parquet as pq
 
-    con = features.connect(p)
+    con = featuresql.connect(p)
     for name in p.sources:
         con.execute(
             f"CREATE TEMP TABLE {quoted(name)} AS FROM read_parquet({literal(str(p.paths.clean / name / '*.parquet'))})"
@@ -41,7 +41,7 @@ def at_once(p: Params) -> None:
         f"CREATE TEMP TABLE spine AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, {columns} "
         f"FROM {quoted(p.spine.table)}"
     )
-    found = features.compute(con, p, features.SQL.read_text())
+    found = featuresql.compute(con, p, featuresql.SQL.read_text())
     pq.write_table(found, "sql.parquet", compression="zstd")
 
 

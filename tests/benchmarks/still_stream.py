@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from tasks import params
-from tasks.data import features
-from tasks.data.features import Rows
+from tasks.data import featurerows
+from tasks.data.featurerows import Rows
 from tasks.monitoring import drift, monitor
 from tasks.monitoring.drift import Comparison
 from tasks.monitoring.monitor import Level, Window
@@ -170,7 +170,7 @@ def flipped(label: Any, seed: int) -> Any:
 
 
 def count(p: Params, seeds: int) -> dict[str, Any]:
-    rows = _whole_days(features.read(Path(p.paths.features)))
+    rows = _whole_days(featurerows.read(Path(p.paths.features)))
     told: dict[str, Any] = {"windows": [], "found": {}, "labels": [], "quiet_labels": []}
     for seed in range(seeds):
         made = stream(rows, seed)

@@ -17,7 +17,7 @@ from flows.score import score
 from flows.skew import compare_features
 from tasks import params
 from tasks.data import state
-from tasks.data.features import Rows
+from tasks.data.featurerows import Rows
 from tasks.monitoring.skew import Skew
 from tasks.promotion import registry
 from tasks.runtime import clock, pipeline

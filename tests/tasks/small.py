@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tasks import params
-from tasks.data.features import Rows
+from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
 from tests.conftest import BEGIN, raw_params
 

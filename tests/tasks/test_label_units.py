@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.data.features import Rows
+from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.promotion import gate, judge
 from tasks.training import evaluate, model, train, tune

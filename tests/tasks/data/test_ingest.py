@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.data import contract, ingest, periods
+from tasks.data import cache, contract, ingest
 from tests.conftest import BEGIN, KEY, Made, tree
 
 World = Callable[..., Made]
@@ -154,7 +154,7 @@ def test_a_later_as_of_works_on_the_open_periods_only_and_ends_where_a_full_buil
     before = entries(made)
     p = made.run("ingest", p=made.params(**{"clock.as_of": "2024-03-05"}))
     cut = {
-        periods.key("cut", feed.identity, "2024-03", p.clock.as_of)
+        cache.key("cut", feed.identity, "2024-03", p.clock.as_of)
         for feed in ingest._fetch(p, contract.key_id(KEY.encode())).values()
     }
     assert entries(made) - before <= cut
@@ -170,7 +170,7 @@ def test_bytes_that_were_seen_before_are_not_read_again(made: Made, monkeypatch:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("read again")
 
-    monkeypatch.setattr("tasks.data.delivery.load", refuse)
+    monkeypatch.setattr("tasks.data.rawtable.load", refuse)
     made.run("ingest", p=made.params(**{"clock.as_of": "2024-01-20T06:00:00"}))
     assert len(rows(made, "orders")) > 0
 

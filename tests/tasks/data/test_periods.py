@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data import periods
+from tasks.data import cache, periods
 from tasks.runtime import files
 from tests.conftest import tree
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EVERGREEN_PERIODS", str(tmp_path / "periods"))
     return tmp_path / "periods"
 
@@ -56,23 +56,23 @@ def test_the_files_of_a_table_come_oldest_first_and_only_those_with_a_time(tmp_p
 
 
 def test_a_key_tells_inputs_apart_and_not_their_order_in_a_mapping() -> None:
-    assert periods.key("a", {"x": 1, "y": 2}) == periods.key("a", {"y": 2, "x": 1})
-    assert len({periods.key("a"), periods.key("b"), periods.key("a", "b"), periods.key(["a", "b"])}) == 4
+    assert cache.key("a", {"x": 1, "y": 2}) == cache.key("a", {"y": 2, "x": 1})
+    assert len({cache.key("a"), cache.key("b"), cache.key("a", "b"), cache.key(["a", "b"])}) == 4
 
 
 def test_another_release_of_a_library_is_other_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = periods.source_of(periods.__file__)
-    assert periods.source_of(periods.__file__) == before
+    before = cache.source_of(periods.__file__)
+    assert cache.source_of(periods.__file__) == before
     monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} 99")
-    assert periods.source_of(periods.__file__) != before
+    assert cache.source_of(periods.__file__) != before
 
 
 def write_whole(folder: Path) -> None:
     (folder / "rows").write_text("whole")
 
 
-def entry_file(cache: Path) -> Path:
-    return cache / "ab" / "ab12" / "rows"
+def entry_file(entries: Path) -> Path:
+    return entries / "ab" / "ab12" / "rows"
 
 
 def is_user(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,35 +81,35 @@ def is_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_entry_is_made_once_and_linked_after_that(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_user(monkeypatch)
-    first = periods.cached("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
-    second = periods.cached("ab12", {tmp_path / "out" / "1": "rows", tmp_path / "out" / "2": "rows"}, write_whole)
+    first = cache.cached("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
+    second = cache.cached("ab12", {tmp_path / "out" / "1": "rows", tmp_path / "out" / "2": "rows"}, write_whole)
     assert (first, second) == (True, False)
     assert tree(tmp_path / "out") == {"1": b"whole", "2": b"whole"}
-    assert os.path.samefile(tmp_path / "out" / "2", entry_file(cache))
+    assert os.path.samefile(tmp_path / "out" / "2", entry_file(entries))
 
 
 @pytest.mark.parametrize("user", [0, 1000])
 def test_the_files_of_an_entry_and_those_made_of_it_are_read_only(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int
+    entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: user)
-    periods.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
-    for path in (tmp_path / "out", *(file for file in cache.rglob("*") if file.is_file())):
+    cache.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    for path in (tmp_path / "out", *(file for file in entries.rglob("*") if file.is_file())):
         assert path.stat().st_mode & 0o777 == 0o444
 
 
 def test_what_root_writes_into_an_output_never_reaches_the_cache(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    periods.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    cache.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
     (tmp_path / "out").chmod(0o644)
     (tmp_path / "out").write_text("other")
-    assert entry_file(cache).read_text() == "whole"
-    assert not periods.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    assert entry_file(entries).read_text() == "whole"
+    assert not cache.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
     assert (tmp_path / "out").read_text() == "whole"
 
 
@@ -132,17 +132,17 @@ def cut_short(path: Path) -> None:
 
 
 def spoil_hashes(path: Path) -> None:
-    overwrite(path.with_name(periods.HASHES))
+    overwrite(path.with_name(cache.HASHES))
 
 
 def remove_hashes(path: Path) -> None:
-    path.with_name(periods.HASHES).unlink()
+    path.with_name(cache.HASHES).unlink()
 
 
 @pytest.mark.parametrize("spoil", [overwrite, overwrite_in_secret, cut_short, Path.unlink, spoil_hashes, remove_hashes])
 @pytest.mark.parametrize("user", [0, 1000])
 def test_an_entry_with_other_bytes_is_made_again_and_that_is_logged(
-    cache: Path,
+    entries: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -150,34 +150,34 @@ def test_an_entry_with_other_bytes_is_made_again_and_that_is_logged(
     user: int,
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: user)
-    periods.cached("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
-    spoil(entry_file(cache))
+    cache.cached("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
+    spoil(entry_file(entries))
     with caplog.at_level(logging.WARNING):
-        assert periods.cached("ab12", {tmp_path / "out" / "2": "rows"}, write_whole)
+        assert cache.cached("ab12", {tmp_path / "out" / "2": "rows"}, write_whole)
     assert "no longer holds what was made, and it is made again" in caplog.text
-    assert (tmp_path / "out" / "2").read_text() == entry_file(cache).read_text() == "whole"
-    assert not periods.cached("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
+    assert (tmp_path / "out" / "2").read_text() == entry_file(entries).read_text() == "whole"
+    assert not cache.cached("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
     assert tree(tmp_path / "out") == {"1": b"whole", "2": b"whole"}
-    assert not list(cache.rglob(".*"))
+    assert not list(entries.rglob(".*"))
 
 
 def test_an_output_that_a_user_forces_open_does_not_spoil_what_is_linked_next(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """chmod and a write go through the hard link to the cache: what is put in place next is made again."""
     is_user(monkeypatch)
-    periods.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    cache.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
     overwrite(tmp_path / "out")
-    assert entry_file(cache).read_bytes() == b"other"
+    assert entry_file(entries).read_bytes() == b"other"
     (tmp_path / "out").unlink()
-    assert periods.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    assert cache.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
     assert (tmp_path / "out").read_text() == "whole"
 
 
 def test_an_entry_that_cannot_be_kept_whole_is_told_of(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seal = periods.seal
+    seal = cache.seal
 
     def spoiled(folder: Path) -> None:
         seal(folder)
@@ -185,59 +185,59 @@ def test_an_entry_that_cannot_be_kept_whole_is_told_of(
 
     monkeypatch.setattr(periods, "seal", spoiled)
     with pytest.raises(OSError, match="was damaged 3 times in a row"):
-        periods.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+        cache.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
     assert not (tmp_path / "out").exists()
-    assert tree(cache) == {}
+    assert tree(entries) == {}
 
 
-def test_a_file_that_nobody_made_is_named(cache: Path, tmp_path: Path) -> None:
+def test_a_file_that_nobody_made_is_named(entries: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"must hold lines, but what made it wrote only \['rows'\]"):
-        periods.cached("ab12", {tmp_path / "out": "lines"}, write_whole)
-    assert entry_file(cache).exists()
+        cache.cached("ab12", {tmp_path / "out": "lines"}, write_whole)
+    assert entry_file(entries).exists()
 
 
-def test_a_make_that_fails_leaves_nothing_behind(cache: Path, tmp_path: Path) -> None:
+def test_a_make_that_fails_leaves_nothing_behind(entries: Path, tmp_path: Path) -> None:
     def make(folder: Path) -> None:
         (folder / "rows").write_text("half")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        periods.cached("ab12", {tmp_path / "out": "rows"}, make)
-    assert tree(cache) == {}
+        cache.cached("ab12", {tmp_path / "out": "rows"}, make)
+    assert tree(entries) == {}
     assert not (tmp_path / "out").exists()
 
 
-def test_of_two_who_make_the_same_entry_both_get_the_one_that_came_first(cache: Path, tmp_path: Path) -> None:
+def test_of_two_who_make_the_same_entry_both_get_the_one_that_came_first(entries: Path, tmp_path: Path) -> None:
     def quick(folder: Path) -> None:
         (folder / "rows").write_text("first")
 
     def slow(folder: Path) -> None:
-        periods.cached("ab12", {}, quick)
+        cache.cached("ab12", {}, quick)
         (folder / "rows").write_text("second")
 
-    periods.cached("ab12", {tmp_path / "out": "rows"}, slow)
-    assert tree(cache).keys() == {"ab/ab12/rows", f"ab/ab12/{periods.HASHES}"}
-    assert entry_file(cache).read_text() == "first"
+    cache.cached("ab12", {tmp_path / "out": "rows"}, slow)
+    assert tree(entries).keys() == {"ab/ab12/rows", f"ab/ab12/{cache.HASHES}"}
+    assert entry_file(entries).read_text() == "first"
     assert (tmp_path / "out").read_text() == "first"
 
 
 def test_where_links_are_impossible_the_files_are_copied(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     is_user(monkeypatch)
     monkeypatch.setattr(os, "link", refuse)
-    periods.cached("ab12", {tmp_path / "out": "rows"}, lambda folder: (folder / "rows").touch())
+    cache.cached("ab12", {tmp_path / "out": "rows"}, lambda folder: (folder / "rows").touch())
     assert (tmp_path / "out").stat().st_nlink == 1
-    assert (cache / "ab" / "ab12" / "rows").exists()
+    assert (entries / "ab" / "ab12" / "rows").exists()
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("entries")
 def test_linking_over_a_link_of_the_same_file_leaves_no_temporary_name(tmp_path: Path) -> None:
     for _ in range(2):
-        periods.cached("ab12", {tmp_path / "out" / "1": "rows"}, lambda folder: (folder / "rows").touch())
+        cache.cached("ab12", {tmp_path / "out" / "1": "rows"}, lambda folder: (folder / "rows").touch())
     assert list(tree(tmp_path / "out")) == ["1"]
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from tasks import params
-from tasks.data import features, sandbox
+from tasks.data import featuresql, sandbox
 from tests.conftest import FEATURES_SQL
 
 ROOT = Path(__file__).parents[3]
@@ -60,7 +60,7 @@ def test_a_column_may_have_the_name_of_a_clock() -> None:
 
 def test_the_real_features_are_taken() -> None:
     p = params.load(ROOT / "params.yaml")
-    features.check_sql(p, (ROOT / "tasks/features.sql").read_text())
+    featuresql.check_sql(p, (ROOT / "tasks/features.sql").read_text())
     sandbox.check_sql(FEATURES_SQL, ["orders", "traffic", "customers"], [])
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import params
-from tasks.data import features, state
+from tasks.data import featuresql, state
 from tasks.params import Params
 from tasks.serving.live import Live
 from tests.conftest import BEGIN, Made
@@ -72,12 +72,12 @@ def test_a_table_without_rows_is_there_all_the_same(cleaned: Made) -> None:
         path.unlink()
     found = state.publish(p, cleaned.folder)
     assert found
-    tables, con = state.load(p, found), features.connect(p)
+    tables, con = state.load(p, found), featuresql.connect(p)
     assert (tables["traffic"].num_rows, str(tables["traffic"].schema.field("jam").type)) == (0, "double")
     for name, rows in tables.items():
         con.register(name, rows)
     con.execute("CREATE TEMP TABLE spine AS SELECT 1::BIGINT AS row_id, * FROM orders LIMIT 1")
-    assert features.compute(con, p, (cleaned.folder / "tasks/features.sql").read_text()).num_rows == 1
+    assert featuresql.compute(con, p, (cleaned.folder / "tasks/features.sql").read_text()).num_rows == 1
 
 
 # --- what is odd or torn

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pytest
 
 from tasks import params
-from tasks.data.features import Rows
+from tasks.data.featurerows import Rows
 from tasks.monitoring import monitor
 from tasks.monitoring.monitor import Level, Measured, Watched
 from tasks.monitoring.policy import Decision

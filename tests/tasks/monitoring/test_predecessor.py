@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from tasks import params
-from tasks.data.features import Rows
+from tasks.data.featurerows import Rows
 from tasks.monitoring import predecessor
 from tasks.monitoring.signal import Signal
 from tasks.params import Params

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import params
-from tasks.data import features
+from tasks.data import featurerows
 from tasks.monitoring import skew
 from tasks.promotion import registry
 from tasks.promotion.registry import Bundle, Registry, Version
@@ -68,7 +68,7 @@ def shelf(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Regis
     known = registry.open_registry(
         params.Registry(model="made", experiment="made", top_trials=0), uri=f"sqlite:///{folder}/mlflow.db"
     )
-    files, rows = folder / "files", features.read(origin / "data/features")
+    files, rows = folder / "files", featurerows.read(origin / "data/features")
     (files / "reports").mkdir(parents=True)
     (files / "twins").mkdir()
     (files / "reports/tuned.json").write_text("{}")
@@ -85,7 +85,7 @@ def shelf(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Regis
     return known, known.promote(run, decision="one", verdict=verdict, as_of=BEGIN, tags={})
 
 
-def fit(rows: features.Rows) -> Model:
+def fit(rows: featurerows.Rows) -> Model:
     labelled = rows.take(~np.isnan(rows.label))
     spec, xgb = spec_for(labelled.table, labelled.label, task="binary"), xgboost()
     data = xgb.QuantileDMatrix(spec.encode(labelled.table), spec.encode_label(labelled.label))
@@ -99,7 +99,7 @@ def scene(origin: Path, shelf: tuple[Registry, Version], tmp_path: Path, monkeyp
     monkeypatch.setenv("EVERGREEN_PII_KEY", KEY)
     made = Made(tmp_path / "world", raw_params("binary", DAYS), monkeypatch)
     shutil.copytree(origin, made.folder, ignore=shutil.ignore_patterns("periods"))
-    p, rows = params.load(made.folder / "params.yaml"), features.read(made.folder / "data/features")
+    p, rows = params.load(made.folder / "params.yaml"), featurerows.read(made.folder / "data/features")
     entries, recent = score.entries_of(rows), rows.event_time >= np.datetime64(AS_OF - 2 * WINDOW)
     known, champion = shelf
     told = score.predicted(p, made.folder, rows, entries, recent, registry=known, by=champion)

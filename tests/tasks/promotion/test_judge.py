@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tasks import params
-from tasks.data import clean, features, ingest
-from tasks.data.features import Rows
+from tasks.data import clean, featurerows, features, featuresql, ingest
+from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
 from tasks.promotion import gate, judge, registry
 from tasks.promotion.gate import Verdict
@@ -49,7 +49,7 @@ class Made:
         return [Model.load(path) for path in (models / "twin.ubj", *sorted((models / "twins").glob("*.ubj")))]
 
     def rows(self) -> Rows:
-        return features.read(self.folder / self.p.paths.features)
+        return featurerows.read(self.folder / self.p.paths.features)
 
     def held(self) -> Rows:
         rows, where = self.rows(), split.cuts(self.as_of, self.p.split, deadline=self.p.label.deadline)
@@ -436,9 +436,9 @@ def test_a_champion_with_other_features_is_judged_by_its_own_sql_on_todays_rows(
     found = shelf.judged(newer, shelf.champion(older, "other features"))
     assert "running its own features.sql" in caplog.text
     features.build(
-        newer.p, newer.folder / newer.p.paths.clean, tmp_path / "f", (older.folder / features.SQL).read_text()
+        newer.p, newer.folder / newer.p.paths.clean, tmp_path / "f", (older.folder / featuresql.SQL).read_text()
     )
-    rows = features.read(tmp_path / "f")
+    rows = featurerows.read(tmp_path / "f")
     held = rows.take(np.isin(rows.event_time, newer.held().event_time) & ~np.isnan(rows.label))
     assert found.figures["champion"] == pytest.approx(mean_loss(older.models(), held), rel=1e-9)
     assert found.figures["rows"] == len(held)

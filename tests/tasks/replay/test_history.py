@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.data import features, periods
-from tasks.data.features import META, Rows
+from tasks.data import featurerows, periods
+from tasks.data.featurerows import META, Rows
 from tasks.params import Params
 from tasks.replay import history
 from tasks.replay.history import History
@@ -36,7 +36,7 @@ def kept(tmp_path: Path) -> History:
 
 def viewed(kept: History, as_of: datetime, folder: Path) -> Rows:
     kept.write(as_of, folder)
-    return features.read(folder / kept.p.paths.features)
+    return featurerows.read(folder / kept.p.paths.features)
 
 
 def same(one: Rows, other: Rows) -> bool:
@@ -52,7 +52,7 @@ def test_the_view_of_a_moment_is_what_the_pipeline_makes_at_it(make_world: Calla
     views = {each: viewed(kept, each, tmp_path / f"{each:%d%H}") for each in (THEN, datetime(2024, 2, 1))}
     for as_of, view in views.items():
         made.run("ingest", "clean", "features", p=made.params(**{"clock.as_of": as_of.isoformat()}))
-        assert same(view, features.read(made.folder / p.paths.features))
+        assert same(view, featurerows.read(made.folder / p.paths.features))
 
 
 def test_a_label_that_was_not_known_is_not_there(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from tasks.data.features import Rows
+from tasks.data.featurerows import Rows
 from tasks.monitoring.signal import Signal
 from tasks.params import Params, Policy, SignalKind
 from tasks.promotion import gate

@@ -7,7 +7,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from tasks.data import features, state
+from tasks.data import featuresql, state
 from tasks.params import Params
 from tasks.serving import live, plan
 from tests.conftest import FEATURES_SQL, Made
@@ -39,10 +39,10 @@ class World:
 
     def wanted(self, sql: str, spine: pa.Table) -> pa.Table:
         """What training would have."""
-        con = features.connect(self.p)
+        con = featuresql.connect(self.p)
         for name, rows in {**self.tables, "spine": spine}.items():
             con.register(name, rows)
-        return features.compute(con, self.p, sql)
+        return featuresql.compute(con, self.p, sql)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pyarrow as pa
 
-from tasks.data.features import Rows
+from tasks.data.featurerows import Rows
 from tasks.promotion.registry import Version
 from tasks.serving import score
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from tasks.data.features import Rows
+from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
 from tasks.training import evaluate, train
 from tasks.training.model import Floats, Spec

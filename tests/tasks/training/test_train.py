@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.data.features import Rows
+from tasks.data.featurerows import Rows
 from tasks.params import Costs, Params, Task
 from tasks.training import calibration, train
 from tasks.training.model import Floats, Model

@@ -1,4 +1,4 @@
-"""tasks.data.checks: what no model can be made of is refused by the features stage, by name and with the way out."""
+"""tasks.data.featuresql: what no model can be made of is refused by the features stage, by name, with the way out."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tasks import params
-from tasks.data import clean, features, ingest
+from tasks.data import clean, featurerows, ingest
 from tasks.params import Task
 from tests.conftest import FEATURES_SQL, KEY, Made, raw_params, write_sources
 
@@ -40,11 +40,11 @@ def made(make_world: World, cleaned: Path) -> Made:
     return made
 
 
-def run(made: Made, sql: str = FEATURES_SQL, *, task: Task = "binary", label: str | None = None) -> features.Rows:
+def run(made: Made, sql: str = FEATURES_SQL, *, task: Task = "binary", label: str | None = None) -> featurerows.Rows:
     (made.folder / "tasks/features.sql").write_text(sql)
     asked: dict[str, Any] = {"label.task": task, "gate.metric": GATE[task], "features.leak_probes": 0}
     made.run("features", p=made.params(**asked | ({"label.expression": label} if label else {})))
-    return features.read(made.folder / "data/features")
+    return featurerows.read(made.folder / "data/features")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_label_of_any_type_that_fits_is_taken(made: Made, task: Task, label: s
 def test_a_label_of_too_many_classes_is_refused_before_anything_is_trained(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.data.checks.MOST_CLASSES", 20)
+    monkeypatch.setattr("tasks.data.featuresql.MOST_CLASSES", 20)
     with pytest.raises(ValueError, match=r"takes up to 20 classes, but label.expression gives .*Merge rare classes"):
         run(made, task="multiclass", label="CAST(number AS VARCHAR)")
 

@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 from tasks import params
-from tasks.data import sandbox, sqlfault
+from tasks.data import sandbox, sqlerrors
 from tasks.runtime import stage
 from tests.conftest import raw_params
 
@@ -26,7 +26,7 @@ def explain(con: duckdb.DuckDBPyConnection, sql: str) -> str:
     with pytest.raises(duckdb.Error) as caught:
         con.execute(BEFORE + sql)
     columns = ("amount", "name", "day")
-    return sqlfault.explain(caught.value, sql, setting="it", before=BEFORE, columns=columns, tables="t")
+    return sqlerrors.explain(caught.value, sql, setting="it", before=BEFORE, columns=columns, tables="t")
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,6 @@ def test_sql_that_cannot_be_parsed_is_told_before_anything_runs() -> None:
 
 def test_what_the_machine_lacks_is_no_rows_fault() -> None:
     with pytest.raises(OSError, match="as where a disk is full: no space"):
-        sqlfault.raise_unless_of_a_row(duckdb.IOException("no space"))
+        sqlerrors.raise_unless_of_a_row(duckdb.IOException("no space"))
     with pytest.raises(MemoryError, match=r"stage\.memory"):
-        sqlfault.raise_unless_of_a_row(duckdb.OutOfMemoryException("x"))
+        sqlerrors.raise_unless_of_a_row(duckdb.OutOfMemoryException("x"))

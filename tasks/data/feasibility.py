@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import log
-from tasks.data import pauses, periods
+from tasks.data import periods, timeline
 from tasks.params import Params, spell
 from tasks.runtime import stage
 from tasks.runtime.sql import parquet
@@ -118,13 +118,15 @@ def _holdout(times: Times, as_of: datetime, p: Params) -> Iterator[Problem]:
 
 def _folds(times: Times, first: datetime, end: datetime, p: Params) -> Iterator[Problem]:
     """`end`: where the twin's training ends. Each fold needs rows to train on, which end a deadline before it."""
-    spans = pauses.fold_spans(times, end, folds=p.split.folds, fold=p.split.fold)
+    spans = timeline.fold_spans(times, end, folds=p.split.folds, fold=p.split.fold)
     since = spans[0].begin
     rows = [len(_between(times, span.begin, span.end)) for span in spans]
     trained = len(_between(times, first, since - p.label.deadline))
     if trained and all(rows):
         return
-    empty = sum((gap.end - gap.begin for gap in pauses.find(times, longer=p.split.fold) if gap.end <= end), timedelta())
+    empty = sum(
+        (gap.end - gap.begin for gap in timeline.find(times, longer=p.split.fold) if gap.end <= end), timedelta()
+    )
     room = end - p.label.deadline - first - empty
     fold = spell(_floor(room / (p.split.folds + 1)))
     way = f"Set split.fold to {fold} or less" if room > (p.split.folds + 1) * HOUR else "Use fewer folds"

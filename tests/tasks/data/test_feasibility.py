@@ -1,4 +1,4 @@
-"""tasks.data.sizes: what params.yaml asks of a table is held against its row rate, with the value that would do."""
+"""tasks.data.feasibility: what params.yaml asks of a table is held against its row rate, and what would do."""
 
 import os
 import re
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tasks import params
-from tasks.data import sizes
-from tasks.data.sizes import Problem, Times
+from tasks.data import feasibility
+from tasks.data.feasibility import Problem, Times
 from tasks.monitoring import drift
 from tasks.params import Params
 from tests.conftest import BEGIN, Made
@@ -31,7 +31,7 @@ def every(step: timedelta, *, days: int = 150) -> Times:
 
 
 def problems(times: Times, as_of: datetime = AS_OF, **overrides: Any) -> dict[str, Problem]:
-    return {problem.setting: problem for problem in sizes.check(times, as_of, fitted(**overrides))}
+    return {problem.setting: problem for problem in feasibility.check(times, as_of, fitted(**overrides))}
 
 
 def fitted(**overrides: Any) -> Params:
@@ -111,8 +111,8 @@ def test_blocks_slices_and_windows_are_asked_too() -> None:
 
 def test_what_stops_a_retrain_is_one_refusal_and_the_rest_is_none() -> None:
     p = fitted(**{"gate.min_rows": 2000, "policy.min_rows": 500})
-    assert sizes.refusal(sizes.check(every(HOURLY), AS_OF, fitted(**{"policy.min_rows": 500}))) is None
-    reason = sizes.refusal(sizes.check(every(HOURLY), AS_OF, p))
+    assert feasibility.refusal(feasibility.check(every(HOURLY), AS_OF, fitted(**{"policy.min_rows": 500}))) is None
+    reason = feasibility.refusal(feasibility.check(every(HOURLY), AS_OF, p))
     assert reason
     assert "gate.min_rows" in reason
     assert "policy.min_rows" not in reason
@@ -124,12 +124,12 @@ def test_the_flights_fit_their_params() -> None:
     times = np.arange(np.datetime64("2013-01-01", "us"), np.datetime64("2014-01-01"), np.timedelta64(94, "s"))
     for as_of in (datetime(2013, 4, 15), datetime(2013, 8, 1), datetime(2013, 12, 31)):
         known = times[times < np.datetime64(as_of)]
-        assert [problem for problem in sizes.check(known, as_of, p) if problem.stops] == []
+        assert [problem for problem in feasibility.check(known, as_of, p) if problem.stops] == []
 
 
 def test_the_rows_are_read_from_what_ingest_has_brought(made: Made) -> None:
     p = made.run("ingest")
-    times = sizes.read_times(p, made.folder)
+    times = feasibility.read_times(p, made.folder)
     assert len(times) == 60 * 80
     assert (times[1:] >= times[:-1]).all()
 
@@ -140,7 +140,7 @@ def test_an_outlier_in_time_bends_no_row_rate(made: Made) -> None:
     orders.write_text(orders.read_text() + line)
     p = made.run("ingest")
     assert (made.folder / p.paths.raw / "orders" / "outliers.parquet").exists()
-    times = sizes.read_times(p, made.folder)
+    times = feasibility.read_times(p, made.folder)
     assert len(times) == 60 * 80
     assert times[0] >= np.datetime64(BEGIN)
 
@@ -155,14 +155,14 @@ def test_a_signal_that_policy_min_rows_turns_off_names_it() -> None:
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_table_of_no_rows_or_of_one_breaks_nothing(rows: int) -> None:
-    sizes.check(every(HOURLY)[:rows], AS_OF, fitted())
+    feasibility.check(every(HOURLY)[:rows], AS_OF, fitted())
 
 
 def test_a_workspace_whose_name_looks_like_a_pattern_is_asked_for_its_own_rows(make_world: Callable[..., Made]) -> None:
     counts = []
     for name, days in (("w1", 3), ("w[1]", 5)):
         made = make_world(days=days, per_day=4, folder=name)
-        counts.append(len(sizes.read_times(made.run("ingest", p=made.params()), made.folder)))
+        counts.append(len(feasibility.read_times(made.run("ingest", p=made.params()), made.folder)))
     assert counts == [12, 20]
 
 

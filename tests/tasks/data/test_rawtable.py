@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.data import delivery, sources
-from tasks.data.delivery import Delivery
+from tasks.data import rawtable, sources
+from tasks.data.rawtable import Delivery
 from tasks.params import Column, Source
 
 Load = Callable[..., tuple[Delivery, list[tuple[Any, ...]]]]
@@ -36,7 +36,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
             address = f"{tmp_path}/part*"
             wanted = {name: Column(type=kind) for name, kind in columns.items()}
             source = Source(address=address, **settings)
-            found = delivery.load(con, sources.fetch(address), source, wanted, "arrived")
+            found = rawtable.load(con, sources.fetch(address), source, wanted, "arrived")
             sql = "SELECT * EXCLUDE (blank, file, start) FROM arrived WHERE NOT blank ORDER BY rowid"
             return found, con.execute(sql).fetchall()
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tasks import params
-from tasks.data import rehearsal
+from tasks.data import dryrun
 from tests.conftest import FEATURES_SQL, Made
 
 ROOT = Path(__file__).parents[3]
@@ -18,13 +18,13 @@ def refusal(made: Made, sql: str = FEATURES_SQL, **overrides: Any) -> str:
     for path in (made.folder / "source").iterdir():
         path.unlink()
     with pytest.raises(ValueError) as caught:
-        rehearsal.rehearse(made.params(**overrides), made.folder)
+        dryrun.rehearse(made.params(**overrides), made.folder)
     return str(caught.value)
 
 
 def test_the_made_world_and_the_flights_pass(made: Made) -> None:
-    rehearsal.rehearse(made.params(), made.folder)
-    rehearsal.rehearse(params.load(ROOT / "params.yaml"), ROOT)
+    dryrun.rehearse(made.params(), made.folder)
+    dryrun.rehearse(params.load(ROOT / "params.yaml"), ROOT)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ after the sources have been read.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.data import expressions, features
+from tasks.data import expressions, featuresql
 from tasks.params import TIMES, Params
 from tasks.runtime import stage
 from tasks.runtime.sql import quoted
@@ -20,7 +20,7 @@ def rehearse(p: Params, folder: Path = Path()) -> None:
     """Raises ValueError for SQL that cannot run over tables of the contract's types."""
     _rehearse_sources(p)
     with _clean_tables(p) as con:
-        features.rehearse(con, p, (folder / features.SQL).read_text(encoding="utf-8"))
+        featuresql.rehearse(con, p, (folder / featuresql.SQL).read_text(encoding="utf-8"))
 
 
 def _rehearse_sources(p: Params) -> None:
@@ -35,7 +35,7 @@ def _rehearse_sources(p: Params) -> None:
 
 
 def _clean_tables(p: Params) -> "DuckDBPyConnection":
-    con = features.connect(p)
+    con = featuresql.connect(p)
     for name, table in p.contract.items():
         columns = [f"{quoted(each)} {column.type}" for each, column in table.columns.items() if each not in TIMES]
         times = [f"{time} TIMESTAMP" for time in TIMES] if p.sources[name].event_time else []

@@ -1,4 +1,4 @@
-"""tasks.data.probe: a leak in one row of a hundred is found, whatever leaks; honest SQL is never refused."""
+"""tasks.data.leaks: a leak in one row of a hundred is found, whatever leaks; honest SQL is never refused."""
 
 import json
 import logging
@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import params
-from tasks.data import features, probe
-from tasks.data.probe import Probed, Times
+from tasks.data import features, leaks
+from tasks.data.leaks import Probed, Times
 from tasks.params import Params
 from tests.conftest import BEGIN, FEATURES_SQL, STORES, raw_params
 
@@ -182,7 +182,7 @@ def test_cached_periods_keep_their_numbers_and_nothing_is_probed_twice(
     parcels: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = parcels.build(FEATURES_SQL)
-    monkeypatch.setattr(probe, "refuse_leaks", lambda *_, **__: pytest.fail("probed again"))
+    monkeypatch.setattr(leaks, "refuse_leaks", lambda *_, **__: pytest.fail("probed again"))
     assert parcels.build(FEATURES_SQL) == first
 
 
@@ -205,9 +205,9 @@ def test_the_build_says_what_it_probed_and_what_no_probe_sees(parcels: World, ca
 
 
 def test_a_sparse_table_is_said_to_be_one() -> None:
-    assert "a leak in few of them may go unseen" in probe.describe(Probed(48, 60), [])
-    assert "unseen" not in probe.describe(Probed(9, 1080), [])
-    assert "no leak was looked for" in probe.describe(Probed(0, 0), ["customers"])
+    assert "a leak in few of them may go unseen" in leaks.describe(Probed(48, 60), [])
+    assert "unseen" not in leaks.describe(Probed(9, 1080), [])
+    assert "no leak was looked for" in leaks.describe(Probed(0, 0), ["customers"])
 
 
 # --- which moments
@@ -235,19 +235,19 @@ def test_a_moments_rows_are_all_that_were_asked_in_the_hours_before_it(
     asked: list[int], news: list[int], count: int
 ) -> None:
     times = make_times(asked, news=news)
-    moments = probe.choose_moments(times, count, lead=2 * HOUR, seed="2024-01")
+    moments = leaks.choose_moments(times, count, lead=2 * HOUR, seed="2024-01")
     assert 1 <= len(moments) <= count
     assert len({moment.at for moment in moments}) == len(moments)
-    assert moments[:1] == probe.choose_moments(times, 1, lead=2 * HOUR, seed="2024-01")
+    assert moments[:1] == leaks.choose_moments(times, 1, lead=2 * HOUR, seed="2024-01")
     for moment in moments:
-        at = (moment.at - probe.EPOCH) // MINUTE
+        at = (moment.at - leaks.EPOCH) // MINUTE
         wanted = [minute for minute in sorted(asked) if at - 180 <= minute <= at]
         assert sorted(asked)[moment.first : moment.end] == wanted
         assert moment.near == sum(minute > at - 60 for minute in wanted)
 
 
 def test_of_a_dense_hour_the_newest_rows_are_probed() -> None:
-    (moment,) = probe.choose_moments(make_times([5] * 2000, news=[]), 1, lead=HOUR, seed="x")
+    (moment,) = leaks.choose_moments(make_times([5] * 2000, news=[]), 1, lead=HOUR, seed="x")
     assert (moment.first, moment.end, moment.near) == (1500, 2000, 500)
 
 
@@ -255,20 +255,20 @@ def test_time_is_cut_just_before_a_table_learns_something() -> None:
     """Whatever row is drawn, the rows since the last news are caught when they look ahead."""
     times = make_times(list(range(600)), news=list(range(0, 600, 60)))
     for seed in "abcdefgh":
-        (moment,) = probe.choose_moments(times, 1, lead=HOUR, seed=seed)
+        (moment,) = leaks.choose_moments(times, 1, lead=HOUR, seed=seed)
         assert moment.end % 60 == 0 or moment.end > 540
 
 
 def test_moments_are_drawn_of_rows_with_an_outcome() -> None:
     times = make_times(list(range(100)), news=[], unlabelled=frozenset(range(10, 100)))
-    moments = probe.choose_moments(times, 30, lead=HOUR, seed="x")
+    moments = leaks.choose_moments(times, 30, lead=HOUR, seed="x")
     assert all(moment.end <= 10 for moment in moments)
 
 
 def test_more_moments_are_probed_until_enough_rows_lie_next_to_them() -> None:
     def count(per_hour: int) -> int:
         times = make_times([minute for minute in range(60_000) for _ in range(per_hour) if minute % 60 == 30], news=[])
-        return sum(map(len, probe.plan_moments(lambda _: times, ["a", "b"], at_least=6, lead=HOUR)))
+        return sum(map(len, leaks.plan_moments(lambda _: times, ["a", "b"], at_least=6, lead=HOUR)))
 
     assert count(200) == 6
     assert 45 <= count(10) <= 48
@@ -276,9 +276,9 @@ def test_more_moments_are_probed_until_enough_rows_lie_next_to_them() -> None:
 
 
 def test_moments_are_spread_over_the_newest_periods_first() -> None:
-    assert probe.spread_evenly(6, 4) == [1, 1, 2, 2]
-    assert probe.spread_evenly(2, 4) == [0, 0, 1, 1]
-    assert probe.spread_evenly(3, 0) == []
+    assert leaks.spread_evenly(6, 4) == [1, 1, 2, 2]
+    assert leaks.spread_evenly(2, 4) == [0, 0, 1, 1]
+    assert leaks.spread_evenly(3, 0) == []
 
 
 # --- what differs
@@ -291,7 +291,7 @@ def test_numbers_differ_when_more_than_their_last_digits_do(pairs: list[tuple[fl
     one, other = (pa.table({"x": pa.array(column, pa.float32())}) for column in zip(*pairs, strict=True))
     values = zip(one["x"].to_pylist(), other["x"].to_pylist(), strict=True)
     expected = [i for i, (left, right) in enumerate(values) if not is_same(left, right)]
-    differences = probe.find_differences(one, other)
+    differences = leaks.find_differences(one, other)
     assert (
         (differences["x"].count, differences["x"].place) == (len(expected), expected[-1])
         if expected
@@ -307,5 +307,5 @@ def is_same(left: float | None, right: float | None) -> bool:
 
 def test_texts_differ_when_they_are_not_equal_and_one_may_be_missing() -> None:
     one, other = pa.table({"x": ["a", None, "b", None]}), pa.table({"x": ["a", None, None, "c"]})
-    assert probe.find_differences(one, other)["x"].count == 2
-    assert probe.find_differences(one, one) == {}
+    assert leaks.find_differences(one, other)["x"].count == 2
+    assert leaks.find_differences(one, one) == {}

@@ -1,0 +1,176 @@
+"""A content-addressed cache of the files that a stage makes of one period.
+
+DVC empties a stage's outputs before it runs, so a stage links the periods it has made before from
+`EVERGREEN_PERIODS` (default <home>/periods) and works on the new ones only. A period's key is a hash of everything
+that its files are made of, the code included: deleting the cache changes time, never bytes.
+
+An entry's files are read-only, and their hashes stand beside them. Each file is hashed when it is put in place, at
+1 GB/s, whatever its size and time say: a program that wrote into it and a disk that lost bits are noticed alike. An
+entry with other bytes is made again, and the log says so.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks import log, params
+from tasks.data import periods
+from tasks.runtime import stage
+from tasks.runtime.files import _flush, publish_json
+
+WRITERS = ("duckdb", "pyarrow")
+HASHES = "hashes.json"  # in a sealed folder: the hash of each of its other files
+READ_ONLY = 0o444
+TRIES = 3  # an entry that is damaged again and again is the disk's fault
+
+
+def key(*inputs: Any) -> str:
+    """One hash of everything that a period's files are made of."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def content(path: Path) -> str:
+    """The hash of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def source_of(*modules: str) -> str:
+    """The hash of modules' source text (`__file__`s), of what all stages share, and of the libraries that compute.
+
+    An edited stage, or another release of theirs, never gives what its older self made.
+    """
+    shared = [Path(__file__), Path(str(periods.__file__)), Path(stage.__file__)]  # stage.py opens DuckDB
+    releases = [importlib.metadata.version(name) for name in WRITERS]
+    return key([path.read_text() for path in [*map(Path, modules), *shared]], releases)
+
+
+def cached(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) -> bool:
+    """Put a period's files in place, made now or linked from the cache. True when they were made.
+
+    `make(folder)` writes the files that `targets` asks for by name. An entry appears whole, by a rename, or not at all.
+    One that no longer holds the bytes that were made is made again.
+    """
+    folder, made = _root() / entry[:2] / entry, False
+    for _ in range(TRIES):
+        if not folder.is_dir():
+            _make(folder, make)
+            made = True
+        try:
+            for target, name in targets.items():
+                _place(folder, name, target)
+            return made
+        except DamagedError as error:
+            log.warning("the cache of periods no longer holds what was made, and it is made again: %s", error)
+            _discard(folder)
+    raise OSError(f"{folder} was damaged {TRIES} times in a row, each time after it was made. Check the disk.")
+
+
+class DamagedError(Exception):
+    """A file in a sealed folder that is gone, or holds other bytes than when the folder was sealed."""
+
+
+def _root() -> Path:
+    return Path(os.environ.get("EVERGREEN_PERIODS") or params.home() / "periods")
+
+
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        make(scratch)
+        seal(scratch)
+        scratch.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # somebody else was faster: theirs holds the same bytes
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _discard(folder: Path) -> None:
+    """By a rename first: nobody finds half of it. Another process may have done so already."""
+    gone = folder.with_name(f".gone-{secrets.token_hex(4)}")
+    try:
+        folder.rename(gone)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def seal(folder: Path) -> None:
+    """Put the files of a folder on disk, read-only, with their hashes beside them: `damage` compares with those."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    hashes = {str(path.relative_to(folder)): content(path) for path in files}
+    publish_json(folder / HASHES, hashes)
+    for path in [*files, folder / HASHES]:
+        path.chmod(READ_ONLY)
+        _flush(path)
+
+
+def damage(folder: Path) -> list[str]:
+    """The files of a sealed folder that are gone or hold other bytes. A folder that is not sealed is damaged too."""
+    try:
+        hashes = _hashes(folder)
+    except DamagedError:
+        return [HASHES]
+    return [name for name, wanted in hashes.items() if not _holds(folder / name, wanted)]
+
+
+def _hashes(folder: Path) -> Mapping[str, str]:
+    try:
+        hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        hashes = None
+    if not isinstance(hashes, dict):
+        raise DamagedError(f"{folder / HASHES} cannot be read")
+    return hashes
+
+
+def _holds(path: Path, wanted: str) -> bool:
+    try:
+        return content(path) == wanted
+    except FileNotFoundError:
+        return False
+
+
+def _place(folder: Path, name: str, target: Path) -> None:
+    """Put an entry's file under another name. Raises DamagedError, with nothing in place, for other bytes."""
+    hashes = _hashes(folder)
+    if name not in hashes:
+        raise FileNotFoundError(f"{folder} must hold {name}, but what made it wrote only {sorted(hashes)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        if not (folder / name).exists():
+            raise DamagedError(f"{folder / name} is gone")
+        share(folder / name, new)
+        if not _holds(new, hashes[name]):  # not the entry's own name: these are the bytes that are put in place
+            raise DamagedError(f"{folder / name} holds other bytes")
+        new.replace(target)
+    finally:  # also after success: renaming one link of a file over another link of it does nothing, says POSIX
+        new.unlink(missing_ok=True)
+    os.utime(folder)  # so that gc knows when it was last used, where nothing is linked
+
+
+def share(source: Path, new: Path) -> None:
+    """A read-only file under a second name: a hard link, or a copy where a link would not protect the first.
+
+    Root may write into a read-only file, and would write into both. Nor does every file system have links.
+    """
+    try:
+        if os.geteuid() == 0:
+            raise OSError("root may write into read-only files")
+        os.link(source, new)
+    except OSError:
+        shutil.copyfile(source, new)
+        new.chmod(READ_ONLY)
+        _flush(new)

@@ -1,0 +1,265 @@
+"""Run label.expression and features.sql in DuckDB, and check that a model can learn from what they give back.
+
+Each refusal comes from the features stage, before any model is trained. It names the setting, what it gives and what
+would do.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.data import sandbox, sqlerrors
+from tasks.data.contract import literal, quoted
+from tasks.data.featurerows import KEY, META
+from tasks.data.periods import Period
+from tasks.params import TIMES, Params, Task
+from tasks.runtime import stage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+
+SQL = Path("tasks/features.sql")  # of the project in whose folder the stage runs, like every other path
+LARGEST = 2**53  # beyond it float64 takes neighbouring whole numbers for one
+MOST_CLASSES = 1000
+INTEGERS = {f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")}
+NUMBERS = {*INTEGERS, "BOOLEAN", "DECIMAL", "FLOAT", "DOUBLE"}
+WANTED = {
+    "binary": "true or false, or 1 or 0: write a comparison, such as arr_delay >= 15",
+    "multiclass": "a text or a number for each class: for true or false, set label.task to binary",
+    "regression": "a number: of a time, write epoch(...)",
+}
+
+
+def check_sql(p: Params, sql: str) -> None:
+    """Raises ValueError for SQL that uses more than the spine, the clean tables and the lead."""
+    columns = {name for table in p.contract.values() for name in table.columns}
+    sandbox.check_sql(sql, p.sources, columns)
+
+
+def static_tables(p: Params, sql: str) -> list[str]:
+    """The tables without times that the SQL reads: when their rows became known nobody can say."""
+    read = sandbox.tables_read(sql)
+    return [name for name, source in p.sources.items() if source.event_time is None and name.lower() in read]
+
+
+def connect(p: Params) -> "DuckDBPyConnection":
+    """A DuckDB connection in UTC, within stage.threads and stage.memory, that knows the lead."""
+    con = stage.connect(p)
+    con.execute(f"SET VARIABLE lead = INTERVAL {int(p.features.lead.total_seconds())} SECONDS")
+    return con
+
+
+def _sql(moment: datetime) -> str:
+    return f"TIMESTAMP {literal(str(moment))}"
+
+
+def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Table":
+    """Make the table `spine` of the period's rows, numbered in a fixed order; returns their keys, times and labels."""
+    import duckdb
+
+    table = p.contract[p.spine.table]
+    key = table.key
+    # Without a key outcomes come last: the number of a row must not tell more of them than it has to.
+    early_first = sorted(table.columns, key=lambda name: table.columns[name].outcome)
+    order = ", ".join(quoted(name) for name in ["event_time", *(key or early_first)])
+    keys = "".join(f", {quoted(name)} AS {quoted(KEY + name)}" for name in key)
+    due = f"known_at <= event_time + INTERVAL {int(p.label.deadline.total_seconds())} SECONDS"
+    before = (
+        f"CREATE TEMP TABLE _rows AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, *{keys}, "
+        f"event_time AS _event_time, known_at AS _known_at, CASE WHEN {due} THEN ("
+    )
+    after = f"\n) END AS _label FROM {quoted(p.spine.table)} WHERE event_time >= {_sql(period.start)}"
+    try:
+        con.execute(f"{before}{p.label.expression}{after}")
+    except duckdb.Error as error:
+        sqlerrors.raise_unless_of_a_row(error)
+        setting, names = f"label.expression `{p.label.expression}`", [*table.columns, *TIMES]
+        told = sqlerrors.explain(error, p.label.expression, setting=setting, before=before, columns=names)
+        raise ValueError(told) from None
+    kind = str(con.execute("DESCRIBE SELECT _label FROM _rows").fetchall()[0][1])
+    label = label_sql(kind, p.label.task, p.label.expression)
+    meta = ", ".join(quoted(name) for name in [*(KEY + name for name in key), *META[:2]])
+    taken = con.sql(f"SELECT {meta}, {label} AS _label FROM _rows ORDER BY row_id").to_arrow_table()
+    check_labels(taken["_label"], taken["_event_time"], p.label.task, p.label.expression)
+    columns = ", ".join(["row_id", "event_time", *(quoted(name) for name in p.spine.columns)])
+    con.execute(f"CREATE TEMP TABLE spine AS SELECT {columns} FROM _rows ORDER BY row_id")
+    con.execute("DROP TABLE _rows")  # it holds the labels: features.sql must not find it
+    return taken
+
+
+def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
+    """Run the SQL over the connection's spine and tables → one row of features per row of the spine, in its order.
+
+    The connection is closed to everything else from now on. Raises ValueError when the SQL uses more than that, fails
+    (with its line), loses or repeats rows, or gives back an outcome.
+    """
+    import duckdb
+
+    check_sql(p, sql)
+    sandbox.close(con)
+    before = "CREATE OR REPLACE TEMP TABLE _found AS "
+    try:
+        con.execute(before + sql)
+    except duckdb.Error as error:
+        sqlerrors.raise_unless_of_a_row(error)
+        raise ValueError(
+            sqlerrors.explain(error, sql, setting="features.sql", before=before, columns=_readable_columns(p))
+        ) from None
+    kinds = kinds_of(con, p, "_found")
+    if any(re.search(r"_\d+$", name) for name in kinds):  # DuckDB calls the second of two columns `x` x_1
+        check_same_names([row[0] for row in con.execute(f"DESCRIBE {sql}").fetchall()])
+    told = ", ".join(_plain(name, kind) for name, kind in kinds.items())
+    found = con.sql(f"SELECT row_id, {told} FROM _found ORDER BY row_id").to_arrow_table()
+    wanted = con.sql("SELECT row_id FROM spine ORDER BY row_id").to_arrow_table()
+    con.execute("DROP TABLE _found")
+    if not found["row_id"].combine_chunks().equals(wanted["row_id"].combine_chunks()):
+        refuse_miscounted(found["row_id"].to_pylist(), wanted["row_id"].to_pylist())
+    return found.drop_columns(["row_id"])
+
+
+def rehearse(con: "DuckDBPyConnection", p: Params, sql: str) -> None:
+    """Raises ValueError for a label or SQL that cannot run over these tables, which may be empty."""
+    _take_spine(con, p, Period("all", datetime(1970, 1, 1), datetime(2200, 1, 1)))
+    compute(con, p, sql)
+
+
+def _readable_columns(p: Params) -> list[str]:
+    """Of all tables: which of them are in reach at one place of the SQL only DuckDB knows."""
+    return sorted({"row_id", *TIMES, *(name for table in p.contract.values() for name in table.columns)})
+
+
+def kinds_of(con: "DuckDBPyConnection", p: Params, given: str) -> dict[str, str]:
+    """The features in what features.sql gave, a table or a view, and DuckDB's type of each."""
+    found = {row[0]: str(row[1]) for row in con.execute(f"DESCRIBE FROM {given}").fetchall()}
+    _check_names(p, list(found))
+    for name, kind in found.items():
+        if not is_text(kind) and kind.partition("(")[0] not in NUMBERS:
+            raise ValueError(f"features.sql: `{name}` is a {kind}, but a feature is a number, true or false, or a text")
+    return {name: kind for name, kind in found.items() if name != "row_id"}
+
+
+def refuse_miscounted(given: list[Any], wanted: list[Any]) -> None:
+    """Raises ValueError when these row_ids are not those of the spine."""
+    if given == wanted:
+        return
+    lost, repeated = len(set(wanted) - set(given)), len(given) - len(set(given))
+    raise ValueError(
+        f"features.sql must give each row_id of the spine once, but of {len(wanted)} rows it loses {lost} and repeats "
+        f"{repeated}: a LEFT JOIN keeps rows, and the table it joins needs one row per key"
+    )
+
+
+def _check_names(p: Params, names: list[str]) -> None:
+    if "row_id" not in names:
+        raise ValueError(f"features.sql must give back row_id, but gives {names}")
+    if names == ["row_id"]:
+        raise ValueError("features.sql gives back no feature beside row_id")
+    spine = p.contract[p.spine.table].columns
+    later = [name for name in names if (name in spine and spine[name].outcome) or name in ("known_at", "label")]
+    if later:
+        raise ValueError(f"features.sql gives back {later}, which nobody knows when a prediction is asked")
+    if hidden := [name for name in names if name.startswith("_")]:
+        raise ValueError(f"a feature's name must not start with an underscore, but {hidden} do")
+    check_feature_names(names)
+
+
+def _plain(name: str, kind: str) -> str:
+    """Text stays text; every other column becomes float32, as XGBoost reads it. What is not finite is missing."""
+    if is_text(kind):
+        return cast(name, kind)
+    value = f"TRY_CAST({quoted(name)} AS FLOAT)"
+    return f"CASE WHEN isfinite({value}) THEN {value} END AS {quoted(name)}"
+
+
+def cast(name: str, kind: str) -> str:
+    """Text as VARCHAR, a number as FLOAT; or as DOUBLE, where that rounding is left to whoever asks."""
+    column = quoted(name)
+    if is_text(kind):
+        return f"CAST({column} AS VARCHAR) AS {column}"
+    return column if kind in ("FLOAT", "DOUBLE") else f"TRY_CAST({column} AS FLOAT) AS {column}"
+
+
+def is_text(kind: str) -> bool:
+    """Whether DuckDB's type is a text."""
+    return kind.partition("(")[0] in ("VARCHAR", "ENUM")
+
+
+def label_sql(kind: str, task: Task, expression: str) -> str:
+    """The label's column as it is stored: a text, true or false, or a DOUBLE in which not-a-number is missing.
+
+    Raises ValueError for a type that the task cannot learn.
+    """
+    base = kind.partition("(")[0]
+    fits = {
+        "binary": base in NUMBERS,
+        "multiclass": is_text(kind) or (base in NUMBERS and base != "BOOLEAN"),
+        "regression": base in NUMBERS,
+    }
+    if kind.endswith("]") or not fits[task]:
+        raise ValueError(f"label.expression `{expression}` gives a {kind}, but label.task {task} needs {WANTED[task]}.")
+    if is_text(kind):
+        return "CAST(_label AS VARCHAR)"
+    return (
+        "_label" if base == "BOOLEAN" else "CASE WHEN NOT isnan(CAST(_label AS DOUBLE)) THEN CAST(_label AS DOUBLE) END"
+    )
+
+
+def check_labels(labels: "pa.ChunkedArray", times: "pa.ChunkedArray", task: Task, expression: str) -> None:
+    """Raises ValueError for the first label (n), of the event at its time (n), that is out of the task's range."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_floating(labels.type):
+        return
+    if task == "binary":
+        wrong, rule = pc.invert(pc.is_in(labels, value_set=pa.array([0.0, 1.0, None]))), "0 or 1"
+    else:
+        wrong, rule = pc.greater(pc.abs(labels), float(LARGEST)), f"finite and between -2**53 and 2**53 ({LARGEST:.3g})"
+    place = pc.index(pc.fill_null(wrong, False), True).as_py()
+    if place >= 0:
+        raise ValueError(
+            f"label.expression `{expression}` gives {labels[place].as_py():g} for the row at {times[place].as_py()}, "
+            f"but with label.task {task} a label must be {rule}. Divide it, make it null where it means nothing, or "
+            "bound the column in the contract (max)."
+        )
+
+
+def check_class_count(count: int) -> None:
+    """Raises ValueError for more classes than a model is made for."""
+    if count > MOST_CLASSES:
+        raise ValueError(
+            f"label.task multiclass takes up to {MOST_CLASSES:,} classes, but label.expression gives {count:,}. Merge "
+            "rare classes, or set label.task to regression for a number."
+        )
+
+
+def check_feature_names(names: Iterable[str]) -> None:
+    """Raises ValueError for names that XGBoost refuses, or cuts at an unprintable character."""
+    if wrong := [name for name in names if not name.strip() or re.search(r"[\[\]<\x00-\x1f\x7f]", name)]:
+        raise ValueError(
+            f"a feature's name must be printable and hold no [, ] or <, which XGBoost refuses, but features.sql gives "
+            f"{wrong}: rename them by AS"
+        )
+
+
+def check_slices(slices: Iterable[str], names: Sequence[str]) -> None:
+    """Raises ValueError for a name in evaluate.slices that no feature has."""
+    if missing := [name for name in slices if name not in names]:
+        raise ValueError(
+            f"evaluate.slices must be features, but {missing} are not among {sorted(names)}: mend the setting, or add "
+            "the column to features.sql"
+        )
+
+
+def check_same_names(given: Sequence[Any]) -> None:
+    """Raises ValueError when two columns have one name, for whoever would be given another one without a word."""
+    folded = [str(name).lower() for name in given]
+    if twice := sorted({str(name) for name, low in zip(given, folded, strict=True) if folded.count(low) > 1}):
+        raise ValueError(
+            f"features.sql gives several columns of one name, {twice} (capital letters make no difference): rename "
+            "them by AS, or leave one out by EXCLUDE"
+        )

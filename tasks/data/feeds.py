@@ -1,0 +1,124 @@
+"""The sources of a run, and their typed tables in DuckDB."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tasks.data import contract, expressions, rawtable, sqlerrors
+from tasks.data.contract import quoted
+from tasks.data.expressions import HIDDEN
+from tasks.data.rawtable import Delivery
+from tasks.data.sources import Fetched
+from tasks.params import PLACE, TIMES, Params, Source, Table
+from tasks.runtime import stage
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+
+FILE, ROW = quoted(f"{HIDDEN}file"), quoted(f"{HIDDEN}row")  # where a row stood
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One table's source, fetched, and `identity`: the hash of everything that its rows are made of."""
+
+    name: str
+    source: Source
+    table: Table
+    fetched: Fetched
+    identity: str
+
+    @property
+    def timed(self) -> bool:
+        return self.source.event_time is not None
+
+    @property
+    def columns(self) -> list[str]:
+        """The contract's columns but the two times, which come last and from expressions of their own."""
+        return [name for name in self.table.columns if name not in TIMES]
+
+    @property
+    def outcomes(self) -> list[str]:
+        return [name for name in self.columns if self.table.columns[name].outcome]
+
+    @property
+    def order(self) -> str:
+        """A fixed order in which no row's place tells of its outcome: that may not be known yet."""
+        known = [name for name in self.columns if name not in self.outcomes]
+        names = [*TIMES[: self.timed], *known, *self.outcomes, *(PLACE if self.table.key else ())]
+        return ", ".join(quoted(name) for name in names)
+
+
+class Reader:
+    """The sources as typed tables in DuckDB, each read once and only when something new is asked of it."""
+
+    def __init__(self, p: Params, feeds: dict[str, Feed]) -> None:
+        self.con = stage.connect(p)
+        self._feeds, self._open = feeds, set[str]()
+        self.outlier: dict[str, str] = {}  # by table: why a row is an outlier in time, as SQL
+        self.deliveries: dict[str, Delivery] = {}
+
+    @contextmanager
+    def reading(self, feed: Feed) -> Iterator["DuckDBPyConnection"]:
+        """The connection, with the feed's table and those above it; DuckDB's errors name the table."""
+        import duckdb
+
+        try:
+            for name in self._feeds:
+                self._load(self._feeds[name])
+                if name == feed.name:
+                    break
+            yield self.con
+        except duckdb.Error as error:
+            sqlerrors.raise_unless_of_a_row(error)
+            raise ValueError(
+                f"{feed.name} ({feed.source.address}) does not fit its params: DuckDB cannot compute its rows "
+                f"({type(error).__name__}). Check sources.{feed.name} and contract.{feed.name}."
+            ) from None
+
+    def _load(self, feed: Feed) -> None:
+        if feed.name in self._open:
+            return
+        wanted = {name: column for name, column in feed.table.columns.items() if name not in feed.source.derive}
+        try:
+            self.deliveries[feed.name] = rawtable.load(self.con, feed.fetched, feed.source, wanted, "_arrived")
+        except ValueError as error:
+            raise ValueError(f"{feed.name}: {error}") from None
+        forms = dict(self.con.execute("SELECT column_name, column_type FROM (DESCRIBE _arrived)").fetchall())
+        base = _typed_sql(feed, [(name, forms[f"v{i}"] == "VARCHAR") for i, name in enumerate(wanted)])
+        plan = expressions.plan(self.con, feed.name, feed.source, base, list(wanted))
+        expressions.create(self.con, plan, _raw_derived(feed, plan.kinds))
+        self.con.execute("DROP TABLE _arrived")
+        self._open.add(feed.name)
+
+
+def _typed_sql(feed: Feed, wanted: list[tuple[str, bool]]) -> str:
+    """The contract's columns typed, beside each its raw self (True: it came as text), and each row's place."""
+    decimal = feed.source.decimal
+    named = [f"v{i} AS {quoted(name)}" for i, (name, _) in enumerate(wanted)]
+    place = [f"file AS {FILE}", f"rowid - start + 1 AS {ROW}"]
+    arrived = f"SELECT {', '.join([*named, *place])} FROM _arrived WHERE NOT blank"
+    pairs = [
+        f"{contract.typed(name, feed.table.columns[name], text=text, decimal=decimal)} AS {quoted(name)}, "
+        f"{quoted(name)} AS {_raw(name)}"
+        for name, text in wanted
+    ]
+    return f"SELECT {', '.join([*pairs, FILE, ROW])} FROM ({arrived})"
+
+
+def _raw(name: str) -> str:
+    """The column beside a typed one that holds its value as it came."""
+    return quoted(f"{HIDDEN}raw {name}")
+
+
+def _raw_derived(feed: Feed, kinds: dict[str, str]) -> list[str]:
+    """The derived columns of the contract in the form that raw values have."""
+    columns = []
+    for name in feed.columns:
+        if name in feed.source.derive:
+            wanted = feed.table.columns[name].type
+            form = wanted if kinds[name] in rawtable.HELD[wanted] else "VARCHAR"
+            columns.append(f"{rawtable.raw(quoted(name), kinds[name], wanted, form)} AS {_raw(name)}")
+    return columns
