@@ -34,7 +34,7 @@ from tasks.monitoring.signal import Signal
 from tasks.params import Params
 from tasks.promotion import registry
 from tasks.promotion.registry import Entry, Registry
-from tasks.runtime import pipeline
+from tasks.runtime import locks
 from tasks.serving import journal
 from tasks.serving.journal import Journal
 
@@ -77,7 +77,7 @@ def monitor(
     if skip := skip_if_busy("monitor"):
         return skip  # type: ignore[no-any-return]  # the run's end: Prefect hands it to nobody
     p = params.load()
-    with pipeline.only_run(params.home(), name="monitor", say=get_run_logger().info):
+    with locks.only_run(params.home(), name="monitor", say=get_run_logger().info):
         kept = journal.open_journal(p.journal)
         try:
             if as_of:
@@ -245,7 +245,7 @@ def decided_first(p: Params, kept: Journal, known: Registry, as_of: datetime) ->
 
 def _answer_abandoned(p: Params, kept: Journal, known: Registry) -> bool:
     """Whether a retrain is under way in this home; if none is, decisions that nobody answers are answered."""
-    if pipeline.is_run_under_way(params.home()):
+    if locks.is_run_under_way(params.home()):
         return True
     for line in decisions.answer_abandoned(p, journal=kept, registry=known):
         get_run_logger().warning("decision %s: %s", line.decision, " ".join(line.reasons))

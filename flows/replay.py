@@ -37,7 +37,7 @@ from tasks.replay import history
 from tasks.replay import walk as work
 from tasks.replay.history import Candidate, History
 from tasks.replay.walk import Grid, Past, Replayed
-from tasks.runtime import clock, pipeline
+from tasks.runtime import clock, locks, workspaces
 
 LAST = "features"  # of the pipeline's stages: what comes after it is trained for each as_of
 
@@ -67,11 +67,11 @@ def replay(
     """
     own = params.load()
     names = [work.known(name) for name in policies or own.replay.policies]
-    with pipeline.only_run(params.home(), name="replay", say=get_run_logger().info):
+    with locks.only_run(params.home(), name="replay", say=get_run_logger().info):
         if until:
             clock.refuse_ahead(own.clock, params.in_utc(until), force=force)
         overrides = _overrides(until or clock.now(own.clock), trials)
-        with pipeline.workspace(Path.cwd(), overrides=overrides) as space:
+        with workspaces.workspace(Path.cwd(), overrides=overrides) as space:
             registry.preload()
             run_stages(space, last=LAST, force=force)
             done = walked(space.root, params.in_utc(since) if since else None, names)

@@ -29,8 +29,8 @@ from tasks import params
 from tasks.params import Params
 from tasks.promotion import registry
 from tasks.promotion.registry import Registry, Version
-from tasks.runtime import pipeline
-from tasks.runtime.pipeline import Workspace
+from tasks.runtime import overrides, pipeline, workspaces
+from tasks.runtime.workspaces import Workspace
 
 UNBOUND = "30d"  # of search: the recorded number of trials is what ends it
 RECORD = "record"  # logs to MLflow and makes nothing of the model
@@ -70,7 +70,7 @@ def reproduce(
     with tempfile.TemporaryDirectory() as scratch:
         origin = fetch(p, version, Path(scratch))
         commit, patch = origin.version.commit, origin.patch
-        with pipeline.workspace(Path.cwd(), commit=commit, patch=patch, fresh=True) as space:
+        with workspaces.workspace(Path.cwd(), commit=commit, patch=patch, fresh=True) as space:
             _settings(origin, space)
             rebuild(space)
             found = list(differences(origin, space))
@@ -108,7 +108,7 @@ def _settings(origin: Origin, space: Workspace) -> None:
     found: dict[str, Any] = {"tune.trials": origin.tuned["trials"], "tune.budget": UNBOUND}
     if origin.version.as_of:
         found["clock.as_of"] = origin.version.as_of.isoformat()
-    pipeline.override(space.root / "params.yaml", found)
+    overrides.override(space.root / "params.yaml", found)
 
 
 def rebuild(space: Workspace) -> None:

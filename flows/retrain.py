@@ -44,8 +44,9 @@ from tasks.params import Params
 from tasks.promotion import gate, judge, record, registry
 from tasks.promotion.gate import Verdict
 from tasks.promotion.registry import Entry, Registry, Version
-from tasks.runtime import clock, pipeline
-from tasks.runtime.pipeline import StageFailed, StageRun, Workspace
+from tasks.runtime import clock, locks, pipeline, workspaces
+from tasks.runtime.pipeline import StageFailed, StageRun
+from tasks.runtime.workspaces import Workspace
 
 LONGEST = timedelta(hours=6)  # of a retrain, for those that wait for it
 FIRST = "ingest"  # of the stages: it knows what the sources have
@@ -100,7 +101,7 @@ def retrain(
     asked = Asked(decision, params.in_utc(moment) if moment else None)
     overrides = _overrides(asked.as_of, trials, budget, settings)
     try:
-        with alone(), pipeline.workspace(Path.cwd(), overrides=overrides) as space:
+        with alone(), workspaces.workspace(Path.cwd(), overrides=overrides) as space:
             done = _retrained(space, decision, attempt, force=force)
     except Exception as error:
         answer_fault(p, asked, error)
@@ -146,7 +147,7 @@ def alone() -> Iterator[None]:
     """
     p, say = params.load(), get_run_logger().info
     waits = LONGEST + (p.gate.approval_within if p.gate.approval == "required" else timedelta(0))
-    with pipeline.only_run(params.home(), say=say, timeout=waits.total_seconds()):
+    with locks.only_run(params.home(), say=say, timeout=waits.total_seconds()):
         yield
 
 

@@ -22,7 +22,7 @@ from tasks import params
 from tasks.data import state
 from tasks.params import Clock, Params
 from tasks.promotion import registry
-from tasks.runtime import clock, pipeline
+from tasks.runtime import clock, locks, workspaces
 from tasks.serving import journal
 from tasks.serving import score as work
 from tasks.serving.score import Scored
@@ -50,13 +50,13 @@ def score(
     if skip := skip_if_busy("score"):
         return skip  # type: ignore[no-any-return]  # the run's end: Prefect hands it to nobody
     say = get_run_logger().info
-    with pipeline.only_run(params.home(), name="score", say=say):
+    with locks.only_run(params.home(), name="score", say=say):
         settings = params.load().clock
         moment = params.in_utc(as_of) if as_of else clock.after(settings)
         if moment:
             clock.refuse_ahead(settings, moment, force=force, ticks=True)
         overrides: dict[str, Any] = {"clock.as_of": moment.isoformat()} if moment else {}
-        with pipeline.workspace(Path.cwd(), overrides=overrides) as space:
+        with workspaces.workspace(Path.cwd(), overrides=overrides) as space:
             registry.preload()
             run_stages(space, last=LAST, force=force)
             done = journalled(params.load(space.root / "params.yaml"), space.root)

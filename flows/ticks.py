@@ -11,7 +11,7 @@ from prefect.context import FlowRunContext
 from prefect.states import Completed
 
 from tasks import params
-from tasks.runtime import pipeline
+from tasks.runtime import locks
 
 SKIPPED = "Skipped"
 
@@ -19,7 +19,7 @@ SKIPPED = "Skipped"
 def skip_if_busy(name: str) -> Any:
     """The state for a scheduled run of a flow that is under way to return, which Prefect then ends it in; None: go
     on."""
-    if is_scheduled() and pipeline.is_run_under_way(params.home(), name=name):
+    if is_scheduled() and locks.is_run_under_way(params.home(), name=name):
         message = f"another run of {name} is under way: the next tick does what this one leaves"
         return Completed(name=SKIPPED, message=message)
     return None

@@ -28,7 +28,7 @@ import yaml
 
 from tasks import params
 from tasks.promotion import registry
-from tasks.runtime import pipeline
+from tasks.runtime import locks, pipeline, workspaces
 
 Kind = Literal["workspace", "object", "run", "study", "candidate", "period"]
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -98,8 +98,8 @@ def free(checkout: Path, *, keep_locks: Iterable[Path] = (), dry: bool = True, d
     checkout = checkout.resolve()
     with contextlib.ExitStack() as held:
         if not dry:
-            held.enter_context(pipeline.only_run(params.home(checkout)))
-        living = [root for root in pipeline.workspaces(params.home(checkout)) if pipeline.lives(root)]
+            held.enter_context(locks.only_run(params.home(checkout)))
+        living = [root for root in workspaces.workspaces(params.home(checkout)) if workspaces.lives(root)]
         for root in () if dry else (checkout, *living):
             held.enter_context(_locked(root))  # between an output's way into the cache and its line in dvc.lock
         found = _unneeded(checkout, keep_locks=[checkout, *living, *keep_locks], before=time.time() - days * 86400)
@@ -122,7 +122,7 @@ def _unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float) -> l
     shared, cache = params.home(checkout), Path(pipeline.cache_of(checkout))
     needed = _needed(cache, keep_locks)
     found: list[tuple[Kind, Path]] = [
-        ("workspace", root) for root in pipeline.workspaces(shared) if not pipeline.lives(root)
+        ("workspace", root) for root in workspaces.workspaces(shared) if not workspaces.lives(root)
     ]
     found += [
         ("object", path) for path in _files(cache / "files" / "md5") if path.parent.name + path.name not in needed
@@ -194,7 +194,7 @@ def _last_link(file: Path, gone: Counter[tuple[int, int]]) -> int:
 def _free(kind: Kind, path: Path) -> None:
     """A folder goes by a rename first: nobody finds half of it."""
     if kind == "workspace":
-        pipeline.remove_dead(path)
+        workspaces.remove_dead(path)
     elif path.is_dir():
         shutil.rmtree(path.rename(path.with_name(f".gone-{secrets.token_hex(4)}")))
     else:

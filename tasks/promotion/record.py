@@ -24,8 +24,8 @@ from tasks.data import cache, periods
 from tasks.params import Params
 from tasks.promotion import figures, registry
 from tasks.promotion.registry import Bundle, Dataset, Trial
-from tasks.runtime import files, pipeline, stage
-from tasks.runtime.pipeline import UNKNOWN
+from tasks.runtime import code, files, stage
+from tasks.runtime.code import UNKNOWN
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -338,7 +338,7 @@ def _code(folder: Path) -> tuple[str, bytes]:
     """The commit and the patch from there: what the retrain flow tells of its workspace, else what the checkout is."""
     commit, patch = os.environ.get("EVERGREEN_COMMIT"), os.environ.get("EVERGREEN_DIFF")
     if commit is None:
-        return pipeline.code_of(folder)
+        return code.code_of(folder)
     return commit, Path(patch).read_bytes() if patch else b""
 
 

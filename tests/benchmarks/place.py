@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tasks.runtime import pipeline
+from tasks.runtime import overrides
 from tests.programs import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ class Checkout:
     def set(self, **values: Any) -> None:
         """Change params.yaml: set(clock={"as_of": "2013-11-01"})."""
         flat = {f"{section}.{key}": value for section, inner in values.items() for key, value in inner.items()}
-        pipeline.override(self.root / "params.yaml", flat)
+        overrides.override(self.root / "params.yaml", flat)
         _git(self.root, "commit", "-qam", "other params", "--allow-empty")
 
     def empty_periods(self) -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from tasks import params
 from tasks.promotion import gc
-from tasks.runtime import pipeline
-from tasks.runtime.pipeline import StageFailed, run_stage, workspace
+from tasks.runtime import locks, pipeline, workspaces
+from tasks.runtime.pipeline import StageFailed, run_stage
+from tasks.runtime.workspaces import workspace
 from tests.faults import forks
 from tests.waiting import wait_until
 
@@ -131,7 +132,7 @@ def is_clean(checkout: Path) -> None:
             run_stage(space.root, name, env=space.env)
         assert pipeline.lock(space.root)["stages"]["second"]["outs"] == expected()
     assert broken(checkout / ".dvc" / "cache") == []
-    left = [path for path in (params.home(checkout) / "workspaces").iterdir() if not (path / pipeline.KEPT).exists()]
+    left = [path for path in (params.home(checkout) / "workspaces").iterdir() if not (path / workspaces.KEPT).exists()]
     assert left == []
 
 
@@ -230,11 +231,11 @@ def test_the_lock_of_a_killed_run_holds_nobody(tmp_path: Path, monkeypatch: pyte
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "mine\n"
-    with pytest.raises(TimeoutError, match=f"process {holder.pid}"), pipeline.only_run(tmp_path, timeout=0.1):
+    with pytest.raises(TimeoutError, match=f"process {holder.pid}"), locks.only_run(tmp_path, timeout=0.1):
         pass
     holder.kill()
     holder.communicate()
-    with pipeline.only_run(tmp_path, timeout=60):
+    with locks.only_run(tmp_path, timeout=60):
         pass
 
 
@@ -262,7 +263,7 @@ def test_a_disk_that_fills_while_a_stage_writes_fails_it_by_name_and_leaves_no_h
         run_stage(space.root, "first", env=space.env)
     sizes = {path.stat().st_size for path in (space.root / "data" / "first").glob("*.bin")}
     assert sizes == {2_000_000}
-    pipeline.sweep(params.home(checkout), failures=0)
+    workspaces.sweep(params.home(checkout), failures=0)
     is_clean(checkout)
 
 

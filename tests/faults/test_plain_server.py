@@ -14,7 +14,7 @@ from prefect.states import Scheduled
 
 from flows import automations
 from infra import HEARTBEAT
-from tasks.runtime import pipeline
+from tasks.runtime import locks
 from tests.faults.test_worker_faults import of
 from tests.flows import kills
 from tests.flows.station import Station, station, until
@@ -103,7 +103,7 @@ def crashed(here: Station) -> list[FlowRun] | None:
 
 def test_a_tick_beside_a_longer_run_is_skipped_without_an_error_and_the_next_does_its_work(here: Station) -> None:
     log = here.worker.log.stat().st_size
-    with pipeline.only_run(here.home, name="score"), pipeline.only_run(here.home, name="monitor"):
+    with locks.only_run(here.home, name="score"), locks.only_run(here.home, name="monitor"):
         ticks = {name: tick(here, name) for name in ("score", "monitor")}
         skipped = {name: here.ended(run) for name, run in ticks.items()}
     for name, run in skipped.items():

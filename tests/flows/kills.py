@@ -26,7 +26,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from infra import servers
 from tasks import params
 from tasks.promotion import registry
-from tasks.runtime import pipeline
+from tasks.runtime import locks
 from tests.flows.station import Station, program
 
 Victim = Literal["worker", "server", "run"]
@@ -256,7 +256,7 @@ def taken_places(station: Station) -> list[str]:
     """What holds a place though nothing runs: Prefect's limits, our locks, and runs that have begun and never end."""
     limits = station.client.read_global_concurrency_limits(limit=200, offset=0)
     taken = [f"limit {limit.name}" for limit in limits if limit.active_slots]
-    taken += [f"lock {name}" for name in LOCKS if pipeline.is_run_under_way(station.home, name=name)]
+    taken += [f"lock {name}" for name in LOCKS if locks.is_run_under_way(station.home, name=name)]
     runs = station.client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200)
     begun = [run for run in runs if run.state and not run.state.is_final() and not run.state.is_scheduled()]
     return taken + [f"run {run.name} is {run.state_name}" for run in begun]

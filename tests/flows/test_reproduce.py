@@ -12,7 +12,7 @@ import yaml
 from flows.reproduce import Difference, Origin, differences, reproduce
 from flows.retrain import retrain
 from tasks.promotion.registry import Version
-from tasks.runtime.pipeline import Workspace
+from tasks.runtime.workspaces import Workspace
 from tests.flows.conftest import Project, commit
 
 

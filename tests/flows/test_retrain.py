@@ -17,7 +17,7 @@ from prefect.utilities.callables import parameter_schema
 from flows.retrain import Retrained, retrain
 from tasks import params
 from tasks.promotion import registry
-from tasks.runtime import pipeline
+from tasks.runtime import pipeline, workspaces
 from tasks.runtime.pipeline import StageFailed
 from tasks.serving import journal
 from tests.flows.conftest import Project, shown, task_runs
@@ -147,7 +147,7 @@ def test_sizes_that_do_not_fit_the_table_are_refused_before_anything_is_spent(st
     assert story
     with pytest.raises(StageFailed, match=r"gate.min_rows is 100,000, but split.holdout \(14d\) holds [\d,]+ rows"):
         retrain(settings={"gate.min_rows": 100_000}, as_of=LATER)
-    newest = pipeline.workspaces(params.home())[-1]
+    newest = workspaces.workspaces(params.home())[-1]
     assert (newest / "data" / "raw").exists()
     assert not (newest / "data" / "clean").exists()
 

@@ -16,8 +16,9 @@ import yaml
 
 from tasks import params
 from tasks.promotion import gc
-from tasks.runtime import pipeline
-from tasks.runtime.pipeline import StageFailed, StageInfo, Workspace, run_stage, workspace
+from tasks.runtime import code, locks, overrides, pipeline, workspaces
+from tasks.runtime.pipeline import StageFailed, StageInfo, run_stage
+from tasks.runtime.workspaces import Workspace, workspace
 from tests.waiting import wait_until
 
 FILES = {
@@ -383,13 +384,13 @@ def test_untracked_data_alone_makes_no_run_dirty(checkout: Path) -> None:
 def test_the_code_of_a_checkout_is_what_a_workspace_of_it_says(checkout: Path) -> None:
     head = git(checkout, "rev-parse", "HEAD").strip()
     write(checkout, {"dvc.lock": "schema: '2.0'\nstages: {}\n"})
-    assert pipeline.code_of(checkout) == (head, b"")
+    assert code.code_of(checkout) == (head, b"")
     write(checkout, {"train.py": FILES["train.py"] + "# edited\n", "new.py": "x = 1\n"})
     with workspace(checkout) as space:
         assert space.diff is not None
-        assert pipeline.code_of(checkout) == (head, space.diff.read_bytes())
+        assert code.code_of(checkout) == (head, space.diff.read_bytes())
     without_git(checkout)
-    assert pipeline.code_of(checkout) == (pipeline.UNKNOWN, b"")
+    assert code.code_of(checkout) == (code.UNKNOWN, b"")
 
 
 def test_the_patch_is_the_same_whatever_the_users_git_is_set_to(checkout: Path, tmp_path: Path) -> None:
@@ -397,7 +398,7 @@ def test_the_patch_is_the_same_whatever_the_users_git_is_set_to(checkout: Path, 
     commit(checkout)
     write(checkout, {"train.py": FILES["train.py"] + "# edited\n", "sub/new.py": "x = 1\n"})
     (checkout / "report.py").rename(checkout / "told.py")
-    expected = pipeline.code_of(checkout)
+    expected = code.code_of(checkout)
     odd = {
         "diff.noprefix": "true",
         "diff.mnemonicPrefix": "true",
@@ -411,7 +412,7 @@ def test_the_patch_is_the_same_whatever_the_users_git_is_set_to(checkout: Path, 
     }
     for name, value in odd.items():
         git(checkout, "config", name, value)
-    assert pipeline.code_of(checkout) == expected
+    assert code.code_of(checkout) == expected
     (tmp_path / "saved").write_bytes(expected[1])
     with workspace(checkout, commit=expected[0], patch=tmp_path / "saved") as again:
         assert (again.root / "train.py").read_text() == FILES["train.py"] + "# edited\n"
@@ -481,7 +482,7 @@ def test_a_run_needs_no_commit(checkout: Path, edit: Edit) -> None:
     write(checkout, {"data/raw/old.txt": "made before"})
     edit(checkout)
     with workspace(checkout) as space:
-        assert space.commit == pipeline.UNKNOWN
+        assert space.commit == code.UNKNOWN
         assert space.dirty == (edit is without_commits)
         assert not (space.root / "data").exists()
         assert run_all(space) == ["ran", "ran", "ran"]
@@ -492,7 +493,7 @@ def test_the_patch_of_a_repository_without_commits_holds_all_its_code(checkout: 
     with workspace(checkout) as space:
         assert space.diff is not None
         (tmp_path / "saved").write_bytes(space.diff.read_bytes())
-    with workspace(checkout, commit=pipeline.UNKNOWN, patch=tmp_path / "saved") as again:
+    with workspace(checkout, commit=code.UNKNOWN, patch=tmp_path / "saved") as again:
         assert run_all(again) == ["ran", "ran", "ran"]
 
 
@@ -524,7 +525,7 @@ def test_a_key_that_the_file_leaves_at_its_default_is_put_in(checkout: Path) -> 
     """The last: of a section that is not in the file."""
     path = checkout / "params.yaml"
     path.write_text(FILES["params.yaml"] + "\n# the search\ntune:\n  budget: 1m   # at most\n\n# the end\n")
-    pipeline.override(path, {"tune.trials": 5, "clock.step": "7d", "journal.address": "s3://journal"})
+    overrides.override(path, {"tune.trials": 5, "clock.step": "7d", "journal.address": "s3://journal"})
     text = path.read_text()
     assert yaml.safe_load(text) == {
         "clock": {"as_of": "2013-07-01", "step": "7d"},
@@ -534,7 +535,7 @@ def test_a_key_that_the_file_leaves_at_its_default_is_put_in(checkout: Path) -> 
     }
     assert "# the search\ntune:\n  trials: 5\n  budget: 1m   # at most\n" in text
     with pytest.raises(ValueError, match=r"`tune.trails` is no key .* Did you mean `tune.trials`"):
-        pipeline.override(path, {"tune.trails": 5})
+        overrides.override(path, {"tune.trails": 5})
 
 
 # --- a workspace's life --------------------------------------------------------------------------------------------
@@ -557,9 +558,9 @@ def test_only_the_newest_failures_stay_for_a_look(checkout: Path, monkeypatch: p
         with contextlib.suppress(RuntimeError), workspace(checkout) as space:
             failed.append(space.root)
             raise RuntimeError(f"boom {number}")
-    pipeline.sweep(params.home(checkout), failures=2)
+    workspaces.sweep(params.home(checkout), failures=2)
     assert [root.exists() for root in failed] == [False, False, False, True, True]
-    assert (failed[-1] / pipeline.KEPT).read_text() == "RuntimeError: boom 4\n"
+    assert (failed[-1] / workspaces.KEPT).read_text() == "RuntimeError: boom 4\n"
 
 
 def test_a_sweep_takes_what_has_no_owner_and_never_what_has_one(checkout: Path) -> None:
@@ -569,7 +570,7 @@ def test_a_sweep_takes_what_has_no_owner_and_never_what_has_one(checkout: Path) 
         half = shared_state / "workspaces" / ".20010101-000000-fedcba"
         for root in (dead, half):
             write(root, {"data/x": "x"})
-        assert sorted(pipeline.sweep(shared_state)) == sorted([dead, half])
+        assert sorted(workspaces.sweep(shared_state)) == sorted([dead, half])
         assert living.root.exists()
     assert not list((shared_state / "workspaces").iterdir())
 
@@ -679,10 +680,10 @@ def test_a_second_run_waits_and_says_for_whom(tmp_path: Path) -> None:
     began = threading.Event()
 
     def second() -> None:
-        with pipeline.only_run(tmp_path, say=said.append):
+        with locks.only_run(tmp_path, say=said.append):
             began.set()
 
-    with pipeline.only_run(tmp_path):
+    with locks.only_run(tmp_path):
         thread = threading.Thread(target=second)
         thread.start()
         wait_until(lambda: said)
@@ -694,9 +695,9 @@ def test_a_second_run_waits_and_says_for_whom(tmp_path: Path) -> None:
 
 def test_waiting_for_a_run_has_an_end_that_names_it(tmp_path: Path) -> None:
     with (
-        pipeline.only_run(tmp_path),
+        locks.only_run(tmp_path),
         pytest.raises(TimeoutError, match=f"process {os.getpid()}"),
-        pipeline.only_run(tmp_path, timeout=0.1),
+        locks.only_run(tmp_path, timeout=0.1),
     ):
         pass
 

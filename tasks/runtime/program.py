@@ -1,0 +1,138 @@
+"""The program of a stage as a process: its lines as they come, its CPU time, and why it failed."""
+
+import contextvars
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from tasks import log
+
+TAIL = 200  # lines of a stage that are held for its error
+PROGRESS = 15.0  # seconds between two lines of progress where there is no terminal to draw a bar on
+
+
+class Program:
+    """A stage's command as a process: its lines, its CPU seconds, and why it failed."""
+
+    def __init__(self, stage: str, on_line: Callable[[str], None] | None) -> None:
+        self.stage = stage
+        self.ran = False
+        self.cpu = 0.0
+        self.failure = ""
+        self._lines: deque[str] = deque(maxlen=TAIL)
+        self._on_line = on_line or _to_stderr
+        self._progress_at = time.monotonic()
+
+    def run(self, executable: str, command: str, **popen: Any) -> int:
+        """Run the command to its end.
+
+        Args:
+            executable: the shell, where the command needs one.
+            popen: what else `subprocess.Popen` takes; `env` is needed.
+
+        Returns:
+            The exit status.
+        """
+        self.ran = True
+        status = self._run(_argv(command, executable, path=popen["env"].get("PATH")), popen)
+        if status:
+            self.failure = failure(self.stage, status, list(self._lines))
+        return status
+
+    def _run(self, argv: list[str], popen: dict[str, Any]) -> int:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **popen
+        )
+        assert process.stdout is not None
+        context = contextvars.copy_context()  # a flow's logger knows its run by it
+        reader = threading.Thread(target=context.run, args=(self._read, process.stdout.fileno()), daemon=True)
+        reader.start()
+        try:
+            return self._wait(process)
+        except BaseException:  # Ctrl-C, a cancelled run: what it writes, it writes under temporary names
+            process.kill()
+            self._wait(process)
+            raise
+        finally:
+            reader.join(timeout=10)  # a grandchild may hold the pipe open
+            if not reader.is_alive():
+                process.stdout.close()
+
+    def _wait(self, process: "subprocess.Popen[bytes]") -> int:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu += usage.ru_utime + usage.ru_stime
+        return process.returncode
+
+    def _read(self, pipe: int) -> None:
+        """A bar's states end with a carriage return, lines with a new line."""
+        rest = b""
+        while chunk := os.read(pipe, 65536):
+            *pieces, rest = re.split(rb"(?<=[\r\n])", rest + chunk)
+            for piece in pieces:
+                self._said(piece.decode(errors="replace"))
+        self._said(rest.decode(errors="replace") + "\n")
+
+    def _said(self, piece: str) -> None:
+        text = piece.rstrip()
+        if not text:
+            return
+        if piece.endswith("\r"):
+            self._progress(text)
+        else:
+            self._lines.append(text)
+            self._tell(text)
+
+    def _progress(self, text: str) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{text}\x1b[K\r")
+            sys.stderr.flush()
+        elif time.monotonic() - self._progress_at > PROGRESS:
+            self._progress_at = time.monotonic()
+            self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        """A listener that fails must not stop the reading: the program would wait for ever on a full pipe."""
+        try:
+            self._on_line(text)
+        except Exception:
+            log.exception("the listener to %s failed; its lines go to stderr", self.stage)
+            self._on_line = _to_stderr
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _argv(command: str, executable: str, *, path: str | None) -> list[str]:
+    """Without a shell where none is needed: some shells stay between, and a stage dies with its parent only."""
+    if re.fullmatch(r"[\w@%+:,./ -]+", command) and shutil.which(command.split()[0], path=path):
+        return shlex.split(command)
+    return [executable, "-c", command]
+
+
+def failure(stage: str, status: int, lines: list[str]) -> str:
+    """What is to be said of a program that ended so: its own error from the line that names it, else its last lines."""
+    named = [at for at, line in enumerate(lines) if re.match(r"(\w+: )?[\w.]*(Error|Exception)\b", line)]
+    said = [line.removeprefix(f"{stage}: ") for line in lines[named[-1] if named else -5 :]]
+    how = _signal(status) or ("" if named else f"ended with exit status {status}")
+    return "\n".join([how, *said] if how else said)
+
+
+def _signal(status: int) -> str:
+    """A shell reports a signal as 128 and its number."""
+    number = -status if status < 0 else status - 128
+    if number not in {each.value for each in signal.Signals}:
+        return ""
+    name = signal.Signals(number).name
+    why = {"SIGKILL": " (by hand, or because memory ran out)", "SIGINT": " (Ctrl-C)"}.get(name, "")
+    return f"ended by {name}{why}"
