@@ -98,7 +98,7 @@ def is_too_early(p: Params, asked: Asked, as_of: datetime, limit: datetime | Non
     serving = known.champion()
     as_of = params.in_utc(as_of)
     # What is later than this run may come from a clock that has been mended: the gate can tell, which knows the data.
-    reason = judge.too_early(p, known, serving, as_of, limit=limit or as_of)
+    reason = judge.explain_wait(p, known, serving, as_of, limit=limit or as_of)
     if reason is None:
         return False
     get_run_logger().warning("HOLD, and nothing was trained: %s", reason)

@@ -54,7 +54,7 @@ def approved(verdict: Verdict, settings: params.Gate) -> Verdict:
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
 def publish(verdict: Verdict) -> None:
-    create_markdown_artifact(gate.markdown(verdict), key="verdict", description="waits for a person's approval")
+    create_markdown_artifact(gate.render_verdict(verdict), key="verdict", description="waits for a person's approval")
 
 
 def _changed(verdict: Verdict, outcome: Outcome, reason: str) -> Verdict:
@@ -79,7 +79,8 @@ def _decided(verdict: Verdict, within: timedelta) -> Approval | None:
 
 def _asked(verdict: Verdict, within: timedelta) -> str:
     return (
-        f"{gate.markdown(verdict)}\n**Promote this candidate?** Nobody's answer within {params.spell(within)} holds it."
+        f"{gate.render_verdict(verdict)}\n"
+        f"**Promote this candidate?** Nobody's answer within {params.spell(within)} holds it."
     )
 
 

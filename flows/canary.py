@@ -87,11 +87,11 @@ def opened(p: Params, as_of: datetime | None, *, force: bool) -> tuple[Registry,
 @task(name="begin", task_run_name="begin", cache_policy=NO_CACHE, **NETWORK)
 def begun(known: Registry, wanted: str, *, reason: str, as_of: datetime, decision: str) -> str:
     """A number is a version; anything else is a run."""
-    over = work.settled(known, as_of=as_of).over  # what serves by now must not stand in the way
+    over = work.settle(known, as_of=as_of).over  # what serves by now must not stand in the way
     asked = int(wanted) if wanted.isdecimal() else wanted
     found = known.put_up(asked, decision=decision, as_of=as_of, reasons=[reason])
     said = f"Version {found.number} is put up: {reason}"
-    return f"{work.why(over)} {said}" if over else said
+    return f"{work.explain_end(over)} {said}" if over else said
 
 
 @task(name="end", task_run_name="end", cache_policy=NO_CACHE, **NETWORK)
@@ -104,11 +104,11 @@ def ended(known: Registry, *, reason: str, as_of: datetime, decision: str) -> st
 def accepted(known: Registry, kept: Journal, *, as_of: datetime) -> str:
     """The person whom gate.approval asks for: what the monitor found is done. What was done already, and was cut off
     before it could say so, is told."""
-    found, serving = work.settled(known, as_of=as_of), known.champion()
-    if over := found.over or (None if found.on else work.last_won(known)):
-        return work.why(over)
-    look = work.wanted(monitor.signals(kept), serving.number, found.on) if found.on and serving else None
-    if look is None or not work.wins(look) or (done := work.act(known, look, as_of=as_of)) is None:
+    found, serving = work.settle(known, as_of=as_of), known.champion()
+    if over := found.over or (None if found.on else work.find_last_winner(known)):
+        return work.explain_end(over)
+    look = work.find_pending(monitor.signals(kept), serving.number, found.on) if found.on and serving else None
+    if look is None or not work.is_promotion(look) or (done := work.carry_out(known, look, as_of=as_of)) is None:
         raise ValueError("the monitor has found no challenger that may be promoted: wait for it")
     return f"Version {done.version} is promoted. {look.message}"
 

@@ -124,7 +124,7 @@ def _act(p: Params, kept: Journal, known: Registry, of: Watched, moment: datetim
     over, waits = tried(p, kept, known, of, moment)
     won = over.version if over and over.outcome == "PROMOTE" else None
     decision = decided(p, kept, known, of, moment, down=down is not None, won=won)
-    return Acts(decision, down, over, canary.why(over) if over else waits)
+    return Acts(decision, down, over, canary.explain_end(over) if over else waits)
 
 
 def _without_champion(p: Params, kept: Journal, known: Registry, as_of: datetime | None) -> Monitored:
@@ -176,10 +176,10 @@ def measured(p: Params, of: Watched, kept: Journal, known: Registry, as_of: date
 def taken_down(kept: Journal, known: Registry, of: Watched, as_of: datetime) -> int | None:
     """The champion's number, if its predecessor would surely have done better: the alias has gone back. Where that one
     may serve no more, or another serves by now, the look stands and nothing is done."""
-    look = predecessor.wanted(work.signals(kept), of.version.number)
+    look = predecessor.find_pending(work.signals(kept), of.version.number)
     if look is None:
         return None
-    decision = predecessor.decision_of(look)
+    decision = predecessor.decision_id(look)
     try:
         now = known.rollback(decision=decision, as_of=as_of, reasons=[look.message], champion=of.version.number)
     except ValueError as error:
@@ -193,17 +193,17 @@ def taken_down(kept: Journal, known: Registry, of: Watched, as_of: datetime) -> 
 def tried(p: Params, kept: Journal, known: Registry, of: Watched, as_of: datetime) -> tuple[Entry | None, str | None]:
     """The line that ends the canary, where a look says what becomes of it; else why one that was decided goes on. Where
     a person has to approve a promotion, or the registry refuses it, the look stands."""
-    found = canary.settled(known, as_of=as_of)
-    look = canary.wanted(work.signals(kept), of.version.number, found.on) if found.on else None
+    found = canary.settle(known, as_of=as_of)
+    look = canary.find_pending(work.signals(kept), of.version.number, found.on) if found.on else None
     if look is None:
         return found.over, None
-    if p.gate.approval == "required" and canary.wins(look):
+    if p.gate.approval == "required" and canary.is_promotion(look):
         approve = f"To promote it: python -m flows.canary --accept\n{look.message}"
         subject = f"evergreen: a challenger of {p.registry.model} waits for approval"
-        alert(subject, approve, cause=f"approve {canary.decision_of(look)}", journal=kept, p=p)
+        alert(subject, approve, cause=f"approve {canary.decision_id(look)}", journal=kept, p=p)
         return None, "The challenger waits for approval: python -m flows.canary --accept promotes it."
     try:
-        return canary.act(known, look, as_of=as_of), None
+        return canary.carry_out(known, look, as_of=as_of), None
     except ValueError as error:
         get_run_logger().warning("the challenger is not promoted: %s", error)
         return None, f"The challenger is not promoted: {error}"
@@ -298,11 +298,11 @@ def told(p: Params, kept: Journal, known: Registry, found: Measured | None = Non
     for line in decisions.faults_lately(lines):
         subject = f"evergreen: a retrain of {p.registry.model} failed"
         alert(subject, "\n".join(line.reasons), cause=f"failed {line.decision}", journal=kept, p=p)
-    for line in canary.ended(lines):
+    for line in canary.list_ended(lines):
         did = "was promoted" if line.outcome == "PROMOTE" else "was taken away: it is never put up or promoted again"
         subject = f"evergreen: the challenger of {p.registry.model}, version {line.version}, {did}"
         alert(subject, "\n".join(line.reasons), cause=f"canary {line.decision}", journal=kept, p=p)
-    for line in predecessor.taken_down(lines):
+    for line in predecessor.list_rollbacks(lines):
         subject = f"evergreen: version {line.champion} of {p.registry.model} was taken down"
         why = "\n".join([*line.reasons, f"Version {line.version} serves again."])
         alert(subject, why, cause=f"down {line.champion}", journal=kept, p=p)

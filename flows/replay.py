@@ -36,7 +36,7 @@ from tasks.promotion import registry
 from tasks.replay import history
 from tasks.replay import walk as work
 from tasks.replay.history import Candidate, History
-from tasks.replay.walk import Grid, Past, Replayed
+from tasks.replay.walk import Comparison, Grid, Past
 from tasks.runtime import clock, locks, workspaces
 
 LAST = "features"  # of the pipeline's stages: what comes after it is trained for each as_of
@@ -55,7 +55,7 @@ def replay(
     policies: list[str] | None = None,
     trials: Annotated[int | None, Field(ge=1)] = None,
     force: bool = False,
-) -> Replayed:
+) -> Comparison:
     """Features as of the end, then every policy over the same weeks; the table, the picture, and an MLflow run.
 
     Args:
@@ -66,7 +66,7 @@ def replay(
         force: On: take an end beyond the data, or ahead of the clock, as it is.
     """
     own = params.load()
-    names = [work.known(name) for name in policies or own.replay.policies]
+    names = [work.check_policy(name) for name in policies or own.replay.policies]
     with locks.only_run(params.home(), name="replay", say=get_run_logger().info):
         if until:
             clock.refuse_ahead(own.clock, params.in_utc(until), force=force)
@@ -84,12 +84,14 @@ def _overrides(until: datetime | None, trials: int | None) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value is not None}
 
 
-def walked(root: Path, since: datetime | None, names: list[str]) -> Replayed:
+def walked(root: Path, since: datetime | None, names: list[str]) -> Comparison:
     """Every policy over the features that a workspace holds; it ends where they do."""
     p = params.load(root / "params.yaml")
-    past = History(history.settings(p), root / p.paths.features, (root / history.SQL).read_text(), shelf(params.home()))
-    grid = Grid(since or work.earliest(past.rows, p), past.as_of, p.replay.step)
-    return work.replay(Past(past, grid.since, make=candidate), grid, names, say=get_run_logger().info)
+    past = History(
+        history.reduce_search(p), root / p.paths.features, (root / history.SQL).read_text(), shelf(params.home())
+    )
+    grid = Grid(since or work.find_earliest(past.rows, p), past.as_of, p.replay.step)
+    return work.compare_policies(Past(past, grid.since, make=candidate), grid, names, say=get_run_logger().info)
 
 
 def shelf(home: Path) -> Path:
@@ -102,37 +104,37 @@ def candidate(past: History, as_of: datetime) -> Candidate:
     return past.candidate(as_of)
 
 
-def files(done: Replayed, home: Path) -> Path:
+def files(done: Comparison, home: Path) -> Path:
     """The folder of the newest replay of a period."""
     return home / "replay" / f"{done.since:%Y-%m-%d}_{done.until:%Y-%m-%d}"
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
-def publish(done: Replayed, p: Params) -> None:
+def publish(done: Comparison, p: Params) -> None:
     """The files, the MLflow run, and what the Prefect UI shows beside the run."""
     folder = files(done, params.home())
-    work.write(done, folder)
+    work.write_report(done, folder)
     run_id, link = logged(done, folder, p)
     create_markdown_artifact(work.markdown(done), key="replay", description=f"files: {folder}")
-    create_table_artifact(_cells(done), key="replay-table", description=work.told(done))
-    create_image_artifact(_picture(folder / "replay.png"), key="replay-picture", description=work.told(done))
+    create_table_artifact(_cells(done), key="replay-table", description=work.summarize(done))
+    create_image_artifact(_picture(folder / "replay.png"), key="replay-picture", description=work.summarize(done))
     create_link_artifact(link, key="mlflow-run", link_text=f"the MLflow run {run_id[:8]}")
     get_run_logger().info("%s", work.markdown(done))
 
 
 @task(name="log", task_run_name="log", cache_policy=NO_CACHE, **NETWORK)
-def logged(done: Replayed, folder: Path, p: Params) -> tuple[str, str]:
+def logged(done: Comparison, folder: Path, p: Params) -> tuple[str, str]:
     """One run for the comparison; its id and where a person sees it."""
     known = registry.open_registry(p.registry)
     name = f"replay {done.since:%Y-%m-%d} to {done.until:%Y-%m-%d}"
     tags = {"evergreen.replay": ",".join(each.policy for each in done.lines)}
     tags["evergreen.flow_run"] = str(flow_run.id or "")
-    run_id = known.log_files(name, note=work.markdown(done), metrics=work.points(done), files=folder, tags=tags)
+    run_id = known.log_files(name, note=work.markdown(done), metrics=work.list_points(done), files=folder, tags=tags)
     return run_id, known.link(run_id)
 
 
-def _cells(done: Replayed) -> list[dict[str, Any]]:
-    return [dict(row) for row in work.table(done)]
+def _cells(done: Comparison) -> list[dict[str, Any]]:
+    return [dict(row) for row in work.tabulate(done)]
 
 
 def _picture(path: Path) -> str:
@@ -140,10 +142,10 @@ def _picture(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def show(done: Replayed) -> None:
+def show(done: Comparison) -> None:
     console = Console()
-    console.print(work.told(done))
-    console.print(_shown(work.table(done)))
+    console.print(work.summarize(done))
+    console.print(_shown(work.tabulate(done)))
     console.print(f"files: {files(done, params.home())}")
 
 

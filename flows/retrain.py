@@ -297,7 +297,7 @@ def judged(p: Params, space: Workspace, known: Registry, found: Recorded) -> Ver
     finish_open(known)
     champion = known.champion()
     _same_pseudonyms(space.root / p.paths.raw / "manifest.json", p, champion)
-    verdict = judge.judge(p, space.root, found.record, registry=known, champion=champion)
+    verdict = judge.judge_candidate(p, space.root, found.record, registry=known, champion=champion)
     get_run_logger().info("%s: %s", verdict.outcome, " ".join(verdict.reasons))
     return verdict
 
@@ -321,7 +321,7 @@ def acted(
     as_of = datetime.fromisoformat(found.as_of)
     with known.lock:  # no rollback may come between the question who serves and the answer
         serving = known.champion()
-        verdict = judge.unless_another_serves(verdict, serving)
+        verdict = judge.hold_if_another_serves(verdict, serving)
         told = verdict.to_dict()
         if verdict.promotes:
             tags = {"flow_run": str(flow_run.id or ""), "gate_metric": p.gate.metric}
@@ -352,7 +352,7 @@ def _reports(p: Params, root: Path) -> dict[str, Any]:
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
 def publish(done: Retrained, p: Params) -> None:
     """The artifacts that the Prefect UI shows beside the run."""
-    create_markdown_artifact(gate.markdown(done.verdict), key="verdict", description=f"as of {done.as_of}")
+    create_markdown_artifact(gate.render_verdict(done.verdict), key="verdict", description=f"as of {done.as_of}")
     create_table_artifact(done.reports["leaderboard"], key="metrics", description="on the holdout, the best first")
     steps = [{"stage": each.name, "status": each.status, "seconds": round(each.wall, 1)} for each in done.stages]
     create_table_artifact(steps, key="stages", description="what ran, and what was taken from the cache")
@@ -372,7 +372,7 @@ def main() -> None:
     given = {"as_of": asked.as_of, "trials": asked.trials, "budget": asked.budget, "reason": asked.reason}
     done = retrain(**given, force=asked.force)
     if done:
-        print(gate.markdown(done.verdict))
+        print(gate.render_verdict(done.verdict))
 
 
 if __name__ == "__main__":

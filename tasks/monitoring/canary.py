@@ -91,7 +91,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Picked:
+class Selection:
     """Subjects by whose row is compared: `both` scored it of the same features; of the others' rows, the champion's or
     the challenger's, the other arm is asked again. `answered` and `covered`: the champion's rows since the challenger
     first said anything, and how many of them are compared."""
@@ -139,18 +139,20 @@ def compare(
     if begun.version == champion.number:
         return None
     versions = (champion, registry.version(begun.version))
-    models = [predecessor.model_of(registry, each) for each in versions]
+    models = [predecessor.load_model(registry, each) for each in versions]
     if models[0].spec.task != models[1].spec.task:
         log.warning("the challenger answers another question (%s, not %s)", models[1].spec.task, models[0].spec.task)
         return None
     since, until = max(begun.as_of, *map(_unseen_from, versions, models)), as_of - p.label.deadline
     made = journal.read("predictions", since=since, until=until, shadows=True)
-    came = labels_of(journal.read("outcomes", since=since, until=until))
+    came = latest_labels(journal.read("outcomes", since=since, until=until))
     parts = zip(versions, models, strict=True)
     arms = [Arm(version, model, _of(made, version), _recipe(registry, version)) for version, model in parts]
-    chosen = picked(*arms)
+    chosen = select_subjects(*arms)
     found = None if chosen.lacking else pairs(chosen, arms[0], arms[1], came=came)
-    verdict = judged(p, found, models[1], looks=looks) if found else Verdict("HOLD", (chosen.lacking or NOTHING,), {})
+    verdict = (
+        judge_pairs(p, found, models[1], looks=looks) if found else Verdict("HOLD", (chosen.lacking or NOTHING,), {})
+    )
     return _signal(verdict, arms, begun, since=since, as_of=as_of, told=(chosen, found))
 
 
@@ -181,7 +183,7 @@ def _of(made: "pa.Table", version: Version) -> "pa.Table":
 # --- the same rows -------------------------------------------------------------------------------------------------
 
 
-def picked(champion: Arm, challenger: Arm) -> Picked:
+def select_subjects(champion: Arm, challenger: Arm) -> Selection:
     """Of each subject the row to compare. Where the arms last saw it with other features, the newer row is compared, if
     the other arm can score it: else it is left out."""
     there = [name for name in champion.places if name in challenger.places]
@@ -192,7 +194,7 @@ def picked(champion: Arm, challenger: Arm) -> Picked:
     theirs = theirs if champion.can_score(challenger) else []
     answered = _since(champion, challenger)
     covered = len(answered & (both | {*mine, *theirs}))
-    return Picked([name for name in there if name in both], mine, theirs, len(answered), covered)
+    return Selection([name for name in there if name in both], mine, theirs, len(answered), covered)
 
 
 def _later(one: Arm, other: Arm, name: str) -> bool:
@@ -233,7 +235,7 @@ def _equal(one: Any, other: Any) -> "NDArray[np.bool_]":
     return np.asarray(found.to_numpy(), dtype=bool)
 
 
-def pairs(chosen: Picked, champion: Arm, challenger: Arm, *, came: Mapping[str, Any]) -> Pairs | None:
+def pairs(chosen: Selection, champion: Arm, challenger: Arm, *, came: Mapping[str, Any]) -> Pairs | None:
     """The labelled rows of these; None where there are none. Classes are those that either knows."""
     import pyarrow as pa
 
@@ -249,7 +251,7 @@ def pairs(chosen: Picked, champion: Arm, challenger: Arm, *, came: Mapping[str, 
     rows, names = rows.filter(pa.array(known)), list(subjects[known])
     own = ({*mine}, {*chosen.both, *chosen.challengers})
     said = [
-        judge.onto(spec, arm.model, arm.said(names, rows, own=told))
+        judge.align_classes(spec, arm.model, arm.said(names, rows, own=told))
         for arm, told in zip((champion, challenger), own, strict=True)
     ]
     return Pairs(rows, codes[known], said[0], said[1], both=len({*chosen.both}.intersection(names)))
@@ -261,7 +263,7 @@ def _union(champion: Spec, challenger: Spec) -> Spec:
     return replace(champion, classes=(*champion.classes, *more))
 
 
-def labels_of(told: "pa.Table") -> dict[str, Any]:
+def latest_labels(told: "pa.Table") -> dict[str, Any]:
     """The label of each subject: of several, told of whichever prediction of it, the one that was journalled last."""
     if not told.num_rows:
         return {}
@@ -274,14 +276,14 @@ def _codes(subjects: Iterable[str], came: Mapping[str, Any], spec: Spec) -> Floa
     labels = [came.get(name) for name in subjects]
     there = np.array([label is not None for label in labels], dtype=bool)
     codes = np.full(len(labels), np.nan)
-    codes[there] = predecessor.codes_of([label for label in labels if label is not None], spec)
+    codes[there] = predecessor.encode_labels([label for label in labels if label is not None], spec)
     return codes
 
 
 # --- the verdict ---------------------------------------------------------------------------------------------------
 
 
-def judged(p: Params, found: Pairs, challenger: Model, *, looks: int) -> Verdict:
+def judge_pairs(p: Params, found: Pairs, challenger: Model, *, looks: int) -> Verdict:
     """The gate's verdict on the challenger, as on a candidate; but only a sure loss, at what is left of the tail on
     that side, is a REJECT: what the gate refuses for another reason may get over it."""
     old, new = (gate.row_losses(found.codes, each, metric=p.gate.metric) for each in (found.champion, found.challenger))
@@ -318,9 +320,9 @@ def _free(losses: Floats) -> Judged:
 def _costs(found: Pairs, model: Model) -> dict[str, float]:
     rows = Rows(score.features_of(found.rows, model.spec), found.times, found.times, found.codes)
     return {
-        "calibration_error": judge.calibration(model.spec, found.codes, found.challenger),
+        "calibration_error": judge.measure_calibration(model.spec, found.codes, found.challenger),
         "megabytes": len(model.to_bytes()) / 1e6,
-        "milliseconds": judge.latency(model, rows),
+        "milliseconds": judge.measure_latency(model, rows),
     }
 
 
@@ -343,7 +345,7 @@ def _signal(
     *,
     since: datetime,
     as_of: datetime,
-    told: tuple[Picked, Pairs | None],
+    told: tuple[Selection, Pairs | None],
 ) -> Signal:
     figures, (champion, challenger) = verdict.figures, (each.version.number for each in arms)
     chosen, found = told
@@ -373,12 +375,12 @@ def _signal(
     )
 
 
-def _said(verdict: Verdict, champion: int, challenger: int, told: tuple[Picked, Pairs | None]) -> str:
+def _said(verdict: Verdict, champion: int, challenger: int, told: tuple[Selection, Pairs | None]) -> str:
     figures, (chosen, found) = verdict.figures, told
     if found is None or not judge.counts_as_look(verdict):
         return f"Nothing can be said of version {challenger}, the challenger, yet. {verdict.reasons[0]}"
     counted = f"On {figures['rows']:,} mature rows ({found.both:,} of them scored by both when they were asked)"
-    measure = f"{gate.NAMES[figures['metric']]} {figures['candidate']:.4f} against {figures['champion']:.4f}"
+    measure = f"{gate.METRIC_NAMES[figures['metric']]} {figures['candidate']:.4f} against {figures['champion']:.4f}"
     interval = f"a gain of {figures['gain']:+.4f} ({figures['low']:+.4f} to {figures['high']:+.4f})"
     word, why = WORDS[figures["rule"], verdict.outcome], " ".join(verdict.reasons)
     share = f"Of the champion's {chosen.answered:,} rows since it first scored any, {chosen.covered:,} can be compared."
@@ -389,49 +391,49 @@ def _said(verdict: Verdict, champion: int, challenger: int, told: tuple[Picked, 
 # --- when to look, and what then -----------------------------------------------------------------------------------
 
 
-def due(signals: Iterable[Signal], version: int, *, as_of: datetime, window: timedelta) -> bool:
+def is_look_due(signals: Iterable[Signal], version: int, *, as_of: datetime, window: timedelta) -> bool:
     """Whether monitor.window has passed since this champion was last held against a challenger."""
-    return predecessor.due(signals, version, as_of=as_of, window=window, kind="challenger")
+    return predecessor.is_look_due(signals, version, as_of=as_of, window=window, kind="challenger")
 
 
-def looks(signals: Iterable[Signal], version: int) -> int:
+def count_looks(signals: Iterable[Signal], version: int) -> int:
     """How often: all its challengers share one tail, as all its candidates do."""
-    return len(predecessor.looked(signals, version, kind="challenger"))
+    return len(predecessor.list_looks(signals, version, kind="challenger"))
 
 
-def newest(signals: Iterable[Signal], begun: Entry) -> Signal | None:
+def find_newest_look(signals: Iterable[Signal], begun: Entry) -> Signal | None:
     """What was last found in this canary."""
     mine = [each for each in signals if each.kind == "challenger" and each.detail.get("canary") == begun.decision]
     return max(mine, key=lambda each: each.window_end, default=None)
 
 
-def wanted(signals: Iterable[Signal], version: int, begun: Entry) -> Signal | None:
+def find_pending(signals: Iterable[Signal], version: int, begun: Entry) -> Signal | None:
     """The look by which this canary is decided against this champion: the newest, if it decides. It stands until
     somebody has acted on it, or a newer one says otherwise."""
-    mine = predecessor.looked(signals, version, kind="challenger")
-    newest = [each for each in mine if each.detail.get("canary") == begun.decision][-1:]
-    return newest[0] if newest and newest[0].alarm else None
+    mine = predecessor.list_looks(signals, version, kind="challenger")
+    find_newest_look = [each for each in mine if each.detail.get("canary") == begun.decision][-1:]
+    return find_newest_look[0] if find_newest_look and find_newest_look[0].alarm else None
 
 
 @dataclass(frozen=True)
-class Settled:
+class Settlement:
     """The canary that is on, and the line that ended one just now."""
 
     on: Entry | None
     over: Entry | None = None
 
 
-def settled(registry: Registry, *, as_of: datetime) -> Settled:
+def settle(registry: Registry, *, as_of: datetime) -> Settlement:
     """A canary whose challenger serves by now, however it came to and under whatever number, is over."""
     begun, serving = registry.only_challenger(), registry.champion()
     if begun is None or serving is None or not _serves(registry, begun, serving):
-        return Settled(begun)
+        return Settlement(begun)
     registry.finish_open()  # what was killed between the alias and its mark
     mine = next((line for line in registry.ledger() if _won(line, begun)), None)
     why = mine.reasons if mine else (_why_over(begun, serving),)
     decision, outcome = (mine.decision, "PROMOTE") if mine else (f"{PREFIX}{begun.decision}-serves", None)
     over = registry.take_away(decision=decision, as_of=as_of, reasons=why, outcome=outcome)
-    return Settled(None, over)
+    return Settlement(None, over)
 
 
 def _serves(registry: Registry, begun: Entry, serving: Version) -> bool:
@@ -448,7 +450,7 @@ def _why_over(begun: Entry, serving: Version) -> str:
     return f"Version {begun.version} is the model of version {serving.number}, which serves: there is nothing to try."
 
 
-def last_won(registry: Registry) -> Entry | None:
+def find_last_winner(registry: Registry) -> Entry | None:
     """The line that ended the last canary, if its challenger was promoted and serves."""
     lines, serving = registry.ledger(), registry.champion()
     last = next((line for line in reversed(lines) if line.mark in ("canary", "canary over")), None)
@@ -456,7 +458,7 @@ def last_won(registry: Registry) -> Entry | None:
     return last if won else None
 
 
-def why(line: Entry) -> str:
+def explain_end(line: Entry) -> str:
     """What ended a canary, as a person reads it."""
     did = {"PROMOTE": "was promoted", "REJECT": "was taken away for ever"}.get(line.outcome or "", "was taken away")
     return f"The canary is over: version {line.version} {did}. {' '.join(line.reasons)}"
@@ -469,7 +471,7 @@ def _won(line: Entry, begun: Entry) -> bool:
     return mine and (line.mark, line.version) == ("done", begun.version)
 
 
-def act(registry: Registry, look: Signal, *, as_of: datetime) -> Entry | None:
+def carry_out(registry: Registry, look: Signal, *, as_of: datetime) -> Entry | None:
     """What the look asks for: the challenger is promoted, or taken away for ever. The line that ends the canary; None,
     and nothing is done, where another serves or is up by now. Cut off, it can be done again.
 
@@ -481,23 +483,23 @@ def act(registry: Registry, look: Signal, *, as_of: datetime) -> Entry | None:
             return None
         if (begun.decision, serving.number) != (look.detail["canary"], look.version):
             return None
-        decision, reasons = decision_of(look), [look.message]
+        decision, reasons = decision_id(look), [look.message]
         if outcome == "PROMOTE":
             verdict = {"outcome": outcome, "reasons": reasons, "figures": dict(look.detail)}
             registry.promote(begun.run, decision=decision, verdict=verdict, as_of=as_of, tags={}, version=begun.version)
         return registry.take_away(decision=decision, as_of=as_of, reasons=reasons, outcome=outcome)
 
 
-def wins(look: Signal) -> bool:
+def is_promotion(look: Signal) -> bool:
     return str(look.detail["outcome"]) == "PROMOTE"
 
 
-def decision_of(look: Signal) -> str:
+def decision_id(look: Signal) -> str:
     """The id of what answers this look."""
     return f"{PREFIX}{look.detail['challenger']}-{look.version}-{look.window_end:%Y%m%dT%H%M%S}"
 
 
-def table(look: Signal) -> list[tuple[str, ...]]:
+def tabulate_arms(look: Signal) -> list[tuple[str, ...]]:
     """A line an arm: which version, the rows that it scored when it was asked, the rows and the loss compared."""
     numbers = (look.version, look.detail["challenger"])
     losses = [look.detail.get(name) for name in ("champion", "candidate")]
@@ -506,6 +508,6 @@ def table(look: Signal) -> list[tuple[str, ...]]:
     return [(arm, str(number), f"{count:,}", f"{look.rows:,}", loss) for arm, number, count, loss in parts]
 
 
-def ended(lines: Iterable[Entry]) -> list[Entry]:
+def list_ended(lines: Iterable[Entry]) -> list[Entry]:
     """Of the ledger, the canaries that a look decided."""
     return [line for line in lines if line.mark == "canary over" and line.outcome]

@@ -49,7 +49,7 @@ def decide(
     """
     answered, unmade = registry.answered(), registry.unmade()
     # What is later than this moment may come from a clock that has been mended since: it counts for nothing.
-    early = judge.too_early(p, registry, champion, as_of, limit=as_of)
+    early = judge.explain_wait(p, registry, champion, as_of, limit=as_of)
     return policy.decide(
         list(monitor.signals(journal)),
         as_of=as_of,
@@ -77,7 +77,7 @@ def decide_first(p: Params, *, journal: Journal, registry: Registry, as_of: date
         asked=monitor.asked(journal, answered=answered, p=p),
         pending=pending(journal, answered=answered, p=p, busy=busy),
         unmade=[line.decision for line in unmade],
-        refusal=running or _rest(unmade) or gate.backing_off(last, as_of, p.gate),
+        refusal=running or _rest(unmade) or gate.explain_backoff(last, as_of, p.gate),
     )
 
 

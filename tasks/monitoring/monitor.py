@@ -111,14 +111,14 @@ def level(losses: Floats, times: "NDArray[np.datetime64]", p: Params) -> Level:
     """The metric of row losses (n,), and its interval by a bootstrap over blocks: percentiles, drawn out as far as
     Student's t lies beyond the normal for so few blocks (Hesterberg 2015). The gate's interval is wider: it must hold
     for gains of any shape, and an alarm that came once in a storm must not need a week of storms to be heard."""
-    _, block = np.unique(gate.blocks(times, p.gate.block), return_inverse=True)
+    _, block = np.unique(gate.assign_blocks(times, p.gate.block), return_inverse=True)
     sizes, sums = np.bincount(block), np.bincount(block, weights=losses)
     root = np.sqrt if p.gate.metric == "rmse" else np.asarray
     value, count = float(root(sums.sum() / sizes.sum())), len(sizes)
     if count < FEWEST:
         return Level(value)
     draws = np.random.default_rng(p.gate.seed).multinomial(count, np.full(count, 1 / count), size=p.gate.replicates)
-    reach = gate.student((1 - p.gate.level) / 2, count - 1) * math.sqrt(count / (count - 1))
+    reach = gate.student_quantile((1 - p.gate.level) / 2, count - 1) * math.sqrt(count / (count - 1))
     tail = NormalDist().cdf(-reach)
     low, high = np.quantile(root((draws @ sums) / (draws @ sizes)), [tail, 1 - tail])
     return Level(value, float(low), float(high))
@@ -201,7 +201,7 @@ def read(journal: Journal, champion: Version, *, until: datetime, p: Params) -> 
     since = until - p.monitor.window
     columns = ["entry", "event_time", "made_at", "version", "score"]  # the features are most of a row, and not wanted
     made = journal.read("predictions", since=since, until=until, columns=columns)
-    rows = score.once(predecessor.unseen(made, champion)).to_pylist()
+    rows = score.once(predecessor.select_unseen(made, champion)).to_pylist()
     came = score.latest_outcomes(journal.read("outcomes", since=since, until=until))
     labels = np.empty(len(rows), dtype=object)
     labels[:] = [score.outcome_of(each["entry"], came) for each in rows]
@@ -279,8 +279,8 @@ def performance(window: Window, one: Model, *, then: Level, version: int, p: Par
     alarm = worse is not None and worse > p.monitor.tolerance
     between = f" ({p.gate.level:.0%} interval {now.low:.4f} to {now.high:.4f})" if now.low is not None else ""
     said = (
-        f"{gate.NAMES[p.gate.metric].capitalize()} {now.value:.4f}{between} {_span(window)}, {then.value:.4f} at "
-        f"promotion; {1 - there.mean():.1%} of the rows never got a label."
+        f"{gate.METRIC_NAMES[p.gate.metric].capitalize()} {now.value:.4f}{between} {_span(window)}, {then.value:.4f} "
+        f"at promotion; {1 - there.mean():.1%} of the rows never got a label."
     )
     detail = {"unlabelled": float(1 - there.mean()), "surely_worse_by": worse}
     return Signal(
@@ -341,9 +341,9 @@ def with_labels(quality: Signal, fault: str | None) -> Signal:
 def predecessor_of(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_of: datetime) -> list[Signal]:
     """A look at whether the champion before would do better, when one is due."""
     earlier = _told_so_far(journal, as_of)
-    if not predecessor.due(earlier, of.version.number, as_of=as_of, window=p.monitor.window):
+    if not predecessor.is_look_due(earlier, of.version.number, as_of=as_of, window=p.monitor.window):
         return []
-    looks = len(predecessor.looked(earlier, of.version.number))
+    looks = len(predecessor.list_looks(earlier, of.version.number))
     found = predecessor.compare(p, journal=journal, registry=registry, champion=of.version, as_of=as_of, looks=looks)
     return [found] if found else []
 
@@ -359,16 +359,16 @@ def challenger_of(p: Params, of: Watched, *, journal: Journal, registry: Registr
     if (begun := registry.canary()) is None:
         return []
     earlier, number = _told_so_far(journal, as_of), of.version.number
-    if not canary.due(earlier, number, as_of=as_of, window=p.monitor.window):
+    if not canary.is_look_due(earlier, number, as_of=as_of, window=p.monitor.window):
         return []
-    told: dict[str, Any] = {"champion": of.version, "as_of": as_of, "looks": canary.looks(earlier, number)}
+    told: dict[str, Any] = {"champion": of.version, "as_of": as_of, "looks": canary.count_looks(earlier, number)}
     found = canary.compare(p, journal=journal, registry=registry, begun=begun, **told)
     return [found] if found else []
 
 
 def _arms(journal: Journal, registry: Registry) -> Signal | None:
     begun = registry.canary()
-    return canary.newest(signals(journal), begun) if begun else None
+    return canary.find_newest_look(signals(journal), begun) if begun else None
 
 
 # --- where it comes from -------------------------------------------------------------------------------------------
@@ -433,7 +433,7 @@ def markdown(found: Measured, decision: Decision) -> str:
     lines = [(each.kind, word, each.message) for each, word in zip(found.signals, states, strict=True)]
     parts = [head, why, "## Signals", _listed(("signal", "", "what was seen"), lines)]
     if found.arms:
-        parts += ["## Champion and challenger", _listed(ARMS, canary.table(found.arms)), found.arms.message]
+        parts += ["## Champion and challenger", _listed(ARMS, canary.tabulate_arms(found.arms)), found.arms.message]
     if found.drift.moved:
         moved = [
             (each.name, f"{each.score:.1f}", f"{each.threshold:.1f}", each.change)

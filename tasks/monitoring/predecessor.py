@@ -35,7 +35,7 @@ PREFIX = "predecessor-"  # of the decision of a rollback that came of a look
 
 
 @dataclass(frozen=True)
-class Matured:
+class MatureRows:
     """What the champion predicted and how it came out: the journal's rows (n), and the label of each as a number."""
 
     rows: "pa.Table"
@@ -55,16 +55,16 @@ def compare(
     before = registry.predecessor(champion)
     if before is None:
         return None
-    serving, earlier = model_of(registry, champion), model_of(registry, before)
+    serving, earlier = load_model(registry, champion), load_model(registry, before)
     if why := cannot_score(earlier.spec, serving.spec):
         log.info("version %s cannot be compared with version %s: %s", before.number, champion.number, why)
         return None
-    found = matured(journal, champion, serving.spec, until=as_of - p.label.deadline)
+    found = read_mature(journal, champion, serving.spec, until=as_of - p.label.deadline)
     verdict = _judged(p, found, serving, earlier, looks=looks) if len(found.codes) else _nothing()
     return _signal(verdict, found, champion, before, as_of)
 
 
-def model_of(registry: Registry, version: Version) -> Model:
+def load_model(registry: Registry, version: Version) -> Model:
     with tempfile.TemporaryDirectory() as scratch:
         return Model.load(registry.fetch(version, "model.ubj", Path(scratch)))
 
@@ -78,26 +78,26 @@ def cannot_score(earlier: Spec, serving: Spec) -> str | None:
     return None
 
 
-def matured(journal: Journal, champion: Version, spec: Spec, *, until: datetime) -> Matured:
+def read_mature(journal: Journal, champion: Version, spec: Spec, *, until: datetime) -> MatureRows:
     """The champion's predictions of event_time < until that have an outcome; of several outcomes, the latest."""
     import pyarrow as pa
 
     listed = journal.read("predictions", until=until, columns=["entry", "event_time", "version"])
-    mine = unseen(listed, champion)
+    mine = select_unseen(listed, champion)
     if not mine.num_rows:
-        return Matured(mine, np.empty(0))
+        return MatureRows(mine, np.empty(0))
     since, last = mine["event_time"][0].as_py(), mine["event_time"][-1].as_py()  # whole rows are large: not all of them
     rows = journal.read("predictions", since=since, until=last + TICK)
     came = score.latest_outcomes(journal.read("outcomes", since=since, until=last + TICK))
-    rows = score.once(unseen(rows, champion))
+    rows = score.once(select_unseen(rows, champion))
     labels = [score.outcome_of(entry, came) for entry in rows["entry"].to_pylist()]
     rows = rows.filter(pa.array([label is not None for label in labels], pa.bool_()))
-    codes = codes_of([label for label in labels if label is not None], spec)
+    codes = encode_labels([label for label in labels if label is not None], spec)
     known = ~np.isnan(codes)  # a class that the champion has never seen cannot be predicted by either
-    return Matured(rows.filter(known), codes[known])
+    return MatureRows(rows.filter(known), codes[known])
 
 
-def unseen(made: "pa.Table", champion: Version) -> "pa.Table":
+def select_unseen(made: "pa.Table", champion: Version) -> "pa.Table":
     """The champion's own predictions, but of rows that it was trained on: a retrain whose as_of is ahead of the journal
     leaves such rows for its own model to predict."""
     import pyarrow as pa
@@ -110,18 +110,18 @@ def unseen(made: "pa.Table", champion: Version) -> "pa.Table":
     return mine.filter(pc.greater_equal(mine["event_time"], since))
 
 
-def codes_of(labels: list[Any], spec: Spec) -> Floats:
+def encode_labels(labels: list[Any], spec: Spec) -> Floats:
     kind = object if spec.task == "multiclass" else np.float64
     values = np.empty(len(labels), dtype=kind)
     values[:] = labels
     return spec.encode_label(values)
 
 
-def _judged(p: Params, found: Matured, serving: Model, earlier: Model, *, looks: int) -> Verdict:
+def _judged(p: Params, found: MatureRows, serving: Model, earlier: Model, *, looks: int) -> Verdict:
     """The gate's verdict on the predecessor, as a candidate that costs nothing."""
     rule = p.gate.model_copy(update={"rule": "superior"})
     told = np.array(found.rows["score"].to_pylist(), dtype=np.float64)
-    again = judge.onto(serving.spec, earlier, earlier.predict(score.features_of(found.rows, earlier.spec)))
+    again = judge.align_classes(serving.spec, earlier, earlier.predict(score.features_of(found.rows, earlier.spec)))
     champion, candidate = (
         Judged(gate.row_losses(found.codes, each, metric=p.gate.metric), 0.0, 0.0, 0.0) for each in (told, again)
     )
@@ -132,7 +132,7 @@ def _nothing() -> Verdict:
     return Verdict("HOLD", ("No outcome of its predictions is mature yet.",), {})
 
 
-def _signal(verdict: Verdict, found: Matured, champion: Version, before: Version, as_of: datetime) -> Signal:
+def _signal(verdict: Verdict, found: MatureRows, champion: Version, before: Version, as_of: datetime) -> Signal:
     figures, rows = verdict.figures, len(found.codes)
     told = {name: figures.get(name) for name in ("candidate", "champion", "looks", "bound")}
     return Signal(
@@ -160,7 +160,7 @@ def _said(verdict: Verdict, champion: Version, before: Version, rows: int) -> st
     if not judge.counts_as_look(verdict):
         return f"Nothing can be said of {names} on {rows:,} mature rows. {verdict.reasons[0]}"
     word = "is better than it" if verdict.promotes else "is not surely better than it"
-    measure = f"{gate.NAMES[figures['metric']]} {figures['candidate']:.4f} against {figures['champion']:.4f}"
+    measure = f"{gate.METRIC_NAMES[figures['metric']]} {figures['candidate']:.4f} against {figures['champion']:.4f}"
     interval = f"a gain of {figures['gain']:+.4f} ({figures['low']:+.4f} to {figures['high']:+.4f})"
     return f"On {rows:,} mature rows {names} {word}: {measure}, {interval}."
 
@@ -168,13 +168,13 @@ def _said(verdict: Verdict, champion: Version, before: Version, rows: int) -> st
 # --- when to look --------------------------------------------------------------------------------------------------
 
 
-def looked(signals: Iterable[Signal], version: int, *, kind: SignalKind = "predecessor") -> list[Signal]:
+def list_looks(signals: Iterable[Signal], version: int, *, kind: SignalKind = "predecessor") -> list[Signal]:
     """The looks at this champion so far, oldest first. What could not have taken it down, for want of rows, is none."""
     found = [each for each in signals if (each.kind, each.version) == (kind, version)]
     return sorted((each for each in found if each.detail.get("looked")), key=lambda each: each.window_end)
 
 
-def due(
+def is_look_due(
     signals: Iterable[Signal],
     version: int,
     *,
@@ -184,21 +184,21 @@ def due(
 ) -> bool:
     """Whether monitor.window has passed since the last look at this champion. Each look makes the next one harder, so
     nobody gains by looking at every tick; and a clock that went back looks at nothing again."""
-    earlier = looked(signals, version, kind=kind)
+    earlier = list_looks(signals, version, kind=kind)
     return not earlier or as_of >= earlier[-1].window_end + window
 
 
-def wanted(signals: Iterable[Signal], version: int) -> Signal | None:
+def find_pending(signals: Iterable[Signal], version: int) -> Signal | None:
     """The look that says this champion is to be rolled back, if there is one. It stands until somebody has acted on it:
     a run that was killed between the look and the rollback is made good by the next."""
-    return next((each for each in looked(signals, version) if each.alarm), None)
+    return next((each for each in list_looks(signals, version) if each.alarm), None)
 
 
-def taken_down(lines: Iterable[Entry]) -> list[Entry]:
+def list_rollbacks(lines: Iterable[Entry]) -> list[Entry]:
     """Of the ledger, the rollbacks that came of a look."""
     return [line for line in lines if line.mark == "rolled back" and line.decision.startswith(PREFIX)]
 
 
-def decision_of(signal: Signal) -> str:
+def decision_id(signal: Signal) -> str:
     """The id of the rollback that answers this look."""
     return f"{PREFIX}{signal.version}-{signal.window_end:%Y%m%dT%H%M%S}"

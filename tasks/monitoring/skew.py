@@ -76,8 +76,8 @@ def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, ch
         return Skew(champion.number, since, until, {}, 0, ())
     rows = featurerows.read(folder / p.paths.features)
     with tempfile.TemporaryDirectory() as scratch:
-        recipe = judge.fetch(registry, champion, Path(scratch))
-        own = judge.features_by(recipe, p, folder, rows)
+        recipe = judge.fetch_recipe(registry, champion, Path(scratch))
+        own = judge.rebuild_features(recipe, p, folder, rows)
     places = {entry: place for place, entry in enumerate(score.entries_of(own).tolist())}
     entries = journalled["entry"].to_pylist()
     there = np.array([subject(entry) in places for entry in entries], dtype=bool)

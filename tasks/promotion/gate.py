@@ -46,7 +46,7 @@ Outcome = Literal["PROMOTE", "HOLD", "REJECT"]
 Metric = Literal["log_loss", "rmse"]
 Slices = Mapping[str, NDArray[Any]]
 HARSHNESS: tuple[Outcome, ...] = ("PROMOTE", "HOLD", "REJECT")
-NAMES = {"log_loss": "log loss", "rmse": "RMSE"}
+METRIC_NAMES = {"log_loss": "log loss", "rmse": "RMSE"}
 SAID = {
     ("superior", "PROMOTE"): "Better than",
     ("superior", "HOLD"): "Not surely better than",
@@ -218,7 +218,7 @@ def unchanged(champion: str) -> Verdict:
     return Verdict("HOLD", (f"Same recipe and same data as {champion}: nothing to judge.",), {"same_as": champion})
 
 
-def backing_off(last_time: datetime | None, now: datetime, gate: Gate) -> str | None:
+def explain_backoff(last_time: datetime | None, now: datetime, gate: Gate) -> str | None:
     """Why no candidate is looked at yet: the last HOLD or REJECT, against the same champion or of a first model, was at
     `last_time`, in event time."""
     if last_time is None or (until := in_utc(last_time) + gate.backoff) <= in_utc(now):
@@ -301,7 +301,7 @@ def _compared(pair: "_Pair") -> str:
     one, other = pair.metrics
     gain, low, high = _ends(pair).values()
     return (
-        f"{NAMES[pair.gate.metric]} {one:.5g} against {other:.5g}, "
+        f"{METRIC_NAMES[pair.gate.metric]} {one:.5g} against {other:.5g}, "
         f"a gain of {gain:+.4g} ({pair.gate.level:.0%} interval {low:+.4g} to {high:+.4g})"
     )
 
@@ -374,7 +374,7 @@ def _by_slice(pair: "_Pair", slices: Slices) -> Iterator[dict[str, Any]]:
             yield {"slice": name, "value": str(value), **figures, "outcome": outcome}
 
 
-def markdown(verdict: Verdict) -> str:
+def render_verdict(verdict: Verdict) -> str:
     """The verdict as a person reads it in the Prefect UI."""
     figures = dict(verdict.figures)
     tables = {name: figures.pop(name, None) for name in ("baselines", "slices")}
@@ -422,7 +422,7 @@ class _Interval:
 
     def _reach(self, tail: float, forms: tuple[Floats, ...]) -> float:
         stretch = self._stretch(tail, forms)
-        return stretch * student(tail, self.freedom) * math.sqrt(self.of_blocks + self.of_seeds)
+        return stretch * student_quantile(tail, self.freedom) * math.sqrt(self.of_blocks + self.of_seeds)
 
     def _stretch(self, tail: float, forms: tuple[Floats, ...]) -> float:
         """How much further the bootstrap's tail reaches than Student's, in the form that reaches furthest, and never
@@ -432,7 +432,7 @@ class _Interval:
         if held >= 0.25:
             return 1.0
         reached = max(float(form[math.ceil((1 - held) * (len(form) + 1)) - 1]) for form in forms)
-        return max(1.0, reached / student(held, self.blocks - 1))
+        return max(1.0, reached / student_quantile(held, self.blocks - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -524,7 +524,7 @@ class _Pair:
         """Both sides together (the symmetric form), each side by itself (equal-tailed), and the latter of the errors
         that Hall's transformation has freed of their skewness, bent back to what the holdout's own skewness makes."""
         replicates = max(100, min(self.gate.replicates, CELLS // self.blocks))
-        drawn = self.gains(_draws(self.gate.seed, self.blocks, replicates).astype(np.float64))
+        drawn = self.gains(draw_blocks(self.gate.seed, self.blocks, replicates).astype(np.float64))
         told = drawn.variance > 1e-12 * here.variance  # a draw of one block alone has none but rounding
         errors = (drawn.gain[told] - here.gain) / np.sqrt(drawn.variance[told])
         bent = _bent(_straightened(errors, drawn.bend[told]), here.bend)
@@ -561,13 +561,13 @@ def _pair(candidate: Judged, champion: Judged, *, times: NDArray[Any], gate: Gat
         counts = f"{candidate.rows:,}, {champion.rows:,} and {len(times):,}"
         raise ValueError(f"both models must be judged on the same rows, one time each, but got {counts}")
     losses = np.concatenate([candidate.models, champion.models])
-    block = blocks(times, gate.block)
+    block = assign_blocks(times, gate.block)
     order = np.lexsort((*losses, block))
     seeds = len(candidate.models), len(champion.models)
     return _Pair(losses[:, order], block[order], order, seeds, gate)
 
 
-def blocks(times: NDArray[Any], length: timedelta) -> NDArray[np.intp]:
+def assign_blocks(times: NDArray[Any], length: timedelta) -> NDArray[np.intp]:
     """0, 1, 2 ... in time. Blocks of whole days begin at the hour of fewest rows: UTC's midnight is New York's evening
     and would cut its storms in two (measured there: it understates the gain's error by a tenth)."""
     if not np.issubdtype(times.dtype, np.datetime64) or np.isnat(times).any():
@@ -592,14 +592,14 @@ def _bent(straight: Floats, bend: Floats) -> Floats:
 
 
 @lru_cache(maxsize=8)
-def _draws(seed: int, blocks: int, replicates: int) -> NDArray[np.uint16]:
+def draw_blocks(seed: int, blocks: int, replicates: int) -> NDArray[np.uint16]:
     """How often each replicate drew each block. Kept: slices and several baselines ask for the same."""
     drawn = np.random.default_rng((seed, blocks)).multinomial(blocks, np.full(blocks, 1 / blocks), size=replicates)
     return drawn.astype(np.uint16)
 
 
 @lru_cache(maxsize=64)
-def student(tail: float, freedom: float) -> float:
+def student_quantile(tail: float, freedom: float) -> float:
     """The upper quantile of Student's t, for any degrees of freedom >= 1; scipy takes a second to import.
 
     With t = sqrt(freedom) / tan(angle), the density over the angle is sin(angle)^(freedom - 1), up to pi / 2."""

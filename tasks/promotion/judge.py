@@ -66,7 +66,7 @@ class Opponent:
     until: datetime
 
 
-def judge(p: Params, folder: Path, record: str, *, registry: Registry, champion: Version | None) -> Verdict:
+def judge_candidate(p: Params, folder: Path, record: str, *, registry: Registry, champion: Version | None) -> Verdict:
     """The gate's verdict on the candidate that a pipeline run left in `folder`."""
     as_of = datetime.fromisoformat(json.loads((folder / p.paths.features / "manifest.json").read_text())["as_of"])
     case = Case(p, folder, as_of, read_holdout(folder / p.paths.reports / "holdout.parquet"))
@@ -75,7 +75,7 @@ def judge(p: Params, folder: Path, record: str, *, registry: Registry, champion:
     if (down := registry.was_taken_down(record)) is not None:
         return _barred(down, "lost as a challenger" if down in registry.rejected() else "was rolled back")
     number = champion.number if champion else None
-    if reason := too_early(p, registry, champion, as_of, survey.read_limit(folder / p.paths.raw)):
+    if reason := explain_wait(p, registry, champion, as_of, survey.read_limit(folder / p.paths.raw)):
         return Verdict("HOLD", (reason,), {"champion_version": number} if champion else {})
     looks = registry.looks(number)
     if champion is None:
@@ -88,9 +88,9 @@ def _against(champion: Version, case: "Case", registry: Registry, *, looks: int)
     """Only what comes of the champion's recipe holds; with anything else that is wrong the run fails."""
     case.candidate  # noqa: B018 (its own faults must not be taken for the champion's)
     with tempfile.TemporaryDirectory() as scratch:
-        files = download(registry, champion, Path(scratch))
+        files = download_recipe(registry, champion, Path(scratch))
         try:
-            opponent = case.opponent(read_recipe(files), age=_age(case.as_of, champion))
+            opponent = case.opponent(load_recipe(files), age=_age(case.as_of, champion))
         except ValueError as error:
             return _stuck(champion, error)
     return case.against(opponent, looks=looks)
@@ -111,7 +111,7 @@ def _barred(down: int, how: str) -> Verdict:
     return Verdict("HOLD", (reason,), {"rolled_back": down})
 
 
-def unless_another_serves(verdict: Verdict, serving: Version | None) -> Verdict:
+def hold_if_another_serves(verdict: Verdict, serving: Version | None) -> Verdict:
     """A rollback does not wait for a retrain, and a person may decide a day later: better than the champion that was
     taken down in between is not yet better than the one that serves now. No look at that one is spent."""
     number, judged = serving.number if serving else None, verdict.figures.get("champion_version")
@@ -127,14 +127,14 @@ def counts_as_look(verdict: Verdict) -> bool:
     return verdict.figures.get("looked") is True
 
 
-def too_early(
+def explain_wait(
     p: Params, registry: Registry, champion: Version | None, as_of: datetime, limit: datetime | None = None
 ) -> str | None:
     """Why the gate looks at no candidate yet. Stored times beyond `limit`, the end of the data, count for nothing."""
     if champion and champion.as_of and as_of < champion.as_of and not _is_bent(champion.as_of, limit):
         return f"The candidate, of {as_of}, is older than version {champion.number}, of {champion.as_of}."
     last = registry.last_look(champion.number if champion else None)
-    return None if last and _is_bent(last, limit) else gate.backing_off(last, as_of, p.gate)
+    return None if last and _is_bent(last, limit) else gate.explain_backoff(last, as_of, p.gate)
 
 
 def _is_bent(moment: datetime, limit: datetime | None) -> bool:
@@ -189,7 +189,7 @@ class Case:
     @cached_property
     def candidate(self) -> Judged:
         path = self.folder / self.p.paths.models / "model.ubj"
-        speed = latency(self.shipped, self.rows)
+        speed = measure_latency(self.shipped, self.rows)
         return self._judged(self._own(), megabytes=path.stat().st_size / 1e6, milliseconds=speed)
 
     def _own(self) -> list[Floats]:
@@ -200,7 +200,7 @@ class Case:
     def _judged(self, found: Sequence[Floats], *, megabytes: float = 0, milliseconds: float = 0) -> Judged:
         codes = self.shipped.spec.encode_label(self.held.label)
         losses = np.stack([gate.row_losses(codes, each, metric=self.p.gate.metric) for each in found])
-        return Judged(losses, calibration(self.shipped.spec, codes, found[0]), megabytes, milliseconds)
+        return Judged(losses, measure_calibration(self.shipped.spec, codes, found[0]), megabytes, milliseconds)
 
     def first(self, *, looks: int) -> Verdict:
         """There is no champion: against the baselines."""
@@ -211,10 +211,10 @@ class Case:
     def opponent(self, recipe: Recipe, *, age: timedelta) -> Opponent:
         """A champion whose candidate was judged `age` ago, on this candidate's rows."""
         where = self._where
-        rows = features_by(recipe, self.p, self.folder, self.rows)
+        rows = rebuild_features(recipe, self.p, self.folder, self.rows)
         inside = self._same_rows(rows.take(split.between(rows.event_time, where.start, where.end)))
         models = _opponents(self.p, recipe, rows, where.start - age)
-        found = [onto(self.shipped.spec, each, each.predict(inside.table)) for each in models]
+        found = [align_classes(self.shipped.spec, each, each.predict(inside.table)) for each in models]
         return Opponent(self._judged(found), _until(models[0]))
 
     def against(self, opponent: Opponent, *, looks: int) -> Verdict:
@@ -261,7 +261,7 @@ def _until(judged: Model) -> datetime:
     return datetime.fromisoformat(judged.spec.until or "")
 
 
-def onto(spec: Spec, judged: Model, found: Floats) -> Floats:
+def align_classes(spec: Spec, judged: Model, found: Floats) -> Floats:
     """Probabilities with a column for each class of `spec` first: a class that the model never saw has none."""
     own = judged.spec.classes
     if spec.task != "multiclass" or own == spec.classes:
@@ -272,7 +272,7 @@ def onto(spec: Spec, judged: Model, found: Floats) -> Floats:
     return shares
 
 
-def calibration(spec: Spec, codes: Floats, found: Floats) -> float:
+def measure_calibration(spec: Spec, codes: Floats, found: Floats) -> float:
     """The calibration error of predictions; numbers have none."""
     if spec.task == "regression":
         return 0.0
@@ -281,7 +281,7 @@ def calibration(spec: Spec, codes: Floats, found: Floats) -> float:
     return calibration_error(codes, found)
 
 
-def latency(judged: Model, rows: Rows) -> float:
+def measure_latency(judged: Model, rows: Rows) -> float:
     """Milliseconds a row, in batches of 1,000: the fastest of five, since the slower ones timed something else."""
     table = rows.table.slice(0, BATCH)
     seconds = []
@@ -292,16 +292,16 @@ def latency(judged: Model, rows: Rows) -> float:
     return min(seconds) * 1000 / max(len(table), 1)
 
 
-def fetch(registry: Registry, version: Version, into: Path) -> Recipe:
+def fetch_recipe(registry: Registry, version: Version, into: Path) -> Recipe:
     """A version's recipe from the registry: params, tuned numbers, SQL, its model and the stored twins."""
-    return read_recipe(download(registry, version, into))
+    return load_recipe(download_recipe(registry, version, into))
 
 
-def download(registry: Registry, version: Version, into: Path) -> dict[str, Path]:
+def download_recipe(registry: Registry, version: Version, into: Path) -> dict[str, Path]:
     return {name: registry.fetch(version, name, into) for name in RECIPE}
 
 
-def read_recipe(files: dict[str, Path]) -> Recipe:
+def load_recipe(files: dict[str, Path]) -> Recipe:
     twins = [files["twin.ubj"], *sorted(files["twins"].glob("*.ubj"))]
     return Recipe(
         params.load(files["params.yaml"]),
@@ -320,7 +320,7 @@ def _fitted_again(p: Params, recipe: Recipe, rows: Rows, cut: datetime) -> tuple
     return tuple(train.fit_twins(rows, cut, recipe.tuned, then, seeds=len(recipe.twins)))
 
 
-def features_by(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Rows:
+def rebuild_features(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Rows:
     """Today's rows with the champion's features; when its SQL is today's, they are `rows`."""
     same = (folder / "tasks" / "features.sql").read_text() == recipe.sql
     if same and (recipe.p.features, recipe.p.spine) == (p.features, p.spine):

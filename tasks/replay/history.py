@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PARAMS, SQL, COST = "params.yaml", "tasks/features.sql", "cost.json"  # of a candidate's folder, beside the stages' own
-HALF = ".new-"  # how the name of a folder begins that is not whole
+PARTIAL_PREFIX = ".new-"  # how the name of a folder begins that is not whole
 MADE_BY = (features, split, model, tune, train, evaluate, reference)
 CODE = cache.source_of(__file__, *(str(each.__file__) for each in MADE_BY))
 LIBRARIES = ("numpy", "optuna", "scikit-learn")  # that decide what is made; XGBoost goes by two names
@@ -57,7 +57,7 @@ class Candidate:
         models = self.folder / self.p.paths.models
         files = {"params.yaml": self.folder / PARAMS, "features.sql": self.folder / SQL}
         files |= {"reports/tuned.json": models / "tuned.json"}
-        return judge.read_recipe(files | {name: models / name for name in ("model.ubj", "twin.ubj", "twins")})
+        return judge.load_recipe(files | {name: models / name for name in ("model.ubj", "twin.ubj", "twins")})
 
     @property
     def model(self) -> Model:
@@ -123,9 +123,9 @@ class History:
         return [_part(period, path) for period, path in periods.files(self.features)]
 
     def _make(self, as_of: datetime, place: Path) -> None:
-        for left in self.shelf.glob(f"{HALF}*"):  # by somebody who was killed: the lock is ours
+        for left in self.shelf.glob(f"{PARTIAL_PREFIX}*"):  # by somebody who was killed: the lock is ours
             shutil.rmtree(left, ignore_errors=True)
-        new = Path(tempfile.mkdtemp(prefix=HALF, dir=self.shelf))
+        new = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=self.shelf))
         try:
             self.write(as_of, new)
             files.publish_json(new / COST, {"cpu": round(_trained(self.p, new), 2)})
@@ -162,7 +162,7 @@ class _Part:
 
         if self.newest <= as_of:
             return cache.share(self.path, target)
-        if self.period.start <= as_of and (held := known(pq.read_table(self.path), as_of)).num_rows:
+        if self.period.start <= as_of and (held := select_known(pq.read_table(self.path), as_of)).num_rows:
             pq.write_table(held, target, compression="zstd")
         return None
 
@@ -183,7 +183,7 @@ def _discard_damaged(place: Path) -> None:
         shutil.rmtree(place)
 
 
-def known(table: "pa.Table", as_of: datetime) -> "pa.Table":
+def select_known(table: "pa.Table", as_of: datetime) -> "pa.Table":
     """What there was of feature rows at a moment: those whose event had been, with the outcomes that had come."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -240,7 +240,7 @@ def _home(folder: Path) -> Iterator[None]:
         os.environ.pop("EVERGREEN_HOME") if before is None else os.environ.update(EVERGREEN_HOME=before)
 
 
-def settings(p: Params) -> Params:
+def reduce_search(p: Params) -> Params:
     """As the past's candidates are trained: by replay.trials with as many fewer finalists, and beside the cheapest of
     the baselines only, for the gate compares with a champion here."""
     trials = p.replay.trials or p.tune.trials

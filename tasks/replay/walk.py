@@ -77,7 +77,7 @@ class Rule:
     signals: tuple[SignalKind, ...] = ()
 
 
-def known(name: str) -> str:
+def check_policy(name: str) -> str:
     """The name of a policy. Raises ValueError for one that nobody knows."""
     if not re.fullmatch(rf"{NEVER}|{'|'.join(BY_SIGNALS)}|every:[1-9]\d*[hdw]|spaced:[1-9]\d*", name):
         every = ", ".join([NEVER, *BY_SIGNALS, "every:<length> such as every:28d", "spaced:<number>"])
@@ -85,9 +85,9 @@ def known(name: str) -> str:
     return name
 
 
-def rule(name: str, grid: Grid) -> Rule:
+def parse_rule(name: str, grid: Grid) -> Rule:
     """The policy of a name. `spaced:3`: so many retrains, as evenly over the period as the grid has it."""
-    kind, _, value = known(name).partition(":")
+    kind, _, value = check_policy(name).partition(":")
     if kind == "every":
         return Rule(name, every=duration(value))
     if kind == "spaced":
@@ -129,7 +129,7 @@ class Retrain:
 
 
 @dataclass(frozen=True)
-class State:
+class PolicyState:
     """What a policy has come to: who serves, who served each stretch, and a ledger of what was done and measured."""
 
     rule: Rule
@@ -219,13 +219,13 @@ Measure = Callable[[Past, Serving, datetime, tuple[SignalKind, ...]], Sequence[S
 # --- the walk ------------------------------------------------------------------------------------------------------
 
 
-def walk(past: Past, grid: Grid, names: Sequence[str], *, say: Callable[[str], None] = log.info) -> list[State]:
+def walk(past: Past, grid: Grid, names: Sequence[str], *, say: Callable[[str], None] = log.info) -> list[PolicyState]:
     """Each policy's state at the end. `never` is always among them, first: the others are measured against it."""
     from tqdm import tqdm
 
-    rules = [rule(name, grid) for name in dict.fromkeys([NEVER, *names])]
+    rules = [parse_rule(name, grid) for name in dict.fromkeys([NEVER, *names])]
     first = Serving(grid.since, 1)
-    states = [State(each, first, past.began) for each in rules]
+    states = [PolicyState(each, first, past.began) for each in rules]
     say(f"as_of {grid.since:%Y-%m-%d}: the first model, {_trained(past, grid.since)}; {len(grid.starts) - 1} to come")
     for i, now in enumerate(tqdm(grid.starts, desc="replay", unit="as_of", leave=False, disable=None)):
         if i:
@@ -235,7 +235,7 @@ def walk(past: Past, grid: Grid, names: Sequence[str], *, say: Callable[[str], N
     return states
 
 
-def _told(states: Sequence[State], now: datetime, past: Past) -> str:
+def _told(states: Sequence[PolicyState], now: datetime, past: Past) -> str:
     here = {each.rule.name: each.retrains[-1] for each in states if each.retrains and each.retrains[-1].as_of == now}
     if not here:
         return "nobody retrained"
@@ -250,7 +250,7 @@ def _trained(past: Past, as_of: datetime) -> str:
     return f"{'trained' if found.made else 'trained before,'} in {found.cpu:.0f} s of CPU"
 
 
-def decided(state: State, now: datetime, past: Past) -> State:
+def decided(state: PolicyState, now: datetime, past: Past) -> PolicyState:
     """Measure what the policy looks at, ask it, and retrain if it says so."""
     if state.rule.signals:
         found = past.signals(state.serving, now, state.rule.signals)
@@ -261,7 +261,7 @@ def decided(state: State, now: datetime, past: Past) -> State:
     return retrained(replace(state, asked=(*state.asked, *cause)), now, past, why=why)
 
 
-def _wanted(state: State, now: datetime, p: Params) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _wanted(state: PolicyState, now: datetime, p: Params) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Why to retrain now, if at all, and the cause that must not ask again."""
     retrains, own = [state.began, *(each.as_of for each in state.retrains)], state.rule
     if own.signals:
@@ -274,7 +274,7 @@ def _wanted(state: State, now: datetime, p: Params) -> tuple[tuple[str, ...], tu
             retrains=[state.began, *(each.as_of for each in state.retrains if each.outcome != FAILED)],
             asked=state.asked,
             unmade=_failed_last(state.retrains),
-            refusal=gate.backing_off(max(state.looks, default=None), now, p.gate),
+            refusal=gate.explain_backoff(max(state.looks, default=None), now, p.gate),
         )
         return (found.reasons, (found.id,)) if found.retrains else ((), ())
     if own.every and now - retrains[-1] >= own.every:
@@ -288,7 +288,7 @@ def _failed_last(retrains: Sequence[Retrain]) -> list[str]:
     return [retrain.as_of.isoformat() for retrain in failed]
 
 
-def retrained(state: State, now: datetime, past: Past, *, why: tuple[str, ...]) -> State:
+def retrained(state: PolicyState, now: datetime, past: Past, *, why: tuple[str, ...]) -> PolicyState:
     """The candidate of `now` before the gate: it serves from now on, or it was a look that later looks pay for."""
     try:
         found = past.candidate(now)
@@ -302,9 +302,9 @@ def retrained(state: State, now: datetime, past: Past, *, why: tuple[str, ...]) 
     return replace(state, looks=(*state.looks, now)) if judge.counts_as_look(verdict) else state
 
 
-def _judged(state: State, now: datetime, past: Past) -> Verdict:
+def _judged(state: PolicyState, now: datetime, past: Past) -> Verdict:
     """By the accounting of tasks/promotion/judge.py, with this policy's own looks."""
-    if reason := gate.backing_off(max(state.looks, default=None), now, past.p.gate):
+    if reason := gate.explain_backoff(max(state.looks, default=None), now, past.p.gate):
         return Verdict("HOLD", (reason,), {})
     return past.verdict(now, state.serving.as_of, len(state.looks))
 
@@ -390,7 +390,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Replayed:
+class Comparison:
     since: datetime
     until: datetime
     step: timedelta
@@ -411,9 +411,11 @@ class Replayed:
         return {**asdict(self), "step": spell(self.step), "lines": lines}
 
 
-def replay(past: Past, grid: Grid, names: Sequence[str], *, say: Callable[[str], None] = log.info) -> Replayed:
+def compare_policies(
+    past: Past, grid: Grid, names: Sequence[str], *, say: Callable[[str], None] = log.info
+) -> Comparison:
     """Walk the grid, and compare. Raises ValueError where history does not reach from before `since` to `until`."""
-    check(past.rows, past.p, grid)
+    check_period(past.rows, past.p, grid)
     notes = _notes(past, grid, names)
     for note in notes:
         say(note)
@@ -425,7 +427,7 @@ def replay(past: Past, grid: Grid, names: Sequence[str], *, say: Callable[[str],
         _line(each, stream, losses[each.rule.name], losses[NEVER], curves[each.rule.name], curves[NEVER])
         for each in states
     )
-    return Replayed(
+    return Comparison(
         grid.since,
         grid.until,
         grid.step,
@@ -449,7 +451,12 @@ def _notes(past: Past, grid: Grid, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _line(
-    state: State, stream: "Stream", losses: gate.Floats, never: gate.Floats, curve: "Curve | None", base: "Curve | None"
+    state: PolicyState,
+    stream: "Stream",
+    losses: gate.Floats,
+    never: gate.Floats,
+    curve: "Auc | None",
+    base: "Auc | None",
 ) -> Line:
     p = stream.past.p
     cpu = sum(each.cpu for each in state.retrains)
@@ -492,7 +499,7 @@ class Stream:
         self.spec = Spec(p.label.task, (), {}, classes)
         self.codes = self.spec.encode_label(label[self._counts]).astype(np.float64)
 
-    def scores(self, state: State) -> Floats:
+    def scores(self, state: PolicyState) -> Floats:
         """Each row's prediction by who was champion when it arrived."""
         parts = [
             _onto(self.spec, self.past.candidate(by).model.spec, self.past.scores(by, *stretch))
@@ -513,12 +520,12 @@ class Stream:
         found = gate.judge(ours, theirs, times=self.times, slices={}, gate=self.past.p.gate).figures
         return Interval(found["champion"] - found["candidate"], found["low"], found["high"])
 
-    def curve(self, scores: Floats) -> "Curve | None":
+    def curve(self, scores: Floats) -> "Auc | None":
         if self.spec.task != "binary" or len(np.unique(self.codes)) < 2:
             return None
         settings = self.past.p.gate
-        block = gate.blocks(self.times, settings.block)
-        return Curve(wins(self.codes, scores, block), settings.seed)
+        block = gate.assign_blocks(self.times, settings.block)
+        return Auc(wins(self.codes, scores, block), settings.seed)
 
     def by_stretch(self, values: Floats) -> tuple[Floats, NDArray[np.intp]]:
         """Sums of values of rows (n), and rows, by stretch of the grid."""
@@ -545,9 +552,9 @@ def _onto(spec: Spec, own: Spec, found: Floats) -> Floats:
 # --- as people read it ---------------------------------------------------------------------------------------------
 
 
-def table(done: Replayed) -> list[dict[str, str]]:
+def tabulate(done: Comparison) -> list[dict[str, str]]:
     """A row a policy, every cell as text."""
-    return [_cells(each, gate.NAMES[done.metric]) for each in done.lines]
+    return [_cells(each, gate.METRIC_NAMES[done.metric]) for each in done.lines]
 
 
 def _cells(line: Line, metric: str) -> dict[str, str]:
@@ -579,7 +586,7 @@ def _gained(line: Line, found: Interval | None) -> str:
     return f"{found.value:+.4f}{between}"
 
 
-def told(done: Replayed) -> str:
+def summarize(done: Comparison) -> str:
     """The frame of the table, in a sentence or two."""
     return (
         f"{done.rows:,} rows with an outcome from {done.since:%Y-%m-%d} to {done.until:%Y-%m-%d}, decisions every "
@@ -589,31 +596,31 @@ def told(done: Replayed) -> str:
     )
 
 
-def markdown(done: Replayed) -> str:
-    rows = table(done)
+def markdown(done: Comparison) -> str:
+    rows = tabulate(done)
     lines = [f"| {' | '.join(rows[0])} |", f"|{' --- |' * len(rows[0])}"]
     lines += [f"| {' | '.join(row.values())} |" for row in rows]
     return "\n".join(
-        ["# What each retrain policy would have cost, and saved", "", told(done), "", *lines, "", *done.notes]
+        ["# What each retrain policy would have cost, and saved", "", summarize(done), "", *lines, "", *done.notes]
     )
 
 
-def write(done: Replayed, folder: Path) -> None:
+def write_report(done: Comparison, folder: Path) -> None:
     """replay.json, replay.md and replay.png into a folder."""
     files.publish_json(folder / "replay.json", done.to_dict())
     files.publish_text(folder / "replay.md", markdown(done))
     courses = [_course(each, done) for each in done.lines]
-    named = gate.NAMES[done.metric]
+    named = gate.METRIC_NAMES[done.metric]
     figures.policies(courses, done.starts, folder / "replay.png", metric=named, never=NEVER)
 
 
-def _course(line: Line, done: Replayed) -> Course:
+def _course(line: Line, done: Comparison) -> Course:
     retrains = [each.as_of for each in line.retrains]
     promoted = [each.as_of for each in line.retrains if each.promoted]
     return Course(line.policy, line.weeks, _saved(line, done), retrains, promoted)
 
 
-def _saved(line: Line, done: Replayed) -> list[float]:
+def _saved(line: Line, done: Comparison) -> list[float]:
     """Up to each stretch's end, in % of the error that `never` had made by then."""
     rows = np.array(done.stretches, dtype=np.float64)
     ours, theirs = (_summed(each.weeks, rows, done.metric) for each in (line, done.line(NEVER)))
@@ -627,7 +634,7 @@ def _summed(weeks: Sequence[float | None], rows: Floats, metric: str) -> Floats:
     return np.sqrt(means) if metric == "rmse" else means
 
 
-def points(done: Replayed) -> dict[str, list[tuple[int, float]]]:
+def list_points(done: Comparison) -> dict[str, list[tuple[int, float]]]:
     """Each policy's metric by stretch, and its totals, as points (step, value) of an MLflow run."""
     found: dict[str, list[tuple[int, float]]] = {}
     for line in done.lines:
@@ -662,7 +669,7 @@ def wins(codes: Floats, scores: Floats, block: NDArray[np.intp]) -> Floats:
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class Auc:
     """One stream's AUC, and in draws of its blocks; two of the same rows are drawn alike."""
 
     wins: Floats
@@ -687,7 +694,7 @@ class Curve:
     def interval(self, level: float) -> Interval:
         return _percentiles(self.value, self.drawn, level)
 
-    def over(self, other: "Curve", level: float) -> Interval:
+    def over(self, other: "Auc", level: float) -> Interval:
         return _percentiles(self.value - other.value, self.drawn - other.drawn, level)
 
 
@@ -700,7 +707,7 @@ def _percentiles(value: float, drawn: Floats, level: float) -> Interval:
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 
-def earliest(rows: Rows, p: Params) -> datetime:
+def find_earliest(rows: Rows, p: Params) -> datetime:
     """The first midnight at which history has room for a holdout and the folds before it."""
     least = rows.event_time[0].astype("datetime64[us]").item() + _room(p)
     midnight: datetime = least.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
@@ -711,7 +718,7 @@ def _room(p: Params) -> timedelta:
     return p.split.holdout + p.split.folds * p.split.fold + 3 * p.label.deadline
 
 
-def check(rows: Rows, p: Params, grid: Grid) -> None:
+def check_period(rows: Rows, p: Params, grid: Grid) -> None:
     """Raises ValueError, with the way out, for a period that cannot be walked."""
     first, newest = (rows.event_time[place].astype("datetime64[us]").item() for place in (0, -1))
     if grid.since <= first + _room(p):

@@ -155,7 +155,7 @@ def predicted(
     import pyarrow as pa
 
     with tempfile.TemporaryDirectory() as scratch:
-        recipe = judge.fetch(registry, by, Path(scratch))
+        recipe = judge.fetch_recipe(registry, by, Path(scratch))
         table = _features_of(recipe, p, folder, rows).filter(which)
     found = recipe.model.predict(table)
     count = table.num_rows
@@ -179,7 +179,7 @@ def _scores(found: Floats) -> "pa.Array":
 
 def _features_of(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> "pa.Table":
     """By the champion's own SQL, where today's is another. Both come from one spine, in one order."""
-    own = judge.features_by(recipe, p, folder, rows)
+    own = judge.rebuild_features(recipe, p, folder, rows)
     if len(own) != len(rows) or not (own.event_time == rows.event_time).all():
         raise ValueError(f"the champion's features.sql gives {len(own)} rows of the spine's {len(rows)}")
     return own.table

@@ -32,8 +32,8 @@ p = params.load("params.yaml")
 past = history.History(p, p.paths.features.absolute(), "SELECT 1", Path("shelf").absolute())
 grid = replay.Grid(*map(datetime.fromisoformat, sys.argv[1:3]), timedelta(days=7))
 shared = replay.Past(past, grid.since, make=history.History.candidate)
-done = replay.replay(shared, grid, ["every:7d"], say=print)
-replay.write(done, Path("out"))
+done = replay.compare_policies(shared, grid, ["every:7d"], say=print)
+replay.write_report(done, Path("out"))
 periods.publish_json(Path("cpu.json"), {"cpu": shared.cpu})
 """
 
@@ -41,7 +41,7 @@ periods.publish_json(Path("cpu.json"), {"cpu": shared.cpu})
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Enough rows for a training to take a while."""
-    p = history.settings(small.settings(**SMALL | {"tune.rounds": 200, "tune.patience": 50, "tune.trials": 6}))
+    p = history.reduce_search(small.settings(**SMALL | {"tune.rounds": 200, "tune.patience": 50, "tune.trials": 6}))
     small.write(tmp_path, small.made_rows(days=DAYS, per_day=200), p, GRID.until)
     write_params(p.model_dump(mode="json"), tmp_path)
     return tmp_path
@@ -65,7 +65,7 @@ def whole(folder: Path) -> dict[str, int]:
 
 
 def half(folder: Path) -> list[Path]:
-    return list((folder / "shelf").glob(f"{history.HALF}*"))
+    return list((folder / "shelf").glob(f"{history.PARTIAL_PREFIX}*"))
 
 
 def kill_when(met: Callable[[], bool], process: subprocess.Popen[str]) -> None:

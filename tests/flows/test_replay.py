@@ -10,7 +10,7 @@ import pytest
 from flows.replay import replay, shelf
 from tasks import params
 from tasks.promotion import registry
-from tasks.replay.walk import Replayed
+from tasks.replay.walk import Comparison
 from tests.conftest import write_params
 from tests.flows.conftest import Project, shown, task_runs
 
@@ -26,8 +26,8 @@ SETTINGS = {
 class Story:
     """The flow, and the flow again."""
 
-    first: Replayed
-    again: Replayed
+    first: Comparison
+    again: Comparison
     candidates: dict[str, int]  # after the first: their times of change
 
 

@@ -134,7 +134,7 @@ def test_a_better_challenger_in_the_shadow_wins_on_the_rows_that_both_scored(sho
     assert found.low
     assert found.low > 0
     assert "version 2, the challenger, is better than version 1: log loss 0." in found.message
-    assert [line[:3] for line in canary.table(found)] == [
+    assert [line[:3] for line in canary.tabulate_arms(found)] == [
         ("champion", "1", f"{found.rows:,}"),
         ("challenger", "2", f"{found.rows:,}"),
     ]
@@ -218,7 +218,7 @@ def test_a_challenger_that_misses_too_many_of_the_champions_rows_is_not_judged(s
 def test_of_several_outcomes_the_one_that_was_journalled_last_counts() -> None:
     times = [LAST, LAST + DAY, LAST - DAY]
     told = pa.table({"of": ["a", "a.1", "a"], "label": [0.0, 1.0, 0.0], "made_at": times})
-    assert canary.labels_of(told) == {"a": 1.0}
+    assert canary.latest_labels(told) == {"a": 1.0}
 
 
 def test_a_class_that_the_challenger_alone_knows_is_one_that_the_champion_gives_nothing() -> None:
@@ -228,8 +228,8 @@ def test_a_class_that_the_challenger_alone_knows_is_one_that_the_champion_gives_
     codes = canary._codes(["1", "2", "3"], {"1": "b", "2": "c", "3": "never seen"}, both)
     assert codes[:2].tolist() == [2, 1]
     assert np.isnan(codes[2])
-    assert judge.onto(both, Model(None, one), np.array([[0.4, 0.6]])).tolist() == [[0.4, 0.6, 0.0]]
-    assert judge.onto(both, Model(None, other), np.array([[0.2, 0.7, 0.1]])).tolist() == [[0.2, 0.1, 0.7]]
+    assert judge.align_classes(both, Model(None, one), np.array([[0.4, 0.6]])).tolist() == [[0.4, 0.6, 0.0]]
+    assert judge.align_classes(both, Model(None, other), np.array([[0.2, 0.7, 0.1]])).tolist() == [[0.2, 0.1, 0.7]]
 
 
 # --- the verdict
@@ -287,7 +287,7 @@ def test_too_few_mature_rows_say_nothing_and_spend_nothing(shop: Shop) -> None:
         found = look(shop, as_of=FIRST + 4 * DAY)
         assert (found.alarm, found.detail["looked"]) == (False, False)
         assert "Nothing can be said of version 2" in found.message
-        assert canary.looks([found], 1) == 0
+        assert canary.count_looks([found], 1) == 0
         says(shop, 1, POOR_MODEL, None)
 
 
@@ -295,14 +295,14 @@ def test_too_few_mature_rows_say_nothing_and_spend_nothing(shop: Shop) -> None:
 
 
 def act(shop: Shop, found: Signal) -> Entry | None:
-    return canary.act(shop.known, found, as_of=LAST)
+    return canary.carry_out(shop.known, found, as_of=LAST)
 
 
 def test_a_winner_is_promoted_once_and_a_loser_never_comes_back(shop: Shop) -> None:
     put_up(shop, POOR_MODEL, GOOD_MODEL)
     says(shop, 1, POOR_MODEL, None)
     won = look(shop)
-    assert canary.wanted([won], 1, begun(shop)) == won
+    assert canary.find_pending([won], 1, begun(shop)) == won
     over = act(shop, won)
     assert over
     assert (over.version, over.outcome, over.reasons, serving(shop).number) == (2, "PROMOTE", (won.message,), 2)
@@ -314,7 +314,7 @@ def test_a_winner_is_promoted_once_and_a_loser_never_comes_back(shop: Shop) -> N
     lost = act(shop, look(shop))
     assert lost
     assert (lost.version, lost.outcome, serving(shop).number, shop.known.challenger()) == (3, "REJECT", 2, None)
-    assert [(line.version, line.outcome) for line in canary.ended(shop.known.ledger())] == [
+    assert [(line.version, line.outcome) for line in canary.list_ended(shop.known.ledger())] == [
         (2, "PROMOTE"),
         (3, "REJECT"),
     ]
@@ -325,16 +325,16 @@ def test_a_winner_is_promoted_once_and_a_loser_never_comes_back(shop: Shop) -> N
 @pytest.mark.parametrize("marked", [False, True])
 def test_a_promotion_that_was_cut_off_ends_the_canary_all_the_same(shop: Shop, marked: bool) -> None:
     of = put_up(shop, POOR_MODEL, GOOD_MODEL)
-    assert canary.settled(shop.known, as_of=LAST) == canary.Settled(of)
+    assert canary.settle(shop.known, as_of=LAST) == canary.Settlement(of)
     shop.known.append(Entry("intent", "canary-2-1-x", LAST, run=of.run, version=2, champion=1, reasons=("Better.",)))
     shop.known.client.set_registered_model_alias(shop.known.model, registry.CHAMPION, "2")
     if marked:
         shop.known.finish_open()
-    found = canary.settled(shop.known, as_of=LAST)
-    (over,) = canary.ended(shop.known.ledger())
-    assert found == canary.Settled(None, over)
-    assert canary.last_won(shop.known) == over
-    assert canary.why(over) == "The canary is over: version 2 was promoted. Better."
+    found = canary.settle(shop.known, as_of=LAST)
+    (over,) = canary.list_ended(shop.known.ledger())
+    assert found == canary.Settlement(None, over)
+    assert canary.find_last_winner(shop.known) == over
+    assert canary.explain_end(over) == "The canary is over: version 2 was promoted. Better."
     assert (over.decision, over.outcome, over.reasons) == ("canary-2-1-x", "PROMOTE", ("Better.",))
     assert (shop.known.challenger(), shop.known.answered()) == (None, {"champion", "canary-2-1-x"})
 
@@ -344,8 +344,8 @@ def test_a_challenger_that_serves_by_hand_is_no_challenger_and_did_not_win(shop:
         shop.crown(name, model)
     shop.known.put_up(1, decision="begin", as_of=FIRST, reasons=["To try it."])
     shop.known.rollback(decision="back", as_of=LAST, reasons=["By hand."])
-    assert canary.settled(shop.known, as_of=LAST).on is None
-    assert (shop.known.challenger(), canary.ended(shop.known.ledger())) == (None, [])
+    assert canary.settle(shop.known, as_of=LAST).on is None
+    assert (shop.known.challenger(), canary.list_ended(shop.known.ledger())) == (None, [])
 
 
 def test_a_challenger_that_is_the_champions_model_under_another_number_is_over(shop: Shop) -> None:
@@ -353,11 +353,11 @@ def test_a_challenger_that_is_the_champions_model_under_another_number_is_over(s
     assert of.run
     told: dict[str, Any] = {"verdict": {"outcome": "PROMOTE", "reasons": []}, "as_of": LAST, "tags": {}}
     shop.known.promote(of.run, decision="a retrain of the same", **told)
-    over = canary.settled(shop.known, as_of=LAST).over
+    over = canary.settle(shop.known, as_of=LAST).over
     assert over
     assert (over.outcome, shop.known.challenger()) == (None, None)
     assert over.reasons == ("Version 2 is the model of version 3, which serves: there is nothing to try.",)
-    assert canary.last_won(shop.known) is None
+    assert canary.find_last_winner(shop.known) is None
 
 
 def test_the_newest_look_of_this_canary_decides(shop: Shop) -> None:
@@ -367,8 +367,8 @@ def test_the_newest_look_of_this_canary_decides(shop: Shop) -> None:
     later = replace(won, alarm=False, window_end=LAST + DAY)
     elsewhere = replace(later, window_end=LAST + 2 * DAY, detail={**won.detail, "canary": "another"}, alarm=True)
     unspent = replace(later, window_end=LAST + 3 * DAY, detail={**won.detail, "looked": False})
-    assert canary.wanted([unspent, elsewhere, won], 1, of) == won
-    assert canary.wanted([later, won], 1, of) is None
+    assert canary.find_pending([unspent, elsewhere, won], 1, of) == won
+    assert canary.find_pending([later, won], 1, of) is None
 
 
 # --- what was said in the shadow counts for nothing else
@@ -381,7 +381,7 @@ def test_the_shadow_is_nobodys_performance_and_nobodys_score(shop: Shop) -> None
     both = (serving(shop), shop.known.version(2))
     seen = [len(monitor.read(shop.kept, each, until=HALF, p=P).times) for each in both]
     assert seen == [inside(HALF - P.monitor.window, HALF).sum(), 0]
-    told = [len(predecessor.matured(shop.kept, each, POOR_MODEL.spec, until=LAST).codes) for each in both]
+    told = [len(predecessor.read_mature(shop.kept, each, POOR_MODEL.spec, until=LAST).codes) for each in both]
     assert told == [inside(FIRST, HALF).sum(), 0]
     made = shop.kept.read("predictions", columns=["entry", "event_time"])
     assert len(score.once(shop.kept.read("predictions"))) == made.num_rows == inside(FIRST, HALF).sum()

@@ -209,7 +209,7 @@ def test_without_mature_outcomes_nothing_is_said_and_no_look_is_spent(shop: Shop
         assert found
         assert (found.alarm, found.detail["looked"]) == (False, False)
         assert said in found.message
-        assert predecessor.looked([found], worse.number) == []
+        assert predecessor.list_looks([found], worse.number) == []
         shop.predicts(worse, POOR_MODEL)
 
 
@@ -275,13 +275,13 @@ def test_a_look_is_due_once_a_window() -> None:
     seen = [look(7), look(0), look(9, version=3), look(10, looked=False)]
     for day, due in ((0, False), (7, False), (13, False), (14, True), (30, True)):
         as_of = FIRST + timedelta(days=day)
-        assert predecessor.due(seen, 2, as_of=as_of, window=week) is due
-    assert predecessor.due([], 2, as_of=FIRST, window=week)
-    assert len(predecessor.looked(seen, 2)) == 2
+        assert predecessor.is_look_due(seen, 2, as_of=as_of, window=week) is due
+    assert predecessor.is_look_due([], 2, as_of=FIRST, window=week)
+    assert len(predecessor.list_looks(seen, 2)) == 2
 
 
 def test_an_alarm_stands_until_it_is_acted_on() -> None:
     alarm = look(7, alarm=True)
-    assert predecessor.wanted([look(0), alarm, look(14)], 2) == alarm
-    assert predecessor.wanted([replace(alarm, version=3), look(0)], 2) is None
-    assert predecessor.decision_of(alarm) == "predecessor-2-20240207T000000"
+    assert predecessor.find_pending([look(0), alarm, look(14)], 2) == alarm
+    assert predecessor.find_pending([replace(alarm, version=3), look(0)], 2) is None
+    assert predecessor.decision_id(alarm) == "predecessor-2-20240207T000000"

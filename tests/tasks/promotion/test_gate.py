@@ -25,14 +25,14 @@ from tasks.promotion.gate import (
     Verdict,
     _bent,
     _straightened,
-    backing_off,
+    explain_backoff,
     first,
     judge,
     level,
-    markdown,
+    render_verdict,
     row_losses,
     spent,
-    student,
+    student_quantile,
     unchanged,
 )
 
@@ -275,10 +275,10 @@ def test_a_negative_number_of_looks_is_refused(days: Days) -> None:
 def test_a_look_after_a_hold_waits_for_the_backoff() -> None:
     gate = GATE.model_copy(update={"backoff": timedelta(days=7)})
     last = datetime(2024, 5, 1)
-    assert backing_off(None, last, gate) is None
-    assert backing_off(last, last + timedelta(days=7), gate) is None
-    assert backing_off(last, datetime(2024, 5, 9, tzinfo=UTC), gate) is None
-    reason = backing_off(last, last + timedelta(days=6), gate)
+    assert explain_backoff(None, last, gate) is None
+    assert explain_backoff(last, last + timedelta(days=7), gate) is None
+    assert explain_backoff(last, datetime(2024, 5, 9, tzinfo=UTC), gate) is None
+    reason = explain_backoff(last, last + timedelta(days=6), gate)
     assert reason is not None
     assert "from 2024-05-08 00:00 on" in reason
     assert "gate.backoff (7d)" in reason
@@ -483,13 +483,13 @@ def test_the_same_seed_gives_the_same_verdict_and_another_seed_nearly(days: Days
     [(0.025, 1, 12.7062), (0.025, 4, 2.7764), (0.025, 27, 2.0518), (0.0005, 10, 4.5869), (0.005, 60, 2.6603)],
 )
 def test_students_quantiles_are_the_tables(tail: float, freedom: float, quantile: float) -> None:
-    assert student(tail, freedom) == pytest.approx(quantile, rel=2e-4)
+    assert student_quantile(tail, freedom) == pytest.approx(quantile, rel=2e-4)
 
 
 @pytest.mark.parametrize("looks", [0, 9, 200])
 def test_a_verdict_is_json_and_reads_as_markdown(days: Days, looks: int) -> None:
     verdict = replace(days.judge(days.loss(), 1.1 * days.loss(), looks=looks), reasons=("Good.",))
-    text = markdown(verdict)
+    text = render_verdict(verdict)
     assert json.loads(json.dumps(verdict.to_dict(), allow_nan=False))["outcome"] == verdict.outcome
     assert text.startswith(f"# {verdict.outcome}\n\n- Good.\n\n| figure | value |\n| --- | --- |\n")
     assert "## Slices\n\n| slice | value | rows | blocks | gain | low | high | outcome |" in text
@@ -502,13 +502,13 @@ def test_a_verdict_on_one_block_has_no_interval_and_is_json(days: Days) -> None:
     assert verdict.outcome == "HOLD"
     assert verdict.figures["low"] is None
     assert json.dumps(verdict.to_dict(), allow_nan=False)
-    assert "1 blocks of 1d" in markdown(verdict)
+    assert "1 blocks of 1d" in render_verdict(verdict)
 
 
 def test_a_bar_in_a_slices_name_does_not_break_the_table(days: Days) -> None:
     slices = {"kind": np.full(len(days.day), "a|b")}
     verdict = judge(judged(days.loss()), judged(days.loss(0.5)), times=days.times, slices=slices, gate=GATE)
-    assert "| a\\|b |" in markdown(verdict)
+    assert "| a\\|b |" in render_verdict(verdict)
 
 
 # ---------------------------------------------------------------------------------------------- proofs on losses
@@ -597,7 +597,7 @@ def test_no_end_is_nearer_than_students(seed: int) -> None:
     champion, times = np.full(28, 100.0), BEGIN + np.arange(28) * DAY
     gate = GATE.model_copy(update={"min_rows": 1})
     found = judge(judged(champion - gains), judged(champion), times=times, slices={}, gate=gate).figures
-    reach = student(NOMINAL, 27) * gains.std(ddof=1) / math.sqrt(28)
+    reach = student_quantile(NOMINAL, 27) * gains.std(ddof=1) / math.sqrt(28)
     assert found["low"] <= found["gain"] - reach + 1e-9
     assert found["high"] >= found["gain"] + reach - 1e-9
 

@@ -99,7 +99,7 @@ class Shelf:
         return {**empty, "name": "run", "note": "", "tags": {}, "files": files, "bundle": bundle}
 
     def judged(self, made: Made, champion: Version | None, record: str = "new") -> Verdict:
-        return judge.judge(made.p, made.folder, record, registry=self.known, champion=champion)
+        return judge.judge_candidate(made.p, made.folder, record, registry=self.known, champion=champion)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_after_a_refusal_the_champion_is_left_alone_for_the_back_off(old: Made, 
     refuse(shelf.known, mine, LATER - timedelta(days=1), "d2", look=False)  # what that HOLD leaves in the ledger
     later = replace(new, as_of=LATER + timedelta(days=1))
     assert shelf.known.last_look(mine.number) == LATER - timedelta(days=6)
-    assert judge.too_early(later.p, shelf.known, mine, later.as_of) is None
+    assert judge.explain_wait(later.p, shelf.known, mine, later.as_of) is None
 
 
 def test_a_look_of_2031_neither_holds_back_nor_makes_a_candidate_too_old_once_the_data_are_mended(
@@ -231,11 +231,11 @@ def test_a_look_of_2031_neither_holds_back_nor_makes_a_candidate_too_old_once_th
 ) -> None:
     mine = shelf.champion(old, "looked at ahead of the data")
     refuse(shelf.known, mine, datetime(2031, 1, 1), "d4")
-    assert "did not promote" in (judge.too_early(new.p, shelf.known, mine, LATER) or "")
-    assert judge.too_early(new.p, shelf.known, mine, LATER, limit=LATER + timedelta(days=1)) is None
+    assert "did not promote" in (judge.explain_wait(new.p, shelf.known, mine, LATER) or "")
+    assert judge.explain_wait(new.p, shelf.known, mine, LATER, limit=LATER + timedelta(days=1)) is None
     ahead = replace(mine, as_of=datetime(2031, 1, 1))
-    assert "is older than" in (judge.too_early(new.p, shelf.known, ahead, LATER) or "")
-    assert judge.too_early(new.p, shelf.known, ahead, LATER, limit=LATER + timedelta(days=1)) is None
+    assert "is older than" in (judge.explain_wait(new.p, shelf.known, ahead, LATER) or "")
+    assert judge.explain_wait(new.p, shelf.known, ahead, LATER, limit=LATER + timedelta(days=1)) is None
 
 
 def test_an_earlier_look_is_paid_for(old: Made, new: Made, shelf: Shelf) -> None:
@@ -480,7 +480,7 @@ def test_a_class_that_the_champion_never_saw_has_no_share_of_its_own() -> None:
     wanted = Spec("multiclass", (), {}, classes=("a", "b", "c"))
     theirs = Model(None, Spec("multiclass", (), {}, classes=("a", "c", "d")))
     shares: Floats = np.array([[0.2, 0.3, 0.5]])
-    found = judge.onto(wanted, theirs, shares)
+    found = judge.align_classes(wanted, theirs, shares)
     assert found.tolist() == [[0.2, 0.0, 0.3, 0.5]]
     assert gate.row_losses([1.0], found, metric="log_loss") == pytest.approx(16.1, abs=0.1)
 

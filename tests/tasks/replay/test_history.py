@@ -31,7 +31,7 @@ def past(folder: Path, rows: Rows, p: Params, **changes: Any) -> History:
 
 @pytest.fixture
 def kept(tmp_path: Path) -> History:
-    return past(tmp_path, small.made_rows(), history.settings(small.settings(**SMALL)))
+    return past(tmp_path, small.made_rows(), history.reduce_search(small.settings(**SMALL)))
 
 
 def viewed(kept: History, as_of: datetime, folder: Path) -> Rows:
@@ -94,7 +94,7 @@ def test_a_candidate_is_trained_once_and_its_cost_stays(kept: History) -> None:
     assert first.cpu == second.cpu > 0
     assert first.folder == second.folder
     assert [each.name for each in kept.shelf.glob("2*")] == [first.folder.name]
-    assert list(kept.shelf.glob(f"{history.HALF}*")) == []
+    assert list(kept.shelf.glob(f"{history.PARTIAL_PREFIX}*")) == []
 
 
 def test_a_candidate_with_other_bytes_is_trained_again_and_that_is_logged(
@@ -137,7 +137,10 @@ def test_a_failed_training_leaves_nothing_on_the_shelf(kept: History) -> None:
 def test_a_smaller_search_has_fewer_finalists() -> None:
     p = small.settings(**{"tune.trials": 24, "tune.finalists": 5})
     fewer = p.model_copy(update={"replay": p.replay.model_copy(update={"trials": 6})})
-    assert [(each.tune.trials, each.tune.finalists) for each in map(history.settings, (p, fewer))] == [(24, 5), (6, 2)]
+    assert [(each.tune.trials, each.tune.finalists) for each in map(history.reduce_search, (p, fewer))] == [
+        (24, 5),
+        (6, 2),
+    ]
 
 
 def test_the_written_columns_keep_their_types(kept: History, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tasks.promotion import gate
 from tasks.replay import history
 from tasks.replay import walk as work
 from tasks.replay.history import Candidate, History
-from tasks.replay.walk import Curve, Grid, Past, Replayed, Retrain, Serving
+from tasks.replay.walk import Auc, Comparison, Grid, Past, Retrain, Serving
 from tests.conftest import BEGIN
 from tests.tasks import small
 
@@ -42,7 +42,7 @@ SMALL = {
 def settings(**overrides: Any) -> Params:
     p = small.settings(**SMALL | overrides)
     eager = Policy(signals=["performance"], windows=1, min_rows=100, cool_down=WEEK)
-    return history.settings(p.model_copy(update={"policy": eager}))
+    return history.reduce_search(p.model_copy(update={"policy": eager}))
 
 
 def kept(folder: Path, rows: Rows, p: Params | None = None) -> History:
@@ -51,8 +51,8 @@ def kept(folder: Path, rows: Rows, p: Params | None = None) -> History:
     return History(p, folder / p.paths.features, "SELECT 1", folder.parent / "shelf")
 
 
-def walked(past: History, names: Sequence[str] = NAMES, grid: Grid = GRID, **measure: Any) -> Replayed:
-    return work.replay(Past(past, grid.since, make=History.candidate, **measure), grid, names)
+def walked(past: History, names: Sequence[str] = NAMES, grid: Grid = GRID, **measure: Any) -> Comparison:
+    return work.compare_policies(Past(past, grid.since, make=History.candidate, **measure), grid, names)
 
 
 def rows_made(**changes: Any) -> Rows:
@@ -65,18 +65,18 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> History:
 
 
 @pytest.fixture(scope="module")
-def done(quiet: History) -> Replayed:
+def done(quiet: History) -> Comparison:
     return walked(quiet)
 
 
 @pytest.fixture(scope="module")
-def turned(tmp_path_factory: pytest.TempPathFactory) -> Replayed:
+def turned(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """From the sixth week on what was true is false."""
     rows = small.relabelled(rows_made(), small.flipped, BEGIN + 37 * DAY, GRID.until)
     return walked(kept(tmp_path_factory.mktemp("turned") / "folder", rows))
 
 
-def plain(done: Replayed) -> dict[str, Any]:
+def plain(done: Comparison) -> dict[str, Any]:
     """Without what differs from one training to the next: its seconds."""
     found = done.to_dict()
     for line in found["lines"]:
@@ -89,13 +89,13 @@ def plain(done: Replayed) -> dict[str, Any]:
 # --- the policies --------------------------------------------------------------------------------------------------
 
 
-def test_never_never_retrains_and_costs_nothing(done: Replayed) -> None:
+def test_never_never_retrains_and_costs_nothing(done: Comparison) -> None:
     never = done.line("never")
     assert (never.retrains, never.cpu, never.cost, never.gain.value) == ((), 0, 0, 0)
     assert never.cost_per_percent is None
 
 
-def test_every_retrains_on_its_grid_and_not_after_the_last_row(done: Replayed) -> None:
+def test_every_retrains_on_its_grid_and_not_after_the_last_row(done: Comparison) -> None:
     assert [each.as_of for each in done.line("every:14d").retrains] == [GRID.since + i * 2 * WEEK for i in (1, 2, 3)]
 
 
@@ -104,13 +104,13 @@ def test_a_length_that_is_no_part_of_the_grid_waits_for_its_next_moment(quiet: H
     assert [each.as_of for each in found.retrains] == [GRID.since + i * 2 * WEEK for i in (1, 2, 3)]
 
 
-def test_a_quiet_stream_is_left_alone_by_those_who_look(done: Replayed) -> None:
+def test_a_quiet_stream_is_left_alone_by_those_who_look(done: Comparison) -> None:
     assert done.line("performance").retrains == ()
     assert done.line("never").alarms is None
     assert done.line("performance").alarms is not None
 
 
-def test_outcomes_that_turn_are_seen_and_retraining_pays(turned: Replayed) -> None:
+def test_outcomes_that_turn_are_seen_and_retraining_pays(turned: Comparison) -> None:
     found = turned.line("performance")
     assert found.retrains[0].as_of > BEGIN + 37 * DAY
     assert found.promotions > 0
@@ -134,12 +134,12 @@ def test_a_feature_that_moves_is_seen_by_those_who_watch_for_drift(tmp_path: Pat
         assert any("jam" in said for said in first.why)
 
 
-def test_until_they_turn_all_policies_are_the_same_model(turned: Replayed) -> None:
+def test_until_they_turn_all_policies_are_the_same_model(turned: Comparison) -> None:
     first = {line.weeks[0] for line in turned.lines}
     assert len(first) == 1
 
 
-def test_a_refusal_costs_its_training_and_changes_nothing(done: Replayed) -> None:
+def test_a_refusal_costs_its_training_and_changes_nothing(done: Comparison) -> None:
     found = done.line("every:14d")
     refused = [each for each in found.retrains if not each.promoted]
     assert refused
@@ -150,7 +150,7 @@ def test_a_refusal_costs_its_training_and_changes_nothing(done: Replayed) -> Non
 def test_spaced_retrains_are_so_many_and_even() -> None:
     grid = Grid(datetime(2013, 5, 1), datetime(2013, 12, 31), WEEK)
     for number in range(1, len(grid.starts)):
-        moments = work.rule(f"spaced:{number}", grid).moments
+        moments = work.parse_rule(f"spaced:{number}", grid).moments
         assert len(set(moments)) == number
         ends = [grid.since, *moments, grid.until]
         gaps = [after - before for before, after in pairwise(ends)]
@@ -161,7 +161,7 @@ def test_spaced_retrains_are_so_many_and_even() -> None:
 @pytest.mark.parametrize("name", ["sometimes", "every:0d", "every:4", "every:7x", "spaced:0", ""])
 def test_an_unknown_policy_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"but got '{name}'"):
-        work.rule(name, GRID)
+        work.parse_rule(name, GRID)
 
 
 # --- what is shared, and what comes again --------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_a_model_is_trained_once_and_charged_to_each(tmp_path: Path) -> None:
         return past.candidate(as_of)
 
     past = Past(kept(tmp_path / "folder", rows_made()), GRID.since, make=make)
-    done = work.replay(past, GRID, ["every:14d", "every:28d"])
+    done = work.compare_policies(past, GRID, ["every:14d", "every:28d"])
     assert sorted(made) == [GRID.since + i * 2 * WEEK for i in (0, 1, 2, 3)]
     assert len(list((tmp_path / "shelf").glob("2*"))) == 4
     costs = {line.policy: {each.as_of: each.cpu for each in line.retrains} for line in done.lines}
@@ -183,13 +183,13 @@ def test_a_model_is_trained_once_and_charged_to_each(tmp_path: Path) -> None:
     assert past.cpu == pytest.approx(sum(costs["every:14d"].values()) + done.first_cpu, abs=0.01)
 
 
-def test_the_same_replay_again_trains_nothing_and_is_equal(quiet: History, done: Replayed) -> None:
+def test_the_same_replay_again_trains_nothing_and_is_equal(quiet: History, done: Comparison) -> None:
     past = Past(quiet, GRID.since, make=History.candidate)
-    assert work.replay(past, GRID, NAMES) == done
+    assert work.compare_policies(past, GRID, NAMES) == done
     assert past.cpu == 0
 
 
-def test_another_shelf_gives_the_same_but_for_the_seconds(quiet: History, done: Replayed, tmp_path: Path) -> None:
+def test_another_shelf_gives_the_same_but_for_the_seconds(quiet: History, done: Comparison, tmp_path: Path) -> None:
     again = walked(replace(quiet, shelf=tmp_path))
     assert plain(again) == plain(done)
 
@@ -197,14 +197,14 @@ def test_another_shelf_gives_the_same_but_for_the_seconds(quiet: History, done: 
 def test_a_later_end_keeps_what_was_trained(quiet: History) -> None:
     """Every candidate of a shorter grid is one of the longer's."""
     past = Past(quiet, GRID.since, make=History.candidate)
-    work.replay(past, replace(GRID, until=GRID.until - 2 * WEEK), ["every:14d"])
+    work.compare_policies(past, replace(GRID, until=GRID.until - 2 * WEEK), ["every:14d"])
     assert past.cpu == 0
 
 
 # --- nobody sees the future ----------------------------------------------------------------------------------------
 
 
-def test_a_row_is_predicted_by_who_was_champion_when_it_came(turned: Replayed) -> None:
+def test_a_row_is_predicted_by_who_was_champion_when_it_came(turned: Comparison) -> None:
     """Before its first promotion a policy's weeks are never's; the week after, they are not."""
     found, never = turned.line("performance"), turned.line("never")
     place = turned.starts.index(next(each.as_of for each in found.retrains if each.promoted))
@@ -257,7 +257,7 @@ def test_signals_reach_the_policies_that_look_at_them_and_no_others(quiet: Histo
 # --- the numbers ---------------------------------------------------------------------------------------------------
 
 
-def test_only_mature_rows_with_an_outcome_count(quiet: History, done: Replayed) -> None:
+def test_only_mature_rows_with_an_outcome_count(quiet: History, done: Comparison) -> None:
     rows, p = quiet.rows, quiet.p
     times = rows.event_time
     old = (times >= np.datetime64(GRID.since)) & (times < np.datetime64(GRID.until - p.label.deadline))
@@ -265,7 +265,7 @@ def test_only_mature_rows_with_an_outcome_count(quiet: History, done: Replayed) 
     assert done.unlabelled_share == 0
 
 
-def test_the_metric_is_the_mean_loss_of_the_stream(quiet: History, done: Replayed) -> None:
+def test_the_metric_is_the_mean_loss_of_the_stream(quiet: History, done: Comparison) -> None:
     """Told again, without the walk: never is the first model on every row."""
     rows, p = quiet.rows, quiet.p
     times = rows.event_time
@@ -284,14 +284,14 @@ def test_the_auc_of_a_draw_is_that_of_its_rows() -> None:
     scores = np.round(codes * 0.3 + rng.random(400), 1)  # with ties
     draw = np.array([2, 0, 1, 3, 0, 1])
     repeated = np.concatenate([np.flatnonzero(block == each).repeat(count) for each, count in enumerate(draw)])
-    found = Curve(work.wins(codes, scores, block), 0)._of(draw[None].astype(float))[0]
+    found = Auc(work.wins(codes, scores, block), 0)._of(draw[None].astype(float))[0]
     assert found == pytest.approx(roc_auc_score(codes[repeated], scores[repeated]), abs=1e-12)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
 def test_other_tasks_are_replayed_too(task: Any, tmp_path: Path) -> None:
     rows = small.made_rows(task, days=49)
-    p = history.settings(small.settings(task, **SMALL | {"split.window": None}))
+    p = history.reduce_search(small.settings(task, **SMALL | {"split.window": None}))
     small.write(tmp_path, rows, p, BEGIN + 49 * DAY)
     past = History(p, tmp_path / p.paths.features, "SELECT 1", tmp_path / "shelf")
     grid = Grid(BEGIN + 28 * DAY, BEGIN + 49 * DAY, WEEK)
@@ -328,7 +328,7 @@ def test_a_retrain_that_failed_costs_no_cool_down_and_the_gates_back_off_is_aske
     p = p.model_copy(update={"policy": policy, "gate": p.gate.model_copy(update={"backoff": WEEK})})
     ends = [now - WEEK, now]
     alarms = [Signal("drift", end - WEEK, end, 1, 400, alarm=True, message="Moved.") for end in ends]
-    state = work.State(work.rule("drift", GRID), Serving(GRID.since, 1), GRID.since, signals=tuple(alarms))
+    state = work.PolicyState(work.parse_rule("drift", GRID), Serving(GRID.since, 1), GRID.since, signals=tuple(alarms))
     why, (cause,) = work._wanted(state, now, p)
     assert why
     asked = replace(state, asked=(cause,))
@@ -342,24 +342,24 @@ def test_a_retrain_that_failed_costs_no_cool_down_and_the_gates_back_off_is_aske
 # --- what people see -----------------------------------------------------------------------------------------------
 
 
-def test_the_files_are_written_and_the_table_has_a_row_a_policy(turned: Replayed, tmp_path: Path) -> None:
-    work.write(turned, tmp_path)
+def test_the_files_are_written_and_the_table_has_a_row_a_policy(turned: Comparison, tmp_path: Path) -> None:
+    work.write_report(turned, tmp_path)
     assert {each.name for each in tmp_path.iterdir()} == {"replay.json", "replay.md", "replay.png"}
     text = (tmp_path / "replay.md").read_text()
     assert all(f"| {line.policy} |" in text for line in turned.lines)
     assert "log loss saved" in text
     assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
-    assert len(work.table(turned)) == len(turned.lines)
+    assert len(work.tabulate(turned)) == len(turned.lines)
 
 
-def test_what_is_saved_so_far_ends_at_what_was_saved(turned: Replayed) -> None:
+def test_what_is_saved_so_far_ends_at_what_was_saved(turned: Comparison) -> None:
     line, never = turned.line("performance"), turned.line("never")
     expected = 100 * line.gain.value / never.metric.value
     assert work._saved(line, turned)[-1] == pytest.approx(expected, abs=1e-9)
 
 
-def test_points_name_no_policy_in_a_way_that_mlflow_refuses(turned: Replayed) -> None:
-    found = work.points(turned)
+def test_points_name_no_policy_in_a_way_that_mlflow_refuses(turned: Comparison) -> None:
+    found = work.list_points(turned)
     assert len(found["log_loss/every 14d"]) == len(turned.starts)
     assert found["total retrains/performance"] == [(0, len(turned.line("performance").retrains))]
 
@@ -382,11 +382,11 @@ def test_a_period_that_cannot_be_walked_is_refused(quiet: History, since: dateti
 
 
 def test_the_earliest_start_is_one_that_can_be_trained(quiet: History) -> None:
-    since = work.earliest(quiet.rows, quiet.p)
-    work.check(quiet.rows, quiet.p, replace(GRID, since=since))
+    since = work.find_earliest(quiet.rows, quiet.p)
+    work.check_period(quiet.rows, quiet.p, replace(GRID, since=since))
     assert quiet.candidate(since).cpu > 0
     with pytest.raises(ValueError, match="must lie after"):
-        work.check(quiet.rows, quiet.p, replace(GRID, since=since - DAY))
+        work.check_period(quiet.rows, quiet.p, replace(GRID, since=since - DAY))
 
 
 def test_a_retrain_is_a_promotion_by_the_gates_word_alone() -> None:
