@@ -265,9 +265,9 @@ def test_a_number_that_json_does_not_know_is_refused_rather_than_written(tmp_pat
 def test_a_full_disk_leaves_no_half_file_under_its_final_name(tmp_path: Path) -> None:
     """The limit on a file's size stands in for the full disk: a write fails in its middle."""
     script = (
-        "import resource; from pathlib import Path; from tasks.data import periods\n"
+        "import resource; from pathlib import Path; from tasks.runtime import files\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "periods.publish_text(Path('text'), 'x' * 5000)\n"
+        "files.publish_text(Path('text'), 'x' * 5000)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
