@@ -24,8 +24,7 @@ from pydantic import Field
 
 from flows.network import NETWORK
 from tasks import params
-from tasks.promotion import gate
-from tasks.promotion.gate import Outcome, Verdict
+from tasks.promotion.verdict import Outcome, Verdict, render_verdict
 
 POLL = 2  # seconds between looks whether somebody has decided
 MARGIN = timedelta(minutes=5)  # Prefect fails a run whose pause runs out: ours ends before
@@ -54,7 +53,7 @@ def approved(verdict: Verdict, settings: params.Gate) -> Verdict:
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
 def publish(verdict: Verdict) -> None:
-    create_markdown_artifact(gate.render_verdict(verdict), key="verdict", description="waits for a person's approval")
+    create_markdown_artifact(render_verdict(verdict), key="verdict", description="waits for a person's approval")
 
 
 def _changed(verdict: Verdict, outcome: Outcome, reason: str) -> Verdict:
@@ -79,7 +78,7 @@ def _decided(verdict: Verdict, within: timedelta) -> Approval | None:
 
 def _asked(verdict: Verdict, within: timedelta) -> str:
     return (
-        f"{gate.render_verdict(verdict)}\n"
+        f"{render_verdict(verdict)}\n"
         f"**Promote this candidate?** Nobody's answer within {params.spell(within)} holds it."
     )
 

@@ -41,9 +41,9 @@ from tasks import params
 from tasks.data import dryrun, feasibility, state
 from tasks.data import manifest as survey
 from tasks.params import Params
-from tasks.promotion import gate, judge, record, registry
-from tasks.promotion.gate import Verdict
+from tasks.promotion import judge, record, registry
 from tasks.promotion.registry import Entry, Registry, Version
+from tasks.promotion.verdict import Verdict, render_verdict
 from tasks.runtime import clock, locks, pipeline, workspaces
 from tasks.runtime.pipeline import StageFailed, StageRun
 from tasks.runtime.workspaces import Workspace
@@ -352,7 +352,7 @@ def _reports(p: Params, root: Path) -> dict[str, Any]:
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
 def publish(done: Retrained, p: Params) -> None:
     """The artifacts that the Prefect UI shows beside the run."""
-    create_markdown_artifact(gate.render_verdict(done.verdict), key="verdict", description=f"as of {done.as_of}")
+    create_markdown_artifact(render_verdict(done.verdict), key="verdict", description=f"as of {done.as_of}")
     create_table_artifact(done.reports["leaderboard"], key="metrics", description="on the holdout, the best first")
     steps = [{"stage": each.name, "status": each.status, "seconds": round(each.wall, 1)} for each in done.stages]
     create_table_artifact(steps, key="stages", description="what ran, and what was taken from the cache")
@@ -372,7 +372,7 @@ def main() -> None:
     given = {"as_of": asked.as_of, "trials": asked.trials, "budget": asked.budget, "reason": asked.reason}
     done = retrain(**given, force=asked.force)
     if done:
-        print(gate.render_verdict(done.verdict))
+        print(render_verdict(done.verdict))
 
 
 if __name__ == "__main__":

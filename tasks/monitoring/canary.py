@@ -22,11 +22,14 @@ import numpy as np
 from tasks import log, params
 from tasks.data.featurerows import Rows
 from tasks.monitoring import predecessor
+from tasks.monitoring.schedule import list_looks
 from tasks.monitoring.signal import Signal
 from tasks.params import Params
 from tasks.promotion import gate, judge
-from tasks.promotion.gate import Judged, Verdict
+from tasks.promotion.contest import align_classes, row_losses
+from tasks.promotion.gate import Judged
 from tasks.promotion.registry import Entry, Registry, Version
+from tasks.promotion.verdict import METRIC_NAMES, Outcome, Verdict
 from tasks.serving import score
 from tasks.serving.journal import Journal, subject
 from tasks.training.model import Floats, Model, Spec
@@ -251,7 +254,7 @@ def pairs(chosen: Selection, champion: Arm, challenger: Arm, *, came: Mapping[st
     rows, names = rows.filter(pa.array(known)), list(subjects[known])
     own = ({*mine}, {*chosen.both, *chosen.challengers})
     said = [
-        judge.align_classes(spec, arm.model, arm.said(names, rows, own=told))
+        align_classes(spec, arm.model, arm.said(names, rows, own=told))
         for arm, told in zip((champion, challenger), own, strict=True)
     ]
     return Pairs(rows, codes[known], said[0], said[1], both=len({*chosen.both}.intersection(names)))
@@ -286,20 +289,20 @@ def _codes(subjects: Iterable[str], came: Mapping[str, Any], spec: Spec) -> Floa
 def judge_pairs(p: Params, found: Pairs, challenger: Model, *, looks: int) -> Verdict:
     """The gate's verdict on the challenger, as on a candidate; but only a sure loss, at what is left of the tail on
     that side, is a REJECT: what the gate refuses for another reason may get over it."""
-    old, new = (gate.row_losses(found.codes, each, metric=p.gate.metric) for each in (found.champion, found.challenger))
+    old, new = (row_losses(found.codes, each, metric=p.gate.metric) for each in (found.champion, found.challenger))
     there: dict[str, Any] = {"times": found.times, "looks": looks}
     won = gate.judge(
         Judged(new, **_costs(found, challenger)), _free(old), slices=_slices(p, found.rows), gate=p.gate, **there
     )
     strict = p.gate.model_copy(update={"rule": "superior", "min_gain": 0.0})
     lost = gate.judge(_free(old), _free(new), slices={}, gate=strict, **there)
-    outcome: gate.Outcome = "PROMOTE" if won.promotes else "REJECT" if lost.promotes else "HOLD"
+    outcome: Outcome = "PROMOTE" if won.promotes else "REJECT" if lost.promotes else "HOLD"
     least = p.gate.min_gain if p.gate.rule == "superior" else -p.gate.margin
     figures = {**won.figures, "looked": judge.counts_as_look(lost), "loss_bound": lost.figures["bound"], "least": least}
     return Verdict(outcome, _reasons(outcome, won, figures), figures)
 
 
-def _reasons(outcome: gate.Outcome, won: Verdict, figures: Mapping[str, Any]) -> tuple[str, ...]:
+def _reasons(outcome: Outcome, won: Verdict, figures: Mapping[str, Any]) -> tuple[str, ...]:
     """Of the side that decided, with the level and the bound of this look."""
     level, bound, loss = (figures[name] for name in ("spent_level", "bound", "loss_bound"))
     if not figures["looked"]:
@@ -380,7 +383,7 @@ def _said(verdict: Verdict, champion: int, challenger: int, told: tuple[Selectio
     if found is None or not judge.counts_as_look(verdict):
         return f"Nothing can be said of version {challenger}, the challenger, yet. {verdict.reasons[0]}"
     counted = f"On {figures['rows']:,} mature rows ({found.both:,} of them scored by both when they were asked)"
-    measure = f"{gate.METRIC_NAMES[figures['metric']]} {figures['candidate']:.4f} against {figures['champion']:.4f}"
+    measure = f"{METRIC_NAMES[figures['metric']]} {figures['candidate']:.4f} against {figures['champion']:.4f}"
     interval = f"a gain of {figures['gain']:+.4f} ({figures['low']:+.4f} to {figures['high']:+.4f})"
     word, why = WORDS[figures["rule"], verdict.outcome], " ".join(verdict.reasons)
     share = f"Of the champion's {chosen.answered:,} rows since it first scored any, {chosen.covered:,} can be compared."
@@ -389,16 +392,6 @@ def _said(verdict: Verdict, champion: int, challenger: int, told: tuple[Selectio
 
 
 # --- when to look, and what then -----------------------------------------------------------------------------------
-
-
-def is_look_due(signals: Iterable[Signal], version: int, *, as_of: datetime, window: timedelta) -> bool:
-    """Whether monitor.window has passed since this champion was last held against a challenger."""
-    return predecessor.is_look_due(signals, version, as_of=as_of, window=window, kind="challenger")
-
-
-def count_looks(signals: Iterable[Signal], version: int) -> int:
-    """How often: all its challengers share one tail, as all its candidates do."""
-    return len(predecessor.list_looks(signals, version, kind="challenger"))
 
 
 def find_newest_look(signals: Iterable[Signal], begun: Entry) -> Signal | None:
@@ -410,7 +403,7 @@ def find_newest_look(signals: Iterable[Signal], begun: Entry) -> Signal | None:
 def find_pending(signals: Iterable[Signal], version: int, begun: Entry) -> Signal | None:
     """The look by which this canary is decided against this champion: the newest, if it decides. It stands until
     somebody has acted on it, or a newer one says otherwise."""
-    mine = predecessor.list_looks(signals, version, kind="challenger")
+    mine = list_looks(signals, version, kind="challenger")
     find_newest_look = [each for each in mine if each.detail.get("canary") == begun.decision][-1:]
     return find_newest_look[0] if find_newest_look and find_newest_look[0].alarm else None
 

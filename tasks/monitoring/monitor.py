@@ -25,11 +25,15 @@ from tasks.data import state, timeline
 from tasks.monitoring import canary, drift, policy, predecessor
 from tasks.monitoring.drift import Cause, Comparison, Slice
 from tasks.monitoring.policy import Decision
+from tasks.monitoring.schedule import is_look_due, list_looks
 from tasks.monitoring.signal import Signal
 from tasks.params import Params, spell
-from tasks.promotion import gate, judge
+from tasks.promotion import contest, judge
+from tasks.promotion.contest import row_losses
+from tasks.promotion.interval import assign_blocks, student_quantile
 from tasks.promotion.judge import Holdout
 from tasks.promotion.registry import Registry, Version
+from tasks.promotion.verdict import METRIC_NAMES
 from tasks.runtime import clock
 from tasks.serving import score
 from tasks.serving.journal import STALE, Journal, entry_of, subject
@@ -95,7 +99,7 @@ class Watched:
         """Of its twin, on each row of the holdout."""
         assert self.holdout
         codes = self.model.spec.encode_label(self.holdout.label)
-        return gate.row_losses(codes, self.holdout.predictions[CANDIDATE], metric=self.p.gate.metric)
+        return row_losses(codes, self.holdout.predictions[CANDIDATE], metric=self.p.gate.metric)
 
     @cached_property
     def at_promotion(self) -> Level:
@@ -111,14 +115,14 @@ def level(losses: Floats, times: "NDArray[np.datetime64]", p: Params) -> Level:
     """The metric of row losses (n,), and its interval by a bootstrap over blocks: percentiles, drawn out as far as
     Student's t lies beyond the normal for so few blocks (Hesterberg 2015). The gate's interval is wider: it must hold
     for gains of any shape, and an alarm that came once in a storm must not need a week of storms to be heard."""
-    _, block = np.unique(gate.assign_blocks(times, p.gate.block), return_inverse=True)
+    _, block = np.unique(assign_blocks(times, p.gate.block), return_inverse=True)
     sizes, sums = np.bincount(block), np.bincount(block, weights=losses)
     root = np.sqrt if p.gate.metric == "rmse" else np.asarray
     value, count = float(root(sums.sum() / sizes.sum())), len(sizes)
     if count < FEWEST:
         return Level(value)
     draws = np.random.default_rng(p.gate.seed).multinomial(count, np.full(count, 1 / count), size=p.gate.replicates)
-    reach = gate.student_quantile((1 - p.gate.level) / 2, count - 1) * math.sqrt(count / (count - 1))
+    reach = student_quantile((1 - p.gate.level) / 2, count - 1) * math.sqrt(count / (count - 1))
     tail = NormalDist().cdf(-reach)
     low, high = np.quantile(root((draws @ sums) / (draws @ sizes)), [tail, 1 - tail])
     return Level(value, float(low), float(high))
@@ -273,13 +277,13 @@ def performance(window: Window, one: Model, *, then: Level, version: int, p: Par
     if not known.any():
         said = f"Performance: all {len(codes):,} mature outcomes {_span(window)} are of classes that it never saw."
         return Signal("performance", alarm=True, message=said, **told)
-    losses = gate.row_losses(codes[known], window.scores[there][known], metric=p.gate.metric)
+    losses = row_losses(codes[known], window.scores[there][known], metric=p.gate.metric)
     now = level(losses, window.times[there][known], p)
     worse = surely_worse(then, now)
     alarm = worse is not None and worse > p.monitor.tolerance
     between = f" ({p.gate.level:.0%} interval {now.low:.4f} to {now.high:.4f})" if now.low is not None else ""
     said = (
-        f"{gate.METRIC_NAMES[p.gate.metric].capitalize()} {now.value:.4f}{between} {_span(window)}, {then.value:.4f} "
+        f"{METRIC_NAMES[p.gate.metric].capitalize()} {now.value:.4f}{between} {_span(window)}, {then.value:.4f} "
         f"at promotion; {1 - there.mean():.1%} of the rows never got a label."
     )
     detail = {"unlabelled": float(1 - there.mean()), "surely_worse_by": worse}
@@ -321,7 +325,7 @@ def estimate(window: Window, of: Watched, as_of: datetime) -> list[Signal]:
 def expected_loss(scores: Floats) -> Floats:
     """The entropy of each calibrated score, (n,) or (n, classes), in nats: its log loss on average."""
     shares = np.stack([scores, 1 - scores], axis=1) if scores.ndim == 1 else scores
-    held = np.clip(shares.astype(np.float64), gate.CLIP, 1)
+    held = np.clip(shares.astype(np.float64), contest.CLIP, 1)
     return np.asarray(-(held * np.log(held)).sum(axis=1))
 
 
@@ -341,9 +345,9 @@ def with_labels(quality: Signal, fault: str | None) -> Signal:
 def predecessor_of(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_of: datetime) -> list[Signal]:
     """A look at whether the champion before would do better, when one is due."""
     earlier = _told_so_far(journal, as_of)
-    if not predecessor.is_look_due(earlier, of.version.number, as_of=as_of, window=p.monitor.window):
+    if not is_look_due(earlier, of.version.number, as_of=as_of, window=p.monitor.window, kind="predecessor"):
         return []
-    looks = len(predecessor.list_looks(earlier, of.version.number))
+    looks = len(list_looks(earlier, of.version.number, kind="predecessor"))
     found = predecessor.compare(p, journal=journal, registry=registry, champion=of.version, as_of=as_of, looks=looks)
     return [found] if found else []
 
@@ -359,9 +363,10 @@ def challenger_of(p: Params, of: Watched, *, journal: Journal, registry: Registr
     if (begun := registry.canary()) is None:
         return []
     earlier, number = _told_so_far(journal, as_of), of.version.number
-    if not canary.is_look_due(earlier, number, as_of=as_of, window=p.monitor.window):
+    if not is_look_due(earlier, number, as_of=as_of, window=p.monitor.window, kind="challenger"):
         return []
-    told: dict[str, Any] = {"champion": of.version, "as_of": as_of, "looks": canary.count_looks(earlier, number)}
+    looks = len(list_looks(earlier, number, kind="challenger"))
+    told: dict[str, Any] = {"champion": of.version, "as_of": as_of, "looks": looks}
     found = canary.compare(p, journal=journal, registry=registry, begun=begun, **told)
     return [found] if found else []
 
@@ -399,7 +404,7 @@ def _slices(of: Watched, window: Window, features: "pa.Table", times: "NDArray[n
         return ()
     codes = of.model.spec.encode_label(_typed(window.labels[there], of.model))
     known = ~np.isnan(codes)
-    losses = gate.row_losses(codes[known], window.scores[there][known], metric=of.p.gate.metric)
+    losses = row_losses(codes[known], window.scores[there][known], metric=of.p.gate.metric)
     now = {name: _texts(features, name)[there][known] for name in of.holdout.slices if name in features.column_names}
     then = {name: values.astype(str) for name, values in of.holdout.slices.items()}
     return tuple(drift.slices(then, of.losses, now, losses, rows=of.p.evaluate.slice_rows // 4)[:CAUSES])

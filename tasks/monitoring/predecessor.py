@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks import log
+from tasks.monitoring.schedule import list_looks
 from tasks.monitoring.signal import Signal
-from tasks.params import Params, SignalKind
+from tasks.params import Params
 from tasks.promotion import gate, judge
-from tasks.promotion.gate import Judged, Verdict
+from tasks.promotion.contest import align_classes, row_losses
+from tasks.promotion.gate import Judged
 from tasks.promotion.registry import Entry, Registry, Version
+from tasks.promotion.verdict import METRIC_NAMES, Verdict
 from tasks.serving import score
 from tasks.serving.journal import Journal
 from tasks.training.model import Floats, Model, Spec
@@ -121,9 +124,9 @@ def _judged(p: Params, found: MatureRows, serving: Model, earlier: Model, *, loo
     """The gate's verdict on the predecessor, as a candidate that costs nothing."""
     rule = p.gate.model_copy(update={"rule": "superior"})
     told = np.array(found.rows["score"].to_pylist(), dtype=np.float64)
-    again = judge.align_classes(serving.spec, earlier, earlier.predict(score.features_of(found.rows, earlier.spec)))
+    again = align_classes(serving.spec, earlier, earlier.predict(score.features_of(found.rows, earlier.spec)))
     champion, candidate = (
-        Judged(gate.row_losses(found.codes, each, metric=p.gate.metric), 0.0, 0.0, 0.0) for each in (told, again)
+        Judged(row_losses(found.codes, each, metric=p.gate.metric), 0.0, 0.0, 0.0) for each in (told, again)
     )
     return gate.judge(candidate, champion, times=found.times, slices={}, gate=rule, looks=looks)
 
@@ -160,7 +163,7 @@ def _said(verdict: Verdict, champion: Version, before: Version, rows: int) -> st
     if not judge.counts_as_look(verdict):
         return f"Nothing can be said of {names} on {rows:,} mature rows. {verdict.reasons[0]}"
     word = "is better than it" if verdict.promotes else "is not surely better than it"
-    measure = f"{gate.METRIC_NAMES[figures['metric']]} {figures['candidate']:.4f} against {figures['champion']:.4f}"
+    measure = f"{METRIC_NAMES[figures['metric']]} {figures['candidate']:.4f} against {figures['champion']:.4f}"
     interval = f"a gain of {figures['gain']:+.4f} ({figures['low']:+.4f} to {figures['high']:+.4f})"
     return f"On {rows:,} mature rows {names} {word}: {measure}, {interval}."
 
@@ -168,30 +171,10 @@ def _said(verdict: Verdict, champion: Version, before: Version, rows: int) -> st
 # --- when to look --------------------------------------------------------------------------------------------------
 
 
-def list_looks(signals: Iterable[Signal], version: int, *, kind: SignalKind = "predecessor") -> list[Signal]:
-    """The looks at this champion so far, oldest first. What could not have taken it down, for want of rows, is none."""
-    found = [each for each in signals if (each.kind, each.version) == (kind, version)]
-    return sorted((each for each in found if each.detail.get("looked")), key=lambda each: each.window_end)
-
-
-def is_look_due(
-    signals: Iterable[Signal],
-    version: int,
-    *,
-    as_of: datetime,
-    window: timedelta,
-    kind: SignalKind = "predecessor",
-) -> bool:
-    """Whether monitor.window has passed since the last look at this champion. Each look makes the next one harder, so
-    nobody gains by looking at every tick; and a clock that went back looks at nothing again."""
-    earlier = list_looks(signals, version, kind=kind)
-    return not earlier or as_of >= earlier[-1].window_end + window
-
-
 def find_pending(signals: Iterable[Signal], version: int) -> Signal | None:
     """The look that says this champion is to be rolled back, if there is one. It stands until somebody has acted on it:
     a run that was killed between the look and the rollback is made good by the next."""
-    return next((each for each in list_looks(signals, version) if each.alarm), None)
+    return next((each for each in list_looks(signals, version, kind="predecessor") if each.alarm), None)
 
 
 def list_rollbacks(lines: Iterable[Entry]) -> list[Entry]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tasks.data import featurerows, leaks
 from tasks.params import Params
-from tasks.promotion import judge
+from tasks.promotion.recipe import fetch_recipe, rebuild_features
 from tasks.promotion.registry import Registry, Version
 from tasks.serving import score
 from tasks.serving.journal import Journal, subject
@@ -76,8 +76,8 @@ def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, ch
         return Skew(champion.number, since, until, {}, 0, ())
     rows = featurerows.read(folder / p.paths.features)
     with tempfile.TemporaryDirectory() as scratch:
-        recipe = judge.fetch_recipe(registry, champion, Path(scratch))
-        own = judge.rebuild_features(recipe, p, folder, rows)
+        recipe = fetch_recipe(registry, champion, Path(scratch))
+        own = rebuild_features(recipe, p, folder, rows)
     places = {entry: place for place, entry in enumerate(score.entries_of(own).tolist())}
     entries = journalled["entry"].to_pylist()
     there = np.array([subject(entry) in places for entry in entries], dtype=bool)

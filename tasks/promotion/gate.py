@@ -32,34 +32,20 @@ interval holds. First models share a tail in the same way, since there was last 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import cached_property, lru_cache
-from typing import Any, Literal, NamedTuple
+from datetime import datetime
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from tasks.params import Gate, in_utc, spell
+from tasks.promotion.interval import Floats, assign_blocks, draw_blocks, student_quantile
+from tasks.promotion.verdict import METRIC_NAMES, SAID, Outcome, Verdict
 
-Floats = NDArray[np.float64]
-Outcome = Literal["PROMOTE", "HOLD", "REJECT"]
-Metric = Literal["log_loss", "rmse"]
 Slices = Mapping[str, NDArray[Any]]
 HARSHNESS: tuple[Outcome, ...] = ("PROMOTE", "HOLD", "REJECT")
-METRIC_NAMES = {"log_loss": "log loss", "rmse": "RMSE"}
-SAID = {
-    ("superior", "PROMOTE"): "Better than",
-    ("superior", "HOLD"): "Not surely better than",
-    ("superior", "REJECT"): "Worse than",
-    ("non_inferior", "PROMOTE"): "No worse than",
-    ("non_inferior", "HOLD"): "Not surely as good as",
-    ("non_inferior", "REJECT"): "Worse than",
-}
-DAY = timedelta(days=1)
 
-# A sure and wrong prediction would cost infinity and decide the verdict alone; at 1e-7 it costs 16.1. Nothing finer is
-# lost: a float32 probability cannot come nearer to one than 6e-8.
-CLIP = 1e-7
 # A slice with a smaller share of gate.min_rows is not judged (500 rows by default, as in evaluate.slice_rows).
 SLICE_SHARE = 0.25
 # The one-sided tail at which a slice is likely worse. On the real flights this holds up few sound candidates: two
@@ -98,20 +84,6 @@ class Judged:
         return np.atleast_2d(np.asarray(self.losses, np.float64))
 
 
-@dataclass(frozen=True)
-class Verdict:
-    outcome: Outcome
-    reasons: tuple[str, ...]
-    figures: Mapping[str, Any]
-
-    @property
-    def promotes(self) -> bool:
-        return self.outcome == "PROMOTE"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"outcome": self.outcome, "reasons": list(self.reasons), "figures": dict(self.figures)}
-
-
 class _Drawn(NamedTuple):
     """Of each draw of the blocks."""
 
@@ -128,30 +100,6 @@ class Finding(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------- losses
-
-
-def row_losses(label: ArrayLike, prediction: ArrayLike, *, metric: Metric) -> Floats:
-    """Log loss of each row, of (n,) probabilities of class 1 or (n, k) of classes 0..k-1; or its squared error."""
-    y, p = np.asarray(label, np.float64), np.asarray(prediction, np.float64)
-    if y.ndim != 1 or len(p) != len(y) or p.ndim not in ((1,) if metric == "rmse" else (1, 2)):
-        raise ValueError(f"{metric} needs (n,) labels and a prediction for each, but got {y.shape} and {p.shape}")
-    if bad := int((~np.isfinite(y)).sum() + (~np.isfinite(p)).sum()):
-        raise ValueError(f"labels and predictions must be finite, but {bad} are not; give labelled rows only")
-    if metric == "rmse":
-        return np.asarray((y - p) ** 2, np.float64)
-    _check_classes(y, p)
-    right = p[np.arange(len(y)), y.astype(np.intp)] if p.ndim == 2 else np.where(y == 1, p, 1 - p)
-    return np.asarray(-np.log(np.clip(right, CLIP, 1 - CLIP)), np.float64)
-
-
-def _check_classes(y: Floats, p: Floats) -> None:
-    classes = p.shape[1] if p.ndim == 2 else 2
-    if not np.isin(y, np.arange(classes)).all():
-        raise ValueError(f"labels must be 0..{classes - 1}, but got {np.setdiff1d(y, np.arange(classes))[:5].tolist()}")
-    if p.size and (p.min() < 0 or p.max() > 1):
-        raise ValueError(f"probabilities must lie in [0, 1], but got {p.min():g} to {p.max():g}; are they margins?")
-    if p.ndim == 2 and p.size and (off := float(np.abs(p.sum(axis=1) - 1).max())) > 1e-3:
-        raise ValueError(f"the probabilities of a row must sum to 1, but one is off by {off:g}")
 
 
 # ----------------------------------------------------------------------------------------------------- verdicts
@@ -374,31 +322,6 @@ def _by_slice(pair: "_Pair", slices: Slices) -> Iterator[dict[str, Any]]:
             yield {"slice": name, "value": str(value), **figures, "outcome": outcome}
 
 
-def render_verdict(verdict: Verdict) -> str:
-    """The verdict as a person reads it in the Prefect UI."""
-    figures = dict(verdict.figures)
-    tables = {name: figures.pop(name, None) for name in ("baselines", "slices")}
-    parts = [f"# {verdict.outcome}", "\n".join(f"- {reason}" for reason in verdict.reasons)]
-    known = [{"figure": name, "value": value} for name, value in figures.items() if value is not None]
-    parts += [_table(known)] if known else []
-    parts += [f"## {name.capitalize()}\n\n{_table(rows)}" for name, rows in tables.items() if rows]
-    return "\n\n".join(parts) + "\n"
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    head = [f"| {' | '.join(rows[0])} |", f"|{' --- |' * len(rows[0])}"]
-    return "\n".join(head + [f"| {' | '.join(_cell(value) for value in row.values())} |" for row in rows])
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    text = " and ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
 # --------------------------------------------------------------------------------------------------- statistics
 
 
@@ -567,17 +490,6 @@ def _pair(candidate: Judged, champion: Judged, *, times: NDArray[Any], gate: Gat
     return _Pair(losses[:, order], block[order], order, seeds, gate)
 
 
-def assign_blocks(times: NDArray[Any], length: timedelta) -> NDArray[np.intp]:
-    """0, 1, 2 ... in time. Blocks of whole days begin at the hour of fewest rows: UTC's midnight is New York's evening
-    and would cut its storms in two (measured there: it understates the gain's error by a tenth)."""
-    if not np.issubdtype(times.dtype, np.datetime64) or np.isnat(times).any():
-        raise ValueError(f"times must be datetime64 without NaT, but got {times.dtype}")
-    hour = times.astype("datetime64[h]").astype(np.int64)
-    quiet = int(np.bincount(hour % 24, minlength=24).argmin()) if length % DAY == timedelta(0) else 0
-    since = times.astype("datetime64[us]").astype(np.int64) - quiet * 3_600_000_000
-    return np.unique(since // (length // timedelta(microseconds=1)), return_inverse=True)[1]
-
-
 def _straightened(error: Floats, bend: Floats) -> Floats:
     """Hall's transformation (JRSS B 1992): a studentized mean so changed has next to no skewness left. It rises with
     the error, so that it can be undone."""
@@ -589,24 +501,3 @@ def _bent(straight: Floats, bend: Floats) -> Floats:
     found = straight - bend / 2
     root = np.cbrt(1 + 3 * bend * found)
     return np.asarray(3 * found / (root**2 + root + 1), np.float64)
-
-
-@lru_cache(maxsize=8)
-def draw_blocks(seed: int, blocks: int, replicates: int) -> NDArray[np.uint16]:
-    """How often each replicate drew each block. Kept: slices and several baselines ask for the same."""
-    drawn = np.random.default_rng((seed, blocks)).multinomial(blocks, np.full(blocks, 1 / blocks), size=replicates)
-    return drawn.astype(np.uint16)
-
-
-@lru_cache(maxsize=64)
-def student_quantile(tail: float, freedom: float) -> float:
-    """The upper quantile of Student's t, for any degrees of freedom >= 1; scipy takes a second to import.
-
-    With t = sqrt(freedom) / tan(angle), the density over the angle is sin(angle)^(freedom - 1), up to pi / 2."""
-    logs = np.linspace(math.log(1e-12), math.log(math.pi / 2), 8192)
-    angle = np.exp(logs)
-    density = np.sin(angle) ** (freedom - 1)
-    mass = np.cumsum(np.diff(angle, prepend=0) * (density + np.append(0, density[:-1])) / 2)
-    told = mass > 0  # with many degrees of freedom the smallest angles underflow
-    place = np.interp(math.log(2 * tail), np.log(mass[told] / mass[-1]), logs[told])
-    return math.sqrt(freedom) / math.tan(math.exp(float(place)))

@@ -20,20 +20,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import log, params
-from tasks.data import featurerows, features
+from tasks import log
+from tasks.data import featurerows
 from tasks.data import manifest as survey
 from tasks.data.featurerows import Rows
 from tasks.params import Params, in_utc
 from tasks.promotion import gate
-from tasks.promotion.gate import Judged, Verdict
+from tasks.promotion.contest import align_classes, row_losses
+from tasks.promotion.gate import Judged
+from tasks.promotion.recipe import Recipe, download_recipe, load_recipe, rebuild_features
 from tasks.promotion.registry import CHAMPION, Registry, Version
+from tasks.promotion.verdict import Verdict
 from tasks.training import model, split, train
 from tasks.training.evaluate import CANDIDATE, calibration_error, with_known_class
 from tasks.training.model import Floats, Model, Spec
 
 BATCH = 1000  # rows, for the time a prediction takes
-RECIPE = ("params.yaml", "reports/tuned.json", "features.sql", "model.ubj", "twin.ubj", "twins")
 NEAR = timedelta(hours=1)  # a stored twin's cut that is so close to the wanted one needs no new twin
 
 
@@ -45,17 +47,6 @@ class Holdout:
     label: NDArray[Any]
     predictions: dict[str, Floats]
     slices: dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that turned data into a champion, as it was recorded."""
-
-    p: Params
-    tuned: dict[str, Any]
-    sql: str
-    model: Model
-    twins: tuple[Model, ...]
 
 
 @dataclass(frozen=True)
@@ -199,7 +190,7 @@ class Case:
 
     def _judged(self, found: Sequence[Floats], *, megabytes: float = 0, milliseconds: float = 0) -> Judged:
         codes = self.shipped.spec.encode_label(self.held.label)
-        losses = np.stack([gate.row_losses(codes, each, metric=self.p.gate.metric) for each in found])
+        losses = np.stack([row_losses(codes, each, metric=self.p.gate.metric) for each in found])
         return Judged(losses, measure_calibration(self.shipped.spec, codes, found[0]), megabytes, milliseconds)
 
     def first(self, *, looks: int) -> Verdict:
@@ -261,17 +252,6 @@ def _until(judged: Model) -> datetime:
     return datetime.fromisoformat(judged.spec.until or "")
 
 
-def align_classes(spec: Spec, judged: Model, found: Floats) -> Floats:
-    """Probabilities with a column for each class of `spec` first: a class that the model never saw has none."""
-    own = judged.spec.classes
-    if spec.task != "multiclass" or own == spec.classes:
-        return found
-    order = [*spec.classes, *(each for each in own if each not in spec.classes)]
-    shares = np.zeros((len(found), len(order)))
-    shares[:, [order.index(each) for each in own]] = found
-    return shares
-
-
 def measure_calibration(spec: Spec, codes: Floats, found: Floats) -> float:
     """The calibration error of predictions; numbers have none."""
     if spec.task == "regression":
@@ -292,41 +272,9 @@ def measure_latency(judged: Model, rows: Rows) -> float:
     return min(seconds) * 1000 / max(len(table), 1)
 
 
-def fetch_recipe(registry: Registry, version: Version, into: Path) -> Recipe:
-    """A version's recipe from the registry: params, tuned numbers, SQL, its model and the stored twins."""
-    return load_recipe(download_recipe(registry, version, into))
-
-
-def download_recipe(registry: Registry, version: Version, into: Path) -> dict[str, Path]:
-    return {name: registry.fetch(version, name, into) for name in RECIPE}
-
-
-def load_recipe(files: dict[str, Path]) -> Recipe:
-    twins = [files["twin.ubj"], *sorted(files["twins"].glob("*.ubj"))]
-    return Recipe(
-        params.load(files["params.yaml"]),
-        json.loads(files["reports/tuned.json"].read_text()),
-        files["features.sql"].read_text(),
-        Model.load(files["model.ubj"]),
-        tuple(Model.load(path) for path in twins),
-    )
-
-
 def _fitted_again(p: Params, recipe: Recipe, rows: Rows, cut: datetime) -> tuple[Model, ...]:
     """The champion's recipe on today's label, on this machine."""
     log.info("the champion's stored twin ends elsewhere: training its recipe up to %s", cut)
     device = recipe.p.train.model_copy(update={"device": p.train.device})
     then = recipe.p.model_copy(update={"label": p.label, "stage": p.stage, "train": device})
     return tuple(train.fit_twins(rows, cut, recipe.tuned, then, seeds=len(recipe.twins)))
-
-
-def rebuild_features(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Rows:
-    """Today's rows with the champion's features; when its SQL is today's, they are `rows`."""
-    same = (folder / "tasks" / "features.sql").read_text() == recipe.sql
-    if same and (recipe.p.features, recipe.p.spine) == (p.features, p.spine):
-        return rows
-    log.info("the champion has other features: running its own features.sql")
-    mixed = p.model_copy(update={"features": recipe.p.features, "spine": recipe.p.spine})
-    with tempfile.TemporaryDirectory() as out:
-        features.build(params.check(mixed.model_dump(mode="json")), folder / p.paths.clean, Path(out), recipe.sql)
-        return featurerows.read(Path(out))

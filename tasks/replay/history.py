@@ -26,7 +26,8 @@ from tasks.data.featurerows import META, Rows
 from tasks.data.periods import Period
 from tasks.params import Params
 from tasks.promotion import judge
-from tasks.promotion.judge import Case, Holdout, Recipe
+from tasks.promotion.judge import Case, Holdout
+from tasks.promotion.recipe import Recipe, load_recipe
 from tasks.runtime import files
 from tasks.training import evaluate, model, reference, split, train, tune
 from tasks.training.model import Model
@@ -57,7 +58,7 @@ class Candidate:
         models = self.folder / self.p.paths.models
         files = {"params.yaml": self.folder / PARAMS, "features.sql": self.folder / SQL}
         files |= {"reports/tuned.json": models / "tuned.json"}
-        return judge.load_recipe(files | {name: models / name for name in ("model.ubj", "twin.ubj", "twins")})
+        return load_recipe(files | {name: models / name for name in ("model.ubj", "twin.ubj", "twins")})
 
     @property
     def model(self) -> Model:

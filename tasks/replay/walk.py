@@ -27,9 +27,12 @@ from tasks.monitoring.monitor import Level, Window
 from tasks.monitoring.signal import Signal
 from tasks.params import Params, SignalKind, duration, spell
 from tasks.promotion import figures, gate, judge
+from tasks.promotion.contest import row_losses
 from tasks.promotion.figures import Course
-from tasks.promotion.gate import Judged, Verdict
+from tasks.promotion.gate import Judged
+from tasks.promotion.interval import assign_blocks
 from tasks.promotion.judge import Case
+from tasks.promotion.verdict import METRIC_NAMES, Verdict
 from tasks.replay.history import Candidate, History
 from tasks.runtime import files
 from tasks.training import model
@@ -202,7 +205,7 @@ class Past:
         if of not in self._levels:
             found, held = self.candidate(of), self.candidate(of).held
             codes = found.model.spec.encode_label(held.label)
-            losses = gate.row_losses(codes, held.predictions[CANDIDATE], metric=self.p.gate.metric)
+            losses = row_losses(codes, held.predictions[CANDIDATE], metric=self.p.gate.metric)
             self._levels[of] = monitor.level(losses, held.times, self.p)
         return self._levels[of]
 
@@ -453,8 +456,8 @@ def _notes(past: Past, grid: Grid, names: Sequence[str]) -> tuple[str, ...]:
 def _line(
     state: PolicyState,
     stream: "Stream",
-    losses: gate.Floats,
-    never: gate.Floats,
+    losses: Floats,
+    never: Floats,
     curve: "Auc | None",
     base: "Auc | None",
 ) -> Line:
@@ -508,10 +511,10 @@ class Stream:
         found: Floats = np.concatenate(parts)[self._counts]
         return found
 
-    def losses(self, scores: Floats) -> gate.Floats:
-        return gate.row_losses(self.codes, scores, metric=self.past.p.gate.metric)
+    def losses(self, scores: Floats) -> Floats:
+        return row_losses(self.codes, scores, metric=self.past.p.gate.metric)
 
-    def level(self, losses: gate.Floats) -> Interval:
+    def level(self, losses: Floats) -> Interval:
         return Interval(*gate.level(losses, times=self.times, gate=self.past.p.gate))
 
     def gain(self, losses: Floats, never: Floats) -> Interval:
@@ -524,7 +527,7 @@ class Stream:
         if self.spec.task != "binary" or len(np.unique(self.codes)) < 2:
             return None
         settings = self.past.p.gate
-        block = gate.assign_blocks(self.times, settings.block)
+        block = assign_blocks(self.times, settings.block)
         return Auc(wins(self.codes, scores, block), settings.seed)
 
     def by_stretch(self, values: Floats) -> tuple[Floats, NDArray[np.intp]]:
@@ -554,7 +557,7 @@ def _onto(spec: Spec, own: Spec, found: Floats) -> Floats:
 
 def tabulate(done: Comparison) -> list[dict[str, str]]:
     """A row a policy, every cell as text."""
-    return [_cells(each, gate.METRIC_NAMES[done.metric]) for each in done.lines]
+    return [_cells(each, METRIC_NAMES[done.metric]) for each in done.lines]
 
 
 def _cells(line: Line, metric: str) -> dict[str, str]:
@@ -610,7 +613,7 @@ def write_report(done: Comparison, folder: Path) -> None:
     files.publish_json(folder / "replay.json", done.to_dict())
     files.publish_text(folder / "replay.md", markdown(done))
     courses = [_course(each, done) for each in done.lines]
-    named = gate.METRIC_NAMES[done.metric]
+    named = METRIC_NAMES[done.metric]
     figures.policies(courses, done.starts, folder / "replay.png", metric=named, never=NEVER)
 
 

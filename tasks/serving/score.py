@@ -19,8 +19,7 @@ from tasks.data import featurerows
 from tasks.data import manifest as survey
 from tasks.data.featurerows import Rows
 from tasks.params import Params
-from tasks.promotion import judge
-from tasks.promotion.judge import Recipe
+from tasks.promotion.recipe import Recipe, fetch_recipe, rebuild_features
 from tasks.promotion.registry import Registry, Version
 from tasks.serving.journal import STALE, Journal, entry_of, subject
 from tasks.training import model
@@ -155,7 +154,7 @@ def predicted(
     import pyarrow as pa
 
     with tempfile.TemporaryDirectory() as scratch:
-        recipe = judge.fetch_recipe(registry, by, Path(scratch))
+        recipe = fetch_recipe(registry, by, Path(scratch))
         table = _features_of(recipe, p, folder, rows).filter(which)
     found = recipe.model.predict(table)
     count = table.num_rows
@@ -179,7 +178,7 @@ def _scores(found: Floats) -> "pa.Array":
 
 def _features_of(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> "pa.Table":
     """By the champion's own SQL, where today's is another. Both come from one spine, in one order."""
-    own = judge.rebuild_features(recipe, p, folder, rows)
+    own = rebuild_features(recipe, p, folder, rows)
     if len(own) != len(rows) or not (own.event_time == rows.event_time).all():
         raise ValueError(f"the champion's features.sql gives {len(own)} rows of the spine's {len(rows)}")
     return own.table

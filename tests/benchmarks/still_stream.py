@@ -26,6 +26,7 @@ from tasks.monitoring.drift import Comparison
 from tasks.monitoring.monitor import Level, Window
 from tasks.params import Params
 from tasks.promotion import gate
+from tasks.promotion.contest import row_losses
 from tasks.training import reference, train
 from tasks.training.model import Model
 from tasks.training.reference import Profile
@@ -103,7 +104,7 @@ def watch(p: Params, history: Rows, days: int) -> Watch:
     fitted = train.fit(history, _moment(cut), TUNED, p)
     held = _at(history, np.flatnonzero(history.event_time >= cut))
     there = ~np.isnan(held.label)
-    losses = gate.row_losses(held.label[there], fitted.predict(held.table)[there], metric=p.gate.metric)
+    losses = row_losses(held.label[there], fitted.predict(held.table)[there], metric=p.gate.metric)
     then = Level(*gate.level(losses, times=held.event_time[there], gate=p.gate))
     parts = fitted.contributions(held.table.take(np.arange(0, len(held), max(len(held) // 500, 1))))
     profile = reference.profile(

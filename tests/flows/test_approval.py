@@ -20,8 +20,8 @@ from flows import approval, retrain
 from flows.retrain import Recorded, Retrained
 from tasks import params
 from tasks.promotion import judge, registry
-from tasks.promotion.gate import Verdict
 from tasks.promotion.registry import Registry
+from tasks.promotion.verdict import Verdict
 from tests.flows.conftest import Project
 from tests.waiting import wait_until
 

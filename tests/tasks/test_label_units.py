@@ -11,7 +11,8 @@ import pytest
 
 from tasks.data.featurerows import Rows
 from tasks.params import Params
-from tasks.promotion import gate, judge
+from tasks.promotion import judge
+from tasks.promotion.contest import row_losses
 from tasks.training import evaluate, model, train, tune
 from tasks.training.model import Model
 from tests.tasks import small
@@ -58,7 +59,7 @@ class Run:
         """What the gate sees: the constant's squared error less the candidate's."""
         held = judge.read_holdout(self.folder / self.p.paths.reports / "holdout.parquet")
         losses = {
-            name: gate.row_losses(held.label, held.predictions[name], metric="rmse").mean()
+            name: row_losses(held.label, held.predictions[name], metric="rmse").mean()
             for name in ("candidate", "constant")
         }
         return float(losses["constant"] - losses["candidate"])

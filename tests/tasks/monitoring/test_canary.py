@@ -12,8 +12,10 @@ import pytest
 from tasks import params
 from tasks.data.featurerows import Rows
 from tasks.monitoring import canary, monitor, predecessor
+from tasks.monitoring.schedule import list_looks
 from tasks.monitoring.signal import Signal
-from tasks.promotion import gate, judge, registry
+from tasks.promotion import registry
+from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.registry import Entry, Version
 from tasks.serving import score
 from tasks.serving.journal import Journal, entry_of
@@ -117,7 +119,7 @@ def look(shop: Shop, *, looks: int = 0, as_of: datetime = LAST, **overrides: Any
 
 def losses(*models: Model, since: datetime = FIRST) -> list[float]:
     mature = ROWS.take(inside(since, LAST - DAY))
-    return [gate.row_losses(mature.label, each.predict(mature.table), metric="log_loss").mean() for each in models]
+    return [row_losses(mature.label, each.predict(mature.table), metric="log_loss").mean() for each in models]
 
 
 # --- the same rows
@@ -228,8 +230,8 @@ def test_a_class_that_the_challenger_alone_knows_is_one_that_the_champion_gives_
     codes = canary._codes(["1", "2", "3"], {"1": "b", "2": "c", "3": "never seen"}, both)
     assert codes[:2].tolist() == [2, 1]
     assert np.isnan(codes[2])
-    assert judge.align_classes(both, Model(None, one), np.array([[0.4, 0.6]])).tolist() == [[0.4, 0.6, 0.0]]
-    assert judge.align_classes(both, Model(None, other), np.array([[0.2, 0.7, 0.1]])).tolist() == [[0.2, 0.1, 0.7]]
+    assert align_classes(both, Model(None, one), np.array([[0.4, 0.6]])).tolist() == [[0.4, 0.6, 0.0]]
+    assert align_classes(both, Model(None, other), np.array([[0.2, 0.7, 0.1]])).tolist() == [[0.2, 0.1, 0.7]]
 
 
 # --- the verdict
@@ -287,7 +289,7 @@ def test_too_few_mature_rows_say_nothing_and_spend_nothing(shop: Shop) -> None:
         found = look(shop, as_of=FIRST + 4 * DAY)
         assert (found.alarm, found.detail["looked"]) == (False, False)
         assert "Nothing can be said of version 2" in found.message
-        assert canary.count_looks([found], 1) == 0
+        assert list_looks([found], 1, kind="challenger") == []
         says(shop, 1, POOR_MODEL, None)
 
 

@@ -20,7 +20,8 @@ from tasks.monitoring.monitor import Level, Measured, Watched
 from tasks.monitoring.policy import Decision
 from tasks.monitoring.signal import Signal
 from tasks.params import Params, Policy
-from tasks.promotion import gate, registry
+from tasks.promotion import registry
+from tasks.promotion.contest import row_losses
 from tasks.promotion.registry import Bundle, Registry, Version
 from tasks.serving import score
 from tasks.serving.journal import Journal, entry_of
@@ -157,7 +158,7 @@ def test_the_loss_is_that_of_the_mature_rows_and_of_no_others(shop: Shop) -> Non
     shop.lives()
     found = shop.signals()["performance"]
     mature = between(LAST - DAY - WINDOW, LAST - DAY)
-    losses = gate.row_losses(mature.label, shop.of.model.predict(mature.table), metric="log_loss")
+    losses = row_losses(mature.label, shop.of.model.predict(mature.table), metric="log_loss")
     assert found.rows == len(mature)
     assert found.value == pytest.approx(losses.mean(), rel=1e-9)
     assert found.low is not None
@@ -357,7 +358,7 @@ def test_a_champion_of_several_classes_is_measured_class_by_class(tmp_path: Path
     window = monitor.Window(small.AS_OF - WINDOW, small.AS_OF, rows.event_time[inside], scores, labels)
     found = monitor.performance(window, of.model, then=of.at_promotion, version=1, p=p, as_of=small.AS_OF)
     known = labels != "absent"
-    losses = gate.row_losses(of.model.spec.encode_label(labels[known]), scores[known], metric="log_loss")
+    losses = row_losses(of.model.spec.encode_label(labels[known]), scores[known], metric="log_loss")
     assert found.value == pytest.approx(losses.mean())
     (guess,) = monitor.estimate(window, of, small.AS_OF)
     assert guess.value == pytest.approx(float(monitor.expected_loss(scores).mean()))
@@ -402,7 +403,7 @@ def test_the_estimate_is_the_measured_loss_where_scores_are_calibrated(classes: 
     shares = rng.dirichlet([2] * classes, 20_000)
     labels = (rng.random(len(shares))[:, None] > np.cumsum(shares, axis=1)).sum(axis=1)
     scores = shares[:, 1] if classes == 2 else shares
-    losses = gate.row_losses(labels.astype(float), scores, metric="log_loss")
+    losses = row_losses(labels.astype(float), scores, metric="log_loss")
     error = losses.std() / len(losses) ** 0.5
     assert abs(monitor.expected_loss(scores).mean() - losses.mean()) < 4 * error
 

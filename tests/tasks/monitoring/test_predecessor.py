@@ -15,9 +15,11 @@ import pytest
 from tasks import params
 from tasks.data.featurerows import Rows
 from tasks.monitoring import predecessor
+from tasks.monitoring.schedule import is_look_due, list_looks
 from tasks.monitoring.signal import Signal
 from tasks.params import Params
-from tasks.promotion import gate, registry
+from tasks.promotion import registry
+from tasks.promotion.contest import row_losses
 from tasks.promotion.registry import Bundle, Registry, Version
 from tasks.serving import score
 from tasks.serving.journal import Journal, entry_of
@@ -141,7 +143,7 @@ def test_the_figures_are_the_gates_own_on_the_mature_rows(shop: Shop) -> None:
     found = shop.compare(worse)
     mature = ROWS.take((ROWS.event_time >= np.datetime64(FIRST)) & (ROWS.event_time < np.datetime64(LAST - DEADLINE)))
     loss = [
-        gate.row_losses(mature.label, each.predict(mature.table), metric="log_loss").mean()
+        row_losses(mature.label, each.predict(mature.table), metric="log_loss").mean()
         for each in (POOR_MODEL, GOOD_MODEL)
     ]
     assert found
@@ -209,7 +211,7 @@ def test_without_mature_outcomes_nothing_is_said_and_no_look_is_spent(shop: Shop
         assert found
         assert (found.alarm, found.detail["looked"]) == (False, False)
         assert said in found.message
-        assert predecessor.list_looks([found], worse.number) == []
+        assert list_looks([found], worse.number, kind="predecessor") == []
         shop.predicts(worse, POOR_MODEL)
 
 
@@ -275,9 +277,9 @@ def test_a_look_is_due_once_a_window() -> None:
     seen = [look(7), look(0), look(9, version=3), look(10, looked=False)]
     for day, due in ((0, False), (7, False), (13, False), (14, True), (30, True)):
         as_of = FIRST + timedelta(days=day)
-        assert predecessor.is_look_due(seen, 2, as_of=as_of, window=week) is due
-    assert predecessor.is_look_due([], 2, as_of=FIRST, window=week)
-    assert len(predecessor.list_looks(seen, 2)) == 2
+        assert is_look_due(seen, 2, as_of=as_of, window=week, kind="predecessor") is due
+    assert is_look_due([], 2, as_of=FIRST, window=week, kind="predecessor")
+    assert len(list_looks(seen, 2, kind="predecessor")) == 2
 
 
 def test_an_alarm_stands_until_it_is_acted_on() -> None:

@@ -19,22 +19,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tasks.params import Gate
-from tasks.promotion.gate import (
-    CLIP,
-    Judged,
-    Verdict,
-    _bent,
-    _straightened,
-    explain_backoff,
-    first,
-    judge,
-    level,
-    render_verdict,
-    row_losses,
-    spent,
-    student_quantile,
-    unchanged,
-)
+from tasks.promotion.contest import CLIP, row_losses
+from tasks.promotion.gate import Judged, _bent, _straightened, explain_backoff, first, judge, level, spent, unchanged
+from tasks.promotion.interval import student_quantile
+from tasks.promotion.verdict import Verdict, render_verdict
 
 Floats = NDArray[np.float64]
 GATE = Gate(metric="log_loss", min_rows=1000, replicates=1000)

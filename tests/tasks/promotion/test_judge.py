@@ -16,9 +16,10 @@ from tasks import params
 from tasks.data import clean, featurerows, features, featuresql, ingest
 from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
-from tasks.promotion import gate, judge, registry
-from tasks.promotion.gate import Verdict
+from tasks.promotion import judge, registry
+from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.registry import Bundle, Entry, Registry, Version
+from tasks.promotion.verdict import Verdict
 from tasks.training import evaluate, split, train
 from tasks.training.model import Floats, Model, Spec
 from tests.conftest import FEATURES_SQL, KEY, raw_params, write_params, write_sources
@@ -127,7 +128,7 @@ def new(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def mean_loss(models: list[Model], held: Rows) -> float:
-    return float(np.mean([gate.row_losses(held.label, one.predict(held.table), metric="log_loss") for one in models]))
+    return float(np.mean([row_losses(held.label, one.predict(held.table), metric="log_loss") for one in models]))
 
 
 # --- without a champion
@@ -480,9 +481,9 @@ def test_a_class_that_the_champion_never_saw_has_no_share_of_its_own() -> None:
     wanted = Spec("multiclass", (), {}, classes=("a", "b", "c"))
     theirs = Model(None, Spec("multiclass", (), {}, classes=("a", "c", "d")))
     shares: Floats = np.array([[0.2, 0.3, 0.5]])
-    found = judge.align_classes(wanted, theirs, shares)
+    found = align_classes(wanted, theirs, shares)
     assert found.tolist() == [[0.2, 0.0, 0.3, 0.5]]
-    assert gate.row_losses([1.0], found, metric="log_loss") == pytest.approx(16.1, abs=0.1)
+    assert row_losses([1.0], found, metric="log_loss") == pytest.approx(16.1, abs=0.1)
 
 
 def test_a_candidate_that_knows_a_new_class_can_be_judged(shelf: Shelf, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from tasks.data.featurerows import Rows
 from tasks.monitoring.signal import Signal
 from tasks.params import Params, Policy, SignalKind
-from tasks.promotion import gate
+from tasks.promotion.contest import row_losses
 from tasks.replay import history
 from tasks.replay import walk as work
 from tasks.replay.history import Candidate, History
@@ -271,7 +271,7 @@ def test_the_metric_is_the_mean_loss_of_the_stream(quiet: History, done: Compari
     times = rows.event_time
     old = (times >= np.datetime64(GRID.since)) & (times < np.datetime64(GRID.until - p.label.deadline))
     found = quiet.candidate(GRID.since).model.predict(rows.take(old).table)
-    losses = gate.row_losses(rows.label[old], found, metric="log_loss")
+    losses = row_losses(rows.label[old], found, metric="log_loss")
     never = done.line("never")
     assert never.metric.value == pytest.approx(float(losses.mean()), abs=1e-12)
     assert never.auc

@@ -1,0 +1,59 @@
+"""recipe: what made a version, fetched from the registry: params, tuned numbers, features.sql, models."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks import log, params
+from tasks.data import featurerows, features
+from tasks.data.featurerows import Rows
+from tasks.params import Params
+from tasks.promotion.registry import Registry, Version
+from tasks.training.model import Model
+
+RECIPE = ("params.yaml", "reports/tuned.json", "features.sql", "model.ubj", "twin.ubj", "twins")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that turned data into a champion, as it was recorded."""
+
+    p: Params
+    tuned: dict[str, Any]
+    sql: str
+    model: Model
+    twins: tuple[Model, ...]
+
+
+def fetch_recipe(registry: Registry, version: Version, into: Path) -> Recipe:
+    """A version's recipe from the registry: params, tuned numbers, SQL, its model and the stored twins."""
+    return load_recipe(download_recipe(registry, version, into))
+
+
+def download_recipe(registry: Registry, version: Version, into: Path) -> dict[str, Path]:
+    return {name: registry.fetch(version, name, into) for name in RECIPE}
+
+
+def load_recipe(files: dict[str, Path]) -> Recipe:
+    twins = [files["twin.ubj"], *sorted(files["twins"].glob("*.ubj"))]
+    return Recipe(
+        params.load(files["params.yaml"]),
+        json.loads(files["reports/tuned.json"].read_text()),
+        files["features.sql"].read_text(),
+        Model.load(files["model.ubj"]),
+        tuple(Model.load(path) for path in twins),
+    )
+
+
+def rebuild_features(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Rows:
+    """Today's rows with the champion's features; when its SQL is today's, they are `rows`."""
+    same = (folder / "tasks" / "features.sql").read_text() == recipe.sql
+    if same and (recipe.p.features, recipe.p.spine) == (p.features, p.spine):
+        return rows
+    log.info("the champion has other features: running its own features.sql")
+    mixed = p.model_copy(update={"features": recipe.p.features, "spine": recipe.p.spine})
+    with tempfile.TemporaryDirectory() as out:
+        features.build(params.check(mixed.model_dump(mode="json")), folder / p.paths.clean, Path(out), recipe.sql)
+        return featurerows.read(Path(out))
