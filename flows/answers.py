@@ -17,8 +17,9 @@ from flows.network import NETWORK
 from tasks import params
 from tasks.data import state
 from tasks.params import Params
-from tasks.promotion import judge, registry
-from tasks.promotion.registry import Entry, Registry
+from tasks.promotion import judge, ledger, registry
+from tasks.promotion.ledger import Entry
+from tasks.promotion.registry import Registry
 from tasks.runtime import clock
 from tasks.runtime.pipeline import StageFailed
 from tasks.serving import journal
@@ -43,7 +44,7 @@ def answered(p: Params, decision: str) -> bool:
     """An event may be said twice, and a run that crashed after its verdict is run again."""
     known = registry.open_registry(p.registry)
     finish_open(known)
-    found = decision in known.answered()
+    found = decision in ledger.find_answered(known.ledger())
     if found:
         get_run_logger().info("decision %s was answered already: see the ledger", decision)
     return found
@@ -80,13 +81,13 @@ def given_up(p: Params, asked: Asked, why: str) -> None:
     ever. Its failure costs no cool-down and no budget; the policy rests after it, and a person hears of it."""
     known = registry.open_registry(p.registry)
     finish_open(known)  # a promotion that was begun is the answer
-    if asked.decision is None or asked.decision in known.answered():
+    if asked.decision is None or asked.decision in ledger.find_answered(known.ledger()):
         return
     serving = known.champion()
     champion = serving.number if serving else None
     as_of = asked.as_of or state.event_now() or params.in_utc(datetime.now(UTC))
     answer = Entry("verdict", asked.decision, as_of, champion=champion, outcome="HOLD", reasons=(why,))
-    known.append(replace(answer, detail={"look": False, "failed": True}))
+    known.append(replace(answer, counts_as_look=False, failed=True))
     tell(p, f"evergreen: a retrain of {p.registry.model} failed", why, cause=f"failed {asked.decision}")
 
 
@@ -104,7 +105,7 @@ def is_too_early(p: Params, asked: Asked, as_of: datetime, limit: datetime | Non
     get_run_logger().warning("HOLD, and nothing was trained: %s", reason)
     number = serving.number if serving else None
     entry = Entry("verdict", asked.decision or f"retrain-{flow_run.id}", as_of, champion=number, outcome="HOLD")
-    known.append(replace(entry, reasons=(reason,), detail={"look": False}))
+    known.append(replace(entry, reasons=(reason,), counts_as_look=False))
     return True
 
 

@@ -73,11 +73,11 @@ def tour(console: Console) -> Iterator[Any]:
 def _left_open(decision: str) -> bool:
     """Whether an earlier tour asked for this retrain, and was ended before it had an answer."""
     from tasks.monitoring import monitor
-    from tasks.promotion import registry
+    from tasks.promotion import ledger, registry
     from tasks.serving import journal
 
     p = params.load()
-    answered = registry.open_registry(p.registry).answered()
+    answered = ledger.find_answered(registry.open_registry(p.registry).ledger())
     return decision in monitor.pending(journal.open_journal(p.journal), answered=answered, p=p)
 
 

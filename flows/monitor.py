@@ -33,7 +33,8 @@ from tasks.monitoring.policy import Decision
 from tasks.monitoring.signal import Signal
 from tasks.params import Params
 from tasks.promotion import registry
-from tasks.promotion.registry import Entry, Registry
+from tasks.promotion.ledger import Entry
+from tasks.promotion.registry import Registry
 from tasks.runtime import locks
 from tasks.serving import journal
 from tasks.serving.journal import Journal

@@ -42,7 +42,8 @@ from tasks.data import dryrun, feasibility, state
 from tasks.data import manifest as survey
 from tasks.params import Params
 from tasks.promotion import judge, record, registry
-from tasks.promotion.registry import Entry, Registry, Version
+from tasks.promotion.ledger import Entry
+from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Verdict, render_verdict
 from tasks.runtime import clock, locks, pipeline, workspaces
 from tasks.runtime.pipeline import StageFailed, StageRun
@@ -336,7 +337,8 @@ def acted(
                 champion=verdict.figures.get("champion_version", serving.number if serving else None),
                 outcome=verdict.outcome,
                 reasons=verdict.reasons,
-                detail={"verdict": told, "look": judge.counts_as_look(verdict)},
+                counts_as_look=judge.counts_as_look(verdict),
+                verdict=told,
             )
         )
     return verdict, None

@@ -13,8 +13,9 @@ from datetime import UTC, datetime, timedelta
 from tasks.monitoring import monitor, policy
 from tasks.monitoring.policy import NO_VERSION, Decision
 from tasks.params import Params, spell
-from tasks.promotion import gate, judge
-from tasks.promotion.registry import Entry, Registry, Version
+from tasks.promotion import gate, judge, ledger
+from tasks.promotion.ledger import Entry
+from tasks.promotion.registry import Registry, Version
 from tasks.serving.journal import Journal
 
 
@@ -47,7 +48,8 @@ def decide(
         down: Whether this champion was taken down just now.
         replaced_by: The challenger that was promoted in its place just now.
     """
-    answered, unmade = registry.answered(), registry.unmade()
+    entries = registry.ledger()
+    answered, unmade = ledger.find_answered(entries), ledger.find_empty_answers(entries)
     # What is later than this moment may come from a clock that has been mended since: it counts for nothing.
     early = judge.explain_wait(p, registry, champion, as_of, limit=as_of)
     return policy.decide(
@@ -55,7 +57,7 @@ def decide(
         as_of=as_of,
         version=champion.number,
         policy=p.policy,
-        retrains=registry.retrains(),
+        retrains=ledger.find_retrains(entries),
         asked=monitor.asked(journal, answered=answered, p=p),
         pending=pending(journal, answered=answered, p=p, busy=busy),
         unmade=[line.decision for line in unmade],
@@ -67,7 +69,9 @@ def decide(
 
 def decide_first(p: Params, *, journal: Journal, registry: Registry, as_of: datetime, busy: bool = False) -> Decision:
     """Whether to ask for a first model, where no version serves."""
-    answered, unmade, retrains = registry.answered(), registry.unmade(), registry.retrains()
+    entries = registry.ledger()
+    answered, unmade = ledger.find_answered(entries), ledger.find_empty_answers(entries)
+    retrains = ledger.find_retrains(entries)
     last = max((moment for moment in retrains if moment <= as_of), default=None)
     running = "A retrain is under way: its model may be the first." if busy else None
     return policy.decide_first(
@@ -115,7 +119,7 @@ def answer_abandoned(p: Params, *, journal: Journal, registry: Registry) -> list
 
     The caller makes sure that no retrain is under way.
     """
-    requests = read_open(journal, answered=registry.answered())
+    requests = read_open(journal, answered=ledger.find_answered(registry.ledger()))
     most, patience = p.policy.attempts + 1, monitor.patience(p)
     return [
         registry.append(_answer(request, is_newest=place == 0, patience=patience))
@@ -159,7 +163,6 @@ def _answer(request: Request, *, is_newest: bool, patience: timedelta) -> Entry:
         f"answered within {spell(patience)}. See in the Prefect UI why the runs of `retrain` ended before their first "
         "line (a module that cannot be imported, a parameter that the flow does not know), or whether a worker runs."
     )
-    detail = {"look": False, "failed": True} if is_newest else {"look": False}
     return Entry(
         "verdict",
         request.decision,
@@ -167,5 +170,6 @@ def _answer(request: Request, *, is_newest: bool, patience: timedelta) -> Entry:
         champion=champion,
         outcome="HOLD",
         reasons=(reason,),
-        detail=detail,
+        counts_as_look=False,
+        failed=is_newest,
     )

@@ -23,7 +23,8 @@ from tasks.params import Params
 from tasks.promotion import gate, judge
 from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.gate import Judged
-from tasks.promotion.registry import Entry, Registry, Version
+from tasks.promotion.ledger import Entry
+from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import METRIC_NAMES, Verdict
 from tasks.serving import score
 from tasks.serving.journal import Journal

@@ -25,7 +25,7 @@ from tasks.data import featurerows
 from tasks.data import manifest as survey
 from tasks.data.featurerows import Rows
 from tasks.params import Params, in_utc
-from tasks.promotion import gate
+from tasks.promotion import gate, ledger
 from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.gate import Judged
 from tasks.promotion.recipe import Recipe, download_recipe, load_recipe, rebuild_features
@@ -63,12 +63,13 @@ def judge_candidate(p: Params, folder: Path, record: str, *, registry: Registry,
     case = Case(p, folder, as_of, read_holdout(folder / p.paths.reports / "holdout.parquet"))
     if champion and champion.record == record:
         return gate.unchanged(f"version {champion.number}")
-    if (down := registry.was_taken_down(record)) is not None:
-        return _barred(down, "lost as a challenger" if down in registry.rejected() else "was rolled back")
+    entries = registry.ledger()
+    if (down := registry.find_barred(record)) is not None:
+        return _barred(down, "lost as a challenger" if down in ledger.find_rejected(entries) else "was rolled back")
     number = champion.number if champion else None
     if reason := explain_wait(p, registry, champion, as_of, survey.read_limit(folder / p.paths.raw)):
         return Verdict("HOLD", (reason,), {"champion_version": number} if champion else {})
-    looks = registry.looks(number)
+    looks = ledger.count_looks(entries, number)
     if champion is None:
         return case.first(looks=looks)
     found = _against(champion, case, registry, looks=looks)
@@ -124,7 +125,7 @@ def explain_wait(
     """Why the gate looks at no candidate yet. Stored times beyond `limit`, the end of the data, count for nothing."""
     if champion and champion.as_of and as_of < champion.as_of and not _is_bent(champion.as_of, limit):
         return f"The candidate, of {as_of}, is older than version {champion.number}, of {champion.as_of}."
-    last = registry.last_look(champion.number if champion else None)
+    last = ledger.find_last_look(registry.ledger(), champion.number if champion else None)
     return None if last and _is_bent(last, limit) else gate.explain_backoff(last, as_of, p.gate)
 
 

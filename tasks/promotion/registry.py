@@ -21,18 +21,19 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
 
 from tasks import log
 from tasks import params as parameters
-from tasks.promotion import marker, relocate
+from tasks.promotion import ledger, marker, relocate
+from tasks.promotion.ledger import Entry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,23 +57,16 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 MODEL_FILES = ("model.ubj", "twin.ubj")  # of a run's artifacts, these are the logged model's
 SHIPPED = ("mlflow", "numpy", "pandas", "pyarrow", "xgboost", "xgboost-cpu")  # what serving a model needs
 KNOCK = 5.0  # seconds for a server's first answer
-CHUNK = 4000  # characters; a tag holds 8,000
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # the most that MLflow takes in one call
 RUNS_NOTE = "One run for each result of the pipeline, with its trials under it."
 LEDGER_NOTE = "What was decided: verdicts, promotions, rollbacks, canaries, one small run each, never rewritten."
 MONITOR_NOTE = "How each champion fares: a point a window, at its event time."
-CROWNS = ("alias moved", "rolled back")  # marks after which their version is the champion
-ANSWERS = ("verdict", "done", "superseded")  # marks after which nothing is to be done for their decision
-BEGINS = {"intent": "done", "rollback": "rolled back"}  # what begins a change of the champion, and what ends it
 NETWORK = ("requests.", "urllib3.")
 LOST = ("ConnectionError", "Timeout", "RetryError", "MaxRetryError")  # of requests and urllib3: nobody answered
 TABLE = "trials.json"
 LOCAL_UI = "http://127.0.0.1:5000"  # mlflow's own default
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # or its UI asks what the experiment is for
 
-Mark = Literal[
-    "verdict", "intent", "alias moved", "done", "superseded", "rollback", "rolled back", "canary", "canary over"
-]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -96,31 +90,6 @@ class Version:
         if self.as_of is None or newest is None:
             return self.as_of
         return min(self.as_of, datetime.fromisoformat(newest) + timedelta(microseconds=1))
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of the ledger. `version` is the one it is about, `champion` the one that served when it was begun."""
-
-    mark: Mark
-    decision: str
-    as_of: datetime
-    run: str | None = None
-    version: int | None = None
-    champion: int | None = None
-    outcome: str | None = None
-    reasons: tuple[str, ...] = ()
-    detail: Mapping[str, Any] = field(default_factory=dict)
-    made_at: datetime | None = None  # set by append
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it answers a decision without a candidate: the retrain failed, or the gate would not look yet."""
-        return self.mark == "verdict" and self.run is None and self.detail.get("look") is False
-
-    @property
-    def is_fault(self) -> bool:
-        return self.is_empty and self.detail.get("failed") is True
 
 
 @dataclass(frozen=True)
@@ -666,11 +635,11 @@ class Registry:
     def ledger(self) -> list[Entry]:
         """Everything that was ever decided, oldest first. One mark of a decision is one entry."""
         runs = self._search(self.ledger_experiment, "")
-        runs.sort(key=lambda run: (run.data.tags["evergreen.made_at"], run.info.run_id))
-        seen: dict[tuple[str, str], Entry] = {}
-        for entry in map(_entry, runs):  # a request whose answer was lost is sent again by mlflow: the first counts
-            seen.setdefault((entry.mark, entry.decision), entry)
-        return list(seen.values())
+        for run in runs:
+            ledger.check_format(run.data.tags, model=self.model)
+        entries = [(ledger.from_tags(run.data.tags), run.info.run_id) for run in runs]
+        entries.sort(key=lambda pair: (pair[0].made_at, pair[1]))
+        return ledger.drop_repeated(entry for entry, _ in entries)
 
     @_answered
     def append(self, entry: Entry) -> Entry:
@@ -680,50 +649,17 @@ class Registry:
             for line in lines:
                 if (line.mark, line.decision) == (entry.mark, entry.decision):
                     return line
-            return self._write(replace(entry, made_at=_after(lines)))
+            return self._write(replace(entry, made_at=ledger.next_moment(lines)))
 
     def _write(self, entry: Entry) -> Entry:
         """One request makes the line, whole. Ending the run after it is for the eye."""
         assert entry.made_at
         name = f"{entry.mark} · {entry.decision[:12]}"
-        run_id = self._create(self.ledger_experiment, name, _tags(entry), start=entry.made_at)
+        run_id = self._create(self.ledger_experiment, name, ledger.to_tags(entry), start=entry.made_at)
         self.client.set_terminated(run_id, "FINISHED")
         if entry.run and entry.outcome:
             self.client.set_tag(entry.run, "evergreen.verdict", entry.outcome)
         return entry
-
-    def answered(self) -> set[str]:
-        """The decisions for which nothing is to be done any more."""
-        return {line.decision for line in self.ledger() if line.mark in ANSWERS}
-
-    def retrains(self) -> list[datetime]:
-        """The event times of the candidates that were made; a challenger that is promoted was made before, and a
-        retrain that failed made none."""
-        judged = [line for line in self.ledger() if line.mark in ("verdict", "intent") and not line.is_empty]
-        return sorted({line.as_of for line in judged if line.mark == "verdict" or line.version is None})
-
-    def unmade(self) -> list[Entry]:
-        """The answers without a candidate since one was last made, oldest first."""
-        answers = [line for line in self.ledger() if line.mark in ("verdict", "intent")]
-        made = [place for place, line in enumerate(answers) if not line.is_empty]
-        return answers[made[-1] + 1 :] if made else answers
-
-    def looks(self, champion: int | None) -> int:
-        """How often a candidate was compared with this version, since it first became champion: also before a rollback
-        gave it the alias again. Of None, how often a first model was judged, since there last was a champion."""
-        return len(self._looks(champion))
-
-    def last_look(self, champion: int | None) -> datetime | None:
-        """The event time of the last candidate that was so compared, and refused."""
-        return max((entry.as_of for entry in self._looks(champion) if entry.mark == "verdict"), default=None)
-
-    def _looks(self, champion: int | None) -> list[Entry]:
-        """A HOLD without a comparison (detail `look: false`), as during a back-off, is none: it would never end."""
-        lines = self.ledger()
-        crowned = [i for i, line in enumerate(lines) if line.mark in CROWNS and champion in (None, line.version)]
-        since = lines[crowned[-1 if champion is None else 0] :] if crowned else lines
-        against = [line for line in since if line.mark in ("verdict", "intent") and line.champion == champion]
-        return [line for line in against if line.detail.get("look", True)]
 
     # --- promotion
 
@@ -745,11 +681,12 @@ class Registry:
         Raises ValueError for a run that a version was made of which was rolled back, or lost as a challenger.
         """
         with self.lock:
-            if begun := _line(self.ledger(), "intent", decision):
+            if begun := ledger.find_entry(self.ledger(), "intent", decision):
                 return self._finish(begun)
             self._settle()
-            if (down := self._taken_down(run_id)) is not None:
-                raise ValueError(f"{self.why_barred(down)}: run {run_id} cannot be promoted. Train another candidate.")
+            if (down := self._find_barred_run(run_id)) is not None:
+                why = ledger.explain_bar(self.ledger(), down)
+                raise ValueError(f"{why}: run {run_id} cannot be promoted. Train another candidate.")
             serving = self.champion()
             intent = Entry(
                 "intent",
@@ -760,7 +697,8 @@ class Registry:
                 champion=serving.number if serving else None,
                 outcome=str(verdict.get("outcome", "PROMOTE")),
                 reasons=tuple(str(reason) for reason in verdict.get("reasons", ())),
-                detail={"verdict": dict(verdict), "tags": dict(tags)},
+                verdict=dict(verdict),
+                lineage=dict(tags),
             )
             return self._finish(self.append(intent))
 
@@ -772,11 +710,11 @@ class Registry:
             for run in self._search(self.ledger_experiment, "attributes.status = 'RUNNING'"):  # whole, but not ended
                 self.client.set_terminated(run.info.run_id, "FINISHED")
             lines = self.ledger()
-            for line in _open(lines):
+            for line in ledger.find_unfinished(lines):
                 if why := self._void(line, lines):
                     log.warning("decision %s %s", line.decision, why)
                     self._supersede(line)
-            return [self._complete(line) for line in _open(self.ledger())]
+            return [self._complete(line) for line in ledger.find_unfinished(self.ledger())]
 
     def _complete(self, begun: Entry) -> Version:
         return self._finish(begun) if begun.mark == "intent" else self._finish_rollback(begun)
@@ -791,8 +729,8 @@ class Registry:
         version = self._promoted(intent)
         if "alias moved" not in marks:
             self.client.set_registered_model_alias(self.model, CHAMPION, str(version.number))
-        self.append(_marked(intent, "alias moved", version.number))
-        self.append(_marked(intent, "done", version.number))
+        self.append(intent.next_mark("alias moved", version.number))
+        self.append(intent.next_mark("done", version.number))
         return version
 
     def _promoted(self, intent: Entry) -> Version:
@@ -811,7 +749,11 @@ class Registry:
         """What had moved the alias when it was cut off is finished before anything newer begins: else the ledger would
         not know that its version served. What had not moved it is overtaken by the newer."""
         lines, serving = self.ledger(), self.champion()
-        moved = [line for line in _open(lines) if serving and _moved_to(serving, line) and not self._void(line, lines)]
+        moved = [
+            line
+            for line in ledger.find_unfinished(lines)
+            if serving and _moved_to(serving, line) and not self._void(line, lines)
+        ]
         for line in moved:
             self._complete(line)
         return moved
@@ -823,15 +765,15 @@ class Registry:
 
     def _void(self, begun: Entry, lines: Sequence[Entry]) -> str | None:
         """Why a decision that was begun must not be finished."""
-        if _overtaken(begun, lines):
+        if ledger.is_overtaken(begun, lines):
             way_out = "judge the candidate again" if begun.mark == "intent" else "see what serves now, and ask again"
             return f"was overtaken by a later one: {way_out}"
-        if begun.mark == "intent" and (down := self._taken_down(str(begun.run))) is not None:
-            return f"would promote run {begun.run} again. {self.why_barred(down)}"
+        if begun.mark == "intent" and (down := self._find_barred_run(str(begun.run))) is not None:
+            return f"would promote run {begun.run} again. {ledger.explain_bar(self.ledger(), down)}"
         return None
 
     def _supersede(self, begun: Entry) -> None:
-        self.append(_marked(begun, "superseded", None))
+        self.append(begun.next_mark("superseded", None))
 
     # --- rollback
 
@@ -853,7 +795,7 @@ class Registry:
         for that, when there is no version that may serve, and when an earlier rollback had to be finished instead.
         """
         with self.lock:
-            if begun := _line(self.ledger(), "rollback", decision):
+            if begun := ledger.find_entry(self.ledger(), "rollback", decision):
                 return self._finish_rollback(begun)
             settled = self._settle()
             if to is None and champion is None and any(line.mark == "rollback" for line in settled):
@@ -877,10 +819,10 @@ class Registry:
     def _finish_rollback(self, begun: Entry) -> Version:
         assert begun.version is not None
         lines = self.ledger()
-        if not _line(lines, "rolled back", begun.decision):
+        if not ledger.find_entry(lines, "rolled back", begun.decision):
             self._still_stands(begun, lines)
             self.client.set_registered_model_alias(self.model, CHAMPION, str(begun.version))
-            self.append(_marked(begun, "rolled back", begun.version))
+            self.append(begun.next_mark("rolled back", begun.version))
         return self.version(begun.version)
 
     def _serving(self, wanted: int | None) -> Version:
@@ -899,53 +841,36 @@ class Registry:
         )
 
     def _may_serve(self, number: int, serving: Version) -> Version:
-        found, served = self.version(number), set(_crowned(self.ledger()))
+        entries = self.ledger()
+        found, served, down = self.version(number), ledger.find_champions(entries), ledger.find_rolled_back(entries)
         if number == serving.number:
             raise ValueError(f"version {number} serves already: name an earlier champion")
         if number not in served:
             raise ValueError(
                 f"version {number} was never champion, so nobody knows how it serves: choose one of "
-                f"{sorted(served - self.rolled_back() - {serving.number})}, or let the gate judge it"
+                f"{sorted(set(served) - down - {serving.number})}, or let the gate judge it"
             )
-        if number in self.rolled_back():
-            raise ValueError(f"{self.why_barred(number)}: choose another")
+        if number in down:
+            raise ValueError(f"{ledger.explain_bar(entries, number)}: choose another")
         return found
 
-    def predecessor(self, of: Version) -> Version | None:
+    def predecessor(self, version: Version) -> Version | None:
         """The version that served last before this one first did, of those that were not rolled back themselves."""
-        served = _crowned(self.ledger())
-        earlier = served[: served.index(of.number)] if of.number in served else served
-        there, down = {each.number: each for each in self.versions()}, self.rolled_back()
-        return next((there[number] for number in reversed(earlier) if number in there.keys() - down), None)
+        versions = {other.number: other for other in self.versions()}
+        number = ledger.find_predecessor(self.ledger(), version.number, versions.keys())
+        return None if number is None else versions[number]
 
-    def rolled_back(self) -> set[int]:
-        """The versions that were taken down by a rollback."""
-        return {line.champion for line in self.ledger() if line.mark == "rolled back" and line.champion is not None}
-
-    def rejected(self) -> set[int]:
-        """The versions that lost as challengers. One that had been champion may be gone back to: it was worse than the
-        champion of that day, not unfit to serve."""
-        return {line.version for line in self.ledger() if _lost(line) and line.version is not None}
-
-    def barred(self) -> set[int]:
-        """The versions that are never put up or promoted again."""
-        return self.rolled_back() | self.rejected()
-
-    def why_barred(self, number: int) -> str:
-        if number in self.rolled_back():
-            return f"version {number} was rolled back, and what was rolled back never serves again"
-        return f"version {number} lost as a challenger, and what lost is never put up or promoted again"
-
-    def was_taken_down(self, record: str) -> int | None:
+    def find_barred(self, record: str) -> int | None:
         """The barred version of this record, if there is one: the same recipe and data give the same model."""
-        if not (down := self.barred()):
+        if not (barred := ledger.find_barred(self.ledger())):
             return None
-        return next((each.number for each in self.versions() if each.number in down and each.record == record), None)
+        numbers = (version.number for version in self.versions() if version.record == record)
+        return next((number for number in numbers if number in barred), None)
 
-    def _taken_down(self, run_id: str) -> int | None:
-        if not self.barred():
+    def _find_barred_run(self, run_id: str) -> int | None:
+        if not ledger.find_barred(self.ledger()):
             return None
-        return self.was_taken_down(self.client.get_run(run_id).data.tags.get("evergreen.record", ""))
+        return self.find_barred(self.client.get_run(run_id).data.tags.get("evergreen.record", ""))
 
     # --- canary
 
@@ -963,7 +888,7 @@ class Registry:
                     f"no version of {self.model} serves: there is nothing to challenge. Promote one first."
                 )
             found = self._may_challenge(self.version(wanted) if isinstance(wanted, int) else wanted, serving)
-            up = _canary(self.ledger())
+            up = ledger.find_canary(self.ledger())
             if up and up.version != found.number:
                 raise ValueError(f"version {up.version} is up already: take it away first (flows.canary --end)")
             if up is None:
@@ -974,8 +899,8 @@ class Registry:
 
     def _may_challenge(self, wanted: Version | str, serving: Version) -> Version:
         run_id = wanted if isinstance(wanted, str) else wanted.run_id
-        if (down := self._taken_down(self._known(run_id))) is not None:
-            raise ValueError(f"{self.why_barred(down)}: choose another")
+        if (down := self._find_barred_run(self._known(run_id))) is not None:
+            raise ValueError(f"{ledger.explain_bar(self.ledger(), down)}: choose another")
         if isinstance(wanted, Version) and wanted.number == serving.number:
             raise ValueError(f"version {wanted.number} is the champion: put another up")
         record = self.client.get_run(run_id).data.tags.get("evergreen.record")
@@ -1008,11 +933,11 @@ class Registry:
         lost, and is never put up or promoted again; PROMOTE: it won; None: nobody judged."""
         with self.lock:
             lines = self.ledger()
-            over, up = _line(lines, "canary over", decision), _canary(lines)
+            over, up = ledger.find_entry(lines, "canary over", decision), ledger.find_canary(lines)
             if over is None and up:
                 line = replace(up, mark="canary over", decision=decision, as_of=as_of, outcome=outcome)
                 over = self.append(replace(line, reasons=tuple(reasons)))
-            if _canary(self.ledger()) is None:  # asked again late, it must not end the next one
+            if ledger.find_canary(self.ledger()) is None:  # asked again late, it must not end the next one
                 self._unname()
             return over
 
@@ -1025,7 +950,7 @@ class Registry:
         """The line that began the canary which is on, if its version has the alias."""
         if (named := self.challenger()) is None:
             return None
-        up = _canary(self.ledger())
+        up = ledger.find_canary(self.ledger())
         return up if up and up.version == named.number else None
 
     @_answered
@@ -1034,7 +959,7 @@ class Registry:
         away: it was left by a process that was killed, or put there by somebody who did not ask whether it may. One
         that is missing, or elsewhere, is put where the ledger says: `take_away` ends a canary."""
         with self.lock:
-            named, up = self.challenger(), _canary(self.ledger())
+            named, up = self.challenger(), ledger.find_canary(self.ledger())
             if up is None and named:
                 log.warning("version %s is no challenger by the ledger: its alias is taken away", named.number)
                 self._unname()
@@ -1055,45 +980,9 @@ class Registry:
 # --- to and from MLflow's own forms --------------------------------------------------------------------------------
 
 
-def _line(lines: Sequence[Entry], mark: Mark, decision: str) -> Entry | None:
-    return next((line for line in lines if (line.mark, line.decision) == (mark, decision)), None)
-
-
-def _open(lines: Sequence[Entry]) -> list[Entry]:
-    """What was begun and neither done nor superseded."""
-    ended = {(line.mark, line.decision) for line in lines}
-    begun = [line for line in lines if line.mark in BEGINS]
-    return [line for line in begun if not {(BEGINS[line.mark], line.decision), ("superseded", line.decision)} & ended]
-
-
-def _overtaken(begun: Entry, lines: Sequence[Entry]) -> bool:
-    """Whether another promotion, or a rollback, was begun after this one."""
-    place = next(i for i, line in enumerate(lines) if (line.mark, line.decision) == (begun.mark, begun.decision))
-    return any(line.mark in (*BEGINS, "rolled back") for line in lines[place + 1 :])
-
-
 def _moved_to(serving: Version, begun: Entry) -> bool:
     """Whether the alias is where this decision puts it."""
     return serving.number == begun.version if begun.version is not None else serving.decision == begun.decision
-
-
-def _crowned(lines: Sequence[Entry]) -> list[int]:
-    """The champions, in the order of time."""
-    return [line.version for line in lines if line.mark in CROWNS and line.version is not None]
-
-
-def _canary(lines: Sequence[Entry]) -> Entry | None:
-    """The canary that is on: begun, and not over."""
-    last = next((line for line in reversed(lines) if line.mark in ("canary", "canary over")), None)
-    return last if last and last.mark == "canary" else None
-
-
-def _lost(line: Entry) -> bool:
-    return (line.mark, line.outcome) == ("canary over", "REJECT")
-
-
-def _marked(intent: Entry, mark: Mark, version: int | None) -> Entry:
-    return replace(intent, mark=mark, version=version, detail={})
 
 
 def best(trials: Sequence[Trial]) -> list[Trial]:
@@ -1195,45 +1084,10 @@ def _sentence(intent: Entry) -> str:
 
 
 def _lineage(intent: Entry) -> dict[str, str]:
-    given = {key if "." in key else f"evergreen.{key}": str(v) for key, v in intent.detail.get("tags", {}).items()}
-    figures = json.dumps(intent.detail.get("verdict", {}), sort_keys=True, default=str)
-    told = {"evergreen.verdict": str(intent.outcome), "evergreen.verdict.figures": figures}
-    return {**given, **told, "evergreen.as_of": intent.as_of.isoformat()}
-
-
-def _tags(entry: Entry) -> dict[str, str]:
-    """A line as tags. What may be long is cut into pieces, because a tag holds 8,000 characters."""
-    text = json.dumps({"reasons": entry.reasons, "detail": entry.detail}, sort_keys=True, default=str)
-    parts = {f"evergreen.text.{i:03}": part for i, part in enumerate(_parts(text, CHUNK))}
-    plain = {key: getattr(entry, key) for key in ("mark", "decision", "run", "version", "champion", "outcome")}
-    times = {"as_of": entry.as_of.isoformat(), "made_at": entry.made_at.isoformat() if entry.made_at else None}
-    named = {f"evergreen.{key}": str(value) for key, value in {**plain, **times}.items() if value is not None}
-    note = " ".join(entry.reasons)[:CHUNK]
-    return {**named, **parts, "mlflow.note.content": f"**{entry.outcome or entry.mark}** {note}"}
-
-
-def _entry(run: "Run") -> Entry:
-    tags = run.data.tags
-    text = json.loads("".join(tags[key] for key in sorted(tags) if key.startswith("evergreen.text.")))
-    numbers = {key: int(tags[f"evergreen.{key}"]) for key in ("version", "champion") if f"evergreen.{key}" in tags}
-    return Entry(
-        mark=cast(Mark, tags["evergreen.mark"]),
-        decision=tags["evergreen.decision"],
-        as_of=datetime.fromisoformat(tags["evergreen.as_of"]),
-        run=tags.get("evergreen.run"),
-        outcome=tags.get("evergreen.outcome"),
-        reasons=tuple(text["reasons"]),
-        detail=text["detail"],
-        made_at=datetime.fromisoformat(tags["evergreen.made_at"]),
-        **numbers,
-    )
-
-
-def _after(lines: Sequence[Entry]) -> datetime:
-    """Now, but later than every line before: machines' clocks differ, and the order of the ledger must not."""
-    now = datetime.now(UTC)
-    last = lines[-1].made_at if lines else None
-    return max(now, last + timedelta(microseconds=1)) if last else now
+    given = {key if "." in key else f"evergreen.{key}": str(v) for key, v in intent.lineage.items()}
+    figures = json.dumps(intent.verdict, sort_keys=True, default=str)
+    verdict = {"evergreen.verdict": str(intent.outcome), "evergreen.verdict.figures": figures}
+    return {**given, **verdict, "evergreen.as_of": intent.as_of.isoformat()}
 
 
 def _parts(whole: Any, size: int) -> Iterator[Any]:

@@ -20,6 +20,7 @@ import pytest
 
 from infra import servers
 from tasks import params
+from tasks.promotion import ledger
 from tasks.promotion.registry import Bundle, Registry, Trial, open_registry
 from tasks.training.model import Model, spec_for, xgboost
 from tests.faults import forks
@@ -208,7 +209,7 @@ def again(known: Registry, made: Path, record: str, decision: str) -> Any:
 def gone_back(known: Registry) -> None:
     """Version 1 serves, version 2 was taken down once; nothing left open or running."""
     assert known.champion() == known.version(1)
-    assert known.rolled_back() == {2}
+    assert ledger.find_rolled_back(known.ledger()) == {2}
     runs = known.client.search_runs([known.ledger_experiment], "tags.`evergreen.decision` = 'b1'")
     assert sorted(run.data.tags["evergreen.mark"] for run in runs) == ["rollback", "rolled back"]
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -242,7 +243,8 @@ def test_a_promotion_after_a_rollback_that_was_killed_serves(
     assert again(known, made, "r3", "d3").number == 3
     known.finish_open()
     assert known.champion() == known.version(3)
-    assert known.rolled_back() == ({2} if moved else set())  # what the new champion overtook was not done at all
+    down = {2} if moved else set()  # what the new champion overtook was not done at all
+    assert ledger.find_rolled_back(known.ledger()) == down
     assert known.finish_open() == []
 
 
@@ -255,7 +257,7 @@ def test_one_rollback_in_two_processes_goes_back_once(made: Path, twice: Store, 
     store = twice.copy(tmp_path / "store")
     again(open_registry(SETTINGS, uri=store.uri), made, "r3", "d3")
     assert two_at_once("rollback", store) == [2, 2]
-    assert open_registry(SETTINGS, uri=store.uri).rolled_back() == {3}
+    assert ledger.find_rolled_back(open_registry(SETTINGS, uri=store.uri).ledger()) == {3}
 
 
 # --- a record

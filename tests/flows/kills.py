@@ -25,7 +25,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 from infra import servers
 from tasks import params
-from tasks.promotion import registry
+from tasks.promotion import ledger, registry
 from tasks.runtime import locks
 from tests.flows.station import Station, program
 
@@ -194,7 +194,7 @@ class Stand:
 
     def _wait_for_answer(self, decision: str, began: float) -> float | None:
         while time.monotonic() < began + LIMIT_S:
-            if decision in {entry.decision for entry in self._ledger() if entry.mark in registry.ANSWERS}:
+            if decision in {entry.decision for entry in self._ledger() if entry.mark in ledger.ANSWERS}:
                 return time.monotonic() - began
             time.sleep(POLL_S)
         return None
@@ -210,7 +210,7 @@ class Stand:
                 return runs
             time.sleep(POLL_S)
 
-    def _ledger(self) -> list[registry.Entry]:
+    def _ledger(self) -> list[ledger.Entry]:
         return open_registry(self.station).ledger()
 
 

@@ -20,7 +20,8 @@ from tasks import params
 from tasks.monitoring import decisions
 from tasks.params import Params
 from tasks.promotion import registry
-from tasks.promotion.registry import Entry, Registry
+from tasks.promotion.ledger import Entry, find_answered, find_retrains
+from tasks.promotion.registry import Registry
 from tasks.serving import journal
 from tests.conftest import write_params
 from tests.flows.conftest import Project, task_runs
@@ -82,7 +83,7 @@ def test_whatever_error_ends_a_retrain_its_decision_is_answered_with_the_cause(
     assert line.is_fault
     assert line.as_of == FIRST
     assert f"({decision}: {error})" in line.reasons[0]
-    assert ledger.known.retrains() == []
+    assert find_retrains(ledger.known.ledger()) == []
 
 
 def test_what_fails_before_the_workspace_is_answered_too(ledger: Ledger) -> None:
@@ -109,7 +110,7 @@ def test_an_error_in_a_promotion_that_was_begun_finishes_it_and_is_no_second_ans
     run = Shop(ledger.known, journal.open_journal(ledger.p.journal), tmp_path).logged("one", GOOD_MODEL)
 
     def half(*_: Any, **__: Any) -> None:
-        ledger.known.append(Entry("intent", "half", FIRST, run=run, outcome="PROMOTE", detail={}))
+        ledger.known.append(Entry("intent", "half", FIRST, run=run, outcome="PROMOTE"))
         raise RuntimeError("the disk is full")
 
     monkeypatch.setattr(flow, "run_stages", half)
@@ -202,7 +203,7 @@ def test_a_decision_whose_runs_die_before_their_first_line_is_answered_by_the_mo
     assert "The last retrain failed" in rests.reasons[0]
     with journal_of(ledger.p) as kept:
         assert f"failed {first.id}" in kept.read("alerts")["cause"].to_pylist()
-        assert decisions.read_open(kept, answered=ledger.known.answered()) == []
+        assert decisions.read_open(kept, answered=find_answered(ledger.known.ledger())) == []
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from prefect.runtime import flow_run
 from flows import approval, retrain
 from flows.retrain import Recorded, Retrained
 from tasks import params
-from tasks.promotion import judge, registry
+from tasks.promotion import judge, ledger, registry
 from tasks.promotion.registry import Registry
 from tasks.promotion.verdict import Verdict
 from tests.flows.conftest import Project
@@ -197,7 +197,7 @@ def test_a_retrain_that_is_refused_leaves_the_champion_and_spends_the_look(
     done, known = approved
     refused = Verdict("REJECT", ("A person refused it: no.",), {"looked": True, "champion_version": 1})
     verdict, version = acted(project, done, known, refused, "refused")
-    assert (verdict, version, known.looks(1)) == (refused, None, 1)
+    assert (verdict, version, ledger.count_looks(known.ledger(), 1)) == (refused, None, 1)
     line = known.ledger()[-1]
     assert (line.mark, line.outcome, line.champion, line.reasons) == ("verdict", "REJECT", 1, refused.reasons)
 
@@ -208,11 +208,11 @@ def test_what_was_judged_against_a_champion_that_serves_no_longer_is_held(
 ) -> None:
     done, known = approved
     stale = Verdict("PROMOTE", ("Better than it.",), {"looked": True, "champion_version": 7})
-    before = known.looks(1)
+    before = ledger.count_looks(known.ledger(), 1)
     verdict, version = acted(project, done, known, stale, "stale")
     assert (verdict.outcome, version) == ("HOLD", None)
     assert "version 7 served, and now version 1 does" in verdict.reasons[0]
-    assert (known.looks(1), known.looks(7)) == (before, 0)
+    assert (ledger.count_looks(known.ledger(), 1), ledger.count_looks(known.ledger(), 7)) == (before, 0)
     assert [each.number for each in known.versions()] == [1]
 
 

@@ -8,7 +8,7 @@ import pytest
 from flows.canary import Tried, canary
 from flows.monitor import Monitored, monitor
 from tasks import params
-from tasks.promotion import registry
+from tasks.promotion import ledger, registry
 from tasks.serving import journal
 from tests.conftest import write_params
 from tests.flows.conftest import Project, shown
@@ -58,7 +58,7 @@ def test_a_challenger_that_is_better_is_promoted_by_the_promotions_own_marks(sto
     assert outcome(story.won) == (2, "PROMOTE")
     lines = [line for line in story.shop.known.ledger() if line.champion == 1 and line.version == 2]
     assert [line.mark for line in lines] == ["canary", "intent", "alias moved", "done", "canary over"]
-    assert lines[1].decision in story.shop.known.answered()
+    assert lines[1].decision in ledger.find_answered(story.shop.known.ledger())
     champion = story.shop.known.champion()
     assert champion
     assert (champion.number, champion.as_of) == (2, FIRST)
@@ -68,7 +68,7 @@ def test_a_challenger_that_is_worse_is_taken_away_and_never_comes_back(story: St
     assert outcome(story.lost) == (3, "REJECT")
     with pytest.raises(ValueError, match="version 3 lost as a challenger, and what lost is never put up"):
         canary(begin="3")
-    assert story.shop.known.rejected() == {3}
+    assert ledger.find_rejected(story.shop.known.ledger()) == {3}
 
 
 def test_a_challenger_that_is_no_better_waits(story: Story) -> None:

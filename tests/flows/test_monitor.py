@@ -13,7 +13,7 @@ from flows.monitor import WANTED, Monitored, monitor
 from flows.score import score
 from tasks import params
 from tasks.monitoring import monitor as work
-from tasks.promotion import registry
+from tasks.promotion import ledger, registry
 from tasks.serving import journal
 from tests.conftest import write_params
 from tests.flows.conftest import Project, shown
@@ -149,7 +149,7 @@ def test_what_a_run_decided_that_was_killed_before_it_could_say_so_is_told_by_th
     kept, known = journal.open_journal(p.journal), registry.open_registry(p.registry)
     work.keep(replace(story.second.decision, id="lost"), kept)
     kept.close()
-    known.append(registry.Entry("rolled back", "predecessor-9-lost", FIRST, version=1, champion=9))
+    known.append(ledger.Entry("rolled back", "predecessor-9-lost", FIRST, version=1, champion=9))
     for _ in range(2):
         monitor(as_of=FIRST + 14 * DAY, report="never")
     causes = kept.read("alerts")["cause"].to_pylist()

@@ -16,7 +16,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.retrain import Retrained, retrain
 from tasks import params
-from tasks.promotion import registry
+from tasks.promotion import ledger, registry
 from tasks.runtime import pipeline, workspaces
 from tasks.runtime.pipeline import StageFailed
 from tasks.serving import journal
@@ -160,31 +160,31 @@ def test_a_decision_whose_retrain_fails_is_answered_with_the_reason_and_told_onc
     (line,) = (each for each in story.known.ledger() if each.decision == "in vain")
     assert (line.mark, line.outcome, line.as_of) == ("verdict", "HOLD", LATER)
     assert "max_bad_share" in line.reasons[0]
-    assert story.known.looks(line.champion) == len(looks_before(story, line))
+    assert ledger.count_looks(story.known.ledger(), line.champion) == len(looks_before(story, line))
     kept = journal.open_journal(params.load().journal)
     assert kept.read("alerts")["cause"].to_pylist().count("failed in vain") == 1
 
 
-def looks_before(story: Story, line: registry.Entry) -> list[registry.Entry]:
+def looks_before(story: Story, line: ledger.Entry) -> list[ledger.Entry]:
     lines = [each for each in story.known.ledger() if each.mark == "verdict" and each.champion == line.champion]
-    return [each for each in lines if each.detail.get("look", True)]
+    return [each for each in lines if each.counts_as_look]
 
 
 def test_a_promotion_that_something_newer_overtook_is_an_answer(story: Story) -> None:
-    story.known.append(registry.Entry("superseded", "overtaken", LATER))
+    story.known.append(ledger.Entry("superseded", "overtaken", LATER))
     assert retrain(decision="overtaken", as_of=LATER) is None
 
 
 def test_the_back_off_is_asked_before_the_stages_run_and_answers_the_decision(story: Story) -> None:
     champion = story.known.champion()
     assert champion
-    story.known.append(registry.Entry("verdict", "a look", LATER, champion=champion.number, outcome="HOLD"))
+    story.known.append(ledger.Entry("verdict", "a look", LATER, champion=champion.number, outcome="HOLD"))
     before = len(task_runs("ingest"))
     later, settings = LATER + timedelta(hours=1), {"gate.backoff": "7d"}
     assert retrain(as_of=later, settings=settings, decision="too soon") is None
     assert len(task_runs("ingest")) == before
     (line,) = (each for each in story.known.ledger() if each.decision == "too soon")
-    assert (line.outcome, line.detail) == ("HOLD", {"look": False})
+    assert (line.outcome, line.counts_as_look) == ("HOLD", False)
     assert "The last look, at 2024-03-12 00:00, did not promote." in line.reasons[0]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from flows.rollback import RolledBack, rollback
 from tasks import params
-from tasks.promotion import registry
+from tasks.promotion import ledger, registry
 from tasks.serving import journal
 from tests.flows.conftest import Project, shown
 from tests.tasks.monitoring.test_predecessor import GOOD_MODEL, POOR_MODEL, Shop
@@ -58,7 +58,7 @@ def test_the_prefect_ui_shows_what_serves(story: Story) -> None:
 def test_a_finding_about_another_champion_takes_nothing_down(story: Story) -> None:
     with pytest.raises(ValueError, match="version 3 was to be taken down, but version 2 serves by now"):
         rollback(champion=3, decision="found before", reason="predecessor")
-    assert story.known.rolled_back() == {3}
+    assert ledger.find_rolled_back(story.known.ledger()) == {3}
 
 
 @pytest.mark.faults  # two programs: with the other long ones
@@ -68,7 +68,7 @@ def test_from_a_terminal_it_says_what_serves_or_why_it_cannot(story: Story, proj
     assert "version 3 was rolled back, and what was rolled back never serves again" in refused.stderr
     assert done.returncode == 0, done.stderr[-3000:]
     assert "# Version 1 serves (as of 2024-03-01 00:00)" in done.stdout
-    assert story.known.rolled_back() == {2, 3}
+    assert ledger.find_rolled_back(story.known.ledger()) == {2, 3}
 
 
 def terminal(project: Project, to: str) -> subprocess.CompletedProcess[str]:

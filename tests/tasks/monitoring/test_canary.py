@@ -14,9 +14,10 @@ from tasks.data.featurerows import Rows
 from tasks.monitoring import canary, monitor, predecessor
 from tasks.monitoring.schedule import list_looks
 from tasks.monitoring.signal import Signal
-from tasks.promotion import registry
+from tasks.promotion import ledger, registry
 from tasks.promotion.contest import align_classes, row_losses
-from tasks.promotion.registry import Entry, Version
+from tasks.promotion.ledger import Entry
+from tasks.promotion.registry import Version
 from tasks.serving import score
 from tasks.serving.journal import Journal, entry_of
 from tasks.training.model import Model, Spec
@@ -338,7 +339,7 @@ def test_a_promotion_that_was_cut_off_ends_the_canary_all_the_same(shop: Shop, m
     assert canary.find_last_winner(shop.known) == over
     assert canary.explain_end(over) == "The canary is over: version 2 was promoted. Better."
     assert (over.decision, over.outcome, over.reasons) == ("canary-2-1-x", "PROMOTE", ("Better.",))
-    assert (shop.known.challenger(), shop.known.answered()) == (None, {"champion", "canary-2-1-x"})
+    assert (shop.known.challenger(), ledger.find_answered(shop.known.ledger())) == (None, {"champion", "canary-2-1-x"})
 
 
 def test_a_challenger_that_serves_by_hand_is_no_challenger_and_did_not_win(shop: Shop) -> None:

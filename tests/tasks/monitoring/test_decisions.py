@@ -15,8 +15,9 @@ from tasks.monitoring.decisions import Request
 from tasks.monitoring.policy import FIRST_REST, Decision
 from tasks.monitoring.signal import Signal
 from tasks.params import Params, Policy
-from tasks.promotion import registry
-from tasks.promotion.registry import Entry, Registry, Version
+from tasks.promotion import ledger, registry
+from tasks.promotion.ledger import Entry
+from tasks.promotion.registry import Registry, Version
 from tasks.serving.journal import Journal
 from tests.tasks import small
 
@@ -76,7 +77,7 @@ class Loop:
         self.known._write(Entry("verdict", decision, given.pop("as_of", NOW), **given))
 
     def fails(self, decision: str, *, ago: timedelta = timedelta(0)) -> None:
-        self.answers(decision, ago=ago, detail={"look": False, "failed": True}, reasons=("No disk.",))
+        self.answers(decision, ago=ago, counts_as_look=False, failed=True, reasons=("No disk.",))
 
     def sweeps(self) -> list[Entry]:
         return decisions.answer_abandoned(self.p, journal=self.journal, registry=self.known)
@@ -107,7 +108,7 @@ def test_a_fault_in_the_ledger_costs_neither_cool_down_nor_budget_but_a_rest(loo
     rests = loop.decides()
     assert rests.action == "wait"
     assert "The last retrain failed" in rests.reasons[0]
-    assert loop.known.retrains() == []
+    assert ledger.find_retrains(loop.known.ledger()) == []
 
 
 def test_after_the_rest_the_same_alarms_ask_under_a_new_id(loop: Loop) -> None:
@@ -124,15 +125,15 @@ def test_faults_on_end_count_until_a_candidate_is_made(loop: Loop) -> None:
     loop.fails("a", ago=timedelta(hours=3))
     loop.judges("b", ago=timedelta(hours=2), as_of=NOW - 30 * DAY)
     loop.fails("c", ago=timedelta(hours=1))
-    loop.answers("d", ago=timedelta(minutes=1), detail={"look": False})  # the gate would not look yet
-    assert [line.decision for line in loop.known.unmade()] == ["c", "d"]
-    assert [line.is_fault for line in loop.known.unmade()] == [True, False]
-    assert loop.known.retrains() == [NOW - 30 * DAY]
+    loop.answers("d", ago=timedelta(minutes=1), counts_as_look=False)  # the gate would not look yet
+    assert [line.decision for line in ledger.find_empty_answers(loop.known.ledger())] == ["c", "d"]
+    assert [line.is_fault for line in ledger.find_empty_answers(loop.known.ledger())] == [True, False]
+    assert ledger.find_retrains(loop.known.ledger()) == [NOW - 30 * DAY]
 
 
 def test_a_verdict_on_a_candidate_costs_the_cool_down_also_where_nobody_looked(loop: Loop) -> None:
     loop.alarms()
-    loop.judges("barred", detail={"look": False}, as_of=NOW - DAY)
+    loop.judges("barred", counts_as_look=False, as_of=NOW - DAY)
     assert "policy.cool_down" in loop.decides().reasons[0]
 
 
@@ -202,7 +203,7 @@ def test_a_decision_whose_attempts_never_begin_is_answered_as_one_fault_and_the_
     (line,) = loop.sweeps()
     assert (line.decision, line.outcome, line.is_fault, line.champion) == ("never began", "HOLD", True, 1)
     assert "No attempt began: a retrain was asked for 3 times" in line.reasons[0]
-    assert "never began" in loop.known.answered()
+    assert "never began" in ledger.find_answered(loop.known.ledger())
     assert loop.sweeps() == []
     assert "The last retrain failed" in loop.decides().reasons[0]
 
@@ -211,7 +212,7 @@ def test_of_decisions_that_came_one_after_the_other_one_is_the_fault(loop: Loop)
     for hours, name in ((30, "a"), (24, "b"), (18, "c")):
         loop.asked(name, ago=timedelta(hours=hours))
     assert {line.decision: line.is_fault for line in loop.sweeps()} == {"a": False, "b": False, "c": True}
-    assert decisions.read_open(loop.journal, answered=loop.known.answered()) == []
+    assert decisions.read_open(loop.journal, answered=ledger.find_answered(loop.known.ledger())) == []
 
 
 def test_while_a_retrain_is_under_way_what_waits_for_long_is_not_asked_for_again(loop: Loop) -> None:

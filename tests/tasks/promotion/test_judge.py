@@ -16,9 +16,10 @@ from tasks import params
 from tasks.data import clean, featurerows, features, featuresql, ingest
 from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
-from tasks.promotion import judge, registry
+from tasks.promotion import judge, ledger, registry
 from tasks.promotion.contest import align_classes, row_losses
-from tasks.promotion.registry import Bundle, Entry, Registry, Version
+from tasks.promotion.ledger import Entry
+from tasks.promotion.registry import Bundle, Registry, Version
 from tasks.promotion.verdict import Verdict
 from tasks.training import evaluate, split, train
 from tasks.training.model import Floats, Model, Spec
@@ -223,7 +224,7 @@ def test_after_a_refusal_the_champion_is_left_alone_for_the_back_off(old: Made, 
     assert "did not promote" in found.reasons[0]
     refuse(shelf.known, mine, LATER - timedelta(days=1), "d2", look=False)  # what that HOLD leaves in the ledger
     later = replace(new, as_of=LATER + timedelta(days=1))
-    assert shelf.known.last_look(mine.number) == LATER - timedelta(days=6)
+    assert ledger.find_last_look(shelf.known.ledger(), mine.number) == LATER - timedelta(days=6)
     assert judge.explain_wait(later.p, shelf.known, mine, later.as_of) is None
 
 
@@ -250,7 +251,7 @@ def test_an_earlier_look_is_paid_for(old: Made, new: Made, shelf: Shelf) -> None
 
 def refuse(known: Registry, champion: Version | None, as_of: datetime, decision: str, *, look: bool = True) -> None:
     number = champion.number if champion else None
-    known.append(Entry("verdict", decision, as_of, champion=number, outcome="HOLD", detail={"look": look}))
+    known.append(Entry("verdict", decision, as_of, champion=number, outcome="HOLD", counts_as_look=look))
 
 
 def test_a_candidate_that_could_not_have_been_promoted_costs_no_look(

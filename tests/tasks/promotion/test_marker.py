@@ -11,7 +11,8 @@ import pytest
 from infra import servers
 from tasks import params
 from tasks.promotion import marker, registry
-from tasks.promotion.registry import Entry, Registry, open_registry
+from tasks.promotion.ledger import Entry
+from tasks.promotion.registry import Registry, open_registry
 
 SETTINGS = params.Registry(model="late-flights", experiment="flights")
 ENTRY = Entry("verdict", "d1", datetime(2024, 1, 1), outcome="HOLD")

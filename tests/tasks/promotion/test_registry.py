@@ -17,8 +17,9 @@ import pyarrow as pa
 import pytest
 
 from tasks import params
-from tasks.promotion import registry
-from tasks.promotion.registry import Bundle, Dataset, Entry, Registry, Trial, open_registry
+from tasks.promotion import ledger, registry
+from tasks.promotion.ledger import Entry
+from tasks.promotion.registry import Bundle, Dataset, Registry, Trial, open_registry
 from tasks.training.model import Model, spec_for, xgboost
 
 AS_OF = datetime(2013, 7, 1)
@@ -275,14 +276,14 @@ def test_a_rollback_gives_the_alias_back_and_leaves_two_marks(known: Registry, m
     assert back(known, "b1") == 1 == serving(known)
     assert marks_of(known, "b1") == [("rollback", 1, 2), ("rolled back", 1, 2)]
     assert known.ledger()[-1].reasons == ("It was worse.",)
-    assert known.rolled_back() == {2}
+    assert ledger.find_rolled_back(known.ledger()) == {2}
     assert known.finish_open() == []
 
 
 def test_a_rollback_asked_twice_acts_once(known: Registry, made: dict[str, Any]) -> None:
     crown(known, made, 3)
     assert [back(known, "b1") for _ in range(2)] == [2, 2]
-    assert (serving(known), known.rolled_back()) == (2, {3})
+    assert (serving(known), ledger.find_rolled_back(known.ledger())) == (2, {3})
 
 
 def test_a_second_rollback_goes_one_further_back_and_never_to_what_was_taken_down(
@@ -290,7 +291,7 @@ def test_a_second_rollback_goes_one_further_back_and_never_to_what_was_taken_dow
 ) -> None:
     crown(known, made, 3)
     assert [back(known, "b1"), back(known, "b2")] == [2, 1]
-    assert known.rolled_back() == {2, 3}
+    assert ledger.find_rolled_back(known.ledger()) == {2, 3}
     with pytest.raises(ValueError, match="no version that may serve was champion before version 1"):
         back(known, "b3")
     assert serving(known) == 1
@@ -304,7 +305,7 @@ def test_a_rollback_may_name_any_champion_that_was_not_taken_down(known: Registr
     with pytest.raises(ValueError, match="version 3 was rolled back, and what was rolled back never serves again"):
         back(known, "b2", to=3)
     assert back(known, "b2", to=2) == 2
-    assert known.rolled_back() == {1, 3}
+    assert ledger.find_rolled_back(known.ledger()) == {1, 3}
 
 
 def test_what_cannot_be_rolled_back_says_why_and_changes_nothing(known: Registry, made: dict[str, Any]) -> None:
@@ -317,7 +318,7 @@ def test_what_cannot_be_rolled_back_says_why_and_changes_nothing(known: Registry
             back(known, "b1", to=to)
     with pytest.raises(ValueError, match="version 2 was to be taken down, but version 1 serves"):
         back(known, "b1", champion=2)
-    assert (serving(known), known.rolled_back(), marks_of(known, "b1")) == (1, set(), [])
+    assert (serving(known), ledger.find_rolled_back(known.ledger()), marks_of(known, "b1")) == (1, set(), [])
 
 
 def test_what_was_rolled_back_is_never_promoted_again(known: Registry, made: dict[str, Any]) -> None:
@@ -328,8 +329,8 @@ def test_what_was_rolled_back_is_never_promoted_again(known: Registry, made: dic
             known.promote(second.run_id, decision=decision, verdict=BETTER, as_of=AS_OF, tags={})
     assert known.promote(second.run_id, decision="p2", verdict=BETTER, as_of=AS_OF, tags={}) == second  # that is done
     assert (serving(known), len(known.versions())) == (1, 2)
-    assert known.was_taken_down("r2") == 2
-    assert known.was_taken_down("r1") is None
+    assert known.find_barred("r2") == 2
+    assert known.find_barred("r1") is None
 
 
 def test_an_open_promotion_of_what_was_rolled_back_is_never_finished(
@@ -350,7 +351,7 @@ def test_an_open_rollback_is_finished_once(known: Registry, made: dict[str, Any]
     assert [version.number for version in known.finish_open()] == [1]
     assert known.finish_open() == []
     assert marks_of(known, "b1") == [("rollback", 1, 2), ("rolled back", 1, 2)]
-    assert (serving(known), known.rolled_back()) == (1, {2})
+    assert (serving(known), ledger.find_rolled_back(known.ledger())) == (1, {2})
 
 
 def test_who_asks_again_after_a_rollback_was_cut_off_does_not_go_two_back(
@@ -361,7 +362,7 @@ def test_who_asks_again_after_a_rollback_was_cut_off_does_not_go_two_back(
     known.client.set_registered_model_alias(known.model, registry.CHAMPION, "2")
     with pytest.raises(ValueError, match="version 2 had been cut off and is finished now: that version serves"):
         back(known, "b2")
-    assert (serving(known), known.rolled_back()) == (2, {3})
+    assert (serving(known), ledger.find_rolled_back(known.ledger())) == (2, {3})
     assert back(known, "b2") == 1
 
 
@@ -394,7 +395,7 @@ def test_a_rollback_finishes_a_promotion_that_had_moved_the_alias_and_takes_it_d
     known.client.set_registered_model_alias(known.model, registry.CHAMPION, str(second.number))
     assert back(known, "b1") == 1
     assert [line.mark for line in known.ledger() if line.decision == "p2"] == ["intent", "alias moved", "done"]
-    assert known.rolled_back() == {2}
+    assert ledger.find_rolled_back(known.ledger()) == {2}
 
 
 def test_a_promotion_finishes_a_rollback_that_had_moved_the_alias(known: Registry, made: dict[str, Any]) -> None:
@@ -403,7 +404,7 @@ def test_a_promotion_finishes_a_rollback_that_had_moved_the_alias(known: Registr
     known.client.set_registered_model_alias(known.model, registry.CHAMPION, "1")
     known.promote(known.log("r3", **made), decision="p3", verdict=BETTER, as_of=AS_OF, tags={})
     assert marks_of(known, "b1")[-1] == ("rolled back", 1, 2)
-    assert (serving(known), known.rolled_back()) == (3, {2})
+    assert (serving(known), ledger.find_rolled_back(known.ledger())) == (3, {2})
 
 
 def test_the_predecessor_is_who_served_before_it_did_first(known: Registry, made: dict[str, Any]) -> None:
@@ -423,17 +424,31 @@ def test_after_a_rollback_the_looks_at_the_version_that_serves_again_go_on(
 
     _, second = crown(known, made, 2)
     judged("a", 2, 1)
-    assert (known.looks(2), known.last_look(2)) == (1, AS_OF + timedelta(days=1))
+    assert looks(known, 2) == (
+        1,
+        AS_OF + timedelta(days=1),
+    )
     assert back(known, "b1") == 1
-    assert (known.looks(1), known.last_look(1)) == (1, None)  # the look that took the alias from it
+    assert looks(known, 1) == (
+        1,
+        None,
+    )  # the look that took the alias from it
     judged("b", 1, 2)
-    assert (known.looks(1), known.last_look(1)) == (2, AS_OF + timedelta(days=2))
-    assert known.looks(second.number) == 1
-    assert known.looks(None) == 0
+    assert looks(known, 1) == (
+        2,
+        AS_OF + timedelta(days=2),
+    )
+    assert ledger.count_looks(known.ledger(), second.number) == 1
+    assert ledger.count_looks(known.ledger(), None) == 0
+
+
+def looks(known: Registry, champion: int | None) -> tuple[int, datetime | None]:
+    """How many, and when the last was."""
+    return ledger.count_looks(known.ledger(), champion), ledger.find_last_look(known.ledger(), champion)
 
 
 def intent(decision: str, run_id: str) -> Entry:
-    return Entry("intent", decision, AS_OF, run=run_id, outcome="PROMOTE", detail={"verdict": BETTER, "tags": {}})
+    return Entry("intent", decision, AS_OF, run=run_id, outcome="PROMOTE", verdict=BETTER)
 
 
 # --- the ledger
@@ -441,8 +456,8 @@ def intent(decision: str, run_id: str) -> Entry:
 
 def test_a_line_reads_as_it_was_written(known: Registry) -> None:
     reasons = tuple(f"Reason {i}, at some length: {'é' * 200}." for i in range(60))  # more than a tag holds
-    detail = {"figures": {"carrier=UA": [0.1, None]}, "look": True}
-    line = known.append(Entry("verdict", "d1", AS_OF, champion=3, outcome="HOLD", reasons=reasons, detail=detail))
+    figures = {"figures": {"carrier=UA": [0.1, None]}}
+    line = known.append(Entry("verdict", "d1", AS_OF, champion=3, outcome="HOLD", reasons=reasons, verdict=figures))
     assert known.ledger() == [line]
     assert known.append(Entry("verdict", "d1", AS_OF, outcome="REJECT")) == line
 
@@ -463,38 +478,56 @@ def test_a_line_that_was_sent_twice_counts_once(known: Registry) -> None:
 
 
 def test_looks_count_since_the_version_first_became_champion(known: Registry) -> None:
-    def judged(decision: str, outcome: str, day: int, **detail: Any) -> None:
+    def judged(decision: str, outcome: str, day: int, *, look: bool = True) -> None:
         as_of = AS_OF + timedelta(days=day)
-        known.append(Entry("verdict", decision, as_of, champion=1, outcome=outcome, detail=detail))
+        known.append(Entry("verdict", decision, as_of, champion=1, outcome=outcome, counts_as_look=look))
 
-    assert (known.looks(None), known.last_look(None)) == (0, None)
+    assert looks(known, None) == (0, None)
     judged("a", "HOLD", 1)
     known.append(Entry("alias moved", "b", AS_OF, version=1))
-    assert (known.looks(1), known.last_look(1)) == (0, None)
+    assert looks(known, 1) == (0, None)
     judged("c", "REJECT", 2)
     judged("d", "HOLD", 3, look=True)
     judged("e", "HOLD", 4, look=False)  # during a back-off nobody looked
-    assert (known.looks(1), known.last_look(1)) == (2, AS_OF + timedelta(days=3))
-    assert known.looks(2) == 0
+    assert looks(known, 1) == (
+        2,
+        AS_OF + timedelta(days=3),
+    )
+    assert ledger.count_looks(known.ledger(), 2) == 0
     known.append(Entry("rolled back", "f", AS_OF, version=1))
-    assert known.looks(1) == 2
+    assert ledger.count_looks(known.ledger(), 1) == 2
 
 
 def test_looks_at_first_models_count_their_refusals_since_there_last_was_a_champion(known: Registry) -> None:
     def judged(decision: str, day: int, *, champion: int | None = None, look: bool = True) -> None:
         as_of = AS_OF + timedelta(days=day)
-        known.append(Entry("verdict", decision, as_of, champion=champion, outcome="HOLD", detail={"look": look}))
+        known.append(Entry("verdict", decision, as_of, champion=champion, outcome="HOLD", counts_as_look=look))
 
     judged("a", 1)
     judged("b", 2)
     judged("c", 3, look=False)
-    assert (known.looks(None), known.last_look(None)) == (2, AS_OF + timedelta(days=2))
+    assert looks(known, None) == (
+        2,
+        AS_OF + timedelta(days=2),
+    )
     known.append(Entry("alias moved", "d", AS_OF, version=1))
     judged("e", 4, champion=1)
-    assert (known.looks(None), known.last_look(None)) == (0, None)
+    assert looks(known, None) == (0, None)
     judged("f", 5)  # somebody took the alias off
-    assert (known.looks(None), known.last_look(None)) == (1, AS_OF + timedelta(days=5))
-    assert known.looks(1) == 1
+    assert looks(known, None) == (
+        1,
+        AS_OF + timedelta(days=5),
+    )
+    assert ledger.count_looks(known.ledger(), 1) == 1
+
+
+def test_a_ledger_of_another_format_is_refused_with_the_way_out(known: Registry) -> None:
+    known.append(Entry("verdict", "d1", AS_OF, outcome="HOLD"))
+    (run,) = known.client.search_runs([known.ledger_experiment])
+    known.client.set_tag(run.info.run_id, "evergreen.format", "ledger/0")
+    for ask in (known.ledger, known.finish_open, lambda: known.append(Entry("verdict", "d2", AS_OF))):
+        with pytest.raises(ValueError, match=r"is in format ledger/0, but .* reads ledger/1\. .* registry\.experiment"):
+            ask()
 
 
 # --- reaching MLflow
@@ -715,7 +748,12 @@ def test_what_lost_as_a_challenger_is_never_put_up_or_promoted_again(known: Regi
     twice = known.register(second.run_id, decision="under another number", description="", tags={})
     with pytest.raises(ValueError, match=why):
         up(known, twice.number, "c3")
-    assert (serving(known), known.rejected(), known.barred(), known.was_taken_down("held")) == (1, {2}, {2}, 2)
+    assert (
+        serving(known),
+        ledger.find_rejected(known.ledger()),
+        ledger.find_barred(known.ledger()),
+        known.find_barred("held"),
+    ) == (1, {2}, {2}, 2)
 
 
 def test_a_challenger_that_won_is_promoted_as_the_version_that_it_is(known: Registry, made: dict[str, Any]) -> None:
@@ -727,8 +765,8 @@ def test_a_challenger_that_won_is_promoted_as_the_version_that_it_is(known: Regi
     assert [known.promote(second.run_id, decision="won", **told), known.champion()] == [won, won]
     assert (won.number, won.as_of, won.decision) == (2, second.as_of, "register-held")  # made of what it was made of
     assert marks_of(known, "won") == [("intent", 2, 1), ("alias moved", 2, 1), ("done", 2, 1)]
-    assert known.looks(1) == 1  # the one that took the alias
-    assert known.answered() >= {"won"}
+    assert ledger.count_looks(known.ledger(), 1) == 1  # the one that took the alias
+    assert ledger.find_answered(known.ledger()) >= {"won"}
     assert back(known, "b1") == 1
 
 
@@ -736,7 +774,7 @@ def test_an_open_promotion_of_a_challenger_is_finished_once(known: Registry, mad
     crown(known, made, 1)
     second = held(known, made)
     known.append(replace(intent("won", second.run_id), version=2, champion=1))
-    assert "won" not in known.answered()
+    assert "won" not in ledger.find_answered(known.ledger())
     known.client.set_registered_model_alias(known.model, registry.CHAMPION, "2")
     assert [version.number for version in known.finish_open()] == [2]
     assert (known.finish_open(), len(known.versions())) == ([], 2)
