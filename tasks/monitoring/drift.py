@@ -1,6 +1,6 @@
 """drift: a window of rows against the history that its model was made of → what moved, an alarm, a report.
 
-The thresholds are not a library's: each comes from the windows of the model's own history (training/reference.py), so
+The thresholds are not a library's: each comes from the windows of the model's own history (training/profile.py), so
 that a stream in which nothing changes gives drift.false_alarms alarms of the whole dataset in 30 days of event time.
 The only importer of evidently, which draws the report with these thresholds; it decides nothing.
 
@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 
 from tasks.monitoring.signal import Signal
 from tasks.params import Drift
-from tasks.training import moderation, reference, relation
+from tasks.training import moderation, relation
+from tasks.training.columns import Column, as_numbers, jensen_shannon, to_shares
 from tasks.training.model import Floats, Model
-from tasks.training.reference import Column, Profile
-from tasks.training.windows import Codes
+from tasks.training.profile import Profile
+from tasks.training.windows import Codes, number_units
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,15 +148,15 @@ class History:
     def own(self) -> Floats:
         """The evidence of each window and column (m, columns), by the windows that it does not overlap."""
         span = self.profile.span
-        windows = moderation.apart(len(self.distances), span)
+        windows = moderation.count_disjoint(len(self.distances), span)
         mean, deviation = _of_others(self.distances, span)
         off = (self.distances - mean) / np.maximum(deviation, self.floors[0])
-        by_distance = moderation.evidence_of_new(off, windows, span)
+        by_distance = moderation.weigh_new_values(off, windows, span)
         _, usual = _of_others(self.left, span, mean=0.0)  # what is left is 0 on average
         by_left = self._by_left(self.left, usual, windows, self._unrelated(self.profile.joint.outside, len(self.left)))
         usual, deviation = _of_others(self.relations, span)
-        loosened = relation.loosened(self.relations, usual, np.maximum(deviation, self._floor(self.relations)))
-        by_relation = moderation.evidence_of_new(loosened, windows, span)
+        loosened = relation.measure_loosening(self.relations, usual, np.maximum(deviation, self._floor(self.relations)))
+        by_relation = moderation.weigh_new_values(loosened, windows, span)
         return np.maximum(by_distance, np.maximum(self._to_columns(by_left), self._to_columns(by_relation)))
 
     def _unrelated(self, deviations: Any, windows: int) -> Floats:
@@ -165,10 +166,12 @@ class History:
 
     def _by_left(self, left: Floats, usual: Floats, windows: Floats, unrelated: Floats) -> Floats:
         """The evidence of what is left of windows (n, k), whose usual deviations (n, k) come from so many (n)."""
-        degrees = moderation.freedom(windows, self.profile.span)
-        variances, degrees = moderation.pool(usual**2, degrees, unrelated**2)
+        degrees = moderation.degrees_of_freedom(windows, self.profile.span)
+        variances, degrees = moderation.pool_variances(usual**2, degrees, unrelated**2)
         pairs = zip(left, np.maximum(np.sqrt(variances), self.floors[1]), strict=True)
-        return moderation.evidence(np.array([self._blamed(*pair) for pair in pairs]).reshape(left.shape), degrees)
+        return moderation.weigh_deviations(
+            np.array([self._blamed(*pair) for pair in pairs]).reshape(left.shape), degrees
+        )
 
     def _floor(self, of_terms: Floats) -> Floats:
         """A mean and a Fisher transform have the same spread, of sampling alone."""
@@ -178,7 +181,7 @@ class History:
         """Of each column's terms the largest (m, terms) → (m, columns)."""
         found = np.full((len(of_terms), len(self.columns)), -math.inf)
         for i in range(of_terms.shape[1]):
-            place = self.profile.joint.column[i]
+            place = self.profile.joint.terms[i].column
             found[:, place] = np.maximum(found[:, place], of_terms[:, i])
         return found
 
@@ -187,13 +190,13 @@ class History:
         if not relations.size or not self.relations.size:
             return np.zeros(0)
         deviation = np.maximum(self.relations.std(axis=0), self._floor(self.relations))
-        off = relation.loosened(relations, self.relations.mean(axis=0), deviation)
-        return moderation.evidence_of_new(off, np.array(self.windows), self.profile.span)
+        off = relation.measure_loosening(relations, self.relations.mean(axis=0), deviation)
+        return moderation.weigh_new_values(off, np.array(self.windows), self.profile.span)
 
     def score(self, distances: Floats, left: Floats, loosened: Floats) -> Floats:
         """A new window's evidence by column, by all windows of the history."""
         off = (distances - self.distances.mean(axis=0)) / np.maximum(self.distances.std(axis=0), self.floors[0])
-        found = moderation.evidence_of_new(off, np.array(self.windows), self.profile.span)
+        found = moderation.weigh_new_values(off, np.array(self.windows), self.profile.span)
         if self.with_terms:
             usual, windows = np.sqrt((self.left**2).mean(axis=0)), np.array([self.windows])
             unrelated = self._unrelated(self.profile.joint.unrelated, 1)
@@ -261,9 +264,9 @@ def compare(profile: Profile, table: "pa.Table", times: "NDArray[np.datetime64]"
     if usual.windows < ENOUGH or not len(units):
         return Comparison((), 0.0, math.inf, len(units), usual.windows, gone)
     empty = [i for i, name in enumerate(profile.names) if table[name].null_count == table.num_rows]
-    terms = profile.joint.terms(table, profile.names)
-    left = profile.joint.left(terms, units, empty=empty)
-    relations = np.zeros(0) if empty else profile.joint.relation(terms, units)  # those with an empty one are no fault
+    terms = profile.joint.standardise(table, profile.names)
+    left = profile.joint.leave(terms, units, empty=empty)
+    relations = np.zeros(0) if empty else profile.joint.relate(terms, units)  # those with an empty one are no fault
     return _found(usual, table, units, left, relations, gone=gone)
 
 
@@ -282,7 +285,7 @@ def compare_scores(profile: Profile, scores: Floats, times: "NDArray[np.datetime
 
 def _units(profile: Profile, times: "NDArray[np.datetime64]") -> Codes:
     """Of a window that is one unit there are no parts, wherever it begins."""
-    return reference.units(times, profile.unit) if profile.span > 1 else np.zeros(len(times), dtype=np.int64)
+    return number_units(times, profile.unit) if profile.span > 1 else np.zeros(len(times), dtype=np.int64)
 
 
 def unknown(rows: int) -> Comparison:
@@ -304,7 +307,7 @@ def _as_known(profile: Profile, table: "pa.Table") -> tuple["pa.Table", tuple[st
 
 def _fits(column: Column, table: "pa.Table") -> bool:
     try:
-        column.place(table[column.name].slice(0, 1))
+        column.assign_bins(table[column.name].slice(0, 1))
     except (KeyError, ValueError):
         return False
     return True
@@ -320,9 +323,9 @@ def _found(
     gone: tuple[str, ...],
 ) -> Comparison:
     columns = usual.columns
-    now = [reference.window_shares(each, table[each.name], units) for each in columns]
-    then = [reference.shares(np.array(each.counts)) for each in columns]
-    distances = np.array([float(reference.distance(*each)) for each in zip(now, then, strict=True)])
+    now = [each.window_shares(table[each.name], units) for each in columns]
+    then = [to_shares(np.array(each.counts)) for each in columns]
+    distances = np.array([float(jensen_shannon(*each)) for each in zip(now, then, strict=True)])
     there = np.array([each.name not in gone for each in columns])
     loosened = usual.loosened(relations)
     evidence = np.where(there, usual.score(distances, left, loosened), 0.0)  # what is gone is told as a fault
@@ -349,7 +352,7 @@ def _deviations(evidence: float) -> float:
 
 def _parted(usual: History, column: int, relations: Floats, loosened: Floats, evidence: float) -> str | None:
     """The phrase for a column that goes less with the others than it did, where that is what its evidence comes of."""
-    terms = [i for i in range(len(loosened)) if usual.profile.joint.column[i] == column]
+    terms = [i for i in range(len(loosened)) if usual.profile.joint.terms[i].column == column]
     term = max(terms, key=lambda i: float(loosened[i]), default=None)
     if term is None or loosened[term] < max(evidence - 1e-9, PLAIN**2 / 2):
         return None
@@ -379,7 +382,7 @@ def _middle(column: Column, shares: Floats) -> float:
 
 
 def _faults(column: Column, values: Any) -> Iterator[str]:
-    for name, share, worst in zip(QUALITY, column.quality(values), column.worst, strict=True):
+    for name, share, worst in zip(QUALITY, column.measure_quality(values), column.worst, strict=True):
         if share > worst + SLACK:
             yield f"{share:.1%} {name}, at most {worst:.1%} in any window of its history"
 
@@ -595,7 +598,7 @@ def _frame(table: "pa.Table", kinds: Mapping[str, bool]) -> Any:
 
     held = {name: table[name].cast(pa.string()) for name, text in kinds.items() if text}
     texts = {name: pc.replace_substring(each, "<", "‹").to_pandas().astype(object) for name, each in held.items()}
-    numbers = {name: reference.numbers(table[name]) for name, text in kinds.items() if not text}
+    numbers = {name: as_numbers(table[name]) for name, text in kinds.items() if not text}
     return pd.DataFrame(texts | numbers)
 
 

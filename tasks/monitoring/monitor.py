@@ -37,10 +37,10 @@ from tasks.promotion.verdict import METRIC_NAMES
 from tasks.runtime import clock
 from tasks.serving import score
 from tasks.serving.journal import STALE, Journal, entry_of, subject
-from tasks.training import labels, reference
+from tasks.training import labels
 from tasks.training.evaluate import CANDIDATE
 from tasks.training.model import Floats, Model
-from tasks.training.reference import Profile
+from tasks.training.profile import Profile, draw_evenly, to_score_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -189,7 +189,7 @@ def measure(p: Params, of: Watched, *, journal: Journal, registry: Registry, as_
     ]
     before = _rows_of(journal, since - of.window, since)
     least = of.profile.labelled if of.profile else None
-    lost = labels.fault(mature.labelled, least)
+    lost = labels.find_fault(mature.labelled, least)
     found = [with_labels(with_volume(each, came, before), lost) if each.kind == "quality" else each for each in found]
     found += predecessor_of(p, of, journal=journal, registry=registry, as_of=as_of)
     found += challenger_of(p, of, journal=journal, registry=registry, as_of=as_of)
@@ -383,9 +383,9 @@ def _drawn(features: "pa.Table", scores: Floats, of: Watched) -> "pa.Table":
     """drift.sample rows of the window with their scores, for the report to draw."""
     import pyarrow as pa
 
-    places = reference.evenly(len(scores), len(of.sample))
+    places = draw_evenly(len(scores), len(of.sample))
     drawn = features.take(places)
-    for name, values in reference.score_columns(scores[places], of.model.spec.classes).items():
+    for name, values in to_score_columns(scores[places], of.model.spec.classes).items():
         drawn = drawn.append_column(name, pa.array(values))
     return drawn
 
@@ -393,7 +393,7 @@ def _drawn(features: "pa.Table", scores: Floats, of: Watched) -> "pa.Table":
 def _causes(of: Watched, features: "pa.Table", moved: Comparison) -> tuple[Cause, ...]:
     if of.profile is None or not features.num_rows:
         return ()
-    drawn = features.take(reference.evenly(features.num_rows, SHAP_ROWS))
+    drawn = features.take(draw_evenly(features.num_rows, SHAP_ROWS))
     return tuple(drift.causes(of.twin, drawn, of.profile, moved)[:CAUSES])
 
 

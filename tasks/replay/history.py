@@ -29,17 +29,17 @@ from tasks.promotion import judge
 from tasks.promotion.judge import Case, Holdout
 from tasks.promotion.recipe import Recipe, load_recipe
 from tasks.runtime import files
-from tasks.training import evaluate, model, reference, split, train, tune
+from tasks.training import evaluate, model, train, tune
 from tasks.training.model import Model
-from tasks.training.reference import Profile
+from tasks.training.profile import Profile
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 PARAMS, SQL, COST = "params.yaml", "tasks/features.sql", "cost.json"  # of a candidate's folder, beside the stages' own
 PARTIAL_PREFIX = ".new-"  # how the name of a folder begins that is not whole
-MADE_BY = (features, split, model, tune, train, evaluate, reference)
-CODE = cache.source_of(__file__, *(str(each.__file__) for each in MADE_BY))
+MADE_BY = (str(features.__file__), *map(str, sorted(Path(str(model.__file__)).parent.glob("*.py"))))
+CODE = cache.source_of(__file__, *MADE_BY)
 LIBRARIES = ("numpy", "optuna", "scikit-learn")  # that decide what is made; XGBoost goes by two names
 
 

@@ -23,8 +23,9 @@ from tasks.data import featurerows, featuresql
 from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.runtime import files, stage
-from tasks.training import labels, model, reference, split
+from tasks.training import labels, model, split
 from tasks.training.model import Floats, Model, Spec
+from tasks.training.profile import build_profile, draw_evenly, to_score_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,7 +51,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     predictions = {CANDIDATE: twin.predict(held.table)} | _baselines(p, seen, held, twin.spec)
     board = {name: measure(twin.spec, held.label, found) for name, found in predictions.items()}
     board[CANDIDATE] |= {"unseen_class_rows": len(due) - len(held)} if p.label.task == "multiclass" else {}
-    parts = twin.contributions(held.table.take(reference.evenly(len(held), p.evaluate.shap_rows)))
+    parts = twin.contributions(held.table.take(draw_evenly(len(held), p.evaluate.shap_rows)))
     _write_reports(p, folder / p.paths.reports, twin, held, predictions[CANDIDATE], board, parts)
     others = {name: each.predict(held.table) for name, each in seeds.items()}
     _publish_holdout(folder / p.paths.reports / "holdout.parquet", p, twin.spec, held, predictions | others)
@@ -331,21 +332,21 @@ def _publish_reference(
     history = rows.take(split.between(rows.event_time, start, as_of))
     mature = history.event_time < np.datetime64(as_of - p.label.deadline)
     labelled = model.labelled(history.label[mature])
-    made = reference.profile(
+    made = build_profile(
         history.table,
         history.event_time,
         importance={each["feature"]: each["importance"] for each in _importance(twin.spec, parts)},
         contributions=parts.mean(axis=0),
-        scores=reference.score_columns(found, twin.spec.classes),
+        scores=to_score_columns(found, twin.spec.classes),
         score_times=held.event_time,
         until=as_of,
         window=p.monitor.window,
         settings=p.drift,
-        labelled=labels.least_share(labelled, history.event_time[mature], p.monitor.window),
+        labelled=labels.find_least_share(labelled, history.event_time[mature], p.monitor.window),
     )
     files.publish(reports / "profile.json", lambda new: _write(new, made.to_json()))
     _publish_sample(
-        reports / "reference.parquet", p.drift.sample, history, held, reference.score_columns(found, twin.spec.classes)
+        reports / "reference.parquet", p.drift.sample, history, held, to_score_columns(found, twin.spec.classes)
     )
 
 
@@ -354,8 +355,8 @@ def _publish_sample(path: Path, size: int, history: Rows, held: Rows, scores: di
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    drawn = history.table.take(reference.evenly(len(history), size))
-    places = reference.evenly(len(held), len(drawn))
+    drawn = history.table.take(draw_evenly(len(history), size))
+    places = draw_evenly(len(held), len(drawn))
     for name, values in scores.items():
         padded = np.full(len(drawn), np.nan)
         padded[: len(places)] = values[places]

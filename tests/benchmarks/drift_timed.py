@@ -20,7 +20,7 @@ import pyarrow as pa
 from tasks import params
 from tasks.monitoring import drift
 from tasks.params import Drift
-from tasks.training import reference
+from tasks.training.profile import SCORE_COLUMN, Profile, build_profile
 
 NUMBERS, CATEGORIES = 24, 6
 HISTORY, WEEK = 140, 7  # days
@@ -52,12 +52,12 @@ def ours(count: int) -> dict[str, Any]:
     import evidently.presets  # noqa: F401
 
     then, then_times = rows(count, HISTORY, seed=0)
-    profile = reference.profile(
+    profile = build_profile(
         then,
         then_times,
         importance=dict.fromkeys(then.column_names, 1.0),
         contributions=np.zeros(then.num_columns),
-        scores={reference.SCORE: np.zeros(2)},
+        scores={SCORE_COLUMN: np.zeros(2)},
         score_times=then_times[:2],
         until=UNTIL,
         window=timedelta(days=WEEK),
@@ -71,9 +71,7 @@ def ours(count: int) -> dict[str, Any]:
     return told
 
 
-def _signals_and_report(
-    profile: reference.Profile, then: pa.Table, now: pa.Table, times: Any, settings: Drift
-) -> list[str]:
+def _signals_and_report(profile: Profile, then: pa.Table, now: pa.Table, times: Any, settings: Drift) -> list[str]:
     found = drift.compare(profile, now, times, settings=settings)
     drift.signals(found, found, version=1, since=UNTIL - timedelta(days=WEEK), until=UNTIL)
     samples = [each.take(np.linspace(0, each.num_rows - 1, settings.sample).astype(int)) for each in (then, now)]

@@ -17,8 +17,7 @@ import pyarrow as pa
 from tasks.monitoring import drift
 from tasks.monitoring.drift import Comparison
 from tasks.params import Drift
-from tasks.training import reference
-from tasks.training.reference import Profile
+from tasks.training.profile import Profile, build_profile
 
 KINDS = ("zipf", "unique text", "unique number", "plain")
 HISTORY, WEEKS, WEEK = 84, 8, 7  # days, weeks, days
@@ -59,7 +58,7 @@ def _odd(kind: str, count: int, rng: np.random.Generator) -> Any:
 
 
 def profile(table: pa.Table, times: Times) -> Profile:
-    return reference.profile(
+    return build_profile(
         table,
         times,
         importance={},

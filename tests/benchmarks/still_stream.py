@@ -27,9 +27,10 @@ from tasks.monitoring.monitor import Level, Window
 from tasks.params import Params
 from tasks.promotion import gate
 from tasks.promotion.contest import row_losses
-from tasks.training import reference, train
+from tasks.training import train
+from tasks.training.columns import as_numbers
 from tasks.training.model import Model
-from tasks.training.reference import Profile
+from tasks.training.profile import SCORE_COLUMN, Profile, build_profile
 
 BEGIN = np.datetime64("2020-01-01", "us")
 DAY = np.timedelta64(1, "D")
@@ -107,12 +108,12 @@ def watch(p: Params, history: Rows, days: int) -> Watch:
     losses = row_losses(held.label[there], fitted.predict(held.table)[there], metric=p.gate.metric)
     then = Level(*gate.level(losses, times=held.event_time[there], gate=p.gate))
     parts = fitted.contributions(held.table.take(np.arange(0, len(held), max(len(held) // 500, 1))))
-    profile = reference.profile(
+    profile = build_profile(
         history.table,
         history.event_time,
         importance=dict(zip(fitted.spec.names, np.abs(parts).mean(axis=0).tolist(), strict=True)),
         contributions=parts.mean(axis=0),
-        scores={reference.SCORE: fitted.predict(held.table)},
+        scores={SCORE_COLUMN: fitted.predict(held.table)},
         score_times=held.event_time,
         until=_moment(BEGIN + days * DAY),
         window=timedelta(days=WEEK),
@@ -130,7 +131,7 @@ def shifts(profile: Profile, history: Rows) -> Iterator[tuple[str, Shift]]:
     """Each number by half a deviation, and each level of 5 to 40 % twice as often."""
     for column in profile.columns:
         if column.kind == "number":
-            by = 0.5 * float(np.nanstd(reference.numbers(history.table[column.name])))
+            by = 0.5 * float(np.nanstd(as_numbers(history.table[column.name])))
             yield f"{column.name} + half a deviation", _raised(column.name, by)
             continue
         shares = np.array(column.counts) / sum(column.counts)
@@ -141,7 +142,7 @@ def shifts(profile: Profile, history: Rows) -> Iterator[tuple[str, Shift]]:
 
 def _raised(name: str, by: float) -> Shift:
     def plant(rows: Rows) -> Rows:
-        return _with(rows, name, pa.array(reference.numbers(rows.table[name]) + by, from_pandas=True))
+        return _with(rows, name, pa.array(as_numbers(rows.table[name]) + by, from_pandas=True))
 
     return plant
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tasks.monitoring import drift
 from tasks.monitoring.drift import Comparison
 from tasks.params import Drift
-from tasks.training import reference
-from tasks.training.reference import Profile
+from tasks.training.columns import as_numbers
+from tasks.training.profile import SCORE_COLUMN, Profile, build_profile
 
 BEGIN = datetime(2024, 1, 1)
 DAY = timedelta(days=1)
@@ -51,16 +51,16 @@ def profile(table: pa.Table, times: Times, *, window: timedelta = WEEK, **change
     given: dict[str, Any] = {
         "importance": IMPORTANCE,
         "contributions": np.zeros(table.num_columns),
-        "scores": {reference.SCORE: scores(table)},
+        "scores": {SCORE_COLUMN: scores(table)},
         "score_times": times,
         "until": BEGIN,
         "settings": SETTINGS,
     }
-    return reference.profile(table, times, window=window, **{**given, **changes})
+    return build_profile(table, times, window=window, **{**given, **changes})
 
 
 def scores(table: pa.Table) -> NDArray[np.float64]:
-    size = reference.numbers(table["size"]) if "size" in table.column_names else np.zeros(table.num_rows)
+    size = as_numbers(table["size"]) if "size" in table.column_names else np.zeros(table.num_rows)
     return np.asarray(1 / (1 + np.exp(-np.nan_to_num(size))))
 
 

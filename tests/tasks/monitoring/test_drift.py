@@ -16,9 +16,8 @@ from scipy import stats
 from tasks.monitoring import drift
 from tasks.monitoring.drift import ColumnDrift, Comparison, History
 from tasks.params import Task
-from tasks.training import reference
 from tasks.training.model import Model, spec_for, xgboost
-from tasks.training.reference import Profile
+from tasks.training.profile import SCORE_COLUMN, Profile, to_score_columns
 from tests.tasks import small, stream
 from tests.tasks.stream import BEGIN, PER_DAY, SETTINGS, WEEK, Times
 
@@ -191,7 +190,7 @@ def test_the_predictions_of_each_class_are_held_against_their_own() -> None:
     rng = np.random.default_rng(0)
     three = rng.dirichlet([5, 3, 2], CUT + ROWS)
     classes = ("early", "very late", "fair")
-    of = stream.profile(TABLE.slice(0, CUT), TIMES[:CUT], scores=reference.score_columns(three[:CUT], classes))
+    of = stream.profile(TABLE.slice(0, CUT), TIMES[:CUT], scores=to_score_columns(three[:CUT], classes))
     now = three[CUT:]
     assert not drift.compare_scores(of, now, NOW_TIMES, settings=SETTINGS).alarm
     moved = drift.compare_scores(of, now[:, [0, 2, 1]], NOW_TIMES, settings=SETTINGS)
@@ -328,7 +327,7 @@ def test_what_moved_the_scores_is_first_among_the_causes(task: Task) -> None:
         rows.event_time,
         importance={},
         contributions=parts,
-        scores=reference.score_columns(twin.predict(rows.table), twin.spec.classes),
+        scores=to_score_columns(twin.predict(rows.table), twin.spec.classes),
     )
     week = rows.event_time >= rows.event_time[-1] - np.timedelta64(7, "D")
     now = stream.moved(rows.table.filter(pa.array(week)), "distance", 2)
@@ -362,7 +361,7 @@ def test_the_slices_that_lost_most_come_first_and_small_ones_do_not_come() -> No
 
 
 def sample(table: pa.Table) -> pa.Table:
-    return table.append_column(reference.SCORE, pa.array(stream.scores(table))).slice(0, 400)
+    return table.append_column(SCORE_COLUMN, pa.array(stream.scores(table))).slice(0, 400)
 
 
 @pytest.fixture(scope="module")

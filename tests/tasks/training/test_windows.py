@@ -31,8 +31,8 @@ def test_what_is_in_one_window_alone_is_counted_by_bin_and_unit(span: int, seed:
     units = np.sort(rng.integers(0, 12, 150))
     units -= units[0]
     groups, codes, values = rng.geometric(0.05, 150) - 2, rng.integers(0, 4, 150), rng.standard_t(2, 150)
-    alone = windows.alone(groups, codes, units, span=span, bins=4)
-    below, above = windows.beyond(values, codes, units, span=span, bins=4)
+    alone = windows.count_unique(groups, codes, units, span=span, bins=4)
+    below, above = windows.count_extreme(values, codes, units, span=span, bins=4)
     for start in range(int(units[-1]) - span + 2):
         inside = (units >= start) & (units < start + span)
         single = inside & (groups >= 0) & ~np.isin(groups, groups[~inside])
@@ -47,8 +47,8 @@ def test_a_history_shorter_than_a_window_has_none() -> None:
     none = np.zeros(0, dtype=np.int64)
     for units in (none, np.zeros(3, dtype=np.int64)):
         held = np.zeros(len(units), dtype=np.int64)
-        assert windows.alone(held, held, units, span=7, bins=3).shape == (0, 3, 7)
-        assert windows.beyond(held.astype(float), held, units, span=7, bins=3)[0].shape == (0, 3, 7)
+        assert windows.count_unique(held, held, units, span=7, bins=3).shape == (0, 3, 7)
+        assert windows.count_extreme(held.astype(float), held, units, span=7, bins=3)[0].shape == (0, 3, 7)
 
 
 # --- streams that do not change
@@ -133,8 +133,8 @@ def test_the_agreement_is_the_correlation_with_the_regressions_prediction() -> N
     terms = rng.normal(size=(7, 500, 3)) @ np.array([[1, 0.5, 0.2], [0, 1, 0.4], [0, 0, 1]])
     sums, products = terms.sum(axis=1), np.einsum("unj,unk->ujk", terms, terms)
     together = terms.reshape(-1, 3)
-    by = relation.slopes(np.linalg.inv(np.cov(together.T)))
-    found = np.tanh(relation.agreement(sums, products, np.full(7, 500.0), by))
+    by = relation.find_slopes(np.linalg.inv(np.cov(together.T)))
+    found = np.tanh(relation.correlate(sums, products, np.full(7, 500.0), by))
     for i in range(3):
         others = np.delete(together, i, axis=1)
         predicted = others @ np.linalg.lstsq(others, together[:, i], rcond=None)[0]
@@ -143,11 +143,11 @@ def test_the_agreement_is_the_correlation_with_the_regressions_prediction() -> N
 
 def test_a_term_that_is_constant_in_a_window_says_nothing() -> None:
     shape: Any = (7, 2)
-    found = relation.agreement(np.zeros(shape), np.zeros((*shape, 2)), np.full(7, 5.0), np.array([[0, 0.5], [0.5, 0]]))
+    found = relation.correlate(np.zeros(shape), np.zeros((*shape, 2)), np.full(7, 5.0), np.array([[0, 0.5], [0.5, 0]]))
     assert np.isnan(found).all()
-    assert relation.filled(np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])).tolist() == [
+    assert relation.fill_constant(np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])).tolist() == [
         [1, 0],
         [3, 0],
         [2, 0],
     ]
-    assert relation.loosened(found, np.ones(2), np.full(2, 0.1)).tolist() == [0, 0]
+    assert relation.measure_loosening(found, np.ones(2), np.full(2, 0.1)).tolist() == [0, 0]

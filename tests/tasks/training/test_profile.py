@@ -1,4 +1,4 @@
-"""training.reference: a profile is the same bytes however often it is made; its figures are those of plain counting."""
+"""training.profile: a profile is the same bytes however often it is made; its figures are those of plain counting."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tasks.params import Task
-from tasks.training import reference
+from tasks.training import joint, windows
+from tasks.training.columns import Column, jensen_shannon, to_shares
 from tasks.training.model import Model, spec_for, xgboost
-from tasks.training.reference import Column, Profile
+from tasks.training.profile import Profile, to_score_columns
 from tests.tasks import small, stream
 from tests.tasks.stream import BEGIN, DAY, PER_DAY
 
@@ -111,20 +112,20 @@ def test_a_day_counts_as_a_day_however_many_rows_it_has() -> None:
     """A level that holds all of one day is 1/7 of the week, whether the day has a row or thousands."""
     one = Column("store", "category", (), ("a", "b"), ("a", "b"), (0, 0, 0, 0, 0))
     days = np.array([0, 1, 2, 3, *[3] * 1000])
-    shares = reference.window_shares(one, pa.array(["a", "a", "a", *["b"] * 1001]), days)
+    shares = one.window_shares(pa.array(["a", "a", "a", *["b"] * 1001]), days)
     assert shares.tolist() == [0.75, 0.25, 0, 0, 0]
 
 
 def test_of_a_week_the_most_extreme_day_at_either_end_does_not_count() -> None:
     weeks = np.array([[0.1, 0.2, 0.2, 0.2, 0.2, 0.3, 1.0], [0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2]]).ravel()
-    found = reference.trimmed(weeks[:, None], 7)[:, 0]
+    found = windows.trimmed_mean(windows.slide(weeks, 7))
     assert found[0] == pytest.approx(np.mean([0.2, 0.2, 0.2, 0.2, 0.3]))
     assert found[-1] == pytest.approx(0.2)
 
 
 def test_a_week_with_days_without_rows_is_the_mean_of_the_others() -> None:
     some = np.array([0.5, math.nan, math.nan, 0.1, math.nan, 0.3, math.nan])
-    assert reference.trimmed(some[:, None], 7)[0, 0] == pytest.approx(0.3)
+    assert windows.trimmed_mean(some) == pytest.approx(0.3)
 
 
 def test_a_window_without_any_row_is_no_window_of_the_history() -> None:
@@ -146,11 +147,11 @@ def test_a_window_without_any_row_is_no_window_of_the_history() -> None:
 
 @given(SHARES, SHARES)
 def test_a_distance_is_symmetric_and_lies_between_the_same_and_the_disjoint(one: list[int], other: list[int]) -> None:
-    p, q = (reference.shares(np.array(each)) for each in (one, other))
-    found = float(reference.distance(p, q))
-    assert found == pytest.approx(float(reference.distance(q, p)), abs=1e-9)
+    p, q = (to_shares(np.array(each)) for each in (one, other))
+    found = float(jensen_shannon(p, q))
+    assert found == pytest.approx(float(jensen_shannon(q, p)), abs=1e-9)
     assert 0 <= found <= 1 + 1e-9
-    assert float(reference.distance(p, p)) == 0
+    assert float(jensen_shannon(p, p)) == 0
     if not any(one) or not any(other):
         assert found == 0
 
@@ -159,8 +160,8 @@ def test_the_distance_is_that_of_jensen_and_shannon() -> None:
     from scipy.spatial.distance import jensenshannon
 
     p, q = np.array([0.2, 0.3, 0.5, 0.0]), np.array([0.1, 0.1, 0.4, 0.4])
-    assert float(reference.distance(p, q)) == pytest.approx(jensenshannon(p, q, base=2))
-    assert float(reference.distance(np.array([1.0, 0.0]), np.array([0.0, 1.0]))) == pytest.approx(1)
+    assert float(jensen_shannon(p, q)) == pytest.approx(jensenshannon(p, q, base=2))
+    assert float(jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0]))) == pytest.approx(1)
 
 
 def test_the_histories_distances_are_of_each_window_to_all_that_is_not_in_it() -> None:
@@ -173,7 +174,7 @@ def test_the_histories_distances_are_of_each_window_to_all_that_is_not_in_it() -
         by_day = np.array([[(each == level).mean() for level in levels] for each in week])
         middle = np.sort(by_day, axis=0)[1:-1].mean(axis=0)
         rest = np.array([(values[~inside] == each).mean() for each in levels])
-        assert found.history[start] == pytest.approx(float(reference.distance(middle, rest)), rel=1e-5)
+        assert found.history[start] == pytest.approx(float(jensen_shannon(middle, rest)), rel=1e-5)
 
 
 def test_what_the_others_leave_of_a_window_is_what_a_regression_leaves() -> None:
@@ -187,7 +188,7 @@ def test_what_the_others_leave_of_a_window_is_what_a_regression_leaves() -> None
         importance={},
     )
     shift = np.array([0.3, -0.2, 0.5])
-    told = reference.left((shift / numbers.std(axis=0))[None], np.array(found.joint.inverse))
+    told = joint.leave((shift / numbers.std(axis=0))[None], np.array(found.joint.inverse))
     held = numbers - numbers.mean(axis=0)
     for i in range(3):
         others = [j for j in range(3) if j != i]
@@ -199,9 +200,9 @@ def test_what_the_others_leave_of_a_window_is_what_a_regression_leaves() -> None
 def test_a_constant_column_takes_no_part_in_the_regressions() -> None:
     found = stream.profile(odd(), TIMES)
     constant = {found.names.index(name) for name in ("constant", "one_text", "no_text", "no_number")}
-    assert not constant & set(found.joint.column)
+    assert not constant & {term.column for term in found.joint.terms}
     assert np.isfinite(np.array(found.joint.inverse)).all()
-    assert stream.profile(odd().select(["constant", "no_text"]), TIMES).joint.column == ()
+    assert stream.profile(odd().select(["constant", "no_text"]), TIMES).joint.terms == ()
 
 
 # --- bins and quality
@@ -221,14 +222,14 @@ def test_every_value_has_a_bin_and_the_missing_have_their_own(name: str) -> None
 def test_values_outside_of_the_history_have_bins_of_their_own() -> None:
     found = column(stream.profile(TABLE, TIMES), "size")
     low, high = found.edges[0], found.edges[-1]
-    codes = found.place(pa.array([low - 1, low, np.nextafter(high, -9), high + 1, None]))
+    codes = found.assign_bins(pa.array([low - 1, low, np.nextafter(high, -9), high + 1, None]))
     assert codes.tolist() == [0, 1, found.bins - 3, found.bins - 2, found.bins - 1]
 
 
 @pytest.mark.parametrize("values", [["1", "2"], [[1.0]]])
 def test_a_number_that_is_no_number_any_more_is_refused_by_name(values: list[Any]) -> None:
     with pytest.raises(ValueError, match=r"the column size must be a number, but"):
-        column(stream.profile(TABLE, TIMES), "size").place(pa.array(values))
+        column(stream.profile(TABLE, TIMES), "size").assign_bins(pa.array(values))
 
 
 def test_a_level_that_the_history_lacks_is_new_and_a_rare_one_is_not() -> None:
@@ -236,23 +237,23 @@ def test_a_level_that_the_history_lacks_is_new_and_a_rare_one_is_not() -> None:
     settings = stream.SETTINGS.model_copy(update={"levels": 2})
     names = [f"level {i % 5}" for i in range(COUNT - 1)]
     found = column(stream.profile(pa.table({"t": [*names, "rare"]}), TIMES, settings=settings, importance={}), "t")
-    assert (found.levels, len(found.known), "rare" in found.known) == (("level 0", "level 1"), 6, True)
-    assert found.new(pa.array(["level 0", "rare", "never", None])).tolist() == [False, False, True, False]
-    assert found.place(pa.array(["level 0", "level 4", "never", None])).tolist() == [0, 2, 3, 4]
+    assert (found.levels, len(found.known_values), "rare" in found.known_values) == (("level 0", "level 1"), 6, True)
+    assert found.find_new(pa.array(["level 0", "rare", "never", None])).tolist() == [False, False, True, False]
+    assert found.assign_bins(pa.array(["level 0", "level 4", "never", None])).tolist() == [0, 2, 3, 4]
     assert len(texts) == COUNT
 
 
 def test_a_number_in_steps_knows_its_values_and_one_without_knows_none() -> None:
     found = stream.profile(TABLE, TIMES)
-    assert column(found, "size").known == ()
-    assert column(found, "count").new(pa.array([3.0, 3.5, None])).tolist() == [False, True, False]
+    assert column(found, "size").known_values == ()
+    assert column(found, "count").find_new(pa.array([3.0, 3.5, None])).tolist() == [False, True, False]
 
 
 def test_a_number_that_moves_to_values_of_its_own_is_not_taken_for_steps() -> None:
     """A meter that counts the weeks: each value is in one week alone, so a new one is no fault."""
     weeks = (np.arange(COUNT) // (7 * PER_DAY)).astype(float)
     found = stream.profile(pa.table({"week": weeks}), TIMES, importance={}).columns[0]
-    assert (found.known, found.worst[1]) == ((), 0)
+    assert (found.known_values, found.worst[1]) == ((), 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -309,16 +310,16 @@ def test_contributions_add_up_to_the_margin_less_a_constant(task: Task) -> None:
 
 def test_predictions_are_one_column_or_one_a_class() -> None:
     one, three = np.arange(4.0), np.arange(12.0).reshape(4, 3)
-    assert list(reference.score_columns(one, ())) == ["_score"]
-    found = reference.score_columns(three, ("very late", 2.0, "early"))
+    assert list(to_score_columns(one, ())) == ["_score"]
+    found = to_score_columns(three, ("very late", 2.0, "early"))
     assert list(found) == ["_score very late", "_score 2.0", "_score early"]
     assert found["_score 2.0"].tolist() == [1, 4, 7, 10]
 
 
 def test_units_are_counted_from_the_first_rows_own() -> None:
     times = np.array([BEGIN + each for each in (timedelta(hours=23), DAY, 3 * DAY)], dtype="datetime64[us]")
-    assert reference.units(times, DAY).tolist() == [0, 1, 3]
-    assert reference.units(times[:0], DAY).tolist() == []
+    assert windows.number_units(times, DAY).tolist() == [0, 1, 3]
+    assert windows.number_units(times[:0], DAY).tolist() == []
 
 
 @pytest.mark.parametrize("years", [1, 60])
@@ -334,4 +335,4 @@ def test_a_pause_of_any_length_costs_nothing_and_is_no_evidence(years: int) -> N
 
 def test_pauses_are_cut_to_a_window_and_nothing_else_moves() -> None:
     units = np.array([0, 0, 1, 5, 9, 40, 41, 900])
-    assert reference.without_pauses(units, 7).tolist() == [0, 0, 1, 5, 9, 17, 18, 26]
+    assert windows.shorten_pauses(units, 7).tolist() == [0, 0, 1, 5, 9, 17, 18, 26]

@@ -1,0 +1,149 @@
+"""profile.json: what a model's history looked like, and how far windows of it lay from the rest; evaluate writes it.
+
+A window of the monitor's length slides over the history and is compared with what is left. So each column has a sample
+of the distances that it shows when nothing is wrong, with the season, the weather and whatever else makes its days
+alike; tasks/monitoring/drift.py compares a new window with it. Nothing here decides what is an alarm.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tasks.params import Drift
+from tasks.runtime.formats import Format
+from tasks.training import windows
+from tasks.training.columns import Column, profile_column
+from tasks.training.digits import to_tuples
+from tasks.training.joint import Joint, Term, profile_joint
+from tasks.training.windows import Floats, Times
+
+FORMAT = Format("profile", 1)
+SCORE_COLUMN = "_score"  # no feature begins so
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The rows that a model was made of, as its drift is measured against them.
+
+    Args:
+        until: the end of the history.
+        unit: by how much windows slide.
+        weights: each column's share of the model's importance.
+        scores: the predictions, of rows that the model had not seen.
+        contributions: the twin's mean SHAP values on the holdout, in its spec's order; by class first.
+        labelled: the least share of mature rows with a label in any window (tasks/training/labels.py).
+    """
+
+    until: datetime
+    window: timedelta
+    unit: timedelta
+    rows: int
+    columns: tuple[Column, ...]
+    weights: tuple[float, ...]
+    joint: Joint
+    scores: tuple[Column, ...]
+    contributions: tuple[Any, ...] = ()
+    labelled: float | None = None
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+    @property
+    def span(self) -> int:
+        """Units in a window."""
+        return windows.units_in(self.window)
+
+    def to_json(self) -> str:
+        spans = {"until": self.until.isoformat()}
+        spans |= {name: getattr(self, name).total_seconds() for name in ("window", "unit")}
+        return json.dumps({"format": FORMAT.mark} | asdict(self) | spans, separators=(",", ":"))
+
+    @staticmethod
+    def load(path: Path) -> "Profile":
+        """Raises ValueError where there is none, and for a file in another format."""
+        if not path.exists():
+            raise ValueError(f"{path} is missing: run the evaluate stage, which writes it")
+        raw = json.loads(path.read_text())
+        FORMAT.check(raw.pop("format", None), path)
+        joint = raw["joint"] | {"terms": [Term(**term) for term in raw["joint"]["terms"]]}
+        typed = {
+            "until": datetime.fromisoformat(raw["until"]),
+            "window": timedelta(seconds=raw["window"]),
+            "unit": timedelta(seconds=raw["unit"]),
+            "columns": [Column(**_freeze_values(column)) for column in raw["columns"]],
+            "joint": Joint(**_freeze_values(joint)),
+            "scores": [Column(**_freeze_values(column)) for column in raw["scores"]],
+        }
+        return Profile(**_freeze_values(raw | typed))
+
+
+def _freeze_values(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _freeze(value) for name, value in raw.items()}
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(map(_freeze, value)) if isinstance(value, list) else value
+
+
+def build_profile(
+    table: pa.Table,
+    times: Times,
+    *,
+    importance: Mapping[str, float],
+    contributions: Floats,
+    scores: Mapping[str, Floats],
+    score_times: Times,
+    until: datetime,
+    window: timedelta,
+    settings: Drift,
+    labelled: float | None = None,
+) -> Profile:
+    """The profile of a history.
+
+    Args:
+        table: feature rows (n), in the order of time.
+        times: of each row (n).
+        importance: of each feature to the model.
+        scores: predictions of rows that the model had not seen (m), by the column's name.
+        score_times: of each of those rows (m).
+    """
+    unit, span = windows.choose_unit(window), windows.units_in(window)
+    names = sorted(table.column_names)
+    units = windows.shorten_pauses(windows.number_units(times, unit), span)
+    columns = tuple(profile_column(name, table[name], units, span, settings) for name in names)
+    score_units = windows.shorten_pauses(windows.number_units(score_times, unit), span)
+    arrays = {name: pa.array(np.asarray(values, dtype=np.float64)) for name, values in scores.items()}
+    total = sum(importance.get(name, 0.0) for name in names) or 1.0
+    return Profile(
+        until=until,
+        window=window,
+        unit=unit,
+        rows=len(times),
+        columns=columns,
+        weights=tuple(round(importance.get(name, 0.0) / total, 6) for name in names),
+        joint=profile_joint(table, columns, units, span),
+        scores=tuple(profile_column(name, array, score_units, span, settings) for name, array in arrays.items()),
+        contributions=to_tuples(contributions),
+        labelled=labelled,
+    )
+
+
+def to_score_columns(predictions: Floats, classes: Sequence[Any]) -> dict[str, Floats]:
+    """Predictions (n,) or (n, classes) as columns: one, or one a class."""
+    if predictions.ndim == 1:
+        return {SCORE_COLUMN: predictions}
+    return {f"{SCORE_COLUMN} {name}": predictions[:, i] for i, name in enumerate(classes)}
+
+
+def draw_evenly(rows: int, size: int) -> NDArray[np.intp]:
+    """At most `size` places among so many rows, drawn evenly."""
+    return np.unique(np.linspace(0, max(rows - 1, 0), min(size, rows)).astype(np.intp))
