@@ -72,6 +72,15 @@ def test_a_profile_that_is_missing_says_who_writes_it(tmp_path: Path) -> None:
         Profile.load(tmp_path / "profile.json")
 
 
+def test_a_profile_of_another_version_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    text = stream.profile(TABLE, TIMES).to_json()
+    for other in (text.replace('"profile/1"', '"profile/0"'), text.replace('"format":"profile/1",', "")):
+        path.write_text(other)
+        with pytest.raises(ValueError, match=r"profile.json is in format .*, but this evergreen reads profile/1. Use"):
+            Profile.load(path)
+
+
 def test_weights_are_shares_of_the_importance() -> None:
     found = stream.profile(TABLE, TIMES)
     total = sum(stream.IMPORTANCE.values())

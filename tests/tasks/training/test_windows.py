@@ -97,7 +97,7 @@ def parted(name: str, how: str) -> pa.Table:
 def test_a_column_that_goes_with_the_others_no_more_is_found_and_told(name: str, how: str) -> None:
     window = stream.compared(PROFILE, parted(name, how), NOW_TIMES)
     assert window.alarm
-    parting = {column.name: column.told for column in window.moved}  # its partners part from it, too
+    parting = {column.name: column.change for column in window.moved}  # its partners part from it, too
     assert set(parting) <= {"size", "weight", "volume"}
     assert "correlation with what the other columns say of it 0.9" in parting[name]
 
