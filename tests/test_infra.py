@@ -17,7 +17,7 @@ from prefect.automations import EventTrigger, RunDeployment
 from prometheus_client import generate_latest
 
 from flows import automations
-from tasks.serving import live, metrics, stream
+from tasks.serving import active, metrics, stream
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / "infra" / "Dockerfile"
@@ -199,7 +199,7 @@ def asked() -> dict[str, set[str]]:
 
 
 def test_the_dashboard_asks_for_what_metrics_gives(tmp_path: Path) -> None:
-    pages = metrics.Metrics.begin().text(), generate_latest(stream.Metrics.of(live.Live(tmp_path)).registry)
+    pages = metrics.Metrics.begin().text(), generate_latest(stream.Metrics.of(active.Active(tmp_path)).registry)
     given = {name for page in pages for name in told(page.decode())}
     assert len(given) > 10
     assert {title: names - given for title, names in asked().items() if names - given} == {}

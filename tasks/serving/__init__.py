@@ -3,5 +3,5 @@
     python -m tasks.serving
 
 messages.py is made of the contract, live.py holds the champion and the state, book.py writes the journal, app.py is the
-web application, keeper.py brings new champions from the registry. Features are made by the one features.sql.
+web application, registry_mirror.py brings new champions from the registry. Features are made by the one features.sql.
 """

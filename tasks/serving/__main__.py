@@ -1,4 +1,4 @@
-"""The API's processes on one port, and the keeper that brings them new champions.
+"""The API's processes on one port, and the mirror that brings them new champions.
 
 python -m tasks.serving
 """
@@ -18,8 +18,8 @@ import uvicorn
 from tasks import log, params
 from tasks.serving import keys
 
-KEEPER = (sys.executable, "-m", "tasks.serving.keeper")
-PAUSE = 5.0  # seconds until a keeper that ended is begun anew
+MIRROR = (sys.executable, "-m", "tasks.serving.registry_mirror")
+PAUSE = 5.0  # seconds until a mirror that ended is begun anew
 LOOK = 0.5  # seconds between looks whether it lives
 
 
@@ -46,12 +46,12 @@ def main() -> None:
 
 @contextmanager
 def kept(command: Sequence[str] | None = None, pause: float = PAUSE) -> Iterator[None]:
-    """While a keeper runs: in a process of its own, for importing and asking MLflow would hold up the answers. One that
+    """While a mirror runs: in a process of its own, for importing and asking MLflow would hold up the answers. One that
     ends is begun anew. It learns its parent's id by its command: what it asks for itself, after seconds of imports, may
     be another's, where the parent died meanwhile."""
-    command = command or (*KEEPER, "--parent", str(os.getpid()))
+    command = command or (*MIRROR, "--parent", str(os.getpid()))
     stop = threading.Event()
-    thread = threading.Thread(target=_keep_up, args=[command, pause, stop], name="keeper")
+    thread = threading.Thread(target=_keep_up, args=[command, pause, stop], name="mirror")
     thread.start()
     try:
         yield
@@ -69,7 +69,7 @@ def _keep_up(command: Sequence[str], pause: float, stop: threading.Event) -> Non
             ended = str(error)
         if not stop.is_set():
             log.warning(
-                "the keeper ended (%s): it is begun anew in %g s, and the last champion serves on", ended, pause
+                "the mirror ended (%s): it is begun anew in %g s, and the last champion serves on", ended, pause
             )
             stop.wait(pause)
 

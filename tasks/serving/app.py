@@ -27,14 +27,16 @@ from pydantic import BaseModel, ValidationError
 
 from tasks import log, params
 from tasks.params import Params
-from tasks.serving import journal, keeper
-from tasks.serving.book import Book
-from tasks.serving.desk import Desk
+from tasks.serving import journal, registry_mirror
+from tasks.serving.active import Active
+from tasks.serving.handler import Handler
+from tasks.serving.journal_writer import JournalWriter
 from tasks.serving.keys import Scope
 from tasks.serving.keys import read as read_keys
-from tasks.serving.live import Champion, Live, Refused, Tables
 from tasks.serving.messages import Accepted, Messages, Predictions
 from tasks.serving.metrics import Metrics
+from tasks.serving.tables import Refused, Tables
+from tasks.serving.versions import Champion
 
 LOOK = 0.5  # seconds between looks whether there is something newer
 TOLD, MANY = 20, 2000  # faults of a request that are told; beyond so many, only how many they are
@@ -85,18 +87,18 @@ def _place(error: Refused, kind: str) -> RequestValidationError:
 def create(p: Params, home: Path) -> FastAPI:
     """The application of one process. Raises ValueError for settings that would leave it open."""
     keys = read_keys(p.serving)
-    desk = Desk(
+    desk = Handler(
         p,
         keys,
-        Live(home),
-        Book(journal.open_journal(p.journal, home=home), p.serving.sync),
+        Active(home),
+        JournalWriter(journal.open_journal(p.journal, home=home), p.serving.sync),
         Messages.of(p),
         Metrics.begin(),
     )
     app = FastAPI(
         title=f"evergreen: {p.registry.model}", version="1", lifespan=_lifespan(desk), docs_url=None, redoc_url=None
     )
-    app.add_middleware(Door, desk=desk)
+    app.add_middleware(FrontDoor, desk=desk)
     _add_answers(app, desk)
     _add_pages(app, desk)
     return app
@@ -110,7 +112,7 @@ def app() -> FastAPI:
 
 def end_with_supervisor() -> None:
     """End this process as by SIGTERM when the process that uvicorn started it from dies. Nobody else would end it: it
-    would hold the port without a keeper, and so serve an old champion for ever."""
+    would hold the port without a mirror, and so serve an old champion for ever."""
     supervisor = multiprocessing.parent_process()
     if supervisor is None:  # one process alone is its own supervisor
         return
@@ -122,7 +124,7 @@ def end_with_supervisor() -> None:
     threading.Thread(target=wait, name="supervisor", daemon=True).start()
 
 
-def _lifespan(desk: Desk) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+def _lifespan(desk: Handler) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def living(_app: FastAPI) -> AsyncIterator[None]:
         if not desk.keys.known:
@@ -140,7 +142,7 @@ def _lifespan(desk: Desk) -> Callable[[FastAPI], contextlib.AbstractAsyncContext
     return living
 
 
-async def _watch(desk: Desk) -> None:
+async def _watch(desk: Handler) -> None:
     with ThreadPoolExecutor(1, "newer") as alone:  # it waits for no request
         while True:
             await asyncio.sleep(LOOK)
@@ -150,7 +152,7 @@ async def _watch(desk: Desk) -> None:
                 log.exception("a look for what is newer failed")
 
 
-def _renew(desk: Desk) -> None:
+def _renew(desk: Handler) -> None:
     for said in desk.live.renew(desk.p):
         log.info("%s", said)
         gc.collect()
@@ -161,11 +163,11 @@ def _renew(desk: Desk) -> None:
 
 
 @dataclass
-class Door:
+class FrontDoor:
     """In front of everything: who asks, how much at once, how long. Counts what goes out."""
 
     app: Callable[..., Awaitable[None]]
-    desk: Desk
+    desk: Handler
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -237,7 +239,7 @@ def _say(status: int, why: str, headers: dict[str, str] | None = None) -> Respon
 # --- what may be asked ---------------------------------------------------------------------------------------------
 
 
-def _add_answers(app: FastAPI, desk: Desk) -> None:
+def _add_answers(app: FastAPI, desk: Handler) -> None:
     @app.post("/v1/predict", response_model=Predictions, responses=WRONG, openapi_extra=_shape(desk.messages.rows))
     async def predict_rows(request: Request) -> Response:
         """Raw rows, as the spine has them: the features are made here, by the champion's own features.sql."""
@@ -295,7 +297,7 @@ def _reach(champion: Champion, tables: Tables) -> dict[str, str]:
     }
 
 
-def _add_pages(app: FastAPI, desk: Desk) -> None:
+def _add_pages(app: FastAPI, desk: Handler) -> None:
     @app.get("/", include_in_schema=False)
     async def root() -> dict[str, Any]:
         """What there is, for whoever comes with a browser."""
@@ -328,7 +330,7 @@ def _add_pages(app: FastAPI, desk: Desk) -> None:
         champion, tables = desk.live.champion, desk.live.tables
         desk.metrics.version.set(champion.number if champion else 0)
         desk.metrics.age.set(tables.state.age().total_seconds() if tables else float("nan"))
-        looked = keeper.age(desk.live.home)
+        looked = registry_mirror.copy_age_s(desk.live.home)
         desk.metrics.looked.set(float("nan") if looked is None else looked)
         return Response(desk.metrics.text(), media_type="text/plain; version=0.0.4")
 

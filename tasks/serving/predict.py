@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.serving.journal import STALE
-from tasks.serving.live import Champion, Refused
+from tasks.serving.tables import Refused
+from tasks.serving.versions import Champion
 from tasks.training.model import Feature, Floats, Spec
 
 if TYPE_CHECKING:

@@ -32,12 +32,14 @@ from pydantic import BaseModel, ValidationError
 from tasks import log, params
 from tasks.data import contract
 from tasks.params import Params
-from tasks.serving import arms, journal, keeper, live, messages, predict
-from tasks.serving.book import ROLL
-from tasks.serving.derived import Checker
+from tasks.serving import journal, messages, predict, registry_mirror, tables, traffic, versions
+from tasks.serving.active import Active
+from tasks.serving.consistency import ConsistencyChecker
 from tasks.serving.journal import Journal
-from tasks.serving.live import Champion, Live, Refused, Tables
+from tasks.serving.journal_writer import ROLL
 from tasks.serving.predict import EPOCH, TICK, Answered
+from tasks.serving.tables import Refused, Tables
+from tasks.serving.versions import Champion
 from tasks.training.model import Spec
 
 if TYPE_CHECKING:
@@ -137,12 +139,12 @@ class Reader:
     p: Params
     kind: type[BaseModel]
     pii_key: bytes
-    checker: Checker | None = None
+    checker: ConsistencyChecker | None = None
 
     @staticmethod
     def of(p: Params) -> "Reader":
         pii = any(column.pii for column in p.contract[p.spine.table].columns.values())
-        return Reader(p, messages.row_of(p), contract.pii_key() if pii else b"", Checker.of(p))
+        return Reader(p, messages.row_of(p), contract.pii_key() if pii else b"", ConsistencyChecker.of(p))
 
     def read(self, letter: Letter) -> Asked | Dead:
         value, most = letter.value or b"", int(self.p.serving.megabytes * 1e6)
@@ -157,9 +159,9 @@ class Reader:
                 self.checker.check([row])
         except Refused as error:
             return Dead(letter, [_fault("contract", [error.name], error.rule)])
-        (hidden,) = live.hidden(self.p, [row], self.pii_key)
+        (hidden,) = tables.hide_personal_data(self.p, [row], self.pii_key)
         keyed = self.p.contract[self.p.spine.table].key
-        subject = live.subjects(self.p, [hidden])[0] if keyed else journal.entry_of(letter.source, letter.moment)
+        subject = tables.subjects_of(self.p, [hidden])[0] if keyed else journal.entry_of(letter.source, letter.moment)
         return Asked(letter, hidden, subject)
 
 
@@ -177,7 +179,7 @@ def answers(
     p: Params, champion: Champion, challenger: Champion | None, tables: Tables, asked: Sequence[Asked]
 ) -> list[Answered]:
     """As the API answers such rows, by the arm that each falls to, but named for their messages."""
-    parts = [part for part in arms.split(p, champion, challenger, [each.row for each in asked]) if part.returned]
+    parts = [part for part in traffic.split(p, champion, challenger, [each.row for each in asked]) if part.returned]
     found = []
     for part in parts:
         mine = [asked[i] for i in part.places]
@@ -195,13 +197,13 @@ def shadows(
     p: Params, champion: Champion, challenger: Champion | None, tables: Tables, asked: Sequence[Asked]
 ) -> list["pa.Table"]:
     """The journal's rows of what is nobody's answer. It may fail, and then there are none."""
-    parts = [part for part in arms.split(p, champion, challenger, [each.row for each in asked]) if not part.returned]
+    parts = [part for part in traffic.split(p, champion, challenger, [each.row for each in asked]) if not part.returned]
     try:
         told = [(part, _answer(p, part.by, tables, [asked[i] for i in part.places], shadow=True)) for part in parts]
     except Exception:
         log.warning("the challenger cannot score what the champion has answered", exc_info=True)
         return []
-    return [arms.marked(found.rows, part.arm) for part, found in told]
+    return [traffic.marked(found.rows, part.arm) for part, found in told]
 
 
 def _answer(p: Params, by: Champion, tables: Tables, asked: Sequence[Asked], *, shadow: bool = False) -> Answered:
@@ -213,14 +215,14 @@ def _answer(p: Params, by: Champion, tables: Tables, asked: Sequence[Asked], *, 
     return predict.answer(by, found, subjects=subjects, times=times, keys=keys, shadow=shadow, stale=stale)
 
 
-def _named(found: Answered, asked: Sequence[Asked], arm: arms.Arm | None) -> Answered:
+def _named(found: Answered, asked: Sequence[Asked], arm: traffic.Arm | None) -> Answered:
     """For their messages; and where they came from is kept, and while a challenger is up, who answered."""
     import pyarrow as pa
 
     ids = [each.entry for each in asked]
     rows = found.rows.set_column(found.rows.column_names.index("entry"), "entry", pa.array(ids, pa.string()))
     rows = rows.append_column("source", pa.array([each.letter.source for each in asked], pa.string()))
-    return replace(found, ids=ids, rows=arms.marked(rows, arm) if arm else rows)
+    return replace(found, ids=ids, rows=traffic.marked(rows, arm) if arm else rows)
 
 
 def told_of(found: Answered) -> dict[str, Told]:
@@ -261,7 +263,7 @@ class Metrics:
     up: Gauge
 
     @staticmethod
-    def of(now: Live) -> "Metrics":
+    def of(now: Active) -> "Metrics":
         kept = CollectorRegistry()
         counter, gauge = partial(Counter, registry=kept), partial(Gauge, registry=kept)
         gauge("evergreen_version", "the version that serves").set_function(
@@ -311,7 +313,7 @@ class Stream:
     """One process's share of the topic. Not for two threads at once."""
 
     p: Params
-    now: Live
+    now: Active
     journal: Journal
     metrics: Metrics
     reader: Reader
@@ -461,7 +463,7 @@ class Stream:
         if version == champion.number:
             return champion.model.spec
         with contextlib.suppress(OSError, ValueError):
-            return live.load(self.now.home, version).model.spec
+            return versions.load_version(self.now.home, version).model.spec
         return None
 
     # --- what is sent
@@ -640,7 +642,7 @@ def run(p: Params, home: Path, stop: threading.Event) -> None:
     """Until somebody says stop. Raises ValueError where no broker is named."""
     if p.serving.stream.bootstrap is None:
         raise ValueError("serving.stream.bootstrap is null, so there is no stream: set it to host:port in params.yaml")
-    now = Live(home)
+    now = Active(home)
     metrics = Metrics.of(now)
     server, _ = start_http_server(p.serving.stream.port, "127.0.0.1", metrics.registry)
     try:
@@ -653,7 +655,7 @@ def run(p: Params, home: Path, stop: threading.Event) -> None:
         server.server_close()
 
 
-def _wait(now: Live, p: Params, stop: threading.Event) -> bool:
+def _wait(now: Active, p: Params, stop: threading.Event) -> bool:
     """Nothing is taken from the topic before it can be answered. Whether it can."""
     said = False
     while not stop.is_set():
@@ -667,12 +669,12 @@ def _wait(now: Live, p: Params, stop: threading.Event) -> bool:
     return False
 
 
-def _watch(now: Live, p: Params, stop: threading.Event) -> None:
+def _watch(now: Active, p: Params, stop: threading.Event) -> None:
     while not stop.wait(LOOK):
         _renew(now, p)
 
 
-def _renew(now: Live, p: Params) -> None:
+def _renew(now: Active, p: Params) -> None:
     try:
         for said in now.renew(p):
             log.info("%s", said)
@@ -685,7 +687,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tasks.serving.stream", description=__doc__.partition("\n")[0])
     parser.add_argument("--bootstrap", default=p.serving.stream.bootstrap, help="host:port (serving.stream.bootstrap)")
     parser.add_argument("--port", type=int, default=p.serving.stream.port, help="of /metrics (serving.stream.port)")
-    parser.add_argument("--no-keeper", action="store_true", help="an API of the same home brings the champions")
+    parser.add_argument("--no-mirror", action="store_true", help="an API of the same home brings the champions")
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="stream: %(message)s")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a batch's rows are few
@@ -694,8 +696,10 @@ def main() -> None:
     stop = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stop.set())
-    if not asked.no_keeper:
-        threading.Thread(target=keeper.watch, args=[p, params.home(), stop], name="keeper", daemon=True).start()
+    if not asked.no_mirror:
+        threading.Thread(
+            target=registry_mirror.watch, args=[p, params.home(), stop], name="mirror", daemon=True
+        ).start()
     run(p, params.home(), stop)
 
 

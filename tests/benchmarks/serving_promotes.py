@@ -21,7 +21,7 @@ from tasks import params
 from tasks.data import featurerows
 from tasks.promotion import registry
 from tasks.promotion.registry import Bundle, Registry
-from tasks.serving import live
+from tasks.serving import versions
 from tasks.training.model import Model
 
 STEP = 0.01  # of the intercept, from one version to the next
@@ -59,7 +59,7 @@ def promoted(known: Registry, run: str, place: int) -> dict[str, Any]:
 def main(count: int, seconds: float) -> None:
     p, home = params.load(), params.home()
     known, table = registry.open_registry(p.registry), featurerows.read(p.paths.features).table
-    files = live.folder(home) / str(live.served(home))
+    files = versions.folder(home) / str(versions.served_number(home))
     runs = [made(known, files, table, place) for place in range(1, count + 1)]
     print("made", flush=True)
     sys.stdin.readline()

@@ -6,7 +6,7 @@ python -m tests.benchmarks.serving_silent --port 8081
 from typing import Any
 
 from tasks.serving.__main__ import main
-from tasks.serving.book import Book
+from tasks.serving.journal_writer import JournalWriter
 
 
 async def keep_nothing(*_: Any, **__: Any) -> None:
@@ -14,6 +14,6 @@ async def keep_nothing(*_: Any, **__: Any) -> None:
 
 
 if __name__ == "__main__":
-    assert callable(Book.write)
-    Book.write = keep_nothing  # type: ignore[method-assign]
+    assert callable(JournalWriter.write)
+    JournalWriter.write = keep_nothing  # type: ignore[method-assign]
     main()

@@ -19,7 +19,7 @@ from urllib.request import urlopen
 from flows import demo
 from infra.servers import free_port
 from tasks import params
-from tasks.serving import live
+from tasks.serving import versions
 from tasks.training.model import Model
 from tests.benchmarks.loop import server as prefect
 from tests.benchmarks.place import Bench, Checkout
@@ -50,9 +50,9 @@ def stand(bench: Bench) -> Checkout:
 
 def champion(place: Checkout) -> tuple[int, Path]:
     """The number that the API serves, and the folder of its files."""
-    number = live.served(place.home)
+    number = versions.served_number(place.home)
     assert number is not None
-    return number, live.folder(place.home) / str(number)
+    return number, versions.folder(place.home) / str(number)
 
 
 def model(place: Checkout) -> Model:

@@ -20,7 +20,7 @@ from httpx import Client, HTTPError, Response
 
 from infra import servers
 from tasks.promotion import registry
-from tasks.serving import keeper, live
+from tasks.serving import registry_mirror, versions
 from tests.conftest import BEGIN, KEY, write_params
 from tests.tasks.serving.test_app import Shop, crowned, kept, shop
 from tests.waiting import wait_until
@@ -109,7 +109,7 @@ def test_without_its_registry_it_serves_on_also_after_a_restart(shop: Shop) -> N
         wait_until(lambda: b"the registry's versions cannot be copied" in log_of(shop).read_bytes())
         answer = client.post(f"{address}/v1/predict", json={"rows": shop.asked[:3]})
         assert answer.status_code == 200
-        assert answer.json()["version"] == live.served(shop.home)
+        assert answer.json()["version"] == versions.served_number(shop.home)
 
 
 def test_a_promotion_goes_live_and_no_request_fails(shop: Shop) -> None:
@@ -139,7 +139,7 @@ def test_a_promotion_goes_live_and_no_request_fails(shop: Shop) -> None:
     versions = [version for _, version in answers]
     assert len(set(versions)) == 3
     known = registry.open_registry(shop.p.registry)
-    assert keeper.keep(known, shop.home) == max(versions)
+    assert registry_mirror.copy_versions(known, shop.home) == max(versions)
 
 
 # --- with keys, a state that is old, and room for one request at a time

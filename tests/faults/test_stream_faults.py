@@ -53,7 +53,7 @@ def checkout(shop: Shop, cluster: Cluster, home: Path) -> Path:
 @contextmanager
 def process(checkout: Path, *how: str) -> Iterator["subprocess.Popen[bytes]"]:
     told = {"EVERGREEN_HOME": str(checkout / "home"), "EVERGREEN_PII_KEY": KEY, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *(how or ("-m", "tasks.serving.stream")), "--no-keeper"]
+    command = [sys.executable, *(how or ("-m", "tasks.serving.stream")), "--no-mirror"]
     with (checkout / "said.txt").open("ab") as said:
         one = subprocess.Popen(command, cwd=checkout, env={**os.environ, **told}, stdout=said, stderr=said)
     try:

@@ -12,7 +12,7 @@ import pytest
 from tasks import params
 from tasks.data import featuresql, state
 from tasks.params import Params
-from tasks.serving.live import Live
+from tasks.serving.active import Active
 from tests.conftest import BEGIN, Made
 
 DAY = timedelta(days=1)
@@ -101,7 +101,7 @@ def test_an_odd_pointer_names_itself_and_the_way_out(make_world: Callable[..., M
     pointer().write_text(text)
     with pytest.raises(ValueError, match=r"current\.json must tell .* Remove it"):
         state.current()
-    assert list(Live(params.home()).renew(p)) == []
+    assert list(Active(params.home()).renew(p)) == []
 
 
 def test_an_odd_pointer_is_published_over(cleaned: Made) -> None:
@@ -131,7 +131,7 @@ def altered(path: Path) -> None:
 def test_a_table_that_cannot_be_read_is_told_of_once_and_the_old_serves_on(
     cleaned: Made, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    p, one = cleaned.params(), Live(params.home())
+    p, one = cleaned.params(), Active(params.home())
     state.publish(p, cleaned.folder)
     assert len(list(one.renew(p))) == 1
     before, found = one.tables, state.publish(p, cleaned.folder)
@@ -150,7 +150,7 @@ def test_a_table_that_cannot_be_read_is_told_of_once_and_the_old_serves_on(
 def test_a_state_of_other_tables_is_not_loaded(cleaned: Made, caplog: pytest.LogCaptureFixture) -> None:
     p = cleaned.params()
     state.publish(p, cleaned.folder)
-    one, other = Live(params.home()), of_model(p, "another")
+    one, other = Active(params.home()), of_model(p, "another")
     assert [list(one.renew(other)) for _ in range(3)] == [[], [], []]
     assert caplog.text.count(f"must be of these params, {state.kind(other)}, but") == 1
     assert len(list(one.renew(p))) == 1

@@ -27,7 +27,7 @@ from tasks.monitoring import monitor
 from tasks.params import Challenger, Params
 from tasks.promotion import registry
 from tasks.promotion.registry import Bundle, Registry
-from tasks.serving import app, desk, journal, keeper, live, predict, score
+from tasks.serving import active, app, handler, journal, predict, registry_mirror, score, tables, versions
 from tasks.training.model import Model
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
 from tests.programs import PROGRAMS
@@ -69,7 +69,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         known = registry.open_registry(p.registry)
         crowned(known, folder, p, "first")
         state.publish(p, folder)
-        keeper.keep(known, home)
+        registry_mirror.copy_versions(known, home)
         rows = featurerows.read(folder / p.paths.features)
         inside = rows.event_time >= np.datetime64(BEGIN + timedelta(days=DAYS) - NEWEST)
         yield Shop(folder, home, p, known, rows.take(inside), sent(folder))
@@ -249,7 +249,7 @@ def test_for_a_thousand_rows_features_and_scores_are_the_batch_paths_to_the_last
     shop: Shop, tmp_path: Path
 ) -> None:
     p = shop.p.model_copy(update={"serving": shop.p.serving.model_copy(update={"behind": timedelta(days=14)})})
-    shutil.copytree(live.folder(shop.home), live.folder(tmp_path))
+    shutil.copytree(versions.folder(shop.home), versions.folder(tmp_path))
     state.publish(p, shop.folder, home=tmp_path)
     found = featurerows.read(shop.folder / p.paths.features)
     begin = BEGIN + timedelta(days=DAYS - 13)
@@ -278,11 +278,11 @@ def test_for_a_thousand_rows_features_and_scores_are_the_batch_paths_to_the_last
 
 
 def test_sql_that_ends_in_a_semicolon_and_a_comment_serves_as_it_trains(shop: Shop) -> None:
-    one = live.Live(shop.home)
+    one = active.Active(shop.home)
     assert list(one.renew(shop.p))
     assert one.champion
     assert one.tables
-    rows = live.hidden(
+    rows = tables.hide_personal_data(
         shop.p,
         app.Messages.of(shop.p)
         .rows.model_validate_json(json.dumps({"rows": shop.asked[:3]}))
@@ -397,7 +397,7 @@ def test_a_challenger_with_a_share_answers_the_same_rows_each_time(shop: Shop) -
 
 def test_what_a_challenger_said_in_the_shadow_takes_no_answers_place_when_it_serves(shop: Shop) -> None:
     """Also not when both are in one log, which keeps an entry once."""
-    champion, rows = live.load(shop.home, 1), shop.rows.table.slice(0, 2)
+    champion, rows = versions.load_version(shop.home, 1), shop.rows.table.slice(0, 2)
     told: Any = {"subjects": ["a", "b"], "times": [BEGIN, BEGIN], "keys": {}}
     shadow, answer = (predict.answer(champion, rows, shadow=each, **told) for each in (True, False))
     assert not set(shadow.ids) & set(answer.ids)
@@ -407,7 +407,7 @@ def test_what_a_challenger_said_in_the_shadow_takes_no_answers_place_when_it_ser
 def test_where_a_challenger_fails_the_champion_answers(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = predict.answer
 
-    def fails(champion: live.Champion, *args: Any, **more: Any) -> Any:
+    def fails(champion: versions.Champion, *args: Any, **more: Any) -> Any:
         if champion.number != 1:
             raise RuntimeError("a value that nobody may read")
         return whole(champion, *args, **more)
@@ -433,7 +433,7 @@ def test_a_shadow_that_takes_longer_than_an_answer_may_stops_nobody(
         answered.wait(PATIENCE_S)
         return []
 
-    monkeypatch.setattr(desk.Job, "shadows", slow)
+    monkeypatch.setattr(handler.Job, "shadows", slow)
     many = {"rows": shop.rows.table.slice(0, 40).to_pylist()}
     with challenged(shop, timedelta(seconds=0.5), mode="shadow") as (one, _):
         statuses = [one.post("/v1/predict/features", json=many).status_code for _ in range(2)]
@@ -446,15 +446,15 @@ def test_a_shadow_that_takes_longer_than_an_answer_may_stops_nobody(
 def challenged(shop: Shop, within: timedelta | None = None, **settings: Any) -> Iterator[tuple[Client, int]]:
     """A server while the first version, under another number, is its challenger."""
     number = 77
-    shutil.copytree(live.folder(shop.home) / "1", live.folder(shop.home) / str(number))
-    pointer = live.folder(shop.home) / live.CHALLENGER
+    shutil.copytree(versions.folder(shop.home) / "1", versions.folder(shop.home) / str(number))
+    pointer = versions.folder(shop.home) / versions.CHALLENGER
     pointer.write_text(json.dumps({"number": number}))
     try:
         with client(shop, challenger=Challenger(**settings), within=within or shop.p.serving.within) as one:
             yield one, number
     finally:
         pointer.unlink()
-        shutil.rmtree(live.folder(shop.home) / str(number))
+        shutil.rmtree(versions.folder(shop.home) / str(number))
 
 
 # --- what is refused
@@ -527,7 +527,7 @@ def test_over_load_it_says_so_and_does_not_queue(shop: Shop) -> None:
 
 def test_a_slow_answer_is_given_up(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     given_up = threading.Event()
-    monkeypatch.setattr(desk.Desk, "_raw_answers", lambda *_: given_up.wait(PATIENCE_S))
+    monkeypatch.setattr(handler.Handler, "_raw_answers", lambda *_: given_up.wait(PATIENCE_S))
     with client(shop, within=timedelta(seconds=0.2)) as one:
         status = one.post("/v1/predict", json={"rows": shop.asked[:1]}).status_code
         given_up.set()
@@ -548,18 +548,18 @@ def test_a_row_that_the_sql_fails_on_is_named_and_spoils_nobody_elses(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = shop.asked[3]["distance"]
-    one = live.Live(shop.home)
+    one = active.Active(shop.home)
     assert list(one.renew(shop.p))
     assert one.champion
     assert one.tables
     sql = one.champion.sql.replace("asked.distance", f"CASE WHEN asked.distance = {bad} THEN error('it') ELSE 1 END d")
     asked = app.Messages.of(shop.p).rows.model_validate_json(json.dumps({"rows": shop.asked[:5]}))
-    rows = live.hidden(shop.p, asked.model_dump(by_alias=True)["rows"], KEY.encode())
+    rows = tables.hide_personal_data(shop.p, asked.model_dump(by_alias=True)["rows"], KEY.encode())
     other = replace(one.champion, number=9, sql=sql)
-    monkeypatch.setattr(live.Tables, "_newest", lambda _: [rows[:1], rows[1:3]])
+    monkeypatch.setattr(tables.Tables, "_newest", lambda _: [rows[:1], rows[1:3]])
     assert one.tables.prepare(other)
     plan = one.tables.plans[9]
-    with pytest.raises(live.Refused, match=r"row 3: event_time: features.sql fails on this row \(InvalidInputExc"):
+    with pytest.raises(tables.Refused, match=r"row 3: event_time: features.sql fails on this row \(InvalidInputExc"):
         one.tables.features(other, rows)
     assert one.tables.features(other, rows[:3]).num_rows == 3
     assert one.tables.plans[9] is plan
@@ -567,7 +567,7 @@ def test_a_row_that_the_sql_fails_on_is_named_and_spoils_nobody_elses(
 
 
 def test_sql_that_does_not_fit_the_state_is_not_ready_and_says_so(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live.Tables, "prepare", lambda *_: False)
+    monkeypatch.setattr(tables.Tables, "prepare", lambda *_: False)
     with client(shop) as one:
         assert "cannot be made of the state" in one.get("/ready").text
         answer = one.post("/v1/predict", json={"rows": shop.asked[:1]})
@@ -669,7 +669,7 @@ def test_a_promotion_is_live_without_a_restart_and_the_old_serves_until_then(sho
         assert one.get("/v1/model").json()["number"] == 1
         made = crowned(shop.known, shop.folder, shop.p, "second")
         try:
-            assert keeper.keep(shop.known, shop.home) == made
+            assert registry_mirror.copy_versions(shop.known, shop.home) == made
             asked: list[int] = []
 
             def is_live() -> bool:
@@ -681,16 +681,16 @@ def test_a_promotion_is_live_without_a_restart_and_the_old_serves_until_then(sho
             assert one.post("/v1/predict", json={"rows": shop.asked[:1]}).json()["version"] == made
         finally:
             shop.known.rollback(decision="back", as_of=BEGIN, reasons=["for the other tests"])
-            keeper.keep(shop.known, shop.home)
+            registry_mirror.copy_versions(shop.known, shop.home)
 
 
 def test_what_cannot_be_loaded_does_not_serve_and_the_old_serves_on(shop: Shop) -> None:
-    one = live.Live(shop.home)
+    one = active.Active(shop.home)
     assert list(one.renew(shop.p))
     before = one.champion
-    torn = live.folder(shop.home) / "99"
+    torn = versions.folder(shop.home) / "99"
     torn.mkdir()
-    pointer = live.folder(shop.home) / live.POINTER
+    pointer = versions.folder(shop.home) / versions.POINTER
     said = pointer.read_text()
     try:
         pointer.write_text('{"number": 99}')

@@ -30,7 +30,7 @@ def marked(mark: str) -> dict[int, str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks for processes in /proc")
-@pytest.mark.parametrize(("workers", "moment"), [(1, "the keeper begins"), (1, "it serves"), (2, "it serves")])
+@pytest.mark.parametrize(("workers", "moment"), [(1, "the mirror begins"), (1, "it serves"), (2, "it serves")])
 def test_nothing_outlives_an_api_that_is_killed(tmp_path: Path, workers: int, moment: str) -> None:
     raw = raw_params("binary", 60)
     raw["serving"] = {"workers": workers, "watch": "0.2s"}
@@ -42,7 +42,7 @@ def test_nothing_outlives_an_api_that_is_killed(tmp_path: Path, workers: int, mo
         command = [sys.executable, "-m", "tasks.serving", "--port", "0"]
         api = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=out, stderr=out)
     try:
-        wait_until(lambda: any("keeper" in command for command in marked(mark).values()), log=log)
+        wait_until(lambda: any("mirror" in command for command in marked(mark).values()), log=log)
         if moment == "it serves":
             wait_until(lambda: log.read_text().count("startup complete") == workers, log=log)
         api.kill()

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from tasks.serving import predict
-from tasks.serving.live import Refused
+from tasks.serving.tables import Refused
 from tasks.training.model import spec_for
 
 SPEC = spec_for(

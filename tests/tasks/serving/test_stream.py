@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from infra import servers
 from tasks import params
 from tasks.params import Params
-from tasks.serving import journal, keeper, live, predict, stream
+from tasks.serving import journal, journal_log, predict, registry_mirror, stream, tables, versions
 from tests.conftest import BEGIN
 from tests.tasks.serving.test_app import Shop, champion_scores, crowned, shop
 from tests.waiting import PATIENCE_S, wait_until
@@ -141,7 +141,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[bytes]:
 def written(home: Path) -> list[dict[str, Any]]:
     """The journal's rows as they lie in its logs: what is there twice is seen twice."""
     paths = sorted((home / "journal" / "logs" / "predictions").glob("*.log"))
-    return [row for path in paths for frame in journal._frames(path) for row in frame.to_pylist()]
+    return [row for path in paths for frame in journal_log._frames(path) for row in frame.to_pylist()]
 
 
 def source(letter: stream.Letter) -> str:
@@ -218,8 +218,8 @@ def test_two_of_a_group_share_the_rows_and_none_is_journalled_twice(shop: Shop, 
 def test_a_challenger_scores_beside_the_champion_or_answers_its_share(
     shop: Shop, cluster: Cluster, home: Path, mode: Literal["shadow", "share"]
 ) -> None:
-    shutil.copytree(live.folder(home) / "1", live.folder(home) / "2")
-    (live.folder(home) / live.CHALLENGER).write_text('{"number": 2}')
+    shutil.copytree(versions.folder(home) / "1", versions.folder(home) / "2")
+    (versions.folder(home) / versions.CHALLENGER).write_text('{"number": 2}')
     cluster.put(*lines(shop.asked[:40]))
     challenger = shop.p.serving.challenger.model_copy(update={"mode": mode, "share": 0.5})
     with streaming(settings(shop, cluster, challenger=challenger), home):
@@ -285,14 +285,14 @@ def test_a_row_that_is_too_long_for_the_topic_is_told_without_its_value(
 def test_a_row_that_the_champion_cannot_answer_is_found_among_the_others(
     shop: Shop, cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, bad = live.Tables.features, shop.asked[2]["number"]
+    whole, bad = tables.Tables.features, shop.asked[2]["number"]
 
     def breaks(self: Any, champion: Any, rows: Any) -> Any:
         if any(row["number"] == bad for row in rows):
             raise ArithmeticError("too much for somebody@example.org")
         return whole(self, champion, rows)
 
-    monkeypatch.setattr(live.Tables, "features", breaks)
+    monkeypatch.setattr(tables.Tables, "features", breaks)
     cluster.put(*lines(shop.asked[:5]))
     with streaming(settings(shop, cluster), home):
         found = cluster.take(5)
@@ -304,7 +304,7 @@ def test_a_row_that_the_champion_cannot_answer_is_found_among_the_others(
 def test_when_nothing_can_be_answered_no_row_is_given_up(
     shop: Shop, cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, left = live.Tables.features, [10]
+    whole, left = tables.Tables.features, [10]
 
     def breaks(self: Any, champion: Any, rows: Any) -> Any:
         left[0] -= 1
@@ -313,7 +313,7 @@ def test_when_nothing_can_be_answered_no_row_is_given_up(
         return whole(self, champion, rows)
 
     monkeypatch.setattr(stream, "PAUSE", 0.1)
-    monkeypatch.setattr(live.Tables, "features", breaks)
+    monkeypatch.setattr(tables.Tables, "features", breaks)
     cluster.put(*lines(shop.asked[:5]))
     with streaming(settings(shop, cluster), home):
         found = cluster.take(5)
@@ -337,7 +337,7 @@ def test_what_was_journalled_and_not_sent_is_sent_as_it_was_after_a_promotion_to
     before = written(home)
     made = crowned(shop.known, shop.folder, shop.p, "in between")
     try:
-        keeper.keep(shop.known, home)
+        registry_mirror.copy_versions(shop.known, home)
         cluster.put(*lines(shop.asked[8:10]))
         with streaming(p, home):
             told = {source(each): json.loads(each.value or b"") for each in cluster.take(10)}

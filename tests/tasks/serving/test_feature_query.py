@@ -1,4 +1,4 @@
-"""tasks.serving.plan: a plan that is kept gives what features.compute gives; one that cannot be kept is not."""
+"""tasks.serving.feature_query: a kept plan gives what features.compute gives; one that cannot be kept is not."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import pytest
 
 from tasks.data import featuresql, state
 from tasks.params import Params
-from tasks.serving import live, plan
+from tasks.serving import feature_query, tables
 from tests.conftest import FEATURES_SQL, Made
 
 # A join whose left side is known to be long is one that sorts, and of that DuckDB makes no second run.
@@ -35,7 +35,7 @@ class World:
 
     def spine(self, places: range) -> pa.Table:
         rows = self.tables["orders"].sort_by("event_time").to_pylist()
-        return live.spine_of(self.p, [rows[i] for i in places])
+        return tables.spine_of(self.p, [rows[i] for i in places])
 
     def wanted(self, sql: str, spine: pa.Table) -> pa.Table:
         """What training would have."""
@@ -60,7 +60,7 @@ LOUD = FEATURES_SQL.replace("getvariable('lead')", "getvariable('LEAD')")  # Duc
 @pytest.mark.parametrize("sql", [FEATURES_SQL, KINDS, LOUD], ids=["joins and windows", "every kind", "in capitals"])
 def test_a_kept_plan_gives_each_time_what_training_has(world: World, sql: str) -> None:
     tried = [world.spine(range(1)), world.spine(range(40))]
-    kept = plan.planned(world.tables, world.p, sql, tried=tried)
+    kept = feature_query.prepare_query(world.tables, world.p, sql, tried=tried)
     assert kept.statement.startswith("EXECUTE")
     for places in (range(7, 8), range(0, 90, 3), range(200, 20, -1), range(7, 8), range(0)):
         spine = world.spine(places)
@@ -69,14 +69,14 @@ def test_a_kept_plan_gives_each_time_what_training_has(world: World, sql: str) -
 
 def test_a_plan_that_cannot_be_run_again_is_not_kept(world: World, caplog: pytest.LogCaptureFixture) -> None:
     spine = world.spine(range(100, 110))
-    found = plan.planned(world.tables, world.p, SORTED, tried=[spine])
+    found = feature_query.prepare_query(world.tables, world.p, SORTED, tried=[spine])
     assert "cannot be kept" in caplog.text
     for _ in range(2):
         assert found.table(found.run(spine)).equals(world.wanted(SORTED, spine))
 
 
 def test_what_could_not_be_tried_is_not_kept(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    found = plan.planned(world.tables, world.p, FEATURES_SQL, tried=[world.spine(range(0))])
+    found = feature_query.prepare_query(world.tables, world.p, FEATURES_SQL, tried=[world.spine(range(0))])
     assert "no row to try it on" in caplog.text
     spine = world.spine(range(3))
     assert found.table(found.run(spine)).equals(world.wanted(FEATURES_SQL, spine))
@@ -85,7 +85,7 @@ def test_what_could_not_be_tried_is_not_kept(world: World, caplog: pytest.LogCap
 def test_a_row_whose_features_fail_spoils_no_other(world: World) -> None:
     bad = world.spine(range(1))["distance"].to_pylist()[0]
     sql = f"SELECT row_id, CASE WHEN distance = {bad} THEN error('no') ELSE distance END AS distance FROM spine"
-    found = plan.planned(world.tables, world.p, sql, tried=[world.spine(range(1, 9))])
+    found = feature_query.prepare_query(world.tables, world.p, sql, tried=[world.spine(range(1, 9))])
     for _ in range(2):
         with pytest.raises(duckdb.Error, match="no"):
             found.run(world.spine(range(1)))
@@ -95,7 +95,9 @@ def test_a_row_whose_features_fail_spoils_no_other(world: World) -> None:
 def test_lost_and_repeated_rows_are_refused(world: World) -> None:
     tried = [world.spine(range(3))]
     with pytest.raises(ValueError, match="of 3 rows it loses 0 and repeats 3"):
-        plan.planned(world.tables, world.p, "FROM (SELECT row_id, amount FROM spine), range(2)", tried=tried)
+        feature_query.prepare_query(
+            world.tables, world.p, "FROM (SELECT row_id, amount FROM spine), range(2)", tried=tried
+        )
 
 
 @pytest.mark.parametrize(
@@ -104,11 +106,11 @@ def test_lost_and_repeated_rows_are_refused(world: World) -> None:
 def test_what_training_refuses_is_refused_here_too(world: World, value: str) -> None:
     spine = world.spine(range(1))
     with pytest.raises(ValueError, match=r"features\.sql, line 1, (calls|reads)"):
-        plan.planned(world.tables, world.p, f"SELECT row_id, {value} AS x FROM spine", tried=[spine])
+        feature_query.prepare_query(world.tables, world.p, f"SELECT row_id, {value} AS x FROM spine", tried=[spine])
 
 
-@pytest.mark.parametrize("make", [plan.unkept, plan._prepared])
-def test_a_plan_reaches_no_file(world: World, make: Callable[..., plan.Plan]) -> None:
+@pytest.mark.parametrize("make", [feature_query.prepare_each_time, feature_query._prepared])
+def test_a_plan_reaches_no_file(world: World, make: Callable[..., feature_query.FeatureQuery]) -> None:
     made = make(world.tables, world.p, FEATURES_SQL, world.spine(range(1)))
     with pytest.raises(duckdb.Error, match="disabled by configuration"):
         made.con.execute("FROM read_csv('source/orders.csv')")

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-A = TypeVar("A")
-B = TypeVar("B")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def _one(_item: object) -> int:
@@ -14,20 +14,20 @@ def _one(_item: object) -> int:
 
 
 @dataclass
-class Batches(Generic[A, B]):
+class MicroBatches(Generic[Item, Result]):
     """For one event loop. `work` gives as many results as it gets items, in their order; or raises, and then each item
     is worked on alone, so that a bad one spoils nobody else's answer. Who has gone before a batch begins is left out of
     it: under overload nothing is done in vain. A batch has `most` of what `size` counts, or one item."""
 
-    work: Callable[[list[A]], Awaitable[Sequence[B]]]
+    work: Callable[[list[Item]], Awaitable[Sequence[Result]]]
     most: int = 64
-    size: Callable[[A], int] = _one
-    _waiting: list[tuple[A, "asyncio.Future[B]"]] = field(default_factory=list)
+    size: Callable[[Item], int] = _one
+    _waiting: list[tuple[Item, "asyncio.Future[Result]"]] = field(default_factory=list)
     _task: "asyncio.Task[None] | None" = None
 
-    async def ask(self, item: A) -> B:
+    async def ask(self, item: Item) -> Result:
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[B] = loop.create_future()
+        done: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, done))
         if self._task is None:
             self._task = loop.create_task(self._all())
@@ -45,8 +45,8 @@ class Batches(Generic[A, B]):
         finally:
             self._task = None
 
-    def _next(self) -> list[tuple[A, "asyncio.Future[B]"]]:
-        batch: list[tuple[A, asyncio.Future[B]]] = []
+    def _next(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
         self._waiting = [each for each in self._waiting if not each[1].done()]
         total = 0
         while self._waiting and (not batch or total + self.size(self._waiting[0][0]) <= self.most):
@@ -54,7 +54,7 @@ class Batches(Generic[A, B]):
             total += self.size(batch[-1][0])
         return batch
 
-    async def _do(self, batch: list[tuple[A, "asyncio.Future[B]"]]) -> None:
+    async def _do(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         try:
             found = await self.work([item for item, _ in batch])
         except asyncio.CancelledError:
@@ -73,7 +73,7 @@ class Batches(Generic[A, B]):
                 done.set_result(result)
 
 
-def _end(done: "asyncio.Future[B]", error: Exception) -> None:
+def _end(done: "asyncio.Future[Result]", error: Exception) -> None:
     if not done.done():
         done.set_exception(error)
         done.exception()  # whoever asked may have gone: nobody need hear of it then

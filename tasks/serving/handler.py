@@ -18,16 +18,18 @@ from fastapi import HTTPException
 from tasks import log
 from tasks.data import contract
 from tasks.params import Params
-from tasks.serving import arms, journal, live, predict
-from tasks.serving.arms import Part
-from tasks.serving.batch import Batches
-from tasks.serving.book import Book
-from tasks.serving.derived import Checker
+from tasks.serving import journal, predict, traffic
+from tasks.serving.active import Active
+from tasks.serving.consistency import ConsistencyChecker
+from tasks.serving.journal_writer import JournalWriter
 from tasks.serving.keys import Keys
-from tasks.serving.live import Champion, Live, Tables
 from tasks.serving.messages import Messages
 from tasks.serving.metrics import Metrics
+from tasks.serving.microbatch import MicroBatches
 from tasks.serving.predict import Answered
+from tasks.serving.tables import Tables, hide_personal_data, subjects_of
+from tasks.serving.traffic import Part
+from tasks.serving.versions import Champion
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,20 +96,20 @@ class Found:
 
 
 @dataclass
-class Desk:
+class Handler:
     """Of one process, for one event loop."""
 
     p: Params
     keys: Keys
-    live: Live
-    book: Book
+    live: Active
+    book: JournalWriter
     messages: Messages
     metrics: Metrics
     busy: int = 0
 
     def __post_init__(self) -> None:
-        self.raw: Batches[Sequence[Row], Found] = Batches(self._of_raw, most=MOST, size=len)
-        self.ready: Batches[Sequence[Row], Found] = Batches(self._of_ready, most=MOST, size=len)
+        self.raw: MicroBatches[Sequence[Row], Found] = MicroBatches(self._of_raw, most=MOST, size=len)
+        self.ready: MicroBatches[Sequence[Row], Found] = MicroBatches(self._of_ready, most=MOST, size=len)
         self._shadow: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -129,8 +131,8 @@ class Desk:
         return contract.pii_key() if pii else b""
 
     @cached_property
-    def checker(self) -> Checker | None:
-        return Checker.of(self.p)
+    def checker(self) -> ConsistencyChecker | None:
+        return ConsistencyChecker.of(self.p)
 
     def champion(self) -> Champion:
         if self.live.champion is None:
@@ -202,10 +204,10 @@ class Desk:
             raise HTTPException(503, why, {"Retry-After": "5"})
         if self.checker:
             self.checker.check(asked)
-        rows = live.hidden(self.p, asked, self.pii_key)
+        rows = hide_personal_data(self.p, asked, self.pii_key)
         tables.check(champion, rows)
         names = self.p.contract[self.p.spine.table].key
-        subjects = live.subjects(self.p, rows) if names else [uuid4().hex for _ in rows]
+        subjects = subjects_of(self.p, rows) if names else [uuid4().hex for _ in rows]
 
         def ask(part: Part) -> Answered:
             mine = rows if len(part.places) == len(rows) else [rows[i] for i in part.places]
@@ -219,7 +221,7 @@ class Desk:
                 stale=tables.stale(champion, mine),
             )
 
-        parts = arms.split(self.p, champion, self.live.challenger, rows)
+        parts = traffic.split(self.p, champion, self.live.challenger, rows)
         job = Job(champion, len(rows), parts, ask, self._failed)
         return job, job.answers()
 
@@ -233,7 +235,7 @@ class Desk:
 
     def _ready_job(self, columns: Columns, rows: Sequence[Row] | None) -> Job:
         champion = self.champion()
-        challenger = arms.fits(champion, self.live.challenger)
+        challenger = traffic.fits(champion, self.live.challenger)
         count = len(next(iter(columns.values()))) if columns else len(rows or [])
         at = self.live.event_now() or datetime.now(UTC).replace(tzinfo=None)
         request = uuid4().hex
@@ -247,7 +249,7 @@ class Desk:
 
         if challenger is None:
             return Job(champion, count, [Part(champion, range(count), "champion", True)], ask, self._failed)
-        parts = arms.split(self.p, champion, challenger, rows or predict.rows_of(columns))
+        parts = traffic.split(self.p, champion, challenger, rows or predict.rows_of(columns))
         return Job(champion, count, parts, ask, self._failed)
 
     async def _finish(self, job: Job, answers: "list[tuple[Part, Answered]]") -> Found:
@@ -265,7 +267,7 @@ class Desk:
 
     async def _write(self, answers: "list[tuple[Part, Answered]]", *, marked: bool) -> None:
         for part, found in answers:
-            await self.book.write("predictions", arms.marked(found.rows, part.arm) if marked else found.rows)
+            await self.book.write("predictions", traffic.marked(found.rows, part.arm) if marked else found.rows)
             if part.returned:
                 scores = found.scores.tolist() if found.spec.task == "binary" else ()
                 self.metrics.predicted(found.version, len(found.ids), scores)

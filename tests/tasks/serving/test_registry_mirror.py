@@ -1,4 +1,4 @@
-"""tasks.serving.keeper: the API has a copy of whoever serves and of whoever is tried, and of nobody else."""
+"""tasks.serving.registry_mirror: the API has a copy of whoever serves and of whoever is tried, and of nobody else."""
 
 import json
 import os
@@ -18,8 +18,9 @@ from tasks.params import Challenger, Params
 from tasks.promotion import registry
 from tasks.promotion.registry import Registry
 from tasks.serving import __main__ as process
-from tasks.serving import keeper, live
+from tasks.serving import active, registry_mirror, versions
 from tasks.serving.journal import Journal
+from tasks.serving.tables import Tables
 from tasks.training.model import Model
 from tests.conftest import FEATURES_SQL, raw_params, write_params
 from tests.tasks import small
@@ -53,7 +54,7 @@ def take_away(known: Registry, number: int) -> None:
 
 
 def copies(home: Path) -> list[str]:
-    return sorted(path.name for path in live.folder(home).iterdir())
+    return sorted(path.name for path in versions.folder(home).iterdir())
 
 
 def trying(mode: str) -> Params:
@@ -62,47 +63,47 @@ def trying(mode: str) -> Params:
 
 
 def test_the_challenger_is_copied_and_its_pointer_goes_when_it_goes(shop: Shop, tmp_path: Path) -> None:
-    assert keeper.keep(shop.known, tmp_path) == 1
+    assert registry_mirror.copy_versions(shop.known, tmp_path) == 1
     assert copies(tmp_path) == ["1", "champion.json"]
     put_up(shop.known, 2)
-    assert [keeper.keep(shop.known, tmp_path) for _ in range(2)] == [1, 1]
+    assert [registry_mirror.copy_versions(shop.known, tmp_path) for _ in range(2)] == [1, 1]
     assert copies(tmp_path) == ["1", "2", "challenger.json", "champion.json"]
-    assert (live.served(tmp_path), live.served(tmp_path, live.CHALLENGER)) == (1, 2)
+    assert (versions.served_number(tmp_path), versions.served_number(tmp_path, versions.CHALLENGER)) == (1, 2)
     take_away(shop.known, 2)
-    keeper.keep(shop.known, tmp_path)
-    assert (live.served(tmp_path), live.served(tmp_path, live.CHALLENGER)) == (1, None)
+    registry_mirror.copy_versions(shop.known, tmp_path)
+    assert (versions.served_number(tmp_path), versions.served_number(tmp_path, versions.CHALLENGER)) == (1, None)
 
 
 def test_old_challengers_are_forgotten_and_the_champion_never(shop: Shop, tmp_path: Path) -> None:
     for number in (3, 4, 5):
         put_up(shop.known, number)
-        keeper.keep(shop.known, tmp_path)
+        registry_mirror.copy_versions(shop.known, tmp_path)
         take_away(shop.known, number)
     assert copies(tmp_path) == ["1", "4", "5", "challenger.json", "champion.json"]
-    keeper.keep(shop.known, tmp_path)
+    registry_mirror.copy_versions(shop.known, tmp_path)
 
 
 def test_a_server_renews_its_challenger_and_drops_it_at_once(shop: Shop, tmp_path: Path) -> None:
-    keeper.keep(shop.known, tmp_path)
-    one, p = live.Live(tmp_path), trying("shadow")
+    registry_mirror.copy_versions(shop.known, tmp_path)
+    one, p = active.Active(tmp_path), trying("shadow")
     assert list(one.renew(p)) == ["version 1 serves"]
     put_up(shop.known, 2)
-    keeper.keep(shop.known, tmp_path)
+    registry_mirror.copy_versions(shop.known, tmp_path)
     assert list(one.renew(p)) == ["version 2 is the challenger"]
     assert one.challenger
     assert (one.challenger.number, list(one.renew(p))) == (2, [])
     assert list(one.renew(trying("none"))) == ["version 2 is no challenger any more"]
     assert list(one.renew(p)) == ["version 2 is the challenger"]
     take_away(shop.known, 2)
-    keeper.keep(shop.known, tmp_path)
+    registry_mirror.copy_versions(shop.known, tmp_path)
     assert list(one.renew(p)) == ["version 2 is no challenger any more"]
     assert (one.challenger, one.champion and one.champion.number) == (None, 1)
 
 
 def test_a_challenger_that_cannot_be_loaded_leaves_the_champion_alone(shop: Shop, tmp_path: Path) -> None:
-    keeper.keep(shop.known, tmp_path)
-    one = live.Live(tmp_path)
-    (live.folder(tmp_path) / live.CHALLENGER).write_text('{"number": 99}')
+    registry_mirror.copy_versions(shop.known, tmp_path)
+    one = active.Active(tmp_path)
+    (versions.folder(tmp_path) / versions.CHALLENGER).write_text('{"number": 99}')
     assert list(one.renew(trying("share"))) == ["version 1 serves"]
     assert one.challenger is None
 
@@ -112,21 +113,21 @@ def test_a_challenger_that_cannot_be_loaded_leaves_the_champion_alone(shop: Shop
 
 def foreign(known: Registry, home: Path) -> None:
     """What a registry that was made anew since had left: a version 1 of another run."""
-    keeper.keep(known, home)
-    here = live.folder(home)
+    registry_mirror.copy_versions(known, home)
+    here = versions.folder(home)
     for path in (here / "champion.json", here / "1" / "version.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"run_id": "another"}))
 
 
 def test_version_1_of_another_run_is_no_copy_of_version_1(shop: Shop, tmp_path: Path) -> None:
     foreign(shop.known, tmp_path)
-    one = live.Live(tmp_path)
+    one = active.Active(tmp_path)
     assert list(one.renew(trying("none"))) == ["version 1 serves"]
     assert one.champion
     assert one.champion.told["run_id"] == "another"
-    keeper.keep(shop.known, tmp_path)
+    registry_mirror.copy_versions(shop.known, tmp_path)
     run = shop.known.version(1).run_id
-    assert live.pointed(tmp_path) == live.Pointer(1, "kept", run)
+    assert versions.read_pointer(tmp_path) == versions.Pointer(1, "kept", run)
     assert list(one.renew(trying("none"))) == ["version 1 serves"]
     assert one.champion.told["run_id"] == run
     assert list(one.renew(trying("none"))) == []
@@ -136,28 +137,28 @@ def test_of_another_run_under_the_same_number_the_tables_keep_nothing(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreign(shop.known, tmp_path)
-    one = live.Live(tmp_path)
+    one = active.Active(tmp_path)
     assert list(one.renew(trying("none")))
-    before = one.tables = tables(tmp_path)
-    monkeypatch.setattr(live.Tables, "prepare", lambda *_: True)
-    keeper.keep(shop.known, tmp_path)
+    before = one.tables = tables_of(tmp_path)
+    monkeypatch.setattr(Tables, "prepare", lambda *_: True)
+    registry_mirror.copy_versions(shop.known, tmp_path)
     assert list(one.renew(trying("none"))) == ["version 1 serves"]
     assert one.tables is not before
 
 
 def test_a_copy_of_another_model_does_not_serve(shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    keeper.keep(shop.known, tmp_path)
-    one, p = live.Live(tmp_path), small.settings(**{"registry.model": "another"})
+    registry_mirror.copy_versions(shop.known, tmp_path)
+    one, p = active.Active(tmp_path), small.settings(**{"registry.model": "another"})
     assert [list(one.renew(p)) for _ in range(3)] == [[], [], []]
     assert one.champion is None
     assert caplog.text.count("must be of registry.model='another'") == 1
 
 
 def test_a_pointer_whose_copy_is_of_another_run_does_not_serve(shop: Shop, tmp_path: Path) -> None:
-    keeper.keep(shop.known, tmp_path)
-    pointer = live.folder(tmp_path) / live.POINTER
+    registry_mirror.copy_versions(shop.known, tmp_path)
+    pointer = versions.folder(tmp_path) / versions.POINTER
     pointer.write_text('{"number": 1, "model": "kept", "run_id": "another"}')
-    one = live.Live(tmp_path)
+    one = active.Active(tmp_path)
     assert list(one.renew(trying("none"))) == []
     assert "must be a copy of run another" in one.faults["champion"]
 
@@ -171,29 +172,29 @@ ODD = ["", "{", "{}", "null", "[]", '{"number": null}', '{"number": "1"}', '{"nu
 def test_an_odd_pointer_is_told_of_once_ends_nothing_and_is_written_anew(
     shop: Shop, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keeper.keep(shop.known, tmp_path)
-    for name in (live.POINTER, live.CHALLENGER):
-        (live.folder(tmp_path) / name).write_text(text)
-    with pytest.raises(ValueError, match=r"champion\.json.*Remove the file: the keeper copies it anew"):
-        live.served(tmp_path)
-    one = live.Live(tmp_path)
+    registry_mirror.copy_versions(shop.known, tmp_path)
+    for name in (versions.POINTER, versions.CHALLENGER):
+        (versions.folder(tmp_path) / name).write_text(text)
+    with pytest.raises(ValueError, match=r"champion\.json.*Remove the file: the mirror copies it anew"):
+        versions.served_number(tmp_path)
+    one = active.Active(tmp_path)
     assert [list(one.renew(trying("share"))) for _ in range(3)] == [[], [], []]
     assert len(caplog.records) == 2
-    assert keeper.keep(shop.known, tmp_path) == 1
+    assert registry_mirror.copy_versions(shop.known, tmp_path) == 1
     assert list(one.renew(trying("share"))) == ["version 1 serves"]
     assert one.faults == {}
     assert copies(tmp_path) == ["1", "champion.json"]
 
 
-@pytest.mark.parametrize("name", [*live.FILES, "version.json"])
+@pytest.mark.parametrize("name", [*versions.FILES, "version.json"])
 def test_a_torn_copy_does_not_serve_and_is_made_anew(shop: Shop, tmp_path: Path, name: str) -> None:
-    keeper.keep(shop.known, tmp_path)
-    path = live.folder(tmp_path) / "1" / name
+    registry_mirror.copy_versions(shop.known, tmp_path)
+    path = versions.folder(tmp_path) / "1" / name
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    one = live.Live(tmp_path)
+    one = active.Active(tmp_path)
     assert list(one.renew(trying("none"))) == []
-    keeper.keep(shop.known, tmp_path)
+    registry_mirror.copy_versions(shop.known, tmp_path)
     assert path.read_bytes() == whole
     assert list(one.renew(trying("none"))) == ["version 1 serves"]
     assert copies(tmp_path) == ["1", "champion.json"]
@@ -202,28 +203,28 @@ def test_a_torn_copy_does_not_serve_and_is_made_anew(shop: Shop, tmp_path: Path,
 def test_a_copy_that_lacks_a_file_is_made_anew_and_one_that_is_whole_is_read_once(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: keeper.Seen = {}
-    keeper.keep(shop.known, tmp_path, seen)
-    model = live.folder(tmp_path) / "1" / "model.ubj"
+    seen: registry_mirror.Seen = {}
+    registry_mirror.copy_versions(shop.known, tmp_path, seen)
+    model = versions.folder(tmp_path) / "1" / "model.ubj"
     model.unlink()
-    keeper.keep(shop.known, tmp_path, seen)
+    registry_mirror.copy_versions(shop.known, tmp_path, seen)
     assert model.exists()
-    keeper.keep(shop.known, tmp_path, seen)
+    registry_mirror.copy_versions(shop.known, tmp_path, seen)
     with monkeypatch.context() as patch:
-        patch.setattr(live, "copied", lambda _: pytest.fail("it was read again"))
-        keeper.keep(shop.known, tmp_path, seen)
+        patch.setattr(versions, "read_card", lambda _: pytest.fail("it was read again"))
+        registry_mirror.copy_versions(shop.known, tmp_path, seen)
     model.write_bytes(model.read_bytes()[:-1] + b"?")  # as long as before
-    keeper.keep(shop.known, tmp_path, seen)
-    assert live.load(tmp_path, 1)
+    registry_mirror.copy_versions(shop.known, tmp_path, seen)
+    assert versions.load_version(tmp_path, 1)
 
 
 def test_a_copy_without_hashes_serves_and_is_made_anew(shop: Shop, tmp_path: Path) -> None:
-    keeper.keep(shop.known, tmp_path)
-    path = live.folder(tmp_path) / "1" / "version.json"
+    registry_mirror.copy_versions(shop.known, tmp_path)
+    path = versions.folder(tmp_path) / "1" / "version.json"
     told = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in told.items() if name != "files"}))
-    assert list(live.Live(tmp_path).renew(trying("none"))) == ["version 1 serves"]
-    keeper.keep(shop.known, tmp_path)
+    assert list(active.Active(tmp_path).renew(trying("none"))) == ["version 1 serves"]
+    registry_mirror.copy_versions(shop.known, tmp_path)
     assert json.loads(path.read_text()) == told
 
 
@@ -231,11 +232,11 @@ def test_a_copy_is_on_the_disk_before_it_has_its_name(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    flush, rename = keeper._flush, Path.rename
-    monkeypatch.setattr(keeper, "_flush", lambda path: (done.append(path.name), flush(path)))
+    flush, rename = registry_mirror._flush, Path.rename
+    monkeypatch.setattr(registry_mirror, "_flush", lambda path: (done.append(path.name), flush(path)))
     monkeypatch.setattr(Path, "rename", lambda path, to: (done.append(f"rename {path.name}"), rename(path, to))[1])
-    keeper.keep(shop.known, tmp_path)
-    assert set(done[:4]) == {*live.FILES, "version.json"}
+    registry_mirror.copy_versions(shop.known, tmp_path)
+    assert set(done[:4]) == {*versions.FILES, "version.json"}
     assert done[4:] == ["made", "rename made", "serving"]
 
 
@@ -246,20 +247,20 @@ def test_a_copy_that_is_replaced_while_it_is_read_is_not_mixed_with_the_next(
     read = Model.load
 
     def late(path: Path) -> Model:
-        keeper.keep(shop.known, tmp_path)
+        registry_mirror.copy_versions(shop.known, tmp_path)
         return read(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(Model, "load", late)
         with pytest.raises(ValueError, match="copied anew while it was read"):
-            live.load(tmp_path, 1)
-    assert live.load(tmp_path, 1)
+            versions.load_version(tmp_path, 1)
+    assert versions.load_version(tmp_path, 1)
 
 
 def test_a_copy_that_fails_leaves_nothing_behind(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Registry, "fetch", fails)
     with pytest.raises(ValueError, match="no artifact"):
-        keeper.keep(shop.known, tmp_path)
+        registry_mirror.copy_versions(shop.known, tmp_path)
     assert copies(tmp_path) == []
 
 
@@ -272,16 +273,16 @@ def test_whoever_lost_goes_though_neither_the_next_nor_the_champion_can_be_copie
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, champion: bool
 ) -> None:
     put_up(shop.known, 2)
-    keeper.keep(shop.known, tmp_path)
+    registry_mirror.copy_versions(shop.known, tmp_path)
     take_away(shop.known, 2)
     if champion:
-        (live.folder(tmp_path) / "1" / "model.ubj").unlink()
+        (versions.folder(tmp_path) / "1" / "model.ubj").unlink()
     else:
         put_up(shop.known, 3)
     monkeypatch.setattr(Registry, "fetch", fails)
     with pytest.raises(ValueError, match="no artifact"):
-        keeper.keep(shop.known, tmp_path)
-    assert (live.served(tmp_path), live.served(tmp_path, live.CHALLENGER)) == (1, None)
+        registry_mirror.copy_versions(shop.known, tmp_path)
+    assert (versions.served_number(tmp_path), versions.served_number(tmp_path, versions.CHALLENGER)) == (1, None)
     if not champion:
         take_away(shop.known, 3)
 
@@ -297,12 +298,12 @@ def test_a_champion_that_cannot_be_copied_does_not_hold_up_the_challenger(
     monkeypatch.setattr(Registry, "fetch", partly)
     put_up(shop.known, 2)
     with pytest.raises(ValueError, match="version 1 has no artifact"):
-        keeper.keep(shop.known, tmp_path)
+        registry_mirror.copy_versions(shop.known, tmp_path)
     take_away(shop.known, 2)
-    assert (live.served(tmp_path), live.served(tmp_path, live.CHALLENGER)) == (None, 2)
+    assert (versions.served_number(tmp_path), versions.served_number(tmp_path, versions.CHALLENGER)) == (None, 2)
 
 
-# --- a keeper that lives
+# --- a mirror that lives
 
 
 def test_a_keeper_that_ends_is_begun_anew_and_ends_with_the_server(tmp_path: Path) -> None:
@@ -330,13 +331,13 @@ def test_each_look_that_finds_all_well_is_told_by_its_age(
     monkeypatch.setattr(registry, "open_registry", lambda _: shop.known)
     p = trying("none")
     p = p.model_copy(update={"serving": p.serving.model_copy(update={"watch": timedelta(seconds=0.05)})})
-    assert keeper.age(tmp_path) is None
-    looks(p, tmp_path, lambda: keeper.age(tmp_path) is not None)
-    os.utime(live.folder(tmp_path) / keeper.LOOKED, (0, 0))
-    old = keeper.age(tmp_path)
+    assert registry_mirror.copy_age_s(tmp_path) is None
+    looks(p, tmp_path, lambda: registry_mirror.copy_age_s(tmp_path) is not None)
+    os.utime(versions.folder(tmp_path) / registry_mirror.LOOKED, (0, 0))
+    old = registry_mirror.copy_age_s(tmp_path)
     assert old
     assert old > 1e9
-    (live.folder(tmp_path) / "1" / "model.ubj").unlink()
+    (versions.folder(tmp_path) / "1" / "model.ubj").unlink()
     with monkeypatch.context() as patch:
         asked: list[int] = []
 
@@ -346,14 +347,14 @@ def test_each_look_that_finds_all_well_is_told_by_its_age(
 
         patch.setattr(Registry, "fetch", fail)
         looks(p, tmp_path, lambda: len(asked) >= 3)
-    assert (keeper.age(tmp_path) or 0) > 1e9
-    looks(p, tmp_path, lambda: (keeper.age(tmp_path) or 0) < 60)
+    assert (registry_mirror.copy_age_s(tmp_path) or 0) > 1e9
+    looks(p, tmp_path, lambda: (registry_mirror.copy_age_s(tmp_path) or 0) < 60)
 
 
 def looks(p: Params, home: Path, holds: Callable[[], bool]) -> None:
-    """A keeper, until this holds."""
+    """A mirror, until this holds."""
     stop = threading.Event()
-    thread = threading.Thread(target=keeper.watch, args=[p, home, stop])
+    thread = threading.Thread(target=registry_mirror.watch, args=[p, home, stop])
     thread.start()
     try:
         wait_until(holds)
@@ -365,24 +366,24 @@ def looks(p: Params, home: Path, holds: Callable[[], bool]) -> None:
 # --- features that the state cannot make
 
 
-def tables(home: Path) -> live.Tables:
+def tables_of(home: Path) -> Tables:
     moment = small.AS_OF
-    return live.Tables(trying("none"), State(home, moment, moment, moment, "made"), {})
+    return Tables(trying("none"), State(home, moment, moment, moment, "made"), {})
 
 
 def test_a_champion_whose_features_cannot_be_made_waits_and_the_present_one_serves(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     unfit = {2}
-    monkeypatch.setattr(live.Tables, "prepare", lambda _, one: one.number not in unfit)
-    keeper.keep(shop.known, tmp_path)
-    one = live.Live(tmp_path, tables=tables(tmp_path))
+    monkeypatch.setattr(Tables, "prepare", lambda _, one: one.number not in unfit)
+    registry_mirror.copy_versions(shop.known, tmp_path)
+    one = active.Active(tmp_path, tables=tables_of(tmp_path))
     assert list(one.renew(trying("none"))) == ["version 1 serves"]
     put_up(shop.known, 2)
-    keeper.keep(shop.known, tmp_path)
+    registry_mirror.copy_versions(shop.known, tmp_path)
     take_away(shop.known, 2)
-    here = live.folder(tmp_path)
-    (here / live.CHALLENGER).replace(here / live.POINTER)
+    here = versions.folder(tmp_path)
+    (here / versions.CHALLENGER).replace(here / versions.POINTER)
     assert [list(one.renew(trying("none"))) for _ in range(3)] == [[], [], []]
     assert (one.champion and one.champion.number, caplog.text.count("version 1 serves on")) == (1, 1)
     unfit.clear()
@@ -392,10 +393,10 @@ def test_a_champion_whose_features_cannot_be_made_waits_and_the_present_one_serv
 def test_where_neither_ones_features_can_be_made_the_new_one_is_in_place(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live.Tables, "prepare", lambda *_: False)
-    keeper.keep(shop.known, tmp_path)
-    champion = replace(live.load(tmp_path, 1), number=9)
-    one = live.Live(tmp_path, champion, tables=tables(tmp_path))
+    monkeypatch.setattr(Tables, "prepare", lambda *_: False)
+    registry_mirror.copy_versions(shop.known, tmp_path)
+    champion = replace(versions.load_version(tmp_path, 1), number=9)
+    one = active.Active(tmp_path, champion, tables=tables_of(tmp_path))
     assert list(one.renew(trying("none"))) == ["version 1 serves"]
 
 
@@ -403,11 +404,11 @@ def test_whose_features_cannot_be_made_is_no_challenger(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     unfit = {2}
-    monkeypatch.setattr(live.Tables, "prepare", lambda _, one: one.number not in unfit)
+    monkeypatch.setattr(Tables, "prepare", lambda _, one: one.number not in unfit)
     put_up(shop.known, 2)
-    keeper.keep(shop.known, tmp_path)
+    registry_mirror.copy_versions(shop.known, tmp_path)
     take_away(shop.known, 2)
-    one = live.Live(tmp_path, tables=tables(tmp_path))
+    one = active.Active(tmp_path, tables=tables_of(tmp_path))
     assert list(one.renew(trying("share"))) == ["version 1 serves"]
     assert (list(one.renew(trying("share"))), one.challenger) == ([], None)
     assert caplog.text.count("it is no challenger") == 1
@@ -419,14 +420,14 @@ def test_a_challenger_goes_with_the_state_that_could_make_its_features(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     p, unfit = trying("share"), set[int]()
-    monkeypatch.setattr(live.Tables, "prepare", lambda _, one: one.number not in unfit)
-    monkeypatch.setattr(live.Tables, "load", lambda *_: tables(tmp_path))
+    monkeypatch.setattr(Tables, "prepare", lambda _, one: one.number not in unfit)
+    monkeypatch.setattr(Tables, "load", lambda *_: tables_of(tmp_path))
     put_up(shop.known, 2)
-    keeper.keep(shop.known, tmp_path)
+    registry_mirror.copy_versions(shop.known, tmp_path)
     take_away(shop.known, 2)
-    one = live.Live(tmp_path)
+    one = active.Active(tmp_path)
     assert list(one.renew(p)) == ["version 1 serves", "version 2 is the challenger"]
     unfit.add(2)
-    monkeypatch.setattr(state, "current", lambda _: replace(tables(tmp_path).state, kind=state.kind(p)))
+    monkeypatch.setattr(state, "current", lambda _: replace(tables_of(tmp_path).state, kind=state.kind(p)))
     assert len(list(one.renew(p))) == 1
     assert (one.champion and one.champion.number, one.challenger) == (1, None)

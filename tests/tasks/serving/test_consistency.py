@@ -7,28 +7,28 @@ from typing import Any
 import pytest
 
 from tasks import params
-from tasks.serving.derived import Checker
-from tasks.serving.live import Refused
+from tasks.serving.consistency import ConsistencyChecker
 from tasks.serving.stream import Asked, Dead, Letter, Reader
+from tasks.serving.tables import Refused
 from tests.conftest import KEY, raw_params
 
 NOON = datetime(2024, 1, 5, 12)
 
 
-def checker(**changes: Any) -> Checker | None:
+def checker(**changes: Any) -> ConsistencyChecker | None:
     raw = raw_params("binary", 60)
     orders, source = raw["contract"]["orders"], raw["sources"]["orders"]
     orders["columns"] |= changes.get("columns", {})
     source |= changes.get("source", {})
     raw["spine"]["columns"] += changes.get("spine", [])
-    return Checker.of(params.check(raw))
+    return ConsistencyChecker.of(params.check(raw))
 
 
 def row(**values: Any) -> dict[str, Any]:
     return {"event_time": NOON, "number": 1, "email": None, "store": "north", "amount": 2.0, "distance": 3.0} | values
 
 
-def fault(checker: Checker | None, **values: Any) -> str | None:
+def fault(checker: ConsistencyChecker | None, **values: Any) -> str | None:
     assert checker is not None
     try:
         checker.check([row(placed=NOON), row(**values)])

@@ -1,4 +1,4 @@
-"""tasks.serving.book: what is acknowledged is kept, through the roll of a log and a disk that fails."""
+"""tasks.serving.journal_writer: what is acknowledged is kept, through the roll of a log and a disk that fails."""
 
 import asyncio
 import os
@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from tasks import params
-from tasks.serving import book, journal
-from tasks.serving.book import Book
+from tasks.serving import journal, journal_writer
 from tasks.serving.journal import Journal
+from tasks.serving.journal_writer import JournalWriter
 
 AT = datetime(2024, 3, 1)
 
@@ -37,12 +37,12 @@ def test_every_byte_is_put_on_disk_when_a_log_is_rolled(
         synced[os.fstat(file).st_ino] = max(size, synced.get(os.fstat(file).st_ino, 0))
 
     async def write() -> None:
-        one = Book(kept, timedelta(0))
+        one = JournalWriter(kept, timedelta(0))
         for begin in range(0, 60, 20):
             await asyncio.gather(*(one.write("predictions", row(f"{begin + i:032x}")) for i in range(20)))
         await one.close()
 
-    monkeypatch.setattr(book, "ROLL", 100)
+    monkeypatch.setattr(journal_writer, "ROLL", 100)
     monkeypatch.setattr(os, "fsync", told)
     asyncio.run(write())
     logs = list(tmp_path.rglob("*.log"))
@@ -61,7 +61,7 @@ def test_a_sync_that_fails_is_told_to_all_that_wait_and_is_not_tried_again(
         raise OSError("no such disk")
 
     async def write() -> list[BaseException | None]:
-        one = Book(kept, timedelta(0))
+        one = JournalWriter(kept, timedelta(0))
         await one.write("predictions", row("a"))
         monkeypatch.setattr(os, "fsync", fails_once)
         found = await asyncio.gather(*(one.write("predictions", row(each)) for each in "bcd"), return_exceptions=True)

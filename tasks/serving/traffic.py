@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.params import Params
 from tasks.serving.journal import ARM
-from tasks.serving.live import Champion
+from tasks.serving.versions import Champion
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,10 +1,9 @@
-"""keeper: the registry's champion and challenger, copied to where the API's processes read them. The only part that
-talks to MLflow.
+"""registry_mirror: copies the registry's champion and challenger to a local folder. Serving's only user of MLflow.
 
-    python -m tasks.serving.keeper --parent 1234
+    python -m tasks.serving.registry_mirror --parent 1234
 
-One runs for all processes of an API, and ends with the process that began it, however that ends. Where the registry
-does not answer, the copy stays as it is.
+The API's processes read the copy (versions.py). One mirror runs for all of them. It ends with the process that started
+it, however that ends. While the registry does not answer, the copy stays as it is.
 """
 
 import argparse
@@ -26,8 +25,8 @@ from tasks.params import Params
 from tasks.promotion import registry
 from tasks.promotion.registry import Registry, Version
 from tasks.runtime import files
-from tasks.serving import live
-from tasks.serving.live import Pointer
+from tasks.serving import versions
+from tasks.serving.versions import Pointer
 
 LOOK = 0.5  # seconds between looks whether the parent lives
 KEPT = 2  # versions: a process may still be loading the one before
@@ -35,27 +34,27 @@ LOOKED = "looked"  # touched at each look that found the registry, and the copy 
 Seen = dict[Path, object]  # of each copy that was found whole, how its files looked then
 
 
-def keep(known: Registry, home: Path, seen: Seen | None = None) -> int | None:
+def copy_versions(known: Registry, home: Path, seen: Seen | None = None) -> int | None:
     """Copy the champion and the challenger, where they are others than the copy's; the champion's number. Whole, or not
     at all. Without a challenger there is no copy of one; a champion's copy stays. A copy that is not whole any more is
     made anew; what is in `seen` is not read again."""
     seen = {} if seen is None else seen
     champion, challenger = known.champion(), known.challenger()
-    if challenger is None or _pointed(home, live.CHALLENGER) != _pointer(known, challenger):
-        (live.folder(home) / live.CHALLENGER).unlink(missing_ok=True)  # first: whoever lost must not answer on
+    if challenger is None or _pointed(home, versions.CHALLENGER) != _pointer(known, challenger):
+        (versions.folder(home) / versions.CHALLENGER).unlink(missing_ok=True)  # first: whoever lost must not answer on
     try:
         if champion:
-            _point(known, champion, home, live.POINTER, seen=seen)
+            _point(known, champion, home, versions.POINTER, seen=seen)
     finally:
         if challenger:
-            _point(known, challenger, home, live.CHALLENGER, seen=seen)
+            _point(known, challenger, home, versions.CHALLENGER, seen=seen)
     return champion.number if champion else None
 
 
-def age(home: Path) -> float | None:
+def copy_age_s(home: Path) -> float | None:
     """Seconds since the last look at which all was well; None before the first."""
     try:
-        return max(time.time() - (live.folder(home) / LOOKED).stat().st_mtime, 0.0)
+        return max(time.time() - (versions.folder(home) / LOOKED).stat().st_mtime, 0.0)
     except FileNotFoundError:
         return None
 
@@ -67,30 +66,30 @@ def _pointer(known: Registry, version: Version) -> Pointer:
 def _pointed(home: Path, pointer: str) -> Pointer | None:
     """One that cannot be read is none: it is written anew."""
     try:
-        return live.pointed(home, pointer)
+        return versions.read_pointer(home, pointer)
     except (OSError, ValueError) as error:
         log.warning("%s", error)
         return None
 
 
 def _point(known: Registry, version: Version, home: Path, pointer: str, *, seen: Seen) -> None:
-    here, wanted = live.folder(home), _pointer(known, version)
+    here, wanted = versions.folder(home), _pointer(known, version)
     if not _is_whole(here / str(version.number), wanted, seen):
         _copy(known, version, here)
     if wanted != _pointed(home, pointer):
         files.publish_json(here / pointer, asdict(wanted))
-        both = [_pointed(home, each) for each in (live.POINTER, live.CHALLENGER)]
+        both = [_pointed(home, each) for each in (versions.POINTER, versions.CHALLENGER)]
         _forget(here, {each.number for each in both if each})
 
 
 def _is_whole(copy: Path, wanted: Pointer, seen: Seen) -> bool:
     """Whether it is of this run, with the files that were copied."""
     try:
-        found = [(copy / name).stat() for name in (*live.FILES, "version.json")]
+        found = [(copy / name).stat() for name in (*versions.FILES, "version.json")]
         stamp = (wanted, [(each.st_size, each.st_mtime_ns, each.st_ino) for each in found])
         if seen.get(copy) == stamp:
             return True
-        told = live.copied(copy)
+        told = versions.read_card(copy)
     except OSError:  # it is not there, or the disk cannot read it
         return False
     except ValueError as error:
@@ -103,7 +102,7 @@ def _is_whole(copy: Path, wanted: Pointer, seen: Seen) -> bool:
 
 
 def _is_hashed(told: dict[str, Any]) -> bool:
-    return set(live.FILES) <= set(told.get("files", {}))
+    return set(versions.FILES) <= set(told.get("files", {}))
 
 
 def _copy(known: Registry, version: Version, here: Path) -> None:
@@ -112,7 +111,7 @@ def _copy(known: Registry, version: Version, here: Path) -> None:
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=here))
     try:
         made = new / "made"
-        for name in live.FILES:
+        for name in versions.FILES:
             known.fetch(version, name, made)
         (made / "version.json").write_text(json.dumps(_told(known, version, made), default=str), encoding="utf-8")
         for path in (*made.iterdir(), made):
@@ -128,7 +127,7 @@ def _copy(known: Registry, version: Version, here: Path) -> None:
 
 def _told(known: Registry, version: Version, made: Path) -> dict[str, Any]:
     told = {"number": version.number, "as_of": version.as_of, "commit": version.commit, "tags": dict(version.tags)}
-    files = {name: cache.content(made / name) for name in live.FILES}
+    files = {name: cache.content(made / name) for name in versions.FILES}
     return told | known.card(version) | {"model": known.model, "run_id": version.run_id, "files": files}
 
 
@@ -155,7 +154,7 @@ def watch(p: Params, home: Path, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             known = known or registry.open_registry(p.registry)
-            keep(known, home, seen)
+            copy_versions(known, home, seen)
             _touch(home)
             said = None
         except Exception as error:  # whatever it is, what serves must go on
@@ -166,14 +165,14 @@ def watch(p: Params, home: Path, stop: threading.Event) -> None:
 
 
 def _touch(home: Path) -> None:
-    live.folder(home).mkdir(parents=True, exist_ok=True)
-    (live.folder(home) / LOOKED).touch()
+    versions.folder(home).mkdir(parents=True, exist_ok=True)
+    (versions.folder(home) / LOOKED).touch()
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="serving: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is told to all in a terminal: who began it will end it
-    parser = argparse.ArgumentParser(prog="python -m tasks.serving.keeper", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tasks.serving.registry_mirror", description=__doc__)
     parser.add_argument("--parent", type=int, default=os.getppid(), help="the process id to end with")
     parent, stop = parser.parse_args().parent, threading.Event()
     thread = threading.Thread(target=watch, args=[params.load(), params.home(), stop], daemon=True)

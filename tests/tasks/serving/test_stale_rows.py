@@ -16,7 +16,7 @@ from httpx import Client
 
 from tasks import params
 from tasks.data import state
-from tasks.serving import app, journal, live, score
+from tasks.serving import app, journal, score, tables, versions
 from tests.conftest import BEGIN
 from tests.tasks.serving.test_app import DAYS, Shop, serves, shop
 
@@ -106,9 +106,9 @@ def test_a_state_reaches_as_far_as_the_champions_own_lead(shop: Shop, home: Path
     p = with_serving(shop, ahead=timedelta(hours=2))
     found = state.current(home)
     assert found
-    tables, champion = live.Tables.load(p, found), live.load(home, 1)
+    loaded, champion = tables.Tables.load(p, found), versions.load_version(home, 1)
     longer = replace(
         champion,
         p=shop.p.model_copy(update={"features": shop.p.features.model_copy(update={"lead": timedelta(hours=5)})}),
     )
-    assert [tables.until(one) - AS_OF for one in (champion, longer)] == [timedelta(hours=3), timedelta(hours=7)]
+    assert [loaded.until(one) - AS_OF for one in (champion, longer)] == [timedelta(hours=3), timedelta(hours=7)]

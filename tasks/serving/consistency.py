@@ -15,7 +15,7 @@ from tasks.data.expressions import Step
 from tasks.params import Column, Params
 from tasks.runtime import stage
 from tasks.runtime.sql import quoted
-from tasks.serving.live import Refused, column_of
+from tasks.serving.tables import Refused, column_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -25,7 +25,7 @@ WHEN = Column(type="TIMESTAMP")
 
 
 @dataclass(frozen=True)
-class Checker:
+class ConsistencyChecker:
     """The steps of the contract that a row can be held to. One thread at a time computes."""
 
     con: "DuckDBPyConnection"
@@ -36,7 +36,7 @@ class Checker:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
-    def of(p: Params) -> "Checker | None":
+    def of(p: Params) -> "ConsistencyChecker | None":
         """None where no row can contradict itself."""
         name = p.spine.table
         source, table = p.sources[name], p.contract[name]
@@ -67,7 +67,7 @@ class Checker:
         wrong = [_contradicts(step, columns[step.name], plan.kinds[step.name]) for step in checked]
         sql = f"SELECT {', '.join(wrong)} FROM ({plan.guarded}) ORDER BY {quoted(GIVEN)}"
         con.execute(sql).fetchall()
-        return Checker(con, name, columns, checked, sql)
+        return ConsistencyChecker(con, name, columns, checked, sql)
 
     def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Raises Refused for the first row that contradicts itself; the rows are as they came, without pseudonyms."""

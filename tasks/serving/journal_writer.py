@@ -14,8 +14,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from tasks import log
-from tasks.serving.batch import Batches
-from tasks.serving.journal import Journal, Kind, Log, syncing
+from tasks.serving.journal import Journal, Kind
+from tasks.serving.journal_log import Log, syncing
+from tasks.serving.microbatch import MicroBatches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +25,7 @@ ROLL = 32_000_000  # bytes of a log
 
 
 @dataclass
-class Book:
+class JournalWriter:
     """Of one process, for one event loop."""
 
     journal: Journal
@@ -34,7 +35,7 @@ class Book:
         self._written = 0
         self._later: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "journal")
-        self._waiting: Batches[None, OSError | None] = Batches(self._sync_all, most=10_000)
+        self._waiting: MicroBatches[None, OSError | None] = MicroBatches(self._sync_all, most=10_000)
         self.error: OSError | None = None  # of the last write, if it failed
 
     async def write(self, kind: Kind, rows: "pa.Table") -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Line = tuple[Any, ...]  # the features of a row: a float or a text each, or None
 
 
-class Fed:
+class RowSource:
     """A table that DuckDB reads anew at each run: other rows may take their place while a plan is kept."""
 
     def __init__(self, rows: "pa.Table") -> None:
@@ -42,11 +42,11 @@ class Fed:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FeatureQuery:
     """For one thread at a time. `kinds` are the features, and DuckDB's type of each."""
 
     con: "DuckDBPyConnection"
-    spine: Fed
+    spine: RowSource
     statement: str
     kinds: Mapping[str, str]
 
@@ -77,16 +77,18 @@ class Plan:
         )
 
 
-def planned(tables: Mapping[str, "pa.Table"], p: Params, sql: str, *, tried: Sequence["pa.Table"]) -> Plan:
+def prepare_query(
+    tables: Mapping[str, "pa.Table"], p: Params, sql: str, *, tried: Sequence["pa.Table"]
+) -> FeatureQuery:
     """Of SQL that features.compute takes. `tried` are spines; with no row in them no plan is kept."""
     why = _why_not(tables, p, sql, tried)
     if why is None:
         return _prepared(tables, p, sql, tried[0])
     log.warning("features.sql is planned anew for each request, for its plan cannot be kept: %s", why)
-    return unkept(tables, p, sql, tried[0])
+    return prepare_each_time(tables, p, sql, tried[0])
 
 
-def unkept(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> Plan:
+def prepare_each_time(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> FeatureQuery:
     """One that plans the SQL at each run."""
     settings = ("disabled_optimizers = 'join_order'",)  # of a dozen small tables it takes longest to plan
     return _opened(tables, p, sql, spine, settings=settings)
@@ -114,7 +116,7 @@ def _computed(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.
     return featuresql.compute(con, p, sql)
 
 
-def _prepared(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> Plan:
+def _prepared(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> FeatureQuery:
     plan = _opened(tables, p, sql, spine)
     plan.con.execute(f"PREPARE asked AS {plan.statement}")
     return replace(plan, statement="EXECUTE asked")
@@ -122,22 +124,22 @@ def _prepared(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.
 
 def _opened(
     tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table", *, settings: Sequence[str] = ()
-) -> Plan:
+) -> FeatureQuery:
     """The rules for the SQL are those of training: a version that was promoted before a rule came is refused too."""
     featuresql.check_sql(p, sql)
-    con, fed = featuresql.connect(p), Fed(spine)
+    con, fed = featuresql.connect(p), RowSource(spine)
     for setting in ("threads = 1", *settings):  # so few rows are no work for two
         con.execute(f"SET {setting}")
     lead = f"INTERVAL {int(p.features.lead.total_seconds())} SECONDS"  # a plan that reads a variable is not kept
     con.execute(f"CREATE MACRO getvariable(name) AS CASE lower(name) WHEN 'lead' THEN {lead} END")
     for name, rows in tables.items():
-        con.register(name, Fed(rows))
+        con.register(name, RowSource(rows))
     con.register("spine", fed)
     sandbox.close(con)
     con.execute(f"CREATE TEMP VIEW found AS {sql}")
     kinds = featuresql.kinds_of(con, p, "found")
     told = ", ".join(featuresql.cast(name, kind) for name, kind in kinds.items())
-    return Plan(con, fed, f"SELECT row_id, {told} FROM found", kinds)
+    return FeatureQuery(con, fed, f"SELECT row_id, {told} FROM found", kinds)
 
 
 def _plain(values: Sequence[Any], kind: str) -> Sequence[Any]:

@@ -1,14 +1,14 @@
-"""tasks.serving.batch: what comes together is done together, nothing for who has gone, and nobody waits for ever."""
+"""tasks.serving.microbatch: what comes together is done together, and nobody waits for ever."""
 
 import asyncio
 from collections.abc import Sequence
 
 import pytest
 
-from tasks.serving.batch import Batches
+from tasks.serving.microbatch import MicroBatches
 
 
-def doubling(done: list[list[int]], begun: asyncio.Event | None = None) -> Batches[int, int]:
+def doubling(done: list[list[int]], begun: asyncio.Event | None = None) -> MicroBatches[int, int]:
     """Each batch takes a few turns of the loop, in which others may come."""
 
     async def work(items: list[int]) -> Sequence[int]:
@@ -21,7 +21,7 @@ def doubling(done: list[list[int]], begun: asyncio.Event | None = None) -> Batch
             raise ValueError("thirteen")
         return [2 * each for each in items]
 
-    return Batches(work, most=10, size=lambda item: item if item < 10 else 1)
+    return MicroBatches(work, most=10, size=lambda item: item if item < 10 else 1)
 
 
 def test_what_comes_while_others_are_worked_on_is_done_together_next() -> None:
@@ -65,7 +65,7 @@ def test_work_that_is_cancelled_leaves_nobody_waiting() -> None:
         raise asyncio.CancelledError
 
     async def ask() -> None:
-        batches = Batches(work)
+        batches = MicroBatches(work)
         await asyncio.wait_for(batches.ask(1), 5)
 
     with pytest.raises(asyncio.CancelledError):

@@ -1,0 +1,145 @@
+"""active: the model versions and tables in use, and how newer ones take their place.
+
+What is newer is loaded and tried beside what serves, and then replaces it by one assignment: a request that has begun
+ends with what it began with.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks import log
+from tasks.data import state
+from tasks.params import Params
+from tasks.serving.tables import Tables
+from tasks.serving.versions import (
+    CHALLENGER,
+    COPY_AGAIN,
+    POINTER,
+    Champion,
+    Pointer,
+    folder,
+    load_and_warm,
+    read_pointer,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class Active:
+    """What answers now: three attributes, each put in place whole. The others are what is remembered between looks."""
+
+    home: Path
+    champion: Champion | None = None
+    challenger: Champion | None = None
+    tables: Tables | None = None
+    loaded: dict[str, Champion] = field(default_factory=dict)  # by each pointer, the last: it may wait for a state
+    runs: dict[int, str | None] = field(default_factory=dict)  # of each number that the tables were asked of
+    faults: dict[str, str] = field(default_factory=dict)  # of each part, the one that was logged
+
+    def renew(self, p: Params) -> Iterator[str]:
+        """Put newer ones in place, if there are any; what was done. Whatever is wrong with them, the old ones stay."""
+        for name, part in (("champion", self._champion), ("challenger", self._challenger), ("state", self._tables)):
+            try:
+                said = part(p)
+            except Exception as error:  # no copy and no state may end what serves, or keep it from starting
+                self._tell(name, f"{type(error).__name__}: {error}")
+                continue
+            self.faults.pop(name, None)
+            if said:
+                yield said
+
+    def _tell(self, name: str, fault: str) -> None:
+        """The same fault once, not at every look."""
+        if self.faults.get(name) != fault:
+            log.warning("the newer %s cannot serve, so what serves serves on: %s", name, fault)
+        self.faults[name] = fault
+
+    def _champion(self, p: Params) -> str | None:
+        wanted = self._wanted(p, POINTER)
+        if wanted is None or wanted.names(self.champion):
+            return None
+        found = self._version(POINTER, wanted)
+        fits = self._fits(found)
+        if not fits and self.champion and self._fits(self.champion):
+            raise ValueError(
+                f"the features of version {found.number} must be such as this state can make, but they are not: "
+                f"version {self.champion.number} serves on. Publish a state that has them, or roll back."
+            )
+        self.champion = found
+        return f"version {found.number} serves"
+
+    def _challenger(self, p: Params) -> str | None:
+        """Unlike the champion, it goes when its pointer goes: it may have lost."""
+        wanted = self._wanted(p, CHALLENGER) if p.serving.challenger.mode != "none" else None
+        before = self.challenger
+        if wanted is not None and wanted.names(before):
+            return None
+        self.challenger = None  # whatever is wrong with the next one, this one is no challenger any more
+        if wanted is None:
+            return f"version {before.number} is no challenger any more" if before else None
+        found = self._version(CHALLENGER, wanted)
+        if not self._fits(found):
+            raise ValueError(
+                f"the features of version {found.number} must be such as this state can make, but they are not: "
+                "it is no challenger. Publish a state that has them, or take it away."
+            )
+        self.challenger = found
+        return f"version {found.number} is the challenger"
+
+    def _wanted(self, p: Params, pointer: str) -> Pointer | None:
+        found = read_pointer(self.home, pointer)
+        if found and found.model not in (None, p.registry.model):
+            raise ValueError(
+                f"the copy must be of registry.model={p.registry.model!r}, but {folder(self.home) / pointer} names "
+                f"version {found.number} of {found.model!r}. Set registry.model back, or promote a version of the new."
+            )
+        return found
+
+    def _version(self, pointer: str, wanted: Pointer) -> Champion:
+        known = self.loaded.get(pointer)
+        if known is None or not wanted.names(known):
+            known = load_and_warm(self.home, wanted.number)
+            if not wanted.names(known):
+                raise ValueError(
+                    f"{folder(self.home) / str(wanted.number)} must be a copy of run {wanted.run_id}, but it is of "
+                    f"{known.told.get('run_id')}. {COPY_AGAIN}"
+                )
+            self.loaded[pointer] = known
+        return known
+
+    def _fits(self, found: Champion) -> bool:
+        """Whether the tables can make its features. Of another run under the same number they keep nothing."""
+        run = found.told.get("run_id")
+        other = self.runs.get(found.number, run) != run
+        self.runs[found.number] = run
+        if self.tables is None:
+            return True
+        tables = Tables(self.tables.p, self.tables.state, self.tables.rows) if other else self.tables
+        fits = tables.prepare(found)
+        self.tables = tables
+        return fits
+
+    def _tables(self, p: Params) -> str | None:
+        newest = state.current(self.home)
+        if newest is None or (self.tables and self.tables.state == newest):
+            return None
+        if newest.kind != (kind := state.kind(p)):
+            raise ValueError(
+                f"the state must be of these params, {kind}, but the state of {newest.as_of} is of {newest.kind}. "
+                "Start the server anew with the params.yaml that the flows use, or let them publish by this one."
+            )
+        found = Tables.load(p, newest)
+        if self.champion:
+            found.prepare(self.champion)
+        if self.challenger and not found.prepare(self.challenger):
+            self.challenger = None
+        self.tables = found
+        return f"the state of {newest.as_of} is in use"
+
+    def event_now(self) -> datetime | None:
+        return self.tables.state.event_now() if self.tables else None

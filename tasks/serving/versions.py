@@ -1,0 +1,119 @@
+"""versions: the model versions in the local copy, from which every process loads them.
+
+registry_mirror.py makes the copy. So a process serves on while the registry is away, also after a restart. Each
+version has a folder of its own; a pointer, a small JSON file, names the one that is champion or challenger.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks import params
+from tasks.data import cache
+from tasks.params import Params
+from tasks.training.model import Model
+
+if TYPE_CHECKING:
+    pass
+
+
+FILES = ("model.ubj", "features.sql", "params.yaml")
+
+POINTER, CHALLENGER = "champion.json", "challenger.json"
+
+COPY_AGAIN = "Remove the file: the mirror copies it anew when the registry answers."
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A version, ready to answer."""
+
+    number: int
+    p: Params
+    sql: str
+    model: Model
+    told: Mapping[str, Any]  # of the registry: model, run_id, as_of, commit, tags
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Which version is copied: a number alone would also be that of another model, or of a registry made anew."""
+
+    number: int
+    model: str | None = None
+    run_id: str | None = None
+
+    def names(self, champion: Champion | None) -> bool:
+        if champion is None or champion.number != self.number:
+            return False
+        return self.run_id in (None, champion.told.get("run_id"))
+
+
+def folder(home: Path) -> Path:
+    return home / "serving"
+
+
+def served_number(home: Path, pointer: str = POINTER) -> int | None:
+    """The number of the version in the local copy; by the other pointer, of the challenger's."""
+    return found.number if (found := read_pointer(home, pointer)) else None
+
+
+def read_pointer(home: Path, pointer: str = POINTER) -> Pointer | None:
+    """Raises ValueError for a pointer that names no version."""
+    path = folder(home) / pointer
+    try:
+        told = _read_object(path)
+    except FileNotFoundError:
+        return None
+    number = told.get("number")
+    if type(number) is not int or number < 1:
+        raise ValueError(f"`number` must be a version's in {path}, but got {number!r}. {COPY_AGAIN}")
+    return Pointer(number, told.get("model"), told.get("run_id"))
+
+
+def read_card(here: Path) -> dict[str, Any]:
+    """What version.json tells of a copy. Raises ValueError where a file is not the one that was copied."""
+    told = _read_object(here / "version.json")
+    files = told.get("files", {})
+    if not isinstance(files, dict):
+        raise ValueError(
+            f"`files` must be names and hashes in {here / 'version.json'}, but got {files!r}. {COPY_AGAIN}"
+        )
+    for name, wanted in files.items():
+        if (found := cache.content(here / name)) != wanted:
+            raise ValueError(f"{here / name} must have the hash {wanted}, but it has {found}. {COPY_AGAIN}")
+    return told
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, but it does not. {COPY_AGAIN}")
+    return found
+
+
+def load_version(home: Path, number: int) -> Champion:
+    """Raises ValueError for a copy that is not whole."""
+    here = folder(home) / str(number)
+    model, sql, settings = (here / name for name in FILES)
+    told = read_card(here)
+    found = Champion(number, params.load(settings), sql.read_text(encoding="utf-8"), Model.load(model), told)
+    if _read_object(here / "version.json") != told:
+        raise ValueError(f"{here} was copied anew while it was read. The next look finds it whole.")
+    return replace(found, told={name: value for name, value in told.items() if name != "files"})
+
+
+def load_and_warm(home: Path, number: int) -> Champion:
+    """A version from the local copy. The first answer of a model takes longest: nobody should wait for it."""
+    import pyarrow as pa
+
+    champion = load_version(home, number)
+    kinds = {"number": pa.float32(), "category": pa.string()}
+    empty = pa.table({each.name: pa.nulls(1, kinds[each.kind]) for each in champion.model.spec.features})
+    champion.model.predict(empty)
+    return champion
