@@ -26,6 +26,7 @@ from pydantic import Field
 from flows.network import NETWORK
 from flows.retrain import stage_task
 from tasks import params
+from tasks.data.manifest import RawManifest
 from tasks.params import Params
 from tasks.promotion import registry
 from tasks.promotion.registry import Registry, Version
@@ -148,8 +149,8 @@ def _same_search(origin: Origin, space: Workspace) -> bool:
 
 def _key(origin: Origin, space: Workspace) -> Iterator[Difference]:
     """Another key gives everybody another name, and so other rows in another order."""
-    manifest = json.loads((space.root / _paths(space)["raw"] / "manifest.json").read_text())
-    then, now = origin.version.tags.get("evergreen.pii_key_id"), manifest.get("pii_key_id")
+    then = origin.version.tags.get("evergreen.pii_key_id")
+    now = RawManifest.read(space.root / _paths(space)["raw"]).pii_key_id
     if then != now:
         yield Difference("key", "the id of EVERGREEN_PII_KEY (or pii.key)", then or "none", now or "none")
 

@@ -39,7 +39,7 @@ from flows.network import NETWORK
 from flows.skew import compare_features
 from tasks import params
 from tasks.data import dryrun, feasibility, state
-from tasks.data import manifest as survey
+from tasks.data.manifest import FeaturesManifest, RawManifest
 from tasks.params import Params
 from tasks.promotion import judge, record, registry
 from tasks.promotion.ledger import Entry
@@ -228,8 +228,8 @@ def _refuse_faulty_sql(space: Workspace) -> None:
 def _read_times(space: Workspace) -> tuple[datetime, datetime | None]:
     """The as_of that ingest has found, and the end of the data."""
     raw = space.root / params.load(space.root / "params.yaml").paths.raw
-    as_of = datetime.fromisoformat(json.loads((raw / "manifest.json").read_text())["as_of"])
-    return as_of, survey.read_limit(raw)
+    found = RawManifest.read(raw)
+    return found.as_of, found.limit
 
 
 def _refuse_misfit(space: Workspace) -> None:
@@ -277,8 +277,8 @@ def recorded(p: Params, space: Workspace, known: Registry) -> Recorded:
         found = record.record(p, space.root)
     run_id = known.run_of(found)
     assert run_id is not None  # record has just seen to it
-    as_of = json.loads((space.root / p.paths.features / "manifest.json").read_text())["as_of"]
-    return Recorded(found, run_id, as_of)
+    as_of = FeaturesManifest.read(space.root / p.paths.features).as_of
+    return Recorded(found, run_id, as_of.isoformat())
 
 
 @contextmanager
@@ -297,15 +297,15 @@ def judged(p: Params, space: Workspace, known: Registry, found: Recorded) -> Ver
     """Finish a promotion or rollback that was cut off, then ask the gate."""
     finish_open(known)
     champion = known.champion()
-    _same_pseudonyms(space.root / p.paths.raw / "manifest.json", p, champion)
+    _same_pseudonyms(space.root / p.paths.raw, p, champion)
     verdict = judge.judge_candidate(p, space.root, found.record, registry=known, champion=champion)
     get_run_logger().info("%s: %s", verdict.outcome, " ".join(verdict.reasons))
     return verdict
 
 
-def _same_pseudonyms(manifest: Path, p: Params, champion: Version | None) -> None:
+def _same_pseudonyms(raw: Path, p: Params, champion: Version | None) -> None:
     """Another key is another name for everybody: only somebody who says so in params.yaml may change it."""
-    now = json.loads(manifest.read_text())["pii_key_id"]
+    now = RawManifest.read(raw).pii_key_id
     then = champion.tags.get("evergreen.pii_key_id") if champion else None
     if then and now != then and p.ingest.pii_key_id != now:
         raise ValueError(

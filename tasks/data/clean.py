@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import log
 from tasks.data import cache, contract, expressions, timeline, timezones
 from tasks.data.contract import Rule, literal, quoted
+from tasks.data.manifest import RawManifest, RawTable
 from tasks.params import FAULT, PLACE, TIMES, Params, Source, Table
 from tasks.runtime import files, sql, stage
 from tasks.runtime.sql import parquet
@@ -42,8 +43,8 @@ def clean(p: Params, folder: Path = Path()) -> None:
     for output in (p.paths.clean, p.paths.quarantine):
         shutil.rmtree(folder / output, ignore_errors=True)
         (folder / output).mkdir(parents=True)
-    manifest = json.loads((folder / p.paths.raw / "manifest.json").read_text())["tables"]
-    found = {name: _clean_table(con, name, p, folder, manifest[name]) for name in contract.in_order(p.contract)}
+    tables = RawManifest.read(folder / p.paths.raw).tables
+    found = {name: _clean_table(con, name, p, folder, tables[name]) for name in contract.in_order(p.contract)}
     _report({name: found[name] for name in p.contract}, p, folder / p.paths.reports)
     _judge(found, p)
 
@@ -60,10 +61,10 @@ class Job:
     label: str | None
 
 
-def _clean_table(con: "DuckDBPyConnection", name: str, p: Params, folder: Path, arrived: dict[str, Any]) -> Counts:
+def _clean_table(con: "DuckDBPyConnection", name: str, p: Params, folder: Path, arrived: RawTable) -> Counts:
     """One table's periods in turn, and their counts added up with what its files held."""
     label = p.label.expression if name == p.spine.table else None
-    job = Job(con, name, p.contract[name], p.sources[name], tuple(arrived["files"]), label)
+    job = Job(con, name, p.contract[name], p.sources[name], tuple(arrived.files), label)
     table, cleaned = p.contract[name], folder / p.paths.clean / name
     pointed = _pointed_contents(table, folder / p.paths.clean)
     counts = []
@@ -75,7 +76,7 @@ def _clean_table(con: "DuckDBPyConnection", name: str, p: Params, folder: Path, 
     else:  # nothing of it was known by as_of
         con.execute(f"CREATE TABLE {quoted(name)} ({contract.columns_sql(table)})")
     total = _total([*counts, _across_periods(con, name, table)])
-    return {**total, **{field: arrived[field] for field in ("read", "empty", "later", "lacking")}}
+    return total | arrived.model_dump(include={"read", "empty", "later", "lacking"})
 
 
 def _pointed_contents(table: Table, clean: Path) -> list[str]:

@@ -7,7 +7,6 @@ scores or looks at clean data needs no holdout, and tune refuses. `read_times`, 
 workspace; the rest is pure.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import log
-from tasks.data import periods, timeline
+from tasks.data import manifest, periods, timeline
+from tasks.data.manifest import RawManifest
 from tasks.params import Params, spell
 from tasks.runtime import stage
 from tasks.runtime.sql import parquet
@@ -57,11 +57,8 @@ def check(times: Times, as_of: datetime, p: Params) -> list[Problem]:
 def check_workspace(p: Params, root: Path) -> list[Problem]:
     """What does not fit the raw rows of a workspace, as of the moment that ingest has brought them for. Nothing is
     asked where there are no raw rows, as after `dvc pull features` on another machine."""
-    manifest = root / p.paths.raw / "manifest.json"
-    if not manifest.exists():
-        return []
-    as_of = json.loads(manifest.read_text(encoding="utf-8"))["as_of"]
-    return check(read_times(p, root), datetime.fromisoformat(as_of), p)
+    raw = root / p.paths.raw
+    return check(read_times(p, root), RawManifest.read(raw).as_of, p) if (raw / manifest.NAME).exists() else []
 
 
 def warn_after(ingest: Callable[[Params], None]) -> Callable[[Params], None]:

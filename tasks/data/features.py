@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tasks import log
 from tasks.data import cache, contract, featurerows, featuresql, leaks, periods, sandbox
@@ -26,6 +26,7 @@ from tasks.data.contract import columns_sql, literal, quoted
 from tasks.data.featurerows import _beside, _stored
 from tasks.data.featuresql import SQL, _sql, _take_spine, check_sql, compute, connect, static_tables
 from tasks.data.leaks import Moment, Probed
+from tasks.data.manifest import FeatureColumn, FeaturesManifest, Probes, RawManifest
 from tasks.data.periods import Period
 from tasks.params import Params, spell
 from tasks.runtime import files, stage
@@ -56,12 +57,12 @@ def features(p: Params, folder: Path = Path()) -> None:
     sql = (folder / SQL).read_text(encoding="utf-8")
     probed = build(p, folder / p.paths.clean, out, sql)
     unseen = static_tables(p, sql)
-    manifest = _manifest(p, out, folder) | {"probes": {**asdict(probed), "unseen": unseen}}
-    for warning in manifest["warnings"]:
+    manifest = _describe(p, out, folder).model_copy(update={"probes": Probes(**asdict(probed), unseen=unseen)})
+    for warning in manifest.warnings:
         log.warning(warning)
-    log.info("%s rows, %s features", f"{manifest['rows']:,}", len(manifest["columns"]))
+    log.info("%s rows, %s features", f"{manifest.rows:,}", len(manifest.columns))
     log.info(leaks.describe(probed, unseen))
-    files.publish_json(out / "manifest.json", manifest)
+    manifest.write(out)
 
 
 def build(p: Params, clean: Path, out: Path, sql: str) -> Probed:
@@ -192,10 +193,9 @@ class Job:
             )
 
 
-def _manifest(p: Params, out: Path, folder: Path) -> dict[str, Any]:
+def _describe(p: Params, out: Path, folder: Path) -> FeaturesManifest:
     """What the features hold, and what a person should look at: features without a value, or with only one."""
-    raw = json.loads((folder / p.paths.raw / "manifest.json").read_text())
-    as_of = datetime.fromisoformat(raw["as_of"])
+    as_of = RawManifest.read(folder / p.paths.raw).as_of
     listed = parquet(path for _, path in periods.files(out))
     con = connect(p)
     mature = f"_event_time < TIMESTAMP {literal(str(as_of - p.label.deadline))}"
@@ -205,16 +205,16 @@ def _manifest(p: Params, out: Path, folder: Path) -> dict[str, Any]:
     ).fetchall()[0]
     kinds = {row[0]: row[1] for row in con.execute(f"DESCRIBE FROM {listed}").fetchall()}
     names = [name for name in kinds if not name.startswith("_")]
-    return {
-        "as_of": raw["as_of"],
-        "rows": total[0],
-        "labelled": total[1],
-        "unlabelled_share": round(1 - total[3] / total[2], 6) if total[2] else None,
-        "from": str(total[4]),
-        "to": str(total[5]),
-        "columns": [{"name": name, "kind": "category" if kinds[name] == "VARCHAR" else "number"} for name in names],
-        "warnings": [*_label_warnings(p, con, listed), *_warnings(con, listed, names)],
-    }
+    return FeaturesManifest(
+        as_of=as_of,
+        rows=total[0],
+        labelled=total[1],
+        unlabelled_share=round(1 - total[3] / total[2], 6) if total[2] else None,
+        begin=str(total[4]),
+        end=str(total[5]),
+        columns=[FeatureColumn(name=name, kind="category" if kinds[name] == "VARCHAR" else "number") for name in names],
+        warnings=[*_label_warnings(p, con, listed), *_warnings(con, listed, names)],
+    )
 
 
 def _label_warnings(p: Params, con: "DuckDBPyConnection", listed: str) -> list[str]:

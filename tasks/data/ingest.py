@@ -32,6 +32,7 @@ from tasks.data import (
 )
 from tasks.data.contract import literal, quoted
 from tasks.data.feeds import FILE, ROW, Feed, Reader, _raw
+from tasks.data.manifest import RawManifest, RawTable
 from tasks.data.timeline import Reach
 from tasks.params import FAULT, PLACE, TIMES, Params, in_utc
 from tasks.runtime import files, sql, stage
@@ -67,12 +68,12 @@ def ingest(p: Params, folder: Path = Path()) -> None:
         as_of, limit = _as_of(p, spans[p.spine.table], reach)
     raw = folder / p.paths.raw
     shutil.rmtree(raw, ignore_errors=True)  # DVC has done so already; by hand, nothing of an older run may stay
-    tables = {name: _write(reader, feed, spans[name], as_of, raw / name, key) for name, feed in feeds.items()}
+    tables = {}
     for name, feed in feeds.items():
-        tables[name] |= _arrival(feed, arrived[name], tables[name]["rows"])
-    _report(tables, as_of)
-    manifest = {"as_of": as_of.isoformat(), "limit": limit.isoformat(), "pii_key_id": key_id, "tables": tables}
-    files.publish_json(raw / "manifest.json", manifest)
+        rows = _write(reader, feed, spans[name], as_of, raw / name, key)
+        log.info("%s: %s rows in %s periods, as of %s", name, f"{sum(rows.values()):,}", len(rows), as_of)
+        tables[name] = _describe_table(feed, rows, arrived[name])
+    RawManifest(as_of=as_of, limit=limit, pii_key_id=key_id, tables=tables).write(raw)
 
 
 def _has_pii(p: Params) -> bool:
@@ -231,8 +232,8 @@ def _as_of(p: Params, spans: Spans, reach: Reach | None) -> tuple[datetime, date
     return now if p.clock.step else as_of, limit  # with a step history is lived through, and it ends there
 
 
-def _write(reader: Reader, feed: Feed, spans: Spans, as_of: datetime, folder: Path, key: bytes) -> dict[str, Any]:
-    """Put one table's periods in place, and say what they hold."""
+def _write(reader: Reader, feed: Feed, spans: Spans, as_of: datetime, folder: Path, key: bytes) -> dict[str, int]:
+    """Put one table's periods in place. Returns the rows of each."""
     rows = {}
     for period, (first, newest) in spans.items():
         if first > as_of:
@@ -242,24 +243,22 @@ def _write(reader: Reader, feed: Feed, spans: Spans, as_of: datetime, folder: Pa
         if newest > as_of:
             _cut(reader.con, feed, period, as_of, target)
         rows[period] = _count(target)
-    return {
-        "address": feed.source.address,
-        "fingerprint": feed.fetched.fingerprint,
-        "rows": sum(rows.values()),
-        "periods": rows,
-    }
+    return rows
 
 
-def _arrival(feed: Feed, arrived: dict[str, Any], rows: int) -> dict[str, Any]:
-    """What the files held: each row of theirs is in data/raw, or empty, or not known yet."""
-    names = rawtable.file_names(feed.fetched)
-    return {
-        "files": names,
-        "read": arrived["rows"],
-        "empty": arrived["empty"],
-        "later": arrived["rows"] - arrived["empty"] - rows,
-        "lacking": {names[int(index)]: columns for index, columns in arrived["lacking"].items()},
-    }
+def _describe_table(feed: Feed, periods: dict[str, int], arrived: dict[str, Any]) -> RawTable:
+    names, rows = rawtable.file_names(feed.fetched), sum(periods.values())
+    return RawTable(
+        address=feed.source.address,
+        fingerprint=feed.fetched.fingerprint,
+        rows=rows,
+        periods=periods,
+        files=names,
+        read=arrived["rows"],
+        empty=arrived["empty"],
+        later=arrived["rows"] - arrived["empty"] - rows,
+        lacking={names[int(index)]: columns for index, columns in arrived["lacking"].items()},
+    )
 
 
 def _whole(reader: Reader, feed: Feed, period: str, key: bytes, *targets: Path) -> None:
@@ -356,11 +355,6 @@ def _count(path: Path) -> int:
     import pyarrow.parquet as pq
 
     return int(pq.read_metadata(path).num_rows)
-
-
-def _report(tables: dict[str, dict[str, Any]], as_of: datetime) -> None:
-    for name, table in tables.items():
-        log.info("%s: %s rows in %s periods, as of %s", name, f"{table['rows']:,}", len(table["periods"]), as_of)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,97 @@
 import json
 from datetime import datetime
 from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.runtime import files
+from tasks.runtime.formats import Format
+
+NAME = "manifest.json"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Manifest(_Model):
+    """What the two manifests have in common. The file also holds `format`, the mark of FORMAT."""
+
+    FORMAT: ClassVar[Format]
+
+    as_of: datetime
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The manifest of a folder. Raises FileNotFoundError without one, ValueError for one of another format."""
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        cls.FORMAT.check(content.pop("format", None), folder / NAME)
+        return cls.model_validate(content)
+
+    def write(self, folder: Path) -> None:
+        content = self.model_dump(mode="json", by_alias=True)
+        files.publish_json(folder / NAME, content | {"format": self.FORMAT.mark})
+
+
+class RawTable(_Model):
+    """One table of data/raw: its source, the rows by period, and what became of the rows of its files.
+
+    Rows read = rows + empty + later (not known yet). `lacking`: by file, the columns of the contract that it lacks.
+    """
+
+    address: str
+    fingerprint: str
+    rows: int
+    periods: dict[str, int]
+    files: list[str]
+    read: int
+    empty: int
+    later: int
+    lacking: dict[str, list[str]]
+
+
+class RawManifest(Manifest):
+    """What ingest wrote. `limit`: the latest as_of that the rows allow."""
+
+    FORMAT = Format("raw manifest", 1)
+
+    limit: datetime
+    pii_key_id: str | None
+    tables: dict[str, RawTable]
+
+
+class FeatureColumn(_Model):
+    name: str
+    kind: Literal["number", "category"]
+
+
+class Probes(_Model):
+    """How much was probed for leaks, and the tables that no probe sees into."""
+
+    moments: int
+    rows: int
+    unseen: list[str]
+
+
+class FeaturesManifest(Manifest):
+    """What features wrote. A folder that replay cuts to an earlier moment says as_of and columns only."""
+
+    FORMAT = Format("features manifest", 1)
+
+    columns: list[FeatureColumn] = []
+    rows: int | None = None
+    labelled: int | None = None
+    unlabelled_share: float | None = None
+    begin: str | None = Field(None, alias="from")
+    end: str | None = Field(None, alias="to")
+    warnings: list[str] = []
+    probes: Probes | None = None
 
 
 def read_limit(raw: Path) -> datetime | None:
-    """The latest as_of that the rows of a raw folder allow: what was stored beyond it comes from a bent clock. None
-    where ingest has not told it."""
-    path = raw / "manifest.json"
-    told = json.loads(path.read_text()).get("limit") if path.exists() else None
-    return datetime.fromisoformat(told) if told else None
+    """The latest as_of that the rows of a raw folder allow: what was stored beyond it comes from a bent clock.
+
+    None where there is no manifest, as after `dvc pull features` on another machine.
+    """
+    return RawManifest.read(raw).limit if (raw / NAME).exists() else None

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from tasks import log, params
 from tasks.data import cache, contract, features, featuresql
-from tasks.data import manifest as survey
 from tasks.data.contract import literal, quoted
+from tasks.data.manifest import RawManifest
 from tasks.params import Params
 from tasks.runtime import files
 from tasks.runtime.sql import parquet
@@ -52,11 +52,11 @@ def publish(p: Params, folder: Path, *, home: Path | None = None) -> State | Non
     """Publish the clean tables of `folder`. None where newer ones of the same kind are there: time never goes back,
     except from beyond the data, where only a bent clock can have been."""
     root = (home or params.home()) / "state"
-    as_of = datetime.fromisoformat(json.loads((folder / p.paths.raw / "manifest.json").read_text())["as_of"])
+    raw = RawManifest.read(folder / p.paths.raw)
+    as_of = raw.as_of
     before, own = _before(home), kind(p)
-    limit = survey.read_limit(folder / p.paths.raw)
-    if before and limit and before.as_of > max(limit, as_of):
-        log.warning("the state of %s is replaced: it lies beyond the data, which allow %s", before.as_of, limit)
+    if before and before.as_of > max(raw.limit, as_of):
+        log.warning("the state of %s is replaced: it lies beyond the data, which allow %s", before.as_of, raw.limit)
     elif before and before.kind == own and before.as_of > as_of:
         log.info("the state of %s stays: it is newer than %s", before.as_of, as_of)
         return None

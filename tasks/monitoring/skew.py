@@ -6,7 +6,6 @@ outcomes, or a source that is rewritten later; this comparison does, as soon as 
 decides nothing: a row that was delivered late, or corrected, may change a feature too.
 """
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.data import featurerows, leaks
+from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
 from tasks.promotion.recipe import fetch_recipe, rebuild_features
 from tasks.promotion.registry import Registry, Version
@@ -68,8 +68,7 @@ class Skew:
 def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, champion: Version) -> Skew:
     """The champion's journalled features of the last monitor.window against those that its own features.sql gives on
     the tables that a pipeline run left in `folder`."""
-    manifest = json.loads((folder / p.paths.features / "manifest.json").read_text(encoding="utf-8"))
-    until = datetime.fromisoformat(manifest["as_of"])
+    until = FeaturesManifest.read(folder / p.paths.features).as_of
     since = until - p.monitor.window
     journalled = _predictions(journal.read("predictions", since=since, until=until), champion)
     if not journalled.num_rows:

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import log
-from tasks.data import featurerows
-from tasks.data import manifest as survey
+from tasks.data import featurerows, manifest
 from tasks.data.featurerows import Rows
+from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params, in_utc
 from tasks.promotion import gate, ledger
 from tasks.promotion.contest import align_classes, row_losses
@@ -59,7 +59,7 @@ class Opponent:
 
 def judge_candidate(p: Params, folder: Path, record: str, *, registry: Registry, champion: Version | None) -> Verdict:
     """The gate's verdict on the candidate that a pipeline run left in `folder`."""
-    as_of = datetime.fromisoformat(json.loads((folder / p.paths.features / "manifest.json").read_text())["as_of"])
+    as_of = FeaturesManifest.read(folder / p.paths.features).as_of
     case = Case(p, folder, as_of, read_holdout(folder / p.paths.reports / "holdout.parquet"))
     if champion and champion.record == record:
         return gate.unchanged(f"version {champion.number}")
@@ -67,7 +67,7 @@ def judge_candidate(p: Params, folder: Path, record: str, *, registry: Registry,
     if (down := registry.find_barred(record)) is not None:
         return _barred(down, "lost as a challenger" if down in ledger.find_rejected(entries) else "was rolled back")
     number = champion.number if champion else None
-    if reason := explain_wait(p, registry, champion, as_of, survey.read_limit(folder / p.paths.raw)):
+    if reason := explain_wait(p, registry, champion, as_of, manifest.read_limit(folder / p.paths.raw)):
         return Verdict("HOLD", (reason,), {"champion_version": number} if champion else {})
     looks = ledger.count_looks(entries, number)
     if champion is None:

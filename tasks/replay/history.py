@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from tasks import log
 from tasks.data import cache, featurerows, features, periods
 from tasks.data.featurerows import META, Rows
+from tasks.data.manifest import FeaturesManifest
 from tasks.data.periods import Period
 from tasks.params import Params
 from tasks.promotion import judge
@@ -92,7 +93,7 @@ class History:
 
     @cached_property
     def as_of(self) -> datetime:
-        return datetime.fromisoformat(json.loads((self.features / "manifest.json").read_text())["as_of"])
+        return FeaturesManifest.read(self.features).as_of
 
     def candidate(self, as_of: datetime) -> Candidate:
         """The candidate as of then, from the shelf, or trained now. Raises ValueError for a history that is too short.
@@ -142,9 +143,7 @@ class History:
         out.mkdir(parents=True)
         for part in self._parts:
             part.put(as_of, out / part.path.name)
-        told = json.loads((self.features / "manifest.json").read_text())
-        columns = {"columns": told["columns"]} if "columns" in told else {}
-        files.publish_json(out / "manifest.json", {"as_of": as_of.isoformat(), **columns})
+        FeaturesManifest(as_of=as_of, columns=FeaturesManifest.read(self.features).columns).write(out)
         files.publish_json(folder / PARAMS, self.p.model_dump(mode="json"))  # JSON is YAML
         files.publish_text(folder / SQL, self.sql)
 

@@ -4,7 +4,6 @@ The rows are those that the pipeline's features stage made at as_of, from one mo
 served when the journal began. Each is predicted once, by whoever was champion when it came. Run again, it adds nothing.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks import log
-from tasks.data import featurerows
-from tasks.data import manifest as survey
+from tasks.data import featurerows, manifest
 from tasks.data.featurerows import Rows
+from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
 from tasks.promotion.recipe import Recipe, fetch_recipe, rebuild_features
 from tasks.promotion.registry import Registry, Version
@@ -48,8 +47,8 @@ class Scored:
 
 def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> Scored:
     """Predict and journal what has arrived in the features of `folder`."""
-    as_of = datetime.fromisoformat(json.loads((folder / p.paths.features / "manifest.json").read_text())["as_of"])
-    champion, limit = registry.champion(), survey.read_limit(folder / p.paths.raw)
+    as_of = FeaturesManifest.read(folder / p.paths.features).as_of
+    champion, limit = registry.champion(), manifest.read_limit(folder / p.paths.raw)
     rows = featurerows.read(folder / p.paths.features)
     newest = rows.event_time[-1].astype("datetime64[us]").item() if len(rows) else None
     if champion is None:

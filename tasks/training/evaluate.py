@@ -9,7 +9,6 @@ reference.parquet. Numbers keep six digits: the rest is the machine's, not ours.
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from tasks import log
 from tasks.data import featurerows, featuresql
 from tasks.data.featurerows import Rows
+from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
 from tasks.runtime import files, stage
 from tasks.training import labels, model, split
@@ -40,7 +40,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     source, models = folder / p.paths.features, folder / p.paths.models
     rows = featurerows.read(source)
     featuresql.check_slices(p.evaluate.slices, rows.table.column_names)
-    as_of = datetime.fromisoformat(json.loads((source / "manifest.json").read_text())["as_of"])
+    as_of = FeaturesManifest.read(source).as_of
     where = split.cuts(as_of, p.split, deadline=p.label.deadline)
     there = model.labelled(rows.label)
     twin = Model.load(models / "twin.ubj")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tasks import log
 from tasks.data import featurerows
 from tasks.data.featurerows import Rows
+from tasks.data.manifest import FeaturesManifest
 from tasks.params import Costs, Params, Task
 from tasks.runtime import files, stage
 from tasks.training import calibration, model, split, tune
@@ -36,7 +37,7 @@ def train(p: Params, folder: Path = Path()) -> None:
     """Write <models>/twin.ubj, twins/ and model.ubj. Raises ValueError for a target with one class."""
     source, target = folder / p.paths.features, folder / p.paths.models
     rows = featurerows.read(source)
-    as_of = datetime.fromisoformat(json.loads((source / "manifest.json").read_text())["as_of"])
+    as_of = FeaturesManifest.read(source).as_of
     tuned = json.loads((target / "tuned.json").read_text())
     start = split.cuts(as_of, p.split, deadline=p.label.deadline).start
     twins = fit_twins(rows, start, tuned, p, seeds=p.train.seeds)

@@ -28,6 +28,7 @@ import numpy as np
 from tasks import log, params
 from tasks.data import cache, feasibility, featurerows, features, featuresql, periods
 from tasks.data.featurerows import Rows
+from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params, Range, Tune
 from tasks.runtime import files, stage
 from tasks.training import model, split
@@ -166,7 +167,7 @@ def tune(p: Params, folder: Path = Path()) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_space(p)
     source = folder / p.paths.features
-    as_of = datetime.fromisoformat(json.loads((source / "manifest.json").read_text())["as_of"])
+    as_of = FeaturesManifest.read(source).as_of
     rows = featurerows.read(source)
     featuresql.check_slices(
         p.evaluate.slices, rows.table.column_names

@@ -8,7 +8,6 @@ its data frame, early stopping ends a fit, nothing else does. Prints the seconds
 
 import json
 import time
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from xgboost import XGBClassifier
 
 from tasks import params
 from tasks.data import featurerows
+from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
 from tasks.training import model, split, tune
 
@@ -38,7 +38,7 @@ def search(p: Params) -> "optuna.Study":
 def read_folds(p: Params) -> list[Fold]:
     """Categories as codes, which is the faster way here; missing values are NaN."""
     rows = featurerows.read(p.paths.features)
-    as_of = datetime.fromisoformat(json.loads((p.paths.features / "manifest.json").read_text())["as_of"])
+    as_of = FeaturesManifest.read(p.paths.features).as_of
     where = split.cuts(as_of, p.split, deadline=p.label.deadline)
     there = model.labelled(rows.label)
     found = split.folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there)

@@ -59,6 +59,9 @@ def test_another_model_is_a_result(tmp_path: Path) -> None:
     assert [(each.kind, each.what) for each in compared(tmp_path, model=b"another")] == [("result", "model.ubj")]
 
 
+RAW = {"format": "raw manifest/1", "as_of": "2013-07-01T00:00:00", "limit": "2013-07-02T00:00:00", "tables": {}}
+
+
 def compared(
     folder: Path, *, tuned: dict[str, Any] = TUNED, key: str = "k1", model: bytes = b"model"
 ) -> list[Difference]:
@@ -78,7 +81,7 @@ def compared(
 def made(root: Path, tuned: dict[str, Any], key: str, model: bytes) -> Path:
     files = {
         "params.yaml": b"paths: {raw: out/raw, models: out/models, reports: out/told}",
-        "out/raw/manifest.json": json.dumps({"pii_key_id": key}).encode(),
+        "out/raw/manifest.json": json.dumps(RAW | {"pii_key_id": key}).encode(),
         "out/models/tuned.json": json.dumps(tuned).encode(),
         "out/models/model.ubj": model,
         "out/models/twin.ubj": b"twin",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tasks import params
 from tasks.data.featurerows import Rows
+from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params, Task
 from tests.conftest import BEGIN, raw_params
 
@@ -88,7 +89,7 @@ def write(folder: Path, rows: Rows, p: Params, as_of: datetime = AS_OF) -> Path:
     months = rows.event_time.astype("datetime64[M]")
     for month in np.unique(months):
         pq.write_table(table.filter(months == month), out / f"{month}.parquet")
-    (out / "manifest.json").write_text(json.dumps({"as_of": as_of.isoformat()}))
+    FeaturesManifest(as_of=as_of).write(out)
     return folder
 
 

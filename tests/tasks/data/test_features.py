@@ -269,9 +269,9 @@ def test_the_number_of_threads_changes_no_byte(
 
 def test_the_real_features_are_about_thirty_and_each_has_values(by_month: tuple[Params, Path]) -> None:
     p, folder = by_month
-    manifest = features._manifest(p, folder / "data/features", folder)
-    assert 28 <= len(manifest["columns"]) <= 34
-    assert manifest["warnings"] == []
+    manifest = features._describe(p, folder / "data/features", folder)
+    assert 28 <= len(manifest.columns) <= 34
+    assert manifest.warnings == []
 
 
 # The made world: periods, labels, and SQL that will not do.

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tasks import params
 from tasks.data import features, leaks
 from tasks.data.leaks import Probed, Times
+from tasks.data.manifest import RawManifest
 from tasks.params import Params
 from tests.conftest import BEGIN, FEATURES_SQL, STORES, raw_params
 
@@ -193,7 +194,8 @@ def test_no_moment_is_probed_where_none_is_asked_for(parcels: World) -> None:
 def test_the_build_says_what_it_probed_and_what_no_probe_sees(parcels: World, caplog: pytest.LogCaptureFixture) -> None:
     p, folder = parcels.p, parcels.folder
     (folder / p.paths.raw).mkdir()
-    (folder / p.paths.raw / "manifest.json").write_text(json.dumps({"as_of": p.clock.as_of}, default=str))
+    assert p.clock.as_of
+    RawManifest(as_of=p.clock.as_of, limit=p.clock.as_of, pii_key_id=None, tables={}).write(folder / p.paths.raw)
     (folder / "tasks").mkdir()
     (folder / "tasks/features.sql").write_text(FEATURES_SQL)
     with caplog.at_level(logging.INFO):

@@ -237,7 +237,7 @@ def test_what_is_unpacked_is_in_the_home_and_gone_afterwards(
 UNPACK = """
 import sys, time
 from pathlib import Path
-from tasks.data import delivery, sources
+from tasks.data import sources
 from tasks.params import Column, Source
 with sources.scratch() as scratch:
     sources.unpack(Path(sys.argv[1]), scratch / "0")
