@@ -85,7 +85,7 @@ def given_up(p: Params, asked: Asked, why: str) -> None:
         return
     serving = known.champion()
     champion = serving.number if serving else None
-    as_of = asked.as_of or state.event_now() or params.in_utc(datetime.now(UTC))
+    as_of = asked.as_of or state.read_event_now() or params.in_utc(datetime.now(UTC))
     answer = Entry("verdict", asked.decision, as_of, champion=champion, outcome="HOLD", reasons=(why,))
     known.append(replace(answer, counts_as_look=False, failed=True))
     tell(p, f"evergreen: a retrain of {p.registry.model} failed", why, cause=f"failed {asked.decision}")

@@ -80,7 +80,7 @@ def opened(p: Params, as_of: datetime | None, *, force: bool) -> tuple[Registry,
     known, kept = registry.open_registry(p.registry), journal.open_journal(p.journal)
     if as_of:
         monitor.refuse_beyond(p, kept, params.in_utc(as_of), force=force)
-    newest = monitor.newest(kept, now=state.event_now())
+    newest = monitor.newest(kept, now=state.read_event_now())
     return known, kept, params.in_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
 
 

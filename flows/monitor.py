@@ -143,7 +143,7 @@ def _without_champion(p: Params, kept: Journal, known: Registry, as_of: datetime
 def _as_of_last_tick() -> datetime | None:
     """Not the time that has passed since: a retrain may not be ahead of a clock that goes by steps."""
     with contextlib.suppress(ValueError):
-        published = state.current()
+        published = state.read_current()
         return published.as_of if published else None
     return None
 
@@ -151,7 +151,7 @@ def _as_of_last_tick() -> datetime | None:
 @task(name="now", task_run_name="now", cache_policy=NO_CACHE, **NETWORK)
 def now_of(kept: Journal, of: Watched, as_of: datetime | None) -> datetime:
     """as_of, or the newest that is journalled, or what the champion was made of."""
-    newest = as_of or work.newest(kept, now=state.event_now())
+    newest = as_of or work.newest(kept, now=state.read_event_now())
     return newest or of.version.as_of or datetime.now(UTC).replace(tzinfo=None)
 
 

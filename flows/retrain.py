@@ -238,7 +238,7 @@ def _refuse_misfit(space: Workspace) -> None:
     problems = feasibility.check_workspace(p, space.root)
     for problem in problems:
         get_run_logger().warning("%s", problem.message)
-    if reason := feasibility.refusal(problems):
+    if reason := feasibility.explain_refusal(problems):
         raise StageFailed(FIRST, reason)
 
 

@@ -31,28 +31,28 @@ READ_ONLY = 0o444
 TRIES = 3  # an entry that is damaged again and again is the disk's fault
 
 
-def key(*inputs: Any) -> str:
+def hash_inputs(*inputs: Any) -> str:
     """One hash of everything that a period's files are made of."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def content(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """The hash of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def source_of(*modules: str) -> str:
+def hash_code(*modules: str) -> str:
     """The hash of modules' source text (`__file__`s), of what all stages share, and of the libraries that compute.
 
     An edited stage, or another release of theirs, never gives what its older self made.
     """
     shared = [Path(__file__), Path(str(periods.__file__)), Path(stage.__file__)]  # stage.py opens DuckDB
     releases = [importlib.metadata.version(name) for name in WRITERS]
-    return key([path.read_text() for path in [*map(Path, modules), *shared]], releases)
+    return hash_inputs([path.read_text() for path in [*map(Path, modules), *shared]], releases)
 
 
-def cached(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) -> bool:
+def provide(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) -> bool:
     """Put a period's files in place, made now or linked from the cache. True when they were made.
 
     `make(folder)` writes the files that `targets` asks for by name. An entry appears whole, by a rename, or not at all.
@@ -86,7 +86,7 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
         make(scratch)
-        seal(scratch)
+        seal_folder(scratch)
         scratch.rename(folder)
     except OSError:
         if not folder.is_dir():  # somebody else was faster: theirs holds the same bytes
@@ -105,17 +105,17 @@ def _discard(folder: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def seal(folder: Path) -> None:
+def seal_folder(folder: Path) -> None:
     """Put the files of a folder on disk, read-only, with their hashes beside them: `damage` compares with those."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    hashes = {str(path.relative_to(folder)): content(path) for path in files}
+    hashes = {str(path.relative_to(folder)): hash_file(path) for path in files}
     publish_json(folder / HASHES, hashes)
     for path in [*files, folder / HASHES]:
         path.chmod(READ_ONLY)
         _flush(path)
 
 
-def damage(folder: Path) -> list[str]:
+def find_damage(folder: Path) -> list[str]:
     """The files of a sealed folder that are gone or hold other bytes. A folder that is not sealed is damaged too."""
     try:
         hashes = _hashes(folder)
@@ -136,7 +136,7 @@ def _hashes(folder: Path) -> Mapping[str, str]:
 
 def _holds(path: Path, wanted: str) -> bool:
     try:
-        return content(path) == wanted
+        return hash_file(path) == wanted
     except FileNotFoundError:
         return False
 
@@ -152,7 +152,7 @@ def _place(folder: Path, name: str, target: Path) -> None:
     try:
         if not (folder / name).exists():
             raise DamagedError(f"{folder / name} is gone")
-        share(folder / name, new)
+        link_or_copy(folder / name, new)
         if not _holds(new, hashes[name]):  # not the entry's own name: these are the bytes that are put in place
             raise DamagedError(f"{folder / name} holds other bytes")
         new.replace(target)
@@ -161,7 +161,7 @@ def _place(folder: Path, name: str, target: Path) -> None:
     os.utime(folder)  # so that gc knows when it was last used, where nothing is linked
 
 
-def share(source: Path, new: Path) -> None:
+def link_or_copy(source: Path, new: Path) -> None:
     """A read-only file under a second name: a hard link, or a copy where a link would not protect the first.
 
     Root may write into a read-only file, and would write into both. Nor does every file system have links.

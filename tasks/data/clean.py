@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 MODULES = (contract, expressions, sql, timeline, timezones)
-CODE = cache.source_of(*map(str, (__file__, *(module.__file__ for module in MODULES))))
+CODE = cache.hash_code(*map(str, (__file__, *(module.__file__ for module in MODULES))))
 Counts = dict[str, Any]  # rows, bad, and by rule or column: by_rule, reported, nulls
 
 
@@ -44,7 +44,7 @@ def clean(p: Params, folder: Path = Path()) -> None:
         shutil.rmtree(folder / output, ignore_errors=True)
         (folder / output).mkdir(parents=True)
     tables = RawManifest.read(folder / p.paths.raw).tables
-    found = {name: _clean_table(con, name, p, folder, tables[name]) for name in contract.in_order(p.contract)}
+    found = {name: _clean_table(con, name, p, folder, tables[name]) for name in contract.sort_tables(p.contract)}
     _report({name: found[name] for name in p.contract}, p, folder / p.paths.reports)
     _judge(found, p)
 
@@ -81,15 +81,17 @@ def _clean_table(con: "DuckDBPyConnection", name: str, p: Params, folder: Path, 
 
 def _pointed_contents(table: Table, clean: Path) -> list[str]:
     """The contents of the tables that this one refers to: when they change, so may its bad rows."""
-    return [cache.content(file) for other in contract.referenced(table) for file in sorted((clean / other).glob("*"))]
+    return [
+        cache.hash_file(file) for other in contract.find_references(table) for file in sorted((clean / other).glob("*"))
+    ]
 
 
 def _clean_period(job: Job, file: Path, pointed: list[str], targets: dict[Path, str]) -> Counts:
     settings = (job.name, job.table.model_dump(), job.source.model_dump(exclude={"address"}), job.label)
-    entry = cache.key("clean", cache.content(file), settings, _files_named(job, file), pointed, CODE)
+    entry = cache.hash_inputs("clean", cache.hash_file(file), settings, _files_named(job, file), pointed, CODE)
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts.json"
-        cache.cached(entry, {**targets, counts: counts.name}, lambda into: _clean_file(job, file, into))
+        cache.provide(entry, {**targets, counts: counts.name}, lambda into: _clean_file(job, file, into))
         return dict(json.loads(counts.read_text()))
 
 
@@ -133,8 +135,8 @@ def _clean_file(job: Job, file: Path, into: Path) -> None:
 
 def _rules(job: Job, texts: Collection[str], *, timed: bool, outliers: bool) -> list[Rule]:
     """The contract's, then those that concern the whole row."""
-    found = [rule for rule in contract.rules(job.table, texts=texts) if rule.name.split(":")[0] not in TIMES]
-    for step in expressions.steps(job.source):
+    found = [rule for rule in contract.build_rules(job.table, texts=texts) if rule.name.split(":")[0] not in TIMES]
+    for step in expressions.list_steps(job.source):
         fails = f"coalesce(list_contains(raw.{FAULT}, {literal(step.setting)}), FALSE)"
         reason = f"sources.{job.name}.{step.setting} cannot be computed for this row"
         found.append(Rule(f"{step.setting}: fails", fails, literal(reason)))
@@ -156,7 +158,7 @@ def _rules(job: Job, texts: Collection[str], *, timed: bool, outliers: bool) -> 
 def _typed(job: Job, names: list[str], times: list[str], texts: Collection[str]) -> dict[str, str]:
     """By name: the SQL of the typed value."""
     decimal, columns = job.source.decimal, job.table.columns
-    typed = {name: contract.typed(name, columns[name], text=name in texts, decimal=decimal) for name in names}
+    typed = {name: contract.typed_sql(name, columns[name], text=name in texts, decimal=decimal) for name in names}
     return typed | {name: name for name in times}
 
 

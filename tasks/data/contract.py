@@ -33,7 +33,7 @@ class Rule:
     counts: bool = True  # a bad row; False: reported, and the row is kept
 
 
-def typed(name: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:
+def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:
     """A column's value in the contract's type; NULL where it does not fit.
 
     `text`: it is one now, else of the contract's type already. DuckDB's own cast would round 12.7 to 13, forget a
@@ -51,9 +51,9 @@ def typed(name: str, column: Column, *, text: bool = True, decimal: str = ".") -
     if column.type == "DOUBLE":
         return f"CASE WHEN isfinite({cast}) THEN {cast} END"
     if text and column.type == "TIMESTAMP":
-        return timezones.moment(value)
+        return timezones.timestamp_sql(value)
     if text and column.type == "DATE":
-        return timezones.date(value)
+        return timezones.date_sql(value)
     if (
         text and column.type == "BOOLEAN"
     ):  # a program that writes missing values as NaN writes the others as 1.0 and 0.0
@@ -68,7 +68,7 @@ def columns_sql(table: Table) -> str:
     return ", ".join([*columns, *(f"{name} TIMESTAMP" for name in TIMES)])
 
 
-def rules(table: Table, *, texts: Collection[str]) -> list[Rule]:
+def build_rules(table: Table, *, texts: Collection[str]) -> list[Rule]:
     """Every rule of a table over its raw columns (`raw.` names, `texts` of them as text) and its typed ones."""
     return [rule for name, column in table.columns.items() for rule in _column_rules(name, column, name in texts)]
 
@@ -81,7 +81,7 @@ def _column_rules(name: str, column: Column, text: bool) -> list[Rule]:
     if text and column.type in ("TIMESTAMP", "DATE"):
         found = _zone_rules(name, raw, value, clocks=column.type == "TIMESTAMP")
     if found:
-        odd = f"CASE WHEN {odd} THEN {timezones.refused(raw)} = '' ELSE FALSE END"
+        odd = f"CASE WHEN {odd} THEN {timezones.zone_sql(raw)} = '' ELSE FALSE END"
     found.append(Rule(f"{name}: type", odd, _says(name, f"CAST({raw} AS VARCHAR)", f"is no {column.type}")))
     if column.required:
         found.append(Rule(f"{name}: required", f"{raw} IS NULL", literal(f"{name} is missing")))
@@ -102,7 +102,7 @@ def _column_rules(name: str, column: Column, text: bool) -> list[Rule]:
 
 def _zone_rules(name: str, raw: str, value: str, *, clocks: bool) -> list[Rule]:
     """A zone that is not taken is a fault; a time that a change of clocks makes unsure is counted, and kept."""
-    zone = timezones.refused(raw)
+    zone = timezones.zone_sql(raw)
     broken = f"CASE WHEN {raw} IS NOT NULL AND {value} IS NULL THEN {zone} <> '' ELSE FALSE END"
     way_out = f"concat({literal(name + ' ')}, {raw}, ' has the zone ', {zone}, {literal(ZONE_RULE)})"
     rules = [Rule(f"{name}: zone", broken, way_out)]
@@ -110,8 +110,8 @@ def _zone_rules(name: str, raw: str, value: str, *, clocks: bool) -> list[Rule]:
         return rules
     return [
         *rules,
-        Rule(f"{name}: skipped by the clock", timezones.skipped(raw, value), "''", counts=False),
-        Rule(f"{name}: shown twice by the clock", timezones.doubled(raw, value), "''", counts=False),
+        Rule(f"{name}: skipped by the clock", timezones.skipped_sql(raw, value), "''", counts=False),
+        Rule(f"{name}: shown twice by the clock", timezones.doubled_sql(raw, value), "''", counts=False),
     ]
 
 
@@ -119,21 +119,21 @@ def _says(name: str, value: str, rule: str) -> str:
     return f"concat({literal(name + ' ')}, {value}, {literal(' ' + rule)})"
 
 
-def referenced(table: Table) -> dict[str, str]:
+def find_references(table: Table) -> dict[str, str]:
     """The other tables that a table's columns point to, each with the column that is pointed to."""
     pairs = [column.references.partition(".") for column in table.columns.values() if column.references]
     return {other: field for other, _, field in pairs}
 
 
-def in_order(tables: dict[str, Table]) -> list[str]:
+def sort_tables(tables: dict[str, Table]) -> list[str]:
     """The tables, each after those that it refers to."""
     try:
-        return list(TopologicalSorter({name: referenced(table) for name, table in tables.items()}).static_order())
+        return list(TopologicalSorter({name: find_references(table) for name, table in tables.items()}).static_order())
     except CycleError as error:
         raise ValueError(f"contract: these tables refer to each other in a ring: {error.args[1]}") from None
 
 
-def pii_key() -> bytes:
+def load_pii_key() -> bytes:
     """The secret that pseudonyms are made with: EVERGREEN_PII_KEY, else the file that `make key` wrote."""
     file = home() / "pii.key"
     if text := os.environ.get("EVERGREEN_PII_KEY"):
@@ -156,11 +156,11 @@ def _long_enough(key: bytes, where: str, way_out: str) -> bytes:
     return key
 
 
-def key_id(key: bytes) -> str:
+def identify_key(key: bytes) -> str:
     """Eight hex digits that tell keys apart and give nothing away."""
     return hashlib.sha256(b"evergreen pii key id:" + key).hexdigest()[:8]
 
 
-def pseudonym(value: str, key: bytes) -> str:
+def make_pseudonym(value: str, key: bytes) -> str:
     """HMAC-SHA256 (RFC 2104), cut to 64 bits: the same person, the same name, and no way back without the key."""
     return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:16]

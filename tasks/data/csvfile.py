@@ -53,7 +53,7 @@ def _codec(encoding: str) -> str:
     return "utf-8-sig" if encoding == "utf-8" else encoding
 
 
-def sql(file: Path, layout: Layout) -> str:
+def csv_sql(file: Path, layout: Layout) -> str:
     """The table function that reads it: text columns c0, c1, ... in the order of the header."""
     columns = ", ".join(f"c{i}: 'VARCHAR'" for i in range(len(layout.names)))
     return (

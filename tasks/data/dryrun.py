@@ -30,7 +30,7 @@ def _rehearse_sources(p: Params) -> None:
             delivered = {each: column for each, column in p.contract[name].columns.items() if each not in source.derive}
             values = [f"CAST(NULL AS {column.type}) AS {quoted(each)}" for each, column in delivered.items()]
             base = f"SELECT {', '.join(values) or '1'} WHERE FALSE"
-            plan = expressions.plan(con, name, source, base, list(delivered))
+            plan = expressions.plan_expressions(con, name, source, base, list(delivered))
             con.execute(f"CREATE TEMP TABLE {quoted(name)} AS {plan.sql}")
 
 

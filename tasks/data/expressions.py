@@ -31,7 +31,7 @@ class Step:
     is_time: bool = False
 
 
-def steps(source: Source) -> list[Step]:
+def list_steps(source: Source) -> list[Step]:
     """In the order in which they are computed: each may use the columns of those before it."""
     derived = [Step(name, f"derive.{name}", expression) for name, expression in source.derive.items()]
     if not source.event_time:
@@ -53,12 +53,12 @@ class Plan:
     kinds: dict[str, str]  # the type of each column that is derived
 
 
-def plan(con: "DuckDBPyConnection", table: str, source: Source, base: str, present: list[str]) -> Plan:
+def plan_expressions(con: "DuckDBPyConnection", table: str, source: Source, base: str, present: list[str]) -> Plan:
     """`base` is SQL with the columns `present`. Raises ValueError, with the setting's name, for what is no SQL."""
     import duckdb
 
     kinds, unguarded, sql, guarded = dict[str, str](), list[str](), base, base
-    for step in steps(source):
+    for step in list_steps(source):
         kinds[step.name] = kind = _kind(con, table, source, step, sql, present)
         sql = _added(sql, step, kind, present, guard=False)
         try:
@@ -71,7 +71,7 @@ def plan(con: "DuckDBPyConnection", table: str, source: Source, base: str, prese
     return Plan(table, source, _marked(sql, source), _marked(guarded, source), unguarded, kinds)
 
 
-def create(con: "DuckDBPyConnection", plan: Plan, beside: list[str]) -> None:
+def create_table(con: "DuckDBPyConnection", plan: Plan, beside: list[str]) -> None:
     """Make the temporary table, with the columns `beside` (SQL). Raises ValueError when a row fails unguarded."""
     import duckdb
 
@@ -80,11 +80,11 @@ def create(con: "DuckDBPyConnection", plan: Plan, beside: list[str]) -> None:
         con.execute(f"{target}({plan.sql})")
         return
     except duckdb.Error as error:
-        sqlerrors.raise_unless_of_a_row(error)
+        sqlerrors.raise_machine_error(error)
     try:
         con.execute(f"{target}({plan.guarded})")
     except duckdb.Error as error:
-        sqlerrors.raise_unless_of_a_row(error)
+        sqlerrors.raise_machine_error(error)
         raise ValueError(
             f"{plan.table} ({plan.source.address}) does not fit its params: one of {', '.join(plan.unguarded)} fails "
             "for a row, and no single row can be put aside, since it holds a subquery, a window function or random(). "
@@ -108,7 +108,7 @@ def _kind(con: "DuckDBPyConnection", table: str, source: Source, step: Step, sql
             f"{table} ({source.address}) does not fit its params: {cause} It must be SQL over the contract's columns."
         ) from None
     except duckdb.Error as error:
-        sqlerrors.raise_unless_of_a_row(error)
+        sqlerrors.raise_machine_error(error)
         return "TIMESTAMP" if step.is_time else "VARCHAR"
     if step.is_time and not kind.startswith(TIME_KINDS):
         raise ValueError(
@@ -130,7 +130,7 @@ def _added(sql: str, step: Step, kind: str, present: list[str], *, guard: bool) 
     inner = f"SELECT *, {_try(step) if guard else f'({step.expression}{chr(10)})'} AS {hidden} FROM ({sql})"
     failure = f"CASE WHEN {fails} THEN {literal(step.setting)} END"
     if step.is_time:
-        moment = timezones.moment(value) if kind == "VARCHAR" else f"CAST({value} AS TIMESTAMP)"
+        moment = timezones.timestamp_sql(value) if kind == "VARCHAR" else f"CAST({value} AS TIMESTAMP)"
         if kind == "VARCHAR":
             failure = (
                 f"CASE WHEN {fails} THEN {literal(step.setting)} "
@@ -151,7 +151,7 @@ def _failed(step: Step) -> str:
 
 def _marked(sql: str, source: Source) -> str:
     """One list of the settings that failed for a row; NULL where none did."""
-    made = steps(source)
+    made = list_steps(source)
     if not made:
         return f"SELECT *, CAST(NULL AS VARCHAR[]) AS {quoted(FAULT)} FROM ({sql})"
     failures = [quoted(_failed(step)) for step in made]

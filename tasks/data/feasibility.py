@@ -37,9 +37,11 @@ class Problem:
     stops: bool
 
 
-def read_times(p: Params, root: Path) -> Times:
+def read_event_times(p: Params, root: Path) -> Times:
     """The event times of the spine's raw rows in a workspace, in order."""
-    files = [path for _, path in periods.files(root / p.paths.raw / p.spine.table)]  # outliers would bend the row rate
+    files = [
+        path for _, path in periods.list_files(root / p.paths.raw / p.spine.table)
+    ]  # outliers would bend the row rate
     if not files:
         return np.zeros(0, dtype="datetime64[us]")
     with stage.connect(p) as con:
@@ -47,7 +49,7 @@ def read_times(p: Params, root: Path) -> Times:
         return np.sort(rows.to_arrow_table()["event_time"].to_numpy().astype("datetime64[us]"))
 
 
-def check(times: Times, as_of: datetime, p: Params) -> list[Problem]:
+def find_problems(times: Times, as_of: datetime, p: Params) -> list[Problem]:
     """What does not fit the rows of these event times (n, in order), those that stop a retrain first."""
     if not len(times):
         return []
@@ -58,7 +60,11 @@ def check_workspace(p: Params, root: Path) -> list[Problem]:
     """What does not fit the raw rows of a workspace, as of the moment that ingest has brought them for. Nothing is
     asked where there are no raw rows, as after `dvc pull features` on another machine."""
     raw = root / p.paths.raw
-    return check(read_times(p, root), RawManifest.read(raw).as_of, p) if (raw / manifest.NAME).exists() else []
+    return (
+        find_problems(read_event_times(p, root), RawManifest.read(raw).as_of, p)
+        if (raw / manifest.NAME).exists()
+        else []
+    )
 
 
 def warn_after(ingest: Callable[[Params], None]) -> Callable[[Params], None]:
@@ -66,7 +72,7 @@ def warn_after(ingest: Callable[[Params], None]) -> Callable[[Params], None]:
 
     def work(p: Params) -> None:
         ingest(p)
-        if reason := refusal(check_workspace(p, Path())):
+        if reason := explain_refusal(check_workspace(p, Path())):
             log.warning("%s", reason)
 
     return work
@@ -77,7 +83,7 @@ def refuse_before(tune: Callable[[Params], None]) -> Callable[[Params], None]:
 
     def work(p: Params) -> None:
         problems = check_workspace(p, Path())
-        if reason := refusal(problems):
+        if reason := explain_refusal(problems):
             raise ValueError(reason)
         for problem in problems:
             log.warning("%s", problem.message)
@@ -86,7 +92,7 @@ def refuse_before(tune: Callable[[Params], None]) -> Callable[[Params], None]:
     return work
 
 
-def refusal(problems: list[Problem]) -> str | None:
+def explain_refusal(problems: list[Problem]) -> str | None:
     """The sentence that refuses a retrain; None where nothing stops it."""
     stopping = [problem.message for problem in problems if problem.stops]
     return "\n".join(["params.yaml does not fit the table:", *stopping]) if stopping else None
@@ -115,14 +121,14 @@ def _holdout(times: Times, as_of: datetime, p: Params) -> Iterator[Problem]:
 
 def _folds(times: Times, first: datetime, end: datetime, p: Params) -> Iterator[Problem]:
     """`end`: where the twin's training ends. Each fold needs rows to train on, which end a deadline before it."""
-    spans = timeline.fold_spans(times, end, folds=p.split.folds, fold=p.split.fold)
+    spans = timeline.place_folds(times, end, folds=p.split.folds, fold=p.split.fold)
     since = spans[0].begin
     rows = [len(_between(times, span.begin, span.end)) for span in spans]
     trained = len(_between(times, first, since - p.label.deadline))
     if trained and all(rows):
         return
     empty = sum(
-        (gap.end - gap.begin for gap in timeline.find(times, longer=p.split.fold) if gap.end <= end), timedelta()
+        (gap.end - gap.begin for gap in timeline.find_gaps(times, longer=p.split.fold) if gap.end <= end), timedelta()
     )
     room = end - p.label.deadline - first - empty
     fold = spell(_floor(room / (p.split.folds + 1)))

@@ -51,12 +51,12 @@ class Rows:
         return Rows(self.table.filter(mask), self.event_time[mask], self.known_at[mask], self.label[mask], keys)
 
 
-def read(features: Path) -> Rows:
+def read_rows(features: Path) -> Rows:
     """All the feature rows of a folder that this stage has written."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parts = [pq.read_table(path) for _, path in periods.files(features)]
+    parts = [pq.read_table(path) for _, path in periods.list_files(features)]
     if not parts:
         raise ValueError(f"{features} holds no feature rows: run the stages before this one (dvc repro)")
     table = pa.concat_tables(parts)

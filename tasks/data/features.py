@@ -24,7 +24,7 @@ from tasks import log
 from tasks.data import cache, contract, featurerows, featuresql, leaks, periods, sandbox
 from tasks.data.contract import columns_sql, literal, quoted
 from tasks.data.featurerows import _beside, _stored
-from tasks.data.featuresql import SQL, _sql, _take_spine, check_sql, compute, connect, static_tables
+from tasks.data.featuresql import SQL, _sql, _take_spine, check_sql, compute_features, connect, find_static_tables
 from tasks.data.leaks import Moment, Probed
 from tasks.data.manifest import FeatureColumn, FeaturesManifest, Probes, RawManifest
 from tasks.data.periods import Period
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-CODE = cache.source_of(__file__, featuresql.__file__, featurerows.__file__, contract.__file__, sandbox.__file__)
-PROBE_CODE = cache.source_of(leaks.__file__)  # apart: another way to look for leaks changes no feature
+CODE = cache.hash_code(__file__, featuresql.__file__, featurerows.__file__, contract.__file__, sandbox.__file__)
+PROBE_CODE = cache.hash_code(leaks.__file__)  # apart: another way to look for leaks changes no feature
 EDGE = 20  # the first rows of a period, which are computed again with twice the look-back
 
 
@@ -56,7 +56,7 @@ def features(p: Params, folder: Path = Path()) -> None:
     shutil.rmtree(out, ignore_errors=True)
     sql = (folder / SQL).read_text(encoding="utf-8")
     probed = build(p, folder / p.paths.clean, out, sql)
-    unseen = static_tables(p, sql)
+    unseen = find_static_tables(p, sql)
     manifest = _describe(p, out, folder).model_copy(update={"probes": Probes(**asdict(probed), unseen=unseen)})
     for warning in manifest.warnings:
         log.warning(warning)
@@ -87,14 +87,14 @@ def build(p: Params, clean: Path, out: Path, sql: str) -> Probed:
     for place, alone in enumerate(leaks.spread_evenly(at_least, len(todo))):
         job = job_of(place)
         target = out / f"{job.period.name}.parquet"
-        if cache.cached(job.key, {target: "rows.parquet"}, job.make):
+        if cache.provide(job.key, {target: "rows.parquet"}, job.make):
             log.info("%s computed", job.period.name)
         results.append(job.check(target, plan[place], alone=alone))
     return Probed(sum(result.moments for result in results), sum(result.rows for result in results))
 
 
 def open_tables(p: Params, clean: Path) -> Tables:
-    timed = {name: list(periods.files(clean / name)) for name, source in p.sources.items() if source.event_time}
+    timed = {name: list(periods.list_files(clean / name)) for name, source in p.sources.items() if source.event_time}
     static = {name: sorted((clean / name).glob("*.parquet")) for name in p.sources if name not in timed}
     return Tables(clean, timed, static)
 
@@ -112,9 +112,9 @@ class Job:
     @cached_property
     def key(self) -> str:
         p, files = self.p, self._files(self.p.features.lookback)
-        contents = [(name, [cache.content(path) for path in paths]) for name, paths in files.items()]
+        contents = [(name, [cache.hash_file(path) for path in paths]) for name, paths in files.items()]
         settings = [each.model_dump() for each in (p.spine, p.label, p.features)]
-        return cache.key(
+        return cache.hash_inputs(
             "features", self.period.name, contents, settings, p.contract[p.spine.table].key, self.sql, CODE
         )
 
@@ -122,7 +122,7 @@ class Job:
         import pyarrow.parquet as pq
 
         con, meta = self._world
-        found = compute(con, self.p, self.sql)
+        found = compute_features(con, self.p, self.sql)
         pq.write_table(_beside(meta, found), into / "rows.parquet", compression="zstd")
 
     def read_times(self) -> leaks.Times:
@@ -136,7 +136,7 @@ class Job:
 
         def make(into: Path) -> None:
             con, meta = self._world
-            world = leaks.World(con, list(self.tables.timed), lambda: compute(con, self.p, self.sql))
+            world = leaks.World(con, list(self.tables.timed), lambda: compute_features(con, self.p, self.sql))
             stored = _stored(target)
             leaks.refuse_leaks(world, stored, meta["_event_time"], moments, alone=alone)
             if self.look_further:
@@ -145,10 +145,12 @@ class Job:
 
         if not moments and not self.look_further:
             return Probed(0, 0)
-        entry = cache.key("probed", self.key, [asdict(each) for each in moments], alone, self.look_further, PROBE_CODE)
+        entry = cache.hash_inputs(
+            "probed", self.key, [asdict(each) for each in moments], alone, self.look_further, PROBE_CODE
+        )
         with tempfile.TemporaryDirectory() as scratch:
             result = Path(scratch, "probed.json")
-            cache.cached(entry, {result: "probed.json"}, make)
+            cache.provide(entry, {result: "probed.json"}, make)
             return Probed(**json.loads(result.read_text()))
 
     @cached_property
@@ -184,7 +186,7 @@ class Job:
         lookback = 2 * self.p.features.lookback
         wide = self._connect(lookback, event_times[-1] + timedelta(microseconds=1))
         _take_spine(wide, self.p, self.period)
-        again = compute(wide, self.p, self.sql).slice(0, len(first))
+        again = compute_features(wide, self.p, self.sql).slice(0, len(first))
         for name, found in leaks.find_differences(first, again).items():
             raise ValueError(
                 f"features.sql looks back further than features.lookback ({spell(self.p.features.lookback)}): `{name}` "
@@ -196,7 +198,7 @@ class Job:
 def _describe(p: Params, out: Path, folder: Path) -> FeaturesManifest:
     """What the features hold, and what a person should look at: features without a value, or with only one."""
     as_of = RawManifest.read(folder / p.paths.raw).as_of
-    listed = parquet(path for _, path in periods.files(out))
+    listed = parquet(path for _, path in periods.list_files(out))
     con = connect(p)
     mature = f"_event_time < TIMESTAMP {literal(str(as_of - p.label.deadline))}"
     total = con.execute(

@@ -40,9 +40,9 @@ def check_sql(p: Params, sql: str) -> None:
     sandbox.check_sql(sql, p.sources, columns)
 
 
-def static_tables(p: Params, sql: str) -> list[str]:
+def find_static_tables(p: Params, sql: str) -> list[str]:
     """The tables without times that the SQL reads: when their rows became known nobody can say."""
-    read = sandbox.tables_read(sql)
+    read = sandbox.find_tables(sql)
     return [name for name, source in p.sources.items() if source.event_time is None and name.lower() in read]
 
 
@@ -76,7 +76,7 @@ def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Tab
     try:
         con.execute(f"{before}{p.label.expression}{after}")
     except duckdb.Error as error:
-        sqlerrors.raise_unless_of_a_row(error)
+        sqlerrors.raise_machine_error(error)
         setting, names = f"label.expression `{p.label.expression}`", [*table.columns, *TIMES]
         told = sqlerrors.explain(error, p.label.expression, setting=setting, before=before, columns=names)
         raise ValueError(told) from None
@@ -91,7 +91,7 @@ def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Tab
     return taken
 
 
-def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
+def compute_features(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
     """Run the SQL over the connection's spine and tables → one row of features per row of the spine, in its order.
 
     The connection is closed to everything else from now on. Raises ValueError when the SQL uses more than that, fails
@@ -100,16 +100,16 @@ def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
     import duckdb
 
     check_sql(p, sql)
-    sandbox.close(con)
+    sandbox.close_connection(con)
     before = "CREATE OR REPLACE TEMP TABLE _found AS "
     try:
         con.execute(before + sql)
     except duckdb.Error as error:
-        sqlerrors.raise_unless_of_a_row(error)
+        sqlerrors.raise_machine_error(error)
         raise ValueError(
             sqlerrors.explain(error, sql, setting="features.sql", before=before, columns=_readable_columns(p))
         ) from None
-    kinds = kinds_of(con, p, "_found")
+    kinds = read_kinds(con, p, "_found")
     if any(re.search(r"_\d+$", name) for name in kinds):  # DuckDB calls the second of two columns `x` x_1
         check_same_names([row[0] for row in con.execute(f"DESCRIBE {sql}").fetchall()])
     told = ", ".join(_plain(name, kind) for name, kind in kinds.items())
@@ -124,7 +124,7 @@ def compute(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
 def rehearse(con: "DuckDBPyConnection", p: Params, sql: str) -> None:
     """Raises ValueError for a label or SQL that cannot run over these tables, which may be empty."""
     _take_spine(con, p, Period("all", datetime(1970, 1, 1), datetime(2200, 1, 1)))
-    compute(con, p, sql)
+    compute_features(con, p, sql)
 
 
 def _readable_columns(p: Params) -> list[str]:
@@ -132,7 +132,7 @@ def _readable_columns(p: Params) -> list[str]:
     return sorted({"row_id", *TIMES, *(name for table in p.contract.values() for name in table.columns)})
 
 
-def kinds_of(con: "DuckDBPyConnection", p: Params, given: str) -> dict[str, str]:
+def read_kinds(con: "DuckDBPyConnection", p: Params, given: str) -> dict[str, str]:
     """The features in what features.sql gave, a table or a view, and DuckDB's type of each."""
     found = {row[0]: str(row[1]) for row in con.execute(f"DESCRIBE FROM {given}").fetchall()}
     _check_names(p, list(found))
@@ -170,12 +170,12 @@ def _check_names(p: Params, names: list[str]) -> None:
 def _plain(name: str, kind: str) -> str:
     """Text stays text; every other column becomes float32, as XGBoost reads it. What is not finite is missing."""
     if is_text(kind):
-        return cast(name, kind)
+        return cast_sql(name, kind)
     value = f"TRY_CAST({quoted(name)} AS FLOAT)"
     return f"CASE WHEN isfinite({value}) THEN {value} END AS {quoted(name)}"
 
 
-def cast(name: str, kind: str) -> str:
+def cast_sql(name: str, kind: str) -> str:
     """Text as VARCHAR, a number as FLOAT; or as DOUBLE, where that rounding is left to whoever asks."""
     column = quoted(name)
     if is_text(kind):

@@ -72,7 +72,7 @@ class Reader:
                     break
             yield self.con
         except duckdb.Error as error:
-            sqlerrors.raise_unless_of_a_row(error)
+            sqlerrors.raise_machine_error(error)
             raise ValueError(
                 f"{feed.name} ({feed.source.address}) does not fit its params: DuckDB cannot compute its rows "
                 f"({type(error).__name__}). Check sources.{feed.name} and contract.{feed.name}."
@@ -83,13 +83,13 @@ class Reader:
             return
         wanted = {name: column for name, column in feed.table.columns.items() if name not in feed.source.derive}
         try:
-            self.deliveries[feed.name] = rawtable.load(self.con, feed.fetched, feed.source, wanted, "_arrived")
+            self.deliveries[feed.name] = rawtable.load_table(self.con, feed.fetched, feed.source, wanted, "_arrived")
         except ValueError as error:
             raise ValueError(f"{feed.name}: {error}") from None
         forms = dict(self.con.execute("SELECT column_name, column_type FROM (DESCRIBE _arrived)").fetchall())
         base = _typed_sql(feed, [(name, forms[f"v{i}"] == "VARCHAR") for i, name in enumerate(wanted)])
-        plan = expressions.plan(self.con, feed.name, feed.source, base, list(wanted))
-        expressions.create(self.con, plan, _raw_derived(feed, plan.kinds))
+        plan = expressions.plan_expressions(self.con, feed.name, feed.source, base, list(wanted))
+        expressions.create_table(self.con, plan, _raw_derived(feed, plan.kinds))
         self.con.execute("DROP TABLE _arrived")
         self._open.add(feed.name)
 
@@ -101,7 +101,7 @@ def _typed_sql(feed: Feed, wanted: list[tuple[str, bool]]) -> str:
     place = [f"file AS {FILE}", f"rowid - start + 1 AS {ROW}"]
     arrived = f"SELECT {', '.join([*named, *place])} FROM _arrived WHERE NOT blank"
     pairs = [
-        f"{contract.typed(name, feed.table.columns[name], text=text, decimal=decimal)} AS {quoted(name)}, "
+        f"{contract.typed_sql(name, feed.table.columns[name], text=text, decimal=decimal)} AS {quoted(name)}, "
         f"{quoted(name)} AS {_raw(name)}"
         for name, text in wanted
     ]
@@ -120,5 +120,5 @@ def _raw_derived(feed: Feed, kinds: dict[str, str]) -> list[str]:
         if name in feed.source.derive:
             wanted = feed.table.columns[name].type
             form = wanted if kinds[name] in rawtable.HELD[wanted] else "VARCHAR"
-            columns.append(f"{rawtable.raw(quoted(name), kinds[name], wanted, form)} AS {_raw(name)}")
+            columns.append(f"{rawtable.raw_sql(quoted(name), kinds[name], wanted, form)} AS {_raw(name)}")
     return columns

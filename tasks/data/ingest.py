@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 NO_TIME = datetime(1970, 1, 1)  # "now" of a source whose rows all go to quarantine, and in the same bytes each time
 MODULES = (contract, csvfile, expressions, feeds, rawtable, sources, sql, timeline, timezones)
-CODE = cache.source_of(*map(str, (__file__, *(module.__file__ for module in MODULES))))
+CODE = cache.hash_code(*map(str, (__file__, *(module.__file__ for module in MODULES))))
 Spans = dict[
     str, tuple[datetime, datetime]
 ]  # by period: when its first row is there, and the newest moment that it tells of
@@ -52,8 +52,8 @@ Spans = dict[
 
 def ingest(p: Params, folder: Path = Path()) -> None:
     """Write <raw>/<table>/<period>.parquet and <raw>/manifest.json. Raises ValueError for a source that will not do."""
-    key = contract.pii_key() if _has_pii(p) else b""
-    key_id = contract.key_id(key) if key else None
+    key = contract.load_pii_key() if _has_pii(p) else b""
+    key_id = contract.identify_key(key) if key else None
     _check_key(p, key_id)
     feeds = _fetch(p, key_id)
     reader = Reader(p, feeds)
@@ -93,12 +93,12 @@ def _fetch(p: Params, key_id: str | None) -> dict[str, Feed]:
     """In the order of params.yaml: a table's expressions may use the tables above it."""
     feeds: dict[str, Feed] = {}
     for name, source in p.sources.items():
-        fetched, table = sources.fetch(source.address), p.contract[name]
+        fetched, table = sources.fetch_files(source.address), p.contract[name]
         columns = [(each, column.type, column.pii, column.outcome) for each, column in table.columns.items()]
         above = [feed.identity for feed in feeds.values()]
         said = source.model_dump(exclude={"address"})
         parts = (name, fetched.fingerprint, said, columns, table.key, p.ingest.period, key_id, above, CODE)
-        feeds[name] = Feed(name, source, table, fetched, cache.key(*parts))
+        feeds[name] = Feed(name, source, table, fetched, cache.hash_inputs(*parts))
     return feeds
 
 
@@ -126,12 +126,12 @@ def _survey(reader: Reader, feed: Feed) -> Reach | None:
 
         def measure(into: Path) -> None:
             with reader.reading(feed) as con:
-                found = timeline.measure(con, feed.name, feed.outcomes)
+                found = timeline.measure_reach(con, feed.name, feed.outcomes)
             files.publish_text(into / "reach.json", timeline.to_json(found))
 
-        cache.cached(cache.key("reach", feed.identity), {target: "reach.json"}, measure)
+        cache.provide(cache.hash_inputs("reach", feed.identity), {target: "reach.json"}, measure)
         reach = timeline.from_json(target.read_text())
-    reader.outlier[feed.name] = timeline.reason_sql(reach, feed.outcomes)
+    reader.outlier[feed.name] = timeline.outlier_sql(reach, feed.outcomes)
     return reach
 
 
@@ -154,7 +154,7 @@ def _spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> tuple[Spans, di
             files.publish_json(into / "spans.json", {"spans": found, "delivery": arrived})
 
         surveyed = feed.name in reader.outlier
-        cache.cached(cache.key("spans", feed.identity, surveyed), {target: "spans.json"}, measure)
+        cache.provide(cache.hash_inputs("spans", feed.identity, surveyed), {target: "spans.json"}, measure)
         found = json.loads(target.read_text())
     _check_lacking(feed, found["delivery"]["lacking"])
     spans = {
@@ -177,7 +177,7 @@ def _misfits(con: "DuckDBPyConnection", feed: Feed) -> bool:
 
 def _check_lacking(feed: Feed, lacking: dict[str, list[str]]) -> None:
     """Raises ValueError when a file lacks a column that is required; tells of any other one that it lacks."""
-    names = rawtable.file_names(feed.fetched)
+    names = rawtable.name_files(feed.fetched)
     for index, columns in lacking.items():
         file = names[int(index)]
         if required := [name for name in columns if feed.table.columns[name].required]:
@@ -205,7 +205,7 @@ def _measure(con: "DuckDBPyConnection", feed: Feed, unit: str, outlier: str | No
 
 def _period(start: datetime | str | None, unit: str) -> str:
     if isinstance(start, datetime):
-        return periods.holding(start, unit).name
+        return periods.period_at(start, unit).name
     return start or periods.UNKNOWN
 
 
@@ -247,7 +247,7 @@ def _write(reader: Reader, feed: Feed, spans: Spans, as_of: datetime, folder: Pa
 
 
 def _describe_table(feed: Feed, periods: dict[str, int], arrived: dict[str, Any]) -> RawTable:
-    names, rows = rawtable.file_names(feed.fetched), sum(periods.values())
+    names, rows = rawtable.name_files(feed.fetched), sum(periods.values())
     return RawTable(
         address=feed.source.address,
         fingerprint=feed.fetched.fingerprint,
@@ -269,7 +269,9 @@ def _whole(reader: Reader, feed: Feed, period: str, key: bytes, *targets: Path) 
             _parquet(_rows(con, feed, period, key, reader.outlier.get(feed.name)), into / "rows.parquet")
 
     surveyed = feed.name in reader.outlier
-    cache.cached(cache.key("whole", feed.identity, period, surveyed), dict.fromkeys(targets, "rows.parquet"), make)
+    cache.provide(
+        cache.hash_inputs("whole", feed.identity, period, surveyed), dict.fromkeys(targets, "rows.parquet"), make
+    )
 
 
 def _cut(con: "DuckDBPyConnection", feed: Feed, period: str, as_of: datetime, target: Path) -> None:
@@ -278,7 +280,7 @@ def _cut(con: "DuckDBPyConnection", feed: Feed, period: str, as_of: datetime, ta
     def make(into: Path) -> None:
         _parquet(con.sql(_known_sql(feed, as_of, target)).to_arrow_table(), into / "rows.parquet")
 
-    cache.cached(cache.key("cut", feed.identity, period, as_of), {target: "rows.parquet"}, make)
+    cache.provide(cache.hash_inputs("cut", feed.identity, period, as_of), {target: "rows.parquet"}, make)
 
 
 def _known_sql(feed: Feed, as_of: datetime, whole: Path) -> str:
@@ -327,7 +329,7 @@ def _within(period: str, outlier: str | None) -> str:
     usual = f" AND ({outlier}) IS NULL" if outlier else ""
     if period == periods.UNKNOWN:
         return f"event_time IS NULL{usual}"
-    span = periods.named(period)
+    span = periods.parse_name(period)
     start, end = (f"TIMESTAMP {literal(str(moment))}" for moment in (span.start, span.end))
     return f"event_time >= {start} AND event_time < {end}{usual}"
 
@@ -336,7 +338,7 @@ def _pseudonyms(con: "DuckDBPyConnection", name: str, value: str, key: bytes) ->
     """Make a table of this period's values and their pseudonyms; returns the join that uses it."""
     found = con.execute(f"SELECT DISTINCT CAST({value} AS VARCHAR) FROM _chosen WHERE {value} IS NOT NULL").fetchall()
     clear = [row[0] for row in found]
-    hidden = [contract.pseudonym(each, key) for each in clear]
+    hidden = [contract.make_pseudonym(each, key) for each in clear]
     table = quoted(f"pii {name}")
     # Lists as parameters, not con.register: that would import pandas, 1.4 s of it.
     lists = "unnest($1::VARCHAR[]) AS clear, unnest($2::VARCHAR[]) AS pseudonym"

@@ -20,7 +20,7 @@ class Period:
     end: datetime
 
 
-def holding(moment: datetime, unit: str) -> Period:
+def period_at(moment: datetime, unit: str) -> Period:
     """The calendar day, ISO week or month that holds a moment."""
     start = moment.replace(hour=0, minute=0, second=0, microsecond=0)
     if unit == "month":
@@ -30,17 +30,17 @@ def holding(moment: datetime, unit: str) -> Period:
     return Period(start.strftime(FORMATS[unit]), start, start + timedelta(days=7 if unit == "week" else 1))
 
 
-def named(name: str) -> Period:
+def parse_name(name: str) -> Period:
     """The period of a file's name: '2013-01' → January 2013."""
     if "W" in name:
-        return holding(datetime.strptime(f"{name}-1", "%G-W%V-%u"), "week")
+        return period_at(datetime.strptime(f"{name}-1", "%G-W%V-%u"), "week")
     unit = "month" if name.count("-") == 1 else "day"
-    return holding(datetime.strptime(name, FORMATS[unit]), unit)
+    return period_at(datetime.strptime(name, FORMATS[unit]), unit)
 
 
-def files(folder: Path) -> Iterator[tuple[Period, Path]]:
+def list_files(folder: Path) -> Iterator[tuple[Period, Path]]:
     """The period files of a table, oldest first; a static table's file, rows without a time and outliers are not among
     them."""
     for path in sorted(folder.glob("*.parquet")):
         if path.stem not in (WHOLE, UNKNOWN, OUTLIERS):
-            yield named(path.stem), path
+            yield parse_name(path.stem), path

@@ -72,7 +72,7 @@ class Part:
         return f"CASE {fields} ELSE TRUE END"  # the first field decides for most rows, and the others are not looked at
 
 
-def load(
+def load_table(
     con: "DuckDBPyConnection", fetched: Fetched, source: Source, columns: dict[str, Column], into: str
 ) -> Delivery:
     """Read a source into the temporary table `into`: v0, v1, ... for the columns asked, and file, row and blank.
@@ -81,8 +81,8 @@ def load(
     column. What is unpacked is gone again at the end: it may hold personal data.
     """
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(sources.scratch())
-        names = file_names(fetched)
+        folder = stack.enter_context(sources.open_scratch())
+        names = name_files(fetched)
         parts = []
         for i, (file, name) in enumerate(zip(fetched.files, names, strict=True)):
             with _naming(fetched, name):
@@ -99,7 +99,7 @@ def load(
     return Delivery(rows, empty, {i: names for i, names in lacking.items() if names})
 
 
-def file_names(fetched: Fetched) -> list[str]:
+def name_files(fetched: Fetched) -> list[str]:
     """What each file is called in messages: its name, and its folder where a name comes twice."""
     for depth in (1, 2):
         names = ["/".join(file.parts[-depth:]) for file in fetched.files]
@@ -135,7 +135,7 @@ def _rewritten(file: Path, layout: csvfile.Layout, folder: Path, encoding: str) 
 
 
 def _part_of_csv(file: Path, layout: csvfile.Layout, name: str) -> Part:
-    return Part(name, csvfile.sql(file, layout), layout.names, ("VARCHAR",) * len(layout.names), layout, file)
+    return Part(name, csvfile.csv_sql(file, layout), layout.names, ("VARCHAR",) * len(layout.names), layout, file)
 
 
 def _open_parquet(con: "DuckDBPyConnection", file: Path, name: str) -> Part:
@@ -241,19 +241,19 @@ def _value(part: Part, name: str, column: Column, source: Source, form: str) -> 
         return "NULL"
     kind = part.kinds[index]
     missing = [*source.nulls, *(NAN if kind == "VARCHAR" and column.type != "VARCHAR" else ())]
-    return with_nulls(raw(f"c{index}", kind, column.type, form), missing, form)
+    return nulls_sql(raw_sql(f"c{index}", kind, column.type, form), missing, form)
 
 
-def with_nulls(value: str, nulls: Iterable[str], form: str) -> str:
+def nulls_sql(value: str, nulls: Iterable[str], form: str) -> str:
     """The value, NULL where its text stands for a missing one; so does an empty text."""
     texts = [*nulls, *([""] if form == "VARCHAR" else [])]
     if not texts:
         return value
-    text = value if form == "VARCHAR" else as_text(value, form)
+    text = value if form == "VARCHAR" else text_sql(value, form)
     return f"CASE WHEN {text} IN ({', '.join(map(literal, texts))}) THEN NULL ELSE {value} END"
 
 
-def raw(value: str, kind: str, wanted: str, form: str) -> str:
+def raw_sql(value: str, kind: str, wanted: str, form: str) -> str:
     """A value of type `kind` in the form in which it is kept: as the contract's type, or as text."""
     if form != "VARCHAR":
         number = f"CASE WHEN isnan({value}) THEN NULL ELSE {value} END" if kind in ("FLOAT", "DOUBLE") else value
@@ -261,11 +261,11 @@ def raw(value: str, kind: str, wanted: str, form: str) -> str:
     if kind == "BOOLEAN" and wanted in NUMBERS:
         return f"CAST(CAST({value} AS INTEGER) AS VARCHAR)"
     if kind == "FLOAT" and wanted == "DOUBLE":
-        return as_text(f"CAST({value} AS DOUBLE)", "DOUBLE")
-    return as_text(value, kind)
+        return text_sql(f"CAST({value} AS DOUBLE)", "DOUBLE")
+    return text_sql(value, kind)
 
 
-def as_text(value: str, kind: str) -> str:
+def text_sql(value: str, kind: str) -> str:
     """The same text for the same value, whatever its type: no .0 for a whole number, no zeros at a fraction's end."""
     if kind == "VARCHAR":
         return value

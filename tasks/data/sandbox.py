@@ -33,7 +33,7 @@ WAY_OUT = "The time that a row is asked at is event_time - getvariable('lead')."
 Node = dict[str, Any]
 
 
-def close(con: "DuckDBPyConnection") -> None:
+def close_connection(con: "DuckDBPyConnection") -> None:
     """Cut a connection off from files, the network, Python's variables and its own settings, for good."""
     row = con.execute("SELECT current_setting('lock_configuration')").fetchone()
     if row is None or not row[0]:
@@ -70,7 +70,7 @@ def _check(sql: str, tables: frozenset[str], columns: frozenset[str]) -> None:
 
 
 @lru_cache(maxsize=32)
-def tables_read(sql: str) -> frozenset[str]:
+def find_tables(sql: str) -> frozenset[str]:
     """The names, in small letters, of what the SQL reads from."""
     nodes = (node for node, _ in _nodes(_parse(sql), 0) if node.get("type") == "BASE_TABLE")
     return frozenset(node["qualified_name"]["path"][-1].lower() for node in nodes)

@@ -45,9 +45,9 @@ class Fetched:
     fingerprint: str
 
 
-def fetch(address: str) -> Fetched:
+def fetch_files(address: str) -> Fetched:
     """Bring a source here. Raises ValueError when it is missing or empty."""
-    sweep()
+    sweep_scratch()
     scheme, _, rest = address.rpartition("://")
     if scheme not in SCHEMES:
         raise ValueError(f"{address}: the scheme must be one of {sorted(filter(None, SCHEMES))}, but got {scheme!r}")
@@ -61,7 +61,7 @@ def fetch(address: str) -> Fetched:
     return Fetched(address, tuple(files), digest)
 
 
-def _file(path: str) -> list[Path]:
+def find_files(path: str) -> list[Path]:
     """A workspace holds what git tracks, as it was at the run's commit; what it lacks is looked for in its checkout."""
     places = [Path(), *map(Path, filter(None, [os.environ.get("EVERGREEN_CHECKOUT")]))]
     found = {name: place / name for place in reversed(places) for name in _matches(path, place)}
@@ -91,15 +91,15 @@ def _matches(path: str, place: Path) -> list[str]:
     return glob.glob(str(Path(*pieces)), root_dir=place)
 
 
-def _package(path: str) -> list[Path]:
+def find_package_files(path: str) -> list[Path]:
     name, _, inside = path.partition("/")
     spec = importlib.util.find_spec(name)  # not imported: some data packages load everything when they are
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"package {name} is not installed; add it to pyproject.toml and run `make setup`")
-    return _file(str(Path(spec.submodule_search_locations[0]) / inside))
+    return find_files(str(Path(spec.submodule_search_locations[0]) / inside))
 
 
-SCHEMES: dict[str, Callable[[str], list[Path]]] = {"": _file, "file": _file, "package": _package}
+SCHEMES: dict[str, Callable[[str], list[Path]]] = {"": find_files, "file": find_files, "package": find_package_files}
 
 
 def _sha256(file: Path) -> str:
@@ -108,7 +108,7 @@ def _sha256(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[Path]:
+def open_scratch() -> Iterator[Path]:
     """A folder in the home, not among the system's: what is unpacked may hold personal data, in clear.
 
     Its lock lives as long as this process, so that the next one can tell what a killed one left.
@@ -125,7 +125,7 @@ def scratch() -> Iterator[Path]:
             Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def sweep() -> None:
+def sweep_scratch() -> None:
     """Remove what processes that were killed had unpacked."""
     for root in {path.with_suffix("") for path in _unpacked().glob("*")}:
         lock = FileLock(root.with_suffix(".lock"))

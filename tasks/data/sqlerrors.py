@@ -60,19 +60,19 @@ def explain(
     return f"{setting}{where} {_sentence(fault, token, columns, tables, ends=ends)}"
 
 
-def raise_unless_of_a_row(error: "duckdb.Error") -> None:
+def raise_machine_error(error: "duckdb.Error") -> None:
     """What the machine lacks is no row's fault."""
     import duckdb
 
     if isinstance(error, duckdb.OutOfMemoryException):
         raise MemoryError("DuckDB needs more than stage.memory. Raise it in params.yaml") from None
     if isinstance(error, duckdb.IOException):
-        raise OSError(f"DuckDB cannot read or write a file, as where a disk is full: {message(error)}") from None
+        raise OSError(f"DuckDB cannot read or write a file, as where a disk is full: {read_message(error)}") from None
     if isinstance(error, duckdb.InterruptException | duckdb.InternalException):
         raise error
 
 
-def message(error: "duckdb.Error") -> str:
+def read_message(error: "duckdb.Error") -> str:
     """DuckDB's own sentence: for errors that meet no rows."""
     return _read(error).message or str(error)
 

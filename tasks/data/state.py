@@ -54,7 +54,7 @@ def publish(p: Params, folder: Path, *, home: Path | None = None) -> State | Non
     root = (home or params.home()) / "state"
     raw = RawManifest.read(folder / p.paths.raw)
     as_of = raw.as_of
-    before, own = _before(home), kind(p)
+    before, own = _before(home), identify_tables(p)
     if before and before.as_of > max(raw.limit, as_of):
         log.warning("the state of %s is replaced: it lies beyond the data, which allow %s", before.as_of, raw.limit)
     elif before and before.kind == own and before.as_of > as_of:
@@ -66,23 +66,23 @@ def publish(p: Params, folder: Path, *, home: Path | None = None) -> State | Non
     told = {"folder": made.folder.name, "as_of": as_of, "since": made.since, "published_at": now, "kind": own}
     files.publish_json(root / POINTER, {name: str(value) for name, value in told.items()})
     folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    forget(folders[:-KEPT])
+    remove_folders(folders[:-KEPT])
     return made
 
 
 def _before(home: Path | None) -> State | None:
     """What cannot be read is published anew."""
     try:
-        return current(home)
+        return read_current(home)
     except ValueError as error:
         log.warning("the state is published anew: %s", error)
         return None
 
 
-def kind(p: Params) -> str:
+def identify_tables(p: Params) -> str:
     """What the tables of these params are; a state of another kind does not fit them."""
     tables = {name: table.model_dump() for name, table in p.contract.items()}
-    return cache.key(p.registry.model, tables, p.spine.model_dump(), str(p.features.lookback))[:16]
+    return cache.hash_inputs(p.registry.model, tables, p.spine.model_dump(), str(p.features.lookback))[:16]
 
 
 def _write(p: Params, folder: Path, made: State) -> None:
@@ -96,7 +96,7 @@ def _write(p: Params, folder: Path, made: State) -> None:
         cut = f"event_time >= TIMESTAMP {literal(str(since))}" if name in near else "TRUE"
         _read(con, p, name, paths, cut)
         con.execute(f"COPY {quoted(name)} TO {literal(str(new / f'{name}.parquet'))} (FORMAT parquet)")
-    cache.seal(new)
+    cache.seal_folder(new)
     new.rename(made.folder)
 
 
@@ -105,7 +105,7 @@ def _read(con: "DuckDBPyConnection", p: Params, name: str, paths: list[Path], cu
     con.execute(f"CREATE TABLE {quoted(name)}{sql}")
 
 
-def current(home: Path | None = None) -> State | None:
+def read_current(home: Path | None = None) -> State | None:
     """What was published last; None before the first time. Raises ValueError for a pointer that tells of no state."""
     path = (home or params.home()) / "state" / POINTER
     try:
@@ -119,10 +119,10 @@ def current(home: Path | None = None) -> State | None:
         ) from None
 
 
-def event_now() -> datetime | None:
+def read_event_now() -> datetime | None:
     """Event time "now", by what was published last; None where nothing was, or nothing that can be read."""
     with contextlib.suppress(ValueError):
-        found = current()
+        found = read_current()
         return found.event_now() if found else None
     return None
 
@@ -135,17 +135,17 @@ def _told(path: Path) -> State:
     return State(path.parent / told["folder"], kind=str(told["kind"]), **times)
 
 
-def forget(folders: Iterable[Path]) -> None:
+def remove_folders(folders: Iterable[Path]) -> None:
     """Remove what was published before. A reader that is still at it notices, and takes what is newer."""
     for path in folders:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load(p: Params, state: State) -> dict[str, "pa.Table"]:
+def load_tables(p: Params, state: State) -> dict[str, "pa.Table"]:
     """The tables in memory, by their names. Raises FileNotFoundError when they have been replaced since, ValueError
     when they are not those that were published."""
     con = featuresql.connect(p)
-    damaged = cache.damage(state.folder)
+    damaged = cache.find_damage(state.folder)
     if not state.folder.exists():
         raise FileNotFoundError(f"{state.folder}: newer state has been published")
     if damaged:

@@ -51,7 +51,7 @@ class Timeline:
         return FAR * self.gap
 
 
-def draw(times: Times) -> Timeline:
+def draw_timeline(times: Times) -> Timeline:
     """The timeline of rows (n > 0), in any order."""
     moments = np.sort(times.astype("datetime64[us]").astype(np.int64))
     slots = _cut_slots(moments)
@@ -175,32 +175,32 @@ class Reach:
         return newest + max(DAY, self.events.gap, deadline)
 
 
-def reach(event_time: Times, known_at: Times) -> Reach:
+def find_reach(event_time: Times, known_at: Times) -> Reach:
     """Of rows (n > 0). known_at is NaT where no outcome is known."""
     there = ~np.isnat(known_at)
     if not there.any():
-        return Reach(draw(event_time), None, late=False)
+        return Reach(draw_timeline(event_time), None, late=False)
     late = bool((known_at[there] == event_time[there]).all())
-    return Reach(draw(event_time), draw(known_at[there]), late)
+    return Reach(draw_timeline(event_time), draw_timeline(known_at[there]), late)
 
 
 # --- outliers, as SQL -----------------------------------------------------------------------------------------------
 
 
-def measure(con: "DuckDBPyConnection", table: str, outcomes: Sequence[str]) -> Reach | None:
+def measure_reach(con: "DuckDBPyConnection", table: str, outcomes: Sequence[str]) -> Reach | None:
     """The reach of the rows that have an event time. An outcome counts as known where the row holds one."""
     moment = f"CASE WHEN {_is_known(outcomes)} THEN known_at END AS known_at"
     rows = con.sql(f"SELECT event_time, {moment} FROM {quoted(table)} WHERE event_time IS NOT NULL").to_arrow_table()
     if not rows.num_rows:
         return None
-    return reach(rows["event_time"].to_numpy(), rows["known_at"].to_numpy())
+    return find_reach(rows["event_time"].to_numpy(), rows["known_at"].to_numpy())
 
 
 def _is_known(outcomes: Sequence[str]) -> str:
     return "(" + (" OR ".join(f"{quoted(name)} IS NOT NULL" for name in outcomes) or "TRUE") + ")"
 
 
-def reason_sql(reach: Reach | None, outcomes: Sequence[str]) -> str:
+def outlier_sql(reach: Reach | None, outcomes: Sequence[str]) -> str:
     """Why a row is an outlier in time; NULL for one that is none."""
     if reach is None:
         return "CAST(NULL AS VARCHAR)"
@@ -251,21 +251,21 @@ class Span:
         return math.ceil((self.end - self.begin) / timedelta(days=1)) * timedelta(days=1)
 
 
-def find(times: Times, *, longer: timedelta) -> list[Span]:
+def find_gaps(times: Times, *, longer: timedelta) -> list[Span]:
     """The gaps in these times (n, in any order) that are longer than this, and far longer than the table's usual gap:
     from the last row before each to the first after it, oldest first."""
     if len(times) < 2:
         return []
-    least = max(longer, draw(times).far)
+    least = max(longer, draw_timeline(times).far)
     ordered = np.sort(times.astype("datetime64[us]"))
     places = np.flatnonzero(np.diff(ordered) > np.timedelta64(least))
     return [Span(ordered[i].item(), ordered[i + 1].item()) for i in places.tolist()]
 
 
-def fold_spans(times: Times, end: datetime, *, folds: int, fold: timedelta) -> list[Span]:
+def place_folds(times: Times, end: datetime, *, folds: int, fold: timedelta) -> list[Span]:
     """Where each fold's validation lies, oldest first: one after the other up to `end`, each of `fold` in time that has
     rows (n, in any order)."""
-    gaps = find(times, longer=SHORT * fold)
+    gaps = find_gaps(times, longer=SHORT * fold)
     ends = [end]
     for _ in range(folds):
         ends.append(_before(ends[-1], fold, gaps))
@@ -281,7 +281,7 @@ def _before(end: datetime, length: timedelta, gaps: list[Span]) -> datetime:
     return begin
 
 
-def longest_gap(times: Times) -> Span:
+def find_longest_gap(times: Times) -> Span:
     """The longest stretch between two of these times (n > 1, in any order)."""
     ordered = np.sort(times.astype("datetime64[us]"))
     place = int(np.argmax(np.diff(ordered)))

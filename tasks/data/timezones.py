@@ -15,7 +15,7 @@ NAMED = rf"\s*({DATE}[T ]{TIME})\s+([A-Za-z_]+(?:/[A-Za-z0-9_+-]+)+)\s*"
 ANY_ZONE = rf"^\s*{DATE}(?:[T ]{TIME})?\s*([A-Za-z+(\[-].*?)\s*$"
 
 
-def moment(text: str) -> str:
+def timestamp_sql(text: str) -> str:
     """The SQL text → a TIMESTAMP in UTC; NULL where it is none, or its zone is not taken. The session's zone is UTC."""
     zulu = f"regexp_replace({text}, {literal(f'^{OFFSET}$')}, '\\1Z')"
     offset = f"regexp_replace({text}, {literal(f'^{OFFSET}$')}, '\\1\\3:\\4')"
@@ -28,23 +28,23 @@ def moment(text: str) -> str:
     )
 
 
-def date(text: str) -> str:
+def date_sql(text: str) -> str:
     """The SQL text → the DATE that it names, in whatever zone it is given; NULL where a zone is not taken."""
     forms = " OR ".join(f"regexp_full_match({text}, {literal(form)})" for form in (PLAIN, OFFSET, NAMED))
     return f"CASE WHEN {forms} THEN TRY_CAST(trim({text}) AS DATE) END"
 
 
-def refused(text: str) -> str:
+def zone_sql(text: str) -> str:
     """The zone in a text that is no time; empty where there is none. Only to be asked of a text that was not taken."""
     return f"regexp_extract({text}, {literal(ANY_ZONE)}, 1)"
 
 
-def skipped(text: str, utc: str) -> str:
+def skipped_sql(text: str, utc: str) -> str:
     """Whether the clock was put forward over this local time."""
     return _named(text, utc, f"{_local(text, utc)} <> {_written(text)}")
 
 
-def doubled(text: str, utc: str) -> str:
+def doubled_sql(text: str, utc: str) -> str:
     """Whether the clock showed this local time twice, a day's change of offset around it."""
     others = [f"{_written(text)} - ({_local(text, near)} - ({near}))" for near in _a_day_around(utc)]
     same = " OR ".join(f"(({other}) <> {utc} AND {_local(text, f'({other})')} = {_written(text)})" for other in others)

@@ -526,7 +526,7 @@ def newest(journal: Journal, *, now: datetime | None = None) -> datetime | None:
         return None
     rows = list(zip(*(made[name].to_pylist() for name in ("entry", "event_time", "made_at")), strict=True))
     ticks = [time for entry, time, _ in rows if entry == subject(entry)]
-    end = timeline.draw(np.array(ticks, dtype="datetime64[us]")).dense_end if ticks else datetime.min
+    end = timeline.draw_timeline(np.array(ticks, dtype="datetime64[us]")).dense_end if ticks else datetime.min
     reached = max(end, now or end)
     past = [time for time in ticks if time <= reached]
     past += [time for entry, time, then in rows if entry != subject(entry) and time <= min(then, now or then)]
@@ -536,7 +536,7 @@ def newest(journal: Journal, *, now: datetime | None = None) -> datetime | None:
 def refuse_beyond(p: Params, journal: Journal, as_of: datetime, *, force: bool) -> None:
     """Raises ValueError for an as_of that neither the clock nor anything journalled or published has reached."""
     clock.refuse_ahead(p.clock, as_of, force=force)
-    now = state.event_now()
+    now = state.read_event_now()
     if (end := max(filter(None, [newest(journal, now=now), now]), default=None)) is not None:
         clock.refuse_beyond(end + max(DAY, p.label.deadline), as_of, force=force)
 

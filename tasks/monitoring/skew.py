@@ -73,7 +73,7 @@ def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, ch
     journalled = _predictions(journal.read("predictions", since=since, until=until), champion)
     if not journalled.num_rows:
         return Skew(champion.number, since, until, {}, 0, ())
-    rows = featurerows.read(folder / p.paths.features)
+    rows = featurerows.read_rows(folder / p.paths.features)
     with tempfile.TemporaryDirectory() as scratch:
         recipe = fetch_recipe(registry, champion, Path(scratch))
         own = rebuild_features(recipe, p, folder, rows)

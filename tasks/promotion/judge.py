@@ -7,7 +7,6 @@ the run; a champion whose recipe no longer works on today's tables holds. Nothin
 on the verdict.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -176,7 +175,7 @@ class Case:
 
     @cached_property
     def rows(self) -> Rows:
-        return featurerows.read(self.folder / self.p.paths.features)
+        return featurerows.read_rows(self.folder / self.p.paths.features)
 
     @cached_property
     def candidate(self) -> Judged:

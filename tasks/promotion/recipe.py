@@ -56,4 +56,4 @@ def rebuild_features(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Row
     mixed = p.model_copy(update={"features": recipe.p.features, "spine": recipe.p.spine})
     with tempfile.TemporaryDirectory() as out:
         features.build(params.check(mixed.model_dump(mode="json")), folder / p.paths.clean, Path(out), recipe.sql)
-        return featurerows.read(Path(out))
+        return featurerows.read_rows(Path(out))

@@ -307,7 +307,7 @@ def _example(features: Path, columns: Sequence[Mapping[str, str]]) -> "pa.Table"
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    newest = max((path for _, path in periods.files(features)), key=lambda path: path.stem)
+    newest = max((path for _, path in periods.list_files(features)), key=lambda path: path.stem)
     rows = pq.read_table(newest, columns=[each["name"] for each in columns]).slice(0, EXAMPLE)
     types = {"number": pa.float64(), "category": pa.string()}
     return rows.cast(pa.schema([(each["name"], types[each["kind"]]) for each in columns]))
@@ -323,7 +323,7 @@ def lineage(made: Made, *, commit: str, dirty: bool) -> dict[str, str]:
         "as_of": made.as_of,
         "commit": commit,
         "dirty": str(dirty).lower(),
-        "environment": cache.content(lock) if lock.exists() else UNKNOWN,
+        "environment": cache.hash_file(lock) if lock.exists() else UNKNOWN,
         "flow_run": os.environ.get("EVERGREEN_FLOW_RUN") or None,
         "pii_key_id": made.raw.get("pii_key_id"),
         "data.from": made.features.get("from"),

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PARAMS, SQL, COST = "params.yaml", "tasks/features.sql", "cost.json"  # of a candidate's folder, beside the stages' own
 PARTIAL_PREFIX = ".new-"  # how the name of a folder begins that is not whole
 MADE_BY = (str(features.__file__), *map(str, sorted(Path(str(model.__file__)).parent.glob("*.py"))))
-CODE = cache.source_of(__file__, *MADE_BY)
+CODE = cache.hash_code(__file__, *MADE_BY)
 LIBRARIES = ("numpy", "optuna", "scikit-learn")  # that decide what is made; XGBoost goes by two names
 
 
@@ -89,7 +89,7 @@ class History:
 
     @cached_property
     def rows(self) -> Rows:
-        return featurerows.read(self.features)
+        return featurerows.read_rows(self.features)
 
     @cached_property
     def as_of(self) -> datetime:
@@ -118,11 +118,11 @@ class History:
         settings = [each.model_dump() for each in sections] + [p.monitor.window]
         contents = [(part.period.name, part.content) for part in self._parts if part.period.start <= as_of]
         releases = [importlib.metadata.version(name) for name in LIBRARIES]
-        return cache.key(as_of, contents, settings, self.sql, CODE, releases, model.xgboost().__version__)
+        return cache.hash_inputs(as_of, contents, settings, self.sql, CODE, releases, model.xgboost().__version__)
 
     @cached_property
     def _parts(self) -> "list[_Part]":
-        return [_part(period, path) for period, path in periods.files(self.features)]
+        return [_part(period, path) for period, path in periods.list_files(self.features)]
 
     def _make(self, as_of: datetime, place: Path) -> None:
         for left in self.shelf.glob(f"{PARTIAL_PREFIX}*"):  # by somebody who was killed: the lock is ours
@@ -131,7 +131,7 @@ class History:
         try:
             self.write(as_of, new)
             files.publish_json(new / COST, {"cpu": round(_trained(self.p, new), 2)})
-            cache.seal(new)
+            cache.seal_folder(new)
             new.rename(place)
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -161,7 +161,7 @@ class _Part:
         import pyarrow.parquet as pq
 
         if self.newest <= as_of:
-            return cache.share(self.path, target)
+            return cache.link_or_copy(self.path, target)
         if self.period.start <= as_of and (held := select_known(pq.read_table(self.path), as_of)).num_rows:
             pq.write_table(held, target, compression="zstd")
         return None
@@ -173,12 +173,12 @@ def _part(period: Period, path: Path) -> _Part:
 
     times = pq.read_table(path, columns=list(META[:2]))
     newest = [pc.max(times[name]).as_py() for name in META[:2]]
-    return _Part(period, path, cache.content(path), max((each for each in newest if each), default=period.start))
+    return _Part(period, path, cache.hash_file(path), max((each for each in newest if each), default=period.start))
 
 
 def _discard_damaged(place: Path) -> None:
     """A candidate holds links of feature files: whoever writes into one of those writes into it."""
-    if place.is_dir() and (names := cache.damage(place)):
+    if place.is_dir() and (names := cache.find_damage(place)):
         log.warning("%s no longer holds what was made (%s): it is trained again", place, ", ".join(names))
         shutil.rmtree(place)
 

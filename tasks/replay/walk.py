@@ -449,7 +449,7 @@ def _notes(past: Past, grid: Grid, names: Sequence[str]) -> tuple[str, ...]:
     """Why a policy by signals cannot act on this table, whatever happens."""
     if not set(names) & BY_SIGNALS.keys():
         return ()
-    problems = feasibility.check(past.rows.event_time, grid.until, past.p)
+    problems = feasibility.find_problems(past.rows.event_time, grid.until, past.p)
     return tuple(each.message for each in problems if each.setting in ("policy.min_rows", "monitor.window"))
 
 

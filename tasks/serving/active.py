@@ -125,10 +125,10 @@ class Active:
         return fits
 
     def _tables(self, p: Params) -> str | None:
-        newest = state.current(self.home)
+        newest = state.read_current(self.home)
         if newest is None or (self.tables and self.tables.state == newest):
             return None
-        if newest.kind != (kind := state.kind(p)):
+        if newest.kind != (kind := state.identify_tables(p)):
             raise ValueError(
                 f"the state must be of these params, {kind}, but the state of {newest.as_of} is of {newest.kind}. "
                 "Start the server anew with the params.yaml that the flows use, or let them publish by this one."

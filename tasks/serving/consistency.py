@@ -43,7 +43,7 @@ class ConsistencyChecker:
         names = dict.fromkeys([*table.key, *p.spine.columns])
         columns = {"event_time": WHEN, **{each: table.columns[each] for each in names if each in table.columns}}
         con = stage.connect(p)
-        usable = _usable(con, expressions.steps(source), columns)
+        usable = _usable(con, expressions.list_steps(source), columns)
         checked = tuple(step for step in usable if step.name in columns)
         if not checked:
             con.close()
@@ -59,7 +59,7 @@ class ConsistencyChecker:
         plain = [each for each in columns if each not in made]
         given = [f"{quoted(GIVEN + each)} AS {quoted(each)}" for each in plain]
         con.register("asked", _table({each: [] for each in columns}, columns))
-        plan = expressions.plan(con, name, own, f"SELECT {', '.join(['*', *given])} FROM asked", plain)
+        plan = expressions.plan_expressions(con, name, own, f"SELECT {', '.join(['*', *given])} FROM asked", plain)
         checked = tuple(step for step in checked if f"sources.{name}.{step.setting}" not in plan.unguarded)
         if not checked:
             con.close()
@@ -84,7 +84,7 @@ class ConsistencyChecker:
 
 def _contradicts(step: Step, column: Column, kind: str) -> str:
     given, made = quoted(GIVEN + step.name), quoted(step.name)
-    typed = made if step.is_time else contract.typed(step.name, column, text=kind == "VARCHAR")
+    typed = made if step.is_time else contract.typed_sql(step.name, column, text=kind == "VARCHAR")
     return f"coalesce({given} <> {typed}, FALSE)"
 
 

@@ -113,7 +113,7 @@ def _computed(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.
     con = featuresql.connect(p)
     for name, rows in {**tables, "spine": spine}.items():
         con.register(name, rows)
-    return featuresql.compute(con, p, sql)
+    return featuresql.compute_features(con, p, sql)
 
 
 def _prepared(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> FeatureQuery:
@@ -135,10 +135,10 @@ def _opened(
     for name, rows in tables.items():
         con.register(name, RowSource(rows))
     con.register("spine", fed)
-    sandbox.close(con)
+    sandbox.close_connection(con)
     con.execute(f"CREATE TEMP VIEW found AS {sql}")
-    kinds = featuresql.kinds_of(con, p, "found")
-    told = ", ".join(featuresql.cast(name, kind) for name, kind in kinds.items())
+    kinds = featuresql.read_kinds(con, p, "found")
+    told = ", ".join(featuresql.cast_sql(name, kind) for name, kind in kinds.items())
     return FeatureQuery(con, fed, f"SELECT row_id, {told} FROM found", kinds)
 
 

@@ -128,7 +128,7 @@ class Handler:
     def pii_key(self) -> bytes:
         """Read once, not for each request; nothing where the rows have no personal data."""
         pii = any(column.pii for column in self.p.contract[self.p.spine.table].columns.values())
-        return contract.pii_key() if pii else b""
+        return contract.load_pii_key() if pii else b""
 
     @cached_property
     def checker(self) -> ConsistencyChecker | None:

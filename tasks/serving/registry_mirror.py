@@ -127,7 +127,7 @@ def _copy(known: Registry, version: Version, here: Path) -> None:
 
 def _told(known: Registry, version: Version, made: Path) -> dict[str, Any]:
     told = {"number": version.number, "as_of": version.as_of, "commit": version.commit, "tags": dict(version.tags)}
-    files = {name: cache.content(made / name) for name in versions.FILES}
+    files = {name: cache.hash_file(made / name) for name in versions.FILES}
     return told | known.card(version) | {"model": known.model, "run_id": version.run_id, "files": files}
 
 
@@ -143,7 +143,7 @@ def _flush(path: Path) -> None:
 def _forget(here: Path, serving: set[int]) -> None:
     copies = [path for path in here.iterdir() if path.name.isdecimal() and int(path.name) not in serving]
     old = sorted(copies, key=lambda path: int(path.name))
-    state.forget([*old[: max(len(old) - KEPT + 1, 0)], *here.glob(".new-*")])
+    state.remove_folders([*old[: max(len(old) - KEPT + 1, 0)], *here.glob(".new-*")])
 
 
 def watch(p: Params, home: Path, stop: threading.Event) -> None:

@@ -49,7 +49,7 @@ def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> S
     """Predict and journal what has arrived in the features of `folder`."""
     as_of = FeaturesManifest.read(folder / p.paths.features).as_of
     champion, limit = registry.champion(), manifest.read_limit(folder / p.paths.raw)
-    rows = featurerows.read(folder / p.paths.features)
+    rows = featurerows.read_rows(folder / p.paths.features)
     newest = rows.event_time[-1].astype("datetime64[us]").item() if len(rows) else None
     if champion is None:
         log.warning("no champion serves yet: nothing was scored. Run the retrain flow; the next run scores.")

@@ -144,7 +144,7 @@ class Reader:
     @staticmethod
     def of(p: Params) -> "Reader":
         pii = any(column.pii for column in p.contract[p.spine.table].columns.values())
-        return Reader(p, messages.row_of(p), contract.pii_key() if pii else b"", ConsistencyChecker.of(p))
+        return Reader(p, messages.row_of(p), contract.load_pii_key() if pii else b"", ConsistencyChecker.of(p))
 
     def read(self, letter: Letter) -> Asked | Dead:
         value, most = letter.value or b"", int(self.p.serving.megabytes * 1e6)

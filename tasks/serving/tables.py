@@ -50,7 +50,7 @@ class Tables:
 
     @staticmethod
     def load(p: Params, found: State) -> "Tables":
-        return Tables(p, found, state.load(p, found))
+        return Tables(p, found, state.load_tables(p, found))
 
     @cached_property
     def references(self) -> dict[str, set[Any]]:
@@ -222,7 +222,8 @@ def hide_personal_data(p: Params, rows: Sequence[Mapping[str, Any]], key: bytes)
     """The rows with a pseudonym for each value of personal data, as ingest makes them."""
     secret = {name for name, column in p.contract[p.spine.table].columns.items() if column.pii}
     return [
-        {k: contract.pseudonym(v, key) if k in secret and v is not None else v for k, v in row.items()} for row in rows
+        {k: contract.make_pseudonym(v, key) if k in secret and v is not None else v for k, v in row.items()}
+        for row in rows
     ]
 
 

@@ -82,7 +82,7 @@ def read_card(here: Path) -> dict[str, Any]:
             f"`files` must be names and hashes in {here / 'version.json'}, but got {files!r}. {COPY_AGAIN}"
         )
     for name, wanted in files.items():
-        if (found := cache.content(here / name)) != wanted:
+        if (found := cache.hash_file(here / name)) != wanted:
             raise ValueError(f"{here / name} must have the hash {wanted}, but it has {found}. {COPY_AGAIN}")
     return told
 

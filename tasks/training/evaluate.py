@@ -38,7 +38,7 @@ CANDIDATE = "candidate"
 def evaluate(p: Params, folder: Path = Path()) -> None:
     """Write the reports. Raises ValueError when history does not reach behind the holdout."""
     source, models = folder / p.paths.features, folder / p.paths.models
-    rows = featurerows.read(source)
+    rows = featurerows.read_rows(source)
     featuresql.check_slices(p.evaluate.slices, rows.table.column_names)
     as_of = FeaturesManifest.read(source).as_of
     where = split.cuts(as_of, p.split, deadline=p.label.deadline)

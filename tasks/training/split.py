@@ -78,7 +78,7 @@ def folds(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta
     Raises ValueError when history is too short for them, or a fold lies where there are no rows.
     """
     listed = []
-    spans = timeline.fold_spans(event_time[labelled], cut - deadline, folds=split.folds, fold=split.fold)
+    spans = timeline.place_folds(event_time[labelled], cut - deadline, folds=split.folds, fold=split.fold)
     for number, span in enumerate(spans, 1):
         train = training(event_time, span.begin, split, deadline=deadline) & labelled
         valid = between(event_time, span.begin, span.end) & labelled
@@ -100,7 +100,7 @@ def _way_out(labelled: Times, span: Span, split: Split, *, deadline: timedelta) 
             "Use fewer or shorter folds, or a shorter split.holdout."
         )
     if not between(labelled, span.begin, span.end).any():
-        gap = timeline.longest_gap(labelled)
+        gap = timeline.find_longest_gap(labelled)
         return (
             f"labelled rows lie up to {spell(gap.days)} apart (from {gap.begin} to {gap.end}). Set split.fold to "
             f"{spell(gap.days)} or more."

@@ -36,7 +36,7 @@ YOUNG = 0.01  # of the training rows: what classes without an out-of-fold row ma
 def train(p: Params, folder: Path = Path()) -> None:
     """Write <models>/twin.ubj, twins/ and model.ubj. Raises ValueError for a target with one class."""
     source, target = folder / p.paths.features, folder / p.paths.models
-    rows = featurerows.read(source)
+    rows = featurerows.read_rows(source)
     as_of = FeaturesManifest.read(source).as_of
     tuned = json.loads((target / "tuned.json").read_text())
     start = split.cuts(as_of, p.split, deadline=p.label.deadline).start

@@ -79,7 +79,7 @@ DEFAULTS: dict[str, Any] = {
     "class_weight": 0.0,
 }
 STARTUP = 4  # trials that end before anybody is pruned
-CODE = cache.source_of(__file__, features.__file__, model.__file__, split.__file__)
+CODE = cache.hash_code(__file__, features.__file__, model.__file__, split.__file__)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def tune(p: Params, folder: Path = Path()) -> None:
     check_space(p)
     source = folder / p.paths.features
     as_of = FeaturesManifest.read(source).as_of
-    rows = featurerows.read(source)
+    rows = featurerows.read_rows(source)
     featuresql.check_slices(
         p.evaluate.slices, rows.table.column_names
     )  # evaluate needs them, after all the rest is spent
@@ -572,10 +572,12 @@ def _trial_log(p: Params, features: Path, as_of: datetime) -> Iterator[Path]:
     import optuna
     from filelock import FileLock, Timeout
 
-    rows = [cache.content(path) for _, path in periods.files(features)]
+    rows = [cache.hash_file(path) for _, path in periods.list_files(features)]
     search = p.tune.model_dump(exclude={"trials", "budget", "finalists"})
     asked = p.label.task, p.label.deadline, p.split.model_dump(), p.train.categories, p.train.device
-    entry = cache.key(rows, as_of, search, asked, CODE, optuna.__version__, np.__version__, model.xgboost().__version__)
+    entry = cache.hash_inputs(
+        rows, as_of, search, asked, CODE, optuna.__version__, np.__version__, model.xgboost().__version__
+    )
     path = params.home() / "studies" / f"{entry}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")

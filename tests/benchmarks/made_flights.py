@@ -30,7 +30,7 @@ def write(p: Params, clean: Path, *, months: int, rows: int) -> None:
         _save(p, clean, name, periods.WHOLE, table)
     start = BEGIN
     for _ in range(months):
-        period = periods.holding(start, "month")
+        period = periods.period_at(start, "month")
         _save(p, clean, "weather", period.name, weather(rng, period.start, period.end))
         _save(p, clean, "flights", period.name, flights(rng, period.start, period.end, rows))
         start = period.end

@@ -37,7 +37,7 @@ def search(p: Params) -> "optuna.Study":
 
 def read_folds(p: Params) -> list[Fold]:
     """Categories as codes, which is the faster way here; missing values are NaN."""
-    rows = featurerows.read(p.paths.features)
+    rows = featurerows.read_rows(p.paths.features)
     as_of = FeaturesManifest.read(p.paths.features).as_of
     where = split.cuts(as_of, p.split, deadline=p.label.deadline)
     there = model.labelled(rows.label)

@@ -27,7 +27,9 @@ MINUTES = 30  # raw rows are the last day's flights, and the same some minutes l
 def ready(place: Checkout) -> "pa.Table":
     """All rows of features that there are, in the champion's columns; the newest first."""
     names = serving_stand.model(place).spec.names
-    table = featurerows.read(place.root / params.load(place.root / "params.yaml").paths.features).table.select(names)
+    table = featurerows.read_rows(place.root / params.load(place.root / "params.yaml").paths.features).table.select(
+        names
+    )
     return table.take(list(range(table.num_rows))[::-1])
 
 
@@ -52,9 +54,9 @@ def raw(place: Checkout, loads: int) -> list[Path]:
 
 
 def flights(place: Checkout) -> Iterator[dict[str, Any]]:
-    p, found = params.load(place.root / "params.yaml"), state.current(place.home)
+    p, found = params.load(place.root / "params.yaml"), state.read_current(place.home)
     assert found is not None
-    whole, names = state.load(p, found)[p.spine.table].sort_by("event_time").to_pylist(), tail_numbers()
+    whole, names = state.load_tables(p, found)[p.spine.table].sort_by("event_time").to_pylist(), tail_numbers()
     rows = [row for row in whole if row["event_time"] >= found.since]
     for minutes in range(MINUTES):
         for row in rows:

@@ -58,7 +58,7 @@ def promoted(known: Registry, run: str, place: int) -> dict[str, Any]:
 
 def main(count: int, seconds: float) -> None:
     p, home = params.load(), params.home()
-    known, table = registry.open_registry(p.registry), featurerows.read(p.paths.features).table
+    known, table = registry.open_registry(p.registry), featurerows.read_rows(p.paths.features).table
     files = versions.folder(home) / str(versions.served_number(home))
     runs = [made(known, files, table, place) for place in range(1, count + 1)]
     print("made", flush=True)

@@ -41,7 +41,7 @@ def at_once(p: Params) -> None:
         f"CREATE TEMP TABLE spine AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, {columns} "
         f"FROM {quoted(p.spine.table)}"
     )
-    found = featuresql.compute(con, p, featuresql.SQL.read_text())
+    found = featuresql.compute_features(con, p, featuresql.SQL.read_text())
     pq.write_table(found, "sql.parquet", compression="zstd")
 
 

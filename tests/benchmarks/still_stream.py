@@ -172,7 +172,7 @@ def flipped(label: Any, seed: int) -> Any:
 
 
 def count(p: Params, seeds: int) -> dict[str, Any]:
-    rows = _whole_days(featurerows.read(Path(p.paths.features)))
+    rows = _whole_days(featurerows.read_rows(Path(p.paths.features)))
     told: dict[str, Any] = {"windows": [], "found": {}, "labels": [], "quiet_labels": []}
     for seed in range(seeds):
         made = stream(rows, seed)

@@ -238,7 +238,7 @@ def test_a_row_of_2031_and_a_tick_forced_there_bend_nothing_and_the_mended_row_i
             source.write_text(text + line.format("2024-03-15"))
             mended = score(force=True)
             assert mended.as_of < end
-        published = state.current()
+        published = state.read_current()
         assert published
         assert published.as_of == mended.as_of
         made = predictions(story).to_pylist()

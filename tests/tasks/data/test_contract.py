@@ -30,10 +30,12 @@ def judge(con: duckdb.DuckDBPyConnection) -> Callable[..., list[str]]:
 
     def judge(value: Any, **column: Any) -> list[str]:
         found = Table(columns={"x": Column(**column)})
-        typed = contract.typed("x", found.columns["x"])
+        typed = contract.typed_sql("x", found.columns["x"])
         con.execute("CREATE OR REPLACE TEMP TABLE given AS SELECT ? AS x", [value])
         con.execute(f"CREATE OR REPLACE TEMP TABLE checked AS SELECT raw, {{'x': {typed}}} AS typed FROM given raw")
-        reasons = [f"CASE WHEN {rule.broken} THEN {rule.reason} END" for rule in contract.rules(found, texts={"x"})]
+        reasons = [
+            f"CASE WHEN {rule.broken} THEN {rule.reason} END" for rule in contract.build_rules(found, texts={"x"})
+        ]
         said = con.execute(f"SELECT {', '.join(reasons)} FROM checked").fetchall()[0]
         return [each for each in said if each]
 
@@ -100,7 +102,7 @@ def test_a_value_breaks_the_rules_that_it_breaks_and_no_other(
     ],
 )
 def test_a_time_with_an_offset_is_turned_to_utc(con: duckdb.DuckDBPyConnection, text: str, hour: int) -> None:
-    typed = contract.typed("x", Column(type="TIMESTAMP"))
+    typed = contract.typed_sql("x", Column(type="TIMESTAMP"))
     assert con.execute(f"SELECT hour({typed}) FROM (SELECT ? AS x)", [text]).fetchall() == [(hour,)]
 
 
@@ -123,28 +125,28 @@ def points(**references: str) -> dict[str, Table]:
 
 def test_a_table_comes_after_those_that_it_refers_to_wherever_it_stands() -> None:
     tables = {**points(orders="people"), "people": Table(columns={"id": Column(type="VARCHAR")})}
-    assert contract.in_order(tables) == ["people", "orders"]
+    assert contract.sort_tables(tables) == ["people", "orders"]
 
 
 def test_tables_that_refer_to_each_other_in_a_ring_are_refused() -> None:
     with pytest.raises(ValueError, match="refer to each other in a ring"):
-        contract.in_order(points(one="two", two="one"))
+        contract.sort_tables(points(one="two", two="one"))
 
 
 def test_the_key_comes_from_the_environment_then_from_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
     monkeypatch.setenv("EVERGREEN_PII_KEY", "from the environment, of so many characters")
-    assert contract.pii_key() == b"from the environment, of so many characters"
+    assert contract.load_pii_key() == b"from the environment, of so many characters"
     monkeypatch.delenv("EVERGREEN_PII_KEY")
     (tmp_path / "pii.key").write_text("from the file, and long enough\n")
-    assert contract.pii_key() == b"from the file, and long enough"
+    assert contract.load_pii_key() == b"from the file, and long enough"
 
 
 def test_without_a_key_the_way_to_one_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
     monkeypatch.delenv("EVERGREEN_PII_KEY", raising=False)
     with pytest.raises(ValueError, match="set EVERGREEN_PII_KEY, or run `make key`"):
-        contract.pii_key()
+        contract.load_pii_key()
 
 
 @pytest.mark.parametrize("key", ["", "\n", "fifteen letters\n"])
@@ -155,10 +157,10 @@ def test_a_key_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(
         ValueError, match=r"16 characters .*pii\.key has \d+\. .*token_hex.* remove it and run `make key`"
     ):
-        contract.pii_key()
+        contract.load_pii_key()
     monkeypatch.setenv("EVERGREEN_PII_KEY", "fifteen letters")
     with pytest.raises(ValueError, match=r"16 characters .* EVERGREEN_PII_KEY has 15\. .*token_hex"):
-        contract.pii_key()
+        contract.load_pii_key()
 
 
 def test_a_key_that_could_not_be_written_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_a_key_that_could_not_be_written_is_not_there(monkeypatch: pytest.Monkey
     assert make("key", python="false").returncode != 0
     assert not file.exists()
     assert make("key", python=sys.executable).returncode == 0
-    assert len(contract.pii_key()) == 64
+    assert len(contract.load_pii_key()) == 64
     assert file.stat().st_mode & 0o077 == 0
 
 
@@ -178,14 +180,21 @@ def make(target: str, *, python: str) -> "subprocess.CompletedProcess[bytes]":
 
 
 def test_a_person_has_one_pseudonym_a_key_and_another_under_another_key() -> None:
-    one = contract.pseudonym("ada@example.org", b"key")
-    assert one == contract.pseudonym("ada@example.org", b"key")
+    one = contract.make_pseudonym("ada@example.org", b"key")
+    assert one == contract.make_pseudonym("ada@example.org", b"key")
     assert (
-        len({one, contract.pseudonym("ada@example.org", b"other"), contract.pseudonym("bob@example.org", b"key")}) == 3
+        len(
+            {
+                one,
+                contract.make_pseudonym("ada@example.org", b"other"),
+                contract.make_pseudonym("bob@example.org", b"key"),
+            }
+        )
+        == 3
     )
     assert len(one) == 16
 
 
 def test_a_keys_id_tells_keys_apart_and_is_no_part_of_them() -> None:
-    assert contract.key_id(b"one") != contract.key_id(b"two")
-    assert contract.key_id(b"one") not in contract.pseudonym("one", b"one")
+    assert contract.identify_key(b"one") != contract.identify_key(b"two")
+    assert contract.identify_key(b"one") not in contract.make_pseudonym("one", b"one")

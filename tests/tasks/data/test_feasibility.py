@@ -31,7 +31,7 @@ def every(step: timedelta, *, days: int = 150) -> Times:
 
 
 def problems(times: Times, as_of: datetime = AS_OF, **overrides: Any) -> dict[str, Problem]:
-    return {problem.setting: problem for problem in feasibility.check(times, as_of, fitted(**overrides))}
+    return {problem.setting: problem for problem in feasibility.find_problems(times, as_of, fitted(**overrides))}
 
 
 def fitted(**overrides: Any) -> Params:
@@ -111,8 +111,11 @@ def test_blocks_slices_and_windows_are_asked_too() -> None:
 
 def test_what_stops_a_retrain_is_one_refusal_and_the_rest_is_none() -> None:
     p = fitted(**{"gate.min_rows": 2000, "policy.min_rows": 500})
-    assert feasibility.refusal(feasibility.check(every(HOURLY), AS_OF, fitted(**{"policy.min_rows": 500}))) is None
-    reason = feasibility.refusal(feasibility.check(every(HOURLY), AS_OF, p))
+    assert (
+        feasibility.explain_refusal(feasibility.find_problems(every(HOURLY), AS_OF, fitted(**{"policy.min_rows": 500})))
+        is None
+    )
+    reason = feasibility.explain_refusal(feasibility.find_problems(every(HOURLY), AS_OF, p))
     assert reason
     assert "gate.min_rows" in reason
     assert "policy.min_rows" not in reason
@@ -124,12 +127,12 @@ def test_the_flights_fit_their_params() -> None:
     times = np.arange(np.datetime64("2013-01-01", "us"), np.datetime64("2014-01-01"), np.timedelta64(94, "s"))
     for as_of in (datetime(2013, 4, 15), datetime(2013, 8, 1), datetime(2013, 12, 31)):
         known = times[times < np.datetime64(as_of)]
-        assert [problem for problem in feasibility.check(known, as_of, p) if problem.stops] == []
+        assert [problem for problem in feasibility.find_problems(known, as_of, p) if problem.stops] == []
 
 
 def test_the_rows_are_read_from_what_ingest_has_brought(made: Made) -> None:
     p = made.run("ingest")
-    times = feasibility.read_times(p, made.folder)
+    times = feasibility.read_event_times(p, made.folder)
     assert len(times) == 60 * 80
     assert (times[1:] >= times[:-1]).all()
 
@@ -140,7 +143,7 @@ def test_an_outlier_in_time_bends_no_row_rate(made: Made) -> None:
     orders.write_text(orders.read_text() + line)
     p = made.run("ingest")
     assert (made.folder / p.paths.raw / "orders" / "outliers.parquet").exists()
-    times = feasibility.read_times(p, made.folder)
+    times = feasibility.read_event_times(p, made.folder)
     assert len(times) == 60 * 80
     assert times[0] >= np.datetime64(BEGIN)
 
@@ -155,14 +158,14 @@ def test_a_signal_that_policy_min_rows_turns_off_names_it() -> None:
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_table_of_no_rows_or_of_one_breaks_nothing(rows: int) -> None:
-    feasibility.check(every(HOURLY)[:rows], AS_OF, fitted())
+    feasibility.find_problems(every(HOURLY)[:rows], AS_OF, fitted())
 
 
 def test_a_workspace_whose_name_looks_like_a_pattern_is_asked_for_its_own_rows(make_world: Callable[..., Made]) -> None:
     counts = []
     for name, days in (("w1", 3), ("w[1]", 5)):
         made = make_world(days=days, per_day=4, folder=name)
-        counts.append(len(feasibility.read_times(made.run("ingest", p=made.params()), made.folder)))
+        counts.append(len(feasibility.read_event_times(made.run("ingest", p=made.params()), made.folder)))
     assert counts == [12, 20]
 
 

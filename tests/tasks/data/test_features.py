@@ -137,10 +137,10 @@ def test_no_row_that_was_not_yet_known_changes_a_feature(
         ask(con, real, one)
         fill(con, "flights", one)
         fill(con, "weather", air)
-        before = featuresql.compute(con, real, SQL)
+        before = featuresql.compute_features(con, real, SQL)
         fill(con, "flights", known(one, moment) + unknown(other, moment))
         fill(con, "weather", known(air, moment) + unknown(other_air, moment))
-        after = featuresql.compute(con, real, SQL)
+        after = featuresql.compute_features(con, real, SQL)
     asked_by_then = [row["event_time"] - LEAD <= moment for row in one]
     assert before.filter(asked_by_then).equals(after.filter(asked_by_then))
 
@@ -152,7 +152,7 @@ def test_recent_delays_are_what_a_plain_loop_says(real: Params, flights: list[di
     with real_tables(real) as con:
         ask(con, real, rows)
         fill(con, "flights", rows)
-        found = featuresql.compute(con, real, SQL).to_pylist()
+        found = featuresql.compute_features(con, real, SQL).to_pylist()
     for row, features_of in zip(rows, found, strict=True):
         asked = row["event_time"] - LEAD
 
@@ -194,7 +194,7 @@ def slice_of_the_year(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
         for name, where in (("flights", "CAST(flight AS INTEGER) % 4 = 0"), ("weather", "TRUE")):
             source, columns = Source(**raw["sources"][name]), raw["contract"][name]["columns"]
             wanted = {key: Column(**column) for key, column in columns.items() if key not in source.derive}
-            rawtable.load(con, sources.fetch(source.address), source, wanted, "delivered")
+            rawtable.load_table(con, sources.fetch_files(source.address), source, wanted, "delivered")
             named = ", ".join(f'v{i} AS "{key}"' for i, key in enumerate(wanted))
             con.execute(f"CREATE OR REPLACE TABLE arrived AS SELECT {named} FROM delivered")
             days = "CAST(time_hour AS TIMESTAMP) BETWEEN TIMESTAMP '2013-01-22' AND TIMESTAMP '2013-02-07'"
@@ -219,7 +219,7 @@ def by_month(slice_of_the_year: dict[str, Any], tmp_path_factory: pytest.TempPat
 
 
 def whole(folder: Path) -> pa.Table:
-    return pa.concat_tables([pq.read_table(path) for _, path in periods.files(folder)])
+    return pa.concat_tables([pq.read_table(path) for _, path in periods.list_files(folder)])
 
 
 def split_by_day(cleaned: Path, into: Path, tables: tuple[str, ...]) -> None:
@@ -245,7 +245,7 @@ def test_features_by_day_by_month_and_in_one_go_are_the_same(by_month: tuple[Par
         inside = [period.start <= moment < period.end for moment in month["_event_time"].to_pylist()]
         assert len(day) > 100
         assert day.equals(month.filter(inside))
-    assert in_one_go(p, folder / "data/clean").equals(featurerows.read(folder / "data/features").table)
+    assert in_one_go(p, folder / "data/clean").equals(featurerows.read_rows(folder / "data/features").table)
 
 
 def in_one_go(p: Params, cleaned: Path) -> pa.Table:
@@ -254,7 +254,7 @@ def in_one_go(p: Params, cleaned: Path) -> pa.Table:
         con.execute(f"CREATE TABLE {name} AS FROM read_parquet('{cleaned}/{name}/*.parquet')")
     key, columns = (", ".join(["event_time", *names]) for names in (p.contract["flights"].key[1:], p.spine.columns))
     con.execute(f"CREATE TABLE spine AS SELECT row_number() OVER (ORDER BY {key}) AS row_id, {columns} FROM flights")
-    return featuresql.compute(con, p, SQL)
+    return featuresql.compute_features(con, p, SQL)
 
 
 def test_the_number_of_threads_changes_no_byte(
@@ -312,7 +312,7 @@ def manifest(made: Made) -> dict[str, Any]:
 def run(made: Made, sql: str = FEATURES_SQL, **overrides: Any) -> featurerows.Rows:
     (made.folder / "tasks/features.sql").write_text(sql)
     made.run("features", p=made.params(**overrides))
-    return featurerows.read(made.folder / "data/features")
+    return featurerows.read_rows(made.folder / "data/features")
 
 
 def refusal(made: Made, sql: str, **overrides: Any) -> str:
@@ -583,4 +583,4 @@ def test_a_table_without_rows_is_empty_and_spoken_of(made: Made, caplog: pytest.
 
 def test_reading_a_folder_without_features_tells_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no feature rows: run the stages before this one \(dvc repro\)"):
-        featurerows.read(tmp_path)
+        featurerows.read_rows(tmp_path)

@@ -44,7 +44,7 @@ def run(made: Made, sql: str = FEATURES_SQL, *, task: Task = "binary", label: st
     (made.folder / "tasks/features.sql").write_text(sql)
     asked: dict[str, Any] = {"label.task": task, "gate.metric": GATE[task], "features.leak_probes": 0}
     made.run("features", p=made.params(**asked | ({"label.expression": label} if label else {})))
-    return featurerows.read(made.folder / "data/features")
+    return featurerows.read_rows(made.folder / "data/features")
 
 
 @pytest.mark.parametrize(

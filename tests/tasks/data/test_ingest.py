@@ -131,7 +131,7 @@ def test_the_manifest_counts_what_the_files_hold(made: Made) -> None:
         assert table["periods"] == counted
         assert table["rows"] == sum(counted.values())
     assert list(manifest["tables"]["orders"]["periods"]) == ["2024-01", "2024-02"]
-    assert manifest["pii_key_id"] == contract.key_id(KEY.encode())
+    assert manifest["pii_key_id"] == contract.identify_key(KEY.encode())
 
 
 def test_the_same_inputs_give_the_same_bytes_with_the_cache_and_without(
@@ -154,8 +154,8 @@ def test_a_later_as_of_works_on_the_open_periods_only_and_ends_where_a_full_buil
     before = entries(made)
     p = made.run("ingest", p=made.params(**{"clock.as_of": "2024-03-05"}))
     cut = {
-        cache.key("cut", feed.identity, "2024-03", p.clock.as_of)
-        for feed in ingest._fetch(p, contract.key_id(KEY.encode())).values()
+        cache.hash_inputs("cut", feed.identity, "2024-03", p.clock.as_of)
+        for feed in ingest._fetch(p, contract.identify_key(KEY.encode())).values()
     }
     assert entries(made) - before <= cut
     step_by_step = tree(made.folder / "data/raw")
@@ -170,7 +170,7 @@ def test_bytes_that_were_seen_before_are_not_read_again(made: Made, monkeypatch:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("read again")
 
-    monkeypatch.setattr("tasks.data.rawtable.load", refuse)
+    monkeypatch.setattr("tasks.data.rawtable.load_table", refuse)
     made.run("ingest", p=made.params(**{"clock.as_of": "2024-01-20T06:00:00"}))
     assert len(rows(made, "orders")) > 0
 
@@ -255,7 +255,7 @@ def test_no_persons_name_is_in_any_file_that_was_written(made: Made) -> None:
         everything(folder) for folder in (made.folder / "data", made.folder / "reports", made.folder.parent / "periods")
     )
     assert len(written) > 100_000
-    assert contract.pseudonym("stranger@example.org", KEY.encode()) in written
+    assert contract.make_pseudonym("stranger@example.org", KEY.encode()) in written
     assert "example.org" not in written
     assert KEY not in written
 
@@ -264,7 +264,7 @@ def test_a_person_has_the_same_pseudonym_in_every_table(made: Made) -> None:
     made.run("ingest")
     people = set(rows(made, "customers")["email"].to_pylist())
     assert set(rows(made, "orders")["email"].to_pylist()) <= people
-    assert contract.pseudonym("person7@example.org", KEY.encode()) in people
+    assert contract.make_pseudonym("person7@example.org", KEY.encode()) in people
 
 
 def test_another_key_gives_other_pseudonyms_and_nothing_of_the_old_ones(
@@ -278,7 +278,7 @@ def test_another_key_gives_other_pseudonyms_and_nothing_of_the_old_ones(
 
 
 def test_the_key_of_another_id_is_refused(made: Made) -> None:
-    made.run("ingest", p=made.params(**{"ingest.pii_key_id": contract.key_id(KEY.encode())}))
+    made.run("ingest", p=made.params(**{"ingest.pii_key_id": contract.identify_key(KEY.encode())}))
     with pytest.raises(
         ValueError, match=r"pii_key_id is 12345678, but the key at hand has the id \w{8}: pseudonyms would"
     ):

@@ -30,21 +30,21 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @given(MOMENTS, UNITS)
 def test_every_moment_lies_in_one_period_and_its_name_leads_back_to_it(moment: datetime, unit: str) -> None:
-    period = periods.holding(moment, unit)
+    period = periods.period_at(moment, unit)
     assert period.start <= moment < period.end
-    assert periods.named(period.name) == period
+    assert periods.parse_name(period.name) == period
 
 
 @given(MOMENTS, UNITS)
 def test_the_next_period_begins_where_this_one_ends(moment: datetime, unit: str) -> None:
-    period = periods.holding(moment, unit)
-    assert periods.holding(period.end, unit).start == period.end
-    assert periods.holding(period.end - timedelta(microseconds=1), unit) == period
+    period = periods.period_at(moment, unit)
+    assert periods.period_at(period.end, unit).start == period.end
+    assert periods.period_at(period.end - timedelta(microseconds=1), unit) == period
 
 
 @given(st.lists(MOMENTS, min_size=2, max_size=8), UNITS)
 def test_names_sort_as_time_does(moments: list[datetime], unit: str) -> None:
-    names = [periods.holding(moment, unit).name for moment in sorted(moments)]
+    names = [periods.period_at(moment, unit).name for moment in sorted(moments)]
     assert names == sorted(names)
 
 
@@ -52,19 +52,24 @@ def test_the_files_of_a_table_come_oldest_first_and_only_those_with_a_time(tmp_p
     for name in ("2024-02", "2024-01", periods.WHOLE, periods.UNKNOWN):
         (tmp_path / f"{name}.parquet").touch()
     (tmp_path / ".2024-03.parquet.new").touch()
-    assert [period.name for period, _ in periods.files(tmp_path)] == ["2024-01", "2024-02"]
+    assert [period.name for period, _ in periods.list_files(tmp_path)] == ["2024-01", "2024-02"]
 
 
 def test_a_key_tells_inputs_apart_and_not_their_order_in_a_mapping() -> None:
-    assert cache.key("a", {"x": 1, "y": 2}) == cache.key("a", {"y": 2, "x": 1})
-    assert len({cache.key("a"), cache.key("b"), cache.key("a", "b"), cache.key(["a", "b"])}) == 4
+    assert cache.hash_inputs("a", {"x": 1, "y": 2}) == cache.hash_inputs("a", {"y": 2, "x": 1})
+    assert (
+        len(
+            {cache.hash_inputs("a"), cache.hash_inputs("b"), cache.hash_inputs("a", "b"), cache.hash_inputs(["a", "b"])}
+        )
+        == 4
+    )
 
 
 def test_another_release_of_a_library_is_other_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = cache.source_of(periods.__file__)
-    assert cache.source_of(periods.__file__) == before
+    before = cache.hash_code(periods.__file__)
+    assert cache.hash_code(periods.__file__) == before
     monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} 99")
-    assert cache.source_of(periods.__file__) != before
+    assert cache.hash_code(periods.__file__) != before
 
 
 def write_whole(folder: Path) -> None:
@@ -84,8 +89,8 @@ def test_an_entry_is_made_once_and_linked_after_that(
     entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_user(monkeypatch)
-    first = cache.cached("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
-    second = cache.cached("ab12", {tmp_path / "out" / "1": "rows", tmp_path / "out" / "2": "rows"}, write_whole)
+    first = cache.provide("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
+    second = cache.provide("ab12", {tmp_path / "out" / "1": "rows", tmp_path / "out" / "2": "rows"}, write_whole)
     assert (first, second) == (True, False)
     assert tree(tmp_path / "out") == {"1": b"whole", "2": b"whole"}
     assert os.path.samefile(tmp_path / "out" / "2", entry_file(entries))
@@ -96,7 +101,7 @@ def test_the_files_of_an_entry_and_those_made_of_it_are_read_only(
     entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: user)
-    cache.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    cache.provide("ab12", {tmp_path / "out": "rows"}, write_whole)
     for path in (tmp_path / "out", *(file for file in entries.rglob("*") if file.is_file())):
         assert path.stat().st_mode & 0o777 == 0o444
 
@@ -105,11 +110,11 @@ def test_what_root_writes_into_an_output_never_reaches_the_cache(
     entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    cache.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    cache.provide("ab12", {tmp_path / "out": "rows"}, write_whole)
     (tmp_path / "out").chmod(0o644)
     (tmp_path / "out").write_text("other")
     assert entry_file(entries).read_text() == "whole"
-    assert not cache.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    assert not cache.provide("ab12", {tmp_path / "out": "rows"}, write_whole)
     assert (tmp_path / "out").read_text() == "whole"
 
 
@@ -150,13 +155,13 @@ def test_an_entry_with_other_bytes_is_made_again_and_that_is_logged(
     user: int,
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: user)
-    cache.cached("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
+    cache.provide("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
     spoil(entry_file(entries))
     with caplog.at_level(logging.WARNING):
-        assert cache.cached("ab12", {tmp_path / "out" / "2": "rows"}, write_whole)
+        assert cache.provide("ab12", {tmp_path / "out" / "2": "rows"}, write_whole)
     assert "no longer holds what was made, and it is made again" in caplog.text
     assert (tmp_path / "out" / "2").read_text() == entry_file(entries).read_text() == "whole"
-    assert not cache.cached("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
+    assert not cache.provide("ab12", {tmp_path / "out" / "1": "rows"}, write_whole)
     assert tree(tmp_path / "out") == {"1": b"whole", "2": b"whole"}
     assert not list(entries.rglob(".*"))
 
@@ -166,33 +171,33 @@ def test_an_output_that_a_user_forces_open_does_not_spoil_what_is_linked_next(
 ) -> None:
     """chmod and a write go through the hard link to the cache: what is put in place next is made again."""
     is_user(monkeypatch)
-    cache.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    cache.provide("ab12", {tmp_path / "out": "rows"}, write_whole)
     overwrite(tmp_path / "out")
     assert entry_file(entries).read_bytes() == b"other"
     (tmp_path / "out").unlink()
-    assert cache.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+    assert cache.provide("ab12", {tmp_path / "out": "rows"}, write_whole)
     assert (tmp_path / "out").read_text() == "whole"
 
 
 def test_an_entry_that_cannot_be_kept_whole_is_told_of(
     entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seal = cache.seal
+    seal = cache.seal_folder
 
     def spoiled(folder: Path) -> None:
         seal(folder)
         overwrite(folder / "rows")
 
-    monkeypatch.setattr(periods, "seal", spoiled)
+    monkeypatch.setattr(cache, "seal_folder", spoiled)
     with pytest.raises(OSError, match="was damaged 3 times in a row"):
-        cache.cached("ab12", {tmp_path / "out": "rows"}, write_whole)
+        cache.provide("ab12", {tmp_path / "out": "rows"}, write_whole)
     assert not (tmp_path / "out").exists()
     assert tree(entries) == {}
 
 
 def test_a_file_that_nobody_made_is_named(entries: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"must hold lines, but what made it wrote only \['rows'\]"):
-        cache.cached("ab12", {tmp_path / "out": "lines"}, write_whole)
+        cache.provide("ab12", {tmp_path / "out": "lines"}, write_whole)
     assert entry_file(entries).exists()
 
 
@@ -202,7 +207,7 @@ def test_a_make_that_fails_leaves_nothing_behind(entries: Path, tmp_path: Path) 
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        cache.cached("ab12", {tmp_path / "out": "rows"}, make)
+        cache.provide("ab12", {tmp_path / "out": "rows"}, make)
     assert tree(entries) == {}
     assert not (tmp_path / "out").exists()
 
@@ -212,10 +217,10 @@ def test_of_two_who_make_the_same_entry_both_get_the_one_that_came_first(entries
         (folder / "rows").write_text("first")
 
     def slow(folder: Path) -> None:
-        cache.cached("ab12", {}, quick)
+        cache.provide("ab12", {}, quick)
         (folder / "rows").write_text("second")
 
-    cache.cached("ab12", {tmp_path / "out": "rows"}, slow)
+    cache.provide("ab12", {tmp_path / "out": "rows"}, slow)
     assert tree(entries).keys() == {"ab/ab12/rows", f"ab/ab12/{cache.HASHES}"}
     assert entry_file(entries).read_text() == "first"
     assert (tmp_path / "out").read_text() == "first"
@@ -229,7 +234,7 @@ def test_where_links_are_impossible_the_files_are_copied(
 
     is_user(monkeypatch)
     monkeypatch.setattr(os, "link", refuse)
-    cache.cached("ab12", {tmp_path / "out": "rows"}, lambda folder: (folder / "rows").touch())
+    cache.provide("ab12", {tmp_path / "out": "rows"}, lambda folder: (folder / "rows").touch())
     assert (tmp_path / "out").stat().st_nlink == 1
     assert (entries / "ab" / "ab12" / "rows").exists()
 
@@ -237,7 +242,7 @@ def test_where_links_are_impossible_the_files_are_copied(
 @pytest.mark.usefixtures("entries")
 def test_linking_over_a_link_of_the_same_file_leaves_no_temporary_name(tmp_path: Path) -> None:
     for _ in range(2):
-        cache.cached("ab12", {tmp_path / "out" / "1": "rows"}, lambda folder: (folder / "rows").touch())
+        cache.provide("ab12", {tmp_path / "out" / "1": "rows"}, lambda folder: (folder / "rows").touch())
     assert list(tree(tmp_path / "out")) == ["1"]
 
 

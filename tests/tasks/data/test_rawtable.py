@@ -36,7 +36,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
             address = f"{tmp_path}/part*"
             wanted = {name: Column(type=kind) for name, kind in columns.items()}
             source = Source(address=address, **settings)
-            found = rawtable.load(con, sources.fetch(address), source, wanted, "arrived")
+            found = rawtable.load_table(con, sources.fetch_files(address), source, wanted, "arrived")
             sql = "SELECT * EXCLUDE (blank, file, start) FROM arrived WHERE NOT blank ORDER BY rowid"
             return found, con.execute(sql).fetchall()
 

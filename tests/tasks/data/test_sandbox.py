@@ -193,8 +193,8 @@ def closed(tmp_path: Path) -> duckdb.DuckDBPyConnection:
     con = duckdb.connect()
     con.execute("CREATE TEMP TABLE spine AS SELECT 1 AS row_id")
     con.register("fed", pa.table({"a": [1]}))
-    sandbox.close(con)
-    sandbox.close(con)
+    sandbox.close_connection(con)
+    sandbox.close_connection(con)
     return con
 
 
@@ -228,7 +228,7 @@ def test_a_closed_connection_reaches_nothing_outside(
 
 def test_a_closed_connection_spills_to_disk_as_before(tmp_path: Path) -> None:
     con = duckdb.connect(config={"threads": 1, "memory_limit": "60MB", "temp_directory": str(tmp_path)})
-    sandbox.close(con)
+    sandbox.close_connection(con)
     con.execute("CREATE TEMP TABLE t AS SELECT hash(i) AS a, i AS b FROM range(6000000) r(i)")
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) > 0
     assert con.execute("SELECT count(*) FROM t").fetchall() == [(6_000_000,)]

@@ -41,7 +41,7 @@ def read(con: duckdb.DuckDBPyConnection) -> Callable[..., list[Any]]:
         types = dict.fromkeys(columns.split(), "VARCHAR") if isinstance(columns, str) else columns
         wanted = {name: Column(type=kind) for name, kind in types.items()}
         source = Source(address=str(address), **settings)
-        rawtable.load(con, sources.fetch(str(address)), source, wanted, "arrived")
+        rawtable.load_table(con, sources.fetch_files(str(address)), source, wanted, "arrived")
         return [
             tuple(types),
             *con.execute("SELECT * EXCLUDE (blank, file, start) FROM arrived WHERE NOT blank").fetchall(),
@@ -199,20 +199,20 @@ def test_a_zip_of_none_or_many_files_is_refused(read: Callable[..., list[Any]], 
 )
 def test_a_source_that_is_not_there_is_named(address: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        sources.fetch(address)
+        sources.fetch_files(address)
 
 
 def test_an_empty_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"t\.csv is empty"):
-        sources.fetch(str(write(tmp_path / "t.csv", "")))
+        sources.fetch_files(str(write(tmp_path / "t.csv", "")))
     with pytest.raises(ValueError, match=r"is no file; name the files in a folder with \*"):
-        sources.fetch(str(tmp_path))
+        sources.fetch_files(str(tmp_path))
 
 
 def test_the_fingerprint_is_of_the_bytes_alone(tmp_path: Path) -> None:
     one, same = write(tmp_path / "one.csv", ROWS), write(tmp_path / "same.csv", ROWS)
     more = write(tmp_path / "more.csv", ROWS + "3,z,1\n")
-    found = [sources.fetch(str(path)).fingerprint for path in (one, same, more)]
+    found = [sources.fetch_files(str(path)).fingerprint for path in (one, same, more)]
     assert found[0] == found[1] != found[2]
 
 
@@ -253,13 +253,13 @@ def test_what_a_killed_process_had_unpacked_goes_at_the_next_start_and_not_befor
     try:
         assert other.stdout is not None
         scratch = Path(other.stdout.readline().strip())
-        sources.fetch(str(path))
+        sources.fetch_files(str(path))
         assert (scratch / "0" / "t.csv").read_text() == ROWS  # it lives
     finally:
         other.kill()
         other.communicate()
     assert scratch.exists()
-    sources.fetch(str(path))
+    sources.fetch_files(str(path))
     assert list((home / "unpacked").iterdir()) == []
 
 
@@ -280,11 +280,11 @@ def test_a_relative_address_is_the_same_table_from_a_workspace(
     for name in ("mine1", "mine2"):
         write(checkout / "data" / f"{name}.csv", f"a\n{name}\n")
     write(Path("data/mine2.csv"), "a\nmine2\n")  # git tracks this one
-    found = [sources.fetch(f"{scheme}data/{name}.csv") for name in ("mine1", "mine*")]
+    found = [sources.fetch_files(f"{scheme}data/{name}.csv") for name in ("mine1", "mine*")]
     rows = read(f"{scheme}data/mine*.csv", "a")
     monkeypatch.chdir(checkout)
     monkeypatch.delenv("EVERGREEN_CHECKOUT")
-    by_hand = [sources.fetch(f"{scheme}data/{name}.csv") for name in ("mine1", "mine*")]
+    by_hand = [sources.fetch_files(f"{scheme}data/{name}.csv") for name in ("mine1", "mine*")]
     assert [(each.address, each.fingerprint) for each in found] == [(e.address, e.fingerprint) for e in by_hand]
     assert rows == read(f"{scheme}data/mine*.csv", "a") == [("a",), ("mine1",), ("mine2",)]
 
@@ -297,7 +297,7 @@ def test_a_source_that_git_tracks_is_the_one_of_the_runs_commit(checkout: Path, 
 
 def test_a_source_that_is_nowhere_names_both_places(checkout: Path) -> None:
     with pytest.raises(ValueError, match=rf"seen from .*/workspace and from {checkout}\)"):
-        sources.fetch("data/mine.csv")
+        sources.fetch_files("data/mine.csv")
 
 
 def test_a_table_called_like_a_variable_of_the_reader_is_not_mistaken_for_it(
@@ -333,16 +333,16 @@ def test_only_the_star_makes_a_pattern(tmp_path: Path) -> None:
     for name in ("x[1]/t1.csv", "x[1]/t2.csv", "x[1]/t[1]1.csv"):
         write(tmp_path / name, ROWS)
     with pytest.raises(ValueError, match="does not exist"):
-        sources.fetch(str(tmp_path / "x[1]" / "t[2].csv"))
+        sources.fetch_files(str(tmp_path / "x[1]" / "t[2].csv"))
     with pytest.raises(ValueError, match="does not exist"):
-        sources.fetch(str(tmp_path / "x[1]" / "t?.csv"))
-    found = sources.fetch(str(tmp_path / "x[1]" / "t[1]*.csv")).files
+        sources.fetch_files(str(tmp_path / "x[1]" / "t?.csv"))
+    found = sources.fetch_files(str(tmp_path / "x[1]" / "t[1]*.csv")).files
     assert [file.name for file in found] == ["t[1]1.csv"]
-    assert len(sources.fetch(str(tmp_path / "x[1]" / "t*.csv")).files) == 3
+    assert len(sources.fetch_files(str(tmp_path / "x[1]" / "t*.csv")).files) == 3
 
 
 def test_files_come_in_the_order_of_the_numbers_in_their_names(tmp_path: Path) -> None:
     names = ["2024-2.csv", "2024-10.csv", "2025-1.csv"]
     for name in reversed(names):
         write(tmp_path / name, ROWS)
-    assert [file.name for file in sources.fetch(str(tmp_path / "*.csv")).files] == names
+    assert [file.name for file in sources.fetch_files(str(tmp_path / "*.csv")).files] == names

@@ -72,6 +72,6 @@ def test_sql_that_cannot_be_parsed_is_told_before_anything_runs() -> None:
 
 def test_what_the_machine_lacks_is_no_rows_fault() -> None:
     with pytest.raises(OSError, match="as where a disk is full: no space"):
-        sqlerrors.raise_unless_of_a_row(duckdb.IOException("no space"))
+        sqlerrors.raise_machine_error(duckdb.IOException("no space"))
     with pytest.raises(MemoryError, match=r"stage\.memory"):
-        sqlerrors.raise_unless_of_a_row(duckdb.OutOfMemoryException("x"))
+        sqlerrors.raise_machine_error(duckdb.OutOfMemoryException("x"))

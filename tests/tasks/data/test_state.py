@@ -29,8 +29,8 @@ def test_the_tables_reach_back_as_far_as_any_row_may_look(cleaned: Made) -> None
     p = cleaned.params()
     found = state.publish(p, cleaned.folder)
     assert found
-    assert state.current() == found
-    tables = state.load(p, found)
+    assert state.read_current() == found
+    tables = state.load_tables(p, found)
     times = tables["orders"]["event_time"].to_pylist()
     first, last, count = min(times), max(times), len(times)
     edge = found.as_of - p.serving.behind - p.features.lookback
@@ -47,7 +47,7 @@ def test_time_never_goes_back_unless_the_tables_are_others(cleaned: Made) -> Non
     early = cleaned.params(**{"clock.as_of": (BEGIN + 10 * DAY).isoformat()})
     cleaned.run("ingest", "clean", p=early)
     assert state.publish(early, cleaned.folder) is None
-    assert state.current() == first
+    assert state.read_current() == first
     other = early.model_copy(update={"registry": early.registry.model_copy(update={"model": "another"})})
     found = state.publish(other, cleaned.folder)
     assert found
@@ -63,7 +63,7 @@ def test_only_the_newest_stay_and_what_is_gone_says_so(cleaned: Made) -> None:
         each.folder.name for each in made[1:] if each
     ]
     with pytest.raises(FileNotFoundError, match="newer state has been published"):
-        state.load(p, made[0])
+        state.load_tables(p, made[0])
 
 
 def test_a_table_without_rows_is_there_all_the_same(cleaned: Made) -> None:
@@ -72,12 +72,12 @@ def test_a_table_without_rows_is_there_all_the_same(cleaned: Made) -> None:
         path.unlink()
     found = state.publish(p, cleaned.folder)
     assert found
-    tables, con = state.load(p, found), featuresql.connect(p)
+    tables, con = state.load_tables(p, found), featuresql.connect(p)
     assert (tables["traffic"].num_rows, str(tables["traffic"].schema.field("jam").type)) == (0, "double")
     for name, rows in tables.items():
         con.register(name, rows)
     con.execute("CREATE TEMP TABLE spine AS SELECT 1::BIGINT AS row_id, * FROM orders LIMIT 1")
-    assert featuresql.compute(con, p, (cleaned.folder / "tasks/features.sql").read_text()).num_rows == 1
+    assert featuresql.compute_features(con, p, (cleaned.folder / "tasks/features.sql").read_text()).num_rows == 1
 
 
 # --- what is odd or torn
@@ -100,7 +100,7 @@ def test_an_odd_pointer_names_itself_and_the_way_out(make_world: Callable[..., M
     pointer().parent.mkdir(parents=True)
     pointer().write_text(text)
     with pytest.raises(ValueError, match=r"current\.json must tell .* Remove it"):
-        state.current()
+        state.read_current()
     assert list(Active(params.home()).renew(p)) == []
 
 
@@ -110,7 +110,7 @@ def test_an_odd_pointer_is_published_over(cleaned: Made) -> None:
     pointer().write_text("{}")
     found = state.publish(p, cleaned.folder)
     assert found
-    assert state.current() == found
+    assert state.read_current() == found
 
 
 def torn(path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_table_that_cannot_be_read_is_told_of_once_and_the_old_serves_on(
     assert found
     spoil(found.folder / "orders.parquet")
     with pytest.raises((ValueError, FileNotFoundError), match=r"orders\.parquet"):
-        state.load(p, found)
+        state.load_tables(p, found)
     caplog.clear()
     assert [list(one.renew(p)) for _ in range(3)] == [[], [], []]
     assert one.tables is before
@@ -152,7 +152,7 @@ def test_a_state_of_other_tables_is_not_loaded(cleaned: Made, caplog: pytest.Log
     state.publish(p, cleaned.folder)
     one, other = Active(params.home()), of_model(p, "another")
     assert [list(one.renew(other)) for _ in range(3)] == [[], [], []]
-    assert caplog.text.count(f"must be of these params, {state.kind(other)}, but") == 1
+    assert caplog.text.count(f"must be of these params, {state.identify_tables(other)}, but") == 1
     assert len(list(one.renew(p))) == 1
 
 

@@ -50,15 +50,18 @@ TABLES = {
 @pytest.mark.parametrize("name", TABLES)
 def test_every_row_of_a_plain_table_belongs_to_it_and_the_newest_is_its_end(name: str) -> None:
     times = TABLES[name]
-    line = timeline.draw(times)
+    line = timeline.draw_timeline(times)
     assert (line.begin, line.dense_end, line.end) == (times.min().item(), times.max().item(), times.max().item())
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_lone_row_far_off_belongs_to_no_table(name: str) -> None:
     times = TABLES[name]
-    plain, ahead = timeline.draw(times), timeline.draw(np.append(times, FAR + 4 * 365 * DAY))
-    behind, both = timeline.draw(np.append(times, OLD)), timeline.draw(np.concatenate([times, OLD, FAR]))
+    plain, ahead = timeline.draw_timeline(times), timeline.draw_timeline(np.append(times, FAR + 4 * 365 * DAY))
+    behind, both = (
+        timeline.draw_timeline(np.append(times, OLD)),
+        timeline.draw_timeline(np.concatenate([times, OLD, FAR])),
+    )
     assert (ahead.begin, ahead.dense_end, ahead.end) == (plain.begin, plain.dense_end, plain.end)
     assert (behind.begin, behind.dense_end, behind.end) == (plain.begin, plain.dense_end, plain.end)
     assert both.end == plain.end or name == "20 rows a day for ten years"  # which has rows in 2031
@@ -66,17 +69,17 @@ def test_a_lone_row_far_off_belongs_to_no_table(name: str) -> None:
 
 def test_several_lone_rows_are_as_much_outliers_as_one() -> None:
     times = drawn(120, 100)
-    plain = timeline.draw(times)
+    plain = timeline.draw_timeline(times)
     typed_wrong = times[::2500] + 366 * DAY  # another year by mistake
     for extra in (FAR + np.arange(5) * 200 * DAY, typed_wrong, np.repeat(OLD, 700)):
-        line = timeline.draw(np.concatenate([times, extra]))
+        line = timeline.draw_timeline(np.concatenate([times, extra]))
         assert (line.begin, line.dense_end, line.end) == (plain.begin, plain.dense_end, plain.end)
 
 
 def test_rows_after_a_long_pause_are_kept_and_are_now_when_they_are_more_than_a_lone_one() -> None:
     first, pause = drawn(120, 50), 35 * DAY
     again = first[-1] + pause + np.arange(1, 200) * HOUR / 2
-    one, more = (timeline.draw(np.concatenate([first, again[:count]])) for count in (1, len(again)))
+    one, more = (timeline.draw_timeline(np.concatenate([first, again[:count]])) for count in (1, len(again)))
     assert (one.dense_end, one.end) == (first[-1].item(), again[0].item())
     assert (more.dense_end, more.end) == (again[-1].item(), again[-1].item())
 
@@ -86,11 +89,11 @@ def test_the_rule_knows_neither_scale_nor_epoch_nor_order(seed: int, count: int,
     rng = np.random.default_rng(seed)
     gaps = rng.exponential(600, count).astype(np.int64) + 1
     times = BEGIN + np.cumsum(gaps).astype("timedelta64[ms]").astype("timedelta64[us]")
-    line = timeline.draw(times)
+    line = timeline.draw_timeline(times)
     shift = years * 365 * DAY
-    moved = timeline.draw(rng.permutation(times) + shift // 10)
+    moved = timeline.draw_timeline(rng.permutation(times) + shift // 10)
     assert moved.dense_end == line.dense_end + (shift // 10).item()
-    wide = timeline.draw(BEGIN + (times - BEGIN) * scale)
+    wide = timeline.draw_timeline(BEGIN + (times - BEGIN) * scale)
     assert wide.dense_end - BEGIN.item() == (line.dense_end - BEGIN.item()) * scale
 
 
@@ -99,7 +102,7 @@ def test_a_row_of_a_steady_stream_is_hardly_ever_an_outlier(seed: int, lone: int
     rng = np.random.default_rng(seed)
     times = BEGIN + np.cumsum(rng.exponential(3600, count)).astype("timedelta64[s]").astype("timedelta64[us]")
     stray = times[-1] + (1 + np.arange(lone)) * (times[-1] - times[0] + 400 * DAY)
-    line = timeline.draw(np.concatenate([times, stray]))
+    line = timeline.draw_timeline(np.concatenate([times, stray]))
     assert line.end == times[-1].item()
     assert line.begin == times[0].item()
     assert times[-1].item() - line.dense_end <= (times[-1] - times[-4]).item()
@@ -109,7 +112,7 @@ def test_a_row_of_a_steady_stream_is_hardly_ever_an_outlier(seed: int, lone: int
 
 
 def told(event_time: Times, known_at: Times, *, today: datetime = TODAY) -> datetime:
-    return timeline.reach(event_time, known_at).now(deadline=DEADLINE, today=today)
+    return timeline.find_reach(event_time, known_at).now(deadline=DEADLINE, today=today)
 
 
 def late_by(event_time: Times, hours: int, *, today: np.datetime64) -> Times:
@@ -163,7 +166,7 @@ def test_an_outcome_that_was_known_in_another_century_is_not_now() -> None:
     known_at = LIVE + HOUR
     known_at[7] = FAR[0]
     assert told(LIVE, known_at) == (END + HOUR).item()
-    reach = timeline.reach(LIVE, known_at)
+    reach = timeline.find_reach(LIVE, known_at)
     assert reach.known
     assert reach.known.end < FAR[0].item()
 
@@ -171,6 +174,6 @@ def test_an_outcome_that_was_known_in_another_century_is_not_now() -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_the_limit_leaves_room_for_a_day_the_deadline_and_the_tables_own_gap(name: str) -> None:
     times = TABLES[name]
-    reach = timeline.reach(times, times)
+    reach = timeline.find_reach(times, times)
     limit = reach.limit(deadline=DEADLINE, today=TODAY)
     assert limit - times.max().item() == max(timedelta(days=1), DEADLINE, reach.events.gap)

@@ -68,7 +68,7 @@ def shelf(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Regis
     known = registry.open_registry(
         params.Registry(model="made", experiment="made", top_trials=0), uri=f"sqlite:///{folder}/mlflow.db"
     )
-    files, rows = folder / "files", featurerows.read(origin / "data/features")
+    files, rows = folder / "files", featurerows.read_rows(origin / "data/features")
     (files / "reports").mkdir(parents=True)
     (files / "twins").mkdir()
     (files / "reports/tuned.json").write_text("{}")
@@ -99,7 +99,7 @@ def scene(origin: Path, shelf: tuple[Registry, Version], tmp_path: Path, monkeyp
     monkeypatch.setenv("EVERGREEN_PII_KEY", KEY)
     made = Made(tmp_path / "world", raw_params("binary", DAYS), monkeypatch)
     shutil.copytree(origin, made.folder, ignore=shutil.ignore_patterns("periods"))
-    p, rows = params.load(made.folder / "params.yaml"), featurerows.read(made.folder / "data/features")
+    p, rows = params.load(made.folder / "params.yaml"), featurerows.read_rows(made.folder / "data/features")
     entries, recent = score.entries_of(rows), rows.event_time >= np.datetime64(AS_OF - 2 * WINDOW)
     known, champion = shelf
     told = score.predicted(p, made.folder, rows, entries, recent, registry=known, by=champion)

@@ -51,7 +51,7 @@ class Made:
         return [Model.load(path) for path in (models / "twin.ubj", *sorted((models / "twins").glob("*.ubj")))]
 
     def rows(self) -> Rows:
-        return featurerows.read(self.folder / self.p.paths.features)
+        return featurerows.read_rows(self.folder / self.p.paths.features)
 
     def held(self) -> Rows:
         rows, where = self.rows(), split.cuts(self.as_of, self.p.split, deadline=self.p.label.deadline)
@@ -440,7 +440,7 @@ def test_a_champion_with_other_features_is_judged_by_its_own_sql_on_todays_rows(
     features.build(
         newer.p, newer.folder / newer.p.paths.clean, tmp_path / "f", (older.folder / featuresql.SQL).read_text()
     )
-    rows = featurerows.read(tmp_path / "f")
+    rows = featurerows.read_rows(tmp_path / "f")
     held = rows.take(np.isin(rows.event_time, newer.held().event_time) & ~np.isnan(rows.label))
     assert found.figures["champion"] == pytest.approx(mean_loss(older.models(), held), rel=1e-9)
     assert found.figures["rows"] == len(held)

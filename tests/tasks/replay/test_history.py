@@ -36,7 +36,7 @@ def kept(tmp_path: Path) -> History:
 
 def viewed(kept: History, as_of: datetime, folder: Path) -> Rows:
     kept.write(as_of, folder)
-    return featurerows.read(folder / kept.p.paths.features)
+    return featurerows.read_rows(folder / kept.p.paths.features)
 
 
 def same(one: Rows, other: Rows) -> bool:
@@ -52,7 +52,7 @@ def test_the_view_of_a_moment_is_what_the_pipeline_makes_at_it(make_world: Calla
     views = {each: viewed(kept, each, tmp_path / f"{each:%d%H}") for each in (THEN, datetime(2024, 2, 1))}
     for as_of, view in views.items():
         made.run("ingest", "clean", "features", p=made.params(**{"clock.as_of": as_of.isoformat()}))
-        assert same(view, featurerows.read(made.folder / p.paths.features))
+        assert same(view, featurerows.read_rows(made.folder / p.paths.features))
 
 
 def test_a_label_that_was_not_known_is_not_there(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_a_month_that_was_over_is_linked_and_not_copied(
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)  # root gets copies: see periods.share
     kept.write(THEN, tmp_path / "view")
-    whole = {path.name: path for _, path in periods.files(kept.features)}
-    view = {path.name: path for _, path in periods.files(tmp_path / "view" / kept.p.paths.features)}
+    whole = {path.name: path for _, path in periods.list_files(kept.features)}
+    view = {path.name: path for _, path in periods.list_files(tmp_path / "view" / kept.p.paths.features)}
     assert view.keys() == whole.keys()
     assert view["2024-01.parquet"].samefile(whole["2024-01.parquet"])
     assert not view["2024-02.parquet"].samefile(whole["2024-02.parquet"])

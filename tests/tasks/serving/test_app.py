@@ -70,7 +70,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         crowned(known, folder, p, "first")
         state.publish(p, folder)
         registry_mirror.copy_versions(known, home)
-        rows = featurerows.read(folder / p.paths.features)
+        rows = featurerows.read_rows(folder / p.paths.features)
         inside = rows.event_time >= np.datetime64(BEGIN + timedelta(days=DAYS) - NEWEST)
         yield Shop(folder, home, p, known, rows.take(inside), sent(folder))
 
@@ -84,7 +84,7 @@ def crowned(known: Registry, folder: Path, p: Params, name: str) -> int:
         shutil.copy(path, files)
     spec = Model.load(model).spec
     listed = [{"name": each.name, "kind": each.kind} for each in spec.features]
-    example = featurerows.read(folder / p.paths.features).table.select(spec.names).slice(0, 2)
+    example = featurerows.read_rows(folder / p.paths.features).table.select(spec.names).slice(0, 2)
     empty: dict[str, Any] = {
         "params": {},
         "metrics": {"holdout.log_loss": 0.4},
@@ -251,7 +251,7 @@ def test_for_a_thousand_rows_features_and_scores_are_the_batch_paths_to_the_last
     p = shop.p.model_copy(update={"serving": shop.p.serving.model_copy(update={"behind": timedelta(days=14)})})
     shutil.copytree(versions.folder(shop.home), versions.folder(tmp_path))
     state.publish(p, shop.folder, home=tmp_path)
-    found = featurerows.read(shop.folder / p.paths.features)
+    found = featurerows.read_rows(shop.folder / p.paths.features)
     begin = BEGIN + timedelta(days=DAYS - 13)
     rows = found.take(found.event_time >= np.datetime64(begin))
     asked = sent(shop.folder, begin)

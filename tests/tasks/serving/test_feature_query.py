@@ -42,7 +42,7 @@ class World:
         con = featuresql.connect(self.p)
         for name, rows in {**self.tables, "spine": spine}.items():
             con.register(name, rows)
-        return featuresql.compute(con, self.p, sql)
+        return featuresql.compute_features(con, self.p, sql)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def world(make_world: Callable[..., Made]) -> World:
     p = made.run("ingest", "clean")
     found = state.publish(p, made.folder)
     assert found
-    return World(p, state.load(p, found))
+    return World(p, state.load_tables(p, found))
 
 
 LOUD = FEATURES_SQL.replace("getvariable('lead')", "getvariable('LEAD')")  # DuckDB's variables know no case

@@ -428,6 +428,8 @@ def test_a_challenger_goes_with_the_state_that_could_make_its_features(
     one = active.Active(tmp_path)
     assert list(one.renew(p)) == ["version 1 serves", "version 2 is the challenger"]
     unfit.add(2)
-    monkeypatch.setattr(state, "current", lambda _: replace(tables_of(tmp_path).state, kind=state.kind(p)))
+    monkeypatch.setattr(
+        state, "read_current", lambda _: replace(tables_of(tmp_path).state, kind=state.identify_tables(p))
+    )
     assert len(list(one.renew(p))) == 1
     assert (one.champion and one.champion.number, one.challenger) == (1, None)

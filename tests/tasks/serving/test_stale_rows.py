@@ -104,7 +104,7 @@ def test_a_stale_answer_counts_until_its_row_is_predicted_anew() -> None:
 
 def test_a_state_reaches_as_far_as_the_champions_own_lead(shop: Shop, home: Path) -> None:
     p = with_serving(shop, ahead=timedelta(hours=2))
-    found = state.current(home)
+    found = state.read_current(home)
     assert found
     loaded, champion = tables.Tables.load(p, found), versions.load_version(home, 1)
     longer = replace(

@@ -185,7 +185,7 @@ def test_the_best_on_fewer_rows_are_ranked_again_on_all(tmp_path: Path) -> None:
 
 
 def on_all_rows(p: Params, folder: Path, drawn: dict[str, Any]) -> tuple[float, int]:
-    rows = featurerows.read(folder / p.paths.features)
+    rows = featurerows.read_rows(folder / p.paths.features)
     done, rounds = tune._across(
         drawn,
         tune.Folds(p, rows, small.AS_OF).whole(drawn["max_bin"]),
@@ -243,7 +243,7 @@ def one_by_hand(p: Params, folder: Path) -> float:
     """The tuned parameters' score, by models that were fitted and asked as training and serving do."""
     tuned = json.loads((folder / p.paths.models / "tuned.json").read_text())
     rows, where = (
-        featurerows.read(folder / p.paths.features),
+        featurerows.read_rows(folder / p.paths.features),
         split.cuts(small.AS_OF, p.split, deadline=p.label.deadline),
     )
     there = model.labelled(rows.label)
@@ -545,7 +545,7 @@ def test_the_first_trial_is_xgboosts_own_recipe(tmp_path: Path) -> None:
     p, folder = project(tmp_path, **{"tune.space": wide, "tune.trials": 1})
     found = searched(p, folder)
     assert found["params"] == own
-    folds = tune.Folds(p, featurerows.read(folder / p.paths.features), small.AS_OF)
+    folds = tune.Folds(p, featurerows.read_rows(folder / p.paths.features), small.AS_OF)
     plain, _ = tune._across({}, folds.whole(256), folds.spec, p, lambda *_: tune.stopper(threading.Event()))
     assert found["score"] == pytest.approx(plain.mean, abs=1e-7), "what XGBoost makes of no parameters at all"
 
