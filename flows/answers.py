@@ -17,7 +17,7 @@ from flows.network import NETWORK
 from tasks import params
 from tasks.data import state
 from tasks.params import Params
-from tasks.promotion import judge, ledger, registry
+from tasks.promotion import changes, judge, ledger, registry
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry
 from tasks.runtime import clock
@@ -51,7 +51,7 @@ def answered(p: Params, decision: str) -> bool:
 
 
 def finish_open(known: Registry) -> None:
-    for version in known.finish_open():
+    for version in changes.finish_open(known):
         get_run_logger().warning("version %s serves: a killed run had decided that, and left it open", version.number)
 
 

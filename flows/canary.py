@@ -25,7 +25,7 @@ from tasks.data import state
 from tasks.monitoring import canary as work
 from tasks.monitoring import monitor
 from tasks.params import Params
-from tasks.promotion import registry
+from tasks.promotion import changes, registry
 from tasks.promotion.registry import Registry
 from tasks.runtime import clock
 from tasks.serving import journal
@@ -89,14 +89,14 @@ def begun(known: Registry, wanted: str, *, reason: str, as_of: datetime, decisio
     """A number is a version; anything else is a run."""
     over = work.settle(known, as_of=as_of).over  # what serves by now must not stand in the way
     asked = int(wanted) if wanted.isdecimal() else wanted
-    found = known.put_up(asked, decision=decision, as_of=as_of, reasons=[reason])
+    found = changes.put_up(known, asked, decision=decision, as_of=as_of, reasons=[reason])
     said = f"Version {found.number} is put up: {reason}"
     return f"{work.explain_end(over)} {said}" if over else said
 
 
 @task(name="end", task_run_name="end", cache_policy=NO_CACHE, **NETWORK)
 def ended(known: Registry, *, reason: str, as_of: datetime, decision: str) -> str:
-    line = known.take_away(decision=decision, as_of=as_of, reasons=[reason])
+    line = changes.take_away(known, decision=decision, as_of=as_of, reasons=[reason])
     return f"Version {line.version} was taken away: {reason}" if line else "No challenger was up."
 
 

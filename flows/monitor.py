@@ -32,7 +32,7 @@ from tasks.monitoring.monitor import Measured, Watched
 from tasks.monitoring.policy import Decision
 from tasks.monitoring.signal import Signal
 from tasks.params import Params
-from tasks.promotion import registry
+from tasks.promotion import changes, registry
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry
 from tasks.runtime import locks
@@ -182,7 +182,9 @@ def taken_down(kept: Journal, known: Registry, of: Watched, as_of: datetime) -> 
         return None
     decision = predecessor.decision_id(look)
     try:
-        now = known.rollback(decision=decision, as_of=as_of, reasons=[look.message], champion=of.version.number)
+        now = changes.rollback(
+            known, decision=decision, as_of=as_of, reasons=[look.message], champion=of.version.number
+        )
     except ValueError as error:
         get_run_logger().warning("version %s is not taken down: %s", of.version.number, error)
         return None
@@ -324,8 +326,10 @@ def charted(
         note = f"How version {number} fares: a point for each window that the monitor measured."
         since = of.version.as_of or windows[0].until
         points = {each.until: work.figures(each) for each in windows}
-        run_id = known.chart(f"version {number}", points, since=since, note=note, files=folder)
-    create_link_artifact(known.link(run_id), key="mlflow-charts", link_text=f"how version {number} fares, in MLflow")
+        run_id = known.runs.chart(f"version {number}", points, since=since, note=note, files=folder)
+    create_link_artifact(
+        known.tracking.find_link(run_id), key="mlflow-charts", link_text=f"how version {number} fares, in MLflow"
+    )
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)

@@ -32,7 +32,7 @@ from flows.network import NETWORK
 from flows.retrain import run_stages
 from tasks import params
 from tasks.params import Params
-from tasks.promotion import registry
+from tasks.promotion import registry, tracking
 from tasks.replay import history
 from tasks.replay import walk as work
 from tasks.replay.history import Candidate, History
@@ -72,7 +72,7 @@ def replay(
             clock.refuse_ahead(own.clock, params.in_utc(until), force=force)
         overrides = _overrides(until or clock.now(own.clock), trials)
         with workspaces.workspace(Path.cwd(), overrides=overrides) as space:
-            registry.preload()
+            tracking.preload()
             run_stages(space, last=LAST, force=force)
             done = walked(space.root, params.in_utc(since) if since else None, names)
     publish(done, own)
@@ -129,8 +129,10 @@ def logged(done: Comparison, folder: Path, p: Params) -> tuple[str, str]:
     name = f"replay {done.since:%Y-%m-%d} to {done.until:%Y-%m-%d}"
     tags = {"evergreen.replay": ",".join(each.policy for each in done.lines)}
     tags["evergreen.flow_run"] = str(flow_run.id or "")
-    run_id = known.log_files(name, note=work.markdown(done), metrics=work.list_points(done), files=folder, tags=tags)
-    return run_id, known.link(run_id)
+    run_id = known.runs.log_files(
+        name, note=work.markdown(done), metrics=work.list_points(done), files=folder, tags=tags
+    )
+    return run_id, known.tracking.find_link(run_id)
 
 
 def _cells(done: Comparison) -> list[dict[str, Any]]:

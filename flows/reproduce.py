@@ -87,7 +87,7 @@ def fetch(p: Params, number: int, into: Path) -> Origin:
     known = registry.open_registry(p.registry)
     version = known.version(number)
     names = ("dvc.lock", "params.yaml", "reports/tuned.json", "reports/metrics.json", "model.ubj", "twin.ubj")
-    files = {name: known.fetch(version, name, into) for name in names}
+    files = {name: known.runs.fetch(version.run_id, name, into) for name in names}
     return Origin(
         version,
         yaml.safe_load(files["dvc.lock"].read_text())["stages"],
@@ -100,7 +100,7 @@ def fetch(p: Params, number: int, into: Path) -> Origin:
 def _patch(known: Registry, version: Version, into: Path) -> Path | None:
     if version.tags.get("evergreen.dirty") != "true":
         return None
-    return known.fetch(version, "uncommitted.patch", into)
+    return known.runs.fetch(version.run_id, "uncommitted.patch", into)
 
 
 def _settings(origin: Origin, space: Workspace) -> None:

@@ -41,7 +41,7 @@ from tasks import params
 from tasks.data import dryrun, feasibility, state
 from tasks.data.manifest import FeaturesManifest, RawManifest
 from tasks.params import Params
-from tasks.promotion import judge, record, registry
+from tasks.promotion import changes, judge, record, registry, tracking
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Verdict, render_verdict
@@ -120,7 +120,7 @@ def _retrained(space: Workspace, decision: str | None, attempt: int, *, force: b
     _not_for_ever(p, attempt)
     if asked.as_of and is_too_early(p, asked, asked.as_of):
         return None
-    registry.preload()
+    tracking.preload()
     if asked.as_of:
         clock.refuse_ahead(params.load().clock, asked.as_of, force=force)
     try:
@@ -275,7 +275,7 @@ def recorded(p: Params, space: Workspace, known: Registry) -> Recorded:
     """The MLflow run of what the stages made, made now if their results were restored from elsewhere."""
     with _environment(_lineage(space)):
         found = record.record(p, space.root)
-    run_id = known.run_of(found)
+    run_id = known.runs.find(found)
     assert run_id is not None  # record has just seen to it
     as_of = FeaturesManifest.read(space.root / p.paths.features).as_of
     return Recorded(found, run_id, as_of.isoformat())
@@ -326,7 +326,7 @@ def acted(
         told = verdict.to_dict()
         if verdict.promotes:
             tags = {"flow_run": str(flow_run.id or ""), "gate_metric": p.gate.metric}
-            done = known.promote(found.run_id, decision=decision, verdict=told, as_of=as_of, tags=tags)
+            done = changes.promote(known, found.run_id, decision=decision, verdict=told, as_of=as_of, tags=tags)
             return verdict, done.number
         known.append(
             Entry(
@@ -358,7 +358,7 @@ def publish(done: Retrained, p: Params) -> None:
     create_table_artifact(done.reports["leaderboard"], key="metrics", description="on the holdout, the best first")
     steps = [{"stage": each.name, "status": each.status, "seconds": round(each.wall, 1)} for each in done.stages]
     create_table_artifact(steps, key="stages", description="what ran, and what was taken from the cache")
-    link = registry.open_registry(p.registry).link(done.run_id)
+    link = registry.open_registry(p.registry).tracking.find_link(done.run_id)
     create_link_artifact(link, key="mlflow-run", link_text="the MLflow run")
 
 

@@ -24,7 +24,7 @@ from tasks import params
 from tasks.data import state
 from tasks.monitoring import monitor
 from tasks.params import Params
-from tasks.promotion import registry
+from tasks.promotion import changes, registry
 from tasks.runtime import clock
 from tasks.serving import journal
 
@@ -80,7 +80,7 @@ def moved_back(
     """The registry's own lock is enough: it is held for as long as the alias moves, and no longer. Cut off and tried
     again, it is the same rollback: the decision names it."""
     known = registry.open_registry(p.registry)
-    now = known.rollback(decision=decision, as_of=as_of, reasons=[reason], to=to, champion=champion)
+    now = changes.rollback(known, decision=decision, as_of=as_of, reasons=[reason], to=to, champion=champion)
     (line,) = (line for line in known.ledger() if (line.mark, line.decision) == ("rolled back", decision))
     return RolledBack(now.number, line.champion, line.as_of, reason)
 

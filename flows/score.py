@@ -21,7 +21,7 @@ from flows.ticks import skip_if_busy
 from tasks import params
 from tasks.data import state
 from tasks.params import Clock, Params
-from tasks.promotion import registry
+from tasks.promotion import registry, tracking
 from tasks.runtime import clock, locks, workspaces
 from tasks.serving import journal
 from tasks.serving import score as work
@@ -57,7 +57,7 @@ def score(
             clock.refuse_ahead(settings, moment, force=force, ticks=True)
         overrides: dict[str, Any] = {"clock.as_of": moment.isoformat()} if moment else {}
         with workspaces.workspace(Path.cwd(), overrides=overrides) as space:
-            registry.preload()
+            tracking.preload()
             run_stages(space, last=LAST, force=force)
             done = journalled(params.load(space.root / "params.yaml"), space.root)
         _tick(settings, done)

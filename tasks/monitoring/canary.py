@@ -25,7 +25,7 @@ from tasks.monitoring import predecessor
 from tasks.monitoring.schedule import list_looks
 from tasks.monitoring.signal import Signal
 from tasks.params import Params
-from tasks.promotion import gate, judge
+from tasks.promotion import changes, gate, judge
 from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.gate import Judged
 from tasks.promotion.ledger import Entry
@@ -170,8 +170,8 @@ def _recipe(registry: Registry, version: Version) -> tuple[Any, ...] | None:
     """What makes its features; None where that is not stored, or is not understood any more."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            sql = registry.fetch(version, "features.sql", Path(scratch)).read_text()
-            p = params.load(registry.fetch(version, "params.yaml", Path(scratch)))
+            sql = registry.runs.fetch(version.run_id, "features.sql", Path(scratch)).read_text()
+            p = params.load(registry.runs.fetch(version.run_id, "params.yaml", Path(scratch)))
         except ValueError as error:
             log.warning("version %s scores nothing that another version was asked: %s", version.number, error)
             return None
@@ -419,14 +419,14 @@ class Settlement:
 
 def settle(registry: Registry, *, as_of: datetime) -> Settlement:
     """A canary whose challenger serves by now, however it came to and under whatever number, is over."""
-    begun, serving = registry.only_challenger(), registry.champion()
+    begun, serving = changes.settle_challenger(registry), registry.champion()
     if begun is None or serving is None or not _serves(registry, begun, serving):
         return Settlement(begun)
-    registry.finish_open()  # what was killed between the alias and its mark
+    changes.finish_open(registry)  # what was killed between the alias and its mark
     mine = next((line for line in registry.ledger() if _won(line, begun)), None)
     why = mine.reasons if mine else (_why_over(begun, serving),)
     decision, outcome = (mine.decision, "PROMOTE") if mine else (f"{PREFIX}{begun.decision}-serves", None)
-    over = registry.take_away(decision=decision, as_of=as_of, reasons=why, outcome=outcome)
+    over = changes.take_away(registry, decision=decision, as_of=as_of, reasons=why, outcome=outcome)
     return Settlement(None, over)
 
 
@@ -472,7 +472,7 @@ def carry_out(registry: Registry, look: Signal, *, as_of: datetime) -> Entry | N
     Raises ValueError for a challenger that may not be promoted.
     """
     with registry.lock:
-        begun, serving, outcome = registry.only_challenger(), registry.champion(), str(look.detail["outcome"])
+        begun, serving, outcome = changes.settle_challenger(registry), registry.champion(), str(look.detail["outcome"])
         if begun is None or serving is None or begun.run is None:
             return None
         if (begun.decision, serving.number) != (look.detail["canary"], look.version):
@@ -480,8 +480,10 @@ def carry_out(registry: Registry, look: Signal, *, as_of: datetime) -> Entry | N
         decision, reasons = decision_id(look), [look.message]
         if outcome == "PROMOTE":
             verdict = {"outcome": outcome, "reasons": reasons, "figures": dict(look.detail)}
-            registry.promote(begun.run, decision=decision, verdict=verdict, as_of=as_of, tags={}, version=begun.version)
-        return registry.take_away(decision=decision, as_of=as_of, reasons=reasons, outcome=outcome)
+            changes.promote(
+                registry, begun.run, decision=decision, verdict=verdict, as_of=as_of, tags={}, version=begun.version
+            )
+        return changes.take_away(registry, decision=decision, as_of=as_of, reasons=reasons, outcome=outcome)
 
 
 def is_promotion(look: Signal) -> bool:

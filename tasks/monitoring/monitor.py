@@ -131,12 +131,16 @@ def level(losses: Floats, times: "NDArray[np.datetime64]", p: Params) -> Level:
 def watched(p: Params, registry: Registry, champion: Version) -> Watched:
     """What the registry keeps of the champion. A version that an older evergreen made has no profile."""
     with tempfile.TemporaryDirectory() as scratch:
-        one, twin = (Model.load(registry.fetch(champion, name, Path(scratch))) for name in ("model.ubj", "twin.ubj"))
+        one, twin = (
+            Model.load(registry.runs.fetch(champion.run_id, name, Path(scratch))) for name in ("model.ubj", "twin.ubj")
+        )
         try:
-            files = [registry.fetch(champion, name, Path(scratch)) for name in NEEDED]
+            files = [registry.runs.fetch(champion.run_id, name, Path(scratch)) for name in NEEDED]
         except ValueError as error:
             log.warning("version %s: %s. Its drift cannot be measured until the next promotion", champion.number, error)
-            return _older(p, champion, one, twin, registry.fetch(champion, "reports/metrics.json", Path(scratch)))
+            return _older(
+                p, champion, one, twin, registry.runs.fetch(champion.run_id, "reports/metrics.json", Path(scratch))
+            )
         return read_watched(p, champion, one, twin, *files)
 
 

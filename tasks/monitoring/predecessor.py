@@ -56,7 +56,7 @@ def compare(
 ) -> Signal | None:
     """Alarms when the predecessor would surely have done better. `looks`: how often this champion was so looked at
     before. None where there is no predecessor that may serve, or where the journal lacks features that it needs."""
-    before = registry.predecessor(champion)
+    before = registry.find_predecessor(champion)
     if before is None:
         return None
     serving, earlier = load_model(registry, champion), load_model(registry, before)
@@ -70,7 +70,7 @@ def compare(
 
 def load_model(registry: Registry, version: Version) -> Model:
     with tempfile.TemporaryDirectory() as scratch:
-        return Model.load(registry.fetch(version, "model.ubj", Path(scratch)))
+        return Model.load(registry.runs.fetch(version.run_id, "model.ubj", Path(scratch)))
 
 
 def cannot_score(earlier: Spec, serving: Spec) -> str | None:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import yaml
 
 from tasks import params
-from tasks.promotion import registry
+from tasks.promotion import registry, tracking
 from tasks.runtime import locks, pipeline, workspaces
 
 Kind = Literal["workspace", "object", "run", "study", "candidate", "period"]
@@ -53,7 +53,7 @@ def gc(
 ) -> list[Freed]:
     """What was freed, or with `dry` would be. The two flags say that what is refused without them is meant."""
     known = registry.open_registry(params.load(checkout / "params.yaml").registry)
-    versions, address = known.versions(), registry.public(known.uri)
+    versions, address = known.versions(), tracking.hide_password(known.tracking.uri)
     say(f"{len(versions)} versions of {known.model} in {address}: what they were made of stays")
     with tempfile.TemporaryDirectory() as scratch:
         locks = [_lock_of(known, version, Path(scratch)) for version in versions]
@@ -84,7 +84,7 @@ def _check_versions(model: str, address: str, *, would: Iterable[Freed]) -> None
 
 def _lock_of(known: registry.Registry, version: registry.Version, into: Path) -> Path:
     folder = into / str(version.number)
-    known.fetch(version, "dvc.lock", folder)
+    known.runs.fetch(version.run_id, "dvc.lock", folder)
     return folder
 
 

@@ -63,7 +63,7 @@ def judge_candidate(p: Params, folder: Path, record: str, *, registry: Registry,
     if champion and champion.record == record:
         return gate.unchanged(f"version {champion.number}")
     entries = registry.ledger()
-    if (down := registry.find_barred(record)) is not None:
+    if (down := registry.find_barred(record, entries)) is not None:
         return _barred(down, "lost as a challenger" if down in ledger.find_rejected(entries) else "was rolled back")
     number = champion.number if champion else None
     if reason := explain_wait(p, registry, champion, as_of, manifest.read_limit(folder / p.paths.raw)):

@@ -22,7 +22,10 @@ Mark = Literal[
 ]
 CHAMPION_CHANGES = ("alias moved", "rolled back")  # marks after which their version is the champion
 ANSWERS = ("verdict", "done", "superseded")  # marks after which nothing is to be done for their decision
-ENDS = {"intent": "done", "rollback": "rolled back"}  # what begins a change of the champion: what ends it
+ENDS: Mapping[Mark, Mark] = {
+    "intent": "done",
+    "rollback": "rolled back",
+}  # what begins a change of the champion: what ends it
 PIECE_CHARACTERS = 4000  # a tag holds 8,000
 
 LEDGER = Format("ledger", 1)  # of the tags. A field with a default may be added; anything else raises the version.

@@ -33,7 +33,7 @@ def fetch_recipe(registry: Registry, version: Version, into: Path) -> Recipe:
 
 
 def download_recipe(registry: Registry, version: Version, into: Path) -> dict[str, Path]:
-    return {name: registry.fetch(version, name, into) for name in RECIPE}
+    return {name: registry.runs.fetch(version.run_id, name, into) for name in RECIPE}
 
 
 def load_recipe(files: dict[str, Path]) -> Recipe:

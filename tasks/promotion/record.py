@@ -22,8 +22,9 @@ import yaml
 from tasks import log
 from tasks.data import cache, periods
 from tasks.params import Params
-from tasks.promotion import figures, registry
-from tasks.promotion.registry import Bundle, Dataset, Trial
+from tasks.promotion import figures, registry, tracking
+from tasks.promotion.bundle import Bundle
+from tasks.promotion.runs import Dataset, Trial
 from tasks.runtime import code, files, stage
 from tasks.runtime.code import UNKNOWN
 
@@ -74,11 +75,11 @@ def record(p: Params, folder: Path = Path()) -> str:
     """Log the run, unless it is there; its hash. Raises ValueError where a stage before it has not been run."""
     made = gather(p, folder)
     mlflow = registry.open_registry(p.registry)
-    run_id = mlflow.run_of(made.record) or _log(mlflow, made)
+    run_id = mlflow.runs.find(made.record) or _log(mlflow, made)
     target = folder / p.paths.reports / "record.json"
     if not target.exists() or json.loads(target.read_text()) != {"record": made.record}:
         files.publish_json(target, {"record": made.record})
-    log.info("MLflow run %s in %s", run_id, registry.public(mlflow.uri))
+    log.info("MLflow run %s in %s", run_id, tracking.hide_password(mlflow.tracking.uri))
     return made.record
 
 
@@ -139,7 +140,7 @@ def _log(mlflow: registry.Registry, made: Made) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         files = Path(scratch)
         _stage_files(made, files, patch)
-        return mlflow.log(
+        return mlflow.runs.log(
             made.record,
             name=run_name(made, tags),
             note=note(made, tags),

@@ -24,6 +24,7 @@ from tasks.data import cache, state
 from tasks.params import Params
 from tasks.promotion import registry
 from tasks.promotion.registry import Registry, Version
+from tasks.promotion.tags import NOTE
 from tasks.runtime import files
 from tasks.serving import versions
 from tasks.serving.versions import Pointer
@@ -112,7 +113,7 @@ def _copy(known: Registry, version: Version, here: Path) -> None:
     try:
         made = new / "made"
         for name in versions.FILES:
-            known.fetch(version, name, made)
+            known.runs.fetch(version.run_id, name, made)
         (made / "version.json").write_text(json.dumps(_told(known, version, made), default=str), encoding="utf-8")
         for path in (*made.iterdir(), made):
             _flush(path)
@@ -128,7 +129,9 @@ def _copy(known: Registry, version: Version, here: Path) -> None:
 def _told(known: Registry, version: Version, made: Path) -> dict[str, Any]:
     told = {"number": version.number, "as_of": version.as_of, "commit": version.commit, "tags": dict(version.tags)}
     files = {name: cache.hash_file(made / name) for name in versions.FILES}
-    return told | known.card(version) | {"model": known.model, "run_id": version.run_id, "files": files}
+    data = known.runs.read_data(version.run_id)
+    told |= {"metrics": dict(data.metrics), "card": data.tags.get(NOTE, "")}
+    return told | {"model": known.model, "run_id": version.run_id, "files": files}
 
 
 def _flush(path: Path) -> None:

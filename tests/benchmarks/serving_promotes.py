@@ -19,8 +19,9 @@ from typing import Any
 
 from tasks import params
 from tasks.data import featurerows
-from tasks.promotion import registry
-from tasks.promotion.registry import Bundle, Registry
+from tasks.promotion import changes, registry
+from tasks.promotion.bundle import Bundle
+from tasks.promotion.registry import Registry
 from tasks.serving import versions
 from tasks.training.model import Model
 
@@ -44,7 +45,7 @@ def made(known: Registry, files: Path, table: Any, place: int) -> str:
         listed = [{"name": each.name, "kind": each.kind} for each in one.spec.features]
         bundle = Bundle(path, path, listed, table.select(one.spec.names).slice(0, 2))
         empty: dict[str, Any] = {"params": {}, "metrics": {}, "counts": {}, "datasets": [], "trials": []}
-        return known.log(
+        return known.runs.log(
             f"shifted {place}", name=f"shifted {place}", note="", tags={}, files=beside, bundle=bundle, **empty
         )
 
@@ -52,7 +53,7 @@ def made(known: Registry, files: Path, table: Any, place: int) -> str:
 def promoted(known: Registry, run: str, place: int) -> dict[str, Any]:
     told = {"outcome": "PROMOTE", "reasons": ["A benchmark wants it."]}
     began = time.monotonic()
-    done = known.promote(run, decision=f"shifted {place}", verdict=told, as_of=AS_OF, tags={})
+    done = changes.promote(known, run, decision=f"shifted {place}", verdict=told, as_of=AS_OF, tags={})
     return {"number": done.number, "shift": place * STEP, "began": began, "ended": time.monotonic()}
 
 

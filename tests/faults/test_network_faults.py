@@ -78,7 +78,7 @@ def test_a_server_that_lost_the_experiments_is_no_empty_registry(
     settings = params.Registry(model="lost", experiment="lost")
     known = registry.open_registry(settings, uri=server.uri)
     registry.open_registry(settings, uri=server.uri)
-    known.client.rename_experiment(known.ledger_experiment, "elsewhere")
+    known.tracking.client.rename_experiment(known.ledger_experiment, "elsewhere")
     with pytest.raises(ValueError, match=rf"registry at {server.uri} holds them no more, but .* lost, lost-ledger"):
         registry.open_registry(settings, uri=server.uri)
     (tmp_path / "registry.json").unlink()

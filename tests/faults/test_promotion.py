@@ -20,8 +20,10 @@ import pytest
 
 from infra import servers
 from tasks import params
-from tasks.promotion import ledger
-from tasks.promotion.registry import Bundle, Registry, Trial, open_registry
+from tasks.promotion import changes, ledger
+from tasks.promotion.bundle import Bundle
+from tasks.promotion.registry import Registry, open_registry
+from tasks.promotion.runs import Trial
 from tasks.training.model import Model, spec_for, xgboost
 from tests.faults import forks
 from tests.waiting import wait_until
@@ -58,12 +60,12 @@ class Dying:
 def act(pipe: Connection, name: str, uri: str, writes: int, made: Path | None) -> None:
     """In a child: open the registry, wait for a word, then promote, go back or log a run, until so many writes."""
     known = open_registry(SETTINGS, uri=uri)
-    known = replace(known, client=Dying(known.client, writes))
+    known = replace(known, tracking=replace(known.tracking, client=Dying(known.tracking.client, writes)))
     pipe.send("ready")
     pipe.recv()
     if name == "log":
         assert made
-        pipe.send(known.log("r1", **everything(made)))
+        pipe.send(known.runs.log("r1", **everything(made)))
     else:
         pipe.send({"promote": promote, "rollback": back}[name](known).number)
 
@@ -100,7 +102,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recorded(tmp_path_factory: pytest.TempPathFactory, made: Path) -> Store:
     """A store with one recorded run."""
     store = Store(tmp_path_factory.mktemp("recorded"))
-    open_registry(SETTINGS, uri=store.uri).log("r1", **everything(made))
+    open_registry(SETTINGS, uri=store.uri).runs.log("r1", **everything(made))
     return store
 
 
@@ -121,13 +123,13 @@ def everything(made: Path) -> dict[str, Any]:
 
 
 def promote(known: Registry) -> Any:
-    run_id = known.run_of("r1")
+    run_id = known.runs.find("r1")
     assert run_id
-    return known.promote(run_id, decision="d1", verdict=VERDICT, as_of=AS_OF, tags={})
+    return changes.promote(known, run_id, decision="d1", verdict=VERDICT, as_of=AS_OF, tags={})
 
 
 def back(known: Registry) -> Any:
-    return known.rollback(decision="b1", as_of=AS_OF, reasons=["It was worse."])
+    return changes.rollback(known, decision="b1", as_of=AS_OF, reasons=["It was worse."])
 
 
 @contextlib.contextmanager
@@ -148,7 +150,7 @@ def whole(known: Registry) -> None:
     """One version, which is the champion; each mark once; nothing left running."""
     assert [version.number for version in known.versions()] == [1]
     assert known.champion() == known.version(1)
-    runs = known.client.search_runs([known.ledger_experiment])
+    runs = known.tracking.client.search_runs([known.ledger_experiment])
     assert sorted(run.data.tags["evergreen.mark"] for run in runs) == ["alias moved", "done", "intent"]
     assert {run.info.status for run in runs} == {"FINISHED"}
 
@@ -160,11 +162,11 @@ def test_a_promotion_that_is_killed_is_finished_by_the_next_start(writes: int, r
         assert end(one) == -signal.SIGKILL
     known = open_registry(SETTINGS, uri=store.uri)
     began = bool(known.ledger())
-    known.finish_open()
+    changes.finish_open(known)
     if began:
         whole(known)
     assert promote(known).number == 1  # and whoever asks again gets the same
-    known.finish_open()
+    changes.finish_open(known)
     whole(known)
 
 
@@ -202,18 +204,18 @@ def twice(tmp_path_factory: pytest.TempPathFactory, made: Path, recorded: Store)
 
 
 def again(known: Registry, made: Path, record: str, decision: str) -> Any:
-    run_id = known.log(record, **everything(made))
-    return known.promote(run_id, decision=decision, verdict=VERDICT, as_of=AS_OF, tags={})
+    run_id = known.runs.log(record, **everything(made))
+    return changes.promote(known, run_id, decision=decision, verdict=VERDICT, as_of=AS_OF, tags={})
 
 
 def gone_back(known: Registry) -> None:
     """Version 1 serves, version 2 was taken down once; nothing left open or running."""
     assert known.champion() == known.version(1)
     assert ledger.find_rolled_back(known.ledger()) == {2}
-    runs = known.client.search_runs([known.ledger_experiment], "tags.`evergreen.decision` = 'b1'")
+    runs = known.tracking.client.search_runs([known.ledger_experiment], "tags.`evergreen.decision` = 'b1'")
     assert sorted(run.data.tags["evergreen.mark"] for run in runs) == ["rollback", "rolled back"]
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert known.finish_open() == []
+    assert changes.finish_open(known) == []
 
 
 def killed(store: Store, writes: int) -> Registry:
@@ -227,7 +229,7 @@ def killed(store: Store, writes: int) -> Registry:
 def test_a_rollback_that_is_killed_is_finished_by_the_next_start(writes: int, twice: Store, tmp_path: Path) -> None:
     known = killed(twice.copy(tmp_path / "store"), writes)
     began = any(line.mark == "rollback" for line in known.ledger())
-    known.finish_open()
+    changes.finish_open(known)
     if began:
         gone_back(known)
     assert back(known).number == 1  # and whoever asks again gets the same
@@ -241,11 +243,11 @@ def test_a_promotion_after_a_rollback_that_was_killed_serves(
     known = killed(twice.copy(tmp_path / "store"), writes)
     moved = known.champion() == known.version(1)
     assert again(known, made, "r3", "d3").number == 3
-    known.finish_open()
+    changes.finish_open(known)
     assert known.champion() == known.version(3)
     down = {2} if moved else set()  # what the new champion overtook was not done at all
     assert ledger.find_rolled_back(known.ledger()) == down
-    assert known.finish_open() == []
+    assert changes.finish_open(known) == []
 
 
 def test_a_rollback_has_that_many_writes(twice: Store, tmp_path: Path) -> None:
@@ -269,14 +271,14 @@ def test_a_record_that_is_killed_is_absent_until_the_next_makes_it_whole(
 ) -> None:
     store = recorded.copy(tmp_path / "store")
     known = open_registry(SETTINGS, uri=store.uri)
-    whole_run = known.run_of("r1")
+    whole_run = known.runs.find("r1")
     assert whole_run
-    known.client.delete_run(whole_run)
+    known.tracking.client.delete_run(whole_run)
     with child("log", store, writes, made) as one:
         assert end(one) == -signal.SIGKILL
-    assert known.run_of("r1") is None
-    run_id = known.log("r1", **everything(made))
-    runs = known.client.search_runs([known.experiment], "tags.`evergreen.record` = 'r1'")
+    assert known.runs.find("r1") is None
+    run_id = known.runs.log("r1", **everything(made))
+    runs = known.tracking.client.search_runs([known.runs.experiment], "tags.`evergreen.record` = 'r1'")
     assert {run.info.run_id: run.info.status for run in runs if run.info.run_id == run_id} == {run_id: "FINISHED"}
     assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
 
@@ -327,17 +329,20 @@ def test_all_of_it_works_through_a_server_and_its_death_is_named(
     uri, process = server
     monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "home"))
     known = open_registry(SETTINGS, uri=uri)
-    run_id = known.log("r1", **everything(made))
-    assert known.log("r1", **everything(made)) == run_id
+    run_id = known.runs.log("r1", **everything(made))
+    assert known.runs.log("r1", **everything(made)) == run_id
     version = promote(known)
     whole(known)
-    assert known.fetch(version, "model.ubj", tmp_path / "got").read_bytes() == (made / "model.ubj").read_bytes()
-    assert known.fetch(version, "dvc.lock", tmp_path / "got").read_text() == "stages: {}\n"
+    assert (
+        known.runs.fetch(version.run_id, "model.ubj", tmp_path / "got").read_bytes()
+        == (made / "model.ubj").read_bytes()
+    )
+    assert known.runs.fetch(version.run_id, "dvc.lock", tmp_path / "got").read_text() == "stages: {}\n"
     with pytest.raises(ValueError, match="has no artifact 'poem'"):
-        known.fetch(version, "poem", tmp_path / "got")
+        known.runs.fetch(version.run_id, "poem", tmp_path / "got")
     with pytest.raises(ValueError, match="has no version 2"):
         known.version(2)
-    assert known.link(run_id).startswith(f"{uri}/#/experiments/")
+    assert known.tracking.find_link(run_id).startswith(f"{uri}/#/experiments/")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     with pytest.raises(ConnectionError, match=f"{uri} does not answer"):

@@ -19,7 +19,7 @@ import yaml
 from httpx import Client, HTTPError, Response
 
 from infra import servers
-from tasks.promotion import registry
+from tasks.promotion import changes, registry
 from tasks.serving import registry_mirror, versions
 from tests.conftest import BEGIN, KEY, write_params
 from tests.tasks.serving.test_app import Shop, crowned, kept, shop
@@ -243,7 +243,7 @@ def test_a_promotion_and_its_rollback_go_live_in_each_process(
     made = crowned(shop.known, shop.folder, shop.p, "live in two")
     wait_until(lambda: asked_apart(address) == {made})
     assert asked_apart(address) == {made}
-    shop.known.rollback(decision="back in two", as_of=BEGIN, reasons=["it is only a test"])
+    changes.rollback(shop.known, decision="back in two", as_of=BEGIN, reasons=["it is only a test"])
     wait_until(lambda: asked_apart(address) == {before})
     assert asked_apart(address) == {before}
 

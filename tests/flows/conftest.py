@@ -23,7 +23,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, Ta
 from prefect.client.schemas.objects import TaskRun
 
 from tasks import params
-from tasks.promotion import registry
+from tasks.promotion import changes, registry
 from tests.conftest import FEATURES_SQL, KEY, raw_params, write_params, write_sources
 
 ROOT = Path(__file__).parents[2]
@@ -133,10 +133,14 @@ def recorded(project: Project, made_once: Path) -> Callable[[], registry.Version
     def promote() -> registry.Version:
         p = params.load(project.folder / "params.yaml")
         known = registry.open_registry(p.registry)
-        (run,) = (run for run in known.client.search_runs([known.experiment]) if "evergreen.record" in run.data.tags)
+        (run,) = (
+            run
+            for run in known.tracking.client.search_runs([known.runs.experiment])
+            if "evergreen.record" in run.data.tags
+        )
         as_of = datetime.fromisoformat(project.raw["clock"]["as_of"])
         verdict = {"outcome": "PROMOTE", "reasons": ["It is the first."]}
-        return known.promote(run.info.run_id, decision="the first", verdict=verdict, as_of=as_of, tags={})
+        return changes.promote(known, run.info.run_id, decision="the first", verdict=verdict, as_of=as_of, tags={})
 
     return promote
 

@@ -158,7 +158,7 @@ def test_the_monitor_asks_for_a_first_model_where_none_serves_and_waits_for_its_
     assert again
     assert again.action == "wait"
     assert "asked for already" in again.reasons[0]
-    run = ledger.known._create(ledger.known.experiment, "held", {})
+    run = ledger.known.tracking.create_run(ledger.known.runs.experiment, "held", {})
     ledger.known.append(Entry("verdict", first.id, FIRST, run=run, outcome="HOLD"))
     early, later = (monitor(as_of=FIRST + days * DAY).decision for days in (6, 7))
     assert early
@@ -172,7 +172,7 @@ def test_the_monitor_asks_for_a_first_model_where_none_serves_and_waits_for_its_
 
 def test_a_decision_whose_runs_die_before_their_first_line_is_answered_by_the_monitor(ledger: Ledger) -> None:
     """A parameter that the flow does not know: Prefect fails the run, and no line of ours is reached."""
-    run_id = ledger.known._create(ledger.known.experiment, "long ago", {})
+    run_id = ledger.known.tracking.create_run(ledger.known.runs.experiment, "long ago", {})
     with journal_of(ledger.p) as kept:  # which all tests share; each has a ledger of its own
         others = [request.decision for request in decisions.read_open(kept, answered=set())]
     for decision in ["long ago", *others]:

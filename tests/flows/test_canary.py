@@ -8,7 +8,7 @@ import pytest
 from flows.canary import Tried, canary
 from flows.monitor import Monitored, monitor
 from tasks import params
-from tasks.promotion import ledger, registry
+from tasks.promotion import changes, ledger, registry
 from tasks.serving import journal
 from tests.conftest import write_params
 from tests.flows.conftest import Project, shown
@@ -103,7 +103,7 @@ def test_a_promotion_that_a_person_must_approve_waits_for_one(story: Story, proj
     raw = {**project.raw, "monitor": {"window": "4d"}, "gate": {**project.raw["gate"], "approval": "required"}}
     write_params(raw, project.folder)
     shop = story.shop
-    shop.known.rollback(decision="back", as_of=LAST, reasons=["By hand."])
+    changes.rollback(shop.known, decision="back", as_of=LAST, reasons=["By hand."])
     canary(begin="4", as_of=FIRST)
     with pytest.raises(ValueError, match="the monitor has found no challenger that may be promoted"):
         canary(accept=True)

@@ -134,7 +134,7 @@ def test_each_window_is_a_point_on_the_champions_chart_also_one_that_was_missed(
     champion = known.champion()
     assert champion
     assert champion.as_of
-    client = known.client
+    client = known.tracking.client
     (experiment,) = (each for each in client.search_experiments() if each.name.endswith("-monitor"))
     (run,) = client.search_runs([experiment.experiment_id])
     points = client.get_metric_history(run.info.run_id, "drift")

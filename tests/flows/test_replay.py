@@ -72,15 +72,15 @@ def test_each_model_is_a_task_run_of_its_moment(story: Story) -> None:
 @pytest.mark.usefixtures("story")
 def test_mlflow_has_the_files_and_the_curves(project: Project) -> None:
     known = registry.open_registry(params.load(project.folder / "params.yaml").registry)
-    runs = known.client.search_runs([known.experiment], "tags.`evergreen.replay` != ''")
+    runs = known.tracking.client.search_runs([known.runs.experiment], "tags.`evergreen.replay` != ''")
     assert [run.info.status for run in runs] == ["FINISHED"] * 2
     newest = max(runs, key=lambda run: run.info.start_time)
-    assert {each.path for each in known.client.list_artifacts(newest.info.run_id)} == {
+    assert {each.path for each in known.tracking.client.list_artifacts(newest.info.run_id)} == {
         "replay.json",
         "replay.md",
         "replay.png",
     }
-    assert len(known.client.get_metric_history(newest.info.run_id, "log_loss/every 14d")) == 4
+    assert len(known.tracking.client.get_metric_history(newest.info.run_id, "log_loss/every 14d")) == 4
 
 
 @pytest.mark.usefixtures("story")

@@ -109,9 +109,9 @@ def test_a_version_leads_back_to_its_commit_lock_params_and_period(story: Story,
     tags = version.tags
     wanted = {"evergreen.environment", "evergreen.pii_key_id", "evergreen.data.from", "evergreen.data.rows"}
     assert wanted <= tags.keys()
-    lock = yaml.safe_load(story.known.fetch(version, "dvc.lock", tmp_path).read_text())
+    lock = yaml.safe_load(story.known.runs.fetch(version.run_id, "dvc.lock", tmp_path).read_text())
     assert lock["stages"].keys() >= set(STAGES) - {"record"}
-    assert params.load(story.known.fetch(version, "params.yaml", tmp_path)).registry.model == "made"
+    assert params.load(story.known.runs.fetch(version.run_id, "params.yaml", tmp_path)).registry.model == "made"
 
 
 def test_the_checkout_is_not_edited(story: Story, project: Project) -> None:

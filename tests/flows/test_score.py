@@ -80,7 +80,7 @@ def test_what_is_journalled_is_what_the_champion_says_of_the_journalled_features
     made = predictions(story)
     champion = story.known.champion()
     assert champion
-    one = Model.load(story.known.fetch(champion, "model.ubj", tmp_path))
+    one = Model.load(story.known.runs.fetch(champion.run_id, "model.ubj", tmp_path))
     table = pa.table({name: made[f"x_{name}"] for name in one.spec.names})
     assert np.array_equal(made["score"].to_numpy(), one.predict(table).astype(np.float64))
     assert set(made["version"].to_pylist()) == {1}

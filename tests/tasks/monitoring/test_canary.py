@@ -14,7 +14,7 @@ from tasks.data.featurerows import Rows
 from tasks.monitoring import canary, monitor, predecessor
 from tasks.monitoring.schedule import list_looks
 from tasks.monitoring.signal import Signal
-from tasks.promotion import ledger, registry
+from tasks.promotion import changes, ledger, registry
 from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Version
@@ -94,7 +94,7 @@ def put_up(shop: Shop, champion: Model, challenger: Model, *, as_of: datetime = 
     """`otherwise`: how the challenger makes its features."""
     shop.crown("champion", champion, more=recipe(shop, "champion"))
     run_id = shop.logged("challenger", challenger, more=recipe(shop, "challenger", **otherwise))
-    shop.known.put_up(run_id, decision="begin", as_of=as_of, reasons=["To try it."])
+    changes.put_up(shop.known, run_id, decision="begin", as_of=as_of, reasons=["To try it."])
     return begun(shop)
 
 
@@ -246,9 +246,13 @@ def test_a_worse_challenger_loses_and_an_equal_one_goes_on(shop: Shop) -> None:
     assert "is worse than version 1" in found.message
     assert f"the loss is above {found.detail['loss_bound']:+.4f}, and above 0 it is taken away." in found.message
     assert "Better than" not in found.message
-    shop.known.take_away(decision="end", as_of=LAST, reasons=["Another."])
-    shop.known.put_up(
-        shop.logged("twin", TWIN, more=recipe(shop, "twin")), decision="begin again", as_of=FIRST, reasons=["Again."]
+    changes.take_away(shop.known, decision="end", as_of=LAST, reasons=["Another."])
+    changes.put_up(
+        shop.known,
+        shop.logged("twin", TWIN, more=recipe(shop, "twin")),
+        decision="begin again",
+        as_of=FIRST,
+        reasons=["Again."],
     )
     equal = look(shop)
     assert (equal.alarm, equal.detail["outcome"], equal.detail["looked"]) == (False, "HOLD", True)
@@ -264,7 +268,7 @@ def test_a_look_tells_its_own_level_and_the_bound_that_decided(shop: Shop) -> No
     equal = look(shop, **{"gate.rule": "non_inferior", "gate.margin": 0.02})
     assert "is no worse than version 1" in equal.message
     assert "above -0.0200 it is promoted" in equal.message
-    shop.known.take_away(decision="end", as_of=LAST, reasons=["Another."])
+    changes.take_away(shop.known, decision="end", as_of=LAST, reasons=["Another."])
 
 
 def test_what_the_gate_refuses_for_its_cost_goes_on(shop: Shop) -> None:
@@ -311,7 +315,7 @@ def test_a_winner_is_promoted_once_and_a_loser_never_comes_back(shop: Shop) -> N
     assert (over.version, over.outcome, over.reasons, serving(shop).number) == (2, "PROMOTE", (won.message,), 2)
     assert act(shop, won) is None
     worse = shop.logged("worse", fitted(GOOD, rounds=2), more=recipe(shop, "worse"))
-    shop.known.put_up(worse, decision="2", as_of=FIRST, reasons=["Again."])
+    changes.put_up(shop.known, worse, decision="2", as_of=FIRST, reasons=["Again."])
     says(shop, 2, GOOD_MODEL, "champion")
     assert act(shop, won) is None  # of another canary, and of another champion
     lost = act(shop, look(shop))
@@ -322,7 +326,7 @@ def test_a_winner_is_promoted_once_and_a_loser_never_comes_back(shop: Shop) -> N
         (3, "REJECT"),
     ]
     with pytest.raises(ValueError, match="version 3 lost as a challenger"):
-        shop.known.put_up(3, decision="3", as_of=LAST, reasons=["And again."])
+        changes.put_up(shop.known, 3, decision="3", as_of=LAST, reasons=["And again."])
 
 
 @pytest.mark.parametrize("marked", [False, True])
@@ -330,9 +334,9 @@ def test_a_promotion_that_was_cut_off_ends_the_canary_all_the_same(shop: Shop, m
     of = put_up(shop, POOR_MODEL, GOOD_MODEL)
     assert canary.settle(shop.known, as_of=LAST) == canary.Settlement(of)
     shop.known.append(Entry("intent", "canary-2-1-x", LAST, run=of.run, version=2, champion=1, reasons=("Better.",)))
-    shop.known.client.set_registered_model_alias(shop.known.model, registry.CHAMPION, "2")
+    shop.known.tracking.client.set_registered_model_alias(shop.known.model, registry.CHAMPION, "2")
     if marked:
-        shop.known.finish_open()
+        changes.finish_open(shop.known)
     found = canary.settle(shop.known, as_of=LAST)
     (over,) = canary.list_ended(shop.known.ledger())
     assert found == canary.Settlement(None, over)
@@ -345,8 +349,8 @@ def test_a_promotion_that_was_cut_off_ends_the_canary_all_the_same(shop: Shop, m
 def test_a_challenger_that_serves_by_hand_is_no_challenger_and_did_not_win(shop: Shop) -> None:
     for name, model in (("first", GOOD_MODEL), ("second", POOR_MODEL)):
         shop.crown(name, model)
-    shop.known.put_up(1, decision="begin", as_of=FIRST, reasons=["To try it."])
-    shop.known.rollback(decision="back", as_of=LAST, reasons=["By hand."])
+    changes.put_up(shop.known, 1, decision="begin", as_of=FIRST, reasons=["To try it."])
+    changes.rollback(shop.known, decision="back", as_of=LAST, reasons=["By hand."])
     assert canary.settle(shop.known, as_of=LAST).on is None
     assert (shop.known.challenger(), canary.list_ended(shop.known.ledger())) == (None, [])
 
@@ -355,7 +359,7 @@ def test_a_challenger_that_is_the_champions_model_under_another_number_is_over(s
     of = put_up(shop, POOR_MODEL, GOOD_MODEL)
     assert of.run
     told: dict[str, Any] = {"verdict": {"outcome": "PROMOTE", "reasons": []}, "as_of": LAST, "tags": {}}
-    shop.known.promote(of.run, decision="a retrain of the same", **told)
+    changes.promote(shop.known, of.run, decision="a retrain of the same", **told)
     over = canary.settle(shop.known, as_of=LAST).over
     assert over
     assert (over.outcome, shop.known.challenger()) == (None, None)

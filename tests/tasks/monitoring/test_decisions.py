@@ -69,12 +69,12 @@ class Loop:
 
     def judges(self, decision: str, **changes: Any) -> None:
         """A verdict on a candidate."""
-        self.answers(decision, run=self.known._create(self.known.experiment, decision, {}), **changes)
+        self.answers(decision, run=self.known.tracking.create_run(self.known.runs.experiment, decision, {}), **changes)
 
     def answers(self, decision: str, *, ago: timedelta = timedelta(0), **changes: Any) -> None:
         """A line of the ledger, written so long ago."""
         given: dict[str, Any] = {"champion": 1, "outcome": "HOLD", "made_at": datetime.now(UTC) - ago, **changes}
-        self.known._write(Entry("verdict", decision, given.pop("as_of", NOW), **given))
+        self.known.write_entry(Entry("verdict", decision, given.pop("as_of", NOW), **given))
 
     def fails(self, decision: str, *, ago: timedelta = timedelta(0)) -> None:
         self.answers(decision, ago=ago, counts_as_look=False, failed=True, reasons=("No disk.",))

@@ -20,9 +20,10 @@ from tasks.monitoring.monitor import Level, Measured, Watched
 from tasks.monitoring.policy import Decision
 from tasks.monitoring.signal import Signal
 from tasks.params import Params, Policy
-from tasks.promotion import registry
+from tasks.promotion import changes, registry
+from tasks.promotion.bundle import Bundle
 from tasks.promotion.contest import row_losses
-from tasks.promotion.registry import Bundle, Registry, Version
+from tasks.promotion.registry import Registry, Version
 from tasks.serving import score
 from tasks.serving.journal import Journal, entry_of
 from tasks.training import evaluate, model, train
@@ -60,8 +61,10 @@ def crowned(known: Registry, folder: Path, scratch: Path, *, name: str = "one", 
     features = [{"name": each.name, "kind": each.kind} for each in one.spec.features]
     bundle = Bundle(folder / "models/model.ubj", folder / "models/twin.ubj", features, ROWS.table.slice(0, 2))
     empty: dict[str, Any] = {"params": {}, "metrics": {}, "counts": {}, "datasets": [], "trials": []}
-    run = known.log(name, name=name, note="", tags={}, files=files, bundle=bundle, **empty)
-    return known.promote(run, decision=name, verdict={"outcome": "PROMOTE", "reasons": []}, as_of=FIRST, tags={})
+    run = known.runs.log(name, name=name, note="", tags={}, files=files, bundle=bundle, **empty)
+    return changes.promote(
+        known, run, decision=name, verdict={"outcome": "PROMOTE", "reasons": []}, as_of=FIRST, tags={}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +174,7 @@ def _metrics(shop: Shop) -> str:
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
-        return shop.known.fetch(shop.of.version, "reports/metrics.json", Path(scratch)).read_text()
+        return shop.known.runs.fetch(shop.of.version.run_id, "reports/metrics.json", Path(scratch)).read_text()
 
 
 def test_outcomes_that_turn_alarm(shop: Shop) -> None:
@@ -323,7 +326,7 @@ def test_a_version_of_an_older_evergreen_has_its_performance_measured_and_its_dr
     shop: Shop, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings_of = params.Registry(model="older", experiment="older", top_trials=0)
-    known = registry.open_registry(settings_of, uri=shop.known.uri)
+    known = registry.open_registry(settings_of, uri=shop.known.tracking.uri)
     gone = ("profile.json", "reference.parquet", "holdout.parquet")
     older = monitor.watched(settings(), known, crowned(known, folder, tmp_path, name="older", drop=gone))
     assert "Its drift cannot be measured until the next promotion" in caplog.text

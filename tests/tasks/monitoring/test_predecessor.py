@@ -18,9 +18,10 @@ from tasks.monitoring import predecessor
 from tasks.monitoring.schedule import is_look_due, list_looks
 from tasks.monitoring.signal import Signal
 from tasks.params import Params
-from tasks.promotion import registry
+from tasks.promotion import changes, registry
+from tasks.promotion.bundle import Bundle
 from tasks.promotion.contest import row_losses
-from tasks.promotion.registry import Bundle, Registry, Version
+from tasks.promotion.registry import Registry, Version
 from tasks.serving import score
 from tasks.serving.journal import Journal, entry_of
 from tasks.training.model import Model, spec_for, xgboost
@@ -56,8 +57,8 @@ class Shop:
 
     def crown(self, name: str, model: Model, *, more: Sequence[Path] = ()) -> Version:
         told = {"outcome": "PROMOTE", "reasons": ["It is better."]}
-        return self.known.promote(
-            self.logged(name, model, more=more), decision=name, verdict=told, as_of=FIRST, tags={}
+        return changes.promote(
+            self.known, self.logged(name, model, more=more), decision=name, verdict=told, as_of=FIRST, tags={}
         )
 
     def logged(self, name: str, model: Model, *, more: Sequence[Path] = ()) -> str:
@@ -74,7 +75,7 @@ class Shop:
         bundle = Bundle(path, twin, features, ROWS.table.select(model.spec.names).slice(0, 2))
         empty: dict[str, Any] = {"params": {}, "metrics": {}, "counts": {}, "datasets": [], "trials": []}
         tags = {"evergreen.as_of": FIRST.isoformat()}
-        return self.known.log(name, name=name, note="", tags=tags, files=files, bundle=bundle, **empty)
+        return self.known.runs.log(name, name=name, note="", tags=tags, files=files, bundle=bundle, **empty)
 
     def predicts(self, version: Version, model: Model, *, since: datetime = FIRST, until: datetime = LAST) -> None:
         """Its predictions of the rows between two moments, as tasks.serving.score journals them, and their outcomes."""
@@ -184,7 +185,7 @@ def test_without_a_predecessor_there_is_no_signal(shop: Shop) -> None:
 
 def test_what_was_rolled_back_is_no_predecessor(shop: Shop) -> None:
     first, second = shop.crown("first", POOR_MODEL), shop.crown("second", GOOD_MODEL)
-    shop.known.rollback(decision="back", as_of=LAST, reasons=["By hand."])
+    changes.rollback(shop.known, decision="back", as_of=LAST, reasons=["By hand."])
     third = shop.crown("third", POOR_MODEL)
     shop.predicts(third, POOR_MODEL)
     found = shop.compare(third)

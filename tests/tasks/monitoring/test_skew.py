@@ -16,8 +16,9 @@ import pytest
 from tasks import params
 from tasks.data import featurerows
 from tasks.monitoring import skew
-from tasks.promotion import registry
-from tasks.promotion.registry import Bundle, Registry, Version
+from tasks.promotion import changes, registry
+from tasks.promotion.bundle import Bundle
+from tasks.promotion.registry import Registry, Version
 from tasks.serving import score
 from tasks.serving.journal import Journal
 from tasks.training.model import Model, spec_for, xgboost
@@ -80,9 +81,9 @@ def shelf(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Regis
     kinds = [{"name": each.name, "kind": each.kind} for each in model.spec.features]
     bundle = Bundle(files / "model.ubj", files / "twin.ubj", kinds, rows.table.slice(0, 2))
     empty: dict[str, Any] = {"params": {}, "metrics": {}, "counts": {}, "datasets": [], "trials": []}
-    run = known.log("one", name="run", note="", tags={}, files=files, bundle=bundle, **empty)
+    run = known.runs.log("one", name="run", note="", tags={}, files=files, bundle=bundle, **empty)
     verdict = {"outcome": "PROMOTE", "reasons": ["It is better."]}
-    return known, known.promote(run, decision="one", verdict=verdict, as_of=BEGIN, tags={})
+    return known, changes.promote(known, run, decision="one", verdict=verdict, as_of=BEGIN, tags={})
 
 
 def fit(rows: featurerows.Rows) -> Model:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tasks import params
-from tasks.promotion import gc, registry
+from tasks.promotion import gc, tracking
 
 PROJECT = Path(__file__).parents[3]
 OBJECT = "files/md5/ab/c" + "0" * 29
@@ -38,7 +38,7 @@ def put(cache: Path) -> Path:
 def test_it_says_which_registry_it_asked_and_how_many_versions_that_has(checkout: Path) -> None:
     said: list[str] = []
     gc.gc(checkout, dry=True, say=said.append)
-    name, uri = params.load(checkout / "params.yaml").registry.model, registry.address()
+    name, uri = params.load(checkout / "params.yaml").registry.model, tracking.find_address()
     assert said == [f"0 versions of {name} in {uri}: what they were made of stays"]
 
 

@@ -16,10 +16,11 @@ from tasks import params
 from tasks.data import clean, featurerows, features, featuresql, ingest
 from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
-from tasks.promotion import judge, ledger, registry
+from tasks.promotion import changes, judge, ledger, registry
+from tasks.promotion.bundle import Bundle
 from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.ledger import Entry
-from tasks.promotion.registry import Bundle, Registry, Version
+from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Verdict
 from tasks.training import evaluate, split, train
 from tasks.training.model import Floats, Model, Spec
@@ -82,9 +83,9 @@ class Shelf:
 
     def champion(self, made: Made, name: str) -> Version:
         """A version of a run; the same run again is another version."""
-        run_id = self.known.log(made.folder.name, **self._contents(made))
+        run_id = self.known.runs.log(made.folder.name, **self._contents(made))
         told = {"outcome": "PROMOTE", "reasons": ["It is better."]}
-        return self.known.promote(run_id, decision=name, verdict=told, as_of=made.as_of, tags={})
+        return changes.promote(self.known, run_id, decision=name, verdict=told, as_of=made.as_of, tags={})
 
     def _contents(self, made: Made) -> dict[str, Any]:
         models = made.folder / made.p.paths.models
@@ -200,7 +201,7 @@ def test_a_candidate_that_is_what_was_rolled_back_is_held_and_costs_no_look(
 ) -> None:
     mine = shelf.champion(old, "before")
     down = shelf.champion(replace(new, folder=shutil.copytree(new.folder, tmp_path / "worse")), "taken down")
-    assert shelf.known.rollback(decision="back", as_of=LATER, reasons=["It was worse."]) == mine
+    assert changes.rollback(shelf.known, decision="back", as_of=LATER, reasons=["It was worse."]) == mine
     found = shelf.judged(new, mine, record="worse")
     assert found.outcome == "HOLD"
     assert f"version {down.number}, which was rolled back" in found.reasons[0]

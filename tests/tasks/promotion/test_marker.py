@@ -10,7 +10,7 @@ import pytest
 
 from infra import servers
 from tasks import params
-from tasks.promotion import marker, registry
+from tasks.promotion import changes, marker, tracking
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, open_registry
 
@@ -81,7 +81,7 @@ def test_experiments_of_the_same_names_that_were_made_anew_are_not_those(home: P
 def test_a_file_that_goes_under_a_running_process_is_an_error_and_a_backup_mends_it(home: Path) -> None:
     known = opened(home)
     (home / "mlflow.db").rename(home / "backup")
-    for ask in (known.champion, known.ledger, lambda: known.append(ENTRY), known.finish_open):
+    for ask in (known.champion, known.ledger, lambda: known.append(ENTRY), lambda: changes.finish_open(known)):
         with pytest.raises(ValueError, match=r"mlflow\.db is gone, but"):
             ask()
     assert not (home / "mlflow.db").exists()
@@ -98,16 +98,19 @@ def test_a_server_on_this_machine_does_not_hide_that_the_homes_file_is_gone(
     monkeypatch.setenv("EVERGREEN_HOME", str(home))
     (home / "registry.json").rename(home / "before.json")
     entry = json.loads((home / "before.json").read_text())["mlflow.db"]
-    registry._mark("http://127.0.0.1:9", home, entry["experiments"], "late-flights")  # as after asking the server
+    tracking.write_marker(
+        "http://127.0.0.1:9", home, entry["experiments"], "late-flights"
+    )  # as after asking the server
     assert marker.read(home, "mlflow.db") is not None
-    served = replace(opened(home), uri="http://127.0.0.1:9")
+    served = opened(home)
+    served = replace(served, tracking=replace(served.tracking, uri="http://127.0.0.1:9"))
     assert served.champion() is None
     (home / "mlflow.db").unlink()
     with pytest.raises(ValueError, match=r"mlflow\.db is gone, but .* flights-ledger"):
         served.champion()
     with pytest.raises(ValueError, match=r"mlflow\.db is gone, but"):
-        registry._check_there("http://localhost:5000")
-    registry._check_there("http://mlflow.example:5000")
+        tracking.check_database("http://localhost:5000")
+    tracking.check_database("http://mlflow.example:5000")
 
 
 def test_a_home_that_was_moved_or_never_used_is_no_error(home: Path, tmp_path: Path) -> None:

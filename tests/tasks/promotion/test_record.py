@@ -117,9 +117,9 @@ def p_of(folder: Path) -> Params:
 
 def run_of(folder: Path, found: str) -> Any:
     known = opened(folder)
-    run_id = known.run_of(found)
+    run_id = known.runs.find(found)
     assert run_id
-    return known.client.get_run(run_id)
+    return known.tracking.client.get_run(run_id)
 
 
 def opened(folder: Path) -> Registry:
@@ -219,7 +219,7 @@ def test_recording_twice_gives_one_run_and_the_same_bytes(folder: Path) -> None:
     assert record.record(p_of(folder), folder) == found
     assert (target.read_bytes(), run_of(folder, found).info.run_id) == (bytes_before, run_id)
     known = opened(folder)
-    assert len(known.client.search_runs([known.experiment], "tags.`evergreen.record` LIKE '%'")) == 1
+    assert len(known.tracking.client.search_runs([known.runs.experiment], "tags.`evergreen.record` LIKE '%'")) == 1
 
 
 def test_a_restored_result_is_recorded_by_whoever_asks_next(folder: Path) -> None:
@@ -257,14 +257,14 @@ def test_data_is_recorded_by_address_and_hash(folder: Path) -> None:
 
 def test_the_artifacts_are_what_another_run_would_need(folder: Path, tmp_path: Path) -> None:
     known = opened(folder)
-    run_id = known.run_of(record.record(p_of(folder), folder))
+    run_id = known.runs.find(record.record(p_of(folder), folder))
     assert run_id
     for name in ("params.yaml", "dvc.lock", "tasks/features.sql", "reports/metrics.json", "models/tuned.json"):
         there = {"tasks/features.sql": "features.sql", "models/tuned.json": "reports/tuned.json"}.get(name, name)
-        assert known.fetch(run_id, there, tmp_path / "got").read_bytes() == (folder / name).read_bytes()
-    assert known.fetch(run_id, "model.ubj", tmp_path / "got").read_bytes() == b"a model"
-    assert list(known.fetch(run_id, "twins", tmp_path / "got").glob("*.ubj")) == []
-    assert known.fetch(run_id, "pictures/search.png", tmp_path / "got").stat().st_size > 1000
+        assert known.runs.fetch(run_id, there, tmp_path / "got").read_bytes() == (folder / name).read_bytes()
+    assert known.runs.fetch(run_id, "model.ubj", tmp_path / "got").read_bytes() == b"a model"
+    assert list(known.runs.fetch(run_id, "twins", tmp_path / "got").glob("*.ubj")) == []
+    assert known.runs.fetch(run_id, "pictures/search.png", tmp_path / "got").stat().st_size > 1000
 
 
 # --- where it came from
@@ -285,7 +285,7 @@ def test_the_flow_tells_the_lineage(folder: Path, tmp_path: Path, monkeypatch: p
     assert (tags["evergreen.flow_run"], tags["evergreen.pii_key_id"]) == ("run-1", "k1")
     assert tags["evergreen.environment"] == hashlib.sha256(b"numpy==2\n").hexdigest()
     assert (tags["evergreen.as_of"], tags["evergreen.data.rows"]) == ("2013-07-01T00:00:00", "10")
-    assert known.fetch(run.info.run_id, "uncommitted.patch", tmp_path / "got").read_bytes() == b"+ a line\n"
+    assert known.runs.fetch(run.info.run_id, "uncommitted.patch", tmp_path / "got").read_bytes() == b"+ a line\n"
 
 
 def test_a_checkout_asks_git(folder: Path, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_checkout_asks_git(folder: Path, tmp_path: Path) -> None:
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True)
     assert run.data.tags["evergreen.commit"] == head.stdout.strip()
     assert run.data.tags["evergreen.dirty"] == "true"
-    assert "+SELECT 2" in opened(folder).fetch(run.info.run_id, "uncommitted.patch", tmp_path / "got").read_text()
+    assert "+SELECT 2" in opened(folder).runs.fetch(run.info.run_id, "uncommitted.patch", tmp_path / "got").read_text()
 
 
 def test_an_edit_of_the_same_size_in_the_second_of_the_commit_is_seen(folder: Path) -> None:
@@ -335,7 +335,7 @@ def test_new_code_is_in_the_patch_and_a_lock_alone_makes_no_run_dirty(folder: Pa
     (folder / "tasks" / "extra.sql").write_text("SELECT 3\n")
     edited = run_of(folder, record.record(p_of(folder), folder))
     assert edited.data.tags["evergreen.dirty"] == "true"
-    patch = opened(folder).fetch(edited.info.run_id, "uncommitted.patch", tmp_path / "got").read_text()
+    patch = opened(folder).runs.fetch(edited.info.run_id, "uncommitted.patch", tmp_path / "got").read_text()
     assert "+SELECT 3" in patch
     assert "dvc.lock" not in patch
 
@@ -359,10 +359,10 @@ def test_what_the_stages_really_write_is_recorded(
     shutil.copy(PROJECT / "dvc.yaml", made.folder)
     write_lock(made.folder, with_outputs(made.folder))
     known = registry.open_registry(p.registry)
-    run_id = known.run_of(record.record(p, made.folder))
+    run_id = known.runs.find(record.record(p, made.folder))
     assert run_id
-    data = known.client.get_run(run_id).data
+    data = known.tracking.client.get_run(run_id).data
     assert data.metrics["log_loss"] < data.metrics["constant.log_loss"]
-    pictures = known.fetch(run_id, "pictures", tmp_path / "got")
+    pictures = known.runs.fetch(run_id, "pictures", tmp_path / "got")
     assert {path.stem for path in pictures.iterdir()} >= {"search", "roc", "calibration", "importance"}
-    assert len(list(known.fetch(run_id, "twins", tmp_path / "got").glob("*.ubj"))) == p.train.seeds - 1
+    assert len(list(known.runs.fetch(run_id, "twins", tmp_path / "got").glob("*.ubj"))) == p.train.seeds - 1

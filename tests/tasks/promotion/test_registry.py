@@ -17,9 +17,11 @@ import pyarrow as pa
 import pytest
 
 from tasks import params
-from tasks.promotion import ledger, registry
+from tasks.promotion import changes, ledger, registry, tracking
+from tasks.promotion.bundle import Bundle
 from tasks.promotion.ledger import Entry
-from tasks.promotion.registry import Bundle, Dataset, Registry, Trial, open_registry
+from tasks.promotion.registry import Registry, open_registry
+from tasks.promotion.runs import Dataset, Trial
 from tasks.training.model import Model, spec_for, xgboost
 
 AS_OF = datetime(2013, 7, 1)
@@ -84,7 +86,7 @@ def small_model() -> tuple[Model, pa.Table]:
 
 
 def statuses(known: Registry, record: str) -> list[str]:
-    runs = known.client.search_runs([known.experiment], f"tags.`evergreen.record` = '{record}'")
+    runs = known.tracking.client.search_runs([known.runs.experiment], f"tags.`evergreen.record` = '{record}'")
     return sorted(run.info.status for run in runs)
 
 
@@ -92,30 +94,30 @@ def statuses(known: Registry, record: str) -> list[str]:
 
 
 def test_a_record_is_logged_once(known: Registry, made: dict[str, Any]) -> None:
-    assert known.run_of("r1") is None
-    run_id = known.log("r1", **made)
-    assert known.log("r1", **made) == run_id == known.run_of("r1")
+    assert known.runs.find("r1") is None
+    run_id = known.runs.log("r1", **made)
+    assert known.runs.log("r1", **made) == run_id == known.runs.find("r1")
     assert statuses(known, "r1") == ["FINISHED"]
 
 
 def test_a_killed_run_is_never_taken_for_a_whole_one(known: Registry, made: dict[str, Any]) -> None:
-    left = known.client.create_run(known.experiment, tags={"evergreen.record": "r1"}).info.run_id
-    assert known.run_of("r1") is None
-    assert known.log("r1", **made) != left
+    left = known.tracking.client.create_run(known.runs.experiment, tags={"evergreen.record": "r1"}).info.run_id
+    assert known.runs.find("r1") is None
+    assert known.runs.log("r1", **made) != left
     assert statuses(known, "r1") == ["FINISHED", "KILLED"]
 
 
 def test_a_run_that_could_not_be_logged_whole_is_absent(known: Registry, made: dict[str, Any], tmp_path: Path) -> None:
     broken = replace(made["bundle"], model=tmp_path / "missing.ubj")
     with pytest.raises(Exception, match=r"missing\.ubj"):
-        known.log("r1", **{**made, "bundle": broken})
-    assert known.run_of("r1") is None
-    assert known.log("r1", **made) == known.run_of("r1")
+        known.runs.log("r1", **{**made, "bundle": broken})
+    assert known.runs.find("r1") is None
+    assert known.runs.log("r1", **made) == known.runs.find("r1")
     assert statuses(known, "r1") == ["FAILED", "FINISHED"]
 
 
 def test_a_run_holds_what_the_record_holds(known: Registry, made: dict[str, Any], tmp_path: Path) -> None:
-    run = known.client.get_run(known.log("r1", **made))
+    run = known.tracking.client.get_run(known.runs.log("r1", **made))
     assert run.info.run_name == made["name"]
     assert run.data.params["tune.119"] == "119"
     assert run.data.metrics["log_loss"] == 0.4
@@ -126,25 +128,25 @@ def test_a_run_holds_what_the_record_holds(known: Registry, made: dict[str, Any]
         "a" * 32 + ".dir",
         {"uri": "dvc://data/features@abc"},
     )
-    assert known.fetch(run.info.run_id, "reports/metrics.json", tmp_path).read_text() == "{}"
-    assert known.link(run.info.run_id).startswith("http://127.0.0.1:5000/#/experiments/")
+    assert known.runs.fetch(run.info.run_id, "reports/metrics.json", tmp_path).read_text() == "{}"
+    assert known.tracking.find_link(run.info.run_id).startswith("http://127.0.0.1:5000/#/experiments/")
 
 
 def test_all_trials_are_a_table_and_the_best_are_runs(known: Registry, made: dict[str, Any], tmp_path: Path) -> None:
-    run_id = known.log("r1", **made)
-    history = known.client.get_metric_history(run_id, "trial_best")
+    run_id = known.runs.log("r1", **made)
+    history = known.tracking.client.get_metric_history(run_id, "trial_best")
     assert [(point.step, point.value) for point in history] == [(trial.number, trial.value) for trial in TRIALS]
-    table = json.loads(known.fetch(run_id, "trials.json", tmp_path).read_text())
+    table = json.loads(known.runs.fetch(run_id, "trials.json", tmp_path).read_text())
     assert len(table["data"]) == len(made["trials"])
     assert table["columns"][-1] == "eta"
-    children = known.client.search_runs([known.experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    children = known.tracking.client.search_runs([known.runs.experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
     assert sorted(child.info.run_name for child in children) == ["trial 3", "trial 4"]
 
 
 def test_the_model_answers_in_another_process_that_knows_nothing_of_this_project(
     known: Registry, made: dict[str, Any], store: str, tmp_path: Path
 ) -> None:
-    known.promote(known.log("r1", **made), decision="d1", verdict=BETTER, as_of=AS_OF, tags={})
+    changes.promote(known, known.runs.log("r1", **made), decision="d1", verdict=BETTER, as_of=AS_OF, tags={})
     quiet = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
     asked = subprocess.run(
         [sys.executable, "-I", "-c", ELSEWHERE, store, f"models:/{known.model}@champion"],
@@ -171,29 +173,33 @@ def test_there_is_no_champion_before_the_first_promotion(known: Registry) -> Non
 
 
 def test_an_artifact_arrives_whole_or_is_named(known: Registry, made: dict[str, Any], tmp_path: Path) -> None:
-    version = known.promote(known.log("r1", **made), decision="d1", verdict=BETTER, as_of=AS_OF, tags={})
+    version = changes.promote(known, known.runs.log("r1", **made), decision="d1", verdict=BETTER, as_of=AS_OF, tags={})
     for name in ("model.ubj", "twin.ubj"):
-        assert known.fetch(version, name, tmp_path / "got").read_bytes() == (made["bundle"].model).read_bytes()
-    assert sorted(path.name for path in known.fetch(version, "reports", tmp_path / "got").iterdir()) == ["metrics.json"]
+        assert (
+            known.runs.fetch(version.run_id, name, tmp_path / "got").read_bytes() == (made["bundle"].model).read_bytes()
+        )
+    assert sorted(path.name for path in known.runs.fetch(version.run_id, "reports", tmp_path / "got").iterdir()) == [
+        "metrics.json"
+    ]
     with pytest.raises(ValueError, match="has no artifact 'poem'"):
-        known.fetch(version, "poem", tmp_path / "got")
+        known.runs.fetch(version.run_id, "poem", tmp_path / "got")
     assert sorted(path.name for path in (tmp_path / "got").iterdir()) == ["model.ubj", "reports", "twin.ubj"]
 
 
 def test_one_decision_makes_one_version(known: Registry, made: dict[str, Any]) -> None:
-    run_id = known.log("r1", **made)
+    run_id = known.runs.log("r1", **made)
     first = known.register(run_id, decision="d1", description="", tags={})
     assert known.register(run_id, decision="d1", description="", tags={}) == first
     assert known.register(run_id, decision="d2", description="", tags={}).number == 2
 
 
 def test_a_version_made_twice_by_two_machines_at_once_stays_once(known: Registry, made: dict[str, Any]) -> None:
-    run_id = known.log("r1", **made)
+    run_id = known.runs.log("r1", **made)
     first = known.register(run_id, decision="d1", description="", tags={})
-    theirs = known.client.create_model_version(
+    theirs = known.tracking.client.create_model_version(
         known.model, first.tags.get("source", "x"), run_id, tags={"evergreen.decision": "d1"}
     )
-    assert known._first("d1", int(theirs.version)) == first
+    assert known._keep_first("d1", int(theirs.version)) == first
     assert [version.number for version in known.versions()] == [1]
 
 
@@ -202,7 +208,9 @@ def test_a_version_made_twice_by_two_machines_at_once_stays_once(known: Registry
 
 def test_a_promotion_moves_the_alias_and_leaves_three_marks(known: Registry, made: dict[str, Any]) -> None:
     tags = {"flow_run": "f1"}
-    version = known.promote(known.log("r1", **made), decision="d1", verdict=BETTER, as_of=AS_OF, tags=tags)
+    version = changes.promote(
+        known, known.runs.log("r1", **made), decision="d1", verdict=BETTER, as_of=AS_OF, tags=tags
+    )
     assert known.champion() == version
     assert (version.number, version.record, version.as_of, version.commit) == (1, "r1", AS_OF, "3f2a91c")
     assert version.tags["evergreen.flow_run"] == "f1"
@@ -211,40 +219,40 @@ def test_a_promotion_moves_the_alias_and_leaves_three_marks(known: Registry, mad
 
 
 def test_a_decision_that_is_done_never_moves_the_alias_back(known: Registry, made: dict[str, Any]) -> None:
-    run_id = known.log("r1", **made)
-    first = known.promote(run_id, decision="d1", verdict=BETTER, as_of=AS_OF, tags={})
-    second = known.promote(run_id, decision="d2", verdict=BETTER, as_of=AS_OF, tags={})
+    run_id = known.runs.log("r1", **made)
+    first = changes.promote(known, run_id, decision="d1", verdict=BETTER, as_of=AS_OF, tags={})
+    second = changes.promote(known, run_id, decision="d2", verdict=BETTER, as_of=AS_OF, tags={})
     lines = known.ledger()
-    assert known.promote(run_id, decision="d1", verdict=BETTER, as_of=AS_OF, tags={}) == first
+    assert changes.promote(known, run_id, decision="d1", verdict=BETTER, as_of=AS_OF, tags={}) == first
     assert known.champion() == second
     assert known.ledger() == lines
-    assert known.finish_open() == []
+    assert changes.finish_open(known) == []
 
 
 def test_an_open_intent_is_finished_once(known: Registry, made: dict[str, Any]) -> None:
-    known.append(intent("d1", known.log("r1", **made)))
-    finished = known.finish_open()
+    known.append(intent("d1", known.runs.log("r1", **made)))
+    finished = changes.finish_open(known)
     assert [version.number for version in finished] == [1]
     assert known.champion() == finished[0]
-    assert known.finish_open() == []
+    assert changes.finish_open(known) == []
     assert [line.mark for line in known.ledger()] == ["intent", "alias moved", "done"]
 
 
 def test_of_several_open_intents_the_newest_is_finished(known: Registry, made: dict[str, Any]) -> None:
-    run_id = known.log("r1", **made)
+    run_id = known.runs.log("r1", **made)
     for decision in ("d1", "d2", "d3"):
         known.append(intent(decision, run_id))
-    assert [version.decision for version in known.finish_open()] == ["d3"]
+    assert [version.decision for version in changes.finish_open(known)] == ["d3"]
     marks = [(line.mark, line.decision) for line in known.ledger() if line.mark != "intent"]
     assert marks == [("superseded", "d1"), ("superseded", "d2"), ("alias moved", "d3"), ("done", "d3")]
     with pytest.raises(ValueError, match="d1 was overtaken by a later one"):
-        known.promote(run_id, decision="d1", verdict=BETTER, as_of=AS_OF, tags={})
+        changes.promote(known, run_id, decision="d1", verdict=BETTER, as_of=AS_OF, tags={})
 
 
 def test_an_intent_that_a_rollback_overtook_is_not_finished(known: Registry, made: dict[str, Any]) -> None:
-    known.append(intent("d1", known.log("r1", **made)))
+    known.append(intent("d1", known.runs.log("r1", **made)))
     known.append(Entry("rolled back", "by-hand", AS_OF, version=1))
-    assert known.finish_open() == []
+    assert changes.finish_open(known) == []
     assert known.champion() is None
 
 
@@ -253,13 +261,13 @@ def test_an_intent_that_a_rollback_overtook_is_not_finished(known: Registry, mad
 
 def crown(known: Registry, made: dict[str, Any], count: int) -> list[registry.Version]:
     """So many champions, one after another, each of a run of its own."""
-    runs = [known.log(f"r{i}", **{**made, "trials": []}) for i in range(1, count + 1)]
+    runs = [known.runs.log(f"r{i}", **{**made, "trials": []}) for i in range(1, count + 1)]
     told: dict[str, Any] = {"verdict": BETTER, "as_of": AS_OF, "tags": {}}
-    return [known.promote(run_id, decision=f"p{i}", **told) for i, run_id in enumerate(runs, 1)]
+    return [changes.promote(known, run_id, decision=f"p{i}", **told) for i, run_id in enumerate(runs, 1)]
 
 
 def back(known: Registry, decision: str, **asked: Any) -> int:
-    return known.rollback(decision=decision, as_of=AS_OF, reasons=["It was worse."], **asked).number
+    return changes.rollback(known, decision=decision, as_of=AS_OF, reasons=["It was worse."], **asked).number
 
 
 def serving(known: Registry) -> int | None:
@@ -277,7 +285,7 @@ def test_a_rollback_gives_the_alias_back_and_leaves_two_marks(known: Registry, m
     assert marks_of(known, "b1") == [("rollback", 1, 2), ("rolled back", 1, 2)]
     assert known.ledger()[-1].reasons == ("It was worse.",)
     assert ledger.find_rolled_back(known.ledger()) == {2}
-    assert known.finish_open() == []
+    assert changes.finish_open(known) == []
 
 
 def test_a_rollback_asked_twice_acts_once(known: Registry, made: dict[str, Any]) -> None:
@@ -326,11 +334,13 @@ def test_what_was_rolled_back_is_never_promoted_again(known: Registry, made: dic
     back(known, "b1")
     for decision in ("again", "and again"):
         with pytest.raises(ValueError, match="version 2 was rolled back, and what was rolled back never serves again"):
-            known.promote(second.run_id, decision=decision, verdict=BETTER, as_of=AS_OF, tags={})
-    assert known.promote(second.run_id, decision="p2", verdict=BETTER, as_of=AS_OF, tags={}) == second  # that is done
+            changes.promote(known, second.run_id, decision=decision, verdict=BETTER, as_of=AS_OF, tags={})
+    assert (
+        changes.promote(known, second.run_id, decision="p2", verdict=BETTER, as_of=AS_OF, tags={}) == second
+    )  # that is done
     assert (serving(known), len(known.versions())) == (1, 2)
-    assert known.find_barred("r2") == 2
-    assert known.find_barred("r1") is None
+    assert known.find_barred("r2", known.ledger()) == 2
+    assert known.find_barred("r1", known.ledger()) is None
 
 
 def test_an_open_promotion_of_what_was_rolled_back_is_never_finished(
@@ -339,7 +349,7 @@ def test_an_open_promotion_of_what_was_rolled_back_is_never_finished(
     _, second = crown(known, made, 2)
     back(known, "b1")
     known.append(intent("another machine's", second.run_id))
-    assert known.finish_open() == []
+    assert changes.finish_open(known) == []
     assert "would promote run" in caplog.text
     assert known.ledger()[-1].mark == "superseded"
     assert serving(known) == 1
@@ -348,8 +358,8 @@ def test_an_open_promotion_of_what_was_rolled_back_is_never_finished(
 def test_an_open_rollback_is_finished_once(known: Registry, made: dict[str, Any]) -> None:
     crown(known, made, 2)
     known.append(Entry("rollback", "b1", AS_OF, version=1, champion=2))
-    assert [version.number for version in known.finish_open()] == [1]
-    assert known.finish_open() == []
+    assert [version.number for version in changes.finish_open(known)] == [1]
+    assert changes.finish_open(known) == []
     assert marks_of(known, "b1") == [("rollback", 1, 2), ("rolled back", 1, 2)]
     assert (serving(known), ledger.find_rolled_back(known.ledger())) == (1, {2})
 
@@ -359,7 +369,7 @@ def test_who_asks_again_after_a_rollback_was_cut_off_does_not_go_two_back(
 ) -> None:
     crown(known, made, 3)
     known.append(Entry("rollback", "b1", AS_OF, version=2, champion=3))
-    known.client.set_registered_model_alias(known.model, registry.CHAMPION, "2")
+    known.tracking.client.set_registered_model_alias(known.model, registry.CHAMPION, "2")
     with pytest.raises(ValueError, match="version 2 had been cut off and is finished now: that version serves"):
         back(known, "b2")
     assert (serving(known), ledger.find_rolled_back(known.ledger())) == (2, {3})
@@ -369,8 +379,8 @@ def test_who_asks_again_after_a_rollback_was_cut_off_does_not_go_two_back(
 def test_a_rollback_that_a_promotion_overtook_is_not_finished(known: Registry, made: dict[str, Any]) -> None:
     crown(known, made, 2)
     known.append(Entry("rollback", "b1", AS_OF, version=1, champion=2))
-    third = known.promote(known.log("r3", **made), decision="p3", verdict=BETTER, as_of=AS_OF, tags={})
-    assert known.finish_open() == []
+    third = changes.promote(known, known.runs.log("r3", **made), decision="p3", verdict=BETTER, as_of=AS_OF, tags={})
+    assert changes.finish_open(known) == []
     assert known.champion() == third
     with pytest.raises(ValueError, match="b1 was overtaken by a later one: see what serves now"):
         back(known, "b1")
@@ -378,9 +388,9 @@ def test_a_rollback_that_a_promotion_overtook_is_not_finished(known: Registry, m
 
 def test_a_rollback_overtakes_a_promotion_that_had_not_moved_the_alias(known: Registry, made: dict[str, Any]) -> None:
     crown(known, made, 2)
-    known.append(intent("p3", known.log("r3", **made)))
+    known.append(intent("p3", known.runs.log("r3", **made)))
     assert back(known, "b1") == 1
-    assert known.finish_open() == []
+    assert changes.finish_open(known) == []
     assert [line.mark for line in known.ledger() if line.decision == "p3"] == ["intent", "superseded"]
     assert serving(known) == 1
 
@@ -389,10 +399,10 @@ def test_a_rollback_finishes_a_promotion_that_had_moved_the_alias_and_takes_it_d
     known: Registry, made: dict[str, Any]
 ) -> None:
     crown(known, made, 1)
-    run_id = known.log("r2", **made)
+    run_id = known.runs.log("r2", **made)
     known.append(intent("p2", run_id))
     second = known.register(run_id, decision="p2", description="", tags={})
-    known.client.set_registered_model_alias(known.model, registry.CHAMPION, str(second.number))
+    known.tracking.client.set_registered_model_alias(known.model, registry.CHAMPION, str(second.number))
     assert back(known, "b1") == 1
     assert [line.mark for line in known.ledger() if line.decision == "p2"] == ["intent", "alias moved", "done"]
     assert ledger.find_rolled_back(known.ledger()) == {2}
@@ -401,19 +411,19 @@ def test_a_rollback_finishes_a_promotion_that_had_moved_the_alias_and_takes_it_d
 def test_a_promotion_finishes_a_rollback_that_had_moved_the_alias(known: Registry, made: dict[str, Any]) -> None:
     crown(known, made, 2)
     known.append(Entry("rollback", "b1", AS_OF, version=1, champion=2))
-    known.client.set_registered_model_alias(known.model, registry.CHAMPION, "1")
-    known.promote(known.log("r3", **made), decision="p3", verdict=BETTER, as_of=AS_OF, tags={})
+    known.tracking.client.set_registered_model_alias(known.model, registry.CHAMPION, "1")
+    changes.promote(known, known.runs.log("r3", **made), decision="p3", verdict=BETTER, as_of=AS_OF, tags={})
     assert marks_of(known, "b1")[-1] == ("rolled back", 1, 2)
     assert (serving(known), ledger.find_rolled_back(known.ledger())) == (3, {2})
 
 
 def test_the_predecessor_is_who_served_before_it_did_first(known: Registry, made: dict[str, Any]) -> None:
     first, second, third = crown(known, made, 3)
-    assert [known.predecessor(each) for each in (first, second, third)] == [None, first, second]
+    assert [known.find_predecessor(each) for each in (first, second, third)] == [None, first, second]
     back(known, "b1")
-    assert known.predecessor(second) == first
+    assert known.find_predecessor(second) == first
     back(known, "b2")
-    assert known.predecessor(third) == first
+    assert known.find_predecessor(third) == first
 
 
 def test_after_a_rollback_the_looks_at_the_version_that_serves_again_go_on(
@@ -464,7 +474,7 @@ def test_a_line_reads_as_it_was_written(known: Registry) -> None:
 
 def test_the_ledger_keeps_its_order_whatever_the_clocks_say(known: Registry) -> None:
     ahead = datetime.now(UTC) + timedelta(hours=1)
-    known._write(Entry("verdict", "d1", AS_OF, outcome="HOLD", made_at=ahead))
+    known.write_entry(Entry("verdict", "d1", AS_OF, outcome="HOLD", made_at=ahead))
     for decision in ("d2", "d3"):
         known.append(Entry("verdict", decision, AS_OF, outcome="HOLD"))
     assert [line.decision for line in known.ledger()] == ["d1", "d2", "d3"]
@@ -473,7 +483,7 @@ def test_the_ledger_keeps_its_order_whatever_the_clocks_say(known: Registry) -> 
 def test_a_line_that_was_sent_twice_counts_once(known: Registry) -> None:
     now = datetime.now(UTC)
     for late in range(2):
-        known._write(Entry("verdict", "d1", AS_OF, outcome="HOLD", made_at=now + timedelta(seconds=late)))
+        known.write_entry(Entry("verdict", "d1", AS_OF, outcome="HOLD", made_at=now + timedelta(seconds=late)))
     assert [line.made_at for line in known.ledger()] == [now]
 
 
@@ -523,9 +533,9 @@ def test_looks_at_first_models_count_their_refusals_since_there_last_was_a_champ
 
 def test_a_ledger_of_another_format_is_refused_with_the_way_out(known: Registry) -> None:
     known.append(Entry("verdict", "d1", AS_OF, outcome="HOLD"))
-    (run,) = known.client.search_runs([known.ledger_experiment])
-    known.client.set_tag(run.info.run_id, "evergreen.format", "ledger/0")
-    for ask in (known.ledger, known.finish_open, lambda: known.append(Entry("verdict", "d2", AS_OF))):
+    (run,) = known.tracking.client.search_runs([known.ledger_experiment])
+    known.tracking.client.set_tag(run.info.run_id, "evergreen.format", "ledger/0")
+    for ask in (known.ledger, lambda: changes.finish_open(known), lambda: known.append(Entry("verdict", "d2", AS_OF))):
         with pytest.raises(ValueError, match=r"is in format ledger/0, but .* reads ledger/1\. .* registry\.experiment"):
             ask()
 
@@ -540,7 +550,7 @@ def test_a_silent_server_is_named_before_mlflow_waits_for_it(
     """mlflow's own client would ask it for minutes."""
     assert known  # mlflow is imported
     monkeypatch.setattr("mlflow.MlflowClient", never)
-    assert registry.KNOCK <= 10
+    assert tracking.PROBE_TIMEOUT_S <= 10
     settings = params.Registry(model="m", experiment="e")
     with (
         taken_port(listening) as port,
@@ -559,8 +569,8 @@ def test_a_server_that_stops_answering_is_named(known: Registry, monkeypatch: py
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with taken_port(listening=False) as port:
         uri = f"http://127.0.0.1:{port}"
-        gone = replace(known, client=MlflowClient(uri), uri=uri)
-        for ask in (gone.champion, gone.ledger, lambda: gone.run_of("r1"), lambda: gone.version(1)):
+        gone = replace(known, tracking=replace(known.tracking, client=MlflowClient(uri), uri=uri))
+        for ask in (gone.champion, gone.ledger, lambda: gone.runs.find("r1"), lambda: gone.version(1)):
             with pytest.raises(ConnectionError, match="MLFLOW_TRACKING_URI"):
                 ask()
 
@@ -575,16 +585,16 @@ def taken_port(listening: bool) -> Iterator[int]:
 
 
 def test_no_password_is_shown() -> None:
-    assert registry.public("https://me:secret@mlflow.example/x") == "https://mlflow.example/x"
-    assert registry.public("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert tracking.hide_password("https://me:secret@mlflow.example/x") == "https://mlflow.example/x"
+    assert tracking.hide_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
 
 def test_the_address_is_the_environments_or_the_homes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
-    assert registry.address() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking.find_address() == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    assert registry.address() == "http://mlflow:5000"
+    assert tracking.find_address() == "http://mlflow:5000"
 
 
 def test_importing_the_registry_does_not_import_mlflow() -> None:
@@ -601,7 +611,7 @@ def test_opening_turns_telemetry_off_and_leaves_what_was_set(store: str, monkeyp
 
 
 def test_a_deleted_experiment_is_named(known: Registry, store: str) -> None:
-    known.client.delete_experiment(known.experiment)
+    known.tracking.client.delete_experiment(known.runs.experiment)
     with pytest.raises(ValueError, match="was deleted: restore it"):
         open_registry(params.Registry(model=known.model, experiment=known.model), uri=store)
 
@@ -610,11 +620,11 @@ def test_a_deleted_experiment_is_named(known: Registry, store: str) -> None:
 
 
 def up(known: Registry, wanted: int | str, decision: str = "c1") -> int:
-    return known.put_up(wanted, decision=decision, as_of=AS_OF, reasons=["To try it."]).number
+    return changes.put_up(known, wanted, decision=decision, as_of=AS_OF, reasons=["To try it."]).number
 
 
 def away(known: Registry, decision: str = "e1", outcome: str | None = None) -> Entry | None:
-    return known.take_away(decision=decision, as_of=AS_OF, reasons=["Enough."], outcome=outcome)
+    return changes.take_away(known, decision=decision, as_of=AS_OF, reasons=["Enough."], outcome=outcome)
 
 
 def challenging(known: Registry) -> int | None:
@@ -624,21 +634,21 @@ def challenging(known: Registry) -> int | None:
 
 def held(known: Registry, made: dict[str, Any], record: str = "held") -> registry.Version:
     """A version that nobody promoted."""
-    run_id = known.log(record, **{**made, "trials": []})
+    run_id = known.runs.log(record, **{**made, "trials": []})
     return known.register(run_id, decision=f"register-{record}", description="", tags={})
 
 
 def test_a_canary_begins_and_ends_with_a_line_each(known: Registry, made: dict[str, Any]) -> None:
-    assert (known.challenger(), known.only_challenger(), away(known)) == (None, None, None)
+    assert (known.challenger(), changes.settle_challenger(known), away(known)) == (None, None, None)
     crown(known, made, 1)
     second = held(known, made)
     assert [up(known, second.number), up(known, second.number, "asked again")] == [2, 2]
     assert (serving(known), challenging(known)) == (1, 2)
-    begun = known.only_challenger()
+    begun = changes.settle_challenger(known)
     assert begun
     assert (begun.decision, begun.version, begun.champion) == ("c1", 2, 1)
     assert [away(known), away(known, "e2")] == [known.ledger()[-1], None]
-    assert (challenging(known), known.only_challenger()) == (None, None)
+    assert (challenging(known), changes.settle_challenger(known)) == (None, None)
     marks = [(line.mark, line.decision, line.version, line.outcome) for line in known.ledger()[-2:]]
     assert marks == [("canary", "c1", 2, None), ("canary over", "e1", 2, None)]
     assert up(known, 2, "c2") == 2  # nobody judged it: it may be tried again
@@ -649,19 +659,19 @@ def test_a_canary_that_was_cut_off_goes_by_the_ledger(known: Registry, made: dic
     second = held(known, made)
     known.append(Entry("canary", "c1", AS_OF, run=second.run_id, version=2, champion=1))
     assert challenging(known) is None  # killed before the alias came
-    assert [known.only_challenger(), challenging(known)] == [known.ledger()[-1], 2]
+    assert [changes.settle_challenger(known), challenging(known)] == [known.ledger()[-1], 2]
     assert up(known, 2, "again") == challenging(known) == 2
     known.append(Entry("canary over", "e1", AS_OF, version=2, outcome="REJECT"))
     assert challenging(known) == 2  # killed before the alias went
-    assert (known.only_challenger(), challenging(known)) == (None, None)
+    assert (changes.settle_challenger(known), challenging(known)) == (None, None)
     assert [line.mark for line in known.ledger()].count("canary") == 1
 
 
 def test_an_alias_that_somebody_set_by_hand_is_no_canary(known: Registry, made: dict[str, Any]) -> None:
     crown(known, made, 1)
     held(known, made)
-    known.client.set_registered_model_alias(known.model, registry.CHALLENGER, "2")
-    assert (known.only_challenger(), challenging(known)) == (None, None)
+    known.tracking.client.set_registered_model_alias(known.model, registry.CHALLENGER, "2")
+    assert (changes.settle_challenger(known), challenging(known)) == (None, None)
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -672,10 +682,10 @@ def test_an_alias_that_somebody_took_or_moved_goes_back_where_the_ledger_says(
     held(known, made)
     held(known, made, "another")
     up(known, 2)
-    known.client.delete_registered_model_alias(known.model, registry.CHALLENGER)
+    known.tracking.client.delete_registered_model_alias(known.model, registry.CHALLENGER)
     if moved:
-        known.client.set_registered_model_alias(known.model, registry.CHALLENGER, "3")
-    found = known.only_challenger()
+        known.tracking.client.set_registered_model_alias(known.model, registry.CHALLENGER, "3")
+    found = changes.settle_challenger(known)
     assert found
     assert (found.version, challenging(known)) == (2, 2)
 
@@ -684,8 +694,8 @@ def test_a_challenger_that_somebody_deleted_is_no_challenger(known: Registry, ma
     crown(known, made, 1)
     held(known, made)
     up(known, 2)
-    known.client.delete_model_version(known.model, "2")
-    assert known.only_challenger() is None
+    known.tracking.client.delete_model_version(known.model, "2")
+    assert changes.settle_challenger(known) is None
     ended = away(known)
     assert ended
     assert ended.version == 2
@@ -726,7 +736,7 @@ def test_a_run_that_nobody_promoted_may_challenge_as_a_version_of_its_own(
     known: Registry, made: dict[str, Any]
 ) -> None:
     crown(known, made, 1)
-    run_id = known.log("held", **{**made, "trials": []})
+    run_id = known.runs.log("held", **{**made, "trials": []})
     assert [up(known, run_id), up(known, run_id)] == [2, 2] == [challenging(known)] * 2
     away(known, outcome="REJECT")
     with pytest.raises(ValueError, match="version 2 lost as a challenger"):
@@ -744,7 +754,7 @@ def test_what_lost_as_a_challenger_is_never_put_up_or_promoted_again(known: Regi
         up(known, 2, "c2")
     for version in (None, 2):
         with pytest.raises(ValueError, match=why):
-            known.promote(second.run_id, decision="p", verdict=BETTER, as_of=AS_OF, tags={}, version=version)
+            changes.promote(known, second.run_id, decision="p", verdict=BETTER, as_of=AS_OF, tags={}, version=version)
     twice = known.register(second.run_id, decision="under another number", description="", tags={})
     with pytest.raises(ValueError, match=why):
         up(known, twice.number, "c3")
@@ -752,7 +762,7 @@ def test_what_lost_as_a_challenger_is_never_put_up_or_promoted_again(known: Regi
         serving(known),
         ledger.find_rejected(known.ledger()),
         ledger.find_barred(known.ledger()),
-        known.find_barred("held"),
+        known.find_barred("held", known.ledger()),
     ) == (1, {2}, {2}, 2)
 
 
@@ -761,8 +771,8 @@ def test_a_challenger_that_won_is_promoted_as_the_version_that_it_is(known: Regi
     second = held(known, made)
     up(known, 2)
     told: dict[str, Any] = {"verdict": BETTER, "as_of": AS_OF + timedelta(days=9), "tags": {}, "version": 2}
-    won = known.promote(second.run_id, decision="won", **told)
-    assert [known.promote(second.run_id, decision="won", **told), known.champion()] == [won, won]
+    won = changes.promote(known, second.run_id, decision="won", **told)
+    assert [changes.promote(known, second.run_id, decision="won", **told), known.champion()] == [won, won]
     assert (won.number, won.as_of, won.decision) == (2, second.as_of, "register-held")  # made of what it was made of
     assert marks_of(known, "won") == [("intent", 2, 1), ("alias moved", 2, 1), ("done", 2, 1)]
     assert ledger.count_looks(known.ledger(), 1) == 1  # the one that took the alias
@@ -775,6 +785,6 @@ def test_an_open_promotion_of_a_challenger_is_finished_once(known: Registry, mad
     second = held(known, made)
     known.append(replace(intent("won", second.run_id), version=2, champion=1))
     assert "won" not in ledger.find_answered(known.ledger())
-    known.client.set_registered_model_alias(known.model, registry.CHAMPION, "2")
-    assert [version.number for version in known.finish_open()] == [2]
-    assert (known.finish_open(), len(known.versions())) == ([], 2)
+    known.tracking.client.set_registered_model_alias(known.model, registry.CHAMPION, "2")
+    assert [version.number for version in changes.finish_open(known)] == [2]
+    assert (changes.finish_open(known), len(known.versions())) == ([], 2)

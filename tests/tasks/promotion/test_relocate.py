@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tasks import params
-from tasks.promotion import relocate
+from tasks.promotion import changes, relocate
 from tasks.promotion.registry import Registry, open_registry
 from tests.tasks.promotion.test_registry import BETTER, made  # noqa: F401 (a fixture)
 
@@ -25,7 +25,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, made: dict[str, Any]) -> 
     home = tmp_path_factory.mktemp("template") / "ho me é#%20"
     registry = open_at(home)
     for name in ("r1", "r2"):
-        registry.promote(registry.log(name, **made), decision=name, verdict=BETTER, as_of=AS_OF, tags={})
+        changes.promote(registry, registry.runs.log(name, **made), decision=name, verdict=BETTER, as_of=AS_OF, tags={})
     chart(registry, home.parent)
     return home
 
@@ -54,7 +54,7 @@ def chart(registry: Registry, folder: Path) -> None:
     files = folder / "charts"
     files.mkdir(exist_ok=True)
     (files / "chart.txt").write_text("a chart")
-    registry.chart("version 1", {AS_OF: {"loss": 0.5}}, since=AS_OF, note="", files=files)
+    registry.runs.chart("version 1", {AS_OF: {"loss": 0.5}}, since=AS_OF, note="", files=files)
 
 
 def names_of(home: Path) -> set[str]:
@@ -84,15 +84,18 @@ def test_a_copy_works_and_leaves_every_byte_and_time_of_the_original(
     registry = open_at(copy)
     champion = registry.champion()
     assert champion
-    assert registry.fetch(champion, "model.ubj", tmp_path / "got").read_bytes() == made["bundle"].model.read_bytes()
-    third = registry.log("r3", **made)
-    registry.promote(third, decision="r3", verdict=BETTER, as_of=AS_OF, tags={})
-    registry.rollback(decision="back", reasons=["slow"], as_of=AS_OF)
+    assert (
+        registry.runs.fetch(champion.run_id, "model.ubj", tmp_path / "got").read_bytes()
+        == made["bundle"].model.read_bytes()
+    )
+    third = registry.runs.log("r3", **made)
+    changes.promote(registry, third, decision="r3", verdict=BETTER, as_of=AS_OF, tags={})
+    changes.rollback(registry, decision="back", reasons=["slow"], as_of=AS_OF)
     chart(registry, tmp_path)
     serving = registry.champion()
     assert serving
     assert serving.number == 2
-    assert registry.fetch(third, "reports/metrics.json", tmp_path / "got").read_text() == "{}"
+    assert registry.runs.fetch(third, "reports/metrics.json", tmp_path / "got").read_text() == "{}"
     assert names_of(copy) == {copy.as_uri()}
     assert snapshot(home) == before
     again = open_at(home).champion()
@@ -111,8 +114,11 @@ def test_a_moved_home_finds_its_models_and_makes_no_new_folder_at_the_old_place(
     registry = open_at(target)
     champion = registry.champion()
     assert champion
-    assert registry.fetch(champion, "model.ubj", tmp_path / "got").read_bytes() == made["bundle"].model.read_bytes()
-    registry.log("r3", **made)
+    assert (
+        registry.runs.fetch(champion.run_id, "model.ubj", tmp_path / "got").read_bytes()
+        == made["bundle"].model.read_bytes()
+    )
+    registry.runs.log("r3", **made)
     assert not home.exists()
 
 
@@ -151,7 +157,7 @@ def test_artifacts_that_a_server_keeps_elsewhere_on_purpose_stay_there(home: Pat
     registry = open_at(tmp_path / "databases")
     champion = registry.champion()
     assert champion
-    assert registry.fetch(champion, "model.ubj", tmp_path / "got").exists()
+    assert registry.runs.fetch(champion.run_id, "model.ubj", tmp_path / "got").exists()
     assert names_of(tmp_path / "databases") == {home.as_uri()}
 
 

@@ -25,8 +25,9 @@ from tasks.data import featurerows, state
 from tasks.data.featurerows import Rows
 from tasks.monitoring import monitor
 from tasks.params import Challenger, Params
-from tasks.promotion import registry
-from tasks.promotion.registry import Bundle, Registry
+from tasks.promotion import changes, registry
+from tasks.promotion.bundle import Bundle
+from tasks.promotion.registry import Registry
 from tasks.serving import active, app, handler, journal, predict, registry_mirror, score, tables, versions
 from tasks.training.model import Model
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
@@ -93,9 +94,11 @@ def crowned(known: Registry, folder: Path, p: Params, name: str) -> int:
         "trials": [],
     }
     bundle = Bundle(model, model, listed, example)
-    run_id = known.log(name, name=name, note="A card.", tags={}, files=files, bundle=bundle, **empty)
+    run_id = known.runs.log(name, name=name, note="A card.", tags={}, files=files, bundle=bundle, **empty)
     told = {"outcome": "PROMOTE", "reasons": ["It is good."]}
-    return known.promote(run_id, decision=name, verdict=told, as_of=BEGIN + timedelta(days=DAYS), tags={}).number
+    return changes.promote(
+        known, run_id, decision=name, verdict=told, as_of=BEGIN + timedelta(days=DAYS), tags={}
+    ).number
 
 
 def sent(folder: Path, begin: datetime = BEGIN + timedelta(days=DAYS) - NEWEST) -> list[dict[str, Any]]:
@@ -680,7 +683,7 @@ def test_a_promotion_is_live_without_a_restart_and_the_old_serves_until_then(sho
             assert set(asked) == {200}
             assert one.post("/v1/predict", json={"rows": shop.asked[:1]}).json()["version"] == made
         finally:
-            shop.known.rollback(decision="back", as_of=BEGIN, reasons=["for the other tests"])
+            changes.rollback(shop.known, decision="back", as_of=BEGIN, reasons=["for the other tests"])
             registry_mirror.copy_versions(shop.known, shop.home)
 
 

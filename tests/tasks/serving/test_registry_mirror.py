@@ -15,8 +15,9 @@ from tasks import params
 from tasks.data import state
 from tasks.data.state import State
 from tasks.params import Challenger, Params
-from tasks.promotion import registry
+from tasks.promotion import changes, registry
 from tasks.promotion.registry import Registry
+from tasks.promotion.runs import Runs
 from tasks.serving import __main__ as process
 from tasks.serving import active, registry_mirror, versions
 from tasks.serving.journal import Journal
@@ -46,11 +47,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 
 def put_up(known: Registry, number: int) -> None:
-    known.put_up(number, decision=f"begin {number}", as_of=LAST, reasons=["To try it."])
+    changes.put_up(known, number, decision=f"begin {number}", as_of=LAST, reasons=["To try it."])
 
 
 def take_away(known: Registry, number: int) -> None:
-    known.take_away(decision=f"end {number}", as_of=LAST, reasons=["Enough."])
+    changes.take_away(known, decision=f"end {number}", as_of=LAST, reasons=["Enough."])
 
 
 def copies(home: Path) -> list[str]:
@@ -258,14 +259,14 @@ def test_a_copy_that_is_replaced_while_it_is_read_is_not_mixed_with_the_next(
 
 
 def test_a_copy_that_fails_leaves_nothing_behind(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Registry, "fetch", fails)
+    monkeypatch.setattr(Runs, "fetch", fails)
     with pytest.raises(ValueError, match="no artifact"):
         registry_mirror.copy_versions(shop.known, tmp_path)
     assert copies(tmp_path) == []
 
 
-def fails(_known: Registry, version: registry.Version, *_: object) -> Path:
-    raise ValueError(f"version {version.number} has no artifact")
+def fails(_runs: Runs, run_id: str, *_: object) -> Path:
+    raise ValueError(f"run {run_id} has no artifact")
 
 
 @pytest.mark.parametrize("champion", [True, False])
@@ -279,7 +280,7 @@ def test_whoever_lost_goes_though_neither_the_next_nor_the_champion_can_be_copie
         (versions.folder(tmp_path) / "1" / "model.ubj").unlink()
     else:
         put_up(shop.known, 3)
-    monkeypatch.setattr(Registry, "fetch", fails)
+    monkeypatch.setattr(Runs, "fetch", fails)
     with pytest.raises(ValueError, match="no artifact"):
         registry_mirror.copy_versions(shop.known, tmp_path)
     assert (versions.served_number(tmp_path), versions.served_number(tmp_path, versions.CHALLENGER)) == (1, None)
@@ -290,14 +291,14 @@ def test_whoever_lost_goes_though_neither_the_next_nor_the_champion_can_be_copie
 def test_a_champion_that_cannot_be_copied_does_not_hold_up_the_challenger(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch = Registry.fetch
+    fetch, first = Runs.fetch, shop.known.version(1).run_id
 
-    def partly(known: Registry, of: registry.Version, *more: object) -> Path:
-        return fails(known, of) if of.number == 1 else fetch(known, of, *more)  # type: ignore[arg-type]
+    def partly(runs: Runs, run_id: str, *more: object) -> Path:
+        return fails(runs, run_id) if run_id == first else fetch(runs, run_id, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Registry, "fetch", partly)
+    monkeypatch.setattr(Runs, "fetch", partly)
     put_up(shop.known, 2)
-    with pytest.raises(ValueError, match="version 1 has no artifact"):
+    with pytest.raises(ValueError, match=f"run {first} has no artifact"):
         registry_mirror.copy_versions(shop.known, tmp_path)
     take_away(shop.known, 2)
     assert (versions.served_number(tmp_path), versions.served_number(tmp_path, versions.CHALLENGER)) == (None, 2)
@@ -339,13 +340,13 @@ def test_each_look_that_finds_all_well_is_told_by_its_age(
     assert old > 1e9
     (versions.folder(tmp_path) / "1" / "model.ubj").unlink()
     with monkeypatch.context() as patch:
-        asked: list[int] = []
+        asked: list[str] = []
 
-        def fail(known: Registry, version: registry.Version, *more: object) -> Path:
-            asked.append(version.number)
-            return fails(known, version, *more)
+        def fail(runs: Runs, run_id: str, *more: object) -> Path:
+            asked.append(run_id)
+            return fails(runs, run_id, *more)
 
-        patch.setattr(Registry, "fetch", fail)
+        patch.setattr(Runs, "fetch", fail)
         looks(p, tmp_path, lambda: len(asked) >= 3)
     assert (registry_mirror.copy_age_s(tmp_path) or 0) > 1e9
     looks(p, tmp_path, lambda: (registry_mirror.copy_age_s(tmp_path) or 0) < 60)

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from infra import servers
 from tasks import params
 from tasks.params import Params
+from tasks.promotion import changes
 from tasks.serving import journal, journal_log, predict, registry_mirror, stream, tables, versions
 from tests.conftest import BEGIN
 from tests.tasks.serving.test_app import Shop, champion_scores, crowned, shop
@@ -342,7 +343,7 @@ def test_what_was_journalled_and_not_sent_is_sent_as_it_was_after_a_promotion_to
         with streaming(p, home):
             told = {source(each): json.loads(each.value or b"") for each in cluster.take(10)}
     finally:
-        shop.known.rollback(decision="back again", as_of=BEGIN, reasons=["for the other tests"])
+        changes.rollback(shop.known, decision="back again", as_of=BEGIN, reasons=["for the other tests"])
     after = written(home)
     assert after[: len(before)] == before
     assert len({row["source"] for row in after}) == len(after) == 10
