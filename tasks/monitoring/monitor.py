@@ -28,17 +28,16 @@ from tasks.monitoring.policy import Decision
 from tasks.monitoring.schedule import is_look_due, list_looks
 from tasks.monitoring.signal import Signal
 from tasks.params import Params, spell
-from tasks.promotion import contest, judge
+from tasks.promotion import contest
 from tasks.promotion.contest import row_losses
 from tasks.promotion.interval import assign_blocks, student_quantile
-from tasks.promotion.judge import Holdout
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import METRIC_NAMES
 from tasks.runtime import clock
 from tasks.serving import score
 from tasks.serving.journal import STALE, Journal, entry_of, subject
 from tasks.training import labels
-from tasks.training.evaluate import CANDIDATE
+from tasks.training.holdout import CANDIDATE, Holdout
 from tasks.training.model import Floats, Model
 from tasks.training.profile import Profile, draw_evenly, to_score_columns
 
@@ -156,7 +155,7 @@ def read_watched(
 ) -> Watched:
     import pyarrow.parquet as pq
 
-    return Watched(version, one, twin, Profile.load(profile), pq.read_table(sample), judge.read_holdout(holdout), p)
+    return Watched(version, one, twin, Profile.load(profile), pq.read_table(sample), Holdout.load(holdout), p)
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------

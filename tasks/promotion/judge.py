@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,21 +30,12 @@ from tasks.promotion.recipe import Recipe, download_recipe, load_recipe, rebuild
 from tasks.promotion.registry import CHAMPION, Registry, Version
 from tasks.promotion.verdict import Verdict
 from tasks.training import model, split, train
-from tasks.training.evaluate import CANDIDATE, calibration_error, with_known_class
+from tasks.training.evaluate import calibration_error, with_known_class
+from tasks.training.holdout import Holdout
 from tasks.training.model import Floats, Model, Spec
 
 BATCH = 1000  # rows, for the time a prediction takes
 NEAR = timedelta(hours=1)  # a stored twin's cut that is so close to the wanted one needs no new twin
-
-
-@dataclass(frozen=True)
-class Holdout:
-    """What evaluate wrote of each row of the holdout."""
-
-    times: NDArray[np.datetime64]
-    label: NDArray[Any]
-    predictions: dict[str, Floats]
-    slices: dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +49,7 @@ class Opponent:
 def judge_candidate(p: Params, folder: Path, record: str, *, registry: Registry, champion: Version | None) -> Verdict:
     """The gate's verdict on the candidate that a pipeline run left in `folder`."""
     as_of = FeaturesManifest.read(folder / p.paths.features).as_of
-    case = Case(p, folder, as_of, read_holdout(folder / p.paths.reports / "holdout.parquet"))
+    case = Case(p, folder, as_of, Holdout.load(folder / p.paths.reports / "holdout.parquet"))
     if champion and champion.record == record:
         return gate.unchanged(f"version {champion.number}")
     entries = registry.ledger()
@@ -138,28 +128,6 @@ def _age(as_of: datetime, champion: Version) -> timedelta:
     return max(as_of - made, timedelta(0)) if made else timedelta(0)
 
 
-def read_holdout(path: Path) -> Holdout:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-
-    def columns(prefix: str) -> dict[str, NDArray[Any]]:
-        names = [name for name in table.column_names if name.startswith(prefix)]
-        return {name.removeprefix(prefix): _array(table[name]) for name in names}
-
-    return Holdout(table["event_time"].to_numpy(), table["label"].to_numpy(), columns("by_"), columns("in_"))
-
-
-def _array(column: Any) -> NDArray[Any]:
-    """A column as numbers or text; a list column of class probabilities as (n, classes)."""
-    import pyarrow as pa
-
-    if pa.types.is_list(column.type):
-        return np.stack(column.to_numpy())
-    values: NDArray[Any] = column.to_numpy()
-    return values.astype(str) if values.dtype == object else values
-
-
 @dataclass(frozen=True)
 class Case:
     """A candidate on its holdout, ready to be compared."""
@@ -185,8 +153,7 @@ class Case:
 
     def _own(self) -> list[Floats]:
         """The candidate's predictions, of each seed; without refit those of the very model that would serve."""
-        own = {name: each for name, each in self.held.predictions.items() if name.split("_")[0] == CANDIDATE}
-        return list(own.values()) if self.p.train.refit else [own[CANDIDATE]]
+        return self.held.candidates if self.p.train.refit else self.held.candidates[:1]
 
     def _judged(self, found: Sequence[Floats], *, megabytes: float = 0, milliseconds: float = 0) -> Judged:
         codes = self.shipped.spec.encode_label(self.held.label)

@@ -26,11 +26,11 @@ from tasks.data.featurerows import META, Rows
 from tasks.data.manifest import FeaturesManifest
 from tasks.data.periods import Period
 from tasks.params import Params
-from tasks.promotion import judge
-from tasks.promotion.judge import Case, Holdout
+from tasks.promotion.judge import Case
 from tasks.promotion.recipe import Recipe, load_recipe
 from tasks.runtime import files
 from tasks.training import evaluate, model, train, tune
+from tasks.training.holdout import Holdout
 from tasks.training.model import Model
 from tasks.training.profile import Profile
 
@@ -71,7 +71,7 @@ class Candidate:
 
     @property
     def held(self) -> Holdout:
-        return judge.read_holdout(self.folder / self.p.paths.reports / "holdout.parquet")
+        return Holdout.load(self.folder / self.p.paths.reports / "holdout.parquet")
 
     def case(self) -> Case:
         """Not kept here: it comes to hold all rows as of then."""

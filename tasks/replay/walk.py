@@ -36,7 +36,7 @@ from tasks.promotion.verdict import METRIC_NAMES, Verdict
 from tasks.replay.history import Candidate, History
 from tasks.runtime import files
 from tasks.training import model
-from tasks.training.evaluate import CANDIDATE
+from tasks.training.holdout import CANDIDATE
 from tasks.training.model import Floats, Spec
 
 NEVER = "never"

@@ -24,15 +24,15 @@ from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
 from tasks.runtime import files, stage
 from tasks.training import labels, model, split
+from tasks.training.holdout import CANDIDATE, write_holdout
 from tasks.training.model import Floats, Model, Spec
 from tasks.training.profile import build_profile, draw_evenly, to_score_columns
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 BINS = 10
 POINTS = 200  # of a curve, as many as a plot can show
-CANDIDATE = "candidate"
 
 
 def evaluate(p: Params, folder: Path = Path()) -> None:
@@ -54,7 +54,11 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     parts = twin.contributions(held.table.take(draw_evenly(len(held), p.evaluate.shap_rows)))
     _write_reports(p, folder / p.paths.reports, twin, held, predictions[CANDIDATE], board, parts)
     others = {name: each.predict(held.table) for name, each in seeds.items()}
-    _publish_holdout(folder / p.paths.reports / "holdout.parquet", p, twin.spec, held, predictions | others)
+    kind: type[np.floating[Any]] = (
+        np.float64 if p.label.task == "regression" else np.float32
+    )  # 1e9 + delay has more than seven digits
+    rounded = {name: values.astype(kind) for name, values in (predictions | others).items()}
+    write_holdout(folder / p.paths.reports / "holdout.parquet", held, rounded, p.evaluate.slices)
     _publish_reference(p, folder / p.paths.reports, rows, as_of, twin, held, predictions[CANDIDATE], parts)
     log.info("holdout %s to %s: %s", where.start, where.end, _brief(board[CANDIDATE]))
 
@@ -313,17 +317,6 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def _publish_holdout(path: Path, p: Params, spec: Spec, held: Rows, predictions: dict[str, Floats]) -> None:
-    """One row a labelled row of the holdout; a model's probabilities of several classes are a list."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns: dict[str, Any] = {"event_time": pa.array(held.event_time), "label": pa.array(held.label)}
-    columns |= {f"by_{name}": _column(spec, found) for name, found in predictions.items()}
-    columns |= {f"in_{name}": held.table[name] for name in p.evaluate.slices}
-    files.publish(path, lambda new: pq.write_table(pa.table(columns), new, compression="zstd"))
-
-
 def _publish_reference(
     p: Params, reports: Path, rows: Rows, as_of: datetime, twin: Model, held: Rows, found: Floats, parts: Floats
 ) -> None:
@@ -362,16 +355,6 @@ def _publish_sample(path: Path, size: int, history: Rows, held: Rows, scores: di
         padded[: len(places)] = values[places]
         drawn = drawn.append_column(name, pa.array(padded, from_pandas=True))
     files.publish(path, lambda new: pq.write_table(drawn, new, compression="zstd"))
-
-
-def _column(spec: Spec, found: Floats) -> "pa.Array":
-    """Predictions as a column; float32 has seven digits, too few for a number such as 1e9 + delay."""
-    import pyarrow as pa
-
-    if spec.task == "regression":
-        return pa.array(found.astype(np.float64))
-    values = found.astype(np.float32)
-    return pa.array(values) if values.ndim == 1 else pa.array(list(values))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import pytest
 
 from tasks.data.featurerows import Rows
 from tasks.params import Params
-from tasks.promotion import judge
 from tasks.promotion.contest import row_losses
 from tasks.training import evaluate, model, train, tune
+from tasks.training.holdout import Holdout
 from tasks.training.model import Model
 from tests.tasks import small
 
@@ -57,7 +57,7 @@ class Run:
     @property
     def gains(self) -> float:
         """What the gate sees: the constant's squared error less the candidate's."""
-        held = judge.read_holdout(self.folder / self.p.paths.reports / "holdout.parquet")
+        held = Holdout.load(self.folder / self.p.paths.reports / "holdout.parquet")
         losses = {
             name: row_losses(held.label, held.predictions[name], metric="rmse").mean()
             for name in ("candidate", "constant")

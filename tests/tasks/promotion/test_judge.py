@@ -23,6 +23,7 @@ from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Verdict
 from tasks.training import evaluate, split, train
+from tasks.training.holdout import CANDIDATE, MODEL_PREFIX
 from tasks.training.model import Floats, Model, Spec
 from tests.conftest import FEATURES_SQL, KEY, raw_params, write_params, write_sources
 from tests.tasks import small
@@ -362,7 +363,7 @@ def spoilt(made: Made, folder: Path) -> Made:
     copy = replace(made, folder=Path(shutil.copytree(made.folder, folder)))
     path = copy.folder / copy.p.paths.reports / "holdout.parquet"
     table = pq.read_table(path)
-    name = f"by_{evaluate.CANDIDATE}"
+    name = MODEL_PREFIX + CANDIDATE
     values = [float("nan"), *table[name].to_pylist()[1:]]
     pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(values)), path)
     return copy
