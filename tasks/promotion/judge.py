@@ -30,7 +30,7 @@ from tasks.promotion.recipe import Recipe, download_recipe, load_recipe, rebuild
 from tasks.promotion.registry import CHAMPION, Registry, Version
 from tasks.promotion.verdict import Verdict
 from tasks.training import model, split, train
-from tasks.training.evaluate import calibration_error, with_known_class
+from tasks.training.evaluate import calibration_error, keep_known_classes
 from tasks.training.holdout import Holdout
 from tasks.training.model import Floats, Model, Spec
 
@@ -170,7 +170,7 @@ class Case:
         """A champion whose candidate was judged `age` ago, on this candidate's rows."""
         where = self._where
         rows = rebuild_features(recipe, self.p, self.folder, self.rows)
-        inside = self._same_rows(rows.take(split.between(rows.event_time, where.start, where.end)))
+        inside = self._same_rows(rows.take(split.select_between(rows.event_time, where.start, where.end)))
         models = _opponents(self.p, recipe, rows, where.start - age)
         found = [align_classes(self.shipped.spec, each, each.predict(inside.table)) for each in models]
         return Opponent(self._judged(found), _until(models[0]))
@@ -192,11 +192,11 @@ class Case:
 
     @property
     def _where(self) -> split.Cuts:
-        return split.cuts(self.as_of, self.p.split, deadline=self.p.label.deadline)
+        return split.find_cuts(self.as_of, self.p.split, deadline=self.p.label.deadline)
 
     def _same_rows(self, rows: Rows) -> Rows:
         """The holdout's rows, in its order. Both come from one spine, sorted by time and key."""
-        kept = with_known_class(rows.take(model.labelled(rows.label)), self.shipped.spec)
+        kept = keep_known_classes(rows.take(model.is_labelled(rows.label)), self.shipped.spec)
         if len(kept) != len(self.held.times) or not (kept.event_time == self.held.times).all():
             raise ValueError(f"its features give {len(kept)} rows of the holdout's {len(self.held.times)}")
         return kept

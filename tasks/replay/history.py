@@ -118,7 +118,9 @@ class History:
         settings = [each.model_dump() for each in sections] + [p.monitor.window]
         contents = [(part.period.name, part.content) for part in self._parts if part.period.start <= as_of]
         releases = [importlib.metadata.version(name) for name in LIBRARIES]
-        return cache.hash_inputs(as_of, contents, settings, self.sql, CODE, releases, model.xgboost().__version__)
+        return cache.hash_inputs(
+            as_of, contents, settings, self.sql, CODE, releases, model.import_xgboost().__version__
+        )
 
     @cached_property
     def _parts(self) -> "list[_Part]":
@@ -221,7 +223,7 @@ def _imported() -> None:
     """The libraries' own seconds are charged to nobody: which model was the first must not show in its cost."""
     import optuna  # noqa: F401
 
-    model.xgboost()
+    model.import_xgboost()
     import sklearn.linear_model
     import sklearn.metrics  # noqa: F401
 

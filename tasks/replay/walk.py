@@ -339,7 +339,7 @@ def _performance(past: Past, serving: Serving, now: datetime) -> Signal:
 def _or_none(label: NDArray[Any], there: NDArray[np.bool_]) -> NDArray[Any]:
     """As the journal gives outcomes: None where there is none."""
     held = label.astype(object)
-    held[~(there & model.labelled(label))] = None
+    held[~(there & model.is_labelled(label))] = None
     return held
 
 
@@ -490,7 +490,7 @@ class Stream:
         self._all = past.inside(grid.since, grid.until)
         label, times = rows.label[self._all], rows.event_time[self._all]
         mature = times < np.datetime64(grid.until - p.label.deadline)
-        self._counts = mature & model.labelled(label)
+        self._counts = mature & model.is_labelled(label)
         if not self._counts.any():
             raise ValueError(
                 f"no row from {grid.since} on had an outcome by {grid.until}: nothing can be compared. Give a later "
@@ -498,7 +498,7 @@ class Stream:
             )
         self.times = times[self._counts]
         self.unlabelled_share = round(1 - float(self._counts.sum() / mature.sum()), 6)
-        classes = model.classes_of(rows.label, task=p.label.task)
+        classes = model.find_classes(rows.label, task=p.label.task)
         self.spec = Spec(p.label.task, (), {}, classes)
         self.codes = self.spec.encode_label(label[self._counts]).astype(np.float64)
 

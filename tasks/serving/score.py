@@ -188,7 +188,7 @@ def outcomes(rows: Rows, entries: "NDArray[Any]", known: set[str], journal: Jour
     import pyarrow as pa
 
     latest = {row["of"]: row for row in _in_turn(journal.read("outcomes"))}
-    there = model.labelled(rows.label) & np.isin(entries, list(known))
+    there = model.is_labelled(rows.label) & np.isin(entries, list(known))
     new = [i for i in np.flatnonzero(there) if latest.get(str(entries[i]), NONE)["label"] != rows.label[i]]
     labels, times = rows.label[new], rows.known_at[new]
     of = entries[new].tolist()

@@ -41,13 +41,13 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     rows = featurerows.read_rows(source)
     featuresql.check_slices(p.evaluate.slices, rows.table.column_names)
     as_of = FeaturesManifest.read(source).as_of
-    where = split.cuts(as_of, p.split, deadline=p.label.deadline)
-    there = model.labelled(rows.label)
+    where = split.find_cuts(as_of, p.split, deadline=p.label.deadline)
+    there = model.is_labelled(rows.label)
     twin = Model.load(models / "twin.ubj")
     seeds = {f"{CANDIDATE}_{path.stem}": Model.load(path) for path in sorted((models / "twins").glob("*.ubj"))}
-    due = rows.take(split.holdout(rows.event_time, where, there))
-    held = with_known_class(due, twin.spec)
-    seen = rows.take(split.training(rows.event_time, where.start, p.split, deadline=p.label.deadline) & there)
+    due = rows.take(split.select_holdout(rows.event_time, where, there))
+    held = keep_known_classes(due, twin.spec)
+    seen = rows.take(split.select_training(rows.event_time, where.start, p.split, deadline=p.label.deadline) & there)
     predictions = {CANDIDATE: twin.predict(held.table)} | _baselines(p, seen, held, twin.spec)
     board = {name: measure(twin.spec, held.label, found) for name, found in predictions.items()}
     board[CANDIDATE] |= {"unseen_class_rows": len(due) - len(held)} if p.label.task == "multiclass" else {}
@@ -63,7 +63,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     log.info("holdout %s to %s: %s", where.start, where.end, _brief(board[CANDIDATE]))
 
 
-def with_known_class(held: Rows, spec: Spec) -> Rows:
+def keep_known_classes(held: Rows, spec: Spec) -> Rows:
     """Rows of a class that training never saw cannot be scored by any of the models: left out, and said so."""
     known = ~np.isnan(spec.encode_label(held.label))
     unseen = sorted(set(held.label[~known].tolist()))
@@ -322,9 +322,9 @@ def _publish_reference(
 ) -> None:
     """What the monitor holds new rows against: the model's history as a profile, and a sample of it to be drawn."""
     start = as_of - p.split.window if p.split.window else None
-    history = rows.take(split.between(rows.event_time, start, as_of))
+    history = rows.take(split.select_between(rows.event_time, start, as_of))
     mature = history.event_time < np.datetime64(as_of - p.label.deadline)
-    labelled = model.labelled(history.label[mature])
+    labelled = model.is_labelled(history.label[mature])
     made = build_profile(
         history.table,
         history.event_time,

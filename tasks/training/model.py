@@ -148,7 +148,7 @@ class Model:
         (n, features), or by class (n, classes, features). Exact, and so slow: about 3 ms a row for a few hundred deep
         trees."""
         spec = self.spec
-        data = xgboost().DMatrix(
+        data = import_xgboost().DMatrix(
             spec.encode(table), feature_names=spec.names, feature_types=spec.types, enable_categorical=spec.native
         )
         return np.asarray(self.booster.predict(data, pred_contribs=True))[..., :-1] * np.float32(spec.scale)
@@ -189,7 +189,7 @@ class Model:
                 f"{path} is no whole model of this project: it was torn, or made elsewhere. "
                 "Copy it again, or train it with tasks.training.train."
             )
-        booster = xgboost().Booster(model_file=bytearray(raw))
+        booster = import_xgboost().Booster(model_file=bytearray(raw))
         return Model(booster, _spec(json.loads(booster.attr(ATTRIBUTE))))
 
 
@@ -213,7 +213,7 @@ def softmax(scores: Floats) -> Floats:
     return shares
 
 
-def spec_for(table: "pa.Table", label: NDArray[Any], *, task: Task, native: bool = False) -> Spec:
+def make_spec(table: "pa.Table", label: NDArray[Any], *, task: Task, native: bool = False) -> Spec:
     """The spec that training rows call for: text columns are categories, the rest numbers. Sorted, so it is stable.
 
     Raises ValueError for a target with one class, and for a label that does not fit the task.
@@ -222,21 +222,21 @@ def spec_for(table: "pa.Table", label: NDArray[Any], *, task: Task, native: bool
 
     columns = [(name, pa.types.is_string(table.schema.field(name).type)) for name in sorted(table.column_names)]
     features = tuple(Feature(name, "category" if text else "number") for name, text in columns)
-    spec = Spec(task, features, {}, classes=classes_of(label, task=task), native=native)
+    spec = Spec(task, features, {}, classes=find_classes(label, task=task), native=native)
     if task == "regression":
-        center, scale = center_of(label)
+        center, scale = find_center(label)
         spec = replace(spec, center=center, scale=scale)
-    return replace(spec, categories=categories_of(table, spec))
+    return replace(spec, categories=find_categories(table, spec))
 
 
-def center_of(label: NDArray[Any]) -> tuple[float, float]:
+def find_center(label: NDArray[Any]) -> tuple[float, float]:
     """A label's median and its spread around it, to train on (label - center) / scale.
 
     The median is one of the labels and the scale a power of two: the same labels with an offset, or in other units,
     give the same numbers to the last bit, and so the same trees. XGBoost computes in float32, which has seven digits,
     and makes no split that gains less than 1e-6: 1e9 + delay and delay / 1e6 were constants to it.
     """
-    values = label[labelled(label)].astype(np.float64)
+    values = label[is_labelled(label)].astype(np.float64)
     if not len(values):
         return 0.0, 1.0
     middle = (len(values) - 1) // 2
@@ -245,7 +245,7 @@ def center_of(label: NDArray[Any]) -> tuple[float, float]:
     return center, 2.0 ** round(np.log2(spread)) if spread > 0 else 1.0
 
 
-def categories_of(table: "pa.Table", spec: Spec) -> dict[str, tuple[str, ...]]:
+def find_categories(table: "pa.Table", spec: Spec) -> dict[str, tuple[str, ...]]:
     """What the category features of these rows hold, sorted."""
     import pyarrow.compute as pc
 
@@ -253,13 +253,13 @@ def categories_of(table: "pa.Table", spec: Spec) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(pc.unique(table[name].drop_null()).to_pylist())) for name in names}
 
 
-def classes_of(label: NDArray[Any], *, task: Task) -> tuple[Any, ...]:
+def find_classes(label: NDArray[Any], *, task: Task) -> tuple[Any, ...]:
     """The classes among the labels that are there, in order; none for regression."""
     if task != "multiclass" and label.dtype == object:
         raise ValueError(f"label.task {task} needs a label that is a number, but label.expression gives text")
     if task == "regression":
         return ()
-    found = sorted(set(label[labelled(label)].tolist()))
+    found = sorted(set(label[is_labelled(label)].tolist()))
     if task == "binary" and not set(found) <= {0.0, 1.0}:
         raise ValueError(f"label.task binary needs a label that is true or false, but it holds {found[:5]}")
     if len(found) < 2:
@@ -270,12 +270,12 @@ def classes_of(label: NDArray[Any], *, task: Task) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def labelled(label: NDArray[Any]) -> NDArray[np.bool_]:
+def is_labelled(label: NDArray[Any]) -> NDArray[np.bool_]:
     """Where a label is there: not NaN, or not None for text."""
     return np.array([value is not None for value in label], dtype=bool) if label.dtype == object else ~np.isnan(label)
 
 
-def xgboost() -> ModuleType:
+def import_xgboost() -> ModuleType:
     """xgboost without scikit-learn: 0.8 s to import, not 3.5. A process that has scikit-learn already keeps it.
 
     Its threads sleep while they wait for each other. Spinning, OpenMP's default, made training 20 times slower here
@@ -294,12 +294,12 @@ def xgboost() -> ModuleType:
     return found
 
 
-def weights_of_classes(codes: Floats, classes: Sequence[Any], strength: float) -> NDArray[np.float32]:
+def weigh_classes(codes: Floats, classes: Sequence[Any], strength: float) -> NDArray[np.float32]:
     """A weight per class: (n / (classes * its rows)) ** strength. 0: none; 1: every class weighs the same in all."""
     counts = np.bincount(codes.astype(int), minlength=len(classes))
     return np.asarray((len(codes) / (len(classes) * np.maximum(counts, 1))) ** strength, dtype=np.float32)
 
 
-def class_weights(codes: Floats, classes: Sequence[Any], strength: float) -> NDArray[np.float32]:
+def weigh_rows(codes: Floats, classes: Sequence[Any], strength: float) -> NDArray[np.float32]:
     """The weight of each row's class."""
-    return np.asarray(weights_of_classes(codes, classes, strength)[codes.astype(int)])
+    return np.asarray(weigh_classes(codes, classes, strength)[codes.astype(int)])

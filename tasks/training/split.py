@@ -42,37 +42,37 @@ class Fold:
     valid: Mask
 
 
-def cuts(as_of: datetime, split: Split, *, deadline: timedelta) -> Cuts:
+def find_cuts(as_of: datetime, split: Split, *, deadline: timedelta) -> Cuts:
     """The holdout is the last `split.holdout` of rows that are mature at as_of."""
     return Cuts(as_of, as_of - deadline - split.holdout, as_of - deadline)
 
 
-def between(event_time: Times, start: datetime | None, end: datetime) -> Mask:
+def select_between(event_time: Times, start: datetime | None, end: datetime) -> Mask:
     """start <= event_time < end."""
     inside: Mask = event_time < np.datetime64(end)
     return inside if start is None else inside & (event_time >= np.datetime64(start))
 
 
-def training(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta) -> Mask:
+def select_training(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta) -> Mask:
     """The rows whose labels were known at `cut`, if ever, no further back than split.window."""
     start = cut - split.window if split.window else None
-    return between(event_time, start, cut - deadline)
+    return select_between(event_time, start, cut - deadline)
 
 
-def holdout(event_time: Times, where: Cuts, labelled: Mask) -> Mask:
+def select_holdout(event_time: Times, where: Cuts, labelled: Mask) -> Mask:
     """The labelled rows of the holdout. Raises ValueError when history does not reach behind it, or holds no label."""
-    found: Mask = between(event_time, where.start, where.end) & labelled
+    inside: Mask = select_between(event_time, where.start, where.end) & labelled
     if len(event_time) and np.datetime64(where.start) <= event_time.min():
         raise ValueError(
             f"`split.holdout < history` must hold, but the holdout begins {where.start} and the rows on "
             f"{event_time.min()}. Shorten split.holdout, or wait for more data."
         )
-    if not found.any():
+    if not inside.any():
         raise ValueError(f"no labelled row lies in the holdout {where.start} to {where.end}: check label and known_at")
-    return found
+    return inside
 
 
-def folds(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta, labelled: Mask) -> list[Fold]:
+def make_folds(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta, labelled: Mask) -> list[Fold]:
     """Expanding folds that end where training up to `cut` ends, oldest first; a pause of weeks counts in none of them.
 
     Raises ValueError when history is too short for them, or a fold lies where there are no rows.
@@ -80,8 +80,8 @@ def folds(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta
     listed = []
     spans = timeline.place_folds(event_time[labelled], cut - deadline, folds=split.folds, fold=split.fold)
     for number, span in enumerate(spans, 1):
-        train = training(event_time, span.begin, split, deadline=deadline) & labelled
-        valid = between(event_time, span.begin, span.end) & labelled
+        train = select_training(event_time, span.begin, split, deadline=deadline) & labelled
+        valid = select_between(event_time, span.begin, span.end) & labelled
         if not train.any() or not valid.any():
             raise ValueError(
                 f"fold {number} of {split.folds} has {train.sum()} training and {valid.sum()} validation rows from "
@@ -93,13 +93,13 @@ def folds(event_time: Times, cut: datetime, split: Split, *, deadline: timedelta
 
 def _way_out(labelled: Times, span: Span, split: Split, *, deadline: timedelta) -> str:
     """Of a fold that lacks rows: is the history too short, or is there a gap where its rows should be?"""
-    earlier = between(labelled, None, span.begin - deadline)
+    earlier = select_between(labelled, None, span.begin - deadline)
     if not earlier.any():
         return (
             f"`split.folds * split.fold` ({spell(split.folds * split.fold)}) must leave history before {span.begin}. "
             "Use fewer or shorter folds, or a shorter split.holdout."
         )
-    if not between(labelled, span.begin, span.end).any():
+    if not select_between(labelled, span.begin, span.end).any():
         gap = timeline.find_longest_gap(labelled)
         return (
             f"labelled rows lie up to {spell(gap.days)} apart (from {gap.begin} to {gap.end}). Set split.fold to "
@@ -112,35 +112,34 @@ def _way_out(labelled: Times, span: Span, split: Split, *, deadline: timedelta) 
     )
 
 
-def with_known_classes(folds: Sequence[Fold], label: NDArray[Any], classes: Sequence[Any]) -> list[Fold]:
+def keep_trained_classes(folds: Sequence[Fold], label: NDArray[Any], classes: Sequence[Any]) -> list[Fold]:
     """The folds, each validated on rows of the classes that its training holds.
 
     A class may be younger than a fold: its rows there are left out, and a fold that trains on one class alone is left
     out whole. Both are logged. Raises ValueError when no fold is left, or a fold's validation holds one class alone.
     """
-    usable = []
+    usable: list[Fold] = []
     for number, fold in enumerate(folds, 1):
-        _check_validation(number, label[fold.valid])
+        if len(present := set(label[fold.valid].tolist())) < 2:
+            raise ValueError(
+                f"the validation rows of fold {number} are all of one class, {sorted(present)}. {MEND_CLASSES}"
+            )
         trained = set(label[fold.train].tolist())
         missing = [value for value in classes if value not in trained]
         if len(classes) - len(missing) < 2:
             log.warning("fold %s is left out: its training rows hold none of the class %s", number, missing)
-            continue
-        unknown = np.isin(np.arange(len(label)), [i for i in np.flatnonzero(fold.valid) if label[i] in missing])
-        if missing:
+        elif missing:
+            unknown = fold.valid & np.isin(label, missing)
             log.warning(
                 "the training rows of fold %s hold none of the class %s: %s of its validation rows are left out",
                 number,
                 missing,
                 int(unknown.sum()),
             )
-        usable.append(Fold(fold.train, fold.valid & ~unknown) if missing else fold)
+            usable.append(Fold(fold.train, fold.valid & ~unknown))
+        else:
+            usable.append(fold)
     if not usable:
         missing = [value for value in classes if value not in set(label[folds[0].train].tolist())]
         raise ValueError(f"the training rows of fold 1 hold none of the class {missing}. {MEND_CLASSES}")
     return usable
-
-
-def _check_validation(number: int, label: NDArray[Any]) -> None:
-    if len(held := set(label.tolist())) < 2:
-        raise ValueError(f"the validation rows of fold {number} are all of one class, {sorted(held)}. {MEND_CLASSES}")

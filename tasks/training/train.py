@@ -39,7 +39,7 @@ def train(p: Params, folder: Path = Path()) -> None:
     rows = featurerows.read_rows(source)
     as_of = FeaturesManifest.read(source).as_of
     tuned = json.loads((target / "tuned.json").read_text())
-    start = split.cuts(as_of, p.split, deadline=p.label.deadline).start
+    start = split.find_cuts(as_of, p.split, deadline=p.label.deadline).start
     twins = fit_twins(rows, start, tuned, p, seeds=p.train.seeds)
     shipped = _refit(rows, as_of, tuned, p, twins[0]) if p.train.refit else twins[0]
     shutil.rmtree(target / "twins", ignore_errors=True)
@@ -62,7 +62,7 @@ def fit_twins(rows: Rows, cut: datetime, tuned: dict[str, Any], p: Params, *, se
 def _refit(rows: Rows, as_of: datetime, tuned: dict[str, Any], p: Params, twin: Model) -> Model:
     """The twin's recipe up to as_of, for the classes that the twin was judged on."""
     known = ~np.isnan(twin.spec.encode_label(rows.label))
-    if later := int((model.labelled(rows.label) & ~known).sum()):
+    if later := int((model.is_labelled(rows.label) & ~known).sum()):
         log.warning("%s rows are of a class that the twin could not learn: left out until it can", later)
     fitted = fit(rows.take(known), as_of, tuned, p, classes=twin.spec.classes)
     kept = {name: getattr(twin.spec, name) for name in ("coef", "intercept", "threshold")}
@@ -81,7 +81,9 @@ def fit(
     stop: threading.Event | None = None,
 ) -> Model:
     """A booster on the labelled rows that training up to `cut` may see, without calibration."""
-    seen = split.training(rows.event_time, cut, p.split, deadline=p.label.deadline) & model.labelled(rows.label)
+    seen = split.select_training(rows.event_time, cut, p.split, deadline=p.label.deadline) & model.is_labelled(
+        rows.label
+    )
     if not seen.any():
         raise ValueError(f"no labelled row lies before {cut}: wait for more data, or shorten split.holdout")
     threads = threads or p.stage.threads
@@ -99,17 +101,17 @@ def _fit(
     classes: tuple[Any, ...] = (),
     stop: threading.Event | None = None,
 ) -> Model:
-    spec = model.spec_for(seen.table, seen.label, task=p.label.task, native=p.train.categories == "native")
+    spec = model.make_spec(seen.table, seen.label, task=p.label.task, native=p.train.categories == "native")
     spec = replace(spec, classes=classes or spec.classes)
     drawn = tuned["params"]
     data = tune.matrix(spec, seen, max_bin=int(drawn.get("max_bin", tune.MAX_BIN)), threads=threads)
     if "class_weight" in drawn and spec.classes:
         codes = spec.encode_label(seen.label)
-        data.set_weight(model.class_weights(codes, spec.classes, drawn["class_weight"]))
+        data.set_weight(model.weigh_rows(codes, spec.classes, drawn["class_weight"]))
     settings = tune.booster_params(drawn, p, classes=len(spec.classes))
     settings |= {"seed": p.tune.seed + seed, "nthread": threads}
     callbacks = [tune.stopper(stop)] if stop else []  # Ctrl-C must not wait for whole fits
-    return Model(model.xgboost().train(settings, data, tuned["rounds"], callbacks=callbacks), spec)
+    return Model(model.import_xgboost().train(settings, data, tuned["rounds"], callbacks=callbacks), spec)
 
 
 def calibrate(
@@ -123,15 +125,15 @@ def calibrate(
     if task == "binary":
         assert p.evaluate.costs  # params.py sees to it
         extras["threshold"] = threshold(p.evaluate.costs)
-    there = model.labelled(rows.label)
-    seen = split.training(rows.event_time, cut, p.split, deadline=p.label.deadline) & there
+    there = model.is_labelled(rows.label)
+    seen = split.select_training(rows.event_time, cut, p.split, deadline=p.label.deadline) & there
     offset = _offset(rows.take(seen).label, tuned, p, classes)
     if offset.any():
         extras |= as_spec(calibration.Map(np.eye(len(classes)), offset), task)
     if p.train.calibration == "none":
         return extras
-    folds = split.folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=there)
-    folds = split.with_known_classes(folds, rows.label, classes)
+    folds = split.make_folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=there)
+    folds = split.keep_trained_classes(folds, rows.label, classes)
     margins, codes = _out_of_fold(rows, folds, tuned, p, classes)
     if (young := _share_beside(codes, rows.take(seen).label, classes, task)) > YOUNG:
         log.warning(
@@ -178,7 +180,7 @@ def _offset(label: NDArray[Any], tuned: dict[str, Any], p: Params, classes: tupl
     if "class_weight" not in tuned["params"]:
         return np.zeros(len(classes))
     codes = Spec(p.label.task, (), {}, classes).encode_label(label)
-    weights = model.weights_of_classes(codes[~np.isnan(codes)], classes, tuned["params"]["class_weight"])
+    weights = model.weigh_classes(codes[~np.isnan(codes)], classes, tuned["params"]["class_weight"])
     return np.asarray(-np.log(weights.astype(np.float64)))
 
 

@@ -95,15 +95,15 @@ class Folds:
     """The folds' rows as numbers, and their binned matrices, each made once for each side and kept."""
 
     def __init__(self, p: Params, rows: Rows, as_of: datetime) -> None:
-        where = split.cuts(as_of, p.split, deadline=p.label.deadline)
-        there = model.labelled(rows.label)
-        found = split.folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there)
+        where = split.find_cuts(as_of, p.split, deadline=p.label.deadline)
+        there = model.is_labelled(rows.label)
+        found = split.make_folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there)
         used = rows.take(np.any([fold.train | fold.valid for fold in found], axis=0))
-        self.spec: Spec = model.spec_for(
+        self.spec: Spec = model.make_spec(
             used.table, used.label, task=p.label.task, native=p.train.categories == "native"
         )
         if self.spec.classes:
-            found = split.with_known_classes(found, rows.label, self.spec.classes)
+            found = split.keep_trained_classes(found, rows.label, self.spec.classes)
         self._whole = [(rows.take(fold.train), rows.take(fold.valid)) for fold in found]
         self._parts = [(_thinned(train, p.tune.rows, self.spec), valid) for train, valid in self._whole]
         self._threads = p.stage.threads
@@ -125,7 +125,7 @@ class Folds:
 
     def _bin(self, train: Rows, valid: Rows, max_bin: int) -> Binned:
         """A category that these very training rows do not have is missing in validation, as it will be in earnest."""
-        spec = replace(self.spec, categories=model.categories_of(train.table, self.spec))
+        spec = replace(self.spec, categories=model.find_categories(train.table, self.spec))
         data = matrix(spec, train, max_bin=max_bin, threads=self._threads)
         held = matrix(spec, valid, max_bin=max_bin, threads=self._threads, ref=data)
         return Binned(data, held, spec.encode_label(train.label))
@@ -148,7 +148,7 @@ def _thinned(rows: Rows, most: int | None, spec: Spec) -> Rows:
 
 def matrix(spec: Spec, rows: Rows, *, max_bin: int, threads: int, ref: Any = None) -> Any:
     """Rows → XGBoost's binned matrix, with labels."""
-    return model.xgboost().QuantileDMatrix(
+    return model.import_xgboost().QuantileDMatrix(
         spec.encode(rows.table),
         label=spec.scale_label(rows.label),
         feature_names=spec.names,
@@ -274,7 +274,7 @@ def _ends(dimension: Any) -> tuple[Any, ...]:
 
 def _unknown(drawn: dict[str, Any], p: Params) -> list[str]:
     """The names that XGBoost only warns of, and goes on without."""
-    xgb, codes = model.xgboost(), np.array([0, 1], dtype=np.float32)
+    xgb, codes = model.import_xgboost(), np.array([0, 1], dtype=np.float32)
     data = xgb.DMatrix(codes.reshape(-1, 1), label=codes)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -367,7 +367,7 @@ def side_by_side(works: Sequence[Callable[[], T]], workers: int, *, stop: thread
 
     Several fits at once use the cores better than one after the other, by half here; the bytes are the same.
     """
-    model.xgboost()  # it tells its warnings only to the thread that imports it, and check_space needs them
+    model.import_xgboost()  # it tells its warnings only to the thread that imports it, and check_space needs them
     stop = stop or threading.Event()
     errors: list[BaseException] = []
 
@@ -426,7 +426,7 @@ def _weigh(binned: Binned, spec: Spec, strength: float) -> None:
     Weights shift all margins alike, which calibration would undo: so each matrix begins at its own classes' shares
     (Saerens et al. 2002), and the score tells what weighting does to the trees.
     """
-    weights = model.weights_of_classes(binned.codes, spec.classes, strength)
+    weights = model.weigh_classes(binned.codes, spec.classes, strength)
     counts = np.bincount(binned.codes.astype(int), minlength=len(spec.classes)).astype(float)
     binned.train.set_weight(weights[binned.codes.astype(int)])
     binned.train.set_base_margin(_priors(counts * weights, binned.train.num_row(), spec))
@@ -470,7 +470,7 @@ def booster_params(drawn: dict[str, Any], p: Params, *, classes: int) -> dict[st
 
 def _fit_fold(settings: dict[str, Any], binned: Binned, p: Params, watcher: Any) -> Any:
     """A fold's booster, stopped when its validation score has been its best for tune.patience rounds."""
-    return model.xgboost().train(
+    return model.import_xgboost().train(
         settings,
         binned.train,
         p.tune.rounds,
@@ -488,7 +488,7 @@ class Stopped(RuntimeError):  # noqa: N818 (it says what happened)
 def stopper(stop: threading.Event) -> Any:
     """XGBoost's callback that ends a fit when `stop` is set."""
 
-    class Stopper(model.xgboost().callback.TrainingCallback):  # type: ignore[misc]  # its class is known at run time
+    class Stopper(model.import_xgboost().callback.TrainingCallback):  # type: ignore[misc]  # its class is known at run time
         def after_iteration(self, _model: Any, _epoch: int, _evals_log: Any) -> bool:
             if stop.is_set():
                 raise Stopped
@@ -510,7 +510,7 @@ def _watcher(trial: "Trial", elders: "Sequence[Curve]", p: Params, done: Done, r
 
     own = Curve({}, trial.params.get("eta", 1.0))
 
-    class Watcher(model.xgboost().callback.TrainingCallback):  # type: ignore[misc]  # its class is known at run time
+    class Watcher(model.import_xgboost().callback.TrainingCallback):  # type: ignore[misc]  # its class is known at run time
         def after_iteration(self, _model: Any, epoch: int, evals_log: Any) -> bool:
             if stop.is_set():
                 raise Stopped
@@ -576,7 +576,7 @@ def _trial_log(p: Params, features: Path, as_of: datetime) -> Iterator[Path]:
     search = p.tune.model_dump(exclude={"trials", "budget", "finalists"})
     asked = p.label.task, p.label.deadline, p.split.model_dump(), p.train.categories, p.train.device
     entry = cache.hash_inputs(
-        rows, as_of, search, asked, CODE, optuna.__version__, np.__version__, model.xgboost().__version__
+        rows, as_of, search, asked, CODE, optuna.__version__, np.__version__, model.import_xgboost().__version__
     )
     path = params.home() / "studies" / f"{entry}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

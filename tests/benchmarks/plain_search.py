@@ -39,9 +39,9 @@ def read_folds(p: Params) -> list[Fold]:
     """Categories as codes, which is the faster way here; missing values are NaN."""
     rows = featurerows.read_rows(p.paths.features)
     as_of = FeaturesManifest.read(p.paths.features).as_of
-    where = split.cuts(as_of, p.split, deadline=p.label.deadline)
-    there = model.labelled(rows.label)
-    found = split.folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there)
+    where = split.find_cuts(as_of, p.split, deadline=p.label.deadline)
+    there = model.is_labelled(rows.label)
+    found = split.make_folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there)
     table = rows.table.to_pandas()
     for name in table.select_dtypes("str"):
         codes = table[name].astype("category").cat.codes
@@ -68,7 +68,7 @@ def fit(drawn: dict[str, Any], fold: Fold, p: Params) -> float:
         random_state=p.tune.seed,
         **settings,
     )
-    weight = model.class_weights(y, [0, 1], drawn["class_weight"])
+    weight = model.weigh_rows(y, [0, 1], drawn["class_weight"])
     margin, held_margin = (np.full(len(each), log_odds(y, w)) for each, w in ((y, weight), (held_y, np.ones(len(y)))))
     fitted.fit(
         x,

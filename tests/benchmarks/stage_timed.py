@@ -55,7 +55,7 @@ def import_for_tune() -> None:
     import optuna  # noqa: F401
     import tqdm  # noqa: F401
 
-    model.xgboost()
+    model.import_xgboost()
 
 
 WORK: dict[str, tuple[Callable[[], None], Callable[[Params], None]]] = {

@@ -24,7 +24,7 @@ from tasks.promotion import changes, ledger
 from tasks.promotion.bundle import Bundle
 from tasks.promotion.registry import Registry, open_registry
 from tasks.promotion.runs import Trial
-from tasks.training.model import Model, spec_for, xgboost
+from tasks.training.model import Model, import_xgboost, make_spec
 from tests.faults import forks
 from tests.waiting import wait_until
 
@@ -88,7 +88,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     rng = np.random.default_rng(0)
     table, label = pa.table({"size": rng.normal(size=60)}), (rng.random(60) < 0.5).astype(float)
-    spec, xgb = spec_for(table, label, task="binary"), xgboost()
+    spec, xgb = make_spec(table, label, task="binary"), import_xgboost()
     data = xgb.QuantileDMatrix(spec.encode(table), label)
     model = Model(xgb.train({"objective": "binary:logistic", "nthread": 1}, data, 2), spec)
     for name in ("model.ubj", "twin.ubj"):

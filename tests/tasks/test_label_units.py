@@ -120,7 +120,7 @@ def test_contributions_are_in_the_labels_units(plain: Run) -> None:
     ],
 )
 def test_the_center_is_a_label_and_the_scale_a_power_of_two(label: list[float], center: float, scale: float) -> None:
-    assert model.center_of(np.array(label)) == (center, scale)
+    assert model.find_center(np.array(label)) == (center, scale)
 
 
 def test_a_model_file_carries_its_center(tmp_path: Path) -> None:

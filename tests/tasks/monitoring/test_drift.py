@@ -16,7 +16,7 @@ from scipy import stats
 from tasks.monitoring import drift
 from tasks.monitoring.drift import ColumnDrift, Comparison, History
 from tasks.params import Task
-from tasks.training.model import Model, spec_for, xgboost
+from tasks.training.model import Model, import_xgboost, make_spec
 from tasks.training.profile import SCORE_COLUMN, Profile, to_score_columns
 from tests.tasks import small, stream
 from tests.tasks.stream import BEGIN, PER_DAY, SETTINGS, WEEK, Times
@@ -341,7 +341,7 @@ def test_what_moved_the_scores_is_first_among_the_causes(task: Task) -> None:
 
 def _fitted(task: Task, rows: Any) -> Model:
     objective = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}[task]
-    spec, xgb = spec_for(rows.table, rows.label, task=task), xgboost()
+    spec, xgb = make_spec(rows.table, rows.label, task=task), import_xgboost()
     settings: dict[str, Any] = {"objective": objective, "max_depth": 3, "nthread": 1}
     settings |= {"num_class": 3} if task == "multiclass" else {}
     data = xgb.DMatrix(spec.encode(rows.table), spec.scale_label(rows.label))

@@ -24,7 +24,7 @@ from tasks.promotion.contest import row_losses
 from tasks.promotion.registry import Registry, Version
 from tasks.serving import score
 from tasks.serving.journal import Journal, entry_of
-from tasks.training.model import Model, spec_for, xgboost
+from tasks.training.model import Model, import_xgboost, make_spec
 from tests.tasks import small
 
 FIRST = small.BEGIN + timedelta(days=30)  # the models are trained before it, and predict from it on
@@ -42,7 +42,7 @@ def fitted(features: tuple[str, ...], *, rows: Rows = ROWS, rounds: int = 30) ->
     """A small model of these features, trained before FIRST."""
     past = rows.take(rows.event_time < np.datetime64(FIRST))
     table = past.table.select(list(features))
-    spec, xgb = spec_for(table, past.label, task="binary"), xgboost()
+    spec, xgb = make_spec(table, past.label, task="binary"), import_xgboost()
     data = xgb.QuantileDMatrix(spec.encode(table), spec.encode_label(past.label))
     return Model(xgb.train({"objective": "binary:logistic", "max_depth": 4, "nthread": 1}, data, rounds), spec)
 

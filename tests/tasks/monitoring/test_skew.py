@@ -21,7 +21,7 @@ from tasks.promotion.bundle import Bundle
 from tasks.promotion.registry import Registry, Version
 from tasks.serving import score
 from tasks.serving.journal import Journal
-from tasks.training.model import Model, spec_for, xgboost
+from tasks.training.model import Model, import_xgboost, make_spec
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, Made, raw_params, write_params, write_sources
 
 DAYS = 24
@@ -88,7 +88,7 @@ def shelf(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Regis
 
 def fit(rows: featurerows.Rows) -> Model:
     labelled = rows.take(~np.isnan(rows.label))
-    spec, xgb = spec_for(labelled.table, labelled.label, task="binary"), xgboost()
+    spec, xgb = make_spec(labelled.table, labelled.label, task="binary"), import_xgboost()
     data = xgb.QuantileDMatrix(spec.encode(labelled.table), spec.encode_label(labelled.label))
     return Model(xgb.train({"objective": "binary:logistic", "max_depth": 2, "nthread": 1}, data, 2), spec)
 

@@ -22,7 +22,7 @@ from tasks.promotion.bundle import Bundle
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, open_registry
 from tasks.promotion.runs import Dataset, Trial
-from tasks.training.model import Model, spec_for, xgboost
+from tasks.training.model import Model, import_xgboost, make_spec
 
 AS_OF = datetime(2013, 7, 1)
 BETTER = {"outcome": "PROMOTE", "reasons": ["It is better."], "gain": 0.01}
@@ -79,8 +79,8 @@ def small_model() -> tuple[Model, pa.Table]:
     rng = np.random.default_rng(0)
     table = pa.table({"size": rng.normal(size=90), "store": pa.array(rng.choice(["north", "south"], 90).tolist())})
     label = (rng.random(90) < 0.4).astype(float)
-    spec = spec_for(table, label, task="binary")
-    xgb = xgboost()
+    spec = make_spec(table, label, task="binary")
+    xgb = import_xgboost()
     data = xgb.QuantileDMatrix(spec.encode(table), label)
     return Model(xgb.train({"objective": "binary:logistic", "nthread": 1}, data, 5), spec), table
 

@@ -9,9 +9,9 @@ import pytest
 
 from tasks.serving import predict
 from tasks.serving.tables import Refused
-from tasks.training.model import spec_for
+from tasks.training.model import make_spec
 
-SPEC = spec_for(
+SPEC = make_spec(
     pa.table({"size": pa.array([1.0, 2.0], pa.float32()), "store": ["north", "south"]}),
     np.array([0.0, 1.0]),
     task="binary",

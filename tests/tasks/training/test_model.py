@@ -31,9 +31,9 @@ sys.path.insert(0, {str(PROJECT)!r})
 import numpy as np
 import pyarrow.parquet as pq
 from concurrent.futures import ThreadPoolExecutor
-from tasks.training.model import Model, xgboost
+from tasks.training.model import Model, import_xgboost
 with ThreadPoolExecutor(4) as pool:
-    assert len(set(pool.map(lambda _: xgboost(), range(4)))) == 1  # side by side
+    assert len(set(pool.map(lambda _: import_xgboost(), range(4)))) == 1  # side by side
 found = Model.load("model.ubj").predict(pq.read_table("rows.parquet"))
 assert not {{"sklearn", "scipy.stats", "mlflow", "duckdb"}} & set(sys.modules), "scoring needs this module alone"
 import sklearn
@@ -44,8 +44,8 @@ np.save("found.npy", found)
 def fitted(task: Task = "binary", *, native: bool = False, table: pa.Table | None = None) -> Model:
     rows = small.made_rows(task, per_day=20)
     table = rows.table if table is None else table
-    spec = model.spec_for(table, rows.label, task=task, native=native)
-    xgb = model.xgboost()
+    spec = model.make_spec(table, rows.label, task=task, native=native)
+    xgb = model.import_xgboost()
     data = xgb.QuantileDMatrix(
         spec.encode(table),
         spec.scale_label(rows.label),
@@ -125,7 +125,9 @@ def test_loading_unpickles_nothing(binary: Model, tmp_path: Path, monkeypatch: p
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refused)
     assert Model.load(path).spec == binary.spec
-    assert model.xgboost().Booster(model_file=str(path)).num_boosted_rounds() == 6  # plain XGBoost reads past the hash
+    assert (
+        model.import_xgboost().Booster(model_file=str(path)).num_boosted_rounds() == 6
+    )  # plain XGBoost reads past the hash
 
 
 # --- files that are no model
@@ -285,9 +287,9 @@ def test_labels_become_codes_and_missing_ones_stay_missing() -> None:
     words = np.array(["late", None, "early", "never seen"], dtype=object)
     spec = replace(fitted("multiclass").spec, classes=("early", "late"))
     assert np.array_equal(spec.encode_label(words), np.array([1, np.nan, 0, np.nan], np.float32), equal_nan=True)
-    assert model.labelled(words).tolist() == [True, False, True, True]
-    assert model.labelled(np.array([1.0, np.nan])).tolist() == [True, False]
-    assert model.labelled(words[:0]).dtype == bool
+    assert model.is_labelled(words).tolist() == [True, False, True, True]
+    assert model.is_labelled(np.array([1.0, np.nan])).tolist() == [True, False]
+    assert model.is_labelled(words[:0]).dtype == bool
 
 
 @pytest.mark.parametrize(
@@ -307,11 +309,11 @@ def test_labels_become_codes_and_missing_ones_stay_missing() -> None:
 def test_a_label_that_does_not_fit_the_task_is_an_error(task: Task, label: list[Any], message: str) -> None:
     values = np.array(label, dtype=object if isinstance(label[0], str) else float)
     with pytest.raises(ValueError, match=message):
-        model.classes_of(values, task=task)
+        model.find_classes(values, task=task)
 
 
 def test_classes_may_be_numbers(tmp_path: Path) -> None:
-    spec = Spec("multiclass", (), {}, classes=model.classes_of(np.array([2.0, 0.0, 5.0, np.nan]), task="multiclass"))
+    spec = Spec("multiclass", (), {}, classes=model.find_classes(np.array([2.0, 0.0, 5.0, np.nan]), task="multiclass"))
     assert spec.classes == (0.0, 2.0, 5.0)
     again = Model.load(saved(replace(fitted(), spec=spec), tmp_path)).spec
     assert again.encode_label(np.array([5.0, 0.0])).tolist() == [2, 0]
@@ -323,7 +325,7 @@ def test_class_weights_even_the_classes_out_as_much_as_they_are_told(drawn: list
     codes = np.array([0, 1, 2, 3, *drawn], dtype=np.float32)
     classes = range(4)
     counts = np.bincount(codes.astype(int))
-    none, some, all_ = (model.class_weights(codes, classes, each) for each in (0.0, strength, 1.0))
+    none, some, all_ = (model.weigh_rows(codes, classes, each) for each in (0.0, strength, 1.0))
     assert (none == 1).all()
     assert np.allclose(np.bincount(codes.astype(int), weights=all_), len(codes) / 4, rtol=1e-5)
     by_class = np.array([some[codes == each][0] for each in classes])

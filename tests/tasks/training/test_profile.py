@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tasks.params import Task
 from tasks.training import joint, windows
 from tasks.training.columns import Column, jensen_shannon, to_shares
-from tasks.training.model import Model, spec_for, xgboost
+from tasks.training.model import Model, import_xgboost, make_spec
 from tasks.training.profile import Profile, to_score_columns
 from tests.tasks import small, stream
 from tests.tasks.stream import BEGIN, DAY, PER_DAY
@@ -305,9 +305,9 @@ def _counted(
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_contributions_add_up_to_the_margin_less_a_constant(task: Task) -> None:
     rows = small.made_rows(task, per_day=10)
-    spec = spec_for(rows.table, rows.label, task=task)
+    spec = make_spec(rows.table, rows.label, task=task)
     objective = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}[task]
-    codes, xgb = spec.scale_label(rows.label), xgboost()
+    codes, xgb = spec.scale_label(rows.label), import_xgboost()
     settings: dict[str, Any] = {"objective": objective, "max_depth": 3, "nthread": 1}
     settings |= {"num_class": 3} if task == "multiclass" else {}
     one = Model(xgb.train(settings, xgb.DMatrix(spec.encode(rows.table), codes), 5), spec)

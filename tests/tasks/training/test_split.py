@@ -48,8 +48,8 @@ def rows(seed: int, deadline: timedelta, count: int = 600) -> tuple[Times, Times
 
 def folds_of(seed: int, setting: Split, deadline: timedelta) -> list[Fold]:
     event, _, labelled = rows(seed, deadline)
-    where = split.cuts(AS_OF, setting, deadline=deadline)
-    return split.folds(event, where.start, setting, deadline=deadline, labelled=labelled)
+    where = split.find_cuts(AS_OF, setting, deadline=deadline)
+    return split.make_folds(event, where.start, setting, deadline=deadline, labelled=labelled)
 
 
 @LAW
@@ -59,7 +59,7 @@ def test_no_training_row_has_a_label_that_was_not_known_before_the_cut(
 ) -> None:
     event, known, _ = rows(seed, deadline)
     cut = BEGIN + timedelta(days=day)
-    chosen = split.training(event, cut, setting, deadline=deadline)
+    chosen = split.select_training(event, cut, setting, deadline=deadline)
     assert (known[chosen] < np.datetime64(cut)).all()
 
 
@@ -69,9 +69,9 @@ def test_nothing_that_the_twin_learns_from_is_known_in_the_holdout(
     seed: int, setting: Split, deadline: timedelta
 ) -> None:
     event, known, labelled = rows(seed, deadline)
-    where = split.cuts(AS_OF, setting, deadline=deadline)
-    held = split.holdout(event, where, labelled)
-    seen = split.training(event, where.start, setting, deadline=deadline)
+    where = split.find_cuts(AS_OF, setting, deadline=deadline)
+    held = split.select_holdout(event, where, labelled)
+    seen = split.select_training(event, where.start, setting, deadline=deadline)
     assert known[seen].max() < event[held].min()
     assert not (held & seen).any()
 
@@ -82,7 +82,7 @@ def test_the_holdout_is_the_newest_labelled_stretch_whose_labels_had_their_time(
     seed: int, setting: Split, deadline: timedelta
 ) -> None:
     event, known, labelled = rows(seed, deadline)
-    held = split.holdout(event, split.cuts(AS_OF, setting, deadline=deadline), labelled)
+    held = split.select_holdout(event, split.find_cuts(AS_OF, setting, deadline=deadline), labelled)
     assert labelled[held].all()
     assert (known[held] < np.datetime64(AS_OF)).all()
     newer = labelled & (event > event[held].max())
@@ -108,7 +108,7 @@ def test_no_fold_touches_the_holdout_or_what_becomes_known_in_it(
     seed: int, setting: Split, deadline: timedelta
 ) -> None:
     event, known, labelled = rows(seed, deadline)
-    held = split.holdout(event, split.cuts(AS_OF, setting, deadline=deadline), labelled)
+    held = split.select_holdout(event, split.find_cuts(AS_OF, setting, deadline=deadline), labelled)
     for fold in folds_of(seed, setting, deadline):
         assert not (held & (fold.train | fold.valid)).any()
         assert known[fold.train | fold.valid].max() < event[held].min()
@@ -131,7 +131,7 @@ def test_folds_expand_in_time_and_validate_on_rows_of_their_own(seed: int, setti
 @given(SEEDS, SPLITS, DEADLINES)
 def test_training_reaches_no_further_back_than_the_window(seed: int, setting: Split, deadline: timedelta) -> None:
     event, _, _ = rows(seed, deadline)
-    chosen = split.training(event, AS_OF, setting, deadline=deadline)
+    chosen = split.select_training(event, AS_OF, setting, deadline=deadline)
     oldest = BEGIN if setting.window is None else AS_OF - setting.window
     assert (event[chosen] >= np.datetime64(oldest)).all()
 
@@ -140,14 +140,14 @@ def test_a_holdout_longer_than_history_names_the_way_out() -> None:
     event, _, labelled = rows(0, timedelta(0))
     setting = Split(holdout=timedelta(days=121), folds=1, fold=timedelta(days=1))
     with pytest.raises(ValueError, match=r"`split.holdout < history` must hold, .* Shorten split.holdout"):
-        split.holdout(event, split.cuts(AS_OF, setting, deadline=timedelta(0)), labelled)
+        split.select_holdout(event, split.find_cuts(AS_OF, setting, deadline=timedelta(0)), labelled)
 
 
 def test_a_holdout_without_a_label_is_an_error() -> None:
     event, _, labelled = rows(0, timedelta(0))
     setting = Split(holdout=timedelta(days=10), folds=1, fold=timedelta(days=1))
     with pytest.raises(ValueError, match=r"no labelled row lies in the holdout .*: check label and known_at"):
-        split.holdout(event, split.cuts(AS_OF, setting, deadline=timedelta(0)), np.zeros_like(labelled))
+        split.select_holdout(event, split.find_cuts(AS_OF, setting, deadline=timedelta(0)), np.zeros_like(labelled))
 
 
 def test_folds_without_room_name_the_way_out() -> None:
@@ -171,8 +171,8 @@ def test_folds_are_made_of_rows_that_exist_however_long_a_pause_is(day: int, len
     late = timedelta(days=deadline)
     event, labelled = paused(day, length)
     setting = Split(holdout=timedelta(days=10), folds=3, fold=timedelta(days=14))
-    where = split.cuts(AS_OF + timedelta(days=length), setting, deadline=late)
-    found = split.folds(event, where.start, setting, deadline=late, labelled=labelled)
+    where = split.find_cuts(AS_OF + timedelta(days=length), setting, deadline=late)
+    found = split.make_folds(event, where.start, setting, deadline=late, labelled=labelled)
     assert len(found) == 3
     for one, later in pairwise(found):
         assert event[one.valid].max() < event[later.valid].min()
@@ -185,10 +185,10 @@ def test_folds_are_made_of_rows_that_exist_however_long_a_pause_is(day: int, len
 def test_folds_in_a_table_without_a_pause_lie_where_they_always_did() -> None:
     event, _, labelled = rows(0, timedelta(0))
     setting = Split(holdout=timedelta(days=10), folds=3, fold=timedelta(days=7))
-    found = split.folds(event, AS_OF, setting, deadline=timedelta(0), labelled=labelled)
+    found = split.make_folds(event, AS_OF, setting, deadline=timedelta(0), labelled=labelled)
     for number, fold in enumerate(reversed(found)):
         end = AS_OF - number * setting.fold
-        assert (fold.valid == split.between(event, end - setting.fold, end) & labelled).all()
+        assert (fold.valid == split.select_between(event, end - setting.fold, end) & labelled).all()
 
 
 def test_a_fold_shorter_than_what_lies_between_rows_names_the_gap_and_a_length_that_would_do() -> None:
@@ -197,7 +197,7 @@ def test_a_fold_shorter_than_what_lies_between_rows_names_the_gap_and_a_length_t
 
     def fold_of(days: int) -> list[Fold]:
         setting = Split(holdout=timedelta(days=10), folds=2, fold=timedelta(days=days))
-        return split.folds(event, cut, setting, deadline=timedelta(0), labelled=labelled)
+        return split.make_folds(event, cut, setting, deadline=timedelta(0), labelled=labelled)
 
     with pytest.raises(ValueError, match=r"up to 30d apart .* Set split.fold to 30d or more") as told:
         fold_of(4)
@@ -212,7 +212,7 @@ def test_a_training_window_inside_a_pause_names_the_gap_and_a_length_that_would_
     def with_window(days: int) -> list[Fold]:
         length = {"folds": 1, "fold": timedelta(days=23), "window": timedelta(days=days)}
         setting = Split(holdout=timedelta(days=10), **length)
-        return split.folds(event, cut, setting, deadline=timedelta(0), labelled=labelled)
+        return split.make_folds(event, cut, setting, deadline=timedelta(0), labelled=labelled)
 
     with pytest.raises(ValueError, match=r"no labelled row lies between .* Set split.window to (\d+)d or more") as told:
         with_window(30)
@@ -235,14 +235,14 @@ def class_folds(*parts: tuple[str, str]) -> tuple[list[split.Fold], np.ndarray[A
 
 def test_validation_rows_of_one_class_name_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"validation rows of fold 2 are all of one class, \['a'\]. Use fewer"):
-        split.with_known_classes(*class_folds(("ab", "ab"), ("ab", "aa")), "ab")
+        split.keep_trained_classes(*class_folds(("ab", "ab"), ("ab", "aa")), "ab")
     with pytest.raises(ValueError, match=r"training rows of fold 1 hold none of the class \['b'\]. Use fewer"):
-        split.with_known_classes(*class_folds(("aa", "ab"), ("aa", "ab")), "ab")
+        split.keep_trained_classes(*class_folds(("aa", "ab"), ("aa", "ab")), "ab")
 
 
 def test_a_class_that_is_younger_than_a_fold_stops_nothing_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     folds, label = class_folds(("ab", "abc"), ("abc", "ab"))
-    first, second = split.with_known_classes(folds, label, "abc")
+    first, second = split.keep_trained_classes(folds, label, "abc")
     assert label[first.valid].tolist() == ["a", "b"]
     assert second is folds[1]
     assert "fold 1 hold none of the class ['c']: 1 of its validation rows are left out" in caplog.text
@@ -250,6 +250,6 @@ def test_a_class_that_is_younger_than_a_fold_stops_nothing_and_is_logged(caplog:
 
 def test_a_fold_that_trains_on_one_class_is_left_out_where_another_does_not(caplog: pytest.LogCaptureFixture) -> None:
     folds, label = class_folds(("aa", "ab"), ("ab", "ab"))
-    (left,) = split.with_known_classes(folds, label, "ab")
+    (left,) = split.keep_trained_classes(folds, label, "ab")
     assert left is folds[1]
     assert "fold 1 is left out: its training rows hold none of the class ['b']" in caplog.text

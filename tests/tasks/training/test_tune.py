@@ -220,7 +220,7 @@ def test_an_error_in_one_trial_stops_the_one_beside_it_and_is_the_one_that_is_to
 def test_a_search_on_fewer_rows_keeps_enough_of_a_rare_class() -> None:
     rows = small.made_rows(per_day=200)
     rare = rows.take((rows.label == 0) | (np.arange(len(rows)) % 50 == 0))
-    spec = model.spec_for(rare.table, rare.label, task="binary")
+    spec = model.make_spec(rare.table, rare.label, task="binary")
     there = int((rare.label == 1).sum())
     kept = tune._thinned(rare, 100, spec)
     assert int((kept.label == 1).sum()) >= 0.9 * min(there, tune.RARE)
@@ -244,11 +244,11 @@ def one_by_hand(p: Params, folder: Path) -> float:
     tuned = json.loads((folder / p.paths.models / "tuned.json").read_text())
     rows, where = (
         featurerows.read_rows(folder / p.paths.features),
-        split.cuts(small.AS_OF, p.split, deadline=p.label.deadline),
+        split.find_cuts(small.AS_OF, p.split, deadline=p.label.deadline),
     )
-    there = model.labelled(rows.label)
+    there = model.is_labelled(rows.label)
     total, count = 0.0, 0
-    for fold in split.folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there):
+    for fold in split.make_folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there):
         train_rows, valid = rows.take(fold.train), rows.take(fold.valid)
         losses = [loss(train._fit(train_rows, {**tuned, "rounds": n}, p, threads=1), valid) for n in range(1, 41)]
         total, count = total + min(losses) * len(valid), count + len(valid)
