@@ -85,7 +85,7 @@ def given_up(p: Params, asked: Asked, why: str) -> None:
         return
     serving = known.champion()
     champion = serving.number if serving else None
-    as_of = asked.as_of or state.read_event_now() or params.in_utc(datetime.now(UTC))
+    as_of = asked.as_of or state.read_event_now() or params.to_utc(datetime.now(UTC))
     answer = Entry("verdict", asked.decision, as_of, champion=champion, outcome="HOLD", reasons=(why,))
     known.append(replace(answer, counts_as_look=False, failed=True))
     tell(p, f"evergreen: a retrain of {p.registry.model} failed", why, cause=f"failed {asked.decision}")
@@ -97,7 +97,7 @@ def is_too_early(p: Params, asked: Asked, as_of: datetime, limit: datetime | Non
     has found the time, and answered in the ledger. `limit`: the end of the data, where it is known."""
     known = registry.open_registry(p.registry)
     serving = known.champion()
-    as_of = params.in_utc(as_of)
+    as_of = params.to_utc(as_of)
     # What is later than this run may come from a clock that has been mended: the gate can tell, which knows the data.
     reason = judge.explain_wait(p, known, serving, as_of, limit=limit or as_of)
     if reason is None:

@@ -79,9 +79,9 @@ def opened(p: Params, as_of: datetime | None, *, force: bool) -> tuple[Registry,
     """The registry, the journal, and event time "now"."""
     known, kept = registry.open_registry(p.registry), journal.open_journal(p.journal)
     if as_of:
-        monitor.refuse_beyond(p, kept, params.in_utc(as_of), force=force)
+        monitor.refuse_beyond(p, kept, params.to_utc(as_of), force=force)
     newest = monitor.newest(kept, now=state.read_event_now())
-    return known, kept, params.in_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
+    return known, kept, params.to_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
 
 
 @task(name="begin", task_run_name="begin", cache_policy=NO_CACHE, **NETWORK)

@@ -78,14 +78,14 @@ def monitor(
     if skip := skip_if_busy("monitor"):
         return skip  # type: ignore[no-any-return]  # the run's end: Prefect hands it to nobody
     p = params.load()
-    with locks.only_run(params.home(), name="monitor", say=get_run_logger().info):
+    with locks.take_turn(params.home(), name="monitor", say=get_run_logger().info):
         kept = journal.open_journal(p.journal)
         try:
             if as_of:
                 task(name="check as_of", cache_policy=NO_CACHE, **NETWORK)(work.refuse_beyond)(
-                    p, kept, params.in_utc(as_of), force=force
+                    p, kept, params.to_utc(as_of), force=force
                 )
-            return _monitored(p, kept, params.in_utc(as_of) if as_of else None, report=report)
+            return _monitored(p, kept, params.to_utc(as_of) if as_of else None, report=report)
         finally:
             kept.close()
 

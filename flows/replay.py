@@ -67,20 +67,20 @@ def replay(
     """
     own = params.load()
     names = [work.check_policy(name) for name in policies or own.replay.policies]
-    with locks.only_run(params.home(), name="replay", say=get_run_logger().info):
+    with locks.take_turn(params.home(), name="replay", say=get_run_logger().info):
         if until:
-            clock.refuse_ahead(own.clock, params.in_utc(until), force=force)
+            clock.refuse_ahead(own.clock, params.to_utc(until), force=force)
         overrides = _overrides(until or clock.now(own.clock), trials)
-        with workspaces.workspace(Path.cwd(), overrides=overrides) as space:
+        with workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
             tracking.preload()
             run_stages(space, last=LAST, force=force)
-            done = walked(space.root, params.in_utc(since) if since else None, names)
+            done = walked(space.root, params.to_utc(since) if since else None, names)
     publish(done, own)
     return done
 
 
 def _overrides(until: datetime | None, trials: int | None) -> dict[str, Any]:
-    asked = {"clock.as_of": until and params.in_utc(until).isoformat(), "replay.trials": trials}
+    asked = {"clock.as_of": until and params.to_utc(until).isoformat(), "replay.trials": trials}
     return {name: value for name, value in asked.items() if value is not None}
 
 

@@ -71,7 +71,7 @@ def reproduce(
     with tempfile.TemporaryDirectory() as scratch:
         origin = fetch(p, version, Path(scratch))
         commit, patch = origin.version.commit, origin.patch
-        with workspaces.workspace(Path.cwd(), commit=commit, patch=patch, fresh=True) as space:
+        with workspaces.open_workspace(Path.cwd(), commit=commit, patch=patch, fresh=True) as space:
             _settings(origin, space)
             rebuild(space)
             found = list(differences(origin, space))
@@ -109,19 +109,19 @@ def _settings(origin: Origin, space: Workspace) -> None:
     found: dict[str, Any] = {"tune.trials": origin.tuned["trials"], "tune.budget": UNBOUND}
     if origin.version.as_of:
         found["clock.as_of"] = origin.version.as_of.isoformat()
-    overrides.override(space.root / "params.yaml", found)
+    overrides.override_params(space.root / "params.yaml", found)
 
 
 def rebuild(space: Workspace) -> None:
     """Every stage that makes the model, forced; each as a task run of its name."""
-    for stage in pipeline.stages(space.root):
+    for stage in pipeline.list_stages(space.root):
         if stage.name != RECORD:
             stage_task(stage.name)(space, stage.name, force=True)
 
 
 def differences(origin: Origin, space: Workspace) -> Iterator[Difference]:
     """What is not as it was, causes before results."""
-    now, paths = pipeline.lock(space.root)["stages"], _paths(space)
+    now, paths = pipeline.read_lock(space.root)["stages"], _paths(space)
     same = {(paths["models"] / "tuned.json").as_posix()} if _same_search(origin, space) else set()
     yield from _environment(origin)
     yield from _key(origin, space)

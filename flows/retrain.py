@@ -99,10 +99,10 @@ def retrain(
     """
     p = params.load()
     moment = as_of or clock.now(p.clock)
-    asked = Asked(decision, params.in_utc(moment) if moment else None)
+    asked = Asked(decision, params.to_utc(moment) if moment else None)
     overrides = _overrides(asked.as_of, trials, budget, settings)
     try:
-        with alone(), workspaces.workspace(Path.cwd(), overrides=overrides) as space:
+        with alone(), workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
             done = _retrained(space, decision, attempt, force=force)
     except Exception as error:
         answer_fault(p, asked, error)
@@ -148,7 +148,7 @@ def alone() -> Iterator[None]:
     """
     p, say = params.load(), get_run_logger().info
     waits = LONGEST + (p.gate.approval_within if p.gate.approval == "required" else timedelta(0))
-    with locks.only_run(params.home(), say=say, timeout=waits.total_seconds()):
+    with locks.take_turn(params.home(), say=say, timeout=waits.total_seconds()):
         yield
 
 
@@ -180,7 +180,7 @@ def _overrides(
 ) -> dict[str, Any]:
     """This run's values for params.yaml."""
     asked = {
-        "clock.as_of": as_of and params.in_utc(as_of).isoformat(),
+        "clock.as_of": as_of and params.to_utc(as_of).isoformat(),
         "tune.trials": trials,
         "tune.budget": budget and params.spell(budget),
     }
@@ -201,7 +201,7 @@ def run_stages(
     """
     _refuse_faulty_sql(space)
     futures: dict[str, Any] = {}
-    for stage in pipeline.stages(space.root):
+    for stage in pipeline.list_stages(space.root):
         needs = [futures[name] for name in stage.upstream]
         futures[stage.name] = stage_task(stage.name).submit(space, stage.name, wait_for=needs)
         futures[stage.name].wait()
@@ -367,7 +367,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--as-of", type=datetime.fromisoformat, help="event time 'now', such as 2013-07-01")
     parser.add_argument("--trials", type=int, help="at most so many Optuna trials")
-    parser.add_argument("--budget", type=params.duration, help="at most so long a search, such as 30s")
+    parser.add_argument("--budget", type=params.parse_duration, help="at most so long a search, such as 30s")
     parser.add_argument("--reason", default="by hand")
     parser.add_argument("--force", action="store_true", help="also beyond the data, or ahead of the clock")
     asked = parser.parse_args()

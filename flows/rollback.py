@@ -61,8 +61,8 @@ def rollback(
     """
     p = params.load()
     if as_of:
-        checked(p, params.in_utc(as_of), force=force)
-    moment = params.in_utc(as_of or clock.now(p.clock) or state.read_event_now() or datetime.now(UTC))
+        checked(p, params.to_utc(as_of), force=force)
+    moment = params.to_utc(as_of or clock.now(p.clock) or state.read_event_now() or datetime.now(UTC))
     done = moved_back(p, to, champion, reason=reason, as_of=moment, decision=decision or f"rollback-{flow_run.id}")
     publish(done)
     return done

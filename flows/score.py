@@ -50,13 +50,13 @@ def score(
     if skip := skip_if_busy("score"):
         return skip  # type: ignore[no-any-return]  # the run's end: Prefect hands it to nobody
     say = get_run_logger().info
-    with locks.only_run(params.home(), name="score", say=say):
+    with locks.take_turn(params.home(), name="score", say=say):
         settings = params.load().clock
-        moment = params.in_utc(as_of) if as_of else clock.after(settings)
+        moment = params.to_utc(as_of) if as_of else clock.now_at_next_tick(settings)
         if moment:
             clock.refuse_ahead(settings, moment, force=force, ticks=True)
         overrides: dict[str, Any] = {"clock.as_of": moment.isoformat()} if moment else {}
-        with workspaces.workspace(Path.cwd(), overrides=overrides) as space:
+        with workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
             tracking.preload()
             run_stages(space, last=LAST, force=force)
             done = journalled(params.load(space.root / "params.yaml"), space.root)
@@ -68,7 +68,7 @@ def score(
 def _tick(settings: Clock, done: Scored) -> None:
     """Time goes on while nobody serves too: else a first model that is held would be judged on the same rows for ever.
     It ends where the sources do."""
-    if done.limit and (stored := clock.heal(settings, limit=done.limit, end=done.as_of)):
+    if done.limit and (stored := clock.reset_beyond(settings, limit=done.limit, end=done.as_of)):
         get_run_logger().warning("the stored clock was at %s, beyond the data: it is at %s now", stored, done.as_of)
         return
     before = clock.now(settings)
@@ -82,7 +82,7 @@ def _tick(settings: Clock, done: Scored) -> None:
             params.spell(settings.step),
         )
         return
-    clock.move(settings, done.as_of)
+    clock.advance(settings, done.as_of)
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)

@@ -30,7 +30,7 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"
 Task = Literal["binary", "multiclass", "regression"]
 
 
-def duration(text: Any) -> Any:
+def parse_duration(text: Any) -> Any:
     """'28d' → timedelta(days=28); anything that is no such text is left to pydantic."""
     if isinstance(text, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())):
         with contextlib.suppress(OverflowError):
@@ -41,19 +41,19 @@ def duration(text: Any) -> Any:
     raise ValueError(f"a length of time is a number and one of {'/'.join(UNITS)}, such as 28d, but got {text!r}")
 
 
-def in_utc(moment: datetime) -> datetime:
+def to_utc(moment: datetime) -> datetime:
     """The same moment as a naive UTC timestamp, which is what every table holds."""
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
-def moment(value: Any) -> Any:
+def parse_moment(value: Any) -> Any:
     """Dates and their texts are left to pydantic; a number, which it would take for seconds since 1970, is refused."""
     if isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+", value.strip())):
         raise ValueError(f"a moment is a date such as 2013-09-01 or 2013-09-01T06:00:00Z, but got {value!r}")
     return value
 
 
-def text_encoding(name: str) -> str:
+def normalize_encoding(name: str) -> str:
     """The usual spelling of an encoding that Python knows."""
     try:
         "".encode(name)
@@ -82,8 +82,8 @@ def _spelled_as(pattern: str, rule: str) -> AfterValidator:
     return AfterValidator(check_form)
 
 
-Duration = Annotated[timedelta, BeforeValidator(duration), PlainSerializer(spell)]
-Moment = Annotated[datetime, BeforeValidator(moment), PlainSerializer(datetime.isoformat)]
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(spell)]
+Moment = Annotated[datetime, BeforeValidator(parse_moment), PlainSerializer(datetime.isoformat)]
 SEED = 2**31 - 1  # the largest seed that each library takes
 STAGES = ("ingest", "clean", "features", "tune", "train", "evaluate", "record")  # of dvc.yaml; a test compares
 TIMES = ("event_time", "known_at")  # every timed table has them, made from sources.<table>
@@ -119,7 +119,7 @@ class Source(Section):
     address: str
     nulls: list[str] = []
     decimal: Literal[".", ","] = "."
-    encoding: Annotated[str, AfterValidator(text_encoding)] = "utf-8"
+    encoding: Annotated[str, AfterValidator(normalize_encoding)] = "utf-8"
     event_time: str | None = None
     known_at: str | None = None
     derive: dict[str, str] = {}
@@ -533,7 +533,7 @@ def load(path: Path | str = "params.yaml") -> Params:
     except ValidationError as error:
         for problem in error.errors():
             _take_spelling(raw, spelled, dict(problem))
-    return check(raw, str(path))
+    return validate(raw, str(path))
 
 
 def _take_spelling(raw: Any, spelled: Any, problem: dict[str, Any]) -> None:
@@ -553,7 +553,7 @@ def _take_spelling(raw: Any, spelled: Any, problem: dict[str, Any]) -> None:
         return
 
 
-def check(raw: Any, name: str = "params.yaml") -> Params:
+def validate(raw: Any, name: str = "params.yaml") -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

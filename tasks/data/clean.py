@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import log
 from tasks.data import cache, contract, expressions, timeline, timezones
-from tasks.data.contract import Rule, literal, quoted
+from tasks.data.contract import Rule
 from tasks.data.manifest import RawManifest, RawTable
 from tasks.params import FAULT, PLACE, TIMES, Params, Source, Table
 from tasks.runtime import files, sql, stage
-from tasks.runtime.sql import parquet
+from tasks.runtime.sql import literal, parquet, quote
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -72,9 +72,9 @@ def _clean_table(con: "DuckDBPyConnection", name: str, p: Params, folder: Path, 
         targets = {cleaned / file.name: "clean.parquet", folder / p.paths.quarantine / name / file.name: "held.parquet"}
         counts.append(_clean_period(job, file, pointed, targets))
     if files := sorted(cleaned.glob("*.parquet")):
-        con.execute(f"CREATE VIEW {quoted(name)} AS FROM {parquet(files)}")
+        con.execute(f"CREATE VIEW {quote(name)} AS FROM {parquet(files)}")
     else:  # nothing of it was known by as_of
-        con.execute(f"CREATE TABLE {quoted(name)} ({contract.columns_sql(table)})")
+        con.execute(f"CREATE TABLE {quote(name)} ({contract.columns_sql(table)})")
     total = _total([*counts, _across_periods(con, name, table)])
     return total | arrived.model_dump(include={"read", "empty", "later", "lacking"})
 
@@ -121,8 +121,8 @@ def _clean_file(job: Job, file: Path, into: Path) -> None:
     else:
         checked = f"SELECT *, FALSE AS loses, NULL AS winner FROM ({checked})"
     con.execute(f"CREATE OR REPLACE TEMP TABLE _checked AS {checked}")
-    typed = ", ".join(f"typed.{quoted(name)} AS {quoted(name)}" for name in names + times)
-    raw = ", ".join(f"raw.{quoted(name)} AS {quoted(name)}" for name in names + times)
+    typed = ", ".join(f"typed.{quote(name)} AS {quote(name)}" for name in names + times)
+    raw = ", ".join(f"raw.{quote(name)} AS {quote(name)}" for name in names + times)
     reasons = [f"CASE WHEN b{i} THEN {rule.reason} END" for i, rule in enumerate(rules) if rule.counts]
     reasons += [f"CASE WHEN loses THEN {_lost(job)} END"] if _files_named(job, file) else []
     kept = con.sql(f"SELECT {typed} FROM _checked WHERE NOT bad AND NOT loses ORDER BY place").to_arrow_table()
@@ -169,7 +169,7 @@ def _unlabelled_sql(job: Job, names: list[str], times: list[str], texts: Collect
     none = "SELECT 0 AS place WHERE FALSE"
     if job.label is None:
         return none
-    values = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in _typed(job, names, times, texts).items())
+    values = ", ".join(f"{sql} AS {quote(name)}" for name, sql in _typed(job, names, times, texts).items())
     rows = f"(SELECT {values}, file_row_number FROM {parquet([file], file_row_number='TRUE')})"
     try:
         job.con.execute(f"SELECT count(({job.label}\n)) FROM {rows}")
@@ -188,7 +188,7 @@ def _checked_sql(
     job: Job, names: list[str], times: list[str], texts: Collection[str], rules: list[Rule], file: Path
 ) -> str:
     """Each row as it came (raw), as the contract types it (typed), and a flag b0, b1, ... for every broken rule."""
-    fields = [f"{quoted(name)} := {value}" for name, value in _typed(job, names, times, texts).items()]
+    fields = [f"{quote(name)} := {value}" for name, value in _typed(job, names, times, texts).items()]
     sql = (
         f"SELECT raw, struct_pack({', '.join(fields)}) AS typed, file_row_number AS place "
         f"FROM {parquet([file], file_row_number='TRUE')} raw"
@@ -199,11 +199,11 @@ def _checked_sql(
 
 def _decided_sql(job: Job, sql: str) -> str:
     """Beside each row, whether another one of its key wins, and where that stands."""
-    key = ", ".join(f"typed.{quoted(name)}" for name in job.table.key)
-    version = f"typed.{quoted(job.table.version)} DESC NULLS LAST, " if job.table.version else ""
+    key = ", ".join(f"typed.{quote(name)}" for name in job.table.key)
+    version = f"typed.{quote(job.table.version)} DESC NULLS LAST, " if job.table.version else ""
     order = f"bad, {version}raw.{PLACE[0]} DESC, raw.{PLACE[1]} DESC, place DESC"
     window = f"OVER (PARTITION BY {key} ORDER BY {order})"
-    whole = " AND ".join(f"typed.{quoted(name)} IS NOT NULL" for name in job.table.key)
+    whole = " AND ".join(f"typed.{quote(name)} IS NOT NULL" for name in job.table.key)
     loses = f"row_number() {window} > 1 AND {whole}"
     winner = f"first_value(struct_pack(file := raw.{PLACE[0]}, row := raw.{PLACE[1]})) {window}"
     sql = f"SELECT *, {loses} AS loses, {winner} AS winner FROM ({sql})"
@@ -227,7 +227,7 @@ def _any(rules: list[Rule]) -> str:
 
 def _counts(con: "DuckDBPyConnection", rules: list[Rule], names: list[str]) -> Counts:
     sums = [f"count(*) FILTER (b{i})" for i in range(len(rules))]
-    nulls = [f"count(*) FILTER (typed.{quoted(name)} IS NULL)" for name in names]
+    nulls = [f"count(*) FILTER (typed.{quote(name)} IS NULL)" for name in names]
     whole = [
         "count(*)",
         "count(*) FILTER (bad)",
@@ -253,8 +253,8 @@ def _across_periods(con: "DuckDBPyConnection", name: str, table: Table) -> Count
     """How many keys come back in another period; of one period's, `_clean_file` has seen to it."""
     if not table.key or "event_time" in table.key:
         return {}
-    key = ", ".join(quoted(each) for each in table.key)
-    again = con.execute(f"SELECT count(*) FROM (FROM {quoted(name)} SELECT {key} GROUP BY ALL HAVING count(*) > 1)")
+    key = ", ".join(quote(each) for each in table.key)
+    again = con.execute(f"SELECT count(*) FROM (FROM {quote(name)} SELECT {key} GROUP BY ALL HAVING count(*) > 1)")
     count = again.fetchall()[0][0]
     return {"reported": {"key: again in another period": count}} if count else {}
 

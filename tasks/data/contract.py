@@ -13,8 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from tasks.data import timezones
 from tasks.params import TIMES, Column, Table, home
-from tasks.runtime.sql import literal as literal
-from tasks.runtime.sql import quoted as quoted
+from tasks.runtime.sql import literal, quote
 
 PRECISE = 2**53  # up to here a DOUBLE holds every whole number
 KEY = 16  # characters of a key at least; fewer can be tried out against a list of names
@@ -39,7 +38,7 @@ def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".
     `text`: it is one now, else of the contract's type already. DuckDB's own cast would round 12.7 to 13, forget a
     time's offset from UTC or guess its zone, and let infinity be a number.
     """
-    value = quoted(name)
+    value = quote(name)
     if text and decimal == "," and column.type in ("INTEGER", "BIGINT", "DOUBLE"):
         value = f"CASE WHEN NOT contains({value}, '.') THEN replace({value}, ',', '.') END"
     cast = f"TRY_CAST({value} AS {column.type})"
@@ -64,7 +63,7 @@ def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".
 
 def columns_sql(table: Table) -> str:
     """The columns of a clean table with event times, as CREATE TABLE wants them."""
-    columns = [f"{quoted(name)} {column.type}" for name, column in table.columns.items() if name not in TIMES]
+    columns = [f"{quote(name)} {column.type}" for name, column in table.columns.items() if name not in TIMES]
     return ", ".join([*columns, *(f"{name} TIMESTAMP" for name in TIMES)])
 
 
@@ -74,7 +73,7 @@ def build_rules(table: Table, *, texts: Collection[str]) -> list[Rule]:
 
 
 def _column_rules(name: str, column: Column, text: bool) -> list[Rule]:
-    raw, value = f"raw.{quoted(name)}", f"typed.{quoted(name)}"
+    raw, value = f"raw.{quote(name)}", f"typed.{quote(name)}"
     shown = f"CAST({value} AS VARCHAR)"
     odd = f"{raw} IS NOT NULL AND {value} IS NULL"
     found: list[Rule] = []
@@ -94,7 +93,7 @@ def _column_rules(name: str, column: Column, text: bool) -> list[Rule]:
         found.append(Rule(f"{name}: allowed", f"{shown} NOT IN ({allowed})", _says(name, shown, "is not allowed")))
     if column.references:
         other, _, field = column.references.partition(".")
-        lonely = f"{value} IS NOT NULL AND NOT EXISTS (FROM {quoted(other)} o WHERE o.{quoted(field)} = {value})"
+        lonely = f"{value} IS NOT NULL AND NOT EXISTS (FROM {quote(other)} o WHERE o.{quote(field)} = {value})"
         reason = _says(name, shown, f"is not in {column.references}")
         found.append(Rule(f"{name}: references", lonely, reason, counts=column.unmatched == "quarantine"))
     return found

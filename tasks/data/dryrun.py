@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tasks.data import expressions, featuresql
 from tasks.params import TIMES, Params
 from tasks.runtime import stage
-from tasks.runtime.sql import quoted
+from tasks.runtime.sql import quote
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -28,16 +28,16 @@ def _rehearse_sources(p: Params) -> None:
     with stage.connect(p) as con:
         for name, source in p.sources.items():
             delivered = {each: column for each, column in p.contract[name].columns.items() if each not in source.derive}
-            values = [f"CAST(NULL AS {column.type}) AS {quoted(each)}" for each, column in delivered.items()]
+            values = [f"CAST(NULL AS {column.type}) AS {quote(each)}" for each, column in delivered.items()]
             base = f"SELECT {', '.join(values) or '1'} WHERE FALSE"
             plan = expressions.plan_expressions(con, name, source, base, list(delivered))
-            con.execute(f"CREATE TEMP TABLE {quoted(name)} AS {plan.sql}")
+            con.execute(f"CREATE TEMP TABLE {quote(name)} AS {plan.sql}")
 
 
 def _clean_tables(p: Params) -> "DuckDBPyConnection":
     con = featuresql.connect(p)
     for name, table in p.contract.items():
-        columns = [f"{quoted(each)} {column.type}" for each, column in table.columns.items() if each not in TIMES]
+        columns = [f"{quote(each)} {column.type}" for each, column in table.columns.items() if each not in TIMES]
         times = [f"{time} TIMESTAMP" for time in TIMES] if p.sources[name].event_time else []
-        con.execute(f"CREATE TEMP TABLE {quoted(name)} ({', '.join([*columns, *times])})")
+        con.execute(f"CREATE TEMP TABLE {quote(name)} ({', '.join([*columns, *times])})")
     return con

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tasks.data import sqlerrors, timezones
 from tasks.params import FAULT, Source
-from tasks.runtime.sql import literal, quoted
+from tasks.runtime.sql import literal, quote
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -75,7 +75,7 @@ def create_table(con: "DuckDBPyConnection", plan: Plan, beside: list[str]) -> No
     """Make the temporary table, with the columns `beside` (SQL). Raises ValueError when a row fails unguarded."""
     import duckdb
 
-    target = f"CREATE TEMP TABLE {quoted(plan.table)} AS SELECT {', '.join(['*', *beside])} FROM "
+    target = f"CREATE TEMP TABLE {quote(plan.table)} AS SELECT {', '.join(['*', *beside])} FROM "
     try:
         con.execute(f"{target}({plan.sql})")
         return
@@ -125,7 +125,7 @@ def _try(step: Step) -> str:
 
 def _added(sql: str, step: Step, kind: str, present: list[str], *, guard: bool) -> str:
     """The columns of `sql`, the step's, and whether it failed."""
-    hidden = quoted(HIDDEN + step.name)
+    hidden = quote(HIDDEN + step.name)
     value, fails = (f"{hidden}.v", f"{hidden} IS NULL") if guard else (hidden, "FALSE")
     inner = f"SELECT *, {_try(step) if guard else f'({step.expression}{chr(10)})'} AS {hidden} FROM ({sql})"
     failure = f"CASE WHEN {fails} THEN {literal(step.setting)} END"
@@ -137,9 +137,9 @@ def _added(sql: str, step: Step, kind: str, present: list[str], *, guard: bool) 
                 f"WHEN {value} IS NOT NULL AND {moment} IS NULL THEN {literal(step.setting + NO_TIME)} END"
             )
         value = f"CASE WHEN {moment} {SANE} THEN {moment} END"
-    column = f"{value} AS {quoted(step.name)}"
+    column = f"{value} AS {quote(step.name)}"
     star = f"* EXCLUDE ({hidden})"
-    failed = f"{failure} AS {quoted(_failed(step))}"
+    failed = f"{failure} AS {quote(_failed(step))}"
     if step.name in present:
         return f"SELECT {star} REPLACE ({column}), {failed} FROM ({inner})"
     return f"SELECT {star}, {column}, {failed} FROM ({inner})"
@@ -153,8 +153,8 @@ def _marked(sql: str, source: Source) -> str:
     """One list of the settings that failed for a row; NULL where none did."""
     made = list_steps(source)
     if not made:
-        return f"SELECT *, CAST(NULL AS VARCHAR[]) AS {quoted(FAULT)} FROM ({sql})"
-    failures = [quoted(_failed(step)) for step in made]
+        return f"SELECT *, CAST(NULL AS VARCHAR[]) AS {quote(FAULT)} FROM ({sql})"
+    failures = [quote(_failed(step)) for step in made]
     names = f"list_filter([{', '.join(failures)}], lambda name: name IS NOT NULL)"
     fault = f"CASE WHEN coalesce({', '.join(failures)}) IS NOT NULL THEN {names} END"
-    return f"SELECT * EXCLUDE ({', '.join(failures)}), {fault} AS {quoted(FAULT)} FROM ({sql})"
+    return f"SELECT * EXCLUDE ({', '.join(failures)}), {fault} AS {quote(FAULT)} FROM ({sql})"

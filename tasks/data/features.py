@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from tasks import log
 from tasks.data import cache, contract, featurerows, featuresql, leaks, periods, sandbox
-from tasks.data.contract import columns_sql, literal, quoted
+from tasks.data.contract import columns_sql
 from tasks.data.featurerows import _beside, _stored
 from tasks.data.featuresql import SQL, _sql, _take_spine, check_sql, compute_features, connect, find_static_tables
 from tasks.data.leaks import Moment, Probed
@@ -30,7 +30,7 @@ from tasks.data.manifest import FeatureColumn, FeaturesManifest, Probes, RawMani
 from tasks.data.periods import Period
 from tasks.params import Params, spell
 from tasks.runtime import files, stage
-from tasks.runtime.sql import parquet
+from tasks.runtime.sql import literal, parquet, quote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -175,10 +175,10 @@ class Job:
         for name, paths in self._files(lookback).items():
             if not paths:
                 log.warning("%s has no rows for %s", name, self.period.name)
-                con.execute(f"CREATE TEMP TABLE {quoted(name)} ({columns_sql(self.p.contract[name])})")
+                con.execute(f"CREATE TEMP TABLE {quote(name)} ({columns_sql(self.p.contract[name])})")
                 continue
             where = cut if name in self.tables.timed else "TRUE"
-            con.execute(f"CREATE TEMP TABLE {quoted(name)} AS FROM {parquet(paths)} WHERE {where}")
+            con.execute(f"CREATE TEMP TABLE {quote(name)} AS FROM {parquet(paths)} WHERE {where}")
         return con
 
     def _refuse_short_lookback(self, first: "pa.Table", event_times: Sequence[datetime]) -> None:
@@ -228,7 +228,7 @@ def _label_warnings(p: Params, con: "DuckDBPyConnection", listed: str) -> list[s
 
 
 def _warnings(con: "DuckDBPyConnection", listed: str, names: list[str]) -> list[str]:
-    counts = ", ".join(f"count({quoted(name)}), min({quoted(name)}) = max({quoted(name)})" for name in names)
+    counts = ", ".join(f"count({quote(name)}), min({quote(name)}) = max({quote(name)})" for name in names)
     row = con.execute(f"SELECT {counts} FROM {listed}").fetchall()[0]
     found = []
     for i, name in enumerate(names):

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.data import sandbox, sqlerrors
-from tasks.data.contract import literal, quoted
 from tasks.data.featurerows import KEY, META
 from tasks.data.periods import Period
 from tasks.params import TIMES, Params, Task
 from tasks.runtime import stage
+from tasks.runtime.sql import literal, quote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,14 +65,14 @@ def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Tab
     key = table.key
     # Without a key outcomes come last: the number of a row must not tell more of them than it has to.
     early_first = sorted(table.columns, key=lambda name: table.columns[name].outcome)
-    order = ", ".join(quoted(name) for name in ["event_time", *(key or early_first)])
-    keys = "".join(f", {quoted(name)} AS {quoted(KEY + name)}" for name in key)
+    order = ", ".join(quote(name) for name in ["event_time", *(key or early_first)])
+    keys = "".join(f", {quote(name)} AS {quote(KEY + name)}" for name in key)
     due = f"known_at <= event_time + INTERVAL {int(p.label.deadline.total_seconds())} SECONDS"
     before = (
         f"CREATE TEMP TABLE _rows AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, *{keys}, "
         f"event_time AS _event_time, known_at AS _known_at, CASE WHEN {due} THEN ("
     )
-    after = f"\n) END AS _label FROM {quoted(p.spine.table)} WHERE event_time >= {_sql(period.start)}"
+    after = f"\n) END AS _label FROM {quote(p.spine.table)} WHERE event_time >= {_sql(period.start)}"
     try:
         con.execute(f"{before}{p.label.expression}{after}")
     except duckdb.Error as error:
@@ -82,10 +82,10 @@ def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Tab
         raise ValueError(told) from None
     kind = str(con.execute("DESCRIBE SELECT _label FROM _rows").fetchall()[0][1])
     label = label_sql(kind, p.label.task, p.label.expression)
-    meta = ", ".join(quoted(name) for name in [*(KEY + name for name in key), *META[:2]])
+    meta = ", ".join(quote(name) for name in [*(KEY + name for name in key), *META[:2]])
     taken = con.sql(f"SELECT {meta}, {label} AS _label FROM _rows ORDER BY row_id").to_arrow_table()
     check_labels(taken["_label"], taken["_event_time"], p.label.task, p.label.expression)
-    columns = ", ".join(["row_id", "event_time", *(quoted(name) for name in p.spine.columns)])
+    columns = ", ".join(["row_id", "event_time", *(quote(name) for name in p.spine.columns)])
     con.execute(f"CREATE TEMP TABLE spine AS SELECT {columns} FROM _rows ORDER BY row_id")
     con.execute("DROP TABLE _rows")  # it holds the labels: features.sql must not find it
     return taken
@@ -171,13 +171,13 @@ def _plain(name: str, kind: str) -> str:
     """Text stays text; every other column becomes float32, as XGBoost reads it. What is not finite is missing."""
     if is_text(kind):
         return cast_sql(name, kind)
-    value = f"TRY_CAST({quoted(name)} AS FLOAT)"
-    return f"CASE WHEN isfinite({value}) THEN {value} END AS {quoted(name)}"
+    value = f"TRY_CAST({quote(name)} AS FLOAT)"
+    return f"CASE WHEN isfinite({value}) THEN {value} END AS {quote(name)}"
 
 
 def cast_sql(name: str, kind: str) -> str:
     """Text as VARCHAR, a number as FLOAT; or as DOUBLE, where that rounding is left to whoever asks."""
-    column = quoted(name)
+    column = quote(name)
     if is_text(kind):
         return f"CAST({column} AS VARCHAR) AS {column}"
     return column if kind in ("FLOAT", "DOUBLE") else f"TRY_CAST({column} AS FLOAT) AS {column}"

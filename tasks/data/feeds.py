@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.data import contract, expressions, rawtable, sqlerrors
-from tasks.data.contract import quoted
 from tasks.data.expressions import HIDDEN
 from tasks.data.rawtable import Delivery
 from tasks.data.sources import Fetched
 from tasks.params import PLACE, TIMES, Params, Source, Table
 from tasks.runtime import stage
+from tasks.runtime.sql import quote
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
-FILE, ROW = quoted(f"{HIDDEN}file"), quoted(f"{HIDDEN}row")  # where a row stood
+FILE, ROW = quote(f"{HIDDEN}file"), quote(f"{HIDDEN}row")  # where a row stood
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Feed:
         """A fixed order in which no row's place tells of its outcome: that may not be known yet."""
         known = [name for name in self.columns if name not in self.outcomes]
         names = [*TIMES[: self.timed], *known, *self.outcomes, *(PLACE if self.table.key else ())]
-        return ", ".join(quoted(name) for name in names)
+        return ", ".join(quote(name) for name in names)
 
 
 class Reader:
@@ -97,12 +97,12 @@ class Reader:
 def _typed_sql(feed: Feed, wanted: list[tuple[str, bool]]) -> str:
     """The contract's columns typed, beside each its raw self (True: it came as text), and each row's place."""
     decimal = feed.source.decimal
-    named = [f"v{i} AS {quoted(name)}" for i, (name, _) in enumerate(wanted)]
+    named = [f"v{i} AS {quote(name)}" for i, (name, _) in enumerate(wanted)]
     place = [f"file AS {FILE}", f"rowid - start + 1 AS {ROW}"]
     arrived = f"SELECT {', '.join([*named, *place])} FROM _arrived WHERE NOT blank"
     pairs = [
-        f"{contract.typed_sql(name, feed.table.columns[name], text=text, decimal=decimal)} AS {quoted(name)}, "
-        f"{quoted(name)} AS {_raw(name)}"
+        f"{contract.typed_sql(name, feed.table.columns[name], text=text, decimal=decimal)} AS {quote(name)}, "
+        f"{quote(name)} AS {_raw(name)}"
         for name, text in wanted
     ]
     return f"SELECT {', '.join([*pairs, FILE, ROW])} FROM ({arrived})"
@@ -110,7 +110,7 @@ def _typed_sql(feed: Feed, wanted: list[tuple[str, bool]]) -> str:
 
 def _raw(name: str) -> str:
     """The column beside a typed one that holds its value as it came."""
-    return quoted(f"{HIDDEN}raw {name}")
+    return quote(f"{HIDDEN}raw {name}")
 
 
 def _raw_derived(feed: Feed, kinds: dict[str, str]) -> list[str]:
@@ -120,5 +120,5 @@ def _raw_derived(feed: Feed, kinds: dict[str, str]) -> list[str]:
         if name in feed.source.derive:
             wanted = feed.table.columns[name].type
             form = wanted if kinds[name] in rawtable.HELD[wanted] else "VARCHAR"
-            columns.append(f"{rawtable.raw_sql(quoted(name), kinds[name], wanted, form)} AS {_raw(name)}")
+            columns.append(f"{rawtable.raw_sql(quote(name), kinds[name], wanted, form)} AS {_raw(name)}")
     return columns

@@ -30,13 +30,12 @@ from tasks.data import (
     timeline,
     timezones,
 )
-from tasks.data.contract import literal, quoted
 from tasks.data.feeds import FILE, ROW, Feed, Reader, _raw
 from tasks.data.manifest import RawManifest, RawTable
 from tasks.data.timeline import Reach
-from tasks.params import FAULT, PLACE, TIMES, Params, in_utc
+from tasks.params import FAULT, PLACE, TIMES, Params, to_utc
 from tasks.runtime import files, sql, stage
-from tasks.runtime.sql import parquet
+from tasks.runtime.sql import literal, parquet, quote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +62,7 @@ def ingest(p: Params, folder: Path = Path()) -> None:
         spans[name], arrived[name] = _spans(reader, feed, p.ingest.period, key)
     if reach is None and arrived[p.spine.table]["misfits"]:
         log.warning("no row of %s has an event time: all of them go to quarantine, with their reasons", p.spine.table)
-        as_of = limit = in_utc(p.clock.as_of) if p.clock.as_of else NO_TIME
+        as_of = limit = to_utc(p.clock.as_of) if p.clock.as_of else NO_TIME
     else:
         as_of, limit = _as_of(p, spans[p.spine.table], reach)
     raw = folder / p.paths.raw
@@ -109,7 +108,7 @@ def _places(con: "DuckDBPyConnection", feed: Feed) -> list[str]:
     """
     if not feed.table.key:
         return []
-    names = [quoted(name) for name in feed.table.key]
+    names = [quote(name) for name in feed.table.key]
     doubled = f"SELECT {', '.join(names)} FROM _chosen GROUP BY ALL HAVING count(*) > 1"
     con.execute(f"CREATE OR REPLACE TEMP TABLE _doubled AS {doubled}")
     if not con.execute("SELECT count(*) FROM _doubled").fetchall()[0][0]:
@@ -169,9 +168,9 @@ def _misfits(con: "DuckDBPyConnection", feed: Feed) -> bool:
     if not feed.timed:
         return False
     times = [name for name in feed.columns if feed.table.columns[name].type in ("DATE", "TIMESTAMP")]
-    odd = [f"({_raw(name)} IS NOT NULL AND {quoted(name)} IS NULL)" for name in times]
+    odd = [f"({_raw(name)} IS NOT NULL AND {quote(name)} IS NULL)" for name in times]
     where = " OR ".join([f"{FAULT} IS NOT NULL", *odd])
-    sql = f"SELECT count(*) FROM {quoted(feed.name)} WHERE event_time IS NULL AND ({where})"
+    sql = f"SELECT count(*) FROM {quote(feed.name)} WHERE event_time IS NULL AND ({where})"
     return bool(con.execute(sql).fetchall()[0][0])
 
 
@@ -193,12 +192,12 @@ def _measure(con: "DuckDBPyConnection", feed: Feed, unit: str, outlier: str | No
     span = f"min({there}), max(greatest(event_time, known_at))" if feed.timed else "NULL, NULL"
     start = f"date_trunc('{unit}', event_time)" if feed.timed else f"'{periods.WHOLE}'"
     where = f"({outlier}) IS NULL" if outlier else "TRUE"
-    found = con.execute(f"SELECT {start}, {span} FROM {quoted(feed.name)} WHERE {where} GROUP BY 1").fetchall()
+    found = con.execute(f"SELECT {start}, {span} FROM {quote(feed.name)} WHERE {where} GROUP BY 1").fetchall()
     if not found:
         raise ValueError(f"{feed.name} ({feed.source.address}) has no rows")
     never = datetime.min.isoformat()
     spans = {_period(start, unit): (str(first or never), str(last or never)) for start, first, last in found}
-    if outlier and con.execute(f"SELECT count(*) FROM {quoted(feed.name)} WHERE NOT ({where})").fetchall()[0][0]:
+    if outlier and con.execute(f"SELECT count(*) FROM {quote(feed.name)} WHERE NOT ({where})").fetchall()[0][0]:
         spans[periods.OUTLIERS] = (never, never)
     return dict(sorted(spans.items()))
 
@@ -219,7 +218,7 @@ def _as_of(p: Params, spans: Spans, reach: Reach | None) -> tuple[datetime, date
     first = min(each for each, _ in dated)
     told: dict[str, Any] = {"deadline": p.label.deadline, "today": datetime.now(UTC).replace(tzinfo=None)}
     now, limit = reach.now(**told), reach.limit(**told)
-    as_of = in_utc(p.clock.as_of) if p.clock.as_of else now
+    as_of = to_utc(p.clock.as_of) if p.clock.as_of else now
     if as_of < first:
         raise ValueError(
             f"clock.as_of {as_of} lies before any data: {table} begins at {first}. Set a later clock.as_of."
@@ -289,7 +288,7 @@ def _known_sql(feed: Feed, as_of: datetime, whole: Path) -> str:
     A row without an event time stays: nobody could say when it came, and clean puts it aside.
     """
     moment = f"TIMESTAMP {literal(str(as_of))}"
-    later = [quoted(name) for name in [*feed.outcomes, "known_at"]]
+    later = [quote(name) for name in [*feed.outcomes, "known_at"]]
     masked = ", ".join(f"CASE WHEN known_at <= {moment} THEN {name} END AS {name}" for name in later)
     there = f"coalesce(event_time <= {moment}, TRUE)"
     if not feed.outcomes:
@@ -300,14 +299,14 @@ def _known_sql(feed: Feed, as_of: datetime, whole: Path) -> str:
 def _rows(con: "DuckDBPyConnection", feed: Feed, period: str, key: bytes, outlier: str | None) -> "pa.Table":
     """One period's rows: raw columns in the contract's order, pseudonymised, in a fixed order."""
     where = _within(period, outlier) if feed.timed else "TRUE"
-    con.execute(f"CREATE OR REPLACE TEMP TABLE _chosen AS SELECT * FROM {quoted(feed.name)} WHERE {where}")
+    con.execute(f"CREATE OR REPLACE TEMP TABLE _chosen AS SELECT * FROM {quote(feed.name)} WHERE {where}")
     columns, joins = [], ""
     for name in feed.columns:
         value = _value(feed, name)
         if feed.table.columns[name].pii:
             joins += _pseudonyms(con, name, value, key)
-            value = f"{quoted('pii ' + name)}.pseudonym"
-        columns.append(f"{value} AS {quoted(name)}")
+            value = f"{quote('pii ' + name)}.pseudonym"
+        columns.append(f"{value} AS {quote(name)}")
     columns += [*_places(con, feed), FAULT, *(TIMES if feed.timed else ())]
     if period == periods.OUTLIERS:
         columns.append(f"{outlier} AS {timeline.OUTLIER}")
@@ -319,7 +318,7 @@ def _value(feed: Feed, name: str) -> str:
 
     One that does not fit its type stays: the time may be missing for that very reason, and clean is to hear of it.
     """
-    value, odd = _raw(name), "FALSE" if name in feed.source.derive else f"{quoted(name)} IS NULL"
+    value, odd = _raw(name), "FALSE" if name in feed.source.derive else f"{quote(name)} IS NULL"
     return f"CASE WHEN known_at IS NOT NULL OR {odd} THEN {value} END" if name in feed.outcomes else value
 
 
@@ -339,7 +338,7 @@ def _pseudonyms(con: "DuckDBPyConnection", name: str, value: str, key: bytes) ->
     found = con.execute(f"SELECT DISTINCT CAST({value} AS VARCHAR) FROM _chosen WHERE {value} IS NOT NULL").fetchall()
     clear = [row[0] for row in found]
     hidden = [contract.make_pseudonym(each, key) for each in clear]
-    table = quoted(f"pii {name}")
+    table = quote(f"pii {name}")
     # Lists as parameters, not con.register: that would import pandas, 1.4 s of it.
     lists = "unnest($1::VARCHAR[]) AS clear, unnest($2::VARCHAR[]) AS pseudonym"
     con.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT {lists}", [clear, hidden])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.data.contract import literal, quoted
+from tasks.runtime.sql import literal, quote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -239,12 +239,12 @@ class World:
     def cut(self, limits: Mapping[str, str]) -> Iterator[None]:
         """Tables with only those rows for which their limit holds. On an error the connection is of no more use."""
         for name, limit in limits.items():
-            self.con.execute(f"ALTER TABLE {quoted(name)} RENAME TO {quoted('_' + name)}")
-            self.con.execute(f"CREATE TEMP VIEW {quoted(name)} AS FROM {quoted('_' + name)} WHERE {limit}")
+            self.con.execute(f"ALTER TABLE {quote(name)} RENAME TO {quote('_' + name)}")
+            self.con.execute(f"CREATE TEMP VIEW {quote(name)} AS FROM {quote('_' + name)} WHERE {limit}")
         yield
         for name in limits:
-            self.con.execute(f"DROP VIEW {quoted(name)}")
-            self.con.execute(f"ALTER TABLE {quoted('_' + name)} RENAME TO {quoted(name)}")
+            self.con.execute(f"DROP VIEW {quote(name)}")
+            self.con.execute(f"ALTER TABLE {quote('_' + name)} RENAME TO {quote(name)}")
 
     def set_limits(self, sample: "Sample") -> None:
         at = f"TIMESTAMP {literal(str(sample.at))}"

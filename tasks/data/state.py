@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 
 from tasks import log, params
 from tasks.data import cache, contract, features, featuresql
-from tasks.data.contract import literal, quoted
 from tasks.data.manifest import RawManifest
 from tasks.params import Params
 from tasks.runtime import files
-from tasks.runtime.sql import parquet
+from tasks.runtime.sql import literal, parquet, quote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,14 +94,14 @@ def _write(p: Params, folder: Path, made: State) -> None:
     for name, paths in {**tables.static, **near}.items():
         cut = f"event_time >= TIMESTAMP {literal(str(since))}" if name in near else "TRUE"
         _read(con, p, name, paths, cut)
-        con.execute(f"COPY {quoted(name)} TO {literal(str(new / f'{name}.parquet'))} (FORMAT parquet)")
+        con.execute(f"COPY {quote(name)} TO {literal(str(new / f'{name}.parquet'))} (FORMAT parquet)")
     cache.seal_folder(new)
     new.rename(made.folder)
 
 
 def _read(con: "DuckDBPyConnection", p: Params, name: str, paths: list[Path], cut: str) -> None:
     sql = f" AS FROM {parquet(paths)} WHERE {cut}" if paths else f" ({contract.columns_sql(p.contract[name])})"
-    con.execute(f"CREATE TABLE {quoted(name)}{sql}")
+    con.execute(f"CREATE TABLE {quote(name)}{sql}")
 
 
 def read_current(home: Path | None = None) -> State | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.runtime.sql import literal, quoted
+from tasks.runtime.sql import literal, quote
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -190,14 +190,14 @@ def find_reach(event_time: Times, known_at: Times) -> Reach:
 def measure_reach(con: "DuckDBPyConnection", table: str, outcomes: Sequence[str]) -> Reach | None:
     """The reach of the rows that have an event time. An outcome counts as known where the row holds one."""
     moment = f"CASE WHEN {_is_known(outcomes)} THEN known_at END AS known_at"
-    rows = con.sql(f"SELECT event_time, {moment} FROM {quoted(table)} WHERE event_time IS NOT NULL").to_arrow_table()
+    rows = con.sql(f"SELECT event_time, {moment} FROM {quote(table)} WHERE event_time IS NOT NULL").to_arrow_table()
     if not rows.num_rows:
         return None
     return find_reach(rows["event_time"].to_numpy(), rows["known_at"].to_numpy())
 
 
 def _is_known(outcomes: Sequence[str]) -> str:
-    return "(" + (" OR ".join(f"{quoted(name)} IS NOT NULL" for name in outcomes) or "TRUE") + ")"
+    return "(" + (" OR ".join(f"{quote(name)} IS NOT NULL" for name in outcomes) or "TRUE") + ")"
 
 
 def outlier_sql(reach: Reach | None, outcomes: Sequence[str]) -> str:

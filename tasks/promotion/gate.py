@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.params import Gate, in_utc, spell
+from tasks.params import Gate, spell, to_utc
 from tasks.promotion.interval import Floats, assign_blocks, draw_blocks, student_quantile
 from tasks.promotion.verdict import METRIC_NAMES, SAID, Outcome, Verdict
 
@@ -169,10 +169,10 @@ def unchanged(champion: str) -> Verdict:
 def explain_backoff(last_time: datetime | None, now: datetime, gate: Gate) -> str | None:
     """Why no candidate is looked at yet: the last HOLD or REJECT, against the same champion or of a first model, was at
     `last_time`, in event time."""
-    if last_time is None or (until := in_utc(last_time) + gate.backoff) <= in_utc(now):
+    if last_time is None or (until := to_utc(last_time) + gate.backoff) <= to_utc(now):
         return None
     return (
-        f"The last look, at {in_utc(last_time):%Y-%m-%d %H:%M}, did not promote. "
+        f"The last look, at {to_utc(last_time):%Y-%m-%d %H:%M}, did not promote. "
         f"The next is gate.backoff ({spell(gate.backoff)}) later, from {until:%Y-%m-%d %H:%M} on."
     )
 

@@ -65,7 +65,7 @@ def gc(
 
 
 def _check_cache(checkout: Path) -> None:
-    cache, places = Path(pipeline.cache_of(checkout)).resolve(), (checkout, params.home(checkout))
+    cache, places = Path(pipeline.find_cache(checkout)).resolve(), (checkout, params.home(checkout))
     if not any(cache.is_relative_to(place.resolve()) for place in places):
         raise ValueError(
             f"the DVC cache must lie in the checkout or in the home to be freed, but it is {cache}: other projects may "
@@ -98,8 +98,8 @@ def free(checkout: Path, *, keep_locks: Iterable[Path] = (), dry: bool = True, d
     checkout = checkout.resolve()
     with contextlib.ExitStack() as held:
         if not dry:
-            held.enter_context(locks.only_run(params.home(checkout)))
-        living = [root for root in workspaces.workspaces(params.home(checkout)) if workspaces.lives(root)]
+            held.enter_context(locks.take_turn(params.home(checkout)))
+        living = [root for root in workspaces.list_workspaces(params.home(checkout)) if workspaces.has_owner(root)]
         for root in () if dry else (checkout, *living):
             held.enter_context(_locked(root))  # between an output's way into the cache and its line in dvc.lock
         found = _unneeded(checkout, keep_locks=[checkout, *living, *keep_locks], before=time.time() - days * 86400)
@@ -114,15 +114,15 @@ def _locked(root: Path) -> Iterator[None]:
     if not (root / ".dvc").is_dir():
         yield
         return
-    with pipeline.project(root) as repo, repo.lock:
+    with pipeline.open_project(root) as repo, repo.lock:
         yield
 
 
 def _unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float) -> list[tuple[Kind, Path]]:
-    shared, cache = params.home(checkout), Path(pipeline.cache_of(checkout))
+    shared, cache = params.home(checkout), Path(pipeline.find_cache(checkout))
     needed = _needed(cache, keep_locks)
     found: list[tuple[Kind, Path]] = [
-        ("workspace", root) for root in workspaces.workspaces(shared) if not workspaces.lives(root)
+        ("workspace", root) for root in workspaces.list_workspaces(shared) if not workspaces.has_owner(root)
     ]
     found += [
         ("object", path) for path in _files(cache / "files" / "md5") if path.parent.name + path.name not in needed
@@ -144,7 +144,7 @@ def _needed(cache: Path, folders: Iterable[Path]) -> set[str]:
     named = {
         value
         for folder in folders
-        for stage in pipeline.lock(folder).get("stages", {}).values()
+        for stage in pipeline.read_lock(folder).get("stages", {}).values()
         for value in _made(stage)
     }
     listings = [cache / "files" / "md5" / value[:2] / value[2:] for value in named if value.endswith(".dir")]
@@ -194,7 +194,7 @@ def _last_link(file: Path, gone: Counter[tuple[int, int]]) -> int:
 def _free(kind: Kind, path: Path) -> None:
     """A folder goes by a rename first: nobody finds half of it."""
     if kind == "workspace":
-        workspaces.remove_dead(path)
+        workspaces.remove_if_dead(path)
     elif path.is_dir():
         shutil.rmtree(path.rename(path.with_name(f".gone-{secrets.token_hex(4)}")))
     else:

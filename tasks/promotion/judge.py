@@ -22,7 +22,7 @@ from tasks import log
 from tasks.data import featurerows, manifest
 from tasks.data.featurerows import Rows
 from tasks.data.manifest import FeaturesManifest
-from tasks.params import Params, in_utc
+from tasks.params import Params, to_utc
 from tasks.promotion import gate, ledger
 from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.gate import Judged
@@ -120,7 +120,7 @@ def explain_wait(
 
 def _is_bent(moment: datetime, limit: datetime | None) -> bool:
     """Whether a stored time lies beyond the data: it was told by a clock that has been mended since."""
-    return limit is not None and in_utc(moment) > limit
+    return limit is not None and to_utc(moment) > limit
 
 
 def _age(as_of: datetime, champion: Version) -> timedelta:

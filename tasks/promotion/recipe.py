@@ -55,5 +55,5 @@ def rebuild_features(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Row
     log.info("the champion has other features: running its own features.sql")
     mixed = p.model_copy(update={"features": recipe.p.features, "spine": recipe.p.spine})
     with tempfile.TemporaryDirectory() as out:
-        features.build(params.check(mixed.model_dump(mode="json")), folder / p.paths.clean, Path(out), recipe.sql)
+        features.build(params.validate(mixed.model_dump(mode="json")), folder / p.paths.clean, Path(out), recipe.sql)
         return featurerows.read_rows(Path(out))

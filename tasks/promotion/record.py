@@ -339,12 +339,12 @@ def _code(folder: Path) -> tuple[str, bytes]:
     """The commit and the patch from there: what the retrain flow tells of its workspace, else what the checkout is."""
     commit, patch = os.environ.get("EVERGREEN_COMMIT"), os.environ.get("EVERGREEN_DIFF")
     if commit is None:
-        return code.code_of(folder)
+        return code.find_commit_and_patch(folder)
     return commit, Path(patch).read_bytes() if patch else b""
 
 
 def work(p: Params) -> None:
-    stage.ask_again(lambda: record(p))  # a retrain's hours are not thrown away because MLflow is started anew
+    stage.retry_while_away(lambda: record(p))  # a retrain's hours are not thrown away because MLflow is started anew
 
 
 if __name__ == "__main__":

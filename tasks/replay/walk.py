@@ -25,7 +25,7 @@ from tasks.data.featurerows import Rows
 from tasks.monitoring import drift, monitor, policy
 from tasks.monitoring.monitor import Level, Window
 from tasks.monitoring.signal import Signal
-from tasks.params import Params, SignalKind, duration, spell
+from tasks.params import Params, SignalKind, parse_duration, spell
 from tasks.promotion import figures, gate, judge
 from tasks.promotion.contest import row_losses
 from tasks.promotion.figures import Course
@@ -92,7 +92,7 @@ def parse_rule(name: str, grid: Grid) -> Rule:
     """The policy of a name. `spaced:3`: so many retrains, as evenly over the period as the grid has it."""
     kind, _, value = check_policy(name).partition(":")
     if kind == "every":
-        return Rule(name, every=duration(value))
+        return Rule(name, every=parse_duration(value))
     if kind == "spaced":
         return Rule(name, moments=spaced(int(value), grid))
     return Rule(name, signals=BY_SIGNALS.get(name, ()))

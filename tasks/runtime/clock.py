@@ -25,20 +25,20 @@ def now(clock: Clock, home: Path | None = None) -> datetime | None:
     return _stored(home or params.home()) or clock.as_of
 
 
-def after(clock: Clock, home: Path | None = None) -> datetime | None:
+def now_at_next_tick(clock: Clock, home: Path | None = None) -> datetime | None:
     """What the next tick brings: `now`, and a step more where there are steps."""
     moment = now(clock, home)
     return moment + clock.step if moment and clock.step else moment
 
 
-def move(clock: Clock, moment: datetime, home: Path | None = None) -> None:
+def advance(clock: Clock, moment: datetime, home: Path | None = None) -> None:
     """Store the time that a tick has reached. It never goes back: two ticks at once are one."""
     home = home or params.home()
     if clock.step is not None and moment > (_stored(home) or datetime.min):
         files.publish_json(home / NAME, {"as_of": moment.isoformat()})
 
 
-def heal(clock: Clock, *, limit: datetime, end: datetime, home: Path | None = None) -> datetime | None:
+def reset_beyond(clock: Clock, *, limit: datetime, end: datetime, home: Path | None = None) -> datetime | None:
     """Take a stored time back to where the data end, if it lies further beyond them than a tick can go: it comes from
     data or an as_of that were wrong. Returns the time that was stored, where it was."""
     home = home or params.home()
@@ -52,7 +52,7 @@ def heal(clock: Clock, *, limit: datetime, end: datetime, home: Path | None = No
 def refuse_ahead(clock: Clock, as_of: datetime, *, force: bool, ticks: bool = False, home: Path | None = None) -> None:
     """Raises AheadError for an as_of that history, lived through step by step, has not reached. `ticks`: for a flow
     that takes the next step itself."""
-    reached = after(clock, home) if ticks else now(clock, home)
+    reached = now_at_next_tick(clock, home) if ticks else now(clock, home)
     if force or clock.step is None or reached is None or as_of <= reached:
         return
     raise AheadError(

@@ -71,7 +71,7 @@ def _in_git(checkout: Path) -> bool:
     return asked.returncode == 1  # 0: a repository around the checkout, which ignores it
 
 
-def code_of(checkout: Path) -> tuple[str, bytes]:
+def find_commit_and_patch(checkout: Path) -> tuple[str, bytes]:
     """The commit that the checkout's code stands on, and the patch from there; empty where nothing was edited.
 
     The same that a workspace of it would tell, so that a run by `dvc repro` and one by a flow have one lineage.

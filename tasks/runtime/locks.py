@@ -12,7 +12,7 @@ from tasks import log
 
 
 @contextlib.contextmanager
-def only_run(
+def take_turn(
     shared: Path, *, name: str = "run", say: Callable[[str], None] = log.info, timeout: float = 6 * 3600
 ) -> Iterator[None]:
     """One run of a name at a time for a home; a second waits and says for whom. A dead process holds nobody."""

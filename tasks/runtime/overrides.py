@@ -12,7 +12,7 @@ from tasks import yamltext
 from tasks.params import Params, Section
 
 
-def override(params: Path, values: Mapping[str, Any]) -> None:
+def override_params(params: Path, values: Mapping[str, Any]) -> None:
     """Set keys such as `tune.trials` in params.yaml. A key that nothing knows is an error that names the nearest.
 
     A key that the file leaves at its default is put in.

@@ -100,14 +100,14 @@ def _settings_of(root: Path) -> Any:
     return Settings(str(root / ".dvc"))
 
 
-def cache_of(checkout: Path) -> str:
+def find_cache(checkout: Path) -> str:
     from dvc.config import Config
 
     return str(Config(str(checkout / ".dvc")).read()["cache"].get("dir") or checkout / ".dvc" / "cache")
 
 
 @contextlib.contextmanager
-def project(root: Path) -> Iterator[Any]:
+def open_project(root: Path) -> Iterator[Any]:
     """DVC's repository object; it waits for its lock as long as somebody has it, and never writes a .gitignore."""
     from dvc.repo import Repo
 
@@ -117,9 +117,9 @@ def project(root: Path) -> Iterator[Any]:
         yield repo
 
 
-def stages(root: Path) -> list[StageInfo]:
+def list_stages(root: Path) -> list[StageInfo]:
     """The stages of dvc.yaml, each after those that it needs, else in the file's order."""
-    with _one_stage, contextlib.chdir(root), project(root) as repo:
+    with _one_stage, contextlib.chdir(root), open_project(root) as repo:
         graph = repo.index.graph  # its edges point from a stage to what it needs
         needs = {stage.addressing: _names(graph.successors(stage)) for stage in repo.index.stages}
     return [StageInfo(name, needs[name]) for name in _ordered(needs)]
@@ -136,15 +136,15 @@ def _names(found: Iterable[Any]) -> tuple[str, ...]:
     return tuple(sorted(stage.addressing for stage in found))
 
 
-def lock(root: Path) -> dict[str, Any]:
+def read_lock(root: Path) -> dict[str, Any]:
     """dvc.lock as data: each stage's command, parameters, and the hashes of what it read and made."""
     path = root / "dvc.lock"
     return dict(yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
 
 
-def lock_hash(root: Path) -> str:
+def hash_lock(root: Path) -> str:
     """The same for the same content, whatever order the stages were run in."""
-    return hashlib.sha256(json.dumps(lock(root), sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(read_lock(root), sort_keys=True, default=str).encode()).hexdigest()
 
 
 # --- a stage -------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def _reproduce(root: Path, name: str, program: "Program", *, env: Mapping[str, s
     _link_apart()
     with _heard("dvc_data") as errors:
         try:
-            with project(root) as repo:
+            with open_project(root) as repo:
                 objects.check_content(repo.cache.local, stage=name)
                 changed = repo.reproduce(name, single_item=True, force=force, run_env=dict(env))
         except DvcException as error:

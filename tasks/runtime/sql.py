@@ -6,7 +6,7 @@ from pathlib import Path
 PATTERN = "*?["
 
 
-def quoted(name: str) -> str:
+def quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 

@@ -46,8 +46,8 @@ def main(name: str, work: Callable[[Params], None]) -> None:
     _log_to(name)
     try:
         p = parameters.load()
-        refuse_missing(p)
-        limit(name, p.stage.limits.get(name))
+        check_settings(p)
+        limit_time(name, p.stage.limits.get(name))
         work(p)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -56,7 +56,7 @@ def main(name: str, work: Callable[[Params], None]) -> None:
         sys.exit(1)
 
 
-def refuse_missing(p: Params, folder: Path = Path()) -> None:
+def check_settings(p: Params, folder: Path = Path()) -> None:
     """Raises ValueError where params.yaml leaves out a setting that dvc.yaml names, though this project has a default
     for it: DVC would refuse to keep what the stage made, after all of it was made."""
     graph, settings = folder / "dvc.yaml", folder / "params.yaml"
@@ -90,7 +90,7 @@ def _default(name: str, p: Params) -> str:
     return "{}" if isinstance(value, parameters.Section) else json.dumps(value, default=str)
 
 
-def ask_again(ask: Callable[[], T], *, waits: Sequence[float] = WAITS_S) -> T:
+def retry_while_away(ask: Callable[[], T], *, waits: Sequence[float] = WAITS_S) -> T:
     """What a service answers, which may be away for some minutes: asked again after each wait, and only where it did
     not answer. Raises the last ConnectionError."""
     for wait in waits:
@@ -139,7 +139,7 @@ def _watch(parent: int) -> None:
     os._exit(1)
 
 
-def limit(name: str, length: timedelta | None) -> None:
+def limit_time(name: str, length: timedelta | None) -> None:
     """End this process when the stage takes longer than stage.limits.<name>; with its tracebacks if it cannot speak."""
     if length is None:
         return

@@ -18,8 +18,8 @@ from filelock import FileLock, Timeout
 from tasks import log
 from tasks.params import home
 from tasks.runtime.code import copy_code
-from tasks.runtime.overrides import override
-from tasks.runtime.pipeline import cache_of, configure_project
+from tasks.runtime.overrides import override_params
+from tasks.runtime.pipeline import configure_project, find_cache
 
 KEPT = ".kept"  # in a workspace that was left on purpose; one without it and without a living owner was killed
 PATCH = ".dvc/tmp/uncommitted.patch"
@@ -41,7 +41,7 @@ class Workspace:
 
 
 @contextlib.contextmanager
-def workspace(
+def open_workspace(
     checkout: Path,
     *,
     overrides: Mapping[str, Any] | None = None,
@@ -57,7 +57,7 @@ def workspace(
     """
     checkout = checkout.resolve()
     folder = home(checkout) / "workspaces"
-    sweep(home(checkout))
+    remove_abandoned(home(checkout))
     with _owned(folder) as root:
         made = _make(checkout, root, overrides=overrides or {}, commit=commit, patch=patch, fresh=fresh)
         try:
@@ -73,13 +73,13 @@ def workspace(
         (root / KEPT).write_text("") if keep else shutil.rmtree(root)
 
 
-def sweep(shared: Path, *, failures: int = 3) -> list[Path]:
+def remove_abandoned(shared: Path, *, failures: int = 3) -> list[Path]:
     """Remove the workspaces that killed runs left, and those of failed runs but for the newest few."""
-    dead = [root for root in workspaces(shared) if not lives(root)]
+    dead = [root for root in list_workspaces(shared) if not has_owner(root)]
     for path in (shared / "workspaces").glob("*.lock"):
-        lives(path.with_suffix(""))  # of a run that was killed before it had a workspace: takes the file away
+        has_owner(path.with_suffix(""))  # of a run that was killed before it had a workspace: takes the file away
     kept = sorted((root for root in dead if (root / KEPT).exists()), key=lambda root: root.name, reverse=True)
-    return [root for root in dead if root not in kept[:failures] and remove_dead(root)]
+    return [root for root in dead if root not in kept[:failures] and remove_if_dead(root)]
 
 
 @contextlib.contextmanager
@@ -99,15 +99,15 @@ def _lock_of(root: Path) -> FileLock:
     return FileLock(root.with_name(f"{root.name.removeprefix('.')}.lock"), thread_local=False)
 
 
-def workspaces(shared: Path) -> list[Path]:
+def list_workspaces(shared: Path) -> list[Path]:
     return sorted(root for root in (shared / "workspaces").glob("*") if root.is_dir())
 
 
-def lives(root: Path) -> bool:
+def has_owner(root: Path) -> bool:
     return not _if_dead(root, lambda: None)
 
 
-def remove_dead(root: Path) -> bool:
+def remove_if_dead(root: Path) -> bool:
     return _if_dead(root, lambda: shutil.rmtree(root, ignore_errors=True))
 
 
@@ -136,8 +136,8 @@ def _make(
     try:
         base, diff = copy_code(checkout, making, commit=commit, patch=patch)
         if overrides:
-            override(making / "params.yaml", overrides)
-        configure_project(checkout, making, cache=root / ".dvc" / "cache" if fresh else cache_of(checkout), site=root)
+            override_params(making / "params.yaml", overrides)
+        configure_project(checkout, making, cache=root / ".dvc" / "cache" if fresh else find_cache(checkout), site=root)
         if diff:
             (making / PATCH).write_bytes(diff)
         if fresh:

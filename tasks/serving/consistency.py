@@ -14,7 +14,7 @@ from tasks.data import contract, expressions
 from tasks.data.expressions import Step
 from tasks.params import Column, Params
 from tasks.runtime import stage
-from tasks.runtime.sql import quoted
+from tasks.runtime.sql import quote
 from tasks.serving.tables import Refused, column_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class ConsistencyChecker:
             }
         )
         plain = [each for each in columns if each not in made]
-        given = [f"{quoted(GIVEN + each)} AS {quoted(each)}" for each in plain]
+        given = [f"{quote(GIVEN + each)} AS {quote(each)}" for each in plain]
         con.register("asked", _table({each: [] for each in columns}, columns))
         plan = expressions.plan_expressions(con, name, own, f"SELECT {', '.join(['*', *given])} FROM asked", plain)
         checked = tuple(step for step in checked if f"sources.{name}.{step.setting}" not in plan.unguarded)
@@ -65,7 +65,7 @@ class ConsistencyChecker:
             con.close()
             return None
         wrong = [_contradicts(step, columns[step.name], plan.kinds[step.name]) for step in checked]
-        sql = f"SELECT {', '.join(wrong)} FROM ({plan.guarded}) ORDER BY {quoted(GIVEN)}"
+        sql = f"SELECT {', '.join(wrong)} FROM ({plan.guarded}) ORDER BY {quote(GIVEN)}"
         con.execute(sql).fetchall()
         return ConsistencyChecker(con, name, columns, checked, sql)
 
@@ -83,7 +83,7 @@ class ConsistencyChecker:
 
 
 def _contradicts(step: Step, column: Column, kind: str) -> str:
-    given, made = quoted(GIVEN + step.name), quoted(step.name)
+    given, made = quote(GIVEN + step.name), quote(step.name)
     typed = made if step.is_time else contract.typed_sql(step.name, column, text=kind == "VARCHAR")
     return f"coalesce({given} <> {typed}, FALSE)"
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 
 from tasks.data.featuresql import LARGEST
-from tasks.params import Column, Params, in_utc
+from tasks.params import Column, Params, to_utc
 
 BITS = {"INTEGER": 31, "BIGINT": 63}
 PLAIN: Mapping[str, Any] = {"VARCHAR": str, "BOOLEAN": bool, "DATE": date}
@@ -21,7 +21,7 @@ LONGEST = 1000  # characters of a text
 
 def _utc(moment: datetime) -> datetime:
     try:
-        return in_utc(moment)
+        return to_utc(moment)
     except OverflowError:  # of the year 1 or 9999, with an offset that leads out of it
         raise ValueError("a time must lie between the years 1 and 9999 in UTC") from None
 

@@ -85,7 +85,7 @@ def kill_by_turns(stand: Stand, count: int) -> Iterator[Result]:
 def last_long(stand: Stand) -> Row:
     """As long as its search may take: more trials than fit, and a budget."""
     home = stand.station.folder
-    overrides.override(home / "params.yaml", {"tune.trials": 100_000, "tune.budget": f"{BUDGET_S}s"})
+    overrides.override_params(home / "params.yaml", {"tune.trials": 100_000, "tune.budget": f"{BUDGET_S}s"})
     result = stand.try_kill("a long one", FIRST + 25 * DAY, None)
     print(describe(result), flush=True)
     lasted = (result.seconds or 0) >= BUDGET_S

@@ -57,7 +57,7 @@ class Checkout:
     def set(self, **values: Any) -> None:
         """Change params.yaml: set(clock={"as_of": "2013-11-01"})."""
         flat = {f"{section}.{key}": value for section, inner in values.items() for key, value in inner.items()}
-        overrides.override(self.root / "params.yaml", flat)
+        overrides.override_params(self.root / "params.yaml", flat)
         _git(self.root, "commit", "-qam", "other params", "--allow-empty")
 
     def empty_periods(self) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tasks import params
 from tasks.data import features, featuresql
-from tasks.data.contract import literal, quoted
 from tasks.params import Params
+from tasks.runtime.sql import literal, quote
 from tasks.training import model, tune
 
 
@@ -33,13 +33,13 @@ def at_once(p: Params) -> None:
     con = featuresql.connect(p)
     for name in p.sources:
         con.execute(
-            f"CREATE TEMP TABLE {quoted(name)} AS FROM read_parquet({literal(str(p.paths.clean / name / '*.parquet'))})"
+            f"CREATE TEMP TABLE {quote(name)} AS FROM read_parquet({literal(str(p.paths.clean / name / '*.parquet'))})"
         )
-    order = ", ".join(["event_time", *map(quoted, p.contract[p.spine.table].key)])
-    columns = ", ".join(["event_time", *map(quoted, p.spine.columns)])
+    order = ", ".join(["event_time", *map(quote, p.contract[p.spine.table].key)])
+    columns = ", ".join(["event_time", *map(quote, p.spine.columns)])
     con.execute(
         f"CREATE TEMP TABLE spine AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, {columns} "
-        f"FROM {quoted(p.spine.table)}"
+        f"FROM {quote(p.spine.table)}"
     )
     found = featuresql.compute_features(con, p, featuresql.SQL.read_text())
     pq.write_table(found, "sql.parquet", compression="zstd")

@@ -17,7 +17,7 @@ from tasks import params
 from tasks.promotion import gc
 from tasks.runtime import locks, pipeline, workspaces
 from tasks.runtime.pipeline import StageFailed, run_stage
-from tasks.runtime.workspaces import workspace
+from tasks.runtime.workspaces import open_workspace
 from tests.faults import forks
 from tests.waiting import wait_until
 
@@ -68,10 +68,10 @@ run(Path(sys.argv[1]), sys.argv[2], force=bool(sys.argv[3:]))
 
 
 def run(checkout: Path, overrides: str, *, force: bool) -> None:
-    with workspace(checkout, overrides=json.loads(overrides)) as space:
+    with open_workspace(checkout, overrides=json.loads(overrides)) as space:
         for name in ORDER:
             run_stage(space.root, name, env=space.env, force=force)
-        print(json.dumps(pipeline.lock(space.root)["stages"]["second"]["outs"]), flush=True)
+        print(json.dumps(pipeline.read_lock(space.root)["stages"]["second"]["outs"]), flush=True)
 
 
 def run_until(pipe: Connection, checkout: Path, changes: int) -> None:
@@ -127,10 +127,10 @@ def expected() -> list[dict[str, object]]:
 
 def is_clean(checkout: Path) -> None:
     """The next run is right, nothing is left of the one before, and each object is what its name says."""
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         for name in ORDER:
             run_stage(space.root, name, env=space.env)
-        assert pipeline.lock(space.root)["stages"]["second"]["outs"] == expected()
+        assert pipeline.read_lock(space.root)["stages"]["second"]["outs"] == expected()
     assert broken(checkout / ".dvc" / "cache") == []
     left = [path for path in (params.home(checkout) / "workspaces").iterdir() if not (path / workspaces.KEPT).exists()]
     assert left == []
@@ -184,7 +184,7 @@ def test_an_exception_from_a_signal_handler_ends_the_stage(checkout: Path) -> No
     watcher = threading.Thread(target=interrupt)
     watcher.start()
     try:
-        with pytest.raises(SystemExit), workspace(checkout, overrides=json.loads(hanging(mark))) as space:
+        with pytest.raises(SystemExit), open_workspace(checkout, overrides=json.loads(hanging(mark))) as space:
             run_stage(space.root, "first", env=space.env)
     finally:
         watcher.join()
@@ -225,17 +225,17 @@ def test_two_runs_of_the_same_stages_side_by_side_make_the_same(checkout: Path, 
 def test_the_lock_of_a_killed_run_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     program = (
-        "import pathlib, signal; from tasks.runtime.pipeline import only_run\n"
-        f"with only_run(pathlib.Path({str(tmp_path)!r})): print('mine', flush=True); signal.pause()"
+        "import pathlib, signal; from tasks.runtime.locks import take_turn\n"
+        f"with take_turn(pathlib.Path({str(tmp_path)!r})): print('mine', flush=True); signal.pause()"
     )
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "mine\n"
-    with pytest.raises(TimeoutError, match=f"process {holder.pid}"), locks.only_run(tmp_path, timeout=0.1):
+    with pytest.raises(TimeoutError, match=f"process {holder.pid}"), locks.take_turn(tmp_path, timeout=0.1):
         pass
     holder.kill()
     holder.communicate()
-    with locks.only_run(tmp_path, timeout=60):
+    with locks.take_turn(tmp_path, timeout=60):
         pass
 
 
@@ -258,12 +258,12 @@ def test_a_disk_that_fills_while_a_stage_writes_fails_it_by_name_and_leaves_no_h
     monkeypatch.setenv("EVERGREEN_HOME", str(small_disk / "home"))
     with (
         pytest.raises(StageFailed, match=r"first: OSError: .* No space left on device"),
-        workspace(checkout, overrides={"full": True}) as space,
+        open_workspace(checkout, overrides={"full": True}) as space,
     ):
         run_stage(space.root, "first", env=space.env)
     sizes = {path.stat().st_size for path in (space.root / "data" / "first").glob("*.bin")}
     assert sizes == {2_000_000}
-    workspaces.sweep(params.home(checkout), failures=0)
+    workspaces.remove_abandoned(params.home(checkout), failures=0)
     is_clean(checkout)
 
 
@@ -274,7 +274,7 @@ def test_a_disk_that_fills_while_outputs_are_kept_fails_and_leaves_no_half_objec
     (checkout / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")
     with (
         pytest.raises(StageFailed, match=r"could not keep .* No space left"),
-        workspace(checkout, overrides={"full": True}) as space,
+        open_workspace(checkout, overrides={"full": True}) as space,
     ):
         run_stage(space.root, "first", env=space.env)
     assert broken(cache) == []
@@ -288,7 +288,7 @@ def test_a_limit_on_the_size_of_files_fails_the_stage_with_its_own_error(checkou
         "import yaml", "import resource, signal, yaml\nresource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
     )
     (checkout / "first.py").write_text(text)
-    with pytest.raises(StageFailed, match=r"first: OSError: .* File too large"), workspace(checkout) as space:
+    with pytest.raises(StageFailed, match=r"first: OSError: .* File too large"), open_workspace(checkout) as space:
         run_stage(space.root, "first", env=space.env)
     assert not list((space.root / "data" / "first").glob("*.bin"))
     (checkout / "first.py").write_text(FILES["first.py"])

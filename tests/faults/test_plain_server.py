@@ -103,7 +103,7 @@ def crashed(here: Station) -> list[FlowRun] | None:
 
 def test_a_tick_beside_a_longer_run_is_skipped_without_an_error_and_the_next_does_its_work(here: Station) -> None:
     log = here.worker.log.stat().st_size
-    with locks.only_run(here.home, name="score"), locks.only_run(here.home, name="monitor"):
+    with locks.take_turn(here.home, name="score"), locks.take_turn(here.home, name="monitor"):
         ticks = {name: tick(here, name) for name in ("score", "monitor")}
         skipped = {name: here.ended(run) for name, run in ticks.items()}
     for name, run in skipped.items():

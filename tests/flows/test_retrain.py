@@ -133,7 +133,7 @@ def test_dvc_repro_in_the_checkout_gives_the_hashes_of_the_flow(story: Story, pr
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=copy, env=env, check=True)
     made = json.loads((copy / "reports" / "record.json").read_text())
     assert made == {"record": story.first.record}
-    lock = pipeline.lock(copy)["stages"]
+    lock = pipeline.read_lock(copy)["stages"]
     assert {out["path"] for out in lock["train"]["outs"]} >= {"models/model.ubj", "models/twin.ubj"}
 
 
@@ -147,7 +147,7 @@ def test_sizes_that_do_not_fit_the_table_are_refused_before_anything_is_spent(st
     assert story
     with pytest.raises(StageFailed, match=r"gate.min_rows is 100,000, but split.holdout \(14d\) holds [\d,]+ rows"):
         retrain(settings={"gate.min_rows": 100_000}, as_of=LATER)
-    newest = workspaces.workspaces(params.home())[-1]
+    newest = workspaces.list_workspaces(params.home())[-1]
     assert (newest / "data" / "raw").exists()
     assert not (newest / "data" / "clean").exists()
 

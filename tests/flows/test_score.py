@@ -171,7 +171,7 @@ def stepping(project: Project, step: str, as_of: datetime) -> Iterator[None]:
     path = project.folder / "params.yaml"
     text = path.read_text()
     try:
-        overrides.override(path, {"clock.step": step, "clock.as_of": as_of.isoformat()})
+        overrides.override_params(path, {"clock.step": step, "clock.as_of": as_of.isoformat()})
         yield
     finally:
         path.write_text(text)
@@ -199,7 +199,7 @@ def test_the_clock_stays_where_the_sources_end(project: Project) -> None:
 @flow
 def compare_at(as_of: datetime) -> Skew | None:
     """What the retrain flow does between its stages and the gate."""
-    with workspaces.workspace(Path.cwd(), overrides={"clock.as_of": as_of.isoformat()}) as space:
+    with workspaces.open_workspace(Path.cwd(), overrides={"clock.as_of": as_of.isoformat()}) as space:
         run_stages(space, last="features")
         p = params.load(space.root / "params.yaml")
         return compare_features(p, space.root, registry.open_registry(p.registry))

@@ -34,7 +34,7 @@ def settings(task: Task = "binary", **overrides: Any) -> Params:
     for name, value in overrides.items():
         section, key = name.split(".")
         raw[section][key] = value
-    return params.check(raw)
+    return params.validate(raw)
 
 
 def made_rows(task: Task = "binary", *, per_day: int = 60, days: int = DAYS, seed: int = 0) -> Rows:

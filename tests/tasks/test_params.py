@@ -33,7 +33,7 @@ def changed(name: str, value: Any) -> dict[str, Any]:
 
 def refusal(name: str, value: Any) -> str:
     with pytest.raises(ValueError, match=r"params\.yaml: ") as caught:
-        params.check(changed(name, value))
+        params.validate(changed(name, value))
     return str(caught.value)
 
 
@@ -43,12 +43,12 @@ def test_the_projects_own_file_is_valid() -> None:
 
 def test_params_survive_the_way_through_their_own_text() -> None:
     p = params.load(ROOT / "params.yaml")
-    assert params.check(yaml.safe_load(yaml.safe_dump(p.model_dump(mode="json")))) == p
+    assert params.validate(yaml.safe_load(yaml.safe_dump(p.model_dump(mode="json")))) == p
 
 
 def test_params_cannot_be_changed_after_reading() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        params.check(raw_params("binary", 60)).clean.max_bad_share = 1
+        params.validate(raw_params("binary", 60)).clean.max_bad_share = 1
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     raw = changed("tune.trials", 0)
     raw["clean"]["max_bad_shar"] = 1
     with pytest.raises(ValueError) as caught:
-        params.check(raw)
+        params.validate(raw)
     assert len(str(caught.value).splitlines()) == 2
 
 
@@ -159,7 +159,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 )
 def test_a_value_that_will_not_do_is_refused_by_name_and_rule(name: str, value: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        params.check(changed(name, value))
+        params.validate(changed(name, value))
 
 
 @pytest.mark.parametrize("name", ["spine", "2024", "a b", "../up", "_own"])
@@ -167,7 +167,7 @@ def test_a_table_has_a_plain_name_that_no_stage_uses(name: str) -> None:
     raw = raw_params("binary", 60)
     raw["sources"][name], raw["contract"][name] = {"address": "x.csv"}, {"columns": {"a": {"type": "VARCHAR"}}}
     with pytest.raises(ValueError, match="a table's name is a letter"):
-        params.check(raw)
+        params.validate(raw)
 
 
 def test_a_file_that_is_missing_or_no_yaml_or_no_mapping_is_named(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_file_that_is_missing_or_no_yaml_or_no_mapping_is_named(tmp_path: Path
 
 @given(st.timedeltas(timedelta(0), timedelta(days=10_000)))
 def test_a_length_of_time_survives_the_way_through_its_text(length: timedelta) -> None:
-    assert params.duration(params.spell(length)) == length
+    assert params.parse_duration(params.spell(length)) == length
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_length_of_time_survives_the_way_through_its_text(length: timedelta) -
     [("90s", timedelta(seconds=90)), ("1.5h", timedelta(minutes=90)), (" 4w ", timedelta(days=28))],
 )
 def test_a_length_of_time_is_a_number_and_a_unit(text: str, length: timedelta) -> None:
-    assert params.duration(text) == length
+    assert params.parse_duration(text) == length
 
 
 @pytest.mark.parametrize(
@@ -204,9 +204,9 @@ def test_a_length_of_time_is_a_number_and_a_unit(text: str, length: timedelta) -
     ],
 )
 def test_a_moment_is_utc_unless_it_says_otherwise(text: str, moment: datetime) -> None:
-    as_of = params.check(changed("clock.as_of", text)).clock.as_of
+    as_of = params.validate(changed("clock.as_of", text)).clock.as_of
     assert as_of is not None
-    assert params.in_utc(as_of) == moment
+    assert params.to_utc(as_of) == moment
 
 
 def test_the_stages_that_may_have_a_limit_are_those_of_dvc_yaml() -> None:
@@ -232,10 +232,10 @@ def test_a_binary_label_has_no_costs_but_its_own() -> None:
     raw = raw_params("binary", 60)
     del raw["evaluate"]["costs"]
     with pytest.raises(ValueError, match=r"label.task binary needs evaluate.costs"):
-        params.check(raw)
+        params.validate(raw)
     raw = raw_params("regression", 60)
     del raw["evaluate"]["costs"]
-    assert params.check(raw).evaluate.costs is None
+    assert params.validate(raw).evaluate.costs is None
 
 
 @pytest.mark.parametrize("name", ["model", "experiment"])
@@ -244,4 +244,4 @@ def test_a_model_has_no_name_but_its_own(name: str) -> None:
     raw = raw_params("binary", 60)
     del raw["registry"][name]
     with pytest.raises(ValueError, match=rf"registry\.{name}"):
-        params.check(raw)
+        params.validate(raw)

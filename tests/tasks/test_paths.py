@@ -35,8 +35,8 @@ def test_a_workspace_works_under_a_folder_of_any_letters(
     git(checkout, "init", "-q")
     commit(checkout)
     for status in ("ran", "cached"):
-        with workspaces.workspace(checkout) as space:
-            assert Path(pipeline.cache_of(space.root)) == Path(pipeline.cache_of(checkout))
+        with workspaces.open_workspace(checkout) as space:
+            assert Path(pipeline.find_cache(space.root)) == Path(pipeline.find_cache(checkout))
             assert pipeline.run_stage(space.root, "ingest", env=space.env, on_line=lambda _: None).status == "ran"
             done = pipeline.run_stage(space.root, "train", env=space.env, on_line=lambda _: None)
             assert done.status == status
@@ -49,9 +49,9 @@ def test_a_path_that_dvc_cannot_hold_is_refused_before_anything_runs(
     monkeypatch.delenv("EVERGREEN_HOME", raising=False)
     checkout = tmp_path / name
     write(checkout, FILES)
-    with pytest.raises(ValueError, match="path of DVC's cache must hold no"), workspaces.workspace(checkout):
+    with pytest.raises(ValueError, match="path of DVC's cache must hold no"), workspaces.open_workspace(checkout):
         pass
-    assert workspaces.workspaces(checkout / ".evergreen") == []
+    assert workspaces.list_workspaces(checkout / ".evergreen") == []
 
 
 def test_a_file_that_git_leaves_out_of_archives_is_in_the_workspace(
@@ -67,7 +67,7 @@ def test_a_file_that_git_leaves_out_of_archives_is_in_the_workspace(
     revision = commit(tmp_path)
     names = subprocess.run(["git", "ls-files"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     for wanted in (None, revision):
-        with workspaces.workspace(tmp_path, commit=wanted) as space:
+        with workspaces.open_workspace(tmp_path, commit=wanted) as space:
             assert [name for name in names.split() if not (space.root / name).exists()] == []
             assert (space.root / "report.py").read_bytes() == (tmp_path / "report.py").read_bytes()
             assert os.access(space.root / "report.py", os.X_OK)

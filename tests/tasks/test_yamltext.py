@@ -77,7 +77,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
 def test_a_duplicate_stops_loading_and_overriding_alike(tmp_path: Path) -> None:
     path = made(tmp_path)
     path.write_text(path.read_text() + "registry:\n  model: another\n  experiment: e\n")
-    for act in (lambda: params.load(path), lambda: overrides.override(path, {"tune.trials": 3})):
+    for act in (lambda: params.load(path), lambda: overrides.override_params(path, {"tune.trials": 3})):
         with pytest.raises(ValueError, match=r"`registry` stands twice, in line \d+ and in line \d+"):
             act()
 
@@ -115,7 +115,7 @@ def test_a_list_of_texts_may_hold_what_yaml_takes_for_something_else(tmp_path: P
 @pytest.mark.parametrize("value", [*ODD, 2024, 1.5, True])
 def test_an_override_of_a_text_setting_is_that_text(value: Any, tmp_path: Path) -> None:
     path = made(tmp_path)
-    overrides.override(path, {"label.expression": value})
+    overrides.override_params(path, {"label.expression": value})
     found = params.load(path).label.expression
     assert found == (value if isinstance(value, str) else {2024: "2024", 1.5: "1.5", True: "true"}[value])
     if isinstance(value, str):
@@ -127,13 +127,13 @@ def test_an_override_of_a_text_setting_is_that_text(value: Any, tmp_path: Path) 
 def test_any_text_survives_an_override(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.mktemp("any") / "params.yaml"
     path.write_text("registry:\n  model: a\n")
-    overrides.override(path, {"registry.model": text})
+    overrides.override_params(path, {"registry.model": text})
     assert yamltext.read(path)[0] == {"registry": {"model": text}}
 
 
 def test_texts_inside_lists_and_sections_keep_their_type_too(tmp_path: Path) -> None:
     path = made(tmp_path)
-    overrides.override(
+    overrides.override_params(
         path, {"evaluate.slices": ["on", "2024"], "tune.space": {"booster": {"choice": ["null", "1e3"]}}}
     )
     raw = yamltext.read(path)[0]
@@ -143,7 +143,7 @@ def test_texts_inside_lists_and_sections_keep_their_type_too(tmp_path: Path) -> 
 
 def test_a_text_that_looks_like_a_moment_is_left_as_it_is(tmp_path: Path) -> None:
     path = made(tmp_path)
-    overrides.override(path, {"label.expression": "2024-01-02T00:00:00"})
+    overrides.override_params(path, {"label.expression": "2024-01-02T00:00:00"})
     assert params.load(path).label.expression == "2024-01-02T00:00:00"
 
 

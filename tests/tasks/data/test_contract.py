@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tasks.data import contract
 from tasks.params import Column, Table
+from tasks.runtime import sql
 
 ZONES = contract.ZONE_RULE
 
@@ -111,9 +112,9 @@ def test_a_time_with_an_offset_is_turned_to_utc(con: duckdb.DuckDBPyConnection, 
 def test_any_text_survives_quoting(text: str) -> None:
     text = text.replace("\0", "")
     with duckdb.connect() as con:
-        assert con.execute(f"SELECT {contract.literal(text)}").fetchall() == [(text,)]
+        assert con.execute(f"SELECT {sql.literal(text)}").fetchall() == [(text,)]
         if text:
-            assert con.execute(f"SELECT 1 AS {contract.quoted(text)}").description[0][0] == text
+            assert con.execute(f"SELECT 1 AS {sql.quote(text)}").description[0][0] == text
 
 
 def points(**references: str) -> dict[str, Table]:

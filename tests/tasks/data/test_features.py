@@ -208,7 +208,7 @@ def slice_of_the_year(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 @pytest.fixture(scope="module")
 def by_month(slice_of_the_year: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, Path]:
     """Params, and a folder whose data/ holds the slice, cleaned, and its features."""
-    folder, p = tmp_path_factory.mktemp("by_month"), params.check(slice_of_the_year)
+    folder, p = tmp_path_factory.mktemp("by_month"), params.validate(slice_of_the_year)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVERGREEN_PERIODS", str(folder / "periods"))
         patch.setenv("EVERGREEN_PII_KEY", "a key for the tests")
@@ -282,7 +282,7 @@ def cleaned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ingest and clean leave of the made world."""
     folder = tmp_path_factory.mktemp("cleaned")
     write_sources(folder / "source", days=40, per_day=12, rng=np.random.default_rng(0))
-    p = params.check(raw_params("binary", 40))
+    p = params.validate(raw_params("binary", 40))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("EVERGREEN_PERIODS", str(folder / "periods"))

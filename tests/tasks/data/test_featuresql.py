@@ -23,7 +23,7 @@ def cleaned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ingest and clean leave of a small made world."""
     folder = tmp_path_factory.mktemp("cleaned")
     write_sources(folder / "source", days=12, per_day=6, rng=np.random.default_rng(0))
-    p = params.check(raw_params("binary", 12))
+    p = params.validate(raw_params("binary", 12))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("EVERGREEN_PERIODS", str(folder / "periods"))

@@ -85,7 +85,7 @@ def make_world(kind: Kind, folder: Path) -> World:
     (folder / "data/clean/customers").mkdir()
     people = {"email": [f"person{i}" for i in range(300)], "segment": ["new"] * 300, "age": rng.integers(18, 90, 300)}
     pq.write_table(pa.table(people), folder / "data/clean/customers/all.parquet")
-    return World(params.check(raw), folder)
+    return World(params.validate(raw), folder)
 
 
 def write_months(folder: Path, table: pa.Table) -> None:

@@ -17,7 +17,7 @@ LIBRARY = re.compile(r"(Binder|Parser|Catalog|Conversion|Invalid Input|Out of Ra
 
 @pytest.fixture(scope="module")
 def con() -> Iterator[duckdb.DuckDBPyConnection]:
-    with stage.connect(params.check(raw_params("binary", 60))) as con:
+    with stage.connect(params.validate(raw_params("binary", 60))) as con:
         con.execute("CREATE TABLE t AS SELECT 1 AS amount, 'a secret' AS name, DATE '2024-01-01' AS day")
         yield con
 

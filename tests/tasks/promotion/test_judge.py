@@ -413,7 +413,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
 def world(folder: Path, as_of: datetime, sql: str) -> Made:
     raw = raw_params("binary", 70)
     raw["clock"]["as_of"] = as_of.isoformat()
-    p = params.check(raw)
+    p = params.validate(raw)
     (folder / "tasks").mkdir()
     (folder / "tasks" / "features.sql").write_text(sql)
     write_sources(folder / "source", days=70, per_day=60, rng=np.random.default_rng(0))

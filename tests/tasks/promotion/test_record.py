@@ -315,7 +315,7 @@ def test_an_edit_of_the_same_size_in_the_second_of_the_commit_is_seen(folder: Pa
     edited.write_text("SELECT 2\n")
     for path in (edited, folder / ".git" / "index"):
         os.utime(path, second)
-    assert b"+SELECT 2" in code.code_of(folder)[1]
+    assert b"+SELECT 2" in code.find_commit_and_patch(folder)[1]
 
 
 def test_new_code_is_in_the_patch_and_a_lock_alone_makes_no_run_dirty(folder: Path, tmp_path: Path) -> None:

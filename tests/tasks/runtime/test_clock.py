@@ -15,20 +15,20 @@ STEPS = Clock(as_of=BEGIN, step=WEEK)
 
 def test_without_a_step_now_is_what_the_params_say(tmp_path: Path) -> None:
     still = Clock(as_of=BEGIN)
-    clock.move(still, BEGIN + WEEK, tmp_path)
-    assert clock.now(still, tmp_path) == clock.after(still, tmp_path) == BEGIN
-    assert clock.after(Clock(as_of=None), tmp_path) is None
+    clock.advance(still, BEGIN + WEEK, tmp_path)
+    assert clock.now(still, tmp_path) == clock.now_at_next_tick(still, tmp_path) == BEGIN
+    assert clock.now_at_next_tick(Clock(as_of=None), tmp_path) is None
 
 
 def test_each_tick_brings_a_step_more(tmp_path: Path) -> None:
     for ticks in range(3):
         assert clock.now(STEPS, tmp_path) == BEGIN + ticks * WEEK
-        clock.move(STEPS, clock.after(STEPS, tmp_path) or BEGIN, tmp_path)
+        clock.advance(STEPS, clock.now_at_next_tick(STEPS, tmp_path) or BEGIN, tmp_path)
 
 
 def test_time_does_not_go_back(tmp_path: Path) -> None:
-    clock.move(STEPS, BEGIN + 3 * WEEK, tmp_path)
-    clock.move(STEPS, BEGIN + WEEK, tmp_path)
+    clock.advance(STEPS, BEGIN + 3 * WEEK, tmp_path)
+    clock.advance(STEPS, BEGIN + WEEK, tmp_path)
     assert clock.now(STEPS, tmp_path) == BEGIN + 3 * WEEK
 
 
@@ -53,7 +53,7 @@ def test_an_as_of_beyond_the_data_has_to_be_forced() -> None:
 
 
 def test_a_stored_clock_beyond_the_data_goes_back_to_their_end(tmp_path: Path) -> None:
-    clock.move(STEPS, datetime(2031, 1, 1), tmp_path)
-    assert clock.heal(STEPS, limit=BEGIN, end=BEGIN, home=tmp_path) == datetime(2031, 1, 1)
+    clock.advance(STEPS, datetime(2031, 1, 1), tmp_path)
+    assert clock.reset_beyond(STEPS, limit=BEGIN, end=BEGIN, home=tmp_path) == datetime(2031, 1, 1)
     assert clock.now(STEPS, tmp_path) == BEGIN
-    assert clock.heal(STEPS, limit=BEGIN, end=BEGIN, home=tmp_path) is None
+    assert clock.reset_beyond(STEPS, limit=BEGIN, end=BEGIN, home=tmp_path) is None

@@ -18,7 +18,7 @@ from tasks import params
 from tasks.promotion import gc
 from tasks.runtime import code, locks, overrides, pipeline, workspaces
 from tasks.runtime.pipeline import StageFailed, StageInfo, run_stage
-from tasks.runtime.workspaces import Workspace, workspace
+from tasks.runtime.workspaces import Workspace, open_workspace
 from tests.waiting import wait_until
 
 FILES = {
@@ -138,50 +138,50 @@ def dvc(checkout: Path, *args: str) -> str:
 
 def test_stages_come_after_what_they_need(checkout: Path) -> None:
     expected = [StageInfo("ingest", ()), StageInfo("train", ("ingest",)), StageInfo("report", ("train",))]
-    assert pipeline.stages(checkout) == expected
+    assert pipeline.list_stages(checkout) == expected
 
 
 def test_dvc_repro_takes_what_a_workspace_made_and_has_the_same_hashes(checkout: Path) -> None:
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         assert run_all(space) == ["ran", "ran", "ran"]
-        made = pipeline.lock_hash(space.root)
+        made = pipeline.hash_lock(space.root)
     said = dvc(checkout, "repro")
     assert said.count("is cached - skipping run") == 2  # ingest alone is always run
-    assert pipeline.lock_hash(checkout) == made
+    assert pipeline.hash_lock(checkout) == made
 
 
 def test_a_workspace_takes_what_dvc_repro_made_and_has_the_same_hashes(checkout: Path) -> None:
     dvc(checkout, "repro")
     (checkout / "dvc.lock").rename(checkout / "elsewhere")
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         assert run_all(space) == ["ran", "cached", "cached"]
-        assert pipeline.lock(space.root) == yaml.safe_load((checkout / "elsewhere").read_text())
+        assert pipeline.read_lock(space.root) == yaml.safe_load((checkout / "elsewhere").read_text())
 
 
 def test_a_stage_whose_outputs_are_there_is_unchanged(checkout: Path) -> None:
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         run_all(space)
         assert run_all(space) == ["ran", "unchanged", "unchanged"]
 
 
 def test_a_changed_parameter_runs_the_stages_that_use_it_and_no_others(checkout: Path) -> None:
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         run_all(space)
-    with workspace(checkout, overrides={"train.trials": 5}) as space:
+    with open_workspace(checkout, overrides={"train.trials": 5}) as space:
         assert run_all(space) == ["ran", "ran", "ran"]
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         assert run_all(space) == ["ran", "cached", "cached"]
 
 
 def test_a_fresh_workspace_uses_nothing_made_before_and_leaves_nothing(checkout: Path) -> None:
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         run_all(space)
-        made = pipeline.lock_hash(space.root)
+        made = pipeline.hash_lock(space.root)
     before = objects(checkout)
     write(params.home(checkout), {"pii.key": "k", "studies/a.log": "trials"})
-    with workspace(checkout, fresh=True) as space:
+    with open_workspace(checkout, fresh=True) as space:
         assert run_all(space) == ["ran", "ran", "ran"]
-        assert pipeline.lock_hash(space.root) == made
+        assert pipeline.hash_lock(space.root) == made
         assert content(Path(space.env["EVERGREEN_HOME"])) == {"pii.key": b"k"}
         own = {name: folder for name, folder in space.env.items() if name != "EVERGREEN_CHECKOUT"}
         assert all(Path(folder).is_relative_to(space.root) for folder in own.values())
@@ -189,18 +189,18 @@ def test_a_fresh_workspace_uses_nothing_made_before_and_leaves_nothing(checkout:
 
 
 def test_force_runs_a_stage_that_has_not_changed(checkout: Path) -> None:
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         run_all(space)
         assert run_stage(space.root, "train", env=space.env, force=True).status == "ran"
 
 
 def test_outputs_are_links_of_the_cache_and_making_them_anew_leaves_it_whole(checkout: Path) -> None:
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         run_all(space)
         model = space.root / "models" / "model.txt"
         assert model.stat().st_nlink > 1
         assert model.stat().st_mode & 0o222 == 0
-    with workspace(checkout, overrides={"train.rate": 0.5}) as space:
+    with open_workspace(checkout, overrides={"train.rate": 0.5}) as space:
         run_stage(space.root, "ingest", env=space.env)
         run_stage(space.root, "train", env=space.env)
     assert broken(checkout) == []
@@ -239,7 +239,9 @@ def outputs(root: Path) -> dict[str, dict[str, bytes]]:
 def cached_as(checkout: Path, out: str) -> list[Path]:
     """The objects of an output: the file's, or those of the folder's files and its listing."""
     hashes = {
-        entry["path"]: entry["md5"] for stage in pipeline.lock(checkout)["stages"].values() for entry in stage["outs"]
+        entry["path"]: entry["md5"]
+        for stage in pipeline.read_lock(checkout)["stages"].values()
+        for entry in stage["outs"]
     }
     name = hashes[out]
     listing = checkout / ".dvc" / "cache" / "files" / "md5" / name[:2] / name[2:]
@@ -271,14 +273,14 @@ def test_a_cached_output_with_other_bytes_is_made_again_and_that_is_logged(
     locked: bool,
 ) -> None:
     write(checkout, {"dvc.yaml": FILES["dvc.yaml"].replace("always_changed: true, ", "")})
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         run_all(space)
         made = outputs(space.root)
         (checkout / "dvc.lock").write_bytes((space.root / "dvc.lock").read_bytes())
     spoil(cached_as(checkout, out)[place])
     if not locked:
         (checkout / "dvc.lock").unlink()
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         assert run_all(space) == statuses
         assert outputs(space.root) == made
     assert "DVC's cache held other bytes than dvc.lock names" in caplog.text
@@ -287,14 +289,14 @@ def test_a_cached_output_with_other_bytes_is_made_again_and_that_is_logged(
 
 def test_a_stage_that_runs_again_is_not_given_what_the_cache_holds_of_it(checkout: Path) -> None:
     """Its output has the hash of a cached file with other bytes: DVC would link that file into its place."""
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         run_all(space)
         whole = (space.root / "models" / "model.txt").read_bytes()
         (checkout / "dvc.lock").write_bytes((space.root / "dvc.lock").read_bytes())
     flip(cached_as(checkout, "models/model.txt")[0])
     (checkout / "dvc.lock").unlink()
     write(checkout, {"train.py": FILES["train.py"] + "# the same in other words"})
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         run_all(space)
         assert (space.root / "models" / "model.txt").read_bytes() == whole
 
@@ -311,7 +313,7 @@ def test_a_remote_that_is_given_by_a_relative_path_is_the_same_from_a_workspace(
 
     text = '[remote "store"]\n    url = ../../store\n'
     write(checkout, {".dvc/config": FILES[".dvc/config"] + text, ".dvc/config.local": '[remote "store"]\n  jobs = 3\n'})
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         remote = Config(str(space.root / ".dvc")).read()["remote"]["store"]
     assert Path(remote["url"]).resolve() == checkout.parent / "store"
     assert int(remote["jobs"]) == 3
@@ -321,7 +323,7 @@ def test_the_order_of_the_lock_file_does_not_change_its_hash(tmp_path: Path) -> 
     for name, order in (("a", ["x", "y"]), ("b", ["y", "x"])):
         text = yaml.safe_dump({"stages": {stage: {"cmd": stage} for stage in order}}, sort_keys=False)
         write(tmp_path / name, {"dvc.lock": text})
-    assert pipeline.lock_hash(tmp_path / "a") == pipeline.lock_hash(tmp_path / "b")
+    assert pipeline.hash_lock(tmp_path / "a") == pipeline.hash_lock(tmp_path / "b")
 
 
 # --- the code ------------------------------------------------------------------------------------------------------
@@ -331,7 +333,7 @@ def test_a_run_leaves_the_checkout_its_index_and_its_repository_as_they_were(che
     write(checkout, {"train.py": FILES["train.py"] + "# edited\n", "new.py": "x = 1\n", "staged.py": "y = 1\n"})
     git(checkout, "add", "staged.py")
     before = content(checkout)
-    with workspace(checkout, overrides={"train.trials": 1}) as space:
+    with open_workspace(checkout, overrides={"train.trials": 1}) as space:
         run_all(space)
     after = content(checkout)
     assert {name: after[name] for name in after if not shared(name)} == before
@@ -343,7 +345,7 @@ def test_uncommitted_edits_travel_along_and_their_patch_gives_them_back(checkout
     (checkout / "binary").write_bytes(bytes(range(256)))
     git(checkout, "add", "binary")
     (checkout / ".git" / "info" / "exclude").write_text("*.log\n")
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         assert space.dirty
         assert space.diff is not None
         (tmp_path / "saved").write_bytes(space.diff.read_bytes())
@@ -351,7 +353,7 @@ def test_uncommitted_edits_travel_along_and_their_patch_gives_them_back(checkout
     assert code["sub/new.py"] == b"x = 1\n"
     assert not {"ignored.log", "report.py"} & code.keys()
     git(checkout, "checkout", "-q", "--", ".")
-    with workspace(checkout, commit=space.commit, patch=tmp_path / "saved") as again:
+    with open_workspace(checkout, commit=space.commit, patch=tmp_path / "saved") as again:
         assert code.items() <= content(again.root).items()
 
 
@@ -361,7 +363,7 @@ def test_of_untracked_files_only_code_travels_and_the_rest_is_named_once(
     code = {"new.py": "x = 1\n", "tasks/more.sql": "SELECT 1\n", "small.json": "{}"}
     others = {".env": "PASSWORD=x", ".env.json": "{}", "people.csv": "ada", "big.json": " " * 1_000_001, "notes.md": ""}
     write(checkout, {**code, **others})
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         assert code.keys() <= content(space.root).keys()
         assert not others.keys() & content(space.root).keys()
         assert space.diff is not None
@@ -377,20 +379,20 @@ def test_of_untracked_files_only_code_travels_and_the_rest_is_named_once(
 
 def test_untracked_data_alone_makes_no_run_dirty(checkout: Path) -> None:
     write(checkout, {"people.csv": "ada"})
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         assert not space.dirty
 
 
 def test_the_code_of_a_checkout_is_what_a_workspace_of_it_says(checkout: Path) -> None:
     head = git(checkout, "rev-parse", "HEAD").strip()
     write(checkout, {"dvc.lock": "schema: '2.0'\nstages: {}\n"})
-    assert code.code_of(checkout) == (head, b"")
+    assert code.find_commit_and_patch(checkout) == (head, b"")
     write(checkout, {"train.py": FILES["train.py"] + "# edited\n", "new.py": "x = 1\n"})
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         assert space.diff is not None
-        assert code.code_of(checkout) == (head, space.diff.read_bytes())
+        assert code.find_commit_and_patch(checkout) == (head, space.diff.read_bytes())
     without_git(checkout)
-    assert code.code_of(checkout) == (code.UNKNOWN, b"")
+    assert code.find_commit_and_patch(checkout) == (code.UNKNOWN, b"")
 
 
 def test_the_patch_is_the_same_whatever_the_users_git_is_set_to(checkout: Path, tmp_path: Path) -> None:
@@ -398,7 +400,7 @@ def test_the_patch_is_the_same_whatever_the_users_git_is_set_to(checkout: Path, 
     commit(checkout)
     write(checkout, {"train.py": FILES["train.py"] + "# edited\n", "sub/new.py": "x = 1\n"})
     (checkout / "report.py").rename(checkout / "told.py")
-    expected = code.code_of(checkout)
+    expected = code.find_commit_and_patch(checkout)
     odd = {
         "diff.noprefix": "true",
         "diff.mnemonicPrefix": "true",
@@ -412,22 +414,22 @@ def test_the_patch_is_the_same_whatever_the_users_git_is_set_to(checkout: Path, 
     }
     for name, value in odd.items():
         git(checkout, "config", name, value)
-    assert code.code_of(checkout) == expected
+    assert code.find_commit_and_patch(checkout) == expected
     (tmp_path / "saved").write_bytes(expected[1])
-    with workspace(checkout, commit=expected[0], patch=tmp_path / "saved") as again:
+    with open_workspace(checkout, commit=expected[0], patch=tmp_path / "saved") as again:
         assert (again.root / "train.py").read_text() == FILES["train.py"] + "# edited\n"
         assert (again.root / "told.py").exists()
 
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_stage_is_told_where_the_checkout_is(checkout: Path, fresh: bool) -> None:
-    with workspace(checkout, fresh=fresh) as space:
+    with open_workspace(checkout, fresh=fresh) as space:
         assert space.env["EVERGREEN_CHECKOUT"] == str(checkout)
 
 
 def test_a_clean_checkout_has_no_patch_even_after_dvc_repro(checkout: Path) -> None:
     write(checkout, {"dvc.lock": "schema: '2.0'\nstages: {}\n"})
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         assert not space.dirty
         assert (space.root / "dvc.lock").exists()
         assert space.commit == git(checkout, "rev-parse", "HEAD").strip()
@@ -437,20 +439,20 @@ def test_a_commit_gives_the_code_of_that_commit(checkout: Path) -> None:
     first = git(checkout, "rev-parse", "HEAD").strip()
     write(checkout, {"train.py": "raise SystemExit(1)\n"})
     commit(checkout)
-    with workspace(checkout, commit=first[:10]) as space:
+    with open_workspace(checkout, commit=first[:10]) as space:
         assert space.commit == first
         assert (space.root / "train.py").read_text() == FILES["train.py"]
 
 
 def test_a_commit_that_is_not_there_is_an_error_that_names_it(checkout: Path) -> None:
-    with pytest.raises(ValueError, match="deadbeef"), workspace(checkout, commit="deadbeef"):
+    with pytest.raises(ValueError, match="deadbeef"), open_workspace(checkout, commit="deadbeef"):
         pass
     assert not list((checkout / ".evergreen" / "workspaces").iterdir())
 
 
 def test_a_project_in_a_folder_of_a_repository_takes_that_folder(checkout: Path) -> None:
     write(checkout / "part", FILES)
-    with workspace(checkout / "part") as space:
+    with open_workspace(checkout / "part") as space:
         assert (space.root / "train.py").exists()
         assert not (space.root / "part").exists()
         assert space.diff is not None
@@ -481,7 +483,7 @@ def ignored_by_a_repository_around_it(checkout: Path) -> None:
 def test_a_run_needs_no_commit(checkout: Path, edit: Edit) -> None:
     write(checkout, {"data/raw/old.txt": "made before"})
     edit(checkout)
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         assert space.commit == code.UNKNOWN
         assert space.dirty == (edit is without_commits)
         assert not (space.root / "data").exists()
@@ -490,10 +492,10 @@ def test_a_run_needs_no_commit(checkout: Path, edit: Edit) -> None:
 
 def test_the_patch_of_a_repository_without_commits_holds_all_its_code(checkout: Path, tmp_path: Path) -> None:
     without_commits(checkout)
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         assert space.diff is not None
         (tmp_path / "saved").write_bytes(space.diff.read_bytes())
-    with workspace(checkout, commit=code.UNKNOWN, patch=tmp_path / "saved") as again:
+    with open_workspace(checkout, commit=code.UNKNOWN, patch=tmp_path / "saved") as again:
         assert run_all(again) == ["ran", "ran", "ran"]
 
 
@@ -501,21 +503,21 @@ def test_the_patch_of_a_repository_without_commits_holds_all_its_code(checkout: 
 
 
 def test_an_override_keeps_the_comments_and_every_other_value(checkout: Path) -> None:
-    with workspace(checkout, overrides={"train.trials": 5, "clock.as_of": "2013-08-01T00:00:00"}) as space:
+    with open_workspace(checkout, overrides={"train.trials": 5, "clock.as_of": "2013-08-01T00:00:00"}) as space:
         text = (space.root / "params.yaml").read_text().replace("'", '"')
     assert text == FILES["params.yaml"].replace("trials: 20", "trials: 5").replace("07-01", "08-01")
 
 
 @pytest.mark.parametrize("same", ["2013-07-01T00:00:00", "2013-07-01 00:00", "2013-07-01T02:00:00+02:00"])
 def test_the_same_moment_in_another_spelling_changes_nothing(checkout: Path, same: str) -> None:
-    with workspace(checkout, overrides={"clock.as_of": same}) as space:
+    with open_workspace(checkout, overrides={"clock.as_of": same}) as space:
         assert (space.root / "params.yaml").read_text() == FILES["params.yaml"]
 
 
 def test_an_unknown_key_is_an_error_that_names_the_nearest_and_leaves_nothing(checkout: Path) -> None:
     with (
         pytest.raises(ValueError, match=r"`train.trails` is no key .* Did you mean `train.trials`"),
-        workspace(checkout, overrides={"train.trails": 5}),
+        open_workspace(checkout, overrides={"train.trails": 5}),
     ):
         pass
     assert not list((checkout / ".evergreen" / "workspaces").iterdir())
@@ -525,7 +527,7 @@ def test_a_key_that_the_file_leaves_at_its_default_is_put_in(checkout: Path) -> 
     """The last: of a section that is not in the file."""
     path = checkout / "params.yaml"
     path.write_text(FILES["params.yaml"] + "\n# the search\ntune:\n  budget: 1m   # at most\n\n# the end\n")
-    overrides.override(path, {"tune.trials": 5, "clock.step": "7d", "journal.address": "s3://journal"})
+    overrides.override_params(path, {"tune.trials": 5, "clock.step": "7d", "journal.address": "s3://journal"})
     text = path.read_text()
     assert yaml.safe_load(text) == {
         "clock": {"as_of": "2013-07-01", "step": "7d"},
@@ -535,16 +537,16 @@ def test_a_key_that_the_file_leaves_at_its_default_is_put_in(checkout: Path) -> 
     }
     assert "# the search\ntune:\n  trials: 5\n  budget: 1m   # at most\n" in text
     with pytest.raises(ValueError, match=r"`tune.trails` is no key .* Did you mean `tune.trials`"):
-        overrides.override(path, {"tune.trails": 5})
+        overrides.override_params(path, {"tune.trails": 5})
 
 
 # --- a workspace's life --------------------------------------------------------------------------------------------
 
 
 def test_a_workspace_goes_after_success_and_stays_when_asked(checkout: Path) -> None:
-    with workspace(checkout) as gone:
+    with open_workspace(checkout) as gone:
         pass
-    with workspace(checkout, keep=True) as kept:
+    with open_workspace(checkout, keep=True) as kept:
         pass
     assert not gone.root.exists()
     assert kept.root.exists()
@@ -555,22 +557,22 @@ def test_only_the_newest_failures_stay_for_a_look(checkout: Path, monkeypatch: p
     monkeypatch.setattr("secrets.token_hex", lambda _: next(names))
     failed = []
     for number in range(5):
-        with contextlib.suppress(RuntimeError), workspace(checkout) as space:
+        with contextlib.suppress(RuntimeError), open_workspace(checkout) as space:
             failed.append(space.root)
             raise RuntimeError(f"boom {number}")
-    workspaces.sweep(params.home(checkout), failures=2)
+    workspaces.remove_abandoned(params.home(checkout), failures=2)
     assert [root.exists() for root in failed] == [False, False, False, True, True]
     assert (failed[-1] / workspaces.KEPT).read_text() == "RuntimeError: boom 4\n"
 
 
 def test_a_sweep_takes_what_has_no_owner_and_never_what_has_one(checkout: Path) -> None:
     shared_state = params.home(checkout)
-    with workspace(checkout) as living:
+    with open_workspace(checkout) as living:
         dead = shared_state / "workspaces" / "20010101-000000-abcdef"
         half = shared_state / "workspaces" / ".20010101-000000-fedcba"
         for root in (dead, half):
             write(root, {"data/x": "x"})
-        assert sorted(workspaces.sweep(shared_state)) == sorted([dead, half])
+        assert sorted(workspaces.remove_abandoned(shared_state)) == sorted([dead, half])
         assert living.root.exists()
     assert not list((shared_state / "workspaces").iterdir())
 
@@ -680,10 +682,10 @@ def test_a_second_run_waits_and_says_for_whom(tmp_path: Path) -> None:
     began = threading.Event()
 
     def second() -> None:
-        with locks.only_run(tmp_path, say=said.append):
+        with locks.take_turn(tmp_path, say=said.append):
             began.set()
 
-    with locks.only_run(tmp_path):
+    with locks.take_turn(tmp_path):
         thread = threading.Thread(target=second)
         thread.start()
         wait_until(lambda: said)
@@ -695,9 +697,9 @@ def test_a_second_run_waits_and_says_for_whom(tmp_path: Path) -> None:
 
 def test_waiting_for_a_run_has_an_end_that_names_it(tmp_path: Path) -> None:
     with (
-        locks.only_run(tmp_path),
+        locks.take_turn(tmp_path),
         pytest.raises(TimeoutError, match=f"process {os.getpid()}"),
-        locks.only_run(tmp_path, timeout=0.1),
+        locks.take_turn(tmp_path, timeout=0.1),
     ):
         pass
 
@@ -711,14 +713,14 @@ def saved_lock(space: Workspace, folder: Path) -> Path:
 
 
 def test_gc_frees_what_no_lock_needs_and_a_dry_run_frees_nothing(checkout: Path, tmp_path: Path) -> None:
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         run_all(space)
         saved_lock(space, checkout)
-    with workspace(checkout, overrides={"clock.as_of": "2013-08-01"}) as space:
+    with open_workspace(checkout, overrides={"clock.as_of": "2013-08-01"}) as space:
         run_all(space)
         registered = saved_lock(space, tmp_path / "registered")
     needed = objects(checkout)
-    with workspace(checkout, overrides={"clock.as_of": "2013-09-01", "train.rate": 0.3}) as space:
+    with open_workspace(checkout, overrides={"clock.as_of": "2013-09-01", "train.rate": 0.3}) as space:
         run_all(space)
     everything = objects(checkout)
     listed = gc.free(checkout, keep_locks=[registered])
@@ -727,12 +729,12 @@ def test_gc_frees_what_no_lock_needs_and_a_dry_run_frees_nothing(checkout: Path,
     assert {freed.path for freed in listed} == everything - needed
     assert objects(checkout) == needed
     assert sum(freed.size for freed in listed) >= 3 * len("2013-09-01 0\n") * 1000
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         assert run_all(space) == ["ran", "cached", "cached"]
 
 
 def test_gc_keeps_what_a_running_workspace_needs(checkout: Path) -> None:
-    with workspace(checkout) as space:
+    with open_workspace(checkout) as space:
         run_all(space)
         assert gc.free(checkout, dry=False) == []
     assert {freed.kind for freed in gc.free(checkout)} == {"object", "run"}
@@ -740,7 +742,7 @@ def test_gc_keeps_what_a_running_workspace_needs(checkout: Path) -> None:
 
 def test_gc_frees_left_workspaces_old_studies_candidates_and_periods_that_no_data_is_made_of(checkout: Path) -> None:
     shared_state = params.home(checkout)
-    with workspace(checkout, keep=True) as left:
+    with open_workspace(checkout, keep=True) as left:
         run_all(left)
         saved_lock(left, checkout)
         model = left.root / "models" / "model.txt"

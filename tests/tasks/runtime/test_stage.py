@@ -105,9 +105,8 @@ def test_a_stage_that_hangs_is_ended_at_its_limit_with_the_limits_name(start: St
 
 
 def test_a_stage_without_a_limit_is_not_ended(start: Start) -> None:
-    work = (
-        "from datetime import timedelta\nstage.limit('x', None); stage.limit('y', timedelta(seconds=60)); print('on')"
-    )
+    limits = "stage.limit_time('x', None); stage.limit_time('y', timedelta(seconds=60))"
+    work = f"from datetime import timedelta\n{limits}; print('on')"
     program = start(work)
     assert outcome(program)[0] == 0
 
@@ -153,7 +152,7 @@ def lives(pid: int) -> bool:
 
 
 def test_a_connection_keeps_to_the_stages_limits_and_to_utc() -> None:
-    p = params.check(raw_params("binary", 60))
+    p = params.validate(raw_params("binary", 60))
     with stage.connect(p) as con:
         settings = "current_setting('threads'), current_setting('TimeZone'), current_setting('temp_file_encryption')"
         assert con.execute(f"SELECT {settings}").fetchall() == [(p.stage.threads, "UTC", True)]
@@ -168,7 +167,7 @@ from tasks.runtime import stage
 from tests.conftest import raw_params
 raw = raw_params("binary", 60)
 raw["stage"]["memory"] = "60MB"
-con = stage.connect(params.check(raw))
+con = stage.connect(params.validate(raw))
 con.execute("CREATE TEMP TABLE t AS SELECT i, 'person' || hash(i) AS name FROM range(700_000) r(i)")
 sql = "SELECT sum(i), count(DISTINCT name) FROM (SELECT *, row_number() OVER (ORDER BY name) FROM t)"
 print(*con.execute(sql).fetchone(), flush=True)
@@ -213,13 +212,13 @@ def test_a_service_that_is_away_is_asked_again_and_one_that_refuses_is_not() -> 
             raise answer
         return answer
 
-    assert stage.ask_again(ask, waits=[0, 0]) == "there"
+    assert stage.retry_while_away(ask, waits=[0, 0]) == "there"
     answers = iter([ValueError("refused"), "there"])
     with pytest.raises(ValueError, match="refused"):
-        stage.ask_again(ask, waits=[0])
+        stage.retry_while_away(ask, waits=[0])
     answers = iter([ConnectionError("away"), ConnectionError("for good")])
     with pytest.raises(ConnectionError, match="for good"):
-        stage.ask_again(ask, waits=[0])
+        stage.retry_while_away(ask, waits=[0])
 
 
 def test_a_service_may_be_away_for_a_minute_and_start_for_another() -> None:
@@ -236,18 +235,18 @@ def test_a_setting_that_dvc_wants_is_asked_for_before_the_first_stage_and_its_de
     for section, key in (("evaluate", "costs"), ("drift", "bins")):
         made.raw[section].pop(key)
     with pytest.raises(ValueError, match=r"lacks drift\.bins, evaluate\.costs") as refusal:
-        stage.refuse_missing(made.params(), made.folder)
+        stage.check_settings(made.params(), made.folder)
     told = dict(line.split(": ") for line in re.findall(r"`([^`]+)`", str(refusal.value)))
     assert told == {"drift.bins": "16", "evaluate.costs": "null"}
-    stage.refuse_missing(made.params(**{name: yaml.safe_load(value) for name, value in told.items()}), made.folder)
+    stage.check_settings(made.params(**{name: yaml.safe_load(value) for name, value in told.items()}), made.folder)
 
 
 def test_the_settings_of_this_project_are_all_that_dvc_wants() -> None:
-    stage.refuse_missing(params.load(ROOT / "params.yaml"), ROOT)
+    stage.check_settings(params.load(ROOT / "params.yaml"), ROOT)
 
 
 def test_dvc_keeps_a_stage_whose_parameter_is_null_and_none_whose_parameter_is_missing(tmp_path: Path) -> None:
-    """Why `refuse_missing` is there."""
+    """Why `check_settings` is there."""
     with_stage(tmp_path, "open('out', 'w').write('made')")
     graph = yaml.safe_load((tmp_path / "dvc.yaml").read_text())
     graph["stages"]["it"]["params"] = ["evaluate.costs"]

@@ -21,7 +21,7 @@ def checker(**changes: Any) -> ConsistencyChecker | None:
     orders["columns"] |= changes.get("columns", {})
     source |= changes.get("source", {})
     raw["spine"]["columns"] += changes.get("spine", [])
-    return ConsistencyChecker.of(params.check(raw))
+    return ConsistencyChecker.of(params.validate(raw))
 
 
 def row(**values: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def test_a_message_that_contradicts_itself_is_dead(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("EVERGREEN_PII_KEY", KEY)
     raw = raw_params("binary", 60)
     raw["spine"]["columns"].append("placed")
-    reader = Reader.of(params.check(raw))
+    reader = Reader.of(params.validate(raw))
 
     def read(placed: str) -> Asked | Dead:
         sent = row(event_time="2024-01-05T12:00:00", placed=placed)

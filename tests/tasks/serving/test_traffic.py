@@ -18,7 +18,7 @@ from tasks.training.model import Feature, Model, Spec
 from tests.conftest import raw_params
 
 ROOT = Path(__file__).parents[3]
-P = params.check(raw_params("binary", 60))
+P = params.validate(raw_params("binary", 60))
 ROWS = [{"number": i, "store": f"store {i % 7}", "email": f"person {i % 50}"} for i in range(400)]
 
 
@@ -106,10 +106,10 @@ def test_what_is_sticky_is_the_contracts_key_unless_somebody_says_otherwise() ->
 def test_sticky_columns_that_a_row_does_not_have_are_refused() -> None:
     raw = raw_params("binary", 60) | {"serving": {"challenger": {"sticky": ["emial"]}}}
     with pytest.raises(ValueError, match=r"sticky must name spine columns, but \['emial'\] are none.*`email`"):
-        params.check(raw)
+        params.validate(raw)
     raw["serving"]["challenger"] = {"mode": False}
     with pytest.raises(ValueError, match="'none', 'shadow' or 'share', but got False"):
-        params.check(raw)
+        params.validate(raw)
 
 
 def test_a_challenger_with_features_of_its_own_is_left_out_where_features_are_sent() -> None:

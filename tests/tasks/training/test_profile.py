@@ -101,9 +101,9 @@ def test_a_model_without_importances_weighs_nothing() -> None:
     ("window", "unit", "span"), [("7d", 24, 7), ("1d", 24, 1), ("36h", 36, 1), ("6h", 6, 1), ("1h", 1, 1)]
 )
 def test_windows_slide_by_days_and_shorter_ones_by_themselves(window: str, unit: int, span: int) -> None:
-    from tasks.params import duration
+    from tasks.params import parse_duration
 
-    found = stream.profile(TABLE, TIMES, window=duration(window))
+    found = stream.profile(TABLE, TIMES, window=parse_duration(window))
     assert (found.unit, found.span) == (timedelta(hours=unit), span)
     there = np.unique(TIMES.astype("datetime64[h]").astype(int) // unit)
     windows = len(there) if span == 1 else there[-1] - there[0] + 1 - span + 1  # an hour without rows is no window
