@@ -35,7 +35,7 @@ unexport PYTHONHOME
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: .venv/.ready key  ## make .venv from the lock, and a key for pseudonyms
+setup: .venv/.ready .venv/bin/evergreen key  ## make .venv from the lock, and a key for pseudonyms
 	@(. $(BIN)/activate && [[ $$VIRTUAL_ENV -ef .venv ]]) || echo "this checkout was moved or copied: make works, but the \
 	scripts of .venv (activate, dvc, prefect) belong to the old place. rm -rf .venv && make setup makes them anew." >&2
 
@@ -46,6 +46,9 @@ setup: .venv/.ready key  ## make .venv from the lock, and a key for pseudonyms
 	if [ -z "$$UV" ]; then test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; UV=$(BIN)/uv; fi; \
 	"$$UV" pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock
 	@touch $@
+
+.venv/bin/evergreen: infra/evergreen.sh | .venv/.ready
+	@install -m 755 $< $@
 
 key:
 	@$(IN_HOME); test -e "$$home/pii.key" || { mkdir -p "$$home/prefect" && (umask 077 && \
@@ -88,7 +91,7 @@ ui-prefect: setup  ## the Prefect UI on http://127.0.0.1:4200
 	@exec $(BIN)/python -m prefect server start --host 127.0.0.1 --port 4200
 
 gc: setup  ## what could be freed; DO=1 frees it; where it refuses and that is meant: NO_VERSIONS=1, SHARED_CACHE=1
-	@$(BIN)/python -m tasks.promotion.gc $(if $(DO),--do) $(if $(NO_VERSIONS),--no-versions) $(if $(SHARED_CACHE),--shared-cache)
+	@$(BIN)/python -m flows.cli gc $(if $(DO),--do) $(if $(NO_VERSIONS),--no-versions) $(if $(SHARED_CACHE),--shared-cache)
 
 clean:  ## remove what runs made here; .venv and .evergreen stay
 	@rm -rf data models reports .mypy_cache .ruff_cache .import_linter_cache .hypothesis

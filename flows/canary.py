@@ -10,7 +10,6 @@ and takes it away for ever when it is surely worse; with `gate.approval: require
 last of these. Nothing is compared here.
 """
 
-import argparse
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -19,6 +18,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from flows import cli
 from flows.network import NETWORK
 from tasks import params
 from tasks.data import state
@@ -44,6 +44,7 @@ class Tried:
 
 @flow(name="canary", flow_run_name="canary {reason}")
 def canary(
+    *,
     begin: str | None = None,
     end: bool = False,
     accept: bool = False,
@@ -62,7 +63,7 @@ def canary(
         force: On: take an as_of beyond what was journalled, or ahead of the clock, as it is.
     """
     if (begin is not None) + end + accept != 1:
-        raise ValueError("ask for one: begin=<version or run>, end=True, or accept=True")
+        raise ValueError("ask for one of the three: begin (a version or a run), end, or accept")
     p = params.load()
     known, kept, moment = opened(p, as_of, force=force)
     if begin is not None:
@@ -117,12 +118,12 @@ def accepted(known: Registry, kept: Journal, *, as_of: datetime) -> str:
 def publish(known: Registry, said: str, as_of: datetime) -> Tried:
     serving, up = known.champion(), known.challenger()
     done = Tried(serving.number if serving else None, up.number if up else None, as_of, said)
-    create_markdown_artifact(told(done), key="canary", description=f"as of {as_of}")
-    get_run_logger().info("%s", told(done))
+    create_markdown_artifact(describe(done), key="canary", description=f"as of {as_of}")
+    get_run_logger().info("%s", describe(done))
     return done
 
 
-def told(done: Tried) -> str:
+def describe(done: Tried) -> str:
     """The canary as a person reads it."""
     serves = f"Version {done.serves} serves" if done.serves else "No version serves"
     beside = f"version {done.challenger} is tried beside it" if done.challenger else "no challenger is up"
@@ -130,17 +131,5 @@ def told(done: Tried) -> str:
     return f"{head}\n\n- {done.said}\n"
 
 
-def main() -> None:
-    """The same from a terminal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--begin", metavar="VERSION", help="put this version, or this MLflow run's model, up")
-    what.add_argument("--end", action="store_true", help="take the challenger away; it may be put up again")
-    what.add_argument("--accept", action="store_true", help="promote the challenger that the monitor found fit for it")
-    parser.add_argument("--reason", default="by hand", help="why; it goes into the ledger")
-    asked = parser.parse_args()
-    print(told(canary(begin=asked.begin, end=asked.end, accept=asked.accept, reason=asked.reason)))
-
-
 if __name__ == "__main__":
-    main()
+    cli.run("canary")

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from flows import cli
 from infra.servers import server
 from tasks import params
 
@@ -54,7 +55,7 @@ def demo() -> None:
 
 def tour(console: Console) -> Iterator[Any]:
     """Live through the months; what is to be shown at the end, in the order of time."""
-    from flows.rollback import rollback, told
+    from flows.rollback import describe, rollback
 
     yield from page(_retrain(console, FIRST, None))
     as_of, done = FIRST, None
@@ -67,7 +68,7 @@ def tour(console: Console) -> Iterator[Any]:
             yield from page(done)
     if done and done.version:
         console.rule("[bold]and back: rollback")
-        yield Panel(told(rollback(reason="to show it", as_of=as_of)), title="rollback", border_style="yellow")
+        yield Panel(describe(rollback(reason="to show it", as_of=as_of)), title="rollback", border_style="yellow")
 
 
 def _left_open(decision: str) -> bool:
@@ -186,4 +187,4 @@ def closing() -> str:
 
 
 if __name__ == "__main__":
-    demo()
+    cli.run("demo")

@@ -7,7 +7,6 @@ deployment that is there keeps its schedules, and an automation that is off stay
 of prefect.yaml in their place.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
-from flows import automations
+from flows import automations, cli
 from infra import HEARTBEAT, PATIENCE
 from infra.servers import pool_of
 from tasks import params
@@ -107,13 +106,15 @@ def put_deployments(checkout: Path, plan: Mapping[str, Any]) -> None:
         raise RuntimeError(f"the deployments were refused:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--schedules", action="store_true", help="prefect.yaml's schedules, whatever the server has")
-    parser.add_argument("--no-worker-runs", action="store_true", help="so what is called running has died")
-    options = parser.parse_args()
+def main(*, schedules: bool = False, no_worker_runs: bool = False) -> None:
+    """Put prefect.yaml's deployments and the automations on the server at PREFECT_API_URL.
+
+    Args:
+        schedules: Take prefect.yaml's schedules, whatever the server has.
+        no_worker_runs: Take each run that the server calls running for dead.
+    """
     with get_client(sync_client=True) as client:
-        deploy(Path.cwd(), client, schedules=options.schedules, no_worker_runs=options.no_worker_runs)
+        deploy(Path.cwd(), client, schedules=schedules, no_worker_runs=no_worker_runs)
     print(f"deployed: {', '.join(read_names(Path.cwd()))}")
 
 
@@ -122,4 +123,4 @@ def read_names(checkout: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run("deploy")

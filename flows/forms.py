@@ -1,17 +1,31 @@
-"""forms: what a flow asks a person in the Prefect UI.
+"""forms: what a flow asks a person, in the Prefect UI and in a terminal.
 
-Prefect makes a deployment's form from the flow's signature, and a field's help from the docstring's `Args`; the
-description of a pydantic `Field` gets lost on the way. A parameter that only machines fill in stays a parameter:
-events, automations and code pass it, and the form does not show it.
+Prefect makes a deployment's form, and flows/cli.py a command, from the flow's signature; a field's help is in the
+docstring's `Args` (Prefect drops the description of a pydantic `Field`). A parameter that only machines fill in stays a
+parameter: events, automations and code pass it, and people are not asked for it.
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+import json
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
+from cyclopts import Parameter, Token
 from prefect import Flow
 
 F = TypeVar("F", bound=Flow[..., Any])
+
+
+def _parse_json(_type: Any, tokens: Sequence[Token]) -> Any:
+    return json.loads(tokens[0].value)
+
+
+def _split_names(_type: Any, tokens: Sequence[Token]) -> list[str]:
+    return [name for token in tokens for name in token.value.split(",")]
+
+
+Json = Annotated[dict[str, Any] | None, Parameter(converter=_parse_json, accepts_keys=False, n_tokens=1)]
+Names = Annotated[list[str] | None, Parameter(converter=_split_names, n_tokens=1)]  # in a terminal: never,every:28d
 
 
 def hide_from_form(*names: str) -> Callable[[F], F]:
@@ -21,12 +35,12 @@ def hide_from_form(*names: str) -> Callable[[F], F]:
     still be given them: the form's schema allows further parameters.
     """
 
-    def hide(of_people: F) -> F:
-        signature = inspect.signature(of_people.fn, eval_str=True)
+    def hide(flow: F) -> F:
+        signature = inspect.signature(flow.fn, eval_str=True)
         if unknown := set(names) - signature.parameters.keys():
-            raise ValueError(f"the flow {of_people.name} has no parameter {sorted(unknown)} to hide")
-        shown = [each for name, each in signature.parameters.items() if name not in names]
-        of_people.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-        return of_people
+            raise ValueError(f"the flow {flow.name} has no parameter {sorted(unknown)} to hide")
+        shown = [parameter for name, parameter in signature.parameters.items() if name not in names]
+        flow.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+        return flow
 
     return hide

@@ -8,7 +8,6 @@ goes back to it at once. A challenger that the gate's rule promotes serves, one 
 Where no version serves, a first model is asked for. A decision that no run has answered is answered here, as a fault.
 """
 
-import argparse
 import contextlib
 import tempfile
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from flows import cli
 from flows.alert import alert
 from flows.network import NETWORK, Steps, send_event
 from flows.ticks import skip_if_busy
@@ -64,6 +64,7 @@ def named() -> str:
 
 @flow(name="monitor", flow_run_name=named)
 def monitor(
+    *,
     as_of: datetime | None = None,
     report: Reports = "always",
     force: bool = False,
@@ -360,17 +361,13 @@ def _markdown(done: Monitored, found: Measured | None) -> str:
 NOBODY = "No champion serves yet: there is nothing to watch."
 
 
-def main() -> None:
-    """The same from a terminal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--as-of", type=datetime.fromisoformat, help="event time 'now', such as 2013-07-01")
-    parser.add_argument("--force", action="store_true", help="also beyond the journal, or ahead of the clock")
-    asked = parser.parse_args()
-    done = monitor(as_of=asked.as_of, force=asked.force)
-    print("\n".join(each.message for each in done.signals) or NOBODY)
+def describe(done: Monitored) -> str:
+    """The run as a person reads it in a terminal."""
+    lines = [signal.message for signal in done.signals] or [NOBODY]
     if done.decision:
-        print(f"{done.decision.action}: {' '.join(done.decision.reasons)}")
+        lines.append(f"{done.decision.action}: {' '.join(done.decision.reasons)}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run("monitor")

@@ -7,11 +7,8 @@ on: every model is a task run, kept under the home, so that a replay that was ki
 the picture are artifacts of the run, and files of an MLflow run. What really serves is not touched.
 """
 
-import argparse
 import base64
-from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,9 +22,11 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
-from rich.console import Console
+from rich.console import Group
 from rich.table import Table
 
+from flows import cli
+from flows.forms import Names
 from flows.network import NETWORK
 from flows.retrain import run_stages
 from tasks import params
@@ -50,9 +49,10 @@ def named() -> str:
 
 @flow(name="replay", flow_run_name=named)
 def replay(
+    *,
     since: datetime | None = None,
     until: datetime | None = None,
-    policies: list[str] | None = None,
+    policies: Names = None,
     trials: Annotated[int | None, Field(ge=1)] = None,
     force: bool = False,
 ) -> Comparison:
@@ -144,35 +144,16 @@ def _picture(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def show(done: Comparison) -> None:
-    console = Console()
-    console.print(work.summarize(done))
-    console.print(_shown(work.tabulate(done)))
-    console.print(f"files: {files(done, params.home())}")
-
-
-def _shown(rows: Sequence[Mapping[str, str]]) -> Table:
-    shown = Table()
+def describe(done: Comparison) -> Group:
+    """The replay as a person reads it in a terminal."""
+    rows = work.tabulate(done)
+    table = Table()
     for name in rows[0]:
-        shown.add_column(name, justify="left" if name == "policy" else "right")
+        table.add_column(name, justify="left" if name == "policy" else "right")
     for row in rows:
-        shown.add_row(*row.values())
-    return shown
-
-
-def main() -> None:
-    """The same from a terminal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    moment = datetime.fromisoformat
-    parser.add_argument("--since", type=moment, help="the first decision, such as 2013-05-01")
-    parser.add_argument("--until", type=moment, help="the end, such as 2013-12-31")
-    parser.add_argument("--policies", type=partial(str.split, sep=","), help="such as never,every:28d,both")
-    parser.add_argument("--trials", type=int, help="of each search")
-    parser.add_argument("--force", action="store_true", help="also beyond the data, or ahead of the clock")
-    asked = parser.parse_args()
-    given = {"since": asked.since, "until": asked.until, "policies": asked.policies, "trials": asked.trials}
-    show(replay(**given, force=asked.force))
+        table.add_row(*row.values())
+    return Group(work.summarize(done), table, f"files: {files(done, params.home())}")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run("replay")

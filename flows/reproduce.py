@@ -7,7 +7,6 @@ every stage forced. The model and the metrics are equal, or the flow fails and s
 the key of the pseudonyms, the environment, or, with all of these equal, the machine.
 """
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -23,6 +22,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
+from flows import cli
 from flows.network import NETWORK
 from flows.retrain import stage_task
 from tasks import params
@@ -185,15 +185,13 @@ def _lines(found: list[Difference]) -> str:
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
 def publish(version: int, found: list[Difference]) -> None:
-    told = _lines(found) if found else "Every byte is the same."
-    create_markdown_artifact(f"# Version {version}\n\n{told}\n", key="reproduction")
+    create_markdown_artifact(f"# Version {version}\n\n{describe(found)}\n", key="reproduction")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("version", type=int)
-    reproduce(parser.parse_args().version)
+def describe(found: list[Difference]) -> str:
+    """The comparison as a person reads it."""
+    return _lines(found) if found else "Every byte is the same."
 
 
 if __name__ == "__main__":
-    main()
+    cli.run("reproduce")

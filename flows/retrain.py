@@ -6,7 +6,6 @@ Works with a Prefect server (PREFECT_API_URL) and without one. The graph is dvc.
 of its name. The run has a workspace of its own; the checkout is never edited.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows import approval
+from flows import approval, cli
 from flows.answers import (
     Asked,
     Check,
@@ -34,7 +33,7 @@ from flows.answers import (
     is_too_early,
     tell,
 )
-from flows.forms import hide_from_form
+from flows.forms import Json, hide_from_form
 from flows.network import NETWORK
 from flows.skew import compare_features
 from tasks import params
@@ -73,12 +72,13 @@ class Retrained:
 @hide_from_form("decision", "attempt")
 @flow(name="retrain", flow_run_name="retrain {reason}")
 def retrain(
+    *,
     as_of: datetime | None = None,
     trials: Annotated[int | None, Field(ge=1)] = None,
     budget: timedelta | None = None,
     reason: str = "by hand",  # noqa: ARG001 (flow_run_name)
     decision: str | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: Json = None,
     attempt: Annotated[int, Field(ge=0)] = 0,
     force: bool = False,
 ) -> Retrained | None:
@@ -90,7 +90,7 @@ def retrain(
     Args:
         as_of: Event time "now", in UTC, such as 2013-07-01T00:00:00Z. Empty: the clock of params.yaml.
         trials: The most trials of the search. Empty: tune.trials.
-        budget: The longest that the search may take, such as PT10M for ten minutes. Empty: tune.budget.
+        budget: The longest that the search may take, such as PT10M here and 10m in a terminal. Empty: tune.budget.
         reason: Why; it names the run.
         decision: The id of the decision that this run answers.
         settings: Other values of params.yaml for this run, such as {"train.refit": false}.
@@ -362,20 +362,10 @@ def publish(done: Retrained, p: Params) -> None:
     create_link_artifact(link, key="mlflow-run", link_text="the MLflow run")
 
 
-def main() -> None:
-    """The same from a terminal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--as-of", type=datetime.fromisoformat, help="event time 'now', such as 2013-07-01")
-    parser.add_argument("--trials", type=int, help="at most so many Optuna trials")
-    parser.add_argument("--budget", type=params.parse_duration, help="at most so long a search, such as 30s")
-    parser.add_argument("--reason", default="by hand")
-    parser.add_argument("--force", action="store_true", help="also beyond the data, or ahead of the clock")
-    asked = parser.parse_args()
-    given = {"as_of": asked.as_of, "trials": asked.trials, "budget": asked.budget, "reason": asked.reason}
-    done = retrain(**given, force=asked.force)
-    if done:
-        print(render_verdict(done.verdict))
+def describe(done: Retrained | None) -> str:
+    """The retrain as a person reads it."""
+    return render_verdict(done.verdict) if done else "Nothing was trained: the log says why."
 
 
 if __name__ == "__main__":
-    main()
+    cli.run("retrain")

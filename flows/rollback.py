@@ -7,7 +7,6 @@ What was taken down is never promoted again. A rollback waits for no retrain: on
 champion at its end and holds its candidate. Whether to roll back is not decided here.
 """
 
-import argparse
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
@@ -18,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows import cli
 from flows.forms import hide_from_form
 from flows.network import NETWORK
 from tasks import params
@@ -42,6 +42,7 @@ class RolledBack:
 @hide_from_form("champion", "decision")
 @flow(name="rollback", flow_run_name="rollback {reason}")
 def rollback(
+    *,
     to: Annotated[int | None, Field(ge=1)] = None,
     reason: str = "by hand",
     as_of: datetime | None = None,
@@ -87,24 +88,15 @@ def moved_back(
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
 def publish(done: RolledBack) -> None:
-    create_markdown_artifact(told(done), key="rollback", description=f"as of {done.as_of}")
-    get_run_logger().info("%s", told(done))
+    create_markdown_artifact(describe(done), key="rollback", description=f"as of {done.as_of}")
+    get_run_logger().info("%s", describe(done))
 
 
-def told(done: RolledBack) -> str:
+def describe(done: RolledBack) -> str:
     """The rollback as a person reads it."""
     head = f"# Version {done.serves} serves (as of {done.as_of:%Y-%m-%d %H:%M})"
     return f"{head}\n\n- Version {done.down} was taken down, and is never promoted again.\n- Why: {done.reason}\n"
 
 
-def main() -> None:
-    """The same from a terminal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", type=int, help="the version to go back to; without it, the champion before this one")
-    parser.add_argument("--reason", default="by hand", help="why; it goes into the ledger")
-    asked = parser.parse_args()
-    print(told(rollback(to=asked.to, reason=asked.reason)))
-
-
 if __name__ == "__main__":
-    main()
+    cli.run("rollback")

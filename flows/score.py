@@ -5,7 +5,6 @@
 The scheduled tick of the loop. With clock.step each run brings that much more of history, as if it were arriving.
 """
 
-import argparse
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from flows import cli
 from flows.network import NETWORK
 from flows.retrain import run_stages
 from flows.ticks import skip_if_busy
@@ -38,6 +38,7 @@ def named() -> str:
 
 @flow(name="score", flow_run_name=named)
 def score(
+    *,
     as_of: datetime | None = None,
     force: bool = False,
 ) -> Scored:
@@ -87,7 +88,7 @@ def _tick(settings: Clock, done: Scored) -> None:
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
 def publish(done: Scored) -> None:
-    create_markdown_artifact(_told(done), key="scored", description=f"as of {done.as_of}")
+    create_markdown_artifact(describe(done), key="scored", description=f"as of {done.as_of}")
 
 
 @task(name="journal", task_run_name="journal", cache_policy=NO_CACHE, **NETWORK)
@@ -100,11 +101,11 @@ def journalled(p: Params, root: Path) -> Scored:
         kept.compact()
     finally:
         kept.close()
-    get_run_logger().info("%s", _told(done))
+    get_run_logger().info("%s", describe(done))
     return done
 
 
-def _told(done: Scored) -> str:
+def describe(done: Scored) -> str:
     if done.version is None:
         return "No champion serves yet: nothing was scored. Run the retrain flow first."
     return (
@@ -112,14 +113,5 @@ def _told(done: Scored) -> str:
     )
 
 
-def main() -> None:
-    """The same from a terminal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--as-of", type=datetime.fromisoformat, help="event time 'now', such as 2013-07-01")
-    parser.add_argument("--force", action="store_true", help="also beyond the data, or ahead of the clock")
-    asked = parser.parse_args()
-    print(_told(score(as_of=asked.as_of, force=asked.force)))
-
-
 if __name__ == "__main__":
-    main()
+    cli.run("score")

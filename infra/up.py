@@ -7,7 +7,6 @@ are in <home>/logs. Two processes see to it that nothing outlives this: an inner
 stops them when the outer one is gone; the outer one ends whatever is left when the inner one is gone.
 """
 
-import argparse
 import ctypes
 import os
 import signal
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import cyclopts
 from filelock import FileLock, Timeout
 
 from infra import servers
@@ -228,13 +228,23 @@ def _stat(pid: int) -> tuple[int, str] | None:
     return int(fields[1]), fields[19]
 
 
-def arguments() -> Ports:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, port in vars(Ports()).items():
-        parser.add_argument(f"--{name}-port", type=int, default=port, dest=name, help=f"{port}; 0: a free one")
-    return Ports(**vars(parser.parse_args()))
+def main(
+    *,
+    prefect_port: int = Ports.prefect,
+    mlflow_port: int = Ports.mlflow,
+    evidently_port: int = Ports.evidently,
+    api_port: int = Ports.api,
+) -> int:
+    """Start everything on this machine, until Ctrl-C.
+
+    Args:
+        prefect_port: Of Prefect's server and UI. 0: a free one.
+        mlflow_port: Of MLflow's server and UI. 0: a free one.
+        evidently_port: Of the drift reports. 0: a free one.
+        api_port: Of the prediction API. 0: a free one.
+    """
+    return guarded(lambda: up(Ports(prefect_port, mlflow_port, evidently_port, api_port)))
 
 
 if __name__ == "__main__":
-    asked = arguments()
-    sys.exit(guarded(lambda: up(asked)))
+    cyclopts.run(main)

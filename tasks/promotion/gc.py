@@ -11,7 +11,6 @@ Two things are refused unless a flag says that they are meant: to free data when
 be the wrong registry), and to free a DVC cache outside the checkout and the home (others may use it).
 """
 
-import argparse
 import contextlib
 import json
 import secrets
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import cyclopts
 import yaml
 
 from tasks import params
@@ -201,17 +201,19 @@ def _free(kind: Kind, path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--do", action="store_true", help="free it; without this nothing is touched")
-    parser.add_argument("--no-versions", action="store_true", help="free data although no version is registered")
-    parser.add_argument("--shared-cache", action="store_true", help="free a DVC cache outside checkout and home")
-    asked = parser.parse_args()
+def main(*, do: bool = False, no_versions: bool = False, shared_cache: bool = False) -> None:
+    """Show what could be freed on disk, or free it.
+
+    Args:
+        do: Free it; without this nothing is touched.
+        no_versions: Free data although no version is registered.
+        shared_cache: Free a DVC cache outside the checkout and the home.
+    """
     try:
-        freed = gc(Path.cwd(), dry=not asked.do, no_versions=asked.no_versions, shared_cache=asked.shared_cache)
+        freed = gc(Path.cwd(), dry=not do, no_versions=no_versions, shared_cache=shared_cache)
     except ValueError as error:
         raise SystemExit(f"gc: {error}") from None
-    _print(freed, done=asked.do)
+    _print(freed, done=do)
 
 
 def _print(freed: list[Freed], *, done: bool) -> None:
@@ -228,4 +230,4 @@ def _bytes(size: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    cyclopts.run(main)
