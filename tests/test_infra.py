@@ -164,7 +164,9 @@ def test_a_deployment_runs_a_flow_of_this_project_with_parameters_that_it_has(na
 
 def arguments_of(path: str, function: str) -> set[str]:
     found = [each for each in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(each, ast.FunctionDef)]
-    return next({arg.arg for arg in each.args.args} for each in found if each.name == function)
+    return next(
+        {arg.arg for arg in (*each.args.args, *each.args.kwonlyargs)} for each in found if each.name == function
+    )
 
 
 def test_what_the_monitor_says_is_what_the_retrain_waits_for() -> None:

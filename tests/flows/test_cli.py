@@ -18,7 +18,7 @@ from flows import cli
 try:
     cli.main(["--help"])
 except SystemExit as end:
-    assert end.code == 0
+    assert not end.code
 assert not {"prefect", "mlflow", "pandas", "flows.retrain"} & sys.modules.keys()
 """
 
@@ -40,7 +40,7 @@ def test_the_list_of_commands_comes_without_what_they_import() -> None:
 
 
 def test_every_option_of_a_command_has_its_help(command: App) -> None:
-    options = [argument for argument in command.assemble_argument_collection() if argument.show]
+    options = [argument for argument in command.assemble_argument_collection(parse_docstring=True) if argument.show]
     assert [option.name for option in options if not option.parameter.help] == []
 
 
