@@ -88,18 +88,10 @@ def to_tags(entry: Entry) -> dict[str, str]:
     text = json.dumps(vars(entry), sort_keys=True, default=str)
     starts = range(0, len(text), PIECE_CHARACTERS)
     pieces = {f"{tags.ENTRY}{i:03}": text[start : start + PIECE_CHARACTERS] for i, start in enumerate(starts)}
-    shown = {
-        tags.MARK: entry.mark,
-        tags.DECISION: entry.decision,
-        tags.AS_OF: entry.as_of.isoformat(),
-        tags.RUN: entry.run,
-        tags.VERSION: entry.version,
-        tags.CHAMPION: entry.champion,
-        tags.OUTCOME: entry.outcome,
-        tags.NOTE: f"**{entry.outcome or entry.mark}** {' '.join(entry.reasons)[:PIECE_CHARACTERS]}",
-    }
-    plain = {name: str(value) for name, value in shown.items() if value is not None}
-    return {formats.KEY: LEDGER.mark, **pieces, **plain}
+    names = ("mark", "decision", "as_of", "run", "version", "champion", "outcome")
+    shown = {f"{tags.PREFIX}{name}": str(value) for name in names if (value := getattr(entry, name)) is not None}
+    note = f"**{entry.outcome or entry.mark}** {' '.join(entry.reasons)[:PIECE_CHARACTERS]}"
+    return {formats.KEY: LEDGER.mark, **pieces, **shown, tags.NOTE: note}
 
 
 def from_tags(run_tags: Mapping[str, str]) -> Entry:

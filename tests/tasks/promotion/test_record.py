@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from tasks import params
+from tasks.data.manifest import FeatureColumn, FeaturesManifest, RawManifest, RawTable
 from tasks.params import Params
 from tasks.promotion import record, registry
 from tasks.promotion.registry import Registry
@@ -63,17 +65,31 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest, in_store: None) -> Pa
 
 
 def write_outputs(folder: Path) -> None:
-    fingerprint = {"address": "package://p/orders.csv", "fingerprint": "f" * 64, "rows": 12, "periods": ["2013-06"]}
-    columns = [{"name": "size", "kind": "number"}, {"name": "store", "kind": "category"}]
-    span = {"from": "2013-01-01 00:00:00", "to": "2013-07-01 00:00:00"}
+    orders = RawTable(
+        address="package://p/orders.csv",
+        fingerprint="f" * 64,
+        rows=12,
+        periods={"2013-06": 12},
+        files=["orders.csv"],
+        read=12,
+        empty=0,
+        later=0,
+        lacking={},
+    )
+    as_of = datetime(2013, 7, 1)
+    for path in ("data/raw", "data/features"):
+        (folder / path).mkdir(parents=True)
+    RawManifest(as_of=as_of, limit=as_of, pii_key_id="k1", tables={"orders": orders}).write(folder / "data" / "raw")
+    FeaturesManifest(
+        as_of=as_of,
+        columns=[FeatureColumn(name="size", kind="number"), FeatureColumn(name="store", kind="category")],
+        rows=10,
+        labelled=9,
+        begin="2013-01-01 00:00:00",
+        end="2013-07-01 00:00:00",
+    ).write(folder / "data" / "features")
     scores = {"log_loss": 0.41, "auc": 0.75}
     files: dict[str, Any] = {
-        "data/raw/manifest.json": {
-            "as_of": "2013-07-01T00:00:00",
-            "pii_key_id": "k1",
-            "tables": {"orders": fingerprint},
-        },
-        "data/features/manifest.json": {"rows": 10, "labelled": 9, "columns": columns, **span},
         "models/tuned.json": tuned(),
         "reports/trials.json": [{"number": 0, "state": "COMPLETE", "value": 0.4, "params": {"eta": 0.1}, "rounds": 50}],
         "reports/metrics.json": {**scores, "rows": 4, "constant.log_loss": 0.6},
@@ -130,17 +146,17 @@ def opened(folder: Path) -> Registry:
 
 
 def test_the_hash_is_of_every_stage_before_record_and_nothing_else(folder: Path) -> None:
-    before = record.digest(record.upstream(folder))
+    before = record.hash_entries(record.read_entries(folder))
     lock = with_outputs(folder)
     write_lock(folder, {"stages": dict(reversed(lock["stages"].items())), "schema": "2.0"})
-    assert record.digest(record.upstream(folder)) == before
+    assert record.hash_entries(record.read_entries(folder)) == before
     lock["stages"]["record"]["outs"] = []
     lock["stages"]["a stage of old"] = {}
     write_lock(folder, lock)
-    assert record.digest(record.upstream(folder)) == before
+    assert record.hash_entries(record.read_entries(folder)) == before
     lock["stages"]["tune"]["params"] = {"params.yaml": {"tune.trials": 7}}
     write_lock(folder, lock)
-    assert record.digest(record.upstream(folder)) != before
+    assert record.hash_entries(record.read_entries(folder)) != before
 
 
 def test_without_a_lock_it_says_what_to_run(folder: Path) -> None:
@@ -166,7 +182,7 @@ def test_an_output_that_is_missing_is_named(folder: Path) -> None:
 def test_dvc_has_written_the_lock_of_the_stages_before_when_record_runs(tmp_path: Path) -> None:
     """Run, restored from the run-cache, or always run: the hash in the stage is the hash that the flow finds after."""
     show = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from tasks.promotion import record; "
-    show += "from pathlib import Path; Path('record.txt').write_text(record.digest(record.upstream(Path())))"
+    show += "from pathlib import Path; Path('record.txt').write_text(record.hash_entries(record.read_entries(Path())))"
     (tmp_path / "show.py").write_text(show)
     first = {"cmd": "cp given first.txt", "always_changed": True, "deps": ["given"], "outs": ["first.txt"]}
     second = {"cmd": "cp first.txt second.txt", "deps": ["first.txt"], "outs": ["second.txt"]}
@@ -178,7 +194,7 @@ def test_dvc_has_written_the_lock_of_the_stages_before_when_record_runs(tmp_path
         (tmp_path / "given").write_text(given)
         dvc(tmp_path, "repro", "-q")
         seen.append((tmp_path / "record.txt").read_text())
-        assert seen[-1] == record.digest(record.upstream(tmp_path))
+        assert seen[-1] == record.hash_entries(record.read_entries(tmp_path))
     assert seen[0] == seen[2] != seen[1]
 
 
@@ -224,7 +240,7 @@ def test_recording_twice_gives_one_run_and_the_same_bytes(folder: Path) -> None:
 
 def test_a_restored_result_is_recorded_by_whoever_asks_next(folder: Path) -> None:
     """DVC restores record.json where the run is not: the flow calls record again, and the file stays as it is."""
-    found = record.digest(record.upstream(folder))
+    found = record.hash_entries(record.read_entries(folder))
     (folder / "reports" / "record.json").write_text(f'{{"record":"{found}"}}')
     assert record.record(p_of(folder), folder) == found
     assert (folder / "reports" / "record.json").read_text() == f'{{"record":"{found}"}}'
