@@ -9,6 +9,7 @@ An entry's files are read-only, and their hashes stand beside them. Each file is
 entry with other bytes is made again, and the log says so.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -32,7 +33,7 @@ TRIES = 3  # an entry that is damaged again and again is the disk's fault
 
 
 def hash_inputs(*inputs: Any) -> str:
-    """One hash of everything that a period's files are made of."""
+    """One hash of everything that an entry's files are made of."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -58,7 +59,8 @@ def provide(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) 
     `make(folder)` writes the files that `targets` asks for by name. An entry appears whole, by a rename, or not at all.
     One that no longer holds the bytes that were made is made again.
     """
-    folder, made = _root() / entry[:2] / entry, False
+    root = Path(os.environ.get("EVERGREEN_PERIODS") or params.home() / "periods")
+    folder, made = root / entry[:2] / entry, False
     for _ in range(TRIES):
         if not folder.is_dir():
             _make(folder, make)
@@ -69,16 +71,23 @@ def provide(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) 
             return made
         except DamagedError as error:
             log.warning("the cache of periods no longer holds what was made, and it is made again: %s", error)
-            _discard(folder)
+            gone = folder.with_name(f".gone-{secrets.token_hex(4)}")
+            with contextlib.suppress(FileNotFoundError):  # another process may have done so already
+                folder.rename(gone)  # first, so that nobody finds half of it
+            shutil.rmtree(gone, ignore_errors=True)
     raise OSError(f"{folder} was damaged {TRIES} times in a row, each time after it was made. Check the disk.")
+
+
+def remember(entry: str, name: str, compute: Callable[[], Any]) -> Any:
+    """A JSON value, computed now or read from the cache, which holds it in a file of this name."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / name
+        provide(entry, {target: name}, lambda into: publish_json(into / name, compute()))
+        return json.loads(target.read_text())
 
 
 class DamagedError(Exception):
     """A file in a sealed folder that is gone, or holds other bytes than when the folder was sealed."""
-
-
-def _root() -> Path:
-    return Path(os.environ.get("EVERGREEN_PERIODS") or params.home() / "periods")
 
 
 def _make(folder: Path, make: Callable[[Path], None]) -> None:
@@ -95,18 +104,8 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _discard(folder: Path) -> None:
-    """By a rename first: nobody finds half of it. Another process may have done so already."""
-    gone = folder.with_name(f".gone-{secrets.token_hex(4)}")
-    try:
-        folder.rename(gone)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(gone, ignore_errors=True)
-
-
 def seal_folder(folder: Path) -> None:
-    """Put the files of a folder on disk, read-only, with their hashes beside them: `damage` compares with those."""
+    """Put the files of a folder on disk, read-only, with their hashes beside them, which `find_damage` compares."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     hashes = {str(path.relative_to(folder)): hash_file(path) for path in files}
     publish_json(folder / HASHES, hashes)
@@ -118,32 +117,27 @@ def seal_folder(folder: Path) -> None:
 def find_damage(folder: Path) -> list[str]:
     """The files of a sealed folder that are gone or hold other bytes. A folder that is not sealed is damaged too."""
     try:
-        hashes = _hashes(folder)
+        return [name for name, wanted in _read_hashes(folder).items() if not _has_bytes(folder / name, wanted)]
     except DamagedError:
         return [HASHES]
-    return [name for name, wanted in hashes.items() if not _holds(folder / name, wanted)]
 
 
-def _hashes(folder: Path) -> Mapping[str, str]:
-    try:
-        hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        hashes = None
-    if not isinstance(hashes, dict):
-        raise DamagedError(f"{folder / HASHES} cannot be read")
-    return hashes
+def _read_hashes(folder: Path) -> Mapping[str, str]:
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(hashes := json.loads((folder / HASHES).read_text(encoding="utf-8")), dict):
+            return hashes
+    raise DamagedError(f"{folder / HASHES} cannot be read")
 
 
-def _holds(path: Path, wanted: str) -> bool:
-    try:
+def _has_bytes(path: Path, wanted: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
         return hash_file(path) == wanted
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def _place(folder: Path, name: str, target: Path) -> None:
     """Put an entry's file under another name. Raises DamagedError, with nothing in place, for other bytes."""
-    hashes = _hashes(folder)
+    hashes = _read_hashes(folder)
     if name not in hashes:
         raise FileNotFoundError(f"{folder} must hold {name}, but what made it wrote only {sorted(hashes)}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +147,7 @@ def _place(folder: Path, name: str, target: Path) -> None:
         if not (folder / name).exists():
             raise DamagedError(f"{folder / name} is gone")
         link_or_copy(folder / name, new)
-        if not _holds(new, hashes[name]):  # not the entry's own name: these are the bytes that are put in place
+        if not _has_bytes(new, hashes[name]):  # of the new name: its bytes are put in place
             raise DamagedError(f"{folder / name} holds other bytes")
         new.replace(target)
     finally:  # also after success: renaming one link of a file over another link of it does nothing, says POSIX

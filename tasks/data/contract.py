@@ -29,7 +29,7 @@ class Rule:
     name: str
     broken: str
     reason: str
-    counts: bool = True  # a bad row; False: reported, and the row is kept
+    is_bad: bool = True  # False: the row is reported, and kept
 
 
 def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:
@@ -95,7 +95,7 @@ def _column_rules(name: str, column: Column, text: bool) -> list[Rule]:
         other, _, field = column.references.partition(".")
         lonely = f"{value} IS NOT NULL AND NOT EXISTS (FROM {quote(other)} o WHERE o.{quote(field)} = {value})"
         reason = _says(name, shown, f"is not in {column.references}")
-        found.append(Rule(f"{name}: references", lonely, reason, counts=column.unmatched == "quarantine"))
+        found.append(Rule(f"{name}: references", lonely, reason, is_bad=column.unmatched == "quarantine"))
     return found
 
 
@@ -109,8 +109,8 @@ def _zone_rules(name: str, raw: str, value: str, *, clocks: bool) -> list[Rule]:
         return rules
     return [
         *rules,
-        Rule(f"{name}: skipped by the clock", timezones.skipped_sql(raw, value), "''", counts=False),
-        Rule(f"{name}: shown twice by the clock", timezones.doubled_sql(raw, value), "''", counts=False),
+        Rule(f"{name}: skipped by the clock", timezones.skipped_sql(raw, value), "''", is_bad=False),
+        Rule(f"{name}: shown twice by the clock", timezones.doubled_sql(raw, value), "''", is_bad=False),
     ]
 
 

@@ -5,15 +5,13 @@ after the sources have been read.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from duckdb import DuckDBPyConnection
 
 from tasks.data import expressions, featuresql
 from tasks.params import TIMES, Params
 from tasks.runtime import stage
 from tasks.runtime.sql import quote
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
 
 
 def rehearse(p: Params, folder: Path = Path()) -> None:
@@ -34,7 +32,7 @@ def _rehearse_sources(p: Params) -> None:
             con.execute(f"CREATE TEMP TABLE {quote(name)} AS {plan.sql}")
 
 
-def _clean_tables(p: Params) -> "DuckDBPyConnection":
+def _clean_tables(p: Params) -> DuckDBPyConnection:
     con = featuresql.connect(p)
     for name, table in p.contract.items():
         columns = [f"{quote(each)} {column.type}" for each, column in table.columns.items() if each not in TIMES]

@@ -5,14 +5,12 @@ each row by itself guarded: those rows are marked, and clean puts them into quar
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import duckdb
 
 from tasks.data import sqlerrors, timezones
 from tasks.params import FAULT, Source
 from tasks.runtime.sql import literal, quote
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
 
 NO_TIME = ": no time"  # after a setting's name: it gives a text that is no time
 TIME_KINDS = ("TIMESTAMP", "DATE", "VARCHAR", '"NULL"')
@@ -53,10 +51,8 @@ class Plan:
     kinds: dict[str, str]  # the type of each column that is derived
 
 
-def plan_expressions(con: "DuckDBPyConnection", table: str, source: Source, base: str, present: list[str]) -> Plan:
+def plan_expressions(con: duckdb.DuckDBPyConnection, table: str, source: Source, base: str, present: list[str]) -> Plan:
     """`base` is SQL with the columns `present`. Raises ValueError, with the setting's name, for what is no SQL."""
-    import duckdb
-
     kinds, unguarded, sql, guarded = dict[str, str](), list[str](), base, base
     for step in list_steps(source):
         kinds[step.name] = kind = _kind(con, table, source, step, sql, present)
@@ -71,10 +67,8 @@ def plan_expressions(con: "DuckDBPyConnection", table: str, source: Source, base
     return Plan(table, source, _marked(sql, source), _marked(guarded, source), unguarded, kinds)
 
 
-def create_table(con: "DuckDBPyConnection", plan: Plan, beside: list[str]) -> None:
+def create_table(con: duckdb.DuckDBPyConnection, plan: Plan, beside: list[str]) -> None:
     """Make the temporary table, with the columns `beside` (SQL). Raises ValueError when a row fails unguarded."""
-    import duckdb
-
     target = f"CREATE TEMP TABLE {quote(plan.table)} AS SELECT {', '.join(['*', *beside])} FROM "
     try:
         con.execute(f"{target}({plan.sql})")
@@ -92,10 +86,8 @@ def create_table(con: "DuckDBPyConnection", plan: Plan, beside: list[str]) -> No
         ) from None
 
 
-def _kind(con: "DuckDBPyConnection", table: str, source: Source, step: Step, sql: str, present: list[str]) -> str:
+def _kind(con: duckdb.DuckDBPyConnection, table: str, source: Source, step: Step, sql: str, present: list[str]) -> str:
     """The type that DuckDB sees in an expression."""
-    import duckdb
-
     before = "DESCRIBE SELECT ("
     try:
         kind = str(con.execute(f"{before}{step.expression}\n) AS v FROM ({sql})").fetchall()[0][1])

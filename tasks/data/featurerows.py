@@ -2,30 +2,26 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tasks.data import periods
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    from numpy.typing import NDArray
-
 
 META = ("_event_time", "_known_at", "_label")
 KEY = "_key_"
 
 
-def _stored(path: Path) -> "pa.Table":
+def _stored(path: Path) -> pa.Table:
     """The features of a period's file, without the columns that stand beside them."""
-    import pyarrow.parquet as pq
-
     table = pq.read_table(path)
     return table.select([name for name in table.column_names if not name.startswith("_")])
 
 
-def _beside(meta: "pa.Table", found: "pa.Table") -> "pa.Table":
-    import pyarrow as pa
+def _beside(meta: pa.Table, found: pa.Table) -> pa.Table:
 
     return pa.table({name: table[name] for table in (meta, found) for name in table.column_names})
 
@@ -37,25 +33,22 @@ class Rows:
     `keys` are the spine's key columns, for those who must name a row.
     """
 
-    table: "pa.Table"
-    event_time: "NDArray[np.datetime64]"
-    known_at: "NDArray[np.datetime64]"
-    label: "NDArray[Any]"
-    keys: "pa.Table | None" = None
+    table: pa.Table
+    event_time: NDArray[np.datetime64]
+    known_at: NDArray[np.datetime64]
+    label: NDArray[Any]
+    keys: pa.Table | None = None
 
     def __len__(self) -> int:
         return len(self.event_time)
 
-    def take(self, mask: "NDArray[np.bool_]") -> "Rows":
+    def take(self, mask: NDArray[np.bool_]) -> "Rows":
         keys = None if self.keys is None else self.keys.filter(mask)
         return Rows(self.table.filter(mask), self.event_time[mask], self.known_at[mask], self.label[mask], keys)
 
 
 def read_rows(features: Path) -> Rows:
     """All the feature rows of a folder that this stage has written."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     parts = [pq.read_table(path) for _, path in periods.list_files(features)]
     if not parts:
         raise ValueError(f"{features} holds no feature rows: run the stages before this one (dvc repro)")
@@ -67,10 +60,8 @@ def read_rows(features: Path) -> Rows:
     return Rows(table.select(names), event_time, known_at, _labels(table["_label"]), keys)
 
 
-def _labels(column: Any) -> "NDArray[Any]":
+def _labels(column: Any) -> NDArray[Any]:
     """Numbers and booleans as float64 with NaN; text as objects with None."""
-    import pyarrow as pa
-
     if pa.types.is_string(column.type):
         labels: NDArray[Any] = column.to_numpy()
         return labels

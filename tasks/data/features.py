@@ -18,7 +18,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from duckdb import DuckDBPyConnection
 
 from tasks import log
 from tasks.data import cache, contract, featurerows, featuresql, leaks, periods, sandbox
@@ -31,10 +34,6 @@ from tasks.data.periods import Period
 from tasks.params import Params, spell
 from tasks.runtime import files, stage
 from tasks.runtime.sql import literal, parquet, quote
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from duckdb import DuckDBPyConnection
 
 CODE = cache.hash_code(__file__, featuresql.__file__, featurerows.__file__, contract.__file__, sandbox.__file__)
 PROBE_CODE = cache.hash_code(leaks.__file__)  # apart: another way to look for leaks changes no feature
@@ -119,7 +118,6 @@ class Job:
         )
 
     def make(self, into: Path) -> None:
-        import pyarrow.parquet as pq
 
         con, meta = self._world
         found = compute_features(con, self.p, self.sql)
@@ -154,7 +152,7 @@ class Job:
             return Probed(**json.loads(result.read_text()))
 
     @cached_property
-    def _world(self) -> "tuple[DuckDBPyConnection, pa.Table]":
+    def _world(self) -> tuple[DuckDBPyConnection, pa.Table]:
         """The period's tables and spine in DuckDB; and its rows' keys, times and labels."""
         con = self._connect(self.p.features.lookback, self.period.end)
         return con, _take_spine(con, self.p, self.period)
@@ -168,7 +166,7 @@ class Job:
         }
         return {**self.tables.static, **near}
 
-    def _connect(self, lookback: timedelta, until: datetime) -> "DuckDBPyConnection":
+    def _connect(self, lookback: timedelta, until: datetime) -> DuckDBPyConnection:
         """The clean tables in memory, cut to what the period's rows before `until` may look at."""
         con = connect(self.p)
         cut = f"event_time >= {_sql(self.period.start - lookback)} AND event_time < {_sql(until)}"
@@ -181,7 +179,7 @@ class Job:
             con.execute(f"CREATE TEMP TABLE {quote(name)} AS FROM {parquet(paths)} WHERE {where}")
         return con
 
-    def _refuse_short_lookback(self, first: "pa.Table", event_times: Sequence[datetime]) -> None:
+    def _refuse_short_lookback(self, first: pa.Table, event_times: Sequence[datetime]) -> None:
         """The period's first rows look back furthest: with twice the look-back they must come out the same."""
         lookback = 2 * self.p.features.lookback
         wide = self._connect(lookback, event_times[-1] + timedelta(microseconds=1))
@@ -219,7 +217,7 @@ def _describe(p: Params, out: Path, folder: Path) -> FeaturesManifest:
     )
 
 
-def _label_warnings(p: Params, con: "DuckDBPyConnection", listed: str) -> list[str]:
+def _label_warnings(p: Params, con: DuckDBPyConnection, listed: str) -> list[str]:
     """Raises ValueError for a label of too many classes; one that is always the same may yet change."""
     row = con.execute(f"SELECT count(DISTINCT _label), any_value(_label) FROM {listed}").fetchall()[0]
     if p.label.task == "multiclass":
@@ -227,7 +225,7 @@ def _label_warnings(p: Params, con: "DuckDBPyConnection", listed: str) -> list[s
     return [f"the label is {row[1]} in every row that has one: nothing can be learnt of it"] if row[0] == 1 else []
 
 
-def _warnings(con: "DuckDBPyConnection", listed: str, names: list[str]) -> list[str]:
+def _warnings(con: DuckDBPyConnection, listed: str, names: list[str]) -> list[str]:
     counts = ", ".join(f"count({quote(name)}), min({quote(name)}) = max({quote(name)})" for name in names)
     row = con.execute(f"SELECT {counts} FROM {listed}").fetchall()[0]
     found = []

@@ -8,7 +8,11 @@ import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.data import sandbox, sqlerrors
 from tasks.data.featurerows import KEY, META
@@ -16,11 +20,6 @@ from tasks.data.periods import Period
 from tasks.params import TIMES, Params, Task
 from tasks.runtime import stage
 from tasks.runtime.sql import literal, quote
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from duckdb import DuckDBPyConnection
-
 
 SQL = Path("tasks/features.sql")  # of the project in whose folder the stage runs, like every other path
 LARGEST = 2**53  # beyond it float64 takes neighbouring whole numbers for one
@@ -46,7 +45,7 @@ def find_static_tables(p: Params, sql: str) -> list[str]:
     return [name for name, source in p.sources.items() if source.event_time is None and name.lower() in read]
 
 
-def connect(p: Params) -> "DuckDBPyConnection":
+def connect(p: Params) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection in UTC, within stage.threads and stage.memory, that knows the lead."""
     con = stage.connect(p)
     con.execute(f"SET VARIABLE lead = INTERVAL {int(p.features.lead.total_seconds())} SECONDS")
@@ -57,10 +56,8 @@ def _sql(moment: datetime) -> str:
     return f"TIMESTAMP {literal(str(moment))}"
 
 
-def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Table":
+def _take_spine(con: duckdb.DuckDBPyConnection, p: Params, period: Period) -> pa.Table:
     """Make the table `spine` of the period's rows, numbered in a fixed order; returns their keys, times and labels."""
-    import duckdb
-
     table = p.contract[p.spine.table]
     key = table.key
     # Without a key outcomes come last: the number of a row must not tell more of them than it has to.
@@ -91,14 +88,12 @@ def _take_spine(con: "DuckDBPyConnection", p: Params, period: Period) -> "pa.Tab
     return taken
 
 
-def compute_features(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Table":
+def compute_features(con: duckdb.DuckDBPyConnection, p: Params, sql: str) -> pa.Table:
     """Run the SQL over the connection's spine and tables → one row of features per row of the spine, in its order.
 
     The connection is closed to everything else from now on. Raises ValueError when the SQL uses more than that, fails
     (with its line), loses or repeats rows, or gives back an outcome.
     """
-    import duckdb
-
     check_sql(p, sql)
     sandbox.close_connection(con)
     before = "CREATE OR REPLACE TEMP TABLE _found AS "
@@ -121,7 +116,7 @@ def compute_features(con: "DuckDBPyConnection", p: Params, sql: str) -> "pa.Tabl
     return found.drop_columns(["row_id"])
 
 
-def rehearse(con: "DuckDBPyConnection", p: Params, sql: str) -> None:
+def rehearse(con: duckdb.DuckDBPyConnection, p: Params, sql: str) -> None:
     """Raises ValueError for a label or SQL that cannot run over these tables, which may be empty."""
     _take_spine(con, p, Period("all", datetime(1970, 1, 1), datetime(2200, 1, 1)))
     compute_features(con, p, sql)
@@ -132,7 +127,7 @@ def _readable_columns(p: Params) -> list[str]:
     return sorted({"row_id", *TIMES, *(name for table in p.contract.values() for name in table.columns)})
 
 
-def read_kinds(con: "DuckDBPyConnection", p: Params, given: str) -> dict[str, str]:
+def read_kinds(con: duckdb.DuckDBPyConnection, p: Params, given: str) -> dict[str, str]:
     """The features in what features.sql gave, a table or a view, and DuckDB's type of each."""
     found = {row[0]: str(row[1]) for row in con.execute(f"DESCRIBE FROM {given}").fetchall()}
     _check_names(p, list(found))
@@ -208,11 +203,8 @@ def label_sql(kind: str, task: Task, expression: str) -> str:
     )
 
 
-def check_labels(labels: "pa.ChunkedArray", times: "pa.ChunkedArray", task: Task, expression: str) -> None:
+def check_labels(labels: pa.ChunkedArray, times: pa.ChunkedArray, task: Task, expression: str) -> None:
     """Raises ValueError for the first label (n), of the event at its time (n), that is out of the task's range."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if not pa.types.is_floating(labels.type):
         return
     if task == "binary":

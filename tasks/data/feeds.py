@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import duckdb
 
 from tasks.data import contract, expressions, rawtable, sqlerrors
 from tasks.data.expressions import HIDDEN
@@ -12,10 +13,6 @@ from tasks.data.sources import Fetched
 from tasks.params import PLACE, TIMES, Params, Source, Table
 from tasks.runtime import stage
 from tasks.runtime.sql import quote
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
-
 
 FILE, ROW = quote(f"{HIDDEN}file"), quote(f"{HIDDEN}row")  # where a row stood
 
@@ -31,12 +28,12 @@ class Feed:
     identity: str
 
     @property
-    def timed(self) -> bool:
+    def has_times(self) -> bool:
         return self.source.event_time is not None
 
     @property
     def columns(self) -> list[str]:
-        """The contract's columns but the two times, which come last and from expressions of their own."""
+        """The contract's columns, without the two times: those come last, from expressions of their own."""
         return [name for name in self.table.columns if name not in TIMES]
 
     @property
@@ -45,29 +42,28 @@ class Feed:
 
     @property
     def order(self) -> str:
-        """A fixed order in which no row's place tells of its outcome: that may not be known yet."""
-        known = [name for name in self.columns if name not in self.outcomes]
-        names = [*TIMES[: self.timed], *known, *self.outcomes, *(PLACE if self.table.key else ())]
+        """A fixed order of the rows. Outcomes come last, so that a row's place does not give them away."""
+        others = [name for name in self.columns if name not in self.outcomes]
+        names = [*TIMES[: self.has_times], *others, *self.outcomes, *(PLACE if self.table.key else ())]
         return ", ".join(quote(name) for name in names)
 
 
 class Reader:
-    """The sources as typed tables in DuckDB, each read once and only when something new is asked of it."""
+    """The sources as typed tables in DuckDB. Each is read once, and only when it is first asked for."""
 
     def __init__(self, p: Params, feeds: dict[str, Feed]) -> None:
         self.con = stage.connect(p)
-        self._feeds, self._open = feeds, set[str]()
+        self._feeds = feeds
         self.outlier: dict[str, str] = {}  # by table: why a row is an outlier in time, as SQL
-        self.deliveries: dict[str, Delivery] = {}
+        self.deliveries: dict[str, Delivery] = {}  # of the tables that have been read
 
     @contextmanager
-    def reading(self, feed: Feed) -> Iterator["DuckDBPyConnection"]:
-        """The connection, with the feed's table and those above it; DuckDB's errors name the table."""
-        import duckdb
-
+    def open_table(self, feed: Feed) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The connection, with the feed's table and those above it. DuckDB's errors name the table."""
         try:
             for name in self._feeds:
-                self._load(self._feeds[name])
+                if name not in self.deliveries:
+                    self._load(self._feeds[name])
                 if name == feed.name:
                     break
             yield self.con
@@ -79,46 +75,44 @@ class Reader:
             ) from None
 
     def _load(self, feed: Feed) -> None:
-        if feed.name in self._open:
-            return
-        wanted = {name: column for name, column in feed.table.columns.items() if name not in feed.source.derive}
+        delivered = {name: column for name, column in feed.table.columns.items() if name not in feed.source.derive}
         try:
-            self.deliveries[feed.name] = rawtable.load_table(self.con, feed.fetched, feed.source, wanted, "_arrived")
+            delivery = rawtable.load_table(self.con, feed.fetched, feed.source, delivered, "_arrived")
         except ValueError as error:
             raise ValueError(f"{feed.name}: {error}") from None
         forms = dict(self.con.execute("SELECT column_name, column_type FROM (DESCRIBE _arrived)").fetchall())
-        base = _typed_sql(feed, [(name, forms[f"v{i}"] == "VARCHAR") for i, name in enumerate(wanted)])
-        plan = expressions.plan_expressions(self.con, feed.name, feed.source, base, list(wanted))
+        is_text = {name: forms[f"v{i}"] == "VARCHAR" for i, name in enumerate(delivered)}
+        plan = expressions.plan_expressions(
+            self.con, feed.name, feed.source, _typed_sql(feed, is_text), list(delivered)
+        )
         expressions.create_table(self.con, plan, _raw_derived(feed, plan.kinds))
         self.con.execute("DROP TABLE _arrived")
-        self._open.add(feed.name)
+        self.deliveries[feed.name] = delivery
 
 
-def _typed_sql(feed: Feed, wanted: list[tuple[str, bool]]) -> str:
-    """The contract's columns typed, beside each its raw self (True: it came as text), and each row's place."""
-    decimal = feed.source.decimal
-    named = [f"v{i} AS {quote(name)}" for i, (name, _) in enumerate(wanted)]
+def _typed_sql(feed: Feed, is_text: dict[str, bool]) -> str:
+    """The delivered columns typed, each with its raw value beside it, and each row's place."""
+    named = [f"v{i} AS {quote(name)}" for i, name in enumerate(is_text)]
     place = [f"file AS {FILE}", f"rowid - start + 1 AS {ROW}"]
     arrived = f"SELECT {', '.join([*named, *place])} FROM _arrived WHERE NOT blank"
     pairs = [
-        f"{contract.typed_sql(name, feed.table.columns[name], text=text, decimal=decimal)} AS {quote(name)}, "
-        f"{quote(name)} AS {_raw(name)}"
-        for name, text in wanted
+        f"{contract.typed_sql(name, feed.table.columns[name], text=text, decimal=feed.source.decimal)} "
+        f"AS {quote(name)}, {quote(name)} AS {raw_name(name)}"
+        for name, text in is_text.items()
     ]
     return f"SELECT {', '.join([*pairs, FILE, ROW])} FROM ({arrived})"
 
 
-def _raw(name: str) -> str:
+def raw_name(name: str) -> str:
     """The column beside a typed one that holds its value as it came."""
     return quote(f"{HIDDEN}raw {name}")
 
 
 def _raw_derived(feed: Feed, kinds: dict[str, str]) -> list[str]:
-    """The derived columns of the contract in the form that raw values have."""
+    """The derived columns of the contract, in the form that raw values have."""
     columns = []
-    for name in feed.columns:
-        if name in feed.source.derive:
-            wanted = feed.table.columns[name].type
-            form = wanted if kinds[name] in rawtable.HELD[wanted] else "VARCHAR"
-            columns.append(f"{rawtable.raw_sql(quote(name), kinds[name], wanted, form)} AS {_raw(name)}")
+    for name in (name for name in feed.columns if name in feed.source.derive):
+        wanted = feed.table.columns[name].type
+        form = wanted if kinds[name] in rawtable.LOSSLESS[wanted] else "VARCHAR"
+        columns.append(f"{rawtable.raw_sql(quote(name), kinds[name], wanted, form)} AS {raw_name(name)}")
     return columns

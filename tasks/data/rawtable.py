@@ -12,19 +12,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tasks.data import csvfile, sources
 from tasks.data.sources import Fetched
 from tasks.params import Column, Source
 from tasks.runtime.sql import literal, parquet
 
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
-
 NAN = ("nan", "NaN", "NAN", "-nan", "-NaN", "NaT")  # spelled out in a CSV, of which only a text column holds them
 SMALL = ("TINYINT", "SMALLINT", "UTINYINT", "USMALLINT")
-HELD = {  # by the contract's type: the types of files whose every value it holds
+LOSSLESS = {  # by the contract's type: the types of files whose every value it holds
     "VARCHAR": ("VARCHAR",),
     "INTEGER": (*SMALL, "INTEGER"),
     "BIGINT": (*SMALL, "INTEGER", "UINTEGER", "BIGINT"),
@@ -73,7 +73,7 @@ class Part:
 
 
 def load_table(
-    con: "DuckDBPyConnection", fetched: Fetched, source: Source, columns: dict[str, Column], into: str
+    con: duckdb.DuckDBPyConnection, fetched: Fetched, source: Source, columns: dict[str, Column], into: str
 ) -> Delivery:
     """Read a source into the temporary table `into`: v0, v1, ... for the columns asked, and file, row and blank.
 
@@ -117,7 +117,7 @@ def _naming(fetched: Fetched, name: str) -> Iterator[None]:
         raise ValueError(f"{fetched.address}: {name} cannot be read as a table: {error}") from None
 
 
-def _open(con: "DuckDBPyConnection", file: Path, folder: Path, name: str, encoding: str) -> Part:
+def _open(con: duckdb.DuckDBPyConnection, file: Path, folder: Path, name: str, encoding: str) -> Part:
     plain = sources.unpack(file, folder)
     if plain.suffix.lower() == ".parquet":
         return _open_parquet(con, plain, name)
@@ -138,10 +138,7 @@ def _part_of_csv(file: Path, layout: csvfile.Layout, name: str) -> Part:
     return Part(name, csvfile.csv_sql(file, layout), layout.names, ("VARCHAR",) * len(layout.names), layout, file)
 
 
-def _open_parquet(con: "DuckDBPyConnection", file: Path, name: str) -> Part:
-    import duckdb
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _open_parquet(con: duckdb.DuckDBPyConnection, file: Path, name: str) -> Part:
 
     rows = f"FROM {parquet([file])}"
     try:
@@ -189,7 +186,7 @@ def _check_lacking(parts: list[Part], columns: Iterable[str], fetched: Fetched) 
     )
 
 
-def _create(con: "DuckDBPyConnection", parts: list[Part], columns: dict[str, Column], into: str) -> None:
+def _create(con: duckdb.DuckDBPyConnection, parts: list[Part], columns: dict[str, Column], into: str) -> None:
     types = [f"v{i} {_form(parts, name, column)}" for i, (name, column) in enumerate(columns.items())]
     fields = ", ".join([*types, "blank BOOLEAN", "file INTEGER", "start BIGINT"])
     con.execute(f"CREATE OR REPLACE TEMP TABLE {into} ({fields})")
@@ -198,11 +195,11 @@ def _create(con: "DuckDBPyConnection", parts: list[Part], columns: dict[str, Col
 def _form(parts: list[Part], name: str, column: Column) -> str:
     """The type of the raw values: the contract's own where it holds those of every file, else text."""
     kinds = {part.kind(name) for part in parts} - {None}
-    return column.type if kinds <= set(HELD[column.type]) else "VARCHAR"
+    return column.type if kinds <= set(LOSSLESS[column.type]) else "VARCHAR"
 
 
 def _append(
-    con: "DuckDBPyConnection",
+    con: duckdb.DuckDBPyConnection,
     part: Part,
     place: int,
     source: Source,
@@ -211,8 +208,6 @@ def _append(
     folder: Path,
 ) -> None:
     """Add a file's rows. What DuckDB cannot read is read by Python, which either can, or names the faulty line."""
-    import duckdb
-
     forms = dict(con.execute(f"SELECT column_name, column_type FROM (DESCRIBE {into})").fetchall())
     start = con.execute(f"SELECT count(*) FROM {into}").fetchall()[0][0]
     values = [_value(part, name, column, source, forms[f"v{i}"]) for i, (name, column) in enumerate(columns.items())]

@@ -10,12 +10,11 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
+
+import duckdb
 
 from tasks.data import sqlerrors
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
 
 SETTINGS = {
     "enable_external_access": "false",
@@ -33,7 +32,7 @@ WAY_OUT = "The time that a row is asked at is event_time - getvariable('lead')."
 Node = dict[str, Any]
 
 
-def close_connection(con: "DuckDBPyConnection") -> None:
+def close_connection(con: duckdb.DuckDBPyConnection) -> None:
     """Cut a connection off from files, the network, Python's variables and its own settings, for good."""
     row = con.execute("SELECT current_setting('lock_configuration')").fetchone()
     if row is None or not row[0]:
@@ -78,8 +77,6 @@ def find_tables(sql: str) -> frozenset[str]:
 
 def _parse(sql: str) -> Any:
     """The SQL as a tree. Raises ValueError for what is no SQL, or not one SELECT."""
-    import duckdb
-
     with duckdb.connect(config={"errors_as_json": True}) as con:
         try:
             kinds = [statement.type.name for statement in con.extract_statements(sql)]
@@ -169,8 +166,6 @@ def _refuse(line: int, what: str, way_out: str) -> NoReturn:
 @cache
 def _refused_functions() -> frozenset[str]:
     """By DuckDB's own catalog: functions whose value is not told by their arguments, and macros that use one."""
-    import duckdb
-
     with duckdb.connect() as con:
         unstable = "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
         macros = "SELECT function_name, macro_definition FROM duckdb_functions() WHERE function_type = 'macro'"

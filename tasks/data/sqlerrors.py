@@ -10,10 +10,8 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import duckdb
+import duckdb
 
 BEFORE_ROWS = ("ParserException", "BinderException", "CatalogException", "SyntaxException", "NotImplementedException")
 MOST_NAMES = 30
@@ -45,7 +43,7 @@ class Fault:
 
 
 def explain(
-    error: "duckdb.Error", sql: str, *, setting: str, before: str = "", columns: Collection[str] = (), tables: str = ""
+    error: duckdb.Error, sql: str, *, setting: str, before: str = "", columns: Collection[str] = (), tables: str = ""
 ) -> str:
     """The sentence that refuses `sql`, which `setting` holds and which ran behind the text `before`.
 
@@ -60,10 +58,8 @@ def explain(
     return f"{setting}{where} {_sentence(fault, token, columns, tables, ends=ends)}"
 
 
-def raise_machine_error(error: "duckdb.Error") -> None:
+def raise_machine_error(error: duckdb.Error) -> None:
     """What the machine lacks is no row's fault."""
-    import duckdb
-
     if isinstance(error, duckdb.OutOfMemoryException):
         raise MemoryError("DuckDB needs more than stage.memory. Raise it in params.yaml") from None
     if isinstance(error, duckdb.IOException):
@@ -72,12 +68,12 @@ def raise_machine_error(error: "duckdb.Error") -> None:
         raise error
 
 
-def read_message(error: "duckdb.Error") -> str:
+def read_message(error: duckdb.Error) -> str:
     """DuckDB's own sentence: for errors that meet no rows."""
     return _read(error).message or str(error)
 
 
-def _read(error: "duckdb.Error") -> Fault:
+def _read(error: duckdb.Error) -> Fault:
     kind, text = type(error).__name__, str(error)
     try:
         told = json.loads(text[text.index("{") :])
@@ -174,7 +170,6 @@ def _listed(names: Collection[str]) -> str:
 
 @cache
 def _functions() -> frozenset[str]:
-    import duckdb
 
     with duckdb.connect() as con:
         found = con.execute("SELECT DISTINCT function_name FROM duckdb_functions()").fetchall()

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import duckdb
+import pyarrow as pa
 
 from tasks import log, params
 from tasks.data import cache, contract, features, featuresql
@@ -20,10 +22,6 @@ from tasks.data.manifest import RawManifest
 from tasks.params import Params
 from tasks.runtime import files
 from tasks.runtime.sql import literal, parquet, quote
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from duckdb import DuckDBPyConnection
 
 POINTER = "current.json"
 KEPT = 2  # a reader may still be loading the one before
@@ -99,7 +97,7 @@ def _write(p: Params, folder: Path, made: State) -> None:
     new.rename(made.folder)
 
 
-def _read(con: "DuckDBPyConnection", p: Params, name: str, paths: list[Path], cut: str) -> None:
+def _read(con: duckdb.DuckDBPyConnection, p: Params, name: str, paths: list[Path], cut: str) -> None:
     sql = f" AS FROM {parquet(paths)} WHERE {cut}" if paths else f" ({contract.columns_sql(p.contract[name])})"
     con.execute(f"CREATE TABLE {quote(name)}{sql}")
 
@@ -140,7 +138,7 @@ def remove_folders(folders: Iterable[Path]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load_tables(p: Params, state: State) -> dict[str, "pa.Table"]:
+def load_tables(p: Params, state: State) -> dict[str, pa.Table]:
     """The tables in memory, by their names. Raises FileNotFoundError when they have been replaced since, ValueError
     when they are not those that were published."""
     con = featuresql.connect(p)
@@ -155,8 +153,7 @@ def load_tables(p: Params, state: State) -> dict[str, "pa.Table"]:
     return {name: _table(con, state.folder / f"{name}.parquet") for name in p.sources}
 
 
-def _table(con: "DuckDBPyConnection", path: Path) -> "pa.Table":
-    import duckdb
+def _table(con: duckdb.DuckDBPyConnection, path: Path) -> pa.Table:
 
     try:
         return con.sql(f"FROM {parquet([path])}").to_arrow_table().combine_chunks()

@@ -1,6 +1,7 @@
 """Names, texts and paths as DuckDB takes them: nothing in a name or a path is ever read as SQL or as a pattern."""
 
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
 PATTERN = "*?["
@@ -12,6 +13,10 @@ def quote(name: str) -> str:
 
 def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
+
+
+def time_sql(moment: datetime) -> str:
+    return f"TIMESTAMP {literal(str(moment))}"
 
 
 def path_text(path: Path) -> str:

@@ -15,7 +15,8 @@ import pytest
 
 from tasks import params
 from tasks.data import feasibility
-from tasks.data.feasibility import Problem, Times
+from tasks.data.feasibility import Problem
+from tasks.data.timeline import Times
 from tasks.monitoring import drift
 from tasks.params import Params
 from tests.conftest import BEGIN, Made

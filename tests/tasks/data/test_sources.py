@@ -239,7 +239,7 @@ import sys, time
 from pathlib import Path
 from tasks.data import sources
 from tasks.params import Column, Source
-with sources.scratch() as scratch:
+with sources.open_scratch() as scratch:
     sources.unpack(Path(sys.argv[1]), scratch / "0")
     print(scratch, flush=True)
     time.sleep(60)
