@@ -27,23 +27,24 @@ import cyclopts
 import yaml
 
 from tasks import params
-from tasks.promotion import registry, tracking
+from tasks.promotion import registry
+from tasks.promotion.tracking import hide_password
 from tasks.runtime import locks, pipeline, workspaces
 
 Kind = Literal["workspace", "object", "run", "study", "candidate", "period"]
-UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+Inode = tuple[int, int]  # of a file: device and number
 
 
 @dataclass(frozen=True)
 class Freed:
-    """What `gc` removes, or would: `size` counts the bytes that the disk gets back, so a hard link's are 0."""
+    """What is removed, or would be: `size` counts the bytes that the disk gets back, so a hard link's are 0."""
 
     kind: Kind
     path: Path
     size: int
 
 
-def gc(
+def collect(
     checkout: Path,
     *,
     dry: bool,
@@ -51,17 +52,24 @@ def gc(
     shared_cache: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Freed]:
-    """What was freed, or with `dry` would be. The two flags say that what is refused without them is meant."""
+    """Free what is not needed; what was freed, or with `dry` would be.
+
+    Args:
+        no_versions: free data although no version is registered.
+        shared_cache: free a DVC cache outside the checkout and the home.
+    """
     known = registry.open_registry(params.load(checkout / "params.yaml").registry)
-    versions, address = known.versions(), tracking.hide_password(known.tracking.uri)
+    versions, address = known.versions(), hide_password(known.tracking.uri)
     say(f"{len(versions)} versions of {known.model} in {address}: what they were made of stays")
     with tempfile.TemporaryDirectory() as scratch:
-        locks = [_lock_of(known, version, Path(scratch)) for version in versions]
+        folders = [Path(scratch) / str(version.number) for version in versions]
+        for version, folder in zip(versions, folders, strict=True):
+            known.runs.fetch(version.run_id, "dvc.lock", folder)
         if not dry and not shared_cache:
             _check_cache(checkout)
         if not dry and not versions and not no_versions:
-            _check_versions(known.model, address, would=free(checkout, dry=True))
-        return free(checkout, keep_locks=locks, dry=dry)
+            _check_versions(known.model, address, candidates=free(checkout, dry=True))
+        return free(checkout, keep_locks=folders, dry=dry)
 
 
 def _check_cache(checkout: Path) -> None:
@@ -73,8 +81,8 @@ def _check_cache(checkout: Path) -> None:
         )
 
 
-def _check_versions(model: str, address: str, *, would: Iterable[Freed]) -> None:
-    if objects := sum(each.kind == "object" for each in would):
+def _check_versions(model: str, address: str, *, candidates: Iterable[Freed]) -> None:
+    if objects := sum(freed.kind == "object" for freed in candidates):
         raise ValueError(
             f"{address} holds no version of {model}, and {objects} objects of data would be freed. Set "
             "MLFLOW_TRACKING_URI and registry.model to those of the runs, or say NO_VERSIONS=1 (--no-versions) if "
@@ -82,35 +90,31 @@ def _check_versions(model: str, address: str, *, would: Iterable[Freed]) -> None
         )
 
 
-def _lock_of(known: registry.Registry, version: registry.Version, into: Path) -> Path:
-    folder = into / str(version.number)
-    known.runs.fetch(version.run_id, "dvc.lock", folder)
-    return folder
-
-
 def free(checkout: Path, *, keep_locks: Iterable[Path] = (), dry: bool = True, days: float = 14) -> list[Freed]:
     """Free what neither the locks of the given folders, nor the checkout's, nor a running workspace's need.
 
-    Objects and remembered runs of DVC, left workspaces, and what was last used `days` ago of studies, periods and the
-    candidates of replays. Waits for the run that is under way. Branches and tags of git do not count: their data is
-    made again when asked for.
+    Objects and remembered runs of DVC, left workspaces, and studies, periods and candidates of replays that were last
+    used `days` ago. Waits for the run that is under way. Branches and tags of git do not count: their data is made
+    again when asked for.
     """
     checkout = checkout.resolve()
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         if not dry:
-            held.enter_context(locks.take_turn(params.home(checkout)))
-        living = [root for root in workspaces.list_workspaces(params.home(checkout)) if workspaces.has_owner(root)]
-        for root in () if dry else (checkout, *living):
-            held.enter_context(_locked(root))  # between an output's way into the cache and its line in dvc.lock
-        found = _unneeded(checkout, keep_locks=[checkout, *living, *keep_locks], before=time.time() - days * 86400)
-        sizes = _sizes([path for _, path in found])
-        for kind, path in () if dry else found:
-            _free(kind, path)
-    return [Freed(kind, path, size) for (kind, path), size in zip(found, sizes, strict=True)]
+            stack.enter_context(locks.take_turn(params.home(checkout)))
+        roots = [checkout]
+        roots += [root for root in workspaces.list_workspaces(params.home(checkout)) if workspaces.has_owner(root)]
+        for root in () if dry else roots:
+            stack.enter_context(_lock_project(root))  # between an output's way into the cache and its line in dvc.lock
+        unneeded = _find_unneeded(checkout, keep_locks=[*roots, *keep_locks], before=time.time() - days * 86400)
+        links: Counter[Inode] = Counter()
+        freed = [Freed(kind, path, _count_bytes(path, links)) for kind, path in unneeded]
+        for kind, path in () if dry else unneeded:
+            _remove(kind, path)
+    return freed
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def _lock_project(root: Path) -> Iterator[None]:
     if not (root / ".dvc").is_dir():
         yield
         return
@@ -118,81 +122,69 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float) -> list[tuple[Kind, Path]]:
-    shared, cache = params.home(checkout), Path(pipeline.find_cache(checkout))
-    needed = _needed(cache, keep_locks)
-    found: list[tuple[Kind, Path]] = [
-        ("workspace", root) for root in workspaces.list_workspaces(shared) if not workspaces.has_owner(root)
-    ]
-    found += [
-        ("object", path) for path in _files(cache / "files" / "md5") if path.parent.name + path.name not in needed
-    ]
-    found += [("run", path) for path in _files(cache / "runs") if not _made(_read_yaml(path)) <= needed]
-    found += [("study", path) for path in sorted((shared / "studies").glob("*")) if _used(path) < before]
-    found += [
-        ("candidate", path)
-        for path in sorted((shared / "replay" / "candidates").glob("[0-9]*"))
-        if _used(path) < before
-    ]
-    old = [path for path in sorted((shared / "periods").glob("*/*")) if _used(path) < before]
-    gone = _links(path for _, path in found)
-    return found + [("period", path) for path in old if not _linked_elsewhere(path, gone)]
-
-
-def _needed(cache: Path, folders: Iterable[Path]) -> set[str]:
-    """The outputs that the locks name, and the files of those that are folders."""
-    named = {
-        value
-        for folder in folders
-        for stage in pipeline.read_lock(folder).get("stages", {}).values()
-        for value in _made(stage)
+def _find_unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float) -> list[tuple[Kind, Path]]:
+    home, cache = params.home(checkout), Path(pipeline.find_cache(checkout))
+    needed = _find_needed(cache, keep_locks)
+    objects, runs = _list_files(cache / "files" / "md5"), _list_files(cache / "runs")
+    paths: dict[Kind, list[Path]] = {
+        "workspace": [root for root in workspaces.list_workspaces(home) if not workspaces.has_owner(root)],
+        "object": [path for path in objects if path.parent.name + path.name not in needed],
+        "run": [path for path in runs if not _list_outputs(yaml.safe_load(path.read_text()) or {}) <= needed],
+        "study": _list_unused(home, "studies/*", before),
+        "candidate": _list_unused(home, "replay/candidates/[0-9]*", before),
     }
-    listings = [cache / "files" / "md5" / value[:2] / value[2:] for value in named if value.endswith(".dir")]
-    return named | {entry["md5"] for path in listings if path.exists() for entry in json.loads(path.read_bytes())}
+    gone = Counter(_inode(file) for group in paths.values() for path in group for file in _list_files(path))
+    unused = _list_unused(home, "periods/*/*", before)
+    paths["period"] = [path for path in unused if not _is_linked_elsewhere(path, gone)]
+    return [(kind, path) for kind, group in paths.items() for path in group]
 
 
-def _made(stage: Mapping[str, Any]) -> set[str]:
-    return {out["md5"] for out in stage.get("outs", []) if "md5" in out}
+def _find_needed(cache: Path, folders: Iterable[Path]) -> set[str]:
+    """The hashes of the outputs that the locks name, and of the files of those that are folders."""
+    stages = [entry for folder in folders for entry in pipeline.read_lock(folder).get("stages", {}).values()]
+    outputs = {md5 for entry in stages for md5 in _list_outputs(entry)}
+    listings = [cache / "files" / "md5" / md5[:2] / md5[2:] for md5 in outputs if md5.endswith(".dir")]
+    return outputs | {entry["md5"] for path in listings if path.exists() for entry in json.loads(path.read_bytes())}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load(path.read_text()) or {})
+def _list_outputs(entry: Mapping[str, Any]) -> set[str]:
+    """The hashes of a stage's outputs, by its entry in a lock or in DVC's memory of runs."""
+    return {out["md5"] for out in entry.get("outs", []) if "md5" in out}
 
 
-def _files(path: Path) -> list[Path]:
+def _list_files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def _used(path: Path) -> float:
-    """When a file of it was last made, linked or unlinked."""
-    return max((file.stat().st_ctime for file in [path, *_files(path)]), default=0.0)
+def _list_unused(home: Path, pattern: str, before: float) -> list[Path]:
+    """The paths of which no file was made, linked or unlinked since a time."""
+    return [
+        path
+        for path in sorted(home.glob(pattern))
+        if max(file.stat().st_ctime for file in [path, *_list_files(path)]) < before
+    ]
 
 
-def _links(paths: Iterable[Path]) -> Counter[tuple[int, int]]:
-    stats = [file.lstat() for path in paths for file in _files(path)]
-    return Counter((stat.st_dev, stat.st_ino) for stat in stats)
+def _inode(file: Path) -> Inode:
+    status = file.lstat()
+    return status.st_dev, status.st_ino
 
 
-def _linked_elsewhere(path: Path, gone: Counter[tuple[int, int]]) -> bool:
+def _is_linked_elsewhere(path: Path, gone: Counter[Inode]) -> bool:
     """Whether a period is part of data that stays: those are hard links of its files."""
-    stats = [file.lstat() for file in _files(path)]
-    return any(stat.st_nlink - gone[stat.st_dev, stat.st_ino] > 1 for stat in stats)
+    return any(file.lstat().st_nlink - gone[_inode(file)] > 1 for file in _list_files(path))
 
 
-def _sizes(paths: list[Path]) -> list[int]:
-    """The bytes that removing each gives back, in this order: a file's count with the last of its links."""
-    gone: Counter[tuple[int, int]] = Counter()
-    return [sum(_last_link(file, gone) for file in _files(path)) for path in paths]
+def _count_bytes(path: Path, links: Counter[Inode]) -> int:
+    """The bytes that removing a path gives back: a file counts with the last of its links, which `links` counts."""
+    files = _list_files(path)
+    links.update(map(_inode, files))
+    unique = {_inode(file): file.lstat() for file in files}
+    return sum(status.st_size for inode, status in unique.items() if links[inode] >= status.st_nlink)
 
 
-def _last_link(file: Path, gone: Counter[tuple[int, int]]) -> int:
-    stat = file.lstat()
-    gone[stat.st_dev, stat.st_ino] += 1
-    return stat.st_size if gone[stat.st_dev, stat.st_ino] >= stat.st_nlink else 0
-
-
-def _free(kind: Kind, path: Path) -> None:
-    """A folder goes by a rename first: nobody finds half of it."""
+def _remove(kind: Kind, path: Path) -> None:
+    """A folder is renamed first, so that nobody finds half of it."""
     if kind == "workspace":
         workspaces.remove_if_dead(path)
     elif path.is_dir():
@@ -210,23 +202,14 @@ def main(*, do: bool = False, no_versions: bool = False, shared_cache: bool = Fa
         shared_cache: Free a DVC cache outside the checkout and the home.
     """
     try:
-        freed = gc(Path.cwd(), dry=not do, no_versions=no_versions, shared_cache=shared_cache)
+        freed = collect(Path.cwd(), dry=not do, no_versions=no_versions, shared_cache=shared_cache)
     except ValueError as error:
         raise SystemExit(f"gc: {error}") from None
-    _print(freed, done=do)
-
-
-def _print(freed: list[Freed], *, done: bool) -> None:
-    for kind in sorted({each.kind for each in freed}):
-        of_kind = [each.size for each in freed if each.kind == kind]
-        print(f"{_bytes(sum(of_kind)):>10}  {len(of_kind):>6} {kind}s")
-    told = "freed" if done else "could be freed: `make gc DO=1` frees it"
-    print(f"{_bytes(sum(each.size for each in freed)):>10}  in all {told}")
-
-
-def _bytes(size: float) -> str:
-    found = next(((scale, unit) for scale, unit in UNITS if size >= scale), (1, "B"))
-    return f"{size / found[0]:.1f} {found[1]}"
+    for kind in sorted({item.kind for item in freed}):
+        sizes = [item.size for item in freed if item.kind == kind]
+        print(f"{sum(sizes) / 1e6:>10,.1f} MB  {len(sizes):>6} {kind}s")
+    done = "freed" if do else "could be freed: `make gc DO=1` frees it"
+    print(f"{sum(item.size for item in freed) / 1e6:>10,.1f} MB  in all {done}")
 
 
 if __name__ == "__main__":

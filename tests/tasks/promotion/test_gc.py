@@ -37,7 +37,7 @@ def put(cache: Path) -> Path:
 
 def test_it_says_which_registry_it_asked_and_how_many_versions_that_has(checkout: Path) -> None:
     said: list[str] = []
-    gc.gc(checkout, dry=True, say=said.append)
+    gc.collect(checkout, dry=True, say=said.append)
     name, uri = params.load(checkout / "params.yaml").registry.model, tracking.find_address()
     assert said == [f"0 versions of {name} in {uri}: what they were made of stays"]
 
@@ -45,20 +45,20 @@ def test_it_says_which_registry_it_asked_and_how_many_versions_that_has(checkout
 def test_no_data_is_freed_for_want_of_versions_unless_that_is_meant(checkout: Path) -> None:
     kept = checkout / ".dvc" / "cache" / OBJECT
     with pytest.raises(ValueError, match=r"no version of .*, and 1 objects .* MLFLOW_TRACKING_URI .* NO_VERSIONS=1"):
-        gc.gc(checkout, dry=False)
+        gc.collect(checkout, dry=False)
     assert kept.exists()
-    assert [freed.path for freed in gc.gc(checkout, dry=False, no_versions=True)] == [kept]
+    assert [freed.path for freed in gc.collect(checkout, dry=False, no_versions=True)] == [kept]
     assert not kept.exists()
-    assert gc.gc(checkout, dry=False) == []  # with nothing to lose there is nothing to refuse
+    assert gc.collect(checkout, dry=False) == []  # with nothing to lose there is nothing to refuse
 
 
 def test_a_cache_that_others_may_use_is_not_freed_unless_that_is_meant(checkout: Path, tmp_path: Path) -> None:
     kept = put(tmp_path / "shared")
     (checkout / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {tmp_path / 'shared'}\n")
     with pytest.raises(ValueError, match=r"cache must lie in the checkout or in the home .* SHARED_CACHE=1"):
-        gc.gc(checkout, dry=False, no_versions=True)
+        gc.collect(checkout, dry=False, no_versions=True)
     assert kept.exists()
-    gc.gc(checkout, dry=False, no_versions=True, shared_cache=True)
+    gc.collect(checkout, dry=False, no_versions=True, shared_cache=True)
     assert not kept.exists()
 
 
@@ -68,5 +68,5 @@ def test_a_cache_in_the_home_is_the_checkouts_own(
     monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "home"))
     kept = put(tmp_path / "home" / "cache")
     (checkout / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {tmp_path / 'home' / 'cache'}\n")
-    gc.gc(checkout, dry=False, no_versions=True)
+    gc.collect(checkout, dry=False, no_versions=True)
     assert not kept.exists()
