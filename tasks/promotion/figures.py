@@ -19,28 +19,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, ACCENT, FAINT, GRID = "#1f2933", "#2a78b5", "#9fb3c8", "#e4e7eb"
-SHOWN = 20  # of the features, the most important
+MAX_FEATURES = 20
 COLUMNS = 3  # of small pictures in a row
-# Told apart by the colour-blind too (Okabe & Ito 2008), and by their dashes without colour.
+WIDE = 20  # a parameter whose largest value is so many times its smallest is drawn on a log axis
+# The colour-blind tell them apart too (Okabe & Ito 2008), and by their dashes without colour.
 LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#E69F00", (0, (5, 1, 1, 1, 1, 1))))
 
 
-def draw(folder: Path, *, trials: Sequence[Mapping[str, Any]], curves: Path, importance: Path) -> list[Path]:
-    """Draw what there is something to draw for; the files that were made. A regression has no ROC."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of every font it meets
+def draw_record(folder: Path, *, trials: Sequence[Mapping[str, Any]], curves: Path, importance: Path) -> list[Path]:
+    """Draw what there are data for: a regression has no ROC. Returns the files that were made."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs every font that it meets
     done = [trial for trial in trials if trial.get("value") is not None and str(trial["state"]).lower() == "complete"]
-    roc, calibration = _rows(curves / "roc.csv"), _rows(curves / "calibration.csv")
+    roc, calibration, features = (
+        _read_rows(path) for path in (curves / "roc.csv", curves / "calibration.csv", importance)
+    )
     pictures: dict[str, tuple[bool, Callable[[], Figure]]] = {
-        "search": (bool(done), lambda: search(done, len(trials))),
-        "parameters": (len(done) > 2, lambda: parameters(done)),
-        "roc": (len(roc) > 1, lambda: curve_roc(roc)),
-        "calibration": (bool(calibration), lambda: curve_calibration(calibration)),
-        "importance": (bool(_rows(importance)), lambda: bars(_rows(importance))),
+        "search": (bool(done), lambda: _draw_search(done, len(trials))),
+        "parameters": (len(done) > 2, lambda: _draw_parameters(done)),
+        "roc": (len(roc) > 1, lambda: _draw_roc(roc)),
+        "calibration": (bool(calibration), lambda: _draw_calibration(calibration)),
+        "importance": (bool(features), lambda: _draw_importance(features)),
     }
-    return [_save(folder / f"{name}.png", make()) for name, (wanted, make) in pictures.items() if wanted]
+    return [_save(folder / f"{name}.png", make()) for name, (has_data, make) in pictures.items() if has_data]
 
 
-def search(done: Sequence[Mapping[str, Any]], total: int) -> "Figure":
+def _draw_search(done: Sequence[Mapping[str, Any]], total: int) -> "Figure":
     """Each completed trial's loss, and the lowest so far."""
     figure, axes = _blank((8, 4.5))
     ordered = sorted(done, key=lambda trial: trial["number"])
@@ -53,38 +56,41 @@ def search(done: Sequence[Mapping[str, Any]], total: int) -> "Figure":
     return _titled(figure, axes, f"search: {len(done)} of {total} trials ran to their end", x="trial", y="loss")
 
 
-def parameters(done: Sequence[Mapping[str, Any]]) -> "Figure":
+def _draw_parameters(done: Sequence[Mapping[str, Any]]) -> "Figure":
     """Each parameter against the loss, the strongest rank correlation first."""
     names = sorted({name for trial in done for name in trial["params"]})
-    points = {name: _points(done, name) for name in names}
-    names = sorted(
-        (name for name in names if len({x for x, _ in points[name]}) > 1), key=lambda n: -abs(_rho(points[n]))
-    )
+    every = {name: _list_points(done, name) for name in names}
+    points = {name: pairs for name, pairs in every.items() if len({x for x, _ in pairs}) > 1}
+    names = sorted(points, key=lambda name: -abs(_rank_correlation(points[name])))
     lines = max(1, -(-len(names) // COLUMNS))
     figure = _figure((4 * COLUMNS, 2.6 * lines), layout=None)  # the layout engine takes a second for nine pictures
     figure.subplots_adjust(left=0.06, right=0.99, bottom=0.12 / lines, top=1 - 0.12 / lines, hspace=0.38, wspace=0.1)
     for i, name in enumerate(names):
         axes = _plain(figure.add_subplot(lines, COLUMNS, i + 1))
         axes.plot(*zip(*points[name], strict=True), "o", color=ACCENT, alpha=0.7, markersize=4)
-        if all(isinstance(x, float) and x > 0 for x, _ in points[name]) and _wide([x for x, _ in points[name]]):
+        values = [x for x, _ in points[name]]
+        if all(isinstance(x, float) and x > 0 for x in values) and max(values) / min(values) > WIDE:
             axes.set_xscale("log")
         _zoom(axes, [y for _, y in points[name]])
         axes.tick_params(labelleft=i % COLUMNS == 0)
-        axes.set_title(f"{name}   (rank correlation {_rho(points[name]):+.2f})", fontsize=9, loc="left", color=INK)
+        axes.set_title(
+            f"{name}   (rank correlation {_rank_correlation(points[name]):+.2f})", fontsize=9, loc="left", color=INK
+        )
     figure.supylabel("loss", fontsize=10, color=INK, x=0.005)
     return figure
 
 
-def curve_roc(rows: Sequence[Mapping[str, str]]) -> "Figure":
+def _draw_roc(rows: Sequence[Mapping[str, str]]) -> "Figure":
     figure, axes = _blank((5.5, 5))
     _diagonal(axes)
-    for name, part in _by_model(rows).items():
+    for name in dict.fromkeys(row.get("model", "") for row in rows):
+        part = [row for row in rows if row.get("model", "") == name]
         x, y = _numbers(part, "false_positive_rate"), _numbers(part, "true_positive_rate")
         axes.plot(x, y, linewidth=2, label=name, color=None if name else ACCENT)
     return _titled(figure, axes, "ROC on the holdout", x="false positive rate", y="true positive rate")
 
 
-def curve_calibration(rows: Sequence[Mapping[str, str]]) -> "Figure":
+def _draw_calibration(rows: Sequence[Mapping[str, str]]) -> "Figure":
     """Observed against predicted; a point's size is its number of rows, where the file has it."""
     figure, axes = _blank((5.5, 5))
     x, y = _numbers(rows, "predicted"), _numbers(rows, "observed")
@@ -95,8 +101,8 @@ def curve_calibration(rows: Sequence[Mapping[str, str]]) -> "Figure":
     return _titled(figure, axes, "calibration on the holdout", x="predicted", y="observed")
 
 
-def bars(rows: Sequence[Mapping[str, str]]) -> "Figure":
-    ranked = sorted(rows, key=lambda row: -float(row["importance"]))[:SHOWN][::-1]
+def _draw_importance(rows: Sequence[Mapping[str, str]]) -> "Figure":
+    ranked = sorted(rows, key=lambda row: -float(row["importance"]))[:MAX_FEATURES][::-1]
     figure, axes = _blank((8, 0.6 + 0.28 * len(ranked)))
     axes.barh([row["feature"] for row in ranked], _numbers(ranked, "importance"), color=ACCENT, height=0.7)
     axes.grid(visible=False, axis="y")
@@ -114,20 +120,22 @@ class Course:
     promoted: Sequence[datetime]
 
 
-def policies(lines: Sequence[Course], starts: Sequence[datetime], path: Path, *, metric: str, never: str) -> Path:
-    """Three pictures over one time: the metric by week, what each policy saved so far, and when each retrained."""
+def draw_policies(lines: Sequence[Course], starts: Sequence[datetime], path: Path, *, metric: str, never: str) -> Path:
+    """Draw a replay: the metric by week, what each policy saved so far, and when each retrained."""
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     figure = _figure((9, 6.4 + 0.26 * len(lines)), layout="constrained")
     grid = figure.add_gridspec(3, 1, height_ratios=[2.2, 2.8, 0.5 + 0.3 * len(lines)])
     top = _plain(figure.add_subplot(grid[0]))
     middle, bottom = (_plain(figure.add_subplot(grid[i], sharex=top)) for i in (1, 2))
-    styles = _styles(lines, never)
+    others = [line.name for line in lines if line.name != never]
+    styles: dict[str, tuple[str, Any]] = {name: LINES[i % len(LINES)] for i, name in enumerate(others)}
+    styles[never] = (INK, "-")
     weeks: Any = starts
     for line in lines:
         colour, dash = styles[line.name]
         width = 1.2 if line.name == never else 1.7
-        found = [math.nan if value is None else value for value in line.weeks]
-        top.plot(weeks, found, color=colour, linestyle=dash, linewidth=width)
+        values = [math.nan if value is None else value for value in line.weeks]
+        top.plot(weeks, values, color=colour, linestyle=dash, linewidth=width)
         middle.plot(weeks, line.saved, color=colour, linestyle=dash, linewidth=width)
     _name_ends(middle, lines, starts, styles)
     _retrains(bottom, lines, styles)
@@ -139,11 +147,6 @@ def policies(lines: Sequence[Course], starts: Sequence[datetime], path: Path, *,
     return _save(path, figure)
 
 
-def _styles(lines: Sequence[Course], never: str) -> dict[str, tuple[str, Any]]:
-    others = [line.name for line in lines if line.name != never]
-    return {never: (INK, "-")} | {name: LINES[i % len(LINES)] for i, name in enumerate(others)}
-
-
 def _name_ends(
     axes: "Axes", lines: Sequence[Course], starts: Sequence[datetime], styles: Mapping[str, tuple[str, Any]]
 ) -> None:
@@ -151,7 +154,7 @@ def _name_ends(
     low, high = axes.get_ylim()
     least, last = (high - low) / 14, -math.inf
     end: Any = starts[-1]
-    for line in sorted(lines, key=lambda each: each.saved[-1]):
+    for line in sorted(lines, key=lambda line: line.saved[-1]):
         last = max(line.saved[-1], last + least)
         place: Any = (starts[-1] + (starts[-1] - starts[0]) / 60, last)
         axes.annotate(
@@ -211,12 +214,13 @@ def _zoom(axes: "Axes", values: Sequence[float]) -> None:
         axes.set_ylim(low - 0.08 * (high - low), high + 0.25 * (high - low))
 
 
-def _points(done: Sequence[Mapping[str, Any]], name: str) -> list[tuple[Any, float]]:
-    found = [(trial["params"].get(name), float(trial["value"])) for trial in done]
-    return [(float(x) if isinstance(x, (int, float)) else str(x), y) for x, y in found if x is not None]
+def _list_points(done: Sequence[Mapping[str, Any]], name: str) -> list[tuple[Any, float]]:
+    """A parameter's values and the losses."""
+    pairs = [(trial["params"].get(name), float(trial["value"])) for trial in done]
+    return [(float(x) if isinstance(x, (int, float)) else str(x), y) for x, y in pairs if x is not None]
 
 
-def _rho(points: Sequence[tuple[Any, float]]) -> float:
+def _rank_correlation(points: Sequence[tuple[Any, float]]) -> float:
     """Spearman's rank correlation; 0 for a parameter that has no order."""
     from scipy.stats import spearmanr
 
@@ -226,22 +230,11 @@ def _rho(points: Sequence[tuple[Any, float]]) -> float:
     return float(spearmanr(xs, ys).statistic)
 
 
-def _wide(values: Sequence[float]) -> bool:
-    return max(values) / min(values) > 20
-
-
-def _by_model(rows: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
-    parts: dict[str, list[Mapping[str, str]]] = {}
-    for row in rows:
-        parts.setdefault(row.get("model", ""), []).append(row)
-    return parts
-
-
 def _numbers(rows: Sequence[Mapping[str, str]], name: str) -> list[float]:
     return [float(row[name]) for row in rows]
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="") as stream:

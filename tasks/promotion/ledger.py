@@ -94,15 +94,8 @@ def to_tags(entry: Entry) -> dict[str, str]:
     return {formats.KEY: LEDGER.mark, **pieces, **shown, tags.NOTE: note}
 
 
-def from_tags(run_tags: Mapping[str, str]) -> Entry:
-    pieces = sorted(name for name in run_tags if name.startswith(tags.ENTRY))
-    values = json.loads("".join(run_tags[name] for name in pieces))
-    times = {name: datetime.fromisoformat(values[name]) for name in ("as_of", "made_at")}
-    return Entry(**{**values, **times, "reasons": tuple(values["reasons"])})
-
-
-def check_format(run_tags: Mapping[str, str], *, model: str) -> None:
-    """Raises ValueError for an entry that another version of this project wrote."""
+def from_tags(run_tags: Mapping[str, str], *, model: str) -> Entry:
+    """The entry of a run. Raises ValueError for one that another version of this project wrote."""
     mark = run_tags.get(formats.KEY)
     if mark != LEDGER.mark:
         raise ValueError(
@@ -110,6 +103,10 @@ def check_format(run_tags: Mapping[str, str], *, model: str) -> None:
             f"{LEDGER.mark}. Use the evergreen that wrote it; or begin without its models: set registry.experiment and "
             "registry.model in params.yaml to new names, or EVERGREEN_HOME to an empty folder, and train again."
         )
+    pieces = sorted(name for name in run_tags if name.startswith(tags.ENTRY))
+    values = json.loads("".join(run_tags[name] for name in pieces))
+    times = {name: datetime.fromisoformat(values[name]) for name in ("as_of", "made_at")}
+    return Entry(**{**values, **times, "reasons": tuple(values["reasons"])})
 
 
 def drop_repeated(entries: Iterable[Entry]) -> list[Entry]:

@@ -8,6 +8,7 @@ path: a home may be moved. Neither mlflow nor a registry is opened here.
 import json
 import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,49 +17,47 @@ from urllib.parse import quote
 from tasks.runtime import files
 
 NAME = "registry.json"
-TELLS_OF_LOSS = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)  # others pass, as a lock does
+LOSSES = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)  # other errors pass, as a lock does
 Experiments = Mapping[str, int]  # when each was made, in ms since 1970: one that is made anew has another time
 _whole: dict[Path, tuple[int, int, int]] = {}  # of each database that was found whole, how its file looked then
 _opened: dict[Path, tuple[int, int]] = {}  # of each database that this process uses, which file it is
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What one registry held."""
+class Contents:
+    """What one registry held, since a day."""
 
     experiments: Experiments
     models: tuple[str, ...]
     since: str
 
 
-def read(folder: Path, key: str) -> Entry | None:
+def read(folder: Path, key: str) -> Contents | None:
     """What the marker in a folder says of a registry; None for one that was never used from here."""
-    return _read(folder).get(key)
+    return _read_all(folder).get(key)
 
 
 def write(folder: Path, key: str, experiments: Experiments, model: str) -> None:
-    """Say that a registry holds these experiments, beside what is said already."""
-    entries = _read(folder)
-    before = entries.get(key, Entry({}, (), f"{datetime.now(UTC):%Y-%m-%d}"))
-    models = before.models if model in before.models else (*before.models, model)
-    after = replace(before, experiments={**before.experiments, **experiments}, models=models)
-    if after != entries.get(key):
-        listed = {name: asdict(entry) for name, entry in {**entries, key: after}.items()}
-        files.publish_json(folder / NAME, listed)
+    """Say that a registry holds these experiments and this model, beside what is said already."""
+    registries = _read_all(folder)
+    before = registries.get(key, Contents({}, (), f"{datetime.now(UTC):%Y-%m-%d}"))
+    models = dict.fromkeys((*before.models, model))
+    after = replace(before, experiments={**before.experiments, **experiments}, models=tuple(models))
+    if after != registries.get(key):
+        files.publish_json(
+            folder / NAME, {name: asdict(contents) for name, contents in {**registries, key: after}.items()}
+        )
 
 
 def check(database: Path) -> None:
     """Raises ValueError for a SQLite database that lacks what the marker beside it says that it held."""
-    try:
-        status = database.stat()
-    except FileNotFoundError:
-        status = None
+    status = database.stat() if database.exists() else None
     look = (status.st_ino, status.st_mtime_ns, status.st_size) if status else None
     if look and _whole.get(database) == look:
         return
-    entry = read(database.parent, database.name)
-    if entry and (fault := _fault(database, entry.experiments)):
-        raise ValueError(lost(str(database), fault, database.parent, entry))
+    contents = read(database.parent, database.name)
+    if contents and (fault := _find_fault(database, contents.experiments)):
+        raise ValueError(explain_loss(str(database), fault, database.parent, contents))
     if look:
         _whole[database] = look
 
@@ -82,47 +81,44 @@ def is_replaced(database: Path) -> bool:
 
 def holds(database: Path, experiments: Experiments) -> bool:
     """Whether these very experiments are in a SQLite database."""
-    return database.is_file() and _fault(database, experiments) is None
+    return database.is_file() and _find_fault(database, experiments) is None
 
 
-def lost(registry: str, fault: str, folder: Path, entry: Entry) -> str:
-    """The sentence that refuses a registry."""
+def explain_loss(registry: str, fault: str, folder: Path, contents: Contents) -> str:
+    """Why a registry is refused, and the ways out."""
     return (
-        f"{registry} {fault}, but by {folder / NAME} it held the experiments {', '.join(entry.experiments)}: the runs, "
-        f"the versions and the ledger of {', '.join(entry.models)}, since {entry.since}. Restore it from a backup; or, "
-        f"to begin anew without them, remove {folder / NAME}."
+        f"{registry} {fault}, but by {folder / NAME} it held the experiments {', '.join(contents.experiments)}: the "
+        f"runs, the versions and the ledger of {', '.join(contents.models)}, since {contents.since}. Restore it from a "
+        f"backup; or, to begin anew without them, remove {folder / NAME}."
     )
 
 
-def fault_of(wanted: int | None, made: int | None) -> str | None:
-    """What is wrong with an experiment that was made at `wanted`, where the one of its name was made at `made`."""
-    if wanted is None or wanted == made:
+def compare_times(expected: int | None, made: int | None) -> str | None:
+    """What is wrong with an experiment that was made at `expected`, where the one of its name was made at `made`."""
+    if expected is None or expected == made:
         return None
     return "holds them no more" if made is None else "is another one, made since"
 
 
-def _fault(database: Path, experiments: Experiments) -> str | None:
+def _find_fault(database: Path, experiments: Experiments) -> str | None:
     if not database.exists():
         return "is gone"
     try:
-        con = sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=30)
-        try:
-            made = dict(con.execute("SELECT name, creation_time FROM experiments").fetchall())
-        finally:
-            con.close()
+        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=30)) as connection:
+            made = dict(connection.execute("SELECT name, creation_time FROM experiments").fetchall())
     except sqlite3.Error as error:
-        return "holds no registry" if error.sqlite_errorcode & 0xFF in TELLS_OF_LOSS else None
-    faults = (fault_of(time, made.get(name)) for name, time in experiments.items())
+        return "holds no registry" if error.sqlite_errorcode & 0xFF in LOSSES else None
+    faults = (compare_times(expected, made.get(name)) for name, expected in experiments.items())
     return next((fault for fault in faults if fault), None)
 
 
-def _read(folder: Path) -> dict[str, Entry]:
+def _read_all(folder: Path) -> dict[str, Contents]:
     path = folder / NAME
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        registries = json.loads(path.read_text(encoding="utf-8"))
         return {
-            key: Entry(dict(entry["experiments"]), tuple(entry["models"]), str(entry["since"]))
-            for key, entry in listed.items()
+            key: Contents(dict(contents["experiments"]), tuple(contents["models"]), str(contents["since"]))
+            for key, contents in registries.items()
         }
     except FileNotFoundError:
         return {}

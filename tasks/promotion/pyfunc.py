@@ -20,11 +20,11 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 TYPES = {"number": pa.float64(), "category": pa.string()}
 
 
-class Served(PythonModel):
+class ServedModel(PythonModel):
     """Feature columns in, calibrated probabilities or values out. The signature has seen to it that all are there."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        self.model = _code(Path(context.artifacts["code"])).Model.load(Path(context.artifacts["model"]))
+        self.model = _load_code(Path(context.artifacts["code"])).Model.load(Path(context.artifacts["model"]))
 
     def predict(
         self,
@@ -32,12 +32,14 @@ class Served(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> Any:
-        features = self.model.spec.features
-        columns = {each.name: pa.array(model_input[each.name], TYPES[each.kind], from_pandas=True) for each in features}
+        columns = {
+            feature.name: pa.array(model_input[feature.name], TYPES[feature.kind], from_pandas=True)
+            for feature in self.model.spec.features
+        }
         return self.model.predict(pa.table(columns))
 
 
-def _code(path: Path) -> ModuleType:
+def _load_code(path: Path) -> ModuleType:
     name = f"evergreen_model_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
@@ -48,4 +50,4 @@ def _code(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
-mlflow.models.set_model(Served())
+mlflow.models.set_model(ServedModel())

@@ -186,7 +186,7 @@ def _lay_out_artifacts(results: Results, target: Path) -> None:
     (target / "twins" / ".folder").touch()  # with train.seeds: 1 it is empty, and an object store has no empty folders
     if results.patch:
         (target / PATCH).write_bytes(results.patch)
-    figures.draw(
+    figures.draw_record(
         target / "pictures",
         trials=results.trials,
         curves=reports / "curves",

@@ -17,7 +17,7 @@ from tasks.promotion import ledger, tracking
 from tasks.promotion.ledger import Entry
 from tasks.promotion.runs import Runs
 from tasks.promotion.tags import AS_OF, COMMIT, DATA_TO, DECISION, MODEL_VERSIONS, PREFIX, RECORD, VERDICT
-from tasks.promotion.tracking import Tracking, asks_mlflow, is_absent, load_error
+from tasks.promotion.tracking import Tracking, asks_mlflow, find, load_error
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 RUNS_NOTE = "One run for each result of the pipeline, with its trials under it."
@@ -99,12 +99,8 @@ class Registry:
 
     @asks_mlflow
     def _find_by_alias(self, alias: str) -> Version | None:
-        try:
-            return _to_version(self.tracking.client.get_model_version_by_alias(self.model, alias))
-        except load_error() as error:
-            if is_absent(error):
-                return None
-            raise
+        row = find(self.tracking.client.get_model_version_by_alias, self.model, alias)
+        return _to_version(row) if row else None
 
     @asks_mlflow
     def set_alias(self, alias: str, number: int) -> None:
@@ -118,11 +114,8 @@ class Registry:
     @asks_mlflow
     def version(self, number: int) -> Version:
         """Raises ValueError, with the versions that there are, when there is no such version."""
-        try:
-            return _to_version(self.tracking.client.get_model_version(self.model, str(number)))
-        except load_error() as error:
-            if not is_absent(error):
-                raise
+        if row := find(self.tracking.client.get_model_version, self.model, str(number)):
+            return _to_version(row)
         numbers = [version.number for version in self.versions()]
         raise ValueError(f"{self.model} has no version {number}: choose one of {numbers}, or promote one first")
 
@@ -195,9 +188,7 @@ class Registry:
     def ledger(self) -> list[Entry]:
         """All entries, oldest first."""
         runs = self.tracking.search_runs(self.ledger_experiment)
-        for run in runs:
-            ledger.check_format(run.data.tags, model=self.model)
-        entries = [(ledger.from_tags(run.data.tags), run.info.run_id) for run in runs]
+        entries = [(ledger.from_tags(run.data.tags, model=self.model), run.info.run_id) for run in runs]
         entries.sort(key=lambda pair: (pair[0].made_at, pair[1]))
         return ledger.drop_repeated(entry for entry, _ in entries)
 

@@ -16,7 +16,7 @@ from typing import Any
 from tasks import params as parameters
 from tasks.promotion.bundle import TYPES, Bundle
 from tasks.promotion.tags import ARTIFACTS, CONTEXT, MODEL, NOTE, PARENT, RECORD
-from tasks.promotion.tracking import Point, Tracking, asks_mlflow, ignore_warnings, is_absent, load_error, load_mlflow
+from tasks.promotion.tracking import Point, Tracking, asks_mlflow, find, ignore_warnings, load_error, load_mlflow
 
 MODEL_FILES = ("model.ubj", "twin.ubj")  # of a run's artifacts, these are the logged model's
 MONITOR_NOTE = "How each champion fares: a point a window, at its event time."
@@ -229,11 +229,8 @@ class Runs:
     @asks_mlflow
     def read_data(self, run_id: str) -> Any:
         """A run's metrics, params and tags. Raises ValueError where there is no such run."""
-        try:
-            return self.tracking.client.get_run(run_id).data
-        except load_error() as error:
-            if not is_absent(error):
-                raise
+        if run := find(self.tracking.client.get_run, run_id):
+            return run.data
         raise ValueError(f"there is no run {run_id!r}: name a version, or the id of an MLflow run that holds a model")
 
     def find_model(self, run_id: str) -> Any:

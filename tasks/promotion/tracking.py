@@ -173,9 +173,14 @@ def load_error() -> type[Exception]:
     return MlflowException
 
 
-def is_absent(error: Exception) -> bool:
-    """Whether MLflow's error says that there is no such thing."""
-    return getattr(error, "error_code", "") in ABSENT
+def find(ask: Callable[..., T], *args: Any) -> T | None:
+    """What a method of MLflow's client returns; None where it says that there is no such thing."""
+    try:
+        return ask(*args)
+    except load_error() as error:
+        if getattr(error, "error_code", "") not in ABSENT:
+            raise
+    return None
 
 
 def preload() -> None:
@@ -258,15 +263,15 @@ def _probe(uri: str) -> None:
 
 
 def _open_experiment(
-    client: "MlflowClient", uri: str, name: str, note: str, *, before: marker.Entry | None
+    client: "MlflowClient", uri: str, name: str, note: str, *, before: marker.Contents | None
 ) -> "Experiment":
     """The experiment; it is made if it is missing and, by the marker, was never there."""
     experiment = client.get_experiment_by_name(name)
     if before:
         made = (experiment.creation_time or 0) if experiment else None
-        if fault := marker.fault_of(before.experiments.get(name), made):
+        if fault := marker.compare_times(before.experiments.get(name), made):
             registry = f"the MLflow registry at {hide_password(uri)}"
-            raise ValueError(marker.lost(registry, fault, _find_folder(uri), before))
+            raise ValueError(marker.explain_loss(registry, fault, _find_folder(uri), before))
     artifacts = None if is_server(uri) else (_find_folder(uri) / relocate.ARTIFACTS / name).as_uri()
     if experiment is None:
         with contextlib.suppress(load_error()):  # another machine was faster

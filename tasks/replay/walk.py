@@ -614,7 +614,7 @@ def write_report(done: Comparison, folder: Path) -> None:
     files.publish_text(folder / "replay.md", markdown(done))
     courses = [_course(each, done) for each in done.lines]
     named = METRIC_NAMES[done.metric]
-    figures.policies(courses, done.starts, folder / "replay.png", metric=named, never=NEVER)
+    figures.draw_policies(courses, done.starts, folder / "replay.png", metric=named, never=NEVER)
 
 
 def _course(line: Line, done: Comparison) -> Course:

@@ -17,7 +17,7 @@ TRIALS: list[dict[str, Any]] = [
 def draw(folder: Path, trials: list[dict[str, Any]], **files: str) -> list[str]:
     for name, text in files.items():
         (folder / f"{name}.csv").write_text(text)
-    pictures = figures.draw(folder / "out", trials=trials, curves=folder, importance=folder / "importance.csv")
+    pictures = figures.draw_record(folder / "out", trials=trials, curves=folder, importance=folder / "importance.csv")
     for picture in pictures:
         width, height = struct.unpack(">II", picture.read_bytes()[16:24])
         assert min(width, height) > 100
@@ -40,8 +40,8 @@ def test_what_is_not_there_is_not_drawn(tmp_path: Path) -> None:
 
 
 def test_a_parameter_without_an_order_has_no_rank_correlation() -> None:
-    assert figures._rho([("a", 0.1), ("b", 0.2), ("a", 0.3)]) == 0
-    assert figures._rho([(1.0, 0.1), (2.0, 0.2), (4.0, 0.3)]) == 1
+    assert figures._rank_correlation([("a", 0.1), ("b", 0.2), ("a", 0.3)]) == 0
+    assert figures._rank_correlation([(1.0, 0.1), (2.0, 0.2), (4.0, 0.3)]) == 1
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_a_parameter_without_an_order_has_no_rank_correlation() -> None:
 )
 def test_values_that_are_the_same_share_a_rank(points: list[tuple[Any, float]], rho: float) -> None:
     """Of ranks in the order of the trials the first came to +0.83."""
-    assert figures._rho(points) == pytest.approx(rho, abs=1e-4)
+    assert figures._rank_correlation(points) == pytest.approx(rho, abs=1e-4)
