@@ -27,7 +27,7 @@ import cyclopts
 import yaml
 
 from tasks import params
-from tasks.promotion import registry
+from tasks.promotion.registry import open_registry
 from tasks.promotion.tracking import hide_password
 from tasks.runtime import locks, pipeline, workspaces
 
@@ -58,17 +58,17 @@ def collect(
         no_versions: free data although no version is registered.
         shared_cache: free a DVC cache outside the checkout and the home.
     """
-    known = registry.open_registry(params.load(checkout / "params.yaml").registry)
-    versions, address = known.versions(), hide_password(known.tracking.uri)
-    say(f"{len(versions)} versions of {known.model} in {address}: what they were made of stays")
+    registry = open_registry(params.load(checkout / "params.yaml").registry)
+    versions, address = registry.versions(), hide_password(registry.tracking.uri)
+    say(f"{len(versions)} versions of {registry.model} in {address}: what they were made of stays")
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / str(version.number) for version in versions]
         for version, folder in zip(versions, folders, strict=True):
-            known.runs.fetch(version.run_id, "dvc.lock", folder)
+            registry.runs.fetch(version.run_id, "dvc.lock", folder)
         if not dry and not shared_cache:
             _check_cache(checkout)
         if not dry and not versions and not no_versions:
-            _check_versions(known.model, address, candidates=free(checkout, dry=True))
+            _check_versions(registry.model, address, candidates=free(checkout, dry=True))
         return free(checkout, keep_locks=folders, dry=dry)
 
 

@@ -17,7 +17,7 @@ from tasks.promotion import ledger, tracking
 from tasks.promotion.ledger import Entry
 from tasks.promotion.runs import Runs
 from tasks.promotion.tags import AS_OF, COMMIT, DATA_TO, DECISION, MODEL_VERSIONS, PREFIX, RECORD, VERDICT
-from tasks.promotion.tracking import Tracking, asks_mlflow, find, load_error
+from tasks.promotion.tracking import Tracking, asks_mlflow, find, load_mlflow
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 RUNS_NOTE = "One run for each result of the pipeline, with its trials under it."
@@ -132,7 +132,7 @@ class Registry:
         if versions := self.versions(decision):
             return versions[0]
         client, model = self.tracking.client, self.runs.find_model(run_id)
-        with contextlib.suppress(load_error()):  # it exists
+        with contextlib.suppress(load_mlflow().exceptions.MlflowException):  # it exists
             client.create_registered_model(self.model, description="Made and promoted by evergreen.")
         lineage = {name: tag for name, tag in self.runs.read_data(run_id).tags.items() if name.startswith(PREFIX)}
         made = client.create_model_version(

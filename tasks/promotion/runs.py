@@ -7,6 +7,7 @@ import contextlib
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from typing import Any
 from tasks import params as parameters
 from tasks.promotion.bundle import TYPES, Bundle
 from tasks.promotion.tags import ARTIFACTS, CONTEXT, MODEL, NOTE, PARENT, RECORD
-from tasks.promotion.tracking import Point, Tracking, asks_mlflow, find, ignore_warnings, load_error, load_mlflow
+from tasks.promotion.tracking import Point, Tracking, asks_mlflow, find, load_mlflow
 
 MODEL_FILES = ("model.ubj", "twin.ubj")  # of a run's artifacts, these are the logged model's
 MONITOR_NOTE = "How each champion fares: a point a window, at its event time."
@@ -137,7 +138,7 @@ class Runs:
         model = client.create_logged_model(
             self.experiment, self.settings.model, run_id, params=flat, model_type="xgboost"
         )
-        with tempfile.TemporaryDirectory() as scratch, ignore_warnings():
+        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(action="ignore"):
             folder = Path(scratch) / "model"
             bundle.save(folder, run_id=run_id, model_id=model.model_id, location=model.artifact_location)
             client.log_model_artifacts(model.model_id, str(folder))
@@ -219,7 +220,7 @@ class Runs:
             try:
                 download = load_mlflow().artifacts.download_artifacts
                 path = Path(download(artifact_uri=source, dst_path=scratch, tracking_uri=self.tracking.uri))
-            except (OSError, load_error()) as error:
+            except (OSError, load_mlflow().exceptions.MlflowException) as error:
                 raise ValueError(f"run {run_id} has no artifact {name!r}") from error
             target = folder / Path(name).name
             if target.is_dir():

@@ -101,18 +101,15 @@ class Tracking:
         )
 
     def log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        rows = [Param(name, str(value)[:MAX_CHARACTERS]) for name, value in sorted(values.items())]
+        param = load_mlflow().entities.Param
+        rows = [param(name, str(value)[:MAX_CHARACTERS]) for name, value in sorted(values.items())]
         for start in range(0, len(rows), MAX_PARAMS):
             self.client.log_batch(run_id, params=rows[start : start + MAX_PARAMS])
 
     def log_points(self, run_id: str, points: Sequence[Point], *, model_id: str | None = None) -> None:
-        from mlflow.entities import Metric
-
-        now = datetime.now(UTC)
+        metric, now = load_mlflow().entities.Metric, datetime.now(UTC)
         rows = [
-            Metric(point.name, point.value, int((point.at or now).timestamp() * 1000), point.step, model_id)
+            metric(point.name, point.value, int((point.at or now).timestamp() * 1000), point.step, model_id)
             for point in points
         ]
         for start in range(0, len(rows), MAX_POINTS):
@@ -161,23 +158,17 @@ def _find_database(uri: str) -> Path | None:
 
 
 def load_mlflow() -> Any:
-    """The module mlflow, for what has no method here."""
+    """The module mlflow: who needs more of it than the client takes it from here."""
     import mlflow
 
     return mlflow
-
-
-def load_error() -> type[Exception]:
-    from mlflow.exceptions import MlflowException
-
-    return MlflowException
 
 
 def find(ask: Callable[..., T], *args: Any) -> T | None:
     """What a method of MLflow's client returns; None where it says that there is no such thing."""
     try:
         return ask(*args)
-    except load_error() as error:
+    except load_mlflow().exceptions.MlflowException as error:
         if getattr(error, "error_code", "") not in ABSENT:
             raise
     return None
@@ -199,14 +190,6 @@ def _import(names: Sequence[str]) -> None:
 def _set_environment() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-
-
-@contextlib.contextmanager
-def ignore_warnings() -> Iterator[None]:
-    """mlflow's imports warn of what is between it and its own libraries."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _read_pages(read: Callable[[str | None], Any]) -> list[Any]:
@@ -239,13 +222,12 @@ def connect(uri: str, *, experiments: Mapping[str, str], model: str) -> Tracking
     folder = _find_folder(uri)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / relocate.LOCK, timeout=relocate.LOCK_WAIT_S)
-    with lock, explain_silence(uri), ignore_warnings():  # two processes that migrate a fresh database would break it
+    quiet = warnings.catch_warnings(action="ignore")  # mlflow's imports warn of its own libraries
+    with lock, explain_silence(uri), quiet:  # two processes that migrate a fresh database at once would break it
         check_database(uri)
         if database := relocate.database_of(uri):
             relocate.relocate_artifacts(database)
-        from mlflow import MlflowClient
-
-        client, before = MlflowClient(uri), marker.read(folder, _key_of(uri))
+        client, before = load_mlflow().MlflowClient(uri), marker.read(folder, _key_of(uri))
         opened = [_open_experiment(client, uri, name, note, before=before) for name, note in experiments.items()]
         write_marker(uri, folder, {experiment.name: experiment.creation_time or 0 for experiment in opened}, model)
     return Tracking(client, uri, lock, {experiment.name: str(experiment.experiment_id) for experiment in opened})
@@ -274,7 +256,7 @@ def _open_experiment(
             raise ValueError(marker.explain_loss(registry, fault, _find_folder(uri), before))
     artifacts = None if is_server(uri) else (_find_folder(uri) / relocate.ARTIFACTS / name).as_uri()
     if experiment is None:
-        with contextlib.suppress(load_error()):  # another machine was faster
+        with contextlib.suppress(load_mlflow().exceptions.MlflowException):  # another machine was faster
             client.create_experiment(name, artifacts, tags={tags.NOTE: note, **KIND})
         experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
