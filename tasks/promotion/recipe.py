@@ -1,10 +1,8 @@
 """recipe: what made a version, fetched from the registry: params, tuned numbers, features.sql, models."""
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tasks import log, params
 from tasks.data import featurerows, features
@@ -12,6 +10,7 @@ from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.promotion.registry import Registry, Version
 from tasks.training.model import Model
+from tasks.training.trials import Tuned
 
 RECIPE = ("params.yaml", "reports/tuned.json", "features.sql", "model.ubj", "twin.ubj", "twins")
 
@@ -21,7 +20,7 @@ class Recipe:
     """Everything that turned data into a champion, as it was recorded."""
 
     p: Params
-    tuned: dict[str, Any]
+    tuned: Tuned
     sql: str
     model: Model
     twins: tuple[Model, ...]
@@ -40,7 +39,7 @@ def load_recipe(files: dict[str, Path]) -> Recipe:
     twins = [files["twin.ubj"], *sorted(files["twins"].glob("*.ubj"))]
     return Recipe(
         params.load(files["params.yaml"]),
-        json.loads(files["reports/tuned.json"].read_text()),
+        Tuned.load(files["reports/tuned.json"]),
         files["features.sql"].read_text(),
         Model.load(files["model.ubj"]),
         tuple(Model.load(path) for path in twins),

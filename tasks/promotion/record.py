@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from tasks.promotion.runs import Dataset, Runs, Trial
 from tasks.promotion.tracking import hide_password
 from tasks.runtime import code, files, stage
 from tasks.runtime.code import UNKNOWN
+from tasks.training.trials import read_trials
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -110,7 +111,7 @@ def _read_results(p: Params, folder: Path) -> Results:
             features=FeaturesManifest.read(folder / p.paths.features),
             quality=json.loads((reports / "quality.json").read_text()),
             tuned=json.loads((models / "tuned.json").read_text()),
-            trials=json.loads((reports / "trials.json").read_text()),
+            trials=read_trials(reports / "trials.json"),
             metrics=json.loads((reports / "metrics.json").read_text()),
             leaderboard=json.loads((reports / "leaderboard.json").read_text()),
         )

@@ -7,7 +7,6 @@ The twin is what the gate judges; the model is the same recipe fitted up to as_o
 All carry one calibration, from out-of-fold predictions, and one threshold, from evaluate.costs.
 """
 
-import json
 import shutil
 import threading
 from collections.abc import Sequence
@@ -26,9 +25,10 @@ from tasks.data.featurerows import Rows
 from tasks.data.manifest import FeaturesManifest
 from tasks.params import Costs, Params, Task
 from tasks.runtime import files, stage
-from tasks.training import calibration, model, split, tune
+from tasks.training import calibration, fitting, model, split
 from tasks.training.calibration import Floats
 from tasks.training.model import Model, Spec
+from tasks.training.trials import Tuned
 
 YOUNG = 0.01  # of the training rows: what classes without an out-of-fold row may come to where margins are calibrated
 
@@ -38,7 +38,7 @@ def train(p: Params, folder: Path = Path()) -> None:
     source, target = folder / p.paths.features, folder / p.paths.models
     rows = featurerows.read_rows(source)
     as_of = FeaturesManifest.read(source).as_of
-    tuned = json.loads((target / "tuned.json").read_text())
+    tuned = Tuned.load(target / "tuned.json")
     start = split.find_cuts(as_of, p.split, deadline=p.label.deadline).start
     twins = fit_twins(rows, start, tuned, p, seeds=p.train.seeds)
     shipped = _refit(rows, as_of, tuned, p, twins[0]) if p.train.refit else twins[0]
@@ -47,19 +47,19 @@ def train(p: Params, folder: Path = Path()) -> None:
     for seed, twin in enumerate(twins):
         _save(twin, target / (f"twins/{seed}.ubj" if seed else "twin.ubj"))
     _save(shipped, target / "model.ubj")
-    log.info("twin until %s, model until %s, %s rounds each", start, shipped.spec.until, tuned["rounds"])
+    log.info("twin until %s, model until %s, %s rounds each", start, shipped.spec.until, tuned.rounds)
 
 
-def fit_twins(rows: Rows, cut: datetime, tuned: dict[str, Any], p: Params, *, seeds: int) -> list[Model]:
+def fit_twins(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, seeds: int) -> list[Model]:
     """The recipe trained up to `cut` with so many seeds, calibrated alike: the first is the one with tune.seed."""
     stop = threading.Event()
     works = [partial(fit, rows, cut, tuned, p, seed=seed, threads=1, stop=stop) for seed in range(seeds)]
-    twins = tune.side_by_side(works, p.stage.threads, stop=stop)
+    twins = fitting.run_side_by_side(works, p.stage.threads, stop=stop)
     extras = calibrate(rows, cut, tuned, p, classes=twins[0].spec.classes)
     return [twin.with_spec(**extras) for twin in twins]
 
 
-def _refit(rows: Rows, as_of: datetime, tuned: dict[str, Any], p: Params, twin: Model) -> Model:
+def _refit(rows: Rows, as_of: datetime, tuned: Tuned, p: Params, twin: Model) -> Model:
     """The twin's recipe up to as_of, for the classes that the twin was judged on."""
     known = ~np.isnan(twin.spec.encode_label(rows.label))
     if later := int((model.is_labelled(rows.label) & ~known).sum()):
@@ -72,7 +72,7 @@ def _refit(rows: Rows, as_of: datetime, tuned: dict[str, Any], p: Params, twin: 
 def fit(
     rows: Rows,
     cut: datetime,
-    tuned: dict[str, Any],
+    tuned: Tuned,
     p: Params,
     *,
     seed: int = 0,
@@ -93,7 +93,7 @@ def fit(
 
 def _fit(
     seen: Rows,
-    tuned: dict[str, Any],
+    tuned: Tuned,
     p: Params,
     *,
     threads: int,
@@ -103,20 +103,18 @@ def _fit(
 ) -> Model:
     spec = model.make_spec(seen.table, seen.label, task=p.label.task, native=p.train.categories == "native")
     spec = replace(spec, classes=classes or spec.classes)
-    drawn = tuned["params"]
-    data = tune.matrix(spec, seen, max_bin=int(drawn.get("max_bin", tune.MAX_BIN)), threads=threads)
+    drawn = tuned.params
+    data = fitting.make_matrix(spec, seen, drawn, threads=threads)
     if "class_weight" in drawn and spec.classes:
         codes = spec.encode_label(seen.label)
         data.set_weight(model.weigh_rows(codes, spec.classes, drawn["class_weight"]))
-    settings = tune.booster_params(drawn, p, classes=len(spec.classes))
+    settings = fitting.to_booster_params(drawn, p, classes=len(spec.classes))
     settings |= {"seed": p.tune.seed + seed, "nthread": threads}
-    callbacks = [tune.stopper(stop)] if stop else []  # Ctrl-C must not wait for whole fits
-    return Model(model.import_xgboost().train(settings, data, tuned["rounds"], callbacks=callbacks), spec)
+    callbacks = [fitting.make_stopper(stop)] if stop else []  # Ctrl-C must not wait for whole fits
+    return Model(model.import_xgboost().train(settings, data, tuned.rounds, callbacks=callbacks), spec)
 
 
-def calibrate(
-    rows: Rows, cut: datetime, tuned: dict[str, Any], p: Params, *, classes: tuple[Any, ...]
-) -> dict[str, Any]:
+def calibrate(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, classes: tuple[Any, ...]) -> dict[str, Any]:
     """The spec's calibration and threshold, from models that have not seen the rows they score."""
     task = p.label.task
     if task == "regression":
@@ -151,13 +149,13 @@ def calibrate(
 
 
 def _out_of_fold(
-    rows: Rows, folds: Sequence[split.Fold], tuned: dict[str, Any], p: Params, classes: tuple[Any, ...]
+    rows: Rows, folds: Sequence[split.Fold], tuned: Tuned, p: Params, classes: tuple[Any, ...]
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Margins (n, classes) of the folds' models on their validation rows, without class weights; the classes (n)."""
     stop = threading.Event()
     works = [partial(_fit, rows.take(fold.train), tuned, p, classes=classes, threads=1, stop=stop) for fold in folds]
     margins, codes = [], []
-    for fold, fitted in zip(folds, tune.side_by_side(works, p.stage.threads, stop=stop), strict=True):
+    for fold, fitted in zip(folds, fitting.run_side_by_side(works, p.stage.threads, stop=stop), strict=True):
         valid, offset = rows.take(fold.valid), _offset(rows.label[fold.train], tuned, p, classes)
         margins.append(_per_class(fitted.margins(valid.table)) + offset)
         codes.append(fitted.spec.encode_label(valid.label))
@@ -175,12 +173,12 @@ def _per_class(margins: NDArray[np.floating[Any]]) -> Floats:
     return scores if scores.ndim == 2 else np.column_stack([-scores / 2, scores / 2])
 
 
-def _offset(label: NDArray[Any], tuned: dict[str, Any], p: Params, classes: tuple[Any, ...]) -> Floats:
+def _offset(label: NDArray[Any], tuned: Tuned, p: Params, classes: tuple[Any, ...]) -> Floats:
     """What takes class weights out of margins again, by class: a margin rose by the log of its class's weight."""
-    if "class_weight" not in tuned["params"]:
+    if "class_weight" not in tuned.params:
         return np.zeros(len(classes))
     codes = Spec(p.label.task, (), {}, classes).encode_label(label)
-    weights = model.weigh_classes(codes[~np.isnan(codes)], classes, tuned["params"]["class_weight"])
+    weights = model.weigh_classes(codes[~np.isnan(codes)], classes, tuned.params["class_weight"])
     return np.asarray(-np.log(weights.astype(np.float64)))
 
 

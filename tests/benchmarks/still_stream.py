@@ -31,6 +31,7 @@ from tasks.training import train
 from tasks.training.columns import as_numbers
 from tasks.training.model import Model
 from tasks.training.profile import SCORE_COLUMN, Profile, build_profile
+from tests.tasks import small
 
 BEGIN = np.datetime64("2020-01-01", "us")
 DAY = np.timedelta64(1, "D")
@@ -38,7 +39,8 @@ WEEK = 7
 HELD = 28  # days at the end of the history that stand for the holdout
 SHARES = (0.05, 0.40)  # of a category that is doubled
 FLIPPED = 0.2
-TUNED = {"params": {"max_depth": 5, "eta": 0.15, "subsample": 0.8, "colsample_bytree": 0.6}, "rounds": 60}
+DRAWN = {"max_depth": 5, "eta": 0.15, "subsample": 0.8, "colsample_bytree": 0.6}
+TUNED = small.by_hand(DRAWN, rounds=60)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def test_the_center_is_a_label_and_the_scale_a_power_of_two(label: list[float], 
 def test_a_model_file_carries_its_center(tmp_path: Path) -> None:
     rows = whole_numbers(offset=OFFSET)
     p = small.settings("regression")
-    one = train.fit(rows, datetime.fromisoformat("2024-03-01"), {"params": {}, "rounds": 3}, p)
+    one = train.fit(rows, datetime.fromisoformat("2024-03-01"), small.by_hand({}, rounds=3), p)
     path = tmp_path / "model.ubj"
     path.write_bytes(one.to_bytes())
     again = Model.load(path)

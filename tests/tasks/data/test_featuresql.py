@@ -138,8 +138,8 @@ def test_names_that_only_look_odd_are_taken(made: Made) -> None:
 
 
 def test_a_parameter_that_tune_sets_itself_may_not_be_searched(made: Made) -> None:
-    from tasks.training import tune
+    from tasks.training import space as spaces
 
     space = {"objective": {"choice": ["reg:gamma"]}, "base_score": {"low": 0, "high": 1}}
     with pytest.raises(ValueError, match=r"tune.space must leave \['base_score', 'objective'\] to tune"):
-        tune.check_space(made.params(**{"tune.space": space}))
+        spaces.check_space(made.params(**{"tune.space": space}))

@@ -72,7 +72,7 @@ def shelf(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Regis
     files, rows = folder / "files", featurerows.read_rows(origin / "data/features")
     (files / "reports").mkdir(parents=True)
     (files / "twins").mkdir()
-    (files / "reports/tuned.json").write_text("{}")
+    small.by_hand({}, rounds=1).write(files / "reports/tuned.json")
     for path in (origin / "params.yaml", origin / "tasks/features.sql"):
         shutil.copy(path, files)
     model = fit(rows)

@@ -25,6 +25,7 @@ from tasks.promotion.verdict import Verdict
 from tasks.training import evaluate, split, train
 from tasks.training.holdout import CANDIDATE, MODEL_PREFIX
 from tasks.training.model import Floats, Model, Spec
+from tasks.training.trials import Tuned
 from tests.conftest import FEATURES_SQL, KEY, raw_params, write_params, write_sources
 from tests.tasks import small
 
@@ -303,7 +304,7 @@ def test_the_champions_recipe_is_trained_again_when_the_split_has_changed(
     found = shelf.judged(shorter, champion)
     cut = split.find_cuts(LATER, shorter.p.split, deadline=shorter.p.label.deadline).start - (LATER - FIRST)
     assert f"training its recipe up to {cut}" in caplog.text
-    tuned = json.loads((old.folder / "models" / "tuned.json").read_text())
+    tuned = Tuned.load(old.folder / "models" / "tuned.json")
     expected = train.fit_twins(shorter.rows(), cut, tuned, old.p, seeds=2)
     assert found.figures["champion"] == pytest.approx(mean_loss(expected, shorter.held()), rel=1e-9)
 

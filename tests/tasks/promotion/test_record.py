@@ -91,7 +91,10 @@ def write_outputs(folder: Path) -> None:
     scores = {"log_loss": 0.41, "auc": 0.75}
     files: dict[str, Any] = {
         "models/tuned.json": tuned(),
-        "reports/trials.json": [{"number": 0, "state": "COMPLETE", "value": 0.4, "params": {"eta": 0.1}, "rounds": 50}],
+        "reports/trials.json": {
+            "format": "trials/1",
+            "trials": [{"number": 0, "state": "COMPLETE", "value": 0.4, "params": {"eta": 0.1}, "rounds": 50}],
+        },
         "reports/metrics.json": {**scores, "rows": 4, "constant.log_loss": 0.6},
         "reports/leaderboard.json": [{"model": "candidate", **scores}, {"model": "constant", "log_loss": 0.6}],
         "reports/slices.json": [],

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from tasks.data import featurerows
 from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
-from tasks.training import model, split, train, tune
+from tasks.training import fitting, folds, model, pruning, search, split, train, trial_log, tune
 from tasks.training.model import Model, Spec
-from tasks.training.tune import Curve, behind
+from tasks.training.pruning import Curve, is_behind
+from tasks.training.trials import Tuned, read_trials
 from tests.tasks import small
 
 LAW = settings(deadline=None, derandomize=True, max_examples=60)
@@ -62,8 +63,7 @@ def outputs(p: Params, folder: Path) -> tuple[bytes, bytes]:
 
 
 def trials(p: Params, folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((folder / p.paths.reports / "trials.json").read_text())
-    return found
+    return [dict(trial) for trial in read_trials(folder / p.paths.reports / "trials.json")]
 
 
 def with_trials(p: Params, count: int, **more: Any) -> Params:
@@ -119,13 +119,13 @@ def test_each_folds_rows_are_binned_once_a_side_however_many_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, int]] = []
-    original = tune.matrix
+    original = fitting.make_matrix
 
-    def counted(spec: Any, rows: Rows, *, max_bin: int, **more: Any) -> Any:
-        made.append((len(rows), max_bin))
-        return original(spec, rows, max_bin=max_bin, **more)
+    def counted(spec: Any, rows: Rows, drawn: dict[str, Any], **more: Any) -> Any:
+        made.append((len(rows), drawn["max_bin"]))
+        return original(spec, rows, drawn, **more)
 
-    monkeypatch.setattr(tune, "matrix", counted)
+    monkeypatch.setattr(fitting, "make_matrix", counted)
     p, folder = project(tmp_path, **{"tune.trials": 12})
     tune.tune(p, folder)
     parts = 2 * p.split.folds * p.tune.parallel
@@ -147,7 +147,7 @@ def test_no_trial_sees_a_row_of_the_holdout(tmp_path: Path, monkeypatch: pytest.
 @given(st.integers(1, 200), st.none() | st.integers(1, 300))
 def test_a_search_on_fewer_rows_takes_them_evenly_over_time(count: int, most: int | None) -> None:
     rows = small.made_rows(per_day=200, days=1).take(np.arange(200) < count)
-    kept = tune._thinned(rows, most, Spec("regression", (), {}))
+    kept = folds.thin_rows(rows, most, Spec("regression", (), {}))
     assert len(kept) == min(count, most or count)
     assert kept.event_time[0] == rows.event_time[0]
     gaps = np.diff(np.flatnonzero(np.isin(rows.table["jam"].to_numpy(), kept.table["jam"].to_numpy())))
@@ -186,14 +186,10 @@ def test_the_best_on_fewer_rows_are_ranked_again_on_all(tmp_path: Path) -> None:
 
 def on_all_rows(p: Params, folder: Path, drawn: dict[str, Any]) -> tuple[float, int]:
     rows = featurerows.read_rows(folder / p.paths.features)
-    done, rounds = tune._across(
-        drawn,
-        tune.Folds(p, rows, small.AS_OF).whole(drawn["max_bin"]),
-        tune.Folds(p, rows, small.AS_OF).spec,
-        p,
-        lambda _done, _rows: tune.stopper(threading.Event()),
-    )
-    return done.mean, rounds
+    made = folds.Folds(p, rows, small.AS_OF)
+    stopper = fitting.make_stopper(threading.Event())
+    progress, rounds = folds.fit_folds(drawn, made.bin_whole(drawn), made.spec, p, lambda *_: stopper)
+    return progress.mean, rounds
 
 
 def test_a_search_on_all_rows_needs_no_finalists(tmp_path: Path) -> None:
@@ -208,13 +204,13 @@ def test_an_error_in_one_trial_stops_the_one_beside_it_and_is_the_one_that_is_to
 
     def waits() -> None:
         assert stop.wait(30)
-        raise tune.Stopped
+        raise fitting.Stopped
 
     def fails() -> None:
         raise ValueError("this one")
 
     with pytest.raises(ValueError, match="this one"):
-        tune.side_by_side([fails, waits] if place == 0 else [waits, fails], 2, stop=stop)
+        fitting.run_side_by_side([fails, waits] if place == 0 else [waits, fails], 2, stop=stop)
 
 
 def test_a_search_on_fewer_rows_keeps_enough_of_a_rare_class() -> None:
@@ -222,8 +218,8 @@ def test_a_search_on_fewer_rows_keeps_enough_of_a_rare_class() -> None:
     rare = rows.take((rows.label == 0) | (np.arange(len(rows)) % 50 == 0))
     spec = model.make_spec(rare.table, rare.label, task="binary")
     there = int((rare.label == 1).sum())
-    kept = tune._thinned(rare, 100, spec)
-    assert int((kept.label == 1).sum()) >= 0.9 * min(there, tune.RARE)
+    kept = folds.thin_rows(rare, 100, spec)
+    assert int((kept.label == 1).sum()) >= 0.9 * min(there, folds.LEAST_RARE_ROWS)
 
 
 def test_a_category_that_a_folds_training_lacks_is_missing_in_its_validation(tmp_path: Path) -> None:
@@ -241,7 +237,7 @@ def test_a_category_that_a_folds_training_lacks_is_missing_in_its_validation(tmp
 
 def one_by_hand(p: Params, folder: Path) -> float:
     """The tuned parameters' score, by models that were fitted and asked as training and serving do."""
-    tuned = json.loads((folder / p.paths.models / "tuned.json").read_text())
+    tuned = Tuned.load(folder / p.paths.models / "tuned.json")
     rows, where = (
         featurerows.read_rows(folder / p.paths.features),
         split.find_cuts(small.AS_OF, p.split, deadline=p.label.deadline),
@@ -250,7 +246,7 @@ def one_by_hand(p: Params, folder: Path) -> float:
     total, count = 0.0, 0
     for fold in split.make_folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there):
         train_rows, valid = rows.take(fold.train), rows.take(fold.valid)
-        losses = [loss(train._fit(train_rows, {**tuned, "rounds": n}, p, threads=1), valid) for n in range(1, 41)]
+        losses = [loss(train._fit(train_rows, replace(tuned, rounds=n), p, threads=1), valid) for n in range(1, 41)]
         total, count = total + min(losses) * len(valid), count + len(valid)
     return pytest.approx(total / count, rel=1e-4)  # type: ignore[return-value]
 
@@ -356,14 +352,14 @@ def test_what_is_written_between_trials_counts_for_the_budget_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     p, folder = project(tmp_path)
-    now, append = [0.0], tune._append
+    now, append = [0.0], trial_log.append_rows
 
     def append_slowly(path: Path, lines: list[dict[str, Any]]) -> None:
         append(path, lines)
         now[0] += 10
 
-    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(tune, "_append", append_slowly)
+    monkeypatch.setattr(search, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(trial_log, "append_rows", append_slowly)
     result = searched(with_trials(p, 20, budget=timedelta(seconds=15)), folder)
     assert (result["trials"], result["ended_by"]) == (3 * p.tune.parallel, "budget")
 
@@ -389,7 +385,7 @@ def test_a_second_process_on_the_same_search_waits_and_takes_what_the_first_did(
     done = outputs(p, folder)
     caplog.set_level(logging.INFO)
     second = threading.Thread(target=tune.tune, args=(p, folder))
-    with tune._trial_log(p, folder / p.paths.features, small.AS_OF):
+    with trial_log.open_log(p, folder / p.paths.features, small.AS_OF):
         second.start()
         second.join(1.0)
         assert second.is_alive()
@@ -408,14 +404,14 @@ HARD = {"max_depth": {"low": 1, "high": 5, "integer": True}, "eta": {"low": 0.02
 def test_pruning_saves_rounds_and_loses_less_than_a_thousandth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean of three searches: one alone may be lucky either way."""
     found: dict[bool, list[tuple[float, int, int]]] = {True: [], False: []}
-    for pruning, seed in [(True, 0), (True, 1), (True, 2), (False, 0), (False, 1), (False, 2)]:
+    for prunes, seed in [(True, 0), (True, 1), (True, 2), (False, 0), (False, 1), (False, 2)]:
         rows = small.made_rows(per_day=100, seed=seed)
         longer = {"tune.space": HARD, "tune.trials": 16, "tune.rounds": 120, "tune.seed": seed}
         p, folder = project(tmp_path / str(seed), rows=rows, **longer)
-        monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / f"home {pruning}"))
-        monkeypatch.setattr(tune, "STARTUP", 4 if pruning else 10**9)
+        monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / f"home {prunes}"))
+        monkeypatch.setattr(pruning, "LEAST_ELDERS", 4 if prunes else 10**9)
         one = searched(p, folder)
-        found[pruning].append((one["score"], one["pruned"], rounds(p, folder)))
+        found[prunes].append((one["score"], one["pruned"], rounds(p, folder)))
     (score, pruned, cost), (other, none, more) = (np.mean(found[each], axis=0) for each in (True, False))
     assert none == 0 < pruned
     assert cost < 0.85 * more
@@ -446,30 +442,30 @@ ELDERS = [curve(0.6, 0.5, 0.4 + i / 100) for i in range(5)]  # the median is 0.4
 
 @pytest.mark.parametrize(("score", "pruned"), [(0.43, True), (0.42, False), (0.41, False)])
 def test_a_trial_is_behind_when_it_is_worse_than_the_median_of_its_elders(score: float, pruned: bool) -> None:
-    assert behind(curve(0.6, 0.5, score), ELDERS, rounds=100) is pruned
+    assert is_behind(curve(0.6, 0.5, score), ELDERS, rounds=100) is pruned
 
 
 def test_nobody_is_behind_before_enough_elders_have_ended() -> None:
-    assert not behind(curve(0.6, 0.5, 9.0), ELDERS[: tune.STARTUP - 1], rounds=100)
+    assert not is_behind(curve(0.6, 0.5, 9.0), ELDERS[: pruning.LEAST_ELDERS - 1], rounds=100)
 
 
 def test_a_small_eta_is_slow_and_not_behind() -> None:
     slow = curve(0.6, 0.55, 0.5, eta=0.05)  # as far as its elders were after 15 rounds
-    assert not behind(slow, ELDERS, rounds=100)
-    assert behind(replace(slow, eta=0.1), ELDERS, rounds=100)
+    assert not is_behind(slow, ELDERS, rounds=100)
+    assert is_behind(replace(slow, eta=0.1), ELDERS, rounds=100)
 
 
 def test_an_elder_that_stopped_early_counts_with_the_best_it_had() -> None:
     stopped = [curve(0.6, 0.3, 0.35) for _ in range(5)]
-    assert behind(curve(0.6, 0.5, 0.4, 0.31), stopped, rounds=100)
-    assert not behind(curve(0.6, 0.5, 0.4, 0.29), stopped, rounds=100)
+    assert is_behind(curve(0.6, 0.5, 0.4, 0.31), stopped, rounds=100)
+    assert not is_behind(curve(0.6, 0.5, 0.4, 0.29), stopped, rounds=100)
 
 
 def test_each_fold_is_compared_with_the_same_fold() -> None:
     """The first fold may be the easier one: what was reached there says nothing of the second."""
     both = [Curve(curve(0.3, 0.2, 0.1).scores | curve(0.6, 0.5, 0.4, fold=1).scores, 0.1) for _ in range(5)]
-    assert not behind(curve(0.6, 0.5, 0.39, fold=1), both, rounds=100)
-    assert behind(curve(0.6, 0.5, 0.41, fold=1), both, rounds=100)
+    assert not is_behind(curve(0.6, 0.5, 0.39, fold=1), both, rounds=100)
+    assert is_behind(curve(0.6, 0.5, 0.41, fold=1), both, rounds=100)
 
 
 @LAW
@@ -478,8 +474,24 @@ def test_a_better_last_report_never_turns_a_trial_that_goes_on_into_one_that_is_
     scores: list[float], others: list[float]
 ) -> None:
     elders = [curve(*others), *ELDERS]
-    if not behind(curve(*scores), elders, rounds=100):
-        assert not behind(curve(*scores[:-1], scores[-1] / 2), elders, rounds=100)
+    if not is_behind(curve(*scores), elders, rounds=100):
+        assert not is_behind(curve(*scores[:-1], scores[-1] / 2), elders, rounds=100)
+
+
+# --- the files
+
+
+def test_files_of_another_version_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.trials": 1})
+    searched(p, folder)
+    tuned, listed = folder / p.paths.models / "tuned.json", folder / p.paths.reports / "trials.json"
+    assert Tuned.load(tuned).trials == len(read_trials(listed)) == 1
+    tuned.write_text(tuned.read_text().replace("tuned/1", "tuned/0"))
+    with pytest.raises(ValueError, match=r"tuned.json is in format tuned/0, but this evergreen reads tuned/1. Use the"):
+        Tuned.load(tuned)
+    listed.write_text("[]")
+    with pytest.raises(ValueError, match=r"trials.json is in format unknown, but this evergreen reads trials/1. Use"):
+        read_trials(listed)
 
 
 # --- what cannot be searched
@@ -545,8 +557,9 @@ def test_the_first_trial_is_xgboosts_own_recipe(tmp_path: Path) -> None:
     p, folder = project(tmp_path, **{"tune.space": wide, "tune.trials": 1})
     found = searched(p, folder)
     assert found["params"] == own
-    folds = tune.Folds(p, featurerows.read_rows(folder / p.paths.features), small.AS_OF)
-    plain, _ = tune._across({}, folds.whole(256), folds.spec, p, lambda *_: tune.stopper(threading.Event()))
+    made = folds.Folds(p, featurerows.read_rows(folder / p.paths.features), small.AS_OF)
+    stopper = fitting.make_stopper(threading.Event())
+    plain, _ = folds.fit_folds({}, made.bin_whole({}), made.spec, p, lambda *_: stopper)
     assert found["score"] == pytest.approx(plain.mean, abs=1e-7), "what XGBoost makes of no parameters at all"
 
 
@@ -559,7 +572,7 @@ def test_a_search_is_never_worse_than_its_first_trial_on_all_rows(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("space", "first"),
+    ("dimensions", "first"),
     [
         ({"eta": {"low": 0.01, "high": 0.1, "log": True}}, {"eta": 0.1}),
         ({"max_depth": {"low": 8, "high": 12, "integer": True}}, {"max_depth": 8}),
@@ -570,9 +583,11 @@ def test_a_search_is_never_worse_than_its_first_trial_on_all_rows(tmp_path: Path
         ({"refresh_leaf": {"choice": [0, 1]}}, {}),
     ],
 )
-def test_the_first_trial_stays_within_the_space(space: dict[str, Any], first: dict[str, Any], tmp_path: Path) -> None:
-    p, folder = project(tmp_path, **{"tune.space": space, "tune.trials": 1, "tune.rounds": 3})
-    assert tune.first_trial(p.tune.space) == first
+def test_the_first_trial_stays_within_the_space(
+    dimensions: dict[str, Any], first: dict[str, Any], tmp_path: Path
+) -> None:
+    p, folder = project(tmp_path, **{"tune.space": dimensions, "tune.trials": 1, "tune.rounds": 3})
+    assert space.make_first_trial(p.tune.space) == first
     assert searched(p, folder)["params"].items() >= first.items()
 
 
