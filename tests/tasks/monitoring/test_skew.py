@@ -23,6 +23,7 @@ from tasks.serving import score
 from tasks.serving.journal import Journal
 from tasks.training.model import Model, import_xgboost, make_spec
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, Made, raw_params, write_params, write_sources
+from tests.tasks import small
 
 DAYS = 24
 AS_OF = BEGIN + timedelta(days=DAYS)

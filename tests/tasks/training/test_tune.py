@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tasks.data import featurerows
 from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
-from tasks.training import fitting, folds, model, pruning, search, split, train, trial_log, tune
+from tasks.training import fitting, folds, model, pruning, search, space, split, train, trial_log, tune
 from tasks.training.model import Model, Spec
 from tasks.training.pruning import Curve, is_behind
 from tasks.training.trials import Tuned, read_trials
