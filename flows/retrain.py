@@ -220,7 +220,7 @@ def run_stages(
 def _refuse_faulty_sql(space: Workspace) -> None:
     """Before the sources are read: what needs no row to be refused."""
     try:
-        dryrun.rehearse(params.load(space.root / "params.yaml"), space.root)
+        dryrun.dry_run(params.load(space.root / "params.yaml"), space.root)
     except ValueError as error:
         raise StageFailed(FIRST, str(error)) from None
 

@@ -61,10 +61,10 @@ def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".
     return cast
 
 
-def columns_sql(table: Table) -> str:
-    """The columns of a clean table with event times, as CREATE TABLE wants them."""
+def columns_sql(table: Table, *, has_times: bool = True) -> str:
+    """The columns of a clean table, as CREATE TABLE wants them."""
     columns = [f"{quote(name)} {column.type}" for name, column in table.columns.items() if name not in TIMES]
-    return ", ".join([*columns, *(f"{name} TIMESTAMP" for name in TIMES)])
+    return ", ".join([*columns, *(f"{name} TIMESTAMP" for name in TIMES if has_times)])
 
 
 def build_rules(table: Table, *, texts: Collection[str]) -> list[Rule]:

@@ -11,19 +11,8 @@ from numpy.typing import NDArray
 
 from tasks.data import periods
 
-META = ("_event_time", "_known_at", "_label")
-KEY = "_key_"
-
-
-def _stored(path: Path) -> pa.Table:
-    """The features of a period's file, without the columns that stand beside them."""
-    table = pq.read_table(path)
-    return table.select([name for name in table.column_names if not name.startswith("_")])
-
-
-def _beside(meta: pa.Table, found: pa.Table) -> pa.Table:
-
-    return pa.table({name: table[name] for table in (meta, found) for name in table.column_names})
+META = ("_event_time", "_known_at", "_label")  # columns beside the features
+KEY = "_key_"  # begins the names of the spine's key columns
 
 
 @dataclass(frozen=True)
@@ -48,21 +37,17 @@ class Rows:
 
 
 def read_rows(features: Path) -> Rows:
-    """All the feature rows of a folder that this stage has written."""
+    """All the feature rows of a folder that the features stage has written."""
     parts = [pq.read_table(path) for _, path in periods.list_files(features)]
     if not parts:
         raise ValueError(f"{features} holds no feature rows: run the stages before this one (dvc repro)")
     table = pa.concat_tables(parts)
-    names = [name for name in table.column_names if not name.startswith("_")]
-    event_time, known_at = (table[name].to_numpy() for name in META[:2])
+    features_only = table.select([name for name in table.column_names if not name.startswith("_")])
+    event_time, known_at, label = (table[name] for name in META)
+    if pa.types.is_boolean(label.type):
+        label = label.cast(pa.int8())
+    if not pa.types.is_string(label.type):
+        label = label.cast(pa.float64())
     keys = table.select([name for name in table.column_names if name.startswith(KEY)])
     keys = keys.rename_columns([name.removeprefix(KEY) for name in keys.column_names])
-    return Rows(table.select(names), event_time, known_at, _labels(table["_label"]), keys)
-
-
-def _labels(column: Any) -> NDArray[Any]:
-    """Numbers and booleans as float64 with NaN; text as objects with None."""
-    if pa.types.is_string(column.type):
-        labels: NDArray[Any] = column.to_numpy()
-        return labels
-    return column.cast(pa.int8() if pa.types.is_boolean(column.type) else column.type).cast(pa.float64()).to_numpy()  # type: ignore[no-any-return]
+    return Rows(features_only, event_time.to_numpy(), known_at.to_numpy(), label.to_numpy(), keys)

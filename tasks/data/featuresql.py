@@ -6,7 +6,6 @@ would do.
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,19 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.data import sandbox, sqlerrors
+from tasks.data import contract, sandbox, sqlerrors
 from tasks.data.featurerows import KEY, META
 from tasks.data.periods import Period
 from tasks.params import TIMES, Params, Task
 from tasks.runtime import stage
-from tasks.runtime.sql import literal, quote
+from tasks.runtime.sql import parquet, quote, time_sql
 
-SQL = Path("tasks/features.sql")  # of the project in whose folder the stage runs, like every other path
-LARGEST = 2**53  # beyond it float64 takes neighbouring whole numbers for one
+SQL = Path("tasks/features.sql")  # below the project in whose folder the stage runs, like every other path
+LARGEST_LABEL = 2**53  # float64 tells neighbouring whole numbers apart up to here
 MOST_CLASSES = 1000
 INTEGERS = {f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")}
 NUMBERS = {*INTEGERS, "BOOLEAN", "DECIMAL", "FLOAT", "DOUBLE"}
-WANTED = {
+TASK_NEEDS = {
     "binary": "true or false, or 1 or 0: write a comparison, such as arr_delay >= 15",
     "multiclass": "a text or a number for each class: for true or false, set label.task to binary",
     "regression": "a number: of a time, write epoch(...)",
@@ -39,12 +38,6 @@ def check_sql(p: Params, sql: str) -> None:
     sandbox.check_sql(sql, p.sources, columns)
 
 
-def find_static_tables(p: Params, sql: str) -> list[str]:
-    """The tables without times that the SQL reads: when their rows became known nobody can say."""
-    read = sandbox.find_tables(sql)
-    return [name for name, source in p.sources.items() if source.event_time is None and name.lower() in read]
-
-
 def connect(p: Params) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection in UTC, within stage.threads and stage.memory, that knows the lead."""
     con = stage.connect(p)
@@ -52,15 +45,18 @@ def connect(p: Params) -> duckdb.DuckDBPyConnection:
     return con
 
 
-def _sql(moment: datetime) -> str:
-    return f"TIMESTAMP {literal(str(moment))}"
+def create_table(con: duckdb.DuckDBPyConnection, p: Params, name: str, paths: list[Path], *, where: str) -> None:
+    """A clean table in memory, of its files' rows. Without a file it is empty."""
+    columns = contract.columns_sql(p.contract[name], has_times=p.sources[name].event_time is not None)
+    content = f"AS FROM {parquet(paths)} WHERE {where}" if paths else f"({columns})"
+    con.execute(f"CREATE TEMP TABLE {quote(name)} {content}")
 
 
-def _take_spine(con: duckdb.DuckDBPyConnection, p: Params, period: Period) -> pa.Table:
-    """Make the table `spine` of the period's rows, numbered in a fixed order; returns their keys, times and labels."""
+def create_spine(con: duckdb.DuckDBPyConnection, p: Params, period: Period) -> pa.Table:
+    """Make the table `spine` of the period's rows, numbered in a fixed order. Returns their keys, times and labels."""
     table = p.contract[p.spine.table]
     key = table.key
-    # Without a key outcomes come last: the number of a row must not tell more of them than it has to.
+    # Without a key, outcomes come last: the number of a row must not give them away.
     early_first = sorted(table.columns, key=lambda name: table.columns[name].outcome)
     order = ", ".join(quote(name) for name in ["event_time", *(key or early_first)])
     keys = "".join(f", {quote(name)} AS {quote(KEY + name)}" for name in key)
@@ -69,72 +65,64 @@ def _take_spine(con: duckdb.DuckDBPyConnection, p: Params, period: Period) -> pa
         f"CREATE TEMP TABLE _rows AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, *{keys}, "
         f"event_time AS _event_time, known_at AS _known_at, CASE WHEN {due} THEN ("
     )
-    after = f"\n) END AS _label FROM {quote(p.spine.table)} WHERE event_time >= {_sql(period.start)}"
+    after = f"\n) END AS _label FROM {quote(p.spine.table)} WHERE event_time >= {time_sql(period.start)}"
     try:
         con.execute(f"{before}{p.label.expression}{after}")
     except duckdb.Error as error:
         sqlerrors.raise_machine_error(error)
         setting, names = f"label.expression `{p.label.expression}`", [*table.columns, *TIMES]
-        told = sqlerrors.explain(error, p.label.expression, setting=setting, before=before, columns=names)
-        raise ValueError(told) from None
+        reason = sqlerrors.explain(error, p.label.expression, setting=setting, before=before, columns=names)
+        raise ValueError(reason) from None
     kind = str(con.execute("DESCRIBE SELECT _label FROM _rows").fetchall()[0][1])
     label = label_sql(kind, p.label.task, p.label.expression)
     meta = ", ".join(quote(name) for name in [*(KEY + name for name in key), *META[:2]])
-    taken = con.sql(f"SELECT {meta}, {label} AS _label FROM _rows ORDER BY row_id").to_arrow_table()
-    check_labels(taken["_label"], taken["_event_time"], p.label.task, p.label.expression)
+    rows = con.sql(f"SELECT {meta}, {label} AS _label FROM _rows ORDER BY row_id").to_arrow_table()
+    check_labels(rows["_label"], rows["_event_time"], p.label.task, p.label.expression)
     columns = ", ".join(["row_id", "event_time", *(quote(name) for name in p.spine.columns)])
     con.execute(f"CREATE TEMP TABLE spine AS SELECT {columns} FROM _rows ORDER BY row_id")
     con.execute("DROP TABLE _rows")  # it holds the labels: features.sql must not find it
-    return taken
+    return rows
 
 
 def compute_features(con: duckdb.DuckDBPyConnection, p: Params, sql: str) -> pa.Table:
     """Run the SQL over the connection's spine and tables → one row of features per row of the spine, in its order.
 
-    The connection is closed to everything else from now on. Raises ValueError when the SQL uses more than that, fails
-    (with its line), loses or repeats rows, or gives back an outcome.
+    The connection is closed to everything else from now on.
+
+    Raises:
+        ValueError: the SQL uses more than that, fails (with its line), loses or repeats rows, or gives back an outcome.
     """
     check_sql(p, sql)
     sandbox.close_connection(con)
-    before = "CREATE OR REPLACE TEMP TABLE _found AS "
+    before = "CREATE OR REPLACE TEMP TABLE _computed AS "
     try:
         con.execute(before + sql)
     except duckdb.Error as error:
         sqlerrors.raise_machine_error(error)
-        raise ValueError(
-            sqlerrors.explain(error, sql, setting="features.sql", before=before, columns=_readable_columns(p))
-        ) from None
-    kinds = read_kinds(con, p, "_found")
+        # Of all tables: only DuckDB knows which of them can be read at one place of the SQL.
+        columns = sorted({"row_id", *TIMES, *(name for table in p.contract.values() for name in table.columns)})
+        reason = sqlerrors.explain(error, sql, setting="features.sql", before=before, columns=columns)
+        raise ValueError(reason) from None
+    kinds = read_kinds(con, p, "_computed")
     if any(re.search(r"_\d+$", name) for name in kinds):  # DuckDB calls the second of two columns `x` x_1
-        check_same_names([row[0] for row in con.execute(f"DESCRIBE {sql}").fetchall()])
-    told = ", ".join(_plain(name, kind) for name, kind in kinds.items())
-    found = con.sql(f"SELECT row_id, {told} FROM _found ORDER BY row_id").to_arrow_table()
+        _check_same_names([str(row[0]) for row in con.execute(f"DESCRIBE {sql}").fetchall()])
+    selected = ", ".join(_feature_sql(name, kind) for name, kind in kinds.items())
+    computed = con.sql(f"SELECT row_id, {selected} FROM _computed ORDER BY row_id").to_arrow_table()
     wanted = con.sql("SELECT row_id FROM spine ORDER BY row_id").to_arrow_table()
-    con.execute("DROP TABLE _found")
-    if not found["row_id"].combine_chunks().equals(wanted["row_id"].combine_chunks()):
-        refuse_miscounted(found["row_id"].to_pylist(), wanted["row_id"].to_pylist())
-    return found.drop_columns(["row_id"])
+    con.execute("DROP TABLE _computed")
+    if not computed["row_id"].combine_chunks().equals(wanted["row_id"].combine_chunks()):
+        refuse_miscounted(computed["row_id"].to_pylist(), wanted["row_id"].to_pylist())
+    return computed.drop_columns(["row_id"])
 
 
-def rehearse(con: duckdb.DuckDBPyConnection, p: Params, sql: str) -> None:
-    """Raises ValueError for a label or SQL that cannot run over these tables, which may be empty."""
-    _take_spine(con, p, Period("all", datetime(1970, 1, 1), datetime(2200, 1, 1)))
-    compute_features(con, p, sql)
-
-
-def _readable_columns(p: Params) -> list[str]:
-    """Of all tables: which of them are in reach at one place of the SQL only DuckDB knows."""
-    return sorted({"row_id", *TIMES, *(name for table in p.contract.values() for name in table.columns)})
-
-
-def read_kinds(con: duckdb.DuckDBPyConnection, p: Params, given: str) -> dict[str, str]:
-    """The features in what features.sql gave, a table or a view, and DuckDB's type of each."""
-    found = {row[0]: str(row[1]) for row in con.execute(f"DESCRIBE FROM {given}").fetchall()}
-    _check_names(p, list(found))
-    for name, kind in found.items():
+def read_kinds(con: duckdb.DuckDBPyConnection, p: Params, table: str) -> dict[str, str]:
+    """The features that features.sql gave back as a table or a view, with DuckDB's type of each."""
+    kinds = {row[0]: str(row[1]) for row in con.execute(f"DESCRIBE FROM {table}").fetchall()}
+    _check_names(p, list(kinds))
+    for name, kind in kinds.items():
         if not is_text(kind) and kind.partition("(")[0] not in NUMBERS:
             raise ValueError(f"features.sql: `{name}` is a {kind}, but a feature is a number, true or false, or a text")
-    return {name: kind for name, kind in found.items() if name != "row_id"}
+    return {name: kind for name, kind in kinds.items() if name != "row_id"}
 
 
 def refuse_miscounted(given: list[Any], wanted: list[Any]) -> None:
@@ -159,10 +147,14 @@ def _check_names(p: Params, names: list[str]) -> None:
         raise ValueError(f"features.sql gives back {later}, which nobody knows when a prediction is asked")
     if hidden := [name for name in names if name.startswith("_")]:
         raise ValueError(f"a feature's name must not start with an underscore, but {hidden} do")
-    check_feature_names(names)
+    if wrong := [name for name in names if not name.strip() or re.search(r"[\[\]<\x00-\x1f\x7f]", name)]:
+        raise ValueError(
+            f"a feature's name must be printable and hold no [, ] or <, which XGBoost refuses, but features.sql gives "
+            f"{wrong}: rename them by AS"
+        )
 
 
-def _plain(name: str, kind: str) -> str:
+def _feature_sql(name: str, kind: str) -> str:
     """Text stays text; every other column becomes float32, as XGBoost reads it. What is not finite is missing."""
     if is_text(kind):
         return cast_sql(name, kind)
@@ -171,7 +163,7 @@ def _plain(name: str, kind: str) -> str:
 
 
 def cast_sql(name: str, kind: str) -> str:
-    """Text as VARCHAR, a number as FLOAT; or as DOUBLE, where that rounding is left to whoever asks."""
+    """Text as VARCHAR, a number as FLOAT. A DOUBLE stays one: the caller rounds it."""
     column = quote(name)
     if is_text(kind):
         return f"CAST({column} AS VARCHAR) AS {column}"
@@ -195,7 +187,9 @@ def label_sql(kind: str, task: Task, expression: str) -> str:
         "regression": base in NUMBERS,
     }
     if kind.endswith("]") or not fits[task]:
-        raise ValueError(f"label.expression `{expression}` gives a {kind}, but label.task {task} needs {WANTED[task]}.")
+        raise ValueError(
+            f"label.expression `{expression}` gives a {kind}, but label.task {task} needs {TASK_NEEDS[task]}."
+        )
     if is_text(kind):
         return "CAST(_label AS VARCHAR)"
     return (
@@ -210,7 +204,10 @@ def check_labels(labels: pa.ChunkedArray, times: pa.ChunkedArray, task: Task, ex
     if task == "binary":
         wrong, rule = pc.invert(pc.is_in(labels, value_set=pa.array([0.0, 1.0, None]))), "0 or 1"
     else:
-        wrong, rule = pc.greater(pc.abs(labels), float(LARGEST)), f"finite and between -2**53 and 2**53 ({LARGEST:.3g})"
+        wrong, rule = (
+            pc.greater(pc.abs(labels), float(LARGEST_LABEL)),
+            f"finite and between -2**53 and 2**53 ({LARGEST_LABEL:.3g})",
+        )
     place = pc.index(pc.fill_null(wrong, False), True).as_py()
     if place >= 0:
         raise ValueError(
@@ -229,15 +226,6 @@ def check_class_count(count: int) -> None:
         )
 
 
-def check_feature_names(names: Iterable[str]) -> None:
-    """Raises ValueError for names that XGBoost refuses, or cuts at an unprintable character."""
-    if wrong := [name for name in names if not name.strip() or re.search(r"[\[\]<\x00-\x1f\x7f]", name)]:
-        raise ValueError(
-            f"a feature's name must be printable and hold no [, ] or <, which XGBoost refuses, but features.sql gives "
-            f"{wrong}: rename them by AS"
-        )
-
-
 def check_slices(slices: Iterable[str], names: Sequence[str]) -> None:
     """Raises ValueError for a name in evaluate.slices that no feature has."""
     if missing := [name for name in slices if name not in names]:
@@ -247,10 +235,10 @@ def check_slices(slices: Iterable[str], names: Sequence[str]) -> None:
         )
 
 
-def check_same_names(given: Sequence[Any]) -> None:
-    """Raises ValueError when two columns have one name, for whoever would be given another one without a word."""
-    folded = [str(name).lower() for name in given]
-    if twice := sorted({str(name) for name, low in zip(given, folded, strict=True) if folded.count(low) > 1}):
+def _check_same_names(names: list[str]) -> None:
+    """Raises ValueError when two columns have one name: DuckDB would rename one of them without a word."""
+    folded = [name.lower() for name in names]
+    if twice := sorted({name for name in names if folded.count(name.lower()) > 1}):
         raise ValueError(
             f"features.sql gives several columns of one name, {twice} (capital letters make no difference): rename "
             "them by AS, or leave one out by EXCLUDE"

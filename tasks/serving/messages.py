@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 
-from tasks.data.featuresql import LARGEST
+from tasks.data.featuresql import LARGEST_LABEL
 from tasks.params import Column, Params, to_utc
 
 BITS = {"INTEGER": 31, "BIGINT": 63}
@@ -137,7 +137,7 @@ def _label(p: Params) -> Any:
     if p.label.task == "binary":
         return bool
     if p.label.task == "regression":
-        return Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
+        return Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST_LABEL, le=LARGEST_LABEL)]
     return Annotated[str, Field(max_length=LONGEST)] | Annotated[float, Field(allow_inf_nan=False)]
 
 

@@ -18,13 +18,13 @@ def refusal(made: Made, sql: str = FEATURES_SQL, **overrides: Any) -> str:
     for path in (made.folder / "source").iterdir():
         path.unlink()
     with pytest.raises(ValueError) as caught:
-        dryrun.rehearse(made.params(**overrides), made.folder)
+        dryrun.dry_run(made.params(**overrides), made.folder)
     return str(caught.value)
 
 
 def test_the_made_world_and_the_flights_pass(made: Made) -> None:
-    dryrun.rehearse(made.params(), made.folder)
-    dryrun.rehearse(params.load(ROOT / "params.yaml"), ROOT)
+    dryrun.dry_run(made.params(), made.folder)
+    dryrun.dry_run(params.load(ROOT / "params.yaml"), ROOT)
 
 
 @pytest.mark.parametrize(

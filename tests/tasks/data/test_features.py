@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tasks import params
 from tasks.data import clean, featurerows, features, featuresql, ingest, periods, rawtable, sandbox, sources
 from tasks.data.contract import columns_sql
+from tasks.data.manifest import RawManifest
 from tasks.params import Column, Params, Source
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, LABELS, Made, raw_params, tree, write_sources
 
@@ -269,7 +270,7 @@ def test_the_number_of_threads_changes_no_byte(
 
 def test_the_real_features_are_about_thirty_and_each_has_values(by_month: tuple[Params, Path]) -> None:
     p, folder = by_month
-    manifest = features._describe(p, folder / "data/features", folder)
+    manifest = features._describe(p, folder / "data/features", RawManifest.read(folder / p.paths.raw).as_of)
     assert 28 <= len(manifest.columns) <= 34
     assert manifest.warnings == []
 
