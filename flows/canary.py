@@ -24,6 +24,8 @@ from tasks import params
 from tasks.data import state
 from tasks.monitoring import canary as work
 from tasks.monitoring import monitor
+from tasks.monitoring.signal import read_signals
+from tasks.monitoring.window import read_newest
 from tasks.params import Params
 from tasks.promotion import changes, registry
 from tasks.promotion.registry import Registry
@@ -81,7 +83,7 @@ def opened(p: Params, as_of: datetime | None, *, force: bool) -> tuple[Registry,
     known, kept = registry.open_registry(p.registry), journal.open_journal(p.journal)
     if as_of:
         monitor.refuse_beyond(p, kept, params.to_utc(as_of), force=force)
-    newest = monitor.newest(kept, now=state.read_event_now())
+    newest = read_newest(kept, now=state.read_event_now())
     return known, kept, params.to_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
 
 
@@ -108,7 +110,7 @@ def accepted(known: Registry, kept: Journal, *, as_of: datetime) -> str:
     found, serving = work.settle(known, as_of=as_of), known.champion()
     if over := found.over or (None if found.on else work.find_last_winner(known)):
         return work.explain_end(over)
-    look = work.find_pending(monitor.signals(kept), serving.number, found.on) if found.on and serving else None
+    look = work.find_pending(read_signals(kept), serving.number, found.on) if found.on and serving else None
     if look is None or not work.is_promotion(look) or (done := work.carry_out(known, look, as_of=as_of)) is None:
         raise ValueError("the monitor has found no challenger that may be promoted: wait for it")
     return f"Version {done.version} is promoted. {look.message}"

@@ -73,13 +73,15 @@ def tour(console: Console) -> Iterator[Any]:
 
 def _left_open(decision: str) -> bool:
     """Whether an earlier tour asked for this retrain, and was ended before it had an answer."""
-    from tasks.monitoring import monitor
+    from tasks.monitoring import decisions
     from tasks.promotion import ledger, registry
     from tasks.serving import journal
 
     p = params.load()
     answered = ledger.find_answered(registry.open_registry(p.registry).ledger())
-    return decision in monitor.pending(journal.open_journal(p.journal), answered=answered, p=p)
+    requests = decisions.read_requests(journal.open_journal(p.journal))
+    pending = decisions.select_pending(requests, answered=answered, p=p)
+    return decision in [request.decision for request in pending]
 
 
 def _lived_before() -> bool:
@@ -112,14 +114,14 @@ def _retrain(console: Console, as_of: datetime, decision: str | None) -> "Retrai
 
 def weeks(watched: "Monitored") -> Iterator[Any]:
     """The windows that a run of the monitor measured, and what it decided."""
-    from tasks.monitoring import monitor
+    from tasks.monitoring.signal import read_signals
     from tasks.serving import journal
 
     table = Table(title=f"weeks seen on {watched.as_of:%d %B}", title_justify="left")
     for name in ("to", "rows", "performance: log loss", "drift", "what moved most"):
         table.add_column(name, justify="right" if name == "rows" else "left")
     kept = journal.open_journal(params.load().journal)
-    seen = [each for each in monitor.signals(kept) if watched.as_of - STEP < each.window_end <= watched.as_of]
+    seen = [each for each in read_signals(kept) if watched.as_of - STEP < each.window_end <= watched.as_of]
     for end in sorted({each.window_end for each in seen}):
         by_kind = {each.kind: each for each in seen if each.window_end == end}
         table.add_row(*_cells(by_kind["performance"], by_kind["drift"]))

@@ -1,33 +1,93 @@
-"""decisions: what the journal and the ledger say → the policy's decision, and the answer to those that nobody answers.
+"""decisions: what the journal and the ledger hold → the policy's decision, and the answer to those that nobody answers.
 
 A decision is asked for in the journal and answered in the ledger. One whose runs all end before their first line (a
-module that cannot be imported, a parameter that the flow does not know, no worker) is answered here, as a fault: it was
-asked for `policy.attempts` times more than once, and each time `monitor.patience` has passed. No event is sent here.
+module that cannot be imported, a parameter that the flow does not know, no worker) is answered here, as a fault: after
+`policy.attempts` requests more than one, each left without an answer for `patience`. No event is sent here.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from tasks.monitoring import monitor, policy
-from tasks.monitoring.policy import NO_VERSION, Decision
+from tasks.monitoring import policy
+from tasks.monitoring.policy import NO_VERSION, Decision, Retrains
+from tasks.monitoring.signal import read_signals
 from tasks.params import Params, spell
 from tasks.promotion import gate, judge, ledger
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, Version
-from tasks.serving.journal import Journal
+from tasks.runtime.formats import Format
+from tasks.serving.journal import Journal, entry_of
+
+FORMAT = Format("decision", 1)  # of the journal's rows; a new column raises the version
+PATIENCE = timedelta(hours=6)  # by the wall clock: a decision that nobody answered for so long is asked for again
 
 
 @dataclass(frozen=True)
 class Request:
-    """A decision to retrain as the journal has it; `times` and `last` by the clock on the wall."""
+    """A decision to retrain as the journal has it; `last` is when it was last asked for, by the wall clock."""
 
     decision: str
     version: int
     as_of: datetime
     times: int
     last: datetime
+    reasons: str
+
+
+def append_decision(journal: Journal, decision: Decision) -> None:
+    """To wait, once for each cause and time; to retrain, as often as it is asked for."""
+    import pyarrow as pa
+
+    now, time, text = _now(), pa.timestamp("us"), pa.string()
+    columns = {"format": text, "entry": text, "event_time": time, "made_at": time, "action": text, "id": text}
+    schema = pa.schema(columns | {"as_of": time, "version": pa.int64(), "reasons": text})
+    entry = entry_of(decision.id, decision.as_of, now if decision.retrains else decision.action)
+    row = {"format": FORMAT.mark, "entry": entry, "event_time": decision.as_of, "made_at": now}
+    row = asdict(decision) | row | {"reasons": " ".join(decision.reasons)}
+    journal.append("decisions", pa.Table.from_pylist([row], schema=schema))
+
+
+def read_requests(journal: Journal) -> list[Request]:
+    """All decisions to retrain, by when they were last asked for.
+
+    Raises:
+        ValueError: a row is in another format.
+    """
+    rows = sorted(journal.read("decisions").to_pylist(), key=lambda row: row["made_at"])
+    for mark in {row.get("format") for row in rows}:
+        FORMAT.check(mark, "a decision in the journal")
+    rows = [row for row in rows if row["action"] == "retrain"]
+    counts, last = Counter(row["id"] for row in rows), {row["id"]: row for row in rows}
+    requests = [
+        Request(decision, row["version"], row["as_of"], counts[decision], row["made_at"], row["reasons"])
+        for decision, row in last.items()
+    ]
+    return sorted(requests, key=lambda request: request.last)
+
+
+def select_recent(requests: Sequence[Request]) -> list[Request]:
+    """Those of the last 30 days by the wall clock."""
+    return [request for request in requests if request.last > _now() - policy.MONTH]
+
+
+def select_pending(requests: Sequence[Request], *, answered: set[str], p: Params, busy: bool = False) -> list[Request]:
+    """The recent ones that wait for their answer: while a retrain is under way, however long they have waited; else
+    those asked for so lately that an answer may be under way. What waits longer is asked for again."""
+    since = datetime.min if busy else _now() - patience(p)
+    return [request for request in select_recent(requests) if request.last > since and request.decision not in answered]
+
+
+def select_asked(requests: Sequence[Request], *, answered: set[str], p: Params) -> list[Request]:
+    """Those that were answered, or may be about to be."""
+    pending = select_pending(requests, answered=answered, p=p)
+    return [request for request in requests if request.decision in answered or request in pending]
+
+
+def patience(p: Params) -> timedelta:
+    """How long a decision waits for its answer before it is asked for again, by the wall clock."""
+    return max(PATIENCE, p.gate.approval_within if p.gate.approval == "required" else timedelta(0))
 
 
 def decide(
@@ -38,72 +98,57 @@ def decide(
     champion: Version,
     as_of: datetime,
     busy: bool = False,
-    down: bool = False,
-    replaced_by: int | None = None,
+    departure: str | None = None,
 ) -> Decision:
     """The policy's answer to all signals of the champion.
 
     Args:
         busy: Whether a retrain is under way in this home.
-        down: Whether this champion was taken down just now.
-        replaced_by: The challenger that was promoted in its place just now.
+        departure: How this champion went just now, if it did: `was taken down`.
     """
-    entries = registry.ledger()
-    answered, unmade = ledger.find_answered(entries), ledger.find_empty_answers(entries)
     # What is later than this moment may come from a clock that has been mended since: it counts for nothing.
     early = judge.explain_wait(p, registry, champion, as_of, limit=as_of)
+    retrains = read_retrains(p, journal, registry, busy=busy)
     return policy.decide(
-        list(monitor.signals(journal)),
+        read_signals(journal),
+        replace(retrains, refusal=retrains.refusal or early),
         as_of=as_of,
         version=champion.number,
         policy=p.policy,
-        retrains=ledger.find_retrains(entries),
-        asked=monitor.asked(journal, answered=answered, p=p),
-        pending=pending(journal, answered=answered, p=p, busy=busy),
-        unmade=[line.decision for line in unmade],
-        refusal=_rest(unmade) or early,
-        down=down,
-        replaced_by=replaced_by,
+        departure=departure,
     )
 
 
 def decide_first(p: Params, *, journal: Journal, registry: Registry, as_of: datetime, busy: bool = False) -> Decision:
     """Whether to ask for a first model, where no version serves."""
-    entries = registry.ledger()
-    answered, unmade = ledger.find_answered(entries), ledger.find_empty_answers(entries)
-    retrains = ledger.find_retrains(entries)
-    last = max((moment for moment in retrains if moment <= as_of), default=None)
+    retrains = read_retrains(p, journal, registry, busy=busy)
+    refusal = retrains.refusal or gate.explain_backoff(retrains.last(as_of), as_of, p.gate)
     running = "A retrain is under way: its model may be the first." if busy else None
-    return policy.decide_first(
-        as_of=as_of,
-        policy=p.policy,
-        retrains=retrains,
-        asked=monitor.asked(journal, answered=answered, p=p),
-        pending=pending(journal, answered=answered, p=p, busy=busy),
+    retrains = replace(retrains, refusal=running or refusal)
+    return policy.decide_first(retrains, as_of=as_of, policy=p.policy)
+
+
+def read_retrains(p: Params, journal: Journal, registry: Registry, *, busy: bool) -> Retrains:
+    """What was asked for and answered so far, and whether the last ones failed."""
+    entries, requests = registry.ledger(), read_requests(journal)
+    answered, unmade = ledger.find_answered(entries), ledger.find_empty_answers(entries)
+    faults = [_on_wall_clock(line.made_at) for line in unmade if line.is_fault and line.made_at]
+    return Retrains(
+        made=ledger.find_retrains(entries),
+        asked=[request.decision for request in select_asked(requests, answered=answered, p=p)],
+        pending=[request.decision for request in select_pending(requests, answered=answered, p=p, busy=busy)],
         unmade=[line.decision for line in unmade],
-        refusal=running or _rest(unmade) or gate.explain_backoff(last, as_of, p.gate),
+        refusal=policy.explain_rest(faults, _now()),
     )
 
 
-def pending(journal: Journal, *, answered: set[str], p: Params, busy: bool) -> list[str]:
-    """The decisions that wait for their answer: while a retrain is under way, however long they have waited."""
-    if busy:
-        return [request.decision for request in read_open(journal, answered=answered)]
-    return monitor.pending(journal, answered=answered, p=p)
-
-
-def _rest(unmade: Sequence[Entry]) -> str | None:
-    faults = [_on_the_wall(line.made_at) for line in unmade if line.is_fault and line.made_at]
-    return policy.rest_after_faults(faults, _now())
-
-
-def faults_lately(lines: Sequence[Entry]) -> list[Entry]:
-    """The retrains that failed in the last 30 days of the clock on the wall."""
+def list_recent_faults(lines: Sequence[Entry]) -> list[Entry]:
+    """The retrains that failed in the last 30 days by the wall clock."""
     since = _now() - policy.MONTH
-    return [line for line in lines if line.is_fault and line.made_at and _on_the_wall(line.made_at) > since]
+    return [line for line in lines if line.is_fault and line.made_at and _on_wall_clock(line.made_at) > since]
 
 
-def _on_the_wall(moment: datetime) -> datetime:
+def _on_wall_clock(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
@@ -120,23 +165,16 @@ def answer_abandoned(p: Params, *, journal: Journal, registry: Registry) -> list
     The caller makes sure that no retrain is under way.
     """
     requests = read_open(journal, answered=ledger.find_answered(registry.ledger()))
-    most, patience = p.policy.attempts + 1, monitor.patience(p)
+    abandoned = find_abandoned(requests, now=_now(), most=p.policy.attempts + 1, patience=patience(p))
     return [
-        registry.append(_answer(request, is_newest=place == 0, patience=patience))
-        for place, request in enumerate(reversed(find_abandoned(requests, now=_now(), most=most, patience=patience)))
+        registry.append(_answer(request, is_newest=place == 0, patience=patience(p)))
+        for place, request in enumerate(reversed(abandoned))
     ]
 
 
 def read_open(journal: Journal, *, answered: set[str]) -> list[Request]:
     """The decisions to retrain of the last 30 days that have no answer, by when they were last asked for."""
-    rows = [row for row in monitor.wanted(journal, since=_now() - policy.MONTH) if row["id"] not in answered]
-    rows.sort(key=lambda row: row["made_at"])
-    counts, last = Counter(row["id"] for row in rows), {row["id"]: row for row in rows}
-    requests = [
-        Request(decision, row["version"], row["as_of"], counts[decision], row["made_at"])
-        for decision, row in last.items()
-    ]
-    return sorted(requests, key=lambda request: request.last)
+    return [request for request in select_recent(read_requests(journal)) if request.decision not in answered]
 
 
 def find_abandoned(requests: list[Request], *, now: datetime, most: int, patience: timedelta) -> list[Request]:
@@ -150,13 +188,12 @@ def find_abandoned(requests: list[Request], *, now: datetime, most: int, patienc
         return []
     silence = now - max(request.last for request in requests)
     asked = sum(request.times for request in requests)
-    gone = silence >= patience * most  # its alarms have ended, so nobody asks again
-    return requests if gone or (asked >= most and silence >= patience) else []
+    has_ended = silence >= patience * most  # its alarms have ended, so nobody asks again
+    return requests if has_ended or (asked >= most and silence >= patience) else []
 
 
 def _answer(request: Request, *, is_newest: bool, patience: timedelta) -> Entry:
     """The newest is the fault; what it came after is no further fault."""
-    champion = None if request.version == NO_VERSION else request.version
     times = "once" if request.times == 1 else f"{request.times} times"
     reason = (
         f"No attempt began: a retrain was asked for {times}, last at {request.last:%Y-%m-%d %H:%M} UTC, and none "
@@ -167,7 +204,7 @@ def _answer(request: Request, *, is_newest: bool, patience: timedelta) -> Entry:
         "verdict",
         request.decision,
         request.as_of,
-        champion=champion,
+        champion=None if request.version == NO_VERSION else request.version,
         outcome="HOLD",
         reasons=(reason,),
         counts_as_look=False,

@@ -1,11 +1,19 @@
-"""Signal: what monitoring measured of one window of event time."""
+"""signal: what monitoring measured of one window, and how the journal holds it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from tasks.params import SignalKind
+from tasks.runtime.formats import Format
+from tasks.serving.journal import Journal, entry_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = Format("signal", 1)  # of the journal's rows; a new field of Signal is a column, and raises the version
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,59 @@ class Signal:
 
     @property
     def is_measured(self) -> bool:
-        """Whether it tells anything. A window without rows, or one of which too little came for a figure, did not
-        alarm, but it is not quiet either; nor is a loss without an interval, which cannot be surely worse."""
-        interval = self.kind != "performance" or self.low is not None
-        return self.alarm or (self.rows > 0 and self.value is not None and interval)
+        """Whether it tells anything. A window without rows, or with too few for a figure, did not alarm, but it is not
+        quiet either; nor is a loss without an interval, which cannot be surely worse."""
+        has_interval = self.kind != "performance" or self.low is not None
+        return self.alarm or (self.rows > 0 and self.value is not None and has_interval)
+
+
+def schema() -> "pa.Schema":
+    """The columns of the journal's rows: one for each field, so that any tool can read them; `detail` is JSON."""
+    import pyarrow as pa
+
+    time, text, number = pa.timestamp("us"), pa.string(), pa.float64()
+    kept = {"format": text, "entry": text, "event_time": time, "made_at": time}
+    fields = {"kind": text, "window_begin": time, "window_end": time, "version": pa.int64(), "rows": pa.int64()}
+    fields |= {"alarm": pa.bool_(), "message": text, "value": number, "low": number, "high": number}
+    return pa.schema(kept | fields | {"reference": number, "detail": text})
+
+
+def append_signals(journal: Journal, signals: Sequence[Signal]) -> None:
+    """Measured again with the same result, a signal is the same row of the journal."""
+    import pyarrow as pa
+
+    now = datetime.now(UTC).replace(tzinfo=None)
+    rows = [
+        asdict(signal)
+        | {"format": FORMAT.mark, "event_time": signal.window_end, "made_at": now}
+        | {"entry": entry_of(signal.kind, signal.window_end, signal.version, signal.rows, signal.message)}
+        | {"detail": json.dumps(dict(signal.detail), default=str)}
+        for signal in signals
+    ]
+    journal.append("signals", pa.Table.from_pylist(rows, schema=schema()))
+
+
+def read_signals(journal: Journal) -> list[Signal]:
+    """All that was ever measured, in the order of time; of a window that was measured again, when more rows or outcomes
+    had come, the last result.
+
+    Raises:
+        ValueError: a row is in another format.
+    """
+    rows = sorted(journal.read("signals").to_pylist(), key=lambda row: row["made_at"])
+    for mark in {row.get("format") for row in rows}:
+        FORMAT.check(mark, "a signal in the journal")
+    last = {(row["event_time"], row["kind"], row["version"]): row for row in rows}
+    names = Signal.__dataclass_fields__
+    return [
+        Signal(**{name: row[name] for name in names} | {"detail": json.loads(row["detail"])})
+        for row in sorted(last.values(), key=lambda row: row["event_time"])
+    ]
+
+
+def name_cause(signals: Sequence[Signal], alarm: Signal) -> str:
+    """The name of an alarm's cause: the same for as long as the same signal of the same champion alarms on end."""
+    mine = [signal for signal in signals if (signal.kind, signal.version) == (alarm.kind, alarm.version)]
+    quiet = [signal.window_end for signal in mine if signal.is_measured and not signal.alarm]
+    last = max((end for end in quiet if end < alarm.window_end), default=None)
+    return f"{alarm.kind} {alarm.version} {last}"

@@ -22,9 +22,13 @@ from numpy.typing import NDArray
 from tasks import log
 from tasks.data import feasibility
 from tasks.data.featurerows import Rows
-from tasks.monitoring import drift, monitor, policy
-from tasks.monitoring.monitor import Level, Window
+from tasks.monitoring import drift, policy
+from tasks.monitoring.policy import Retrains
 from tasks.monitoring.signal import Signal
+from tasks.monitoring.signals.drift import measure_drift
+from tasks.monitoring.signals.performance import measure_performance
+from tasks.monitoring.watched import Watched, read_watched
+from tasks.monitoring.window import Predictions, Window
 from tasks.params import Params, SignalKind, parse_duration, spell
 from tasks.promotion import figures, gate, judge
 from tasks.promotion.contest import row_losses
@@ -32,11 +36,11 @@ from tasks.promotion.figures import Course
 from tasks.promotion.gate import Judged
 from tasks.promotion.interval import assign_blocks
 from tasks.promotion.judge import Case
+from tasks.promotion.registry import Version
 from tasks.promotion.verdict import METRIC_NAMES, Verdict
 from tasks.replay.history import Candidate, History
 from tasks.runtime import files
 from tasks.training import model
-from tasks.training.holdout import CANDIDATE
 from tasks.training.model import Floats, Spec
 
 NEVER = "never"
@@ -159,7 +163,7 @@ class Past:
         self._candidates: dict[datetime, Candidate] = {}
         self._scores: dict[tuple[datetime, datetime, datetime], Floats] = {}
         self._case: Case | None = None
-        self._levels: dict[datetime, Level] = {}
+        self._watched: Watched | None = None
         self._verdicts: dict[tuple[datetime, datetime, int], Verdict] = {}
         self._signals: dict[tuple[Serving, datetime, tuple[SignalKind, ...]], tuple[Signal, ...]] = {}
 
@@ -200,14 +204,15 @@ class Past:
             self._case = self.candidate(as_of).case()
         return self._case
 
-    def at_promotion(self, of: datetime) -> Level:
-        """The loss of its twin on its holdout."""
-        if of not in self._levels:
-            found, held = self.candidate(of), self.candidate(of).held
-            codes = found.model.spec.encode_label(held.label)
-            losses = row_losses(codes, held.predictions[CANDIDATE], metric=self.p.gate.metric)
-            self._levels[of] = monitor.level(losses, held.times, self.p)
-        return self._levels[of]
+    def watched(self, serving: Serving) -> Watched:
+        """A champion as the monitor knows it. The newest alone is kept: its holdout is large."""
+        if self._watched is None or self._watched.version.as_of != serving.as_of:
+            folder, paths = self.candidate(serving.as_of).folder, self.p.paths
+            models = [folder / paths.models / name for name in ("model.ubj", "twin.ubj")]
+            names = ("profile.json", "holdout.parquet", "reference.parquet")
+            version = Version(serving.version, "", "", "", serving.as_of, "", {})
+            self._watched = read_watched(self.p, version, *models, *(folder / paths.reports / name for name in names))
+        return replace(self._watched, version=replace(self._watched.version, number=serving.version))
 
     def signals(self, serving: Serving, now: datetime, kinds: tuple[SignalKind, ...]) -> tuple[Signal, ...]:
         if (serving, now, kinds) not in self._signals:
@@ -269,16 +274,13 @@ def _wanted(state: PolicyState, now: datetime, p: Params) -> tuple[tuple[str, ..
     retrains, own = [state.began, *(each.as_of for each in state.retrains)], state.rule
     if own.signals:
         settings = p.policy.model_copy(update={"signals": list(own.signals)})
-        found = policy.decide(
-            state.signals,
-            as_of=now,
-            version=state.serving.version,
-            policy=settings,
-            retrains=[state.began, *(each.as_of for each in state.retrains if each.outcome != FAILED)],
+        past = Retrains(
+            made=[state.began, *(each.as_of for each in state.retrains if each.outcome != FAILED)],
             asked=state.asked,
             unmade=_failed_last(state.retrains),
             refusal=gate.explain_backoff(max(state.looks, default=None), now, p.gate),
         )
+        found = policy.decide(state.signals, past, as_of=now, version=state.serving.version, policy=settings)
         return (found.reasons, (found.id,)) if found.retrains else ((), ())
     if own.every and now - retrains[-1] >= own.every:
         return (f"{spell(own.every)} since {retrains[-1]:%Y-%m-%d}.",), ()
@@ -317,23 +319,22 @@ def _judged(state: PolicyState, now: datetime, past: Past) -> Verdict:
 
 def measured(past: Past, serving: Serving, now: datetime, kinds: tuple[SignalKind, ...]) -> Iterator[Signal]:
     """What the monitor would have measured at `now`, of the rows that the champion itself predicted."""
+    watched = past.watched(serving)
     if "performance" in kinds:
-        yield _performance(past, serving, now)
-    if others := set(kinds) - {"performance"}:
-        yield from (each for each in _of_features(past, serving, now) if each.kind in others)
+        yield measure_performance(_mature_window(past, serving, now), watched)
+    if "drift" in kinds:
+        yield measure_drift(_newest_window(past, watched, now), watched)
 
 
-def _performance(past: Past, serving: Serving, now: datetime) -> Signal:
+def _mature_window(past: Past, serving: Serving, now: datetime) -> Window:
     """Of the rows that this champion predicted, with the outcomes that had come."""
     p = past.p
     until = now - p.label.deadline
     since = min(max(until - p.monitor.window, serving.as_of), until)
     where = past.inside(since, until)
     labels = _or_none(past.rows.label[where], past.rows.known_at[where] <= np.datetime64(now))
-    window = Window(since, until, past.rows.event_time[where], past.scores(serving.as_of, since, until), labels)
-    found = past.candidate(serving.as_of)
-    then = past.at_promotion(serving.as_of)
-    return monitor.performance(window, found.model, then=then, version=serving.version, p=p, as_of=now)
+    scores = past.scores(serving.as_of, since, until)
+    return Window(since, now, Predictions(since, until, past.rows.event_time[where], scores, labels))
 
 
 def _or_none(label: NDArray[Any], there: NDArray[np.bool_]) -> NDArray[Any]:
@@ -343,19 +344,16 @@ def _or_none(label: NDArray[Any], there: NDArray[np.bool_]) -> NDArray[Any]:
     return held
 
 
-def _of_features(past: Past, serving: Serving, now: datetime) -> list[Signal]:
-    """Drift of features and predictions, and quality: of all rows of the newest window, for they wait for no outcome.
-    What came before the walk was predicted by nobody."""
-    p, profile = past.p, past.candidate(serving.as_of).profile
+def _newest_window(past: Past, watched: Watched, now: datetime) -> Window:
+    """Of all rows of the newest window, for drift waits for no outcome. What came before the walk was predicted by
+    nobody."""
+    p, profile = past.p, watched.profile
     since = now - p.monitor.window
     begun = max(since, past.began)
     where = past.inside(begun, now)
     table, times = past.rows.table.slice(where.start, where.stop - where.start), past.rows.event_time[where]
-    data = drift.compare(profile, table, times, settings=p.drift)
-    said = drift.compare_scores(profile, past.scores(serving.as_of, begun, now), times, settings=p.drift)
-    whole = begun <= since + profile.unit
-    least = p.policy.min_rows
-    return drift.signals(data, said, version=serving.version, since=since, until=now, whole=whole, min_rows=least)
+    comparison = drift.compare(profile, table, times, false_alarms=p.drift.false_alarms)
+    return Window(since, now, drift=comparison, is_whole=begun <= since + profile.unit)
 
 
 # --- what it came to -----------------------------------------------------------------------------------------------

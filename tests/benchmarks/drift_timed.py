@@ -19,7 +19,13 @@ import pyarrow as pa
 
 from tasks import params
 from tasks.monitoring import drift
+from tasks.monitoring.report import draw_report
+from tasks.monitoring.signals.drift import measure_drift, measure_prediction
+from tasks.monitoring.signals.quality import measure_quality
+from tasks.monitoring.watched import Watched
+from tasks.monitoring.window import Window
 from tasks.params import Drift
+from tasks.promotion.registry import Version
 from tasks.training.profile import SCORE_COLUMN, Profile, build_profile
 
 NUMBERS, CATEGORIES = 24, 6
@@ -72,10 +78,15 @@ def ours(count: int) -> dict[str, Any]:
 
 
 def _signals_and_report(profile: Profile, then: pa.Table, now: pa.Table, times: Any, settings: Drift) -> list[str]:
-    found = drift.compare(profile, now, times, settings=settings)
-    drift.signals(found, found, version=1, since=UNTIL - timedelta(days=WEEK), until=UNTIL)
+    found = drift.compare(profile, now, times, false_alarms=settings.false_alarms)
+    window = Window(UNTIL - timedelta(days=WEEK), UNTIL, drift=found, score_drift=found, rows=found.rows)
+    unknown: Any = None
+    version = Version(1, "", "", "", UNTIL, "", {})
+    champion = Watched(version, unknown, unknown, params.load(), profile, unknown, unknown, unknown, unknown)
+    for measure in (measure_drift, measure_prediction, measure_quality):
+        measure(window, champion)
     samples = [each.take(np.linspace(0, each.num_rows - 1, settings.sample).astype(int)) for each in (then, now)]
-    drift.report(found, samples[0], samples[1], until=UNTIL, html=Path("drift.html"))
+    draw_report(found, samples[0], samples[1], until=UNTIL, html=Path("drift.html"))
     return sorted(each.name for each in found.moved) if found.alarm else []
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from tasks.monitoring import drift
 from tasks.monitoring.drift import Comparison
+from tasks.monitoring.statistics import History
 from tasks.params import Drift
 from tasks.training.profile import Profile, build_profile
 
@@ -95,7 +96,7 @@ def count(kind: str, seeds: int) -> dict[str, Any]:
         table, times = rows(kind, HISTORY + WEEKS * WEEK, seed)
         cut, week = HISTORY * PER_DAY, WEEK * PER_DAY
         model = profile(table.slice(0, cut), times[:cut])
-        result["windows_of_history"] = drift.History(model, SETTINGS, model.columns, with_terms=True).windows
+        result["windows_of_history"] = History(model, SETTINGS.false_alarms, model.columns, with_terms=True).windows
         for begin in range(cut, cut + WEEKS * week, week):
             now, when = table.slice(begin, week), times[begin : begin + week]
             drifted = compare(model, now, when)
@@ -109,7 +110,7 @@ def count(kind: str, seeds: int) -> dict[str, Any]:
 
 
 def compare(model: Profile, table: pa.Table, times: Times) -> Comparison:
-    return drift.compare(model, table, times, settings=SETTINGS)
+    return drift.compare(model, table, times, false_alarms=SETTINGS.false_alarms)
 
 
 def main(seeds: int) -> None:

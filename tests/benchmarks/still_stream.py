@@ -21,12 +21,17 @@ import pyarrow as pa
 from tasks import params
 from tasks.data import featurerows
 from tasks.data.featurerows import Rows
-from tasks.monitoring import drift, monitor
+from tasks.monitoring import drift
 from tasks.monitoring.drift import Comparison
-from tasks.monitoring.monitor import Level, Window
+from tasks.monitoring.level import Level
+from tasks.monitoring.signals.performance import measure_performance
+from tasks.monitoring.statistics import History
+from tasks.monitoring.watched import Watched
+from tasks.monitoring.window import Predictions, Window
 from tasks.params import Params
 from tasks.promotion import gate
 from tasks.promotion.contest import row_losses
+from tasks.promotion.registry import Version
 from tasks.training import train
 from tasks.training.columns import as_numbers
 from tasks.training.model import Model
@@ -82,7 +87,7 @@ class Watch:
     then: Level
 
     def found(self, rows: Rows) -> Comparison:
-        return drift.compare(self.profile, rows.table, rows.event_time, settings=self.p.drift)
+        return drift.compare(self.profile, rows.table, rows.event_time, false_alarms=self.p.drift.false_alarms)
 
     def alarms(self, rows: Rows) -> tuple[bool, bool]:
         """Of drift and of quality."""
@@ -93,8 +98,11 @@ class Watch:
         """On outcomes that are all mature."""
         since, until = _moment(rows.event_time[0]), _moment(rows.event_time[-1])
         shown = np.array([None if np.isnan(each) else each for each in label], dtype=object)
-        window = Window(since, until, rows.event_time, self.model.predict(rows.table), shown)
-        return monitor.performance(window, self.model, then=self.then, version=1, p=self.p, as_of=until).alarm
+        unknown: Any = None
+        version = Version(1, "", "", "", until, "", {})
+        champion = Watched(version, self.model, unknown, self.p, self.profile, unknown, unknown, self.then, unknown)
+        predictions = Predictions(since, until, rows.event_time, self.model.predict(rows.table), shown)
+        return measure_performance(Window(since, until, predictions), champion).alarm
 
 
 def _moment(time: np.datetime64) -> datetime:
@@ -185,7 +193,9 @@ def count(p: Params, seeds: int) -> dict[str, Any]:
         told["windows"] += [(seed, *held.alarms(made.take(day, day + WEEK))) for day in weeks]
         for day in list(weeks)[:-1:6]:
             _plant(told, held, history, [made.take(each, each + WEEK) for each in (day, day + WEEK)], seed)
-    return told | {"windows_of_history": drift.History(held.profile, p.drift, held.profile.columns, True).windows}
+    return told | {
+        "windows_of_history": History(held.profile, p.drift.false_alarms, held.profile.columns, True).windows
+    }
 
 
 def _whole_days(rows: Rows) -> Rows:

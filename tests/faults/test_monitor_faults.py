@@ -11,7 +11,8 @@ import pytest
 from flows import monitor as flow
 from tasks import params
 from tasks.monitoring import monitor
-from tasks.monitoring.signal import Signal
+from tasks.monitoring.signal import Signal, append_signals, read_signals
+from tasks.monitoring.watched import load_watched
 from tasks.promotion import registry
 from tasks.serving.journal import Journal, open_journal
 from tests.conftest import raw_params, write_params
@@ -26,17 +27,18 @@ import sys, time
 from datetime import datetime
 from pathlib import Path
 from tasks.monitoring import monitor
+from tasks.monitoring.watched import load_watched
 from tasks import params
 from tasks.promotion import registry
 from tasks.serving.journal import open_journal
 p = params.load(Path(sys.argv[1]) / "params.yaml")
 known = registry.open_registry(p.registry)
-of = monitor.watched(p, known, known.champion())
+of = load_watched(p, known, known.champion())
 print("ready", flush=True)
 sys.stdin.readline()
 kept = open_journal(p.journal)
 for end in map(datetime.fromisoformat, sys.argv[2:]):
-    monitor.measure(p, of, journal=kept, registry=known, as_of=end)
+    monitor.measure_window(of, journal=kept, registry=known, as_of=end)
     print(end, flush=True)
 kept.close()
 """
@@ -70,7 +72,7 @@ def shop(
     known = registry.open_registry(p.registry)
     champion = known.champion() or crowned(known, folder, tmp_path, name=request.node.name)
     kept = open_journal(p.journal)
-    one = Shop(monitor.watched(p, known, champion), known, kept)
+    one = Shop(load_watched(p, known, champion), known, kept)
     one.lives()
     yield one
     kept.close()
@@ -127,7 +129,7 @@ def test_a_monitor_that_is_killed_leaves_whole_windows_and_the_next_measures_the
     before = rows(shop.kept)
     assert len(before) % 5 == 0
     assert 5 <= len(before) <= 5 * len(ENDS)
-    for end in monitor.due(shop.kept, shop.of.version, shop.of.p, newest=LAST):
+    for end in monitor.find_due(read_signals(shop.kept), shop.kept, shop.of.version, shop.of.p, newest=LAST):
         shop.measures(end)
     assert set(rows(shop.kept)) >= set(before)
     assert sorted({end for end, _ in rows(shop.kept)}) == [each.replace("T", " ") for each in ENDS]
@@ -155,7 +157,7 @@ def test_where_mlflow_stays_away_the_failure_is_clear_no_signal_is_lost_and_the_
     first = flow.monitor(as_of=early, report="never")
     before = rows(shop.kept)
     server.stop()
-    monkeypatch.setattr(flow, "champion", flow.champion.with_options(retry_delay_seconds=0.1))
+    monkeypatch.setattr(flow, "load_champion", flow.load_champion.with_options(retry_delay_seconds=0.1))
     with pytest.raises(ConnectionError, match=rf"the MLflow server at {server.uri} does not answer"):
         flow.monitor(as_of=LAST, report="never")
     assert rows(shop.kept) == before
@@ -172,15 +174,15 @@ def test_where_mlflow_stays_away_the_failure_is_clear_no_signal_is_lost_and_the_
 def test_mlflow_that_goes_away_when_all_is_measured_costs_a_point_on_a_chart_and_nothing_else(
     shop: Shop, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = flow.decided
+    gone = flow.decide
 
     def decided(*args: object, **kwargs: object) -> object:
         found = gone(*args, **kwargs)  # type: ignore[arg-type]
         server.stop()
         return found
 
-    monkeypatch.setattr(flow, "decided", decided)
-    for name in ("told", "charted"):  # the tasks that come after
+    monkeypatch.setattr(flow, "decide", decided)
+    for name in ("send_alerts", "chart"):  # the tasks that come after
         monkeypatch.setattr(flow, name, getattr(flow, name).with_options(retries=1, retry_delay_seconds=0.1))
     with pytest.raises(ConnectionError, match="does not answer"):
         flow.monitor(as_of=LAST, report="never")
@@ -194,7 +196,7 @@ def test_mlflow_that_goes_away_when_all_is_measured_costs_a_point_on_a_chart_and
 def test_a_look_whose_predecessor_may_serve_no_more_is_told_and_stops_nothing(shop: Shop) -> None:
     version, said = shop.of.version.number, "The one before would be better."
     look = Signal("predecessor", FIRST, LAST - DAY, version, 900, True, said, detail={"looked": True})
-    shop.kept.append("signals", monitor._rows([look]))
+    append_signals(shop.kept, [look])
     done = flow.monitor(as_of=LAST, report="never")
     assert done.rolled_back is None
     assert done.decision

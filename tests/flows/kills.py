@@ -38,16 +38,14 @@ HOOKS = b"\0hook\0"  # in the command of a process in which a worker runs the ho
 SAY = """
 import json, sys
 from datetime import datetime
-from flows.monitor import _want
+from flows.monitor import send_decision
 from tasks.serving import journal
-from tasks.monitoring import monitor
 from tasks import params
 from tasks.monitoring.policy import Decision
 p, (name, as_of) = params.load(), json.loads(sys.argv[1])
 decision = Decision("retrain", name, datetime.fromisoformat(as_of), 1, ("for a test",))
-_want(p, decision)
 kept = journal.open_journal(p.journal)
-monitor.keep(decision, kept)
+send_decision(p, kept, decision)
 kept.close()
 """
 

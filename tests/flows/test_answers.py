@@ -193,7 +193,7 @@ def test_a_decision_whose_runs_die_before_their_first_line_is_answered_by_the_mo
         rows = kept.read("decisions").to_pylist()
     assert len([row for row in rows if row["id"] == first.id]) == 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.monitoring.monitor.AGAIN", timedelta(0))
+        patch.setattr("tasks.monitoring.decisions.PATIENCE", timedelta(0))
         rests = monitor(as_of=FIRST + DAY).decision
     (line,) = ledger.answers(first.id)
     assert line.is_fault
@@ -215,7 +215,8 @@ def journal_of(p: Params) -> Iterator[journal.Journal]:
 
 def asked(decision: str, hours: int) -> pa.Table:
     moment = datetime.now(UTC).replace(tzinfo=None) - timedelta(hours=hours)
-    row = {"entry": f"{decision} {hours}", "action": "retrain", "id": decision, "version": 0, "reasons": "Because."}
+    row = {"format": decisions.FORMAT.mark, "entry": f"{decision} {hours}", "action": "retrain", "id": decision}
+    row |= {"version": 0, "reasons": "Because."}
     times = {"event_time": FIRST, "as_of": FIRST, "made_at": moment}
     columns = {name: pa.array([value]) for name, value in row.items()}
     return pa.table(columns | {name: pa.array([value], pa.timestamp("us")) for name, value in times.items()})

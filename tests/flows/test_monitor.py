@@ -9,10 +9,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 import flows.monitor as flow
-from flows.monitor import WANTED, Monitored, monitor
+from flows.monitor import RETRAIN_WANTED, Monitored, monitor
 from flows.score import score
 from tasks import params
-from tasks.monitoring import monitor as work
+from tasks.monitoring.decisions import append_decision
 from tasks.promotion import ledger, registry
 from tasks.serving import journal
 from tests.conftest import write_params
@@ -105,7 +105,7 @@ def test_the_event_carries_the_decision_and_its_time(story: Story) -> None:
     from prefect.client.orchestration import get_client
     from prefect.events.filters import EventFilter, EventNameFilter
 
-    wanted = EventFilter(event=EventNameFilter(name=[WANTED]))
+    wanted = EventFilter(event=EventNameFilter(name=[RETRAIN_WANTED]))
     assert story.second.decision
     mine = story.second.decision.id  # other tests' events are on this server too
     with get_client(sync_client=True) as client:
@@ -147,7 +147,7 @@ def test_what_a_run_decided_that_was_killed_before_it_could_say_so_is_told_by_th
     p = params.load()
     assert story.second.decision
     kept, known = journal.open_journal(p.journal), registry.open_registry(p.registry)
-    work.keep(replace(story.second.decision, id="lost"), kept)
+    append_decision(kept, replace(story.second.decision, id="lost"))
     kept.close()
     known.append(ledger.Entry("rolled back", "predecessor-9-lost", FIRST, version=1, champion=9))
     for _ in range(2):
@@ -156,7 +156,7 @@ def test_what_a_run_decided_that_was_killed_before_it_could_say_so_is_told_by_th
     assert [causes.count(each) for each in ("lost", "down 9", story.second.decision.id)] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("name", ["told", "decided", "drawn_up", "charted"])
+@pytest.mark.parametrize("name", ["send_alerts", "decide", "draw", "chart"])
 def test_a_step_that_fails_costs_no_other_step_and_fails_the_run_at_its_end(
     name: str, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +164,7 @@ def test_a_step_that_fails_costs_no_other_step_and_fails_the_run_at_its_end(
         raise ConnectionError(f"{name}: nobody answers")
 
     assert story
-    costs = {"told": set(), "decided": set(), "drawn_up": {"drift-report"}, "charted": {"mlflow-charts"}}
+    costs = {"send_alerts": set(), "decide": set(), "draw": {"drift-report"}, "chart": {"mlflow-charts"}}
     before = {key: len(shown(key)) for key in ("decision", "signals", "drift-report", "mlflow-charts")}
     monkeypatch.setattr(flow, name, task(name=name, cache_policy=NO_CACHE)(fails))
     with pytest.raises(ConnectionError, match=f"{name}: nobody answers"):
@@ -172,4 +172,4 @@ def test_a_step_that_fails_costs_no_other_step_and_fails_the_run_at_its_end(
     after = {key: len(shown(key)) for key in before}
     missing = {key for key in before if after[key] == before[key]}
     assert missing == costs[name]
-    assert (name == "decided") <= any("# No decision" in page for page in shown("decision"))
+    assert (name == "decide") <= any("# No decision" in page for page in shown("decision"))

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from tasks.monitoring import drift
 from tasks.monitoring.drift import Comparison
-from tasks.params import Drift
+from tasks.monitoring.watched import Watched
+from tasks.params import Drift, Policy
+from tasks.promotion.registry import Version
 from tasks.training.columns import as_numbers
 from tasks.training.profile import SCORE_COLUMN, Profile, build_profile
+from tests.tasks import small
 
 BEGIN = datetime(2024, 1, 1)
 DAY = timedelta(days=1)
@@ -74,4 +77,12 @@ def moved(table: pa.Table, name: str, by: float) -> pa.Table:
 
 
 def compared(of: Profile, table: pa.Table, times: Times) -> Comparison:
-    return drift.compare(of, table, times, settings=SETTINGS)
+    return drift.compare(of, table, times, false_alarms=SETTINGS.false_alarms)
+
+
+def watched(profile: Profile | None = None, *, min_rows: int = 1) -> Watched:
+    """A champion of which nothing but the history is known."""
+    p = small.settings().model_copy(update={"policy": Policy(min_rows=min_rows)})
+    unknown: Any = None
+    version = Version(3, "run", "d", "r", BEGIN, "c", {})
+    return Watched(version, unknown, unknown, p, profile or unknown, unknown, unknown, unknown, unknown)

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,13 @@ from tasks import params
 from tasks.data import feasibility
 from tasks.data.feasibility import Problem
 from tasks.data.timeline import Times
-from tasks.monitoring import drift
+from tasks.monitoring.drift import Comparison
+from tasks.monitoring.signals.drift import measure_drift, measure_prediction
+from tasks.monitoring.window import Window
 from tasks.params import Params
 from tests.conftest import BEGIN, Made
 from tests.programs import PROGRAMS
+from tests.tasks import stream
 from tests.tasks.small import settings
 
 HOURLY = timedelta(hours=1)
@@ -150,9 +152,9 @@ def test_an_outlier_in_time_bends_no_row_rate(made: Made) -> None:
 
 
 def test_a_signal_that_policy_min_rows_turns_off_names_it() -> None:
-    nothing = replace(drift.unknown(168), windows=9.0)
-    told = drift.signals(nothing, nothing, version=1, since=BEGIN, until=BEGIN, min_rows=500)
-    for signal in told[:2]:
+    nothing = Comparison(rows=168, windows=9.0)
+    window = Window(BEGIN, BEGIN, drift=nothing, score_drift=nothing)
+    for signal in (measure(window, stream.watched(min_rows=500)) for measure in (measure_drift, measure_prediction)):
         assert "168 rows are fewer than policy.min_rows (500)" in signal.message
         assert not signal.alarm
 

@@ -11,9 +11,10 @@ import pytest
 
 from tasks import params
 from tasks.data.featurerows import Rows
-from tasks.monitoring import canary, monitor, predecessor
+from tasks.monitoring import canary, predecessor
 from tasks.monitoring.schedule import list_looks
 from tasks.monitoring.signal import Signal
+from tasks.monitoring.window import read_newest, select_predictions
 from tasks.promotion import changes, ledger, registry
 from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.ledger import Entry
@@ -386,10 +387,12 @@ def test_the_shadow_is_nobodys_performance_and_nobodys_score(shop: Shop) -> None
     says(shop, 1, POOR_MODEL, "champion", until=HALF)
     says(shop, 2, GOOD_MODEL, "shadow")
     both = (serving(shop), shop.known.version(2))
-    seen = [len(monitor.read(shop.kept, each, until=HALF, p=P).times) for each in both]
+    begin = HALF - P.monitor.window
+    rows = shop.kept.read("predictions", since=begin, until=HALF)
+    seen = [len(select_predictions(rows, {}, each, begin, HALF).times) for each in both]
     assert seen == [inside(HALF - P.monitor.window, HALF).sum(), 0]
     told = [len(predecessor.read_mature(shop.kept, each, POOR_MODEL.spec, until=LAST).codes) for each in both]
     assert told == [inside(FIRST, HALF).sum(), 0]
     made = shop.kept.read("predictions", columns=["entry", "event_time"])
     assert len(score.once(shop.kept.read("predictions"))) == made.num_rows == inside(FIRST, HALF).sum()
-    assert monitor.newest(shop.kept) == made["event_time"][-1].as_py() < HALF
+    assert read_newest(shop.kept) == made["event_time"][-1].as_py() < HALF

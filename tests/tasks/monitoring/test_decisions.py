@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from tasks import params
-from tasks.monitoring import decisions, monitor
+from tasks.monitoring import decisions
 from tasks.monitoring.decisions import Request
 from tasks.monitoring.policy import FIRST_REST, Decision
-from tasks.monitoring.signal import Signal
+from tasks.monitoring.signal import Signal, append_signals
 from tasks.params import Params, Policy
 from tasks.promotion import ledger, registry
 from tasks.promotion.ledger import Entry
@@ -52,17 +52,24 @@ class Loop:
         )
 
     def keeps(self, decision: Decision) -> Decision:
-        monitor.keep(decision, self.journal)
+        decisions.append_decision(self.journal, decision)
         return decision
 
     def alarms(self, until: datetime = NOW) -> None:
         alarm = Signal("performance", until - 4 * DAY, until, 1, 900, True, "Loss.")
-        self.journal.append("signals", monitor._rows([alarm]))
+        append_signals(self.journal, [alarm])
 
     def asked(self, decision: str, *, ago: timedelta, as_of: datetime = NOW) -> None:
         """A decision to retrain that was asked for so long ago."""
         moment = datetime.now(UTC).replace(tzinfo=None) - ago
-        row = {"action": "retrain", "id": decision, "as_of": as_of, "version": 1, "reasons": "Loss."}
+        row = {
+            "format": decisions.FORMAT.mark,
+            "action": "retrain",
+            "id": decision,
+            "as_of": as_of,
+            "version": 1,
+            "reasons": "Loss.",
+        }
         row |= {"event_time": as_of, "entry": f"{decision} {moment}", "made_at": moment}
         types = {name: pa.timestamp("us") for name in ("as_of", "event_time", "made_at")}
         self.journal.append("decisions", pa.table({name: pa.array([row[name]], types.get(name)) for name in row}))
@@ -171,7 +178,7 @@ def test_while_a_retrain_is_under_way_no_first_model_is_asked_for(loop: Loop) ->
 
 def requests(*asks: tuple[str, int, float]) -> list[Request]:
     """(decision, times, hours since it was last asked for)"""
-    return [Request(name, 1, NOW, times, NOW - timedelta(hours=ago)) for name, times, ago in asks]
+    return [Request(name, 1, NOW, times, NOW - timedelta(hours=ago), "Loss.") for name, times, ago in asks]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from tasks.monitoring import drift
-from tasks.monitoring.drift import ColumnDrift, Comparison, History
+from tasks.monitoring import causes, drift, report
+from tasks.monitoring.drift import ColumnDrift, Comparison
+from tasks.monitoring.signal import Signal
+from tasks.monitoring.signals.drift import measure_drift, measure_prediction
+from tasks.monitoring.signals.quality import measure_quality
+from tasks.monitoring.statistics import History
+from tasks.monitoring.window import Window
 from tasks.params import Task
 from tasks.training.model import Model, import_xgboost, make_spec
 from tasks.training.profile import SCORE_COLUMN, Profile, to_score_columns
@@ -41,9 +46,13 @@ def column(of: Comparison, name: str) -> ColumnDrift:
     return next(each for each in of.columns if each.name == name)
 
 
-def told(of: Comparison, scores: Comparison | None = None, *, whole: bool = True) -> dict[str, Any]:
-    listed = drift.signals(of, scores or of, version=3, since=BEGIN, until=BEGIN + WEEK, whole=whole)
-    return {each.kind: each for each in listed}
+def told(of: Comparison, scores: Comparison | None = None, *, whole: bool = True) -> dict[str, Signal]:
+    window = Window(
+        BEGIN, BEGIN + WEEK, drift=of, score_drift=scores or of, is_whole=whole, rows=of.rows, rows_before=of.rows
+    )
+    measures = (measure_drift, measure_prediction, measure_quality)
+    signals = [measure(window, stream.watched(PROFILE)) for measure in measures]
+    return {signal.kind: signal for signal in signals}
 
 
 # --- how often it alarms when nothing has changed
@@ -69,10 +78,7 @@ def test_a_quiet_week_is_quiet() -> None:
 
 
 def test_more_false_alarms_allowed_make_a_lower_threshold() -> None:
-    of = [
-        drift.compare(PROFILE, NOW, NOW_TIMES, settings=SETTINGS.model_copy(update={"false_alarms": each}))
-        for each in (0.05, 0.25, 1.0)
-    ]
+    of = [drift.compare(PROFILE, NOW, NOW_TIMES, false_alarms=each) for each in (0.05, 0.25, 1.0)]
     assert of[0].threshold > of[1].threshold > of[2].threshold
     assert of[0].signal == of[1].signal == of[2].signal
 
@@ -90,7 +96,7 @@ def test_below_three_windows_of_history_nothing_alarms(days: int) -> None:
 def test_the_threshold_of_a_short_history_is_extrapolated_above_all_that_it_shows() -> None:
     """Of three windows none tells what happens once in seventeen."""
     of = stream.profile(TABLE.slice(0, 22 * PER_DAY), TIMES[: 22 * PER_DAY])
-    usual = History(of, SETTINGS, of.columns, with_terms=True)
+    usual = History(of, SETTINGS.false_alarms, of.columns, with_terms=True)
     seen = usual.signal(usual.own)
     told_by_number = 1 / (usual.windows + 1)
     assert usual.windows == pytest.approx(22 / 7)
@@ -101,7 +107,7 @@ def test_the_threshold_of_a_short_history_is_extrapolated_above_all_that_it_show
 
 
 def test_the_threshold_of_a_long_history_is_a_quantile_of_it() -> None:
-    one = History(stream.profile(*stream.made(140, seed=4)), SETTINGS, PROFILE.columns, with_terms=True)
+    one = History(stream.profile(*stream.made(140, seed=4)), SETTINGS.false_alarms, PROFILE.columns, with_terms=True)
     usual = replace(one, columns=one.profile.columns)
     seen = usual.signal(usual.own)
     assert usual.threshold == np.quantile(seen, 1 - usual.share, method="higher")
@@ -180,7 +186,8 @@ def test_a_column_of_no_importance_can_still_alarm() -> None:
 def test_predictions_that_move_are_found() -> None:
     scores = stream.scores(NOW)
     quiet, moved = (
-        drift.compare_scores(PROFILE, each, NOW_TIMES, settings=SETTINGS) for each in (scores, np.sqrt(scores))
+        drift.compare_scores(PROFILE, each, NOW_TIMES, false_alarms=SETTINGS.false_alarms)
+        for each in (scores, np.sqrt(scores))
     )
     assert (quiet.alarm, moved.alarm) == (False, True)
     assert told(found(NOW), moved)["prediction"].alarm
@@ -192,8 +199,8 @@ def test_the_predictions_of_each_class_are_held_against_their_own() -> None:
     classes = ("early", "very late", "fair")
     of = stream.profile(TABLE.slice(0, CUT), TIMES[:CUT], scores=to_score_columns(three[:CUT], classes))
     now = three[CUT:]
-    assert not drift.compare_scores(of, now, NOW_TIMES, settings=SETTINGS).alarm
-    moved = drift.compare_scores(of, now[:, [0, 2, 1]], NOW_TIMES, settings=SETTINGS)
+    assert not drift.compare_scores(of, now, NOW_TIMES, false_alarms=SETTINGS.false_alarms).alarm
+    moved = drift.compare_scores(of, now[:, [0, 2, 1]], NOW_TIMES, false_alarms=SETTINGS.false_alarms)
     assert {each.name for each in moved.moved} == {"_score very late", "_score fair"}
 
 
@@ -332,11 +339,11 @@ def test_what_moved_the_scores_is_first_among_the_causes(task: Task) -> None:
     week = rows.event_time >= rows.event_time[-1] - np.timedelta64(7, "D")
     now = stream.moved(rows.table.filter(pa.array(week)), "distance", 2)
     moved = stream.compared(of, now, rows.event_time[week])
-    causes = drift.causes(twin, now, of, moved)
-    assert causes[0].name == "distance"
-    assert len(causes) == len(twin.spec.names)
-    assert causes[0].moved > 3
-    assert "median about" in causes[0].change
+    listed = causes.find_causes(twin, now, of, moved)
+    assert listed[0].name == "distance"
+    assert len(listed) == len(twin.spec.names)
+    assert listed[0].score > 3
+    assert "median about" in listed[0].change
 
 
 def _fitted(task: Task, rows: Any) -> Model:
@@ -352,9 +359,9 @@ def test_the_slices_that_lost_most_come_first_and_small_ones_do_not_come() -> No
     then = {"store": np.array(["a", "b", "c"] * 100)}
     now: dict[str, NDArray[Any]] = {"store": np.array(["a"] * 50 + ["b"] * 50 + ["c"] * 5 + [None] * 10, dtype=object)}
     losses = np.concatenate([np.full(50, 0.1), np.full(50, 0.9), np.full(15, 5.0)])
-    listed = drift.slices(then, np.full(300, 0.3), now, losses, rows=20)
+    listed = causes.find_slices(then, np.full(300, 0.3), now, losses, min_rows=20)
     assert [(each.name, each.value, each.rows) for each in listed] == [("store", "b", 50), ("store", "a", 50)]
-    assert (listed[0].then, listed[0].now) == (pytest.approx(0.3), pytest.approx(0.9))
+    assert (listed[0].loss_then, listed[0].loss_now) == (pytest.approx(0.3), pytest.approx(0.9))
 
 
 # --- Evidently's report
@@ -374,14 +381,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
     of, now = stream.profile(table.slice(0, CUT), TIMES[:CUT]), stream.moved(table.slice(CUT), "noise", 0.8)
     window = now.drop_columns(["size"])
     moved = stream.compared(of, window, NOW_TIMES)
-    said = drift.compare_scores(of, stream.scores(now), NOW_TIMES, settings=SETTINGS)
+    said = drift.compare_scores(of, stream.scores(now), NOW_TIMES, false_alarms=SETTINGS.false_alarms)
     shown = sample(now).set_column(0, "size", pa.nulls(400, pa.float32()))
     for _ in range(2):
-        page = drift.report(
+        page = report.draw_report(
             moved,
             sample(table),
             shown,
-            said=said,
+            scores=said,
             until=BEGIN + WEEK,
             html=folder / "reports" / "drift.html",
             workspace=folder / "evidently",
@@ -426,24 +433,24 @@ def test_the_window_written_twice_is_one_snapshot_with_our_scores_and_thresholds
 def test_only_so_many_snapshots_stay_and_the_newest_are_among_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drift, "SNAPSHOTS", 2)
+    monkeypatch.setattr(report, "SNAPSHOTS", 2)
     now, left = sample(NOW), list[Path]()
     for day in range(4):
         until = BEGIN + timedelta(days=day)
         where = {"html": tmp_path / "drift.html", "workspace": tmp_path / "evidently", "project": "made"}
-        drift.report(found(NOW), now, now, until=until, **where)
+        report.draw_report(found(NOW), now, now, until=until, **where)
         found_now = sorted(tmp_path.glob("evidently/*/snapshots/*.json"), key=lambda path: path.stat().st_mtime)
         left.append(found_now[-1])
     assert found_now == left[-2:]
 
 
 def test_only_so_many_reports_stay_and_the_one_just_drawn_is_among_them(tmp_path: Path) -> None:
-    for day in range(drift.KEPT + 3):
+    for day in range(report.REPORTS + 3):
         (tmp_path / f"drift-2025-01-{day + 1:02}.html").write_text("older")
     now = sample(NOW)
-    page = drift.report(found(NOW), now, now, until=BEGIN, html=tmp_path / "drift-2024-01-01.html")
+    page = report.draw_report(found(NOW), now, now, until=BEGIN, html=tmp_path / "drift-2024-01-01.html")
     assert page.stat().st_size > 10_000
     listed = sorted(each.name for each in tmp_path.iterdir())
-    assert len(listed) == drift.KEPT
+    assert len(listed) == report.REPORTS
     assert listed[0] == page.name
-    assert listed[-1] == f"drift-2025-01-{drift.KEPT + 3:02}.html"
+    assert listed[-1] == f"drift-2025-01-{report.REPORTS + 3:02}.html"

@@ -15,10 +15,16 @@ import pytest
 
 from tasks import params
 from tasks.data.featurerows import Rows
-from tasks.monitoring import monitor
-from tasks.monitoring.monitor import Level, Measured, Watched
+from tasks.monitoring import decisions, monitor, page
+from tasks.monitoring.drift import compare_scores
+from tasks.monitoring.level import Level, surely_worse_by
+from tasks.monitoring.monitor import Measured
 from tasks.monitoring.policy import Decision
-from tasks.monitoring.signal import Signal
+from tasks.monitoring.signal import Signal, name_cause, read_signals
+from tasks.monitoring.signals.estimate import expected_loss, measure_estimate
+from tasks.monitoring.signals.performance import measure_performance
+from tasks.monitoring.watched import FILES, Watched, load_watched, read_watched
+from tasks.monitoring.window import Predictions, Window, read_newest, select_features
 from tasks.params import Params, Policy
 from tasks.promotion import changes, registry
 from tasks.promotion.bundle import Bundle
@@ -80,7 +86,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 @pytest.fixture(scope="module")
 def of(known: Registry, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    return monitor.watched(settings(), known, crowned(known, folder, tmp_path_factory.mktemp("crowned")))
+    return load_watched(settings(), known, crowned(known, folder, tmp_path_factory.mktemp("crowned")))
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,8 @@ class Shop:
         return entries
 
     def measures(self, as_of: datetime = LAST, p: Params | None = None) -> Measured:
-        return monitor.measure(p or self.of.p, self.of, journal=self.kept, registry=self.known, as_of=as_of)
+        champion = replace(self.of, p=p or self.of.p)
+        return monitor.measure_window(champion, journal=self.kept, registry=self.known, as_of=as_of)
 
     def signals(self, as_of: datetime = LAST) -> dict[str, Signal]:
         return {each.kind: each for each in self.measures(as_of).signals}
@@ -184,7 +191,7 @@ def test_outcomes_that_turn_alarm(shop: Shop) -> None:
     assert {each.kind for each in found.signals if each.alarm} == {"performance"}
     assert found.causes
     assert [each.name for each in found.slices] == ["store"] * 3
-    assert all(each.now > each.then for each in found.slices)
+    assert all(each.loss_now > each.loss_then for each in found.slices)
 
 
 def test_a_column_that_moves_alarms_and_is_named_with_what_it_did_to_the_scores(shop: Shop) -> None:
@@ -296,7 +303,8 @@ def test_what_an_earlier_version_did_without_has_not_gone_missing(shop: Shop) ->
     assert [each.kind for each in found.values() if each.alarm] == []
     assert "too little of the window" in found["drift"].message
     assert f"{len(between(LAST - WINDOW, LAST))} rows came" in found["quality"].message
-    features, times = monitor.arrived(shop.kept, shop.of, since=LAST - WINDOW, until=LAST)
+    rows = shop.kept.read("predictions", since=LAST - WINDOW, until=LAST)
+    features, times = select_features(rows, shop.of)
     assert len(times) == len(between(turn, LAST))
     assert features["distance"].null_count == 0
 
@@ -322,21 +330,12 @@ def test_a_column_that_is_empty_from_now_on_is_a_fault_of_quality(shop: Shop) ->
 # --- versions and classes
 
 
-def test_a_version_of_an_older_evergreen_has_its_performance_measured_and_its_drift_not(
-    shop: Shop, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_version_without_a_profile_is_refused(shop: Shop, folder: Path, tmp_path: Path) -> None:
     settings_of = params.Registry(model="older", experiment="older", top_trials=0)
     known = registry.open_registry(settings_of, uri=shop.known.tracking.uri)
-    gone = ("profile.json", "reference.parquet", "holdout.parquet")
-    older = monitor.watched(settings(), known, crowned(known, folder, tmp_path, name="older", drop=gone))
-    assert "Its drift cannot be measured until the next promotion" in caplog.text
-    one = Shop(older, known, shop.kept)
-    one.lives(replace(NEW, label=1 - NEW.label))
-    found = one.measures()
-    alarms = {each.kind: each.alarm for each in found.signals}
-    assert alarms == {"performance": True, "drift": False, "prediction": False, "quality": False}
-    assert "no history of this version is kept" in next(each.message for each in found.signals if each.kind == "drift")
-    assert "no history of this version is kept" in monitor.markdown(found, decision())
+    older = crowned(known, folder, tmp_path, name="older", drop=("profile.json",))
+    with pytest.raises(ValueError, match=r"reports/profile\.json"):
+        load_watched(settings(), known, older)
 
 
 def decision(**changes: Any) -> Decision:
@@ -353,18 +352,24 @@ def test_a_champion_of_several_classes_is_measured_class_by_class(tmp_path: Path
     told = json.loads((tmp_path / "reports/metrics.json").read_text())
     assert of.at_promotion.value == pytest.approx(told["log_loss"], rel=1e-4)
     inside = rows.event_time >= np.datetime64(small.AS_OF - WINDOW)
-    scores, table = of.model.predict(rows.table)[inside], rows.table.filter(pa.array(inside))
-    _, said = monitor._compared(p, of, table, rows.event_time[inside], scores)
-    assert [each.name for each in said.columns] == ["_score early", "_score fair", "_score late"]
-    assert not said.alarm
+    scores = of.model.predict(rows.table)[inside]
+    drifted = compare_scores(of.profile, scores, rows.event_time[inside], false_alarms=p.drift.false_alarms)
+    assert [each.name for each in drifted.columns] == ["_score early", "_score fair", "_score late"]
+    assert not drifted.alarm
     labels = np.array(rows.label[inside], dtype=object)
-    window = monitor.Window(small.AS_OF - WINDOW, small.AS_OF, rows.event_time[inside], scores, labels)
-    found = monitor.performance(window, of.model, then=of.at_promotion, version=1, p=p, as_of=small.AS_OF)
+    window = window_of(Predictions(small.AS_OF - WINDOW, small.AS_OF, rows.event_time[inside], scores, labels))
+    found = measure_performance(window, of)
     known = labels != "absent"
     losses = row_losses(of.model.spec.encode_label(labels[known]), scores[known], metric="log_loss")
     assert found.value == pytest.approx(losses.mean())
-    (guess,) = monitor.estimate(window, of, small.AS_OF)
-    assert guess.value == pytest.approx(float(monitor.expected_loss(scores).mean()))
+    guess = measure_estimate(window, of)
+    assert guess is not None
+    assert guess.value == pytest.approx(float(expected_loss(scores).mean()))
+
+
+def window_of(rows: Predictions) -> Window:
+    """In which all outcomes are mature."""
+    return Window(rows.since, rows.until, mature=rows, recent=rows)
 
 
 def watched_by_hand(folder: Path, p: Params, rows: Rows) -> Watched:
@@ -373,10 +378,8 @@ def watched_by_hand(folder: Path, p: Params, rows: Rows) -> Watched:
     small.tuned(folder, p)
     train.train(p, folder)
     evaluate.evaluate(p, folder)
-    one, twin = (model.Model.load(folder / f"models/{name}.ubj") for name in ("model", "twin"))
-    names = ("profile.json", "reference.parquet", "holdout.parquet")
-    files = [folder / "reports" / name for name in names]
-    return monitor.read_watched(p, Version(1, "run", "d", "r", FIRST, "c", {}), one, twin, *files)
+    files = [folder / ("models" if name.endswith(".ubj") else "") / name for name in FILES]
+    return read_watched(p, Version(1, "run", "d", "r", FIRST, "c", {}), *files)
 
 
 def _absent(label: small.Labels) -> small.Labels:
@@ -389,9 +392,9 @@ def test_outcomes_of_classes_that_the_champion_never_saw_are_an_alarm(of: Watche
     spec = replace(of.model.spec, task="multiclass", classes=("a", "b"))
     times = np.array([LAST - 2 * DAY] * 30, dtype="datetime64[us]")
     labels = np.array(["new"] * 30, dtype=object)
-    window = monitor.Window(LAST - WINDOW, LAST, times, np.full((30, 2), 0.5), labels)
+    window = window_of(Predictions(LAST - WINDOW, LAST, times, np.full((30, 2), 0.5), labels))
     one = model.Model(of.model.booster, spec)
-    found = monitor.performance(window, one, then=Level(0.3), version=1, p=of.p, as_of=LAST)
+    found = measure_performance(window, replace(of, model=one, at_promotion=Level(0.3)))
     assert found.alarm
     assert "classes that it never saw" in found.message
 
@@ -408,7 +411,7 @@ def test_the_estimate_is_the_measured_loss_where_scores_are_calibrated(classes: 
     scores = shares[:, 1] if classes == 2 else shares
     losses = row_losses(labels.astype(float), scores, metric="log_loss")
     error = losses.std() / len(losses) ** 0.5
-    assert abs(monitor.expected_loss(scores).mean() - losses.mean()) < 4 * error
+    assert abs(expected_loss(scores).mean() - losses.mean()) < 4 * error
 
 
 def test_surely_worse_is_surely_below_the_truth() -> None:
@@ -420,11 +423,11 @@ def test_surely_worse_is_surely_below_the_truth() -> None:
             Level(value, value - 1.96 * error, value + 1.96 * error)
             for value, error in zip((then, now), errors, strict=True)
         ]
-        worse = monitor.surely_worse(*of)
+        worse = surely_worse_by(*of)
         assert worse is not None
         missed += worse > truth
     assert 0.018 < missed / runs < 0.032
-    assert monitor.surely_worse(Level(0.1), Level(0.9)) is None
+    assert surely_worse_by(Level(0.1), Level(0.9)) is None
 
 
 def test_regression_has_no_estimate_and_its_own_words(tmp_path: Path) -> None:
@@ -435,9 +438,9 @@ def test_regression_has_no_estimate_and_its_own_words(tmp_path: Path) -> None:
     labels = np.empty(int(inside.sum()), dtype=object)
     labels[:] = rows.label[inside]
     scores = of.model.predict(rows.table)[inside]
-    window = monitor.Window(small.AS_OF - WINDOW, small.AS_OF, rows.event_time[inside], scores, labels)
-    assert monitor.estimate(window, of, small.AS_OF) == []
-    found = monitor.performance(window, of.model, then=of.at_promotion, version=1, p=p, as_of=small.AS_OF)
+    window = window_of(Predictions(small.AS_OF - WINDOW, small.AS_OF, rows.event_time[inside], scores, labels))
+    assert measure_estimate(window, of) is None
+    found = measure_performance(window, of)
     assert found.value == pytest.approx(float(np.sqrt(np.mean((rows.label[inside] - scores) ** 2))), rel=1e-6)
     assert "RMSE" in found.message.upper()
 
@@ -449,14 +452,14 @@ def test_what_people_and_charts_read_bears_odd_names_and_texts(shop: Shop) -> No
     found = shop.measures()
     odd = replace(found.drift.columns[0], name="hour(a|b) %\0", change="a|b\nc", score=99.0)
     found = replace(found, drift=replace(found.drift, columns=(odd, *found.drift.columns)))
-    for name, value in monitor.figures(found).items():
+    for name, value in page.list_figures(found).items():
         validation._validate_metric_name(name)
         assert isinstance(value, float)
-    page = monitor.markdown(found, decision())
-    rows = [line for line in page.splitlines() if line.startswith("|")]
+    text = page.render_page(found, decision())
+    rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
-    assert "| hour(a/b) %/ | 99.0 |" in page
-    assert "\0" not in page
+    assert "| hour(a/b) %/ | 99.0 |" in text
+    assert "\0" not in text
 
 
 # --- the journal of signals and decisions
@@ -467,7 +470,7 @@ def test_measured_again_the_signals_are_the_same_rows(shop: Shop) -> None:
     first, again = shop.measures().signals, shop.measures().signals
     assert first == again
     assert shop.kept.read("signals").num_rows == len(first)
-    assert sorted(monitor.signals(shop.kept), key=lambda each: each.kind) == sorted(first, key=lambda each: each.kind)
+    assert sorted(read_signals(shop.kept), key=lambda each: each.kind) == sorted(first, key=lambda each: each.kind)
 
 
 def test_a_window_that_was_measured_before_its_rows_had_come_is_told_as_it_was_found_last(shop: Shop) -> None:
@@ -475,50 +478,73 @@ def test_a_window_that_was_measured_before_its_rows_had_come_is_told_as_it_was_f
     shop.lives()
     late = shop.signals()
     assert (early["drift"].rows, early["quality"].alarm) == (0, True)
-    read = {each.kind: each for each in monitor.signals(shop.kept)}
+    read = {each.kind: each for each in read_signals(shop.kept)}
     assert read == late
     assert shop.kept.read("signals").num_rows > len(late)
 
 
+def due(shop: Shop, champion: Version, p: Params, *, newest: datetime) -> list[datetime]:
+    return monitor.find_due(read_signals(shop.kept), shop.kept, champion, p, newest=newest)
+
+
 def test_missed_windows_are_made_good(shop: Shop) -> None:
     p, champion = shop.of.p, shop.of.version
-    assert monitor.due(shop.kept, champion, p, newest=FIRST + 4 * DAY) == [FIRST + 4 * DAY]
+    assert due(shop, champion, p, newest=FIRST + 4 * DAY) == [FIRST + 4 * DAY]
     shop.lives()
     shop.measures(FIRST + 4 * DAY)
-    assert monitor.due(shop.kept, champion, p, newest=FIRST + 5 * DAY) == [FIRST + 5 * DAY]
-    assert monitor.due(shop.kept, champion, p, newest=FIRST + 8 * DAY) == [FIRST + 8 * DAY]
-    ends = monitor.due(shop.kept, champion, p, newest=FIRST + 17 * DAY)
+    assert due(shop, champion, p, newest=FIRST + 5 * DAY) == [FIRST + 5 * DAY]
+    assert due(shop, champion, p, newest=FIRST + 8 * DAY) == [FIRST + 8 * DAY]
+    ends = due(shop, champion, p, newest=FIRST + 17 * DAY)
     assert ends == [FIRST + days * DAY for days in (8, 12, 16, 17)]
-    assert monitor.due(shop.kept, champion, p, newest=FIRST + 2 * DAY) == [FIRST + 2 * DAY]
-    assert monitor.due(shop.kept, replace(champion, number=99), p, newest=LAST) == [LAST]
+    assert due(shop, champion, p, newest=FIRST + 2 * DAY) == [FIRST + 2 * DAY]
+    assert due(shop, replace(champion, number=99), p, newest=LAST) == [LAST]
 
 
 def test_a_retrain_that_nobody_answered_is_asked_for_again_after_six_hours_and_not_before(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monitor.keep(decision(id="a"), shop.kept)
-    monitor.keep(decision(id="b", action="wait"), shop.kept)
+    def asked(answered: set[str], p: Params = shop.of.p) -> list[str]:
+        requests = decisions.select_asked(decisions.read_requests(shop.kept), answered=answered, p=p)
+        return [request.decision for request in requests]
+
+    def pending(answered: set[str]) -> list[str]:
+        requests = decisions.read_requests(shop.kept)
+        return [one.decision for one in decisions.select_pending(requests, answered=answered, p=shop.of.p)]
+
+    decisions.append_decision(shop.kept, decision(id="a"))
+    decisions.append_decision(shop.kept, decision(id="b", action="wait"))
     p = shop.of.p
-    assert monitor.asked(shop.kept, answered=set(), p=p) == ["a"]
-    assert monitor.pending(shop.kept, answered=set(), p=p) == ["a"]
-    assert monitor.pending(shop.kept, answered={"a"}, p=p) == []
-    assert timedelta(hours=6) == monitor.AGAIN
+    assert asked(set()) == ["a"]
+    assert pending(set()) == ["a"]
+    assert pending({"a"}) == []
+    assert timedelta(hours=6) == decisions.PATIENCE
     with monkeypatch.context() as patch:
-        patch.setattr(monitor, "AGAIN", timedelta(0))
-        assert monitor.asked(shop.kept, answered=set(), p=p) == []
-        assert monitor.asked(shop.kept, answered={"a"}, p=p) == ["a"]
+        patch.setattr(decisions, "PATIENCE", timedelta(0))
+        assert asked(set()) == []
+        assert asked({"a"}) == ["a"]
         waits = p.gate.model_copy(update={"approval": "required", "approval_within": timedelta(days=1)})
-        assert monitor.asked(shop.kept, answered=set(), p=p.model_copy(update={"gate": waits})) == ["a"]
-        monitor.keep(decision(id="a"), shop.kept)  # at the same event time
-    assert monitor.asked(shop.kept, answered=set(), p=p) == ["a", "a"]
-    assert monitor.wanted_lately(shop.kept) == [("a", "Because.")]
+        assert asked(set(), p.model_copy(update={"gate": waits})) == ["a"]
+        decisions.append_decision(shop.kept, decision(id="a"))  # at the same event time
+    (request,) = decisions.select_recent(decisions.read_requests(shop.kept))
+    assert asked(set()) == ["a"]
+    assert (request.decision, request.reasons, request.times) == ("a", "Because.", 2)
 
 
 def test_a_decision_to_wait_is_kept_once_for_its_cause_and_time(shop: Shop) -> None:
     for _ in range(2):
-        monitor.keep(decision(action="wait"), shop.kept)
-    monitor.keep(decision(action="wait", as_of=LAST + DAY), shop.kept)
+        decisions.append_decision(shop.kept, decision(action="wait"))
+    decisions.append_decision(shop.kept, decision(action="wait", as_of=LAST + DAY))
     assert shop.kept.read("decisions").num_rows == 2
+
+
+def test_rows_of_another_format_are_refused_with_the_way_out(shop: Shop) -> None:
+    decisions.append_decision(shop.kept, decision())
+    shop.measures()
+    for kind, read in (("signals", read_signals), ("decisions", decisions.read_requests)):
+        row = shop.kept.read(kind).slice(0, 1).to_pylist()[0] | {"entry": f"older {kind}", "format": None}
+        shop.kept.append(kind, pa.Table.from_pylist([row], schema=shop.kept.read(kind).schema))
+        with pytest.raises(ValueError, match="begin a new home: set EVERGREEN_HOME"):
+            read(shop.kept)
 
 
 def test_an_alarm_that_goes_on_has_one_cause_and_one_that_comes_back_another(shop: Shop) -> None:
@@ -526,22 +552,22 @@ def test_an_alarm_that_goes_on_has_one_cause_and_one_that_comes_back_another(sho
     causes = []
     for days in (5, 12, 16):
         found = shop.signals(FIRST + days * DAY)["performance"]
-        causes.append((found.alarm, monitor.began(shop.kept, found)))
+        causes.append((found.alarm, name_cause(read_signals(shop.kept), found)))
     assert [alarm for alarm, _ in causes] == [False, True, True]
     assert causes[1][1] == causes[2][1]
 
 
 def test_the_newest_row_is_what_time_it_is(shop: Shop) -> None:
-    assert monitor.newest(shop.kept) is None
+    assert read_newest(shop.kept) is None
     shop.predicts(NEW)
     last = pc.max(pa.array(NEW.event_time)).as_py()
-    assert monitor.newest(shop.kept) == last
+    assert read_newest(shop.kept) == last
     now = datetime.now(UTC).replace(tzinfo=None)
     for entry, at in (("a.b.c", last + DAY), ("d.e.f", now + DAY)):  # as the API names what it says
         row = {"entry": [entry], "event_time": pa.array([at], pa.timestamp("us"))}
         shop.kept.append("predictions", pa.table(row | {"made_at": pa.array([now], pa.timestamp("us"))}))
-    assert monitor.newest(shop.kept) == last + DAY
-    assert monitor.newest(shop.kept, now=last + DAY / 2) == last  # of tomorrow, where history is replayed
+    assert read_newest(shop.kept) == last + DAY
+    assert read_newest(shop.kept, now=last + DAY / 2) == last  # of tomorrow, where history is replayed
 
 
 def test_the_report_draws_a_sample_of_the_window_with_its_scores(shop: Shop) -> None:

@@ -9,13 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.monitoring.policy import FIRST_REST, LONGEST_REST, decide, decide_first, rest_after_faults
+from tasks.monitoring import policy as work
+from tasks.monitoring.policy import FIRST_REST, LONGEST_REST, Decision, Retrains, explain_rest
 from tasks.monitoring.signal import Signal
 from tasks.params import Policy
 
 DAY = timedelta(days=1)
 NOW = datetime(2013, 9, 1)
 POLICY = Policy(signals=["performance"], windows=2, min_rows=100, cool_down=14 * DAY, budget=2)
+
+
+def decide(
+    signals: Sequence[Signal], *, as_of: datetime, policy: Policy, departure: str | None = None, **retrains: Any
+) -> Decision:
+    """By the champion, version 1."""
+    return work.decide(signals, Retrains(**retrains), as_of=as_of, version=1, policy=policy, departure=departure)
+
+
+def decide_first(*, as_of: datetime, policy: Policy, **retrains: Any) -> Decision:
+    return work.decide_first(Retrains(**retrains), as_of=as_of, policy=policy)
 
 
 def signals(*alarms: bool, rows: int = 1000, version: int = 1) -> list[Signal]:
@@ -45,7 +57,7 @@ def moved(signal: Signal, by: timedelta) -> Signal:
     ],
 )
 def test_an_alarm_counts_when_it_lasts_and_has_the_rows(found: list[Signal], action: str, said: str) -> None:
-    decision = decide(found, as_of=NOW, version=1, policy=POLICY)
+    decision = decide(found, as_of=NOW, policy=POLICY)
     assert decision.action == action
     assert said in " ".join(decision.reasons)
 
@@ -62,58 +74,58 @@ def test_an_alarm_counts_when_it_lasts_and_has_the_rows(found: list[Signal], act
     ],
 )
 def test_a_retrain_waits_for_the_cool_down_and_the_budget(retrains: list[datetime], action: str, said: str) -> None:
-    decision = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY, retrains=retrains)
+    decision = decide(signals(True, True), as_of=NOW, policy=POLICY, made=retrains)
     assert decision.action == action
     assert said in decision.reasons[0]
 
 
 def test_one_cause_asks_once() -> None:
-    first = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
+    first = decide(signals(True, True), as_of=NOW, policy=POLICY)
     longer = [*signals(True, True), moved(signals(True)[0], 7 * DAY)]
-    again = decide(longer, as_of=NOW + 7 * DAY, version=1, policy=POLICY, asked=[first.id])
+    again = decide(longer, as_of=NOW + 7 * DAY, policy=POLICY, asked=[first.id])
     assert again.id == first.id
     assert again.action == "wait"
     assert "asked for already" in again.reasons[0]
 
 
 def test_what_alarms_while_a_retrain_is_not_answered_joins_it() -> None:
-    first = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
+    first = decide(signals(True, True), as_of=NOW, policy=POLICY)
     flickered = [*signals(True, True), moved(replace(signals(False)[0]), DAY), moved(signals(True)[0], 7 * DAY)]
     asked = {"asked": [first.id], "pending": [first.id]}
     once = POLICY.model_copy(update={"windows": 1})
-    again = decide(flickered, as_of=NOW + 7 * DAY, version=1, policy=once, **asked)
+    again = decide(flickered, as_of=NOW + 7 * DAY, policy=once, **asked)
     assert again.id != first.id
     assert again.action == "wait"
     assert f"The retrain of decision {first.id} is not answered yet" in again.reasons[0]
-    assert decide(flickered, as_of=NOW + 7 * DAY, version=1, policy=once, asked=[first.id]).retrains
+    assert decide(flickered, as_of=NOW + 7 * DAY, policy=once, asked=[first.id]).retrains
 
 
 def test_what_a_version_did_that_was_just_taken_down_starts_nothing() -> None:
-    found = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY, down=True)
+    found = decide(signals(True, True), as_of=NOW, policy=POLICY, departure="was taken down")
     assert found.action == "wait"
     assert "Version 1 was taken down just now" in found.reasons[0]
 
 
 def test_an_alarm_that_outlasts_a_retrain_is_a_new_cause() -> None:
-    first = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
+    first = decide(signals(True, True), as_of=NOW, policy=POLICY)
     later = NOW + 15 * DAY
     found = [*signals(True, True), *(moved(signals(True)[0], (15 - each) * DAY) for each in (7, 0))]
-    again = decide(found, as_of=later, version=1, policy=POLICY, retrains=[NOW], asked=[first.id])
+    again = decide(found, as_of=later, policy=POLICY, made=[NOW], asked=[first.id])
     assert again.action == "retrain"
     assert again.id != first.id
 
 
 def test_windows_that_overlap_are_one() -> None:
     hourly = [moved(signals(True)[0], -timedelta(hours=hour)) for hour in range(24)]
-    assert "1 of the 2 windows" in " ".join(decide(hourly, as_of=NOW, version=1, policy=POLICY).reasons)
-    assert decide([*hourly, moved(hourly[0], -7 * DAY)], as_of=NOW, version=1, policy=POLICY).retrains
+    assert "1 of the 2 windows" in " ".join(decide(hourly, as_of=NOW, policy=POLICY).reasons)
+    assert decide([*hourly, moved(hourly[0], -7 * DAY)], as_of=NOW, policy=POLICY).retrains
 
 
 def test_any_kind_that_the_policy_names_may_ask() -> None:
     quality = [replace(each, kind="quality") for each in signals(True, True)]
     both = POLICY.model_copy(update={"signals": ["performance", "quality"]})
-    assert not decide(quality, as_of=NOW, version=1, policy=POLICY).retrains
-    assert decide(quality, as_of=NOW, version=1, policy=both).retrains
+    assert not decide(quality, as_of=NOW, policy=POLICY).retrains
+    assert decide(quality, as_of=NOW, policy=both).retrains
 
 
 @settings(deadline=None, derandomize=True)
@@ -121,7 +133,7 @@ def test_any_kind_that_the_policy_names_may_ask() -> None:
 def test_the_order_of_the_signals_does_not_matter(order: Sequence[int], alarms: list[bool]) -> None:
     found = signals(*alarms)
     mixed = [found[place] for place in order]
-    one, other = (decide(each, as_of=NOW, version=1, policy=POLICY) for each in (found, mixed))
+    one, other = (decide(each, as_of=NOW, policy=POLICY) for each in (found, mixed))
     assert one == other
 
 
@@ -130,15 +142,15 @@ def test_the_order_of_the_signals_does_not_matter(order: Sequence[int], alarms: 
 def test_signals_after_now_are_not_known(alarms: list[bool]) -> None:
     found = signals(*alarms)
     later = [replace(moved(each, 400 * DAY), alarm=not each.alarm) for each in found]
-    one, other = (decide(each, as_of=NOW, version=1, policy=POLICY) for each in (found, found + later))
+    one, other = (decide(each, as_of=NOW, policy=POLICY) for each in (found, found + later))
     assert one == other
 
 
 def test_windows_without_rows_are_no_quiet_windows() -> None:
     alarm, empty, again = signals(True, False, True)
     found = [alarm, replace(empty, rows=0), again]
-    assert decide(found, as_of=NOW, version=1, policy=POLICY).action == "retrain"
-    assert decide([alarm, empty, again], as_of=NOW, version=1, policy=POLICY).action == "wait"
+    assert decide(found, as_of=NOW, policy=POLICY).action == "retrain"
+    assert decide([alarm, empty, again], as_of=NOW, policy=POLICY).action == "wait"
 
 
 UNMEASURED: dict[str, dict[str, Any]] = {
@@ -156,16 +168,16 @@ def test_a_window_that_has_rows_and_was_not_measured_is_no_quiet_window(name: st
     first, gap, second = (replace(signal, kind=changes["kind"]) for signal in signals(True, False, True))
     policy = POLICY.model_copy(update={"signals": [changes["kind"]]})
     missed = replace(gap, **changes)
-    assert decide([first, gap, second], as_of=NOW, version=1, policy=policy).action == "wait"
-    assert decide([first, missed, second], as_of=NOW, version=1, policy=policy).action == "retrain"
-    before = decide([first, second], as_of=NOW, version=1, policy=policy)
-    assert decide([first, missed, second], as_of=NOW, version=1, policy=policy).id == before.id
+    assert decide([first, gap, second], as_of=NOW, policy=policy).action == "wait"
+    assert decide([first, missed, second], as_of=NOW, policy=policy).action == "retrain"
+    before = decide([first, second], as_of=NOW, policy=policy)
+    assert decide([first, missed, second], as_of=NOW, policy=policy).id == before.id
 
 
 def test_a_newest_window_that_was_not_measured_says_why() -> None:
     newest = replace(signals(False)[0], kind="drift", value=None, message="Drift: 3 rows are too few.")
     policy = POLICY.model_copy(update={"signals": ["drift"]})
-    (reason,) = decide([newest], as_of=NOW, version=1, policy=policy).reasons
+    (reason,) = decide([newest], as_of=NOW, policy=policy).reasons
     assert reason == "drift: the newest window is no evidence. Drift: 3 rows are too few."
 
 
@@ -173,31 +185,31 @@ def test_a_newest_window_that_was_not_measured_says_why() -> None:
 
 
 def test_after_a_retrain_that_failed_the_same_alarms_ask_anew_without_cool_down_and_budget() -> None:
-    first = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
+    first = decide(signals(True, True), as_of=NOW, policy=POLICY)
     unmade = [first.id, "another", "a third"]
-    again = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY, asked=[first.id], unmade=unmade)
+    again = decide(signals(True, True), as_of=NOW, policy=POLICY, asked=[first.id], unmade=unmade)
     assert again.retrains
     assert again.id != first.id
 
 
 def test_what_the_gate_would_refuse_or_has_just_failed_waits_and_is_asked_for_later_under_its_id() -> None:
-    waits = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY, refusal="Not before Monday.")
+    waits = decide(signals(True, True), as_of=NOW, policy=POLICY, refusal="Not before Monday.")
     assert (waits.action, waits.reasons[0]) == ("wait", "Not before Monday.")
-    later = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY)
+    later = decide(signals(True, True), as_of=NOW, policy=POLICY)
     assert (later.action, later.id) == ("retrain", waits.id)
 
 
 def test_the_rest_after_faults_doubles_up_to_a_week_and_then_ends() -> None:
     hour, rests = timedelta(hours=1), []
-    assert rest_after_faults([], NOW) is None
+    assert explain_rest([], NOW) is None
     for count in range(1, 9):
         faults = [NOW - place * DAY for place in range(count)]
-        rest = next(length * hour for length in range(1000) if rest_after_faults(faults, NOW + length * hour) is None)
+        rest = next(length * hour for length in range(1000) if explain_rest(faults, NOW + length * hour) is None)
         rests.append(rest)
     assert rests[0] == FIRST_REST
     assert rests == [min(FIRST_REST * 2**place, LONGEST_REST) for place in range(8)]
-    assert rest_after_faults([NOW] * 1000, NOW + LONGEST_REST) is None
-    assert "from 2013-09-01 06:00 UTC on" in str(rest_after_faults([NOW], NOW))
+    assert explain_rest([NOW] * 1000, NOW + LONGEST_REST) is None
+    assert "from 2013-09-01 06:00 UTC on" in str(explain_rest([NOW], NOW))
 
 
 def test_retrains_that_always_fail_are_asked_for_a_bounded_number_of_times() -> None:
@@ -205,9 +217,9 @@ def test_retrains_that_always_fail_are_asked_for_a_bounded_number_of_times() -> 
     faults: list[tuple[str, datetime]] = []
     for hour in range(365 * 24):
         now = NOW + timedelta(hours=hour)
-        refusal = rest_after_faults([moment for _, moment in faults], now)
+        refusal = explain_rest([moment for _, moment in faults], now)
         unmade = [decision for decision, _ in faults]
-        found = decide(signals(True, True), as_of=NOW, version=1, policy=POLICY, unmade=unmade, refusal=refusal)
+        found = decide(signals(True, True), as_of=NOW, policy=POLICY, unmade=unmade, refusal=refusal)
         if found.retrains:
             faults.append((found.id, now))
     assert len(faults) == len(set(faults))
@@ -221,10 +233,10 @@ def test_retrains_that_always_fail_are_asked_for_a_bounded_number_of_times() -> 
     ("given", "action", "reason"),
     [
         ({}, "retrain", "a first model is wanted"),
-        ({"retrains": [NOW - DAY]}, "retrain", "a first model is wanted"),  # its back-off comes as a refusal
+        ({"made": [NOW - DAY]}, "retrain", "a first model is wanted"),  # its back-off comes as a refusal
         ({"refusal": "The gate backs off."}, "wait", "The gate backs off."),
         ({"pending": ["x"]}, "wait", "The retrain of decision x is not answered yet"),
-        ({"retrains": [NOW - 20 * DAY, NOW - 25 * DAY]}, "wait", "policy.budget is 2"),
+        ({"made": [NOW - 20 * DAY, NOW - 25 * DAY]}, "wait", "policy.budget is 2"),
     ],
 )
 def test_where_no_version_serves_a_first_model_is_asked_for(given: dict[str, Any], action: str, reason: str) -> None:
@@ -236,7 +248,7 @@ def test_where_no_version_serves_a_first_model_is_asked_for(given: dict[str, Any
 def test_a_first_model_is_asked_for_once_for_each_candidate_and_fault() -> None:
     first = decide_first(as_of=NOW, policy=POLICY)
     assert decide_first(as_of=NOW + DAY, policy=POLICY, asked=[first.id]).action == "wait"
-    made = decide_first(as_of=NOW + DAY, policy=POLICY, asked=[first.id], retrains=[NOW])
+    made = decide_first(as_of=NOW + DAY, policy=POLICY, asked=[first.id], made=[NOW])
     failed = decide_first(as_of=NOW + DAY, policy=POLICY, asked=[first.id], unmade=[first.id])
     assert made.retrains
     assert failed.retrains

@@ -23,7 +23,7 @@ from httpx import Client
 from tasks import params
 from tasks.data import featurerows, state
 from tasks.data.featurerows import Rows
-from tasks.monitoring import monitor
+from tasks.monitoring.window import select_predictions
 from tasks.params import Challenger, Params
 from tasks.promotion import changes, registry
 from tasks.promotion.bundle import Bundle
@@ -231,7 +231,9 @@ def test_an_outcome_is_taken_and_joins_its_prediction(shop: Shop, api: Client) -
     came = score.latest_outcomes(kept(shop).read("outcomes"))
     assert score.outcome_of(told["id"], came) == 0.0  # the later one
     end = BEGIN + timedelta(days=DAYS)
-    window = monitor.read(kept(shop), replace(shop.known.version(1), as_of=None), until=end, p=shop.p)
+    begin = end - shop.p.monitor.window
+    rows = kept(shop).read("predictions", since=begin, until=end)
+    window = select_predictions(rows, came, replace(shop.known.version(1), as_of=None), begin, end)
     assert window.labels[list(window.times).index(np.datetime64(shop.asked[5]["event_time"], "us"))] == 0.0
     assert len(window.times) == len({journal.subject(each) for each in entries(shop, end)})
 

@@ -1,0 +1,172 @@
+"""window: what the journal holds of a window of event time, read once and compared with the champion's history."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tasks.data import timeline
+from tasks.monitoring import drift, predecessor
+from tasks.monitoring.drift import NOT_COMPARED, Comparison
+from tasks.monitoring.watched import Watched
+from tasks.promotion.registry import Version
+from tasks.serving import score
+from tasks.serving.journal import STALE, Journal, subject
+from tasks.training.model import Floats
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+LEAST_COVERAGE = 0.9  # of a window's rows hold all features of the champion, or its drift is not measured
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The champion's own predictions of since <= event_time < until, and the outcomes that have come (n)."""
+
+    since: datetime
+    until: datetime
+    times: "NDArray[np.datetime64]"
+    scores: Floats
+    labels: "NDArray[Any]"  # None where there is no outcome
+    rows: "pa.Table | None" = None  # as they are journalled
+
+    @property
+    def is_labelled(self) -> "NDArray[np.bool_]":
+        return np.array([label is not None for label in self.labels], dtype=bool)
+
+    @property
+    def span(self) -> str:
+        return f"from {self.since:%Y-%m-%d %H:%M} to {self.until:%Y-%m-%d %H:%M}"
+
+
+NOTHING = np.zeros(0)
+NO_PREDICTIONS = Predictions(datetime.min, datetime.min, NOTHING.astype("datetime64[us]"), NOTHING, NOTHING)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the journal tells at as_of. Drift's window begins at `since`, that of `mature` earlier: see the page."""
+
+    since: datetime
+    as_of: datetime
+    mature: Predictions = NO_PREDICTIONS  # so old that label.deadline has passed
+    recent: Predictions = NO_PREDICTIONS  # the newest, with or without outcomes
+    features: "pa.Table | None" = None  # of all versions that recorded each of the champion's features (n)
+    scores: Floats | None = None  # the champion's, of those rows (n)
+    drift: Comparison = NOT_COMPARED  # of the features with the champion's history
+    score_drift: Comparison = NOT_COMPARED
+    is_whole: bool = True  # whether rows could come from all of it
+    rows: int = 0  # that came, of any version
+    rows_before: int = 0  # in the window before
+    newest: datetime | None = None  # event time "now", by what is journalled
+
+
+def read_window(journal: Journal, watched: Watched, as_of: datetime) -> Window:
+    """The window that ends at as_of."""
+    p, since = watched.p, as_of - watched.window
+    until = as_of - p.label.deadline
+    begin = until - p.monitor.window
+    index = journal.read("predictions", columns=["entry", "event_time", "made_at", STALE])
+    made = journal.read("predictions", since=min(since, begin), until=as_of)
+    outcomes = score.latest_outcomes(journal.read("outcomes", since=begin, until=until))
+    rows = count_rows(index, since, as_of)
+    features, times = select_features(_between(made, since, as_of), watched)
+    scores = watched.model.predict(features) if len(times) else np.zeros(0)
+    profile, false_alarms = watched.profile, p.drift.false_alarms
+    return Window(
+        since,
+        as_of,
+        mature=select_predictions(made, outcomes, watched.version, begin, until),
+        recent=select_predictions(made, {}, watched.version, as_of - p.monitor.window, as_of),
+        features=features,
+        scores=scores,
+        drift=drift.compare(profile, features, times, false_alarms=false_alarms),
+        score_drift=drift.compare_scores(profile, scores, times, false_alarms=false_alarms),
+        is_whole=count_rows(index, datetime.min, since + profile.unit) > 0 and len(times) >= LEAST_COVERAGE * rows,
+        rows=rows,
+        rows_before=count_rows(index, since - watched.window, since),
+        newest=find_newest(index, now=as_of),
+    )
+
+
+def select_predictions(
+    made: "pa.Table", outcomes: Mapping[str, Any], champion: Version, since: datetime, until: datetime
+) -> Predictions:
+    """The champion's own of the rows `made`, the last of each subject, with their outcomes by entry."""
+    rows = score.once(predecessor.select_unseen(_between(made, since, until), champion))
+    entries = rows["entry"].to_pylist() if rows.num_rows else []
+    labels = np.empty(len(entries), dtype=object)
+    labels[:] = [score.outcome_of(entry, outcomes) for entry in entries]
+    scores = np.array(rows["score"].to_pylist() if entries else [], dtype=np.float64)
+    return Predictions(since, until, _times(rows), scores, labels, rows)
+
+
+def select_features(rows: "pa.Table", watched: Watched) -> "tuple[pa.Table, NDArray[np.datetime64]]":
+    """The features of all versions that recorded each of the champion's: what nobody wrote down has not gone missing.
+
+    Returns:
+        The table (n), and the times of its rows (n).
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows = score.without_superseded(rows)
+    if rows.num_rows:
+        numbers = [
+            number
+            for number in pc.unique(rows["version"]).to_pylist()
+            if number == watched.version.number
+            or _has_features(rows.filter(pc.equal(rows["version"], number)), watched.model.spec.names)
+        ]
+        rows = rows.filter(pc.is_in(rows["version"], pa.array(numbers, pa.int64())))
+    return score.features_of(rows, watched.model.spec), _times(rows)
+
+
+def _has_features(rows: "pa.Table", names: Sequence[str]) -> bool:
+    columns = [f"x_{name}" for name in names]
+    return all(name in rows.column_names and rows[name].null_count < rows.num_rows for name in columns)
+
+
+def _times(rows: "pa.Table") -> "NDArray[np.datetime64]":
+    times: NDArray[np.datetime64] = (
+        rows["event_time"].to_numpy() if rows.num_rows else np.zeros(0, dtype="datetime64[us]")
+    )
+    return times
+
+
+def _between(rows: "pa.Table", since: datetime, until: datetime) -> "pa.Table":
+    times = _times(rows)
+    is_inside = (times >= np.datetime64(since, "us")) & (times < np.datetime64(until, "us"))
+    return rows.filter(is_inside) if rows.num_rows else rows
+
+
+def count_rows(index: "pa.Table", since: datetime, until: datetime) -> int:
+    """How many rows were predicted, each once, by whatever version."""
+    return int(score.without_superseded(_between(index, since, until)).num_rows)
+
+
+def find_newest(index: "pa.Table", *, now: datetime | None = None) -> datetime | None:
+    """The event time of the last row that was predicted and has happened, and so event time "now".
+
+    What a tick predicts has arrived, where ticks are dense or the state has come so far: one far ahead was misdated.
+    The API is asked of events to come too: those count when they are past, by the clock on the wall, and by `now`, the
+    state's event time, where history is replayed.
+    """
+    if not index.num_rows:
+        return None
+    rows = list(zip(*(index[name].to_pylist() for name in ("entry", "event_time", "made_at")), strict=True))
+    ticks = [time for entry, time, _ in rows if entry == subject(entry)]
+    end = timeline.draw_timeline(np.array(ticks, dtype="datetime64[us]")).dense_end if ticks else datetime.min
+    reached = max(end, now or end)
+    past = [time for time in ticks if time <= reached]
+    past += [time for entry, time, made in rows if entry != subject(entry) and time <= min(made, now or made)]
+    return max(past, default=None)
+
+
+def read_newest(journal: Journal, *, now: datetime | None = None) -> datetime | None:
+    """The same, from the journal."""
+    return find_newest(journal.read("predictions", columns=["entry", "event_time", "made_at"]), now=now)
