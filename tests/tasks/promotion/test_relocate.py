@@ -13,14 +13,14 @@ import pytest
 from tasks import params
 from tasks.promotion import changes, relocate
 from tasks.promotion.registry import Registry, open_registry
-from tests.tasks.promotion.test_registry import BETTER, made  # noqa: F401 (a fixture)
+from tests.tasks.promotion.conftest import BETTER
 
 AS_OF = datetime(2013, 7, 1)
 SETTINGS = params.Registry(model="m", experiment="e", top_trials=1)
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory, made: dict[str, Any]) -> Path:  # noqa: F811
+def template(tmp_path_factory: pytest.TempPathFactory, made: dict[str, Any]) -> Path:
     """A home with two champions, one after the other. Its name has to be written otherwise in an address."""
     home = tmp_path_factory.mktemp("template") / "ho me é#%20"
     registry = open_at(home)
@@ -77,7 +77,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_a_copy_works_and_leaves_every_byte_and_time_of_the_original(
     home: Path,
     tmp_path: Path,
-    made: dict[str, Any],  # noqa: F811
+    made: dict[str, Any],
 ) -> None:
     before, copy = snapshot(home), tmp_path / "the copy"
     shutil.copytree(home, copy)
@@ -107,7 +107,7 @@ def test_a_copy_works_and_leaves_every_byte_and_time_of_the_original(
 def test_a_moved_home_finds_its_models_and_makes_no_new_folder_at_the_old_place(
     home: Path,
     tmp_path: Path,
-    made: dict[str, Any],  # noqa: F811
+    made: dict[str, Any],
 ) -> None:
     target = tmp_path / "there"
     home.rename(target)
