@@ -32,6 +32,7 @@ from flows.retrain import run_stages
 from tasks import params
 from tasks.params import Params
 from tasks.promotion import registry, tracking
+from tasks.promotion.tags import FLOW_RUN, REPLAY
 from tasks.replay import history
 from tasks.replay import walk as work
 from tasks.replay.history import Candidate, History
@@ -127,8 +128,7 @@ def logged(done: Comparison, folder: Path, p: Params) -> tuple[str, str]:
     """One run for the comparison; its id and where a person sees it."""
     known = registry.open_registry(p.registry)
     name = f"replay {done.since:%Y-%m-%d} to {done.until:%Y-%m-%d}"
-    tags = {"evergreen.replay": ",".join(each.policy for each in done.lines)}
-    tags["evergreen.flow_run"] = str(flow_run.id or "")
+    tags = {REPLAY: ",".join(line.policy for line in done.lines), FLOW_RUN: str(flow_run.id or "")}
     run_id = known.runs.log_files(
         name, note=work.markdown(done), metrics=work.list_points(done), files=folder, tags=tags
     )

@@ -30,6 +30,7 @@ from tasks.data.manifest import RawManifest
 from tasks.params import Params
 from tasks.promotion import registry
 from tasks.promotion.registry import Registry, Version
+from tasks.promotion.tags import DIRTY, ENVIRONMENT, PII_KEY_ID
 from tasks.runtime import overrides, pipeline, workspaces
 from tasks.runtime.workspaces import Workspace
 
@@ -98,7 +99,7 @@ def fetch(p: Params, number: int, into: Path) -> Origin:
 
 
 def _patch(known: Registry, version: Version, into: Path) -> Path | None:
-    if version.tags.get("evergreen.dirty") != "true":
+    if version.tags.get(DIRTY) != "true":
         return None
     return known.runs.fetch(version.run_id, "uncommitted.patch", into)
 
@@ -149,7 +150,7 @@ def _same_search(origin: Origin, space: Workspace) -> bool:
 
 def _key(origin: Origin, space: Workspace) -> Iterator[Difference]:
     """Another key gives everybody another name, and so other rows in another order."""
-    then = origin.version.tags.get("evergreen.pii_key_id")
+    then = origin.version.tags.get(PII_KEY_ID)
     now = RawManifest.read(space.root / _paths(space)["raw"]).pii_key_id
     if then != now:
         yield Difference("key", "the id of EVERGREEN_PII_KEY (or pii.key)", then or "none", now or "none")
@@ -157,7 +158,7 @@ def _key(origin: Origin, space: Workspace) -> Iterator[Difference]:
 
 def _environment(origin: Origin) -> Iterator[Difference]:
     """The lock of the libraries: what is installed now against what was then."""
-    then = origin.version.tags.get("evergreen.environment", "")
+    then = origin.version.tags.get(ENVIRONMENT, "")
     now = hashlib.sha256((Path.cwd() / "requirements.lock").read_bytes()).hexdigest()
     if then and then != now:
         yield Difference("environment", "requirements.lock", then, now)

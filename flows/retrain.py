@@ -43,6 +43,7 @@ from tasks.params import Params
 from tasks.promotion import changes, judge, record, registry, tracking
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, Version
+from tasks.promotion.tags import FLOW_RUN, GATE_METRIC, PII_KEY_ID
 from tasks.promotion.verdict import Verdict, render_verdict
 from tasks.runtime import clock, locks, pipeline, workspaces
 from tasks.runtime.pipeline import StageFailed, StageRun
@@ -306,7 +307,7 @@ def judged(p: Params, space: Workspace, known: Registry, found: Recorded) -> Ver
 def _same_pseudonyms(raw: Path, p: Params, champion: Version | None) -> None:
     """Another key is another name for everybody: only somebody who says so in params.yaml may change it."""
     now = RawManifest.read(raw).pii_key_id
-    then = champion.tags.get("evergreen.pii_key_id") if champion else None
+    then = champion.tags.get(PII_KEY_ID) if champion else None
     if then and now != then and p.ingest.pii_key_id != now:
         raise ValueError(
             f"the champion's data was pseudonymised with the key {then}, this run's with {now}. Set EVERGREEN_PII_KEY "
@@ -325,7 +326,7 @@ def acted(
         verdict = judge.hold_if_another_serves(verdict, serving)
         told = verdict.to_dict()
         if verdict.promotes:
-            tags = {"flow_run": str(flow_run.id or ""), "gate_metric": p.gate.metric}
+            tags = {FLOW_RUN: str(flow_run.id or ""), GATE_METRIC: p.gate.metric}
             done = changes.promote(known, found.run_id, decision=decision, verdict=told, as_of=as_of, tags=tags)
             return verdict, done.number
         known.append(

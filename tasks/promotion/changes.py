@@ -16,7 +16,7 @@ from tasks import log
 from tasks.promotion import ledger
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import CHALLENGER, CHAMPION, Registry, Transaction, Version
-from tasks.promotion.tags import AS_OF, PREFIX, RECORD, VERDICT, VERDICT_FIGURES
+from tasks.promotion.tags import AS_OF, RECORD, VERDICT, VERDICT_FIGURES
 
 # --- promotion -----------------------------------------------------------------------------------------------------
 
@@ -35,7 +35,7 @@ def promote(
 
     Args:
         verdict: the gate's, with its outcome, reasons and figures.
-        tags: more tags for the version to make.
+        tags: more tags of the version to make (tags.py has the names).
         version: the version that is promoted, where there is one already; else one is registered.
 
     Raises:
@@ -110,8 +110,7 @@ def _find_version(registry: Registry, begun: Entry) -> Version:
         registry.describe(begun.version, description, verdict)
         return registry.version(begun.version)
     assert begun.run is not None
-    given = {name if "." in name else f"{PREFIX}{name}": str(value) for name, value in begun.lineage.items()}
-    tags = {**given, **verdict, AS_OF: begun.as_of.isoformat()}
+    tags = {**begun.lineage, **verdict, AS_OF: begun.as_of.isoformat()}
     return registry.register(begun.run, decision=begun.decision, description=description, tags=tags)
 
 

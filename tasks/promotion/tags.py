@@ -11,9 +11,11 @@ DECISION = f"{PREFIX}decision"  # that registered a version, or that an entry of
 DIRTY = f"{PREFIX}dirty"  # "true" for a run of code with edits that are not committed
 ENTRY = f"{PREFIX}entry."  # and a number: the pieces of an entry of the ledger
 ENVIRONMENT = f"{PREFIX}environment"  # the hash of requirements.lock
-FLOW_RUN = f"{PREFIX}flow_run"
+FLOW_RUN = f"{PREFIX}flow_run"  # the id of the Prefect run
+GATE_METRIC = f"{PREFIX}gate_metric"
 MODEL = f"{PREFIX}model"  # of a run: the id of MLflow's logged model
 PII_KEY_ID = f"{PREFIX}pii_key_id"
+REPLAY = f"{PREFIX}replay"  # of a replay's run: its policies
 RECORD = f"{PREFIX}record"  # the hash of what a run records
 VERDICT, VERDICT_FIGURES = f"{PREFIX}verdict", f"{PREFIX}verdict.figures"
 

@@ -16,7 +16,7 @@ from tests.tasks.promotion.conftest import AS_OF, BETTER
 
 
 def test_a_promotion_moves_the_alias_and_leaves_three_marks(registry: Registry, made: dict[str, Any]) -> None:
-    tags = {"flow_run": "f1"}
+    tags = {"evergreen.flow_run": "f1"}
     version = changes.promote(
         registry, registry.runs.log("r1", **made), decision="d1", verdict=BETTER, as_of=AS_OF, tags=tags
     )
