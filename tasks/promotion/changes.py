@@ -147,8 +147,6 @@ def _find_objection(transaction: Transaction, begun: Entry) -> str | None:
 
 def _explain_bar(transaction: Transaction, run_id: str) -> str | None:
     """Why the model of a run is never promoted or put up again; None where it may be."""
-    if not ledger.find_barred(transaction.entries):
-        return None
     record = transaction.registry.runs.read_data(run_id).tags.get(RECORD, "")
     number = transaction.registry.find_barred(record, transaction.entries)
     return None if number is None else ledger.explain_bar(transaction.entries, number)

@@ -78,7 +78,7 @@ def relocate_artifacts(database: Path) -> int:
 
 def _read_roots(connection: sqlite3.Connection, database: Path) -> list[str]:
     """The addresses of the homes that this database was moved or copied from, as its experiments name them."""
-    if "artifact_location" not in _columns(connection, "experiments"):
+    if ("experiments", "artifact_location") not in _address_columns(connection):
         return []
     rows = connection.execute("SELECT experiment_id, name, artifact_location FROM experiments").fetchall()
     roots = {root for number, name, location in rows if (root := _root(str(location), (str(number), str(name))))}
@@ -114,6 +114,7 @@ def _is_left(old: Path, database: Path) -> bool:
 
 
 def _move_addresses(connection: sqlite3.Connection, old: str, new: Path) -> int:
+    """Rewrite the addresses below one folder; how many."""
     _refuse_left_behind(connection, old, new)
     target = new.as_uri() if old.startswith("file:") else str(new)
     count = 0
@@ -153,13 +154,5 @@ def _read_addresses(connection: sqlite3.Connection, begin: str) -> Iterator[str]
 
 def _address_columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     """Those of this version of MLflow's schema."""
-    return [
-        (table, column)
-        for table, columns in ADDRESSES.items()
-        for column in columns
-        if column in _columns(connection, table)
-    ]
-
-
-def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
-    return {str(row[1]) for row in connection.execute(f'PRAGMA table_info("{table}")')}
+    columns = {table: connection.execute(f'PRAGMA table_info("{table}")').fetchall() for table in ADDRESSES}
+    return [(table, row[1]) for table, rows in columns.items() for row in rows if row[1] in ADDRESSES[table]]
