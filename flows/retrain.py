@@ -338,7 +338,7 @@ def acted(
                 champion=verdict.figures.get("champion_version", serving.number if serving else None),
                 outcome=verdict.outcome,
                 reasons=verdict.reasons,
-                counts_as_look=judge.counts_as_look(verdict),
+                counts_as_look=verdict.counts_as_look,
                 verdict=told,
             )
         )

@@ -248,7 +248,6 @@ class Gate(Section):
     margin: float = Field(0.001, ge=0)
     level: float = Field(0.95, gt=0.5, lt=1)
     block: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=1)
-    replicates: int = Field(4000, ge=100)
     min_rows: int = Field(2000, ge=1)
     min_blocks: int = Field(14, ge=2)
     slice_tolerance: float = Field(0.02, ge=0)
@@ -258,7 +257,6 @@ class Gate(Section):
     backoff: Duration = timedelta(0)
     approval: Literal["none", "required"] = "none"
     approval_within: Duration = timedelta(days=1)
-    seed: int = Field(1, ge=0, le=SEED)
 
 
 Name = Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tasks.params import Gate
+from tasks.promotion import interval
 from tasks.promotion.interval import assign_blocks, student_quantile
 from tasks.training.model import Floats
 
@@ -37,7 +38,7 @@ def measure_level(losses: Floats, times: "NDArray[np.datetime64]", settings: Gat
     value, count = float(root(sums.sum() / sizes.sum())), len(sizes)
     if count < LEAST_BLOCKS:
         return Level(value)
-    draws = np.random.default_rng(settings.seed).multinomial(count, np.full(count, 1 / count), size=settings.replicates)
+    draws = np.random.default_rng(interval.SEED).multinomial(count, np.full(count, 1 / count), size=interval.REPLICATES)
     reach = student_quantile((1 - settings.level) / 2, count - 1) * math.sqrt(count / (count - 1))
     tail = NormalDist().cdf(-reach)
     low, high = np.quantile(root((draws @ sums) / (draws @ sizes)), [tail, 1 - tail])

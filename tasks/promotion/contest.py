@@ -1,29 +1,104 @@
-"""contest: the losses of a model's predictions, row by row, and its classes in the order of another model's."""
+"""contest: two models predict the same rows; are their losses surely different?
 
-from typing import Literal
+The gate, the look at the predecessor, the canary and replay all ask here. Pure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.training.model import Floats, Model, Spec
-
-
-def align_classes(spec: Spec, judged: Model, found: Floats) -> Floats:
-    """Probabilities with a column for each class of `spec` first: a class that the model never saw has none."""
-    own = judged.spec.classes
-    if spec.task != "multiclass" or own == spec.classes:
-        return found
-    order = [*spec.classes, *(each for each in own if each not in spec.classes)]
-    shares = np.zeros((len(found), len(order)))
-    shares[:, [order.index(each) for each in own]] = found
-    return shares
-
+from tasks.params import Gate
+from tasks.promotion.interval import BlockSums, Estimate, Interval, assign_blocks
+from tasks.training.model import Floats, Spec
 
 Metric = Literal["log_loss", "rmse"]
 
 # A sure and wrong prediction would cost infinity and decide the verdict alone; at 1e-7 it costs 16.1. Nothing finer is
 # lost: a float32 probability cannot come nearer to one than 6e-8.
 CLIP = 1e-7
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """The losses of two recipes on the same rows. The candidate's models come first, one a seed."""
+
+    losses: NDArray[np.float64]  # (models, rows)
+    block: NDArray[np.intp]  # (rows,): 0, 1, 2 ... in time
+    order: NDArray[np.intp]  # (rows,): each row's place in what the caller gave
+    seeds: tuple[int, int]
+    metric: Metric
+
+    @property
+    def rows(self) -> int:
+        return len(self.block)
+
+    @property
+    def blocks(self) -> int:
+        return len(self.sums.sizes)
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of the gain. None for a single block."""
+        return self.sums.interval
+
+    @cached_property
+    def sums(self) -> BlockSums:
+        sums = np.stack([np.bincount(self.block, losses) for losses in self.losses]).astype(np.float64)
+        sizes = np.bincount(self.block).astype(np.float64)
+        return BlockSums(sums, sizes, self.seeds, is_root=self.metric == "rmse")
+
+    def select(self, mask: NDArray[np.bool_]) -> "Contest":
+        """The same on some of the rows, in the order of `order`."""
+        block = np.unique(self.block[mask], return_inverse=True)[1]
+        return Contest(self.losses[:, mask], block, self.order[mask], self.seeds, self.metric)
+
+    def gain(self, level: float) -> dict[str, float | None]:
+        """The gain and the two ends of its interval at this level, by name. None for a single block."""
+        if self.interval is None:
+            return dict.fromkeys(("gain", "low", "high"))
+        tail = (1 - level) / 2
+        return {"gain": self.interval.gain, "low": self.interval.low(tail), "high": self.interval.high(tail)}
+
+
+def compare_losses(candidate: NDArray[Any], champion: NDArray[Any], *, times: NDArray[Any], gate: Gate) -> Contest:
+    """The contest of two recipes on the same rows, by gate.metric and in blocks of gate.block.
+
+    Args:
+        candidate: The losses of each row, (rows,) of one model or (seeds, rows) of one model a seed.
+        champion: The same of the other recipe.
+        times: The event time of each row.
+
+    Raises:
+        ValueError: The losses or times do not belong to the same rows, or are not numbers that a loss can be.
+    """
+    sides = [_check_losses(losses) for losses in (candidate, champion)]
+    if any(side.shape[1] != len(times) for side in sides):
+        counts = f"{sides[0].shape[1]:,}, {sides[1].shape[1]:,} and {len(times):,}"
+        raise ValueError(f"both models must be judged on the same rows, one time each, but got {counts}")
+    losses, block = np.concatenate(sides), assign_blocks(times, gate.block)
+    order = np.lexsort((*losses, block))  # depends on the rows' content alone, so that the sums have the same bits
+    return Contest(losses[:, order], block[order], order, (len(sides[0]), len(sides[1])), gate.metric)
+
+
+def compare_predictions(
+    codes: ArrayLike, candidate: ArrayLike, champion: ArrayLike, *, times: NDArray[Any], gate: Gate
+) -> Contest:
+    """The contest of two models' predictions of the same labels; see `row_losses` for their shapes."""
+    sides = [row_losses(codes, predictions, metric=gate.metric) for predictions in (candidate, champion)]
+    return compare_losses(*sides, times=times, gate=gate)
+
+
+def estimate_loss(losses: NDArray[Any], *, times: NDArray[Any], gate: Gate) -> Estimate:
+    """The metric of one model's row losses (rows,), with its interval: the gain over a model without any loss."""
+    contest = compare_losses(losses, np.zeros_like(losses), times=times, gate=gate)
+    value, ends = contest.sums.metrics[0], contest.gain(gate.level)
+    if ends["low"] is None or ends["high"] is None:
+        return Estimate(value, None, None)
+    return Estimate(value, -ends["high"], -ends["low"])
 
 
 def row_losses(label: ArrayLike, prediction: ArrayLike, *, metric: Metric) -> NDArray[np.float64]:
@@ -40,7 +115,32 @@ def row_losses(label: ArrayLike, prediction: ArrayLike, *, metric: Metric) -> ND
     return np.asarray(-np.log(np.clip(right, CLIP, 1 - CLIP)), np.float64)
 
 
-def _check_classes(y: Floats, p: Floats) -> None:
+def align_classes(spec: Spec, classes: Sequence[Any], predictions: Floats) -> Floats:
+    """Predictions with the classes of `spec` first, in its order; the model's other classes follow.
+
+    A class that the model has never seen gets no probability. Predictions of another task are returned as they are.
+
+    Args:
+        classes: The model's own, of which `predictions` has a column each.
+    """
+    if spec.task != "multiclass" or tuple(classes) == spec.classes:
+        return predictions
+    order = [*spec.classes, *(name for name in classes if name not in spec.classes)]
+    aligned = np.zeros((len(predictions), len(order)))
+    aligned[:, [order.index(name) for name in classes]] = predictions
+    return aligned
+
+
+def _check_losses(losses: NDArray[Any]) -> NDArray[np.float64]:
+    """As (seeds, rows)."""
+    if losses.ndim not in (1, 2) or not losses.size:
+        raise ValueError(f"losses must have the shape (rows,) or (seeds, rows), but got {losses.shape}")
+    if bad := int((~(np.isfinite(losses) & (losses >= 0))).sum()):
+        raise ValueError(f"losses must be finite and not negative, but {bad} of {losses.size} are not")
+    return np.atleast_2d(np.asarray(losses, np.float64))
+
+
+def _check_classes(y: NDArray[np.float64], p: NDArray[np.float64]) -> None:
     classes = p.shape[1] if p.ndim == 2 else 2
     if not np.isin(y, np.arange(classes)).all():
         raise ValueError(f"labels must be 0..{classes - 1}, but got {np.setdiff1d(y, np.arange(classes))[:5].tolist()}")

@@ -1,10 +1,10 @@
-"""The candidate before the gate: both twins on the holdout, their losses and costs → the gate's verdict.
+"""judge: the candidate that a run left in a folder, compared with the champion on its holdout → the gate's verdict.
 
-The candidate's twin and the champion's have the same distance from the rows they are judged on: the champion's twin is
-its recipe trained as much earlier as the champion is older. As a rule that is the twin that was stored with it; after
-a change of split or label it is trained again. What is wrong with the candidate, or with reaching the registry, fails
-the run; a champion whose recipe no longer works on today's tables holds. Nothing here promotes: flows/retrain.py acts
-on the verdict.
+The candidate's twin and the champion's have the same distance from the rows they are compared on: the champion's twin
+is its recipe, trained as much earlier as the champion is older. As a rule that is the twin that was stored with it;
+after a change of split or label it is trained again. A fault of the candidate or of the registry fails the run. A
+champion whose recipe no longer works on today's tables gives a HOLD. Nothing is promoted here: flows/retrain.py acts on
+the verdict.
 """
 
 import tempfile
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,104 +25,107 @@ from tasks.data.featurerows import Rows
 from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params, to_utc
 from tasks.promotion import gate, ledger
-from tasks.promotion.contest import align_classes, row_losses
-from tasks.promotion.gate import Judged
+from tasks.promotion.contest import align_classes, compare_losses, row_losses
+from tasks.promotion.gate import Costs
 from tasks.promotion.recipe import Recipe, download_recipe, load_recipe, rebuild_features
 from tasks.promotion.registry import CHAMPION, Registry, Version
-from tasks.promotion.verdict import Verdict
+from tasks.promotion.verdict import Verdict, hold
 from tasks.training import model, split, train
 from tasks.training.evaluate import keep_known_classes
 from tasks.training.holdout import Holdout
 from tasks.training.metrics import calibration_error
 from tasks.training.model import Floats, Model, Spec
 
-BATCH = 1000  # rows, for the time a prediction takes
-NEAR = timedelta(hours=1)  # a stored twin's cut that is so close to the wanted one needs no new twin
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LATENCY_ROWS = 1000  # in the batch whose prediction is timed
+LATENCY_RUNS = 5
+MAX_TWIN_GAP = timedelta(hours=1)  # a stored twin whose cut is so close to the wanted one is used as it is
 
 
 @dataclass(frozen=True)
 class Opponent:
-    """A champion on a candidate's holdout. It has seen the rows before `until`."""
+    """A champion's losses on a candidate's holdout, (seeds, rows). It has seen the rows before `until`."""
 
-    judged: Judged
+    losses: NDArray[Any]
     until: datetime
 
 
 def judge_candidate(p: Params, folder: Path, record: str, *, registry: Registry, champion: Version | None) -> Verdict:
-    """The gate's verdict on the candidate that a pipeline run left in `folder`."""
-    as_of = FeaturesManifest.read(folder / p.paths.features).as_of
-    case = Case(p, folder, as_of, Holdout.load(folder / p.paths.reports / "holdout.parquet"))
+    """The gate's verdict on the candidate that a pipeline run left in `folder`.
+
+    Args:
+        record: The hash of its recipe and data, by which the registry knows what was tried before.
+        champion: None: it is compared with the baselines.
+    """
     if champion and champion.record == record:
-        return gate.unchanged(f"version {champion.number}")
+        name = f"version {champion.number}"
+        return hold(f"Same recipe and same data as {name}: nothing to judge.", same_as=name)
     entries = registry.ledger()
-    if (down := registry.find_barred(record, entries)) is not None:
-        return _barred(down, "lost as a challenger" if down in ledger.find_rejected(entries) else "was rolled back")
-    number = champion.number if champion else None
-    if reason := explain_wait(p, registry, champion, as_of, manifest.read_limit(folder / p.paths.raw)):
-        return Verdict("HOLD", (reason,), {"champion_version": number} if champion else {})
-    looks = ledger.count_looks(entries, number)
+    if (barred := registry.find_barred(record, entries)) is not None:
+        how = "lost as a challenger" if barred in ledger.find_rejected(entries) else "was rolled back"
+        reason = f"Same recipe and same data as version {barred}, which {how}: it is never promoted again."
+        return hold(reason, rolled_back=barred)
+    as_of = FeaturesManifest.read(folder / p.paths.features).as_of
+    number = {"champion_version": champion.number} if champion else {}
+    if reason_to_wait := explain_wait(p, registry, champion, as_of, manifest.read_limit(folder / p.paths.raw)):
+        return hold(reason_to_wait, **number)
+    case = Case(p, folder, as_of, Holdout.load(folder / p.paths.reports / "holdout.parquet"))
+    looks = ledger.count_looks(entries, champion.number if champion else None)
     if champion is None:
-        return case.first(looks=looks)
-    found = _against(champion, case, registry, looks=looks)
-    return replace(found, figures={**found.figures, "champion_version": number})
+        return case.judge_first(looks=looks)
+    verdict = _judge_against(champion, case, registry, looks=looks)
+    return replace(verdict, figures={**verdict.figures, **number})
 
 
-def _against(champion: Version, case: "Case", registry: Registry, *, looks: int) -> Verdict:
-    """Only what comes of the champion's recipe holds; with anything else that is wrong the run fails."""
-    case.candidate  # noqa: B018 (its own faults must not be taken for the champion's)
+def _judge_against(champion: Version, case: "Case", registry: Registry, *, looks: int) -> Verdict:
+    """A fault of the champion's recipe gives a HOLD. Any other fails the run."""
+    case.losses  # noqa: B018 (the candidate's own faults must not be taken for the champion's)
+    case.costs  # noqa: B018
     with tempfile.TemporaryDirectory() as scratch:
         files = download_recipe(registry, champion, Path(scratch))
         try:
-            opponent = case.opponent(load_recipe(files), age=_age(case.as_of, champion))
+            opponent = case.load_opponent(load_recipe(files), age=_age(case.as_of, champion))
         except ValueError as error:
-            return _stuck(champion, error)
-    return case.against(opponent, looks=looks)
-
-
-def _stuck(champion: Version, error: ValueError) -> Verdict:
-    way_out = (
-        f"Mend what its recipe needs, or take the alias `{CHAMPION}` off it in the MLflow UI: the next candidate is "
-        "then judged as a first model."
-    )
-    reason = f"Version {champion.number} cannot be judged on today's tables: {error}"
-    return Verdict("HOLD", (reason, way_out), {"champion_version": champion.number})
-
-
-def _barred(down: int, how: str) -> Verdict:
-    """Nobody looked, so no look is spent: the registry would refuse it anyway."""
-    reason = f"Same recipe and same data as version {down}, which {how}: it is never promoted again."
-    return Verdict("HOLD", (reason,), {"rolled_back": down})
+            return hold(
+                f"Version {champion.number} cannot be judged on today's tables: {error}",
+                f"Mend what its recipe needs, or take the alias `{CHAMPION}` off it in the MLflow UI: the next "
+                "candidate is then judged as a first model.",
+            )
+    return case.judge_against(opponent, looks=looks)
 
 
 def hold_if_another_serves(verdict: Verdict, serving: Version | None) -> Verdict:
-    """A rollback does not wait for a retrain, and a person may decide a day later: better than the champion that was
-    taken down in between is not yet better than the one that serves now. No look at that one is spent."""
+    """The verdict, or a HOLD where another version serves by now than the one it was compared with.
+
+    A rollback does not wait for a retrain, and a person may decide a day later. Better than the version that was rolled
+    back is not yet better than the one that serves. No look at that one is spent.
+    """
     number, judged = serving.number if serving else None, verdict.figures.get("champion_version")
     if not verdict.promotes or number == judged:
         return verdict
-    names = [f"version {each}" if each else "no version" for each in (judged, number)]
-    reason = f"When it was judged {names[0]} served, and now {names[1]} does: the next retrain judges again."
+    then, now = (f"version {name}" if name else "no version" for name in (judged, number))
+    reason = f"When it was judged {then} served, and now {now} does: the next retrain judges again."
     return Verdict("HOLD", (reason, *verdict.reasons), {**verdict.figures, "looked": False})
-
-
-def counts_as_look(verdict: Verdict) -> bool:
-    """Whether the gate could have promoted, so that a later look must pay for this one."""
-    return verdict.figures.get("looked") is True
 
 
 def explain_wait(
     p: Params, registry: Registry, champion: Version | None, as_of: datetime, limit: datetime | None = None
 ) -> str | None:
-    """Why the gate looks at no candidate yet. Stored times beyond `limit`, the end of the data, count for nothing."""
-    if champion and champion.as_of and as_of < champion.as_of and not _is_bent(champion.as_of, limit):
+    """Why the gate looks at no candidate yet; None where it does.
+
+    Args:
+        limit: The end of the data. A stored time beyond it came from a clock that was ahead, and counts for nothing.
+    """
+
+    def counts(moment: datetime | None) -> bool:
+        return moment is not None and (limit is None or to_utc(moment) <= limit)
+
+    if champion and champion.as_of and as_of < champion.as_of and counts(champion.as_of):
         return f"The candidate, of {as_of}, is older than version {champion.number}, of {champion.as_of}."
     last = ledger.find_last_look(registry.ledger(), champion.number if champion else None)
-    return None if last and _is_bent(last, limit) else gate.explain_backoff(last, as_of, p.gate)
-
-
-def _is_bent(moment: datetime, limit: datetime | None) -> bool:
-    """Whether a stored time lies beyond the data: it was told by a clock that has been mended since."""
-    return limit is not None and to_utc(moment) > limit
+    return gate.explain_backoff(last, as_of, p.gate) if counts(last) else None
 
 
 def _age(as_of: datetime, champion: Version) -> timedelta:
@@ -131,118 +135,149 @@ def _age(as_of: datetime, champion: Version) -> timedelta:
 
 @dataclass(frozen=True)
 class Case:
-    """A candidate on its holdout, ready to be compared."""
+    """A candidate on its holdout, ready to be compared. It comes to hold all rows up to `as_of`."""
 
     p: Params
     folder: Path
     as_of: datetime
-    held: Holdout
+    holdout: Holdout
 
     @cached_property
     def shipped(self) -> Model:
-        return Model.load(self.folder / self.p.paths.models / "model.ubj")
+        """The model that would serve."""
+        return Model.load(self._shipped_path)
+
+    @property
+    def _shipped_path(self) -> Path:
+        return self.folder / self.p.paths.models / "model.ubj"
 
     @cached_property
     def rows(self) -> Rows:
         return featurerows.read_rows(self.folder / self.p.paths.features)
 
+    @property
+    def _predictions(self) -> list[Floats]:
+        """Of the candidate's twins, one a seed; without refit those of the very model that would serve."""
+        return self.holdout.candidates if self.p.train.refit else self.holdout.candidates[:1]
+
     @cached_property
-    def candidate(self) -> Judged:
-        path = self.folder / self.p.paths.models / "model.ubj"
-        speed = measure_latency(self.shipped, self.rows)
-        return self._judged(self._own(), megabytes=path.stat().st_size / 1e6, milliseconds=speed)
+    def _codes(self) -> Floats:
+        return self.shipped.spec.encode_label(self.holdout.label)
 
-    def _own(self) -> list[Floats]:
-        """The candidate's predictions, of each seed; without refit those of the very model that would serve."""
-        return self.held.candidates if self.p.train.refit else self.held.candidates[:1]
+    @cached_property
+    def losses(self) -> NDArray[Any]:
+        """The candidate's, (seeds, rows)."""
+        return self._measure_losses(self._predictions)
 
-    def _judged(self, found: Sequence[Floats], *, megabytes: float = 0, milliseconds: float = 0) -> Judged:
-        codes = self.shipped.spec.encode_label(self.held.label)
-        losses = np.stack([row_losses(codes, each, metric=self.p.gate.metric) for each in found])
-        return Judged(losses, measure_calibration(self.shipped.spec, codes, found[0]), megabytes, milliseconds)
+    @cached_property
+    def costs(self) -> Costs:
+        size = self._shipped_path.stat().st_size
+        return measure_costs(self.shipped, self.rows.table, self._codes, self._predictions[0], size=size)
 
-    def first(self, *, looks: int) -> Verdict:
+    def _measure_losses(self, predictions: Sequence[Floats]) -> NDArray[Any]:
+        return np.stack([row_losses(self._codes, scores, metric=self.p.gate.metric) for scores in predictions])
+
+    def judge_first(self, *, looks: int) -> Verdict:
         """There is no champion: against the baselines."""
-        found = {str(name): self._judged([self.held.predictions[name]]) for name in self.p.evaluate.baselines}
-        held = self.held
-        return gate.first(self.candidate, found, times=held.times, slices=held.slices, gate=self.p.gate, looks=looks)
+        baselines = {str(name): self.holdout.predictions[name] for name in self.p.evaluate.baselines}
+        times, settings = self.holdout.times, self.p.gate
+        contests = {
+            name: compare_losses(self.losses, self._measure_losses([scores]), times=times, gate=settings)
+            for name, scores in baselines.items()
+        }
+        return gate.judge_first_model(
+            contests, gate=settings, costs=self.costs, slices=self.holdout.slices, looks=looks
+        )
 
-    def opponent(self, recipe: Recipe, *, age: timedelta) -> Opponent:
-        """A champion whose candidate was judged `age` ago, on this candidate's rows."""
-        where = self._where
+    def load_opponent(self, recipe: Recipe, *, age: timedelta) -> Opponent:
+        """A champion on this candidate's rows.
+
+        Args:
+            age: How long ago the champion's own candidate was judged.
+
+        Raises:
+            ValueError: The recipe does not work on today's tables.
+        """
+        cuts, spec = self._cuts, self.shipped.spec
         rows = rebuild_features(recipe, self.p, self.folder, self.rows)
-        inside = self._same_rows(rows.take(split.select_between(rows.event_time, where.start, where.end)))
-        models = _opponents(self.p, recipe, rows, where.start - age)
-        found = [align_classes(self.shipped.spec, each, each.predict(inside.table)) for each in models]
-        return Opponent(self._judged(found), _until(models[0]))
+        table = self._select_holdout(rows.take(split.select_between(rows.event_time, cuts.start, cuts.end))).table
+        models = _choose_models(self.p, recipe, rows, cuts.start - age)
+        predictions = [align_classes(spec, each.spec.classes, each.predict(table)) for each in models]
+        return Opponent(self._measure_losses(predictions), _trained_until(models[0]))
 
-    def against(self, opponent: Opponent, *, looks: int) -> Verdict:
+    def judge_against(self, opponent: Opponent, *, looks: int) -> Verdict:
         """On the rows that the champion has not seen."""
-        unseen = self.held.times >= np.datetime64(opponent.until)
+        unseen = self.holdout.times >= np.datetime64(opponent.until)
         if not unseen.any():
-            seen = f"it has seen all rows up to {opponent.until}, and the holdout ends {self._where.end}"
-            return Verdict("HOLD", (f"The champion cannot be judged yet: {seen}: wait for newer rows.",), {})
-        return gate.judge(
-            _on(self.candidate, unseen),
-            _on(opponent.judged, unseen),
-            times=self.held.times[unseen],
-            slices={name: values[unseen] for name, values in self.held.slices.items()},
+            seen = f"it has seen all rows up to {opponent.until}, and the holdout ends {self._cuts.end}"
+            return hold(f"The champion cannot be judged yet: {seen}: wait for newer rows.")
+        return gate.judge_contest(
+            compare_losses(
+                self.losses[:, unseen],
+                opponent.losses[:, unseen],
+                times=self.holdout.times[unseen],
+                gate=self.p.gate,
+            ),
             gate=self.p.gate,
+            costs=self.costs,
+            slices={name: values[unseen] for name, values in self.holdout.slices.items()},
             looks=looks,
         )
 
     @property
-    def _where(self) -> split.Cuts:
+    def _cuts(self) -> split.Cuts:
         return split.find_cuts(self.as_of, self.p.split, deadline=self.p.label.deadline)
 
-    def _same_rows(self, rows: Rows) -> Rows:
+    def _select_holdout(self, rows: Rows) -> Rows:
         """The holdout's rows, in its order. Both come from one spine, sorted by time and key."""
-        kept = keep_known_classes(rows.take(model.is_labelled(rows.label)), self.shipped.spec)
-        if len(kept) != len(self.held.times) or not (kept.event_time == self.held.times).all():
-            raise ValueError(f"its features give {len(kept)} rows of the holdout's {len(self.held.times)}")
-        return kept
+        held = keep_known_classes(rows.take(model.is_labelled(rows.label)), self.shipped.spec)
+        if len(held) != len(self.holdout.times) or not (held.event_time == self.holdout.times).all():
+            raise ValueError(f"its features give {len(held)} rows of the holdout's {len(self.holdout.times)}")
+        return held
 
 
-def _on(judged: Judged, mask: NDArray[np.bool_]) -> Judged:
-    return replace(judged, losses=judged.losses[:, mask])
+def measure_costs(shipped: Model, table: "pa.Table", codes: Floats, predictions: Floats, *, size: int) -> Costs:
+    """What a model costs.
+
+    Args:
+        table: Rows to time a prediction on.
+        codes: The labels of the predictions, as numbers.
+        size: The model's, in bytes.
+    """
+    return Costs(_measure_calibration(shipped.spec, codes, predictions), size / 1e6, _measure_latency(shipped, table))
 
 
-def _opponents(p: Params, recipe: Recipe, rows: Rows, cut: datetime) -> tuple[Model, ...]:
-    """What stands for the champion: its model itself without refit, else twins of its recipe that end at `cut`."""
-    if recipe.p.label != p.label:
-        return _fitted_again(p, recipe, rows, cut)
-    if not p.train.refit:
-        return (recipe.model,)
-    return recipe.twins if abs(_until(recipe.twins[0]) - cut) <= NEAR else _fitted_again(p, recipe, rows, cut)
-
-
-def _until(judged: Model) -> datetime:
-    return datetime.fromisoformat(judged.spec.until or "")
-
-
-def measure_calibration(spec: Spec, codes: Floats, found: Floats) -> float:
-    """The calibration error of predictions; numbers have none."""
+def _measure_calibration(spec: Spec, codes: Floats, predictions: Floats) -> float:
+    """The calibration error; 0 for numbers. Of several classes it is that of the likeliest."""
     if spec.task == "regression":
         return 0.0
     if spec.task == "multiclass":
-        return calibration_error((found.argmax(axis=1) == codes).astype(float), found.max(axis=1))
-    return calibration_error(codes, found)
+        return calibration_error((predictions.argmax(axis=1) == codes).astype(float), predictions.max(axis=1))
+    return calibration_error(codes, predictions)
 
 
-def measure_latency(judged: Model, rows: Rows) -> float:
-    """Milliseconds a row, in batches of 1,000: the fastest of five, since the slower ones timed something else."""
-    table = rows.table.slice(0, BATCH)
-    seconds = []
-    for _ in range(5):
+def _measure_latency(shipped: Model, table: "pa.Table") -> float:
+    """Milliseconds a row: the fastest of several runs, since something else slowed the others."""
+    batch, seconds = table.slice(0, LATENCY_ROWS), []
+    for _ in range(LATENCY_RUNS):
         began = time.perf_counter()
-        judged.predict(table)
+        shipped.predict(batch)
         seconds.append(time.perf_counter() - began)
-    return min(seconds) * 1000 / max(len(table), 1)
+    return min(seconds) * 1000 / max(len(batch), 1)
 
 
-def _fitted_again(p: Params, recipe: Recipe, rows: Rows, cut: datetime) -> tuple[Model, ...]:
-    """The champion's recipe on today's label, on this machine."""
+def _choose_models(p: Params, recipe: Recipe, rows: Rows, cut: datetime) -> Sequence[Model]:
+    """The champion's model itself without refit, else twins of its recipe that end at `cut`."""
+    if recipe.p.label == p.label:
+        if not p.train.refit:
+            return [recipe.model]
+        if abs(_trained_until(recipe.twins[0]) - cut) <= MAX_TWIN_GAP:
+            return recipe.twins
     log.info("the champion's stored twin ends elsewhere: training its recipe up to %s", cut)
     device = recipe.p.train.model_copy(update={"device": p.train.device})
-    then = recipe.p.model_copy(update={"label": p.label, "stage": p.stage, "train": device})
-    return tuple(train.fit_twins(rows, cut, recipe.tuned, then, seeds=len(recipe.twins)))
+    mixed = recipe.p.model_copy(update={"label": p.label, "stage": p.stage, "train": device})
+    return train.fit_twins(rows, cut, recipe.tuned, mixed, seeds=len(recipe.twins))
+
+
+def _trained_until(twin: Model) -> datetime:
+    return datetime.fromisoformat(twin.spec.until or "")

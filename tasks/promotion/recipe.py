@@ -26,6 +26,12 @@ class Recipe:
     twins: tuple[Model, ...]
 
 
+def fetch_model(registry: Registry, version: Version) -> Model:
+    """The model of a version that would serve."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return Model.load(registry.runs.fetch(version.run_id, "model.ubj", Path(scratch)))
+
+
 def fetch_recipe(registry: Registry, version: Version, into: Path) -> Recipe:
     """A version's recipe from the registry: params, tuned numbers, SQL, its model and the stored twins."""
     return load_recipe(download_recipe(registry, version, into))

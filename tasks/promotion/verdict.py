@@ -1,14 +1,12 @@
-"""verdict: what the gate decides, the words for it, and the page that a person reads."""
+"""verdict: what was decided of a candidate, the words for it, and the page that a person reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Outcome = Literal["PROMOTE", "HOLD", "REJECT"]
-
 METRIC_NAMES = {"log_loss": "log loss", "rmse": "RMSE"}
-
-SAID = {
+COMPARISONS = {
     ("superior", "PROMOTE"): "Better than",
     ("superior", "HOLD"): "Not surely better than",
     ("superior", "REJECT"): "Worse than",
@@ -28,17 +26,36 @@ class Verdict:
     def promotes(self) -> bool:
         return self.outcome == "PROMOTE"
 
+    @property
+    def counts_as_look(self) -> bool:
+        """Whether the gate could have promoted, so that a later look must pay for this one."""
+        return self.figures.get("looked") is True
+
     def to_dict(self) -> dict[str, Any]:
         return {"outcome": self.outcome, "reasons": list(self.reasons), "figures": dict(self.figures)}
 
 
+def hold(*reasons: str, **figures: Any) -> Verdict:
+    """A HOLD for which nothing was compared, so that it spends no look."""
+    return Verdict("HOLD", reasons, figures)
+
+
+def describe_gain(figures: Mapping[str, Any]) -> str:
+    """A verdict's metrics and gain in words, such as `log loss 0.45 against 0.47, a gain of +0.02 (...)`."""
+    return (
+        f"{METRIC_NAMES[figures['metric']]} {figures['candidate']:.5g} against {figures['champion']:.5g}, "
+        f"a gain of {figures['gain']:+.4g} ({figures['level']:.0%} interval {figures['low']:+.4g} to "
+        f"{figures['high']:+.4g})"
+    )
+
+
 def render_verdict(verdict: Verdict) -> str:
-    """The verdict as a person reads it in the Prefect UI."""
+    """The verdict as Markdown, as a person reads it in the Prefect UI."""
     figures = dict(verdict.figures)
     tables = {name: figures.pop(name, None) for name in ("baselines", "slices")}
     parts = [f"# {verdict.outcome}", "\n".join(f"- {reason}" for reason in verdict.reasons)]
-    known = [{"figure": name, "value": value} for name, value in figures.items() if value is not None]
-    parts += [_table(known)] if known else []
+    if rows := [{"figure": name, "value": value} for name, value in figures.items() if value is not None]:
+        parts.append(_table(rows))
     parts += [f"## {name.capitalize()}\n\n{_table(rows)}" for name, rows in tables.items() if rows]
     return "\n\n".join(parts) + "\n"
 

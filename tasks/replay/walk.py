@@ -30,11 +30,10 @@ from tasks.monitoring.signals.performance import measure_performance
 from tasks.monitoring.watched import Watched, read_watched
 from tasks.monitoring.window import Predictions, Window
 from tasks.params import Params, SignalKind, parse_duration, spell
-from tasks.promotion import figures, gate, judge
-from tasks.promotion.contest import row_losses
+from tasks.promotion import figures, gate
+from tasks.promotion.contest import align_classes, compare_losses, estimate_loss, row_losses
 from tasks.promotion.figures import Course
-from tasks.promotion.gate import Judged
-from tasks.promotion.interval import assign_blocks
+from tasks.promotion.interval import SEED, Estimate, assign_blocks, draw_blocks
 from tasks.promotion.judge import Case
 from tasks.promotion.registry import Version
 from tasks.promotion.verdict import METRIC_NAMES, Verdict
@@ -194,8 +193,8 @@ class Past:
         """The gate's, on the candidate of `as_of` against who serves."""
         if (as_of, champion, looks) not in self._verdicts:
             case = self._case_of(as_of)
-            against = case.opponent(self.candidate(champion).recipe, age=as_of - champion)
-            self._verdicts[as_of, champion, looks] = case.against(against, looks=looks)
+            against = case.load_opponent(self.candidate(champion).recipe, age=as_of - champion)
+            self._verdicts[as_of, champion, looks] = case.judge_against(against, looks=looks)
         return self._verdicts[as_of, champion, looks]
 
     def _case_of(self, as_of: datetime) -> Case:
@@ -304,7 +303,7 @@ def retrained(state: PolicyState, now: datetime, past: Past, *, why: tuple[str, 
     state = replace(state, retrains=(*state.retrains, Retrain(now, verdict.outcome, verdict.reasons, found.cpu, why)))
     if verdict.promotes:
         return replace(state, serving=Serving(now, state.serving.version + 1), looks=())
-    return replace(state, looks=(*state.looks, now)) if judge.counts_as_look(verdict) else state
+    return replace(state, looks=(*state.looks, now)) if verdict.counts_as_look else state
 
 
 def _judged(state: PolicyState, now: datetime, past: Past) -> Verdict:
@@ -360,13 +359,6 @@ def _newest_window(past: Past, watched: Watched, now: datetime) -> Window:
 
 
 @dataclass(frozen=True)
-class Interval:
-    value: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
 class Line:
     """A policy over the whole stream. `gain` and `auc_gain` are against never retraining: positive is better.
 
@@ -374,10 +366,10 @@ class Line:
     """
 
     policy: str
-    metric: Interval
-    gain: Interval
-    auc: Interval | None
-    auc_gain: Interval | None
+    metric: Estimate
+    gain: Estimate
+    auc: Estimate | None
+    auc_gain: Estimate | None
     retrains: tuple[Retrain, ...]
     alarms: int | None  # None: it looks at no signal
     cpu: float
@@ -503,7 +495,7 @@ class Stream:
     def scores(self, state: PolicyState) -> Floats:
         """Each row's prediction by who was champion when it arrived."""
         parts = [
-            _onto(self.spec, self.past.candidate(by).model.spec, self.past.scores(by, *stretch))
+            align_classes(self.spec, self.past.candidate(by).model.spec.classes, self.past.scores(by, *stretch))
             for by, stretch in zip(state.served, self.grid.stretches, strict=True)
         ]
         found: Floats = np.concatenate(parts)[self._counts]
@@ -512,21 +504,20 @@ class Stream:
     def losses(self, scores: Floats) -> Floats:
         return row_losses(self.codes, scores, metric=self.past.p.gate.metric)
 
-    def level(self, losses: Floats) -> Interval:
-        return Interval(*gate.level(losses, times=self.times, gate=self.past.p.gate))
+    def level(self, losses: Floats) -> Estimate:
+        return estimate_loss(losses, times=self.times, gate=self.past.p.gate)
 
-    def gain(self, losses: Floats, never: Floats) -> Interval:
+    def gain(self, losses: Floats, never: Floats) -> Estimate:
         """By the gate's own interval."""
-        ours, theirs = (Judged(each, 0.0, 0.0, 0.0) for each in (losses, never))
-        found = gate.judge(ours, theirs, times=self.times, slices={}, gate=self.past.p.gate).figures
-        return Interval(found["champion"] - found["candidate"], found["low"], found["high"])
+        settings = self.past.p.gate
+        contest = compare_losses(losses, never, times=self.times, gate=settings)
+        (own, other), ends = contest.sums.metrics, contest.gain(settings.level)
+        return Estimate(other - own, ends["low"], ends["high"])
 
     def curve(self, scores: Floats) -> "Auc | None":
         if self.spec.task != "binary" or len(np.unique(self.codes)) < 2:
             return None
-        settings = self.past.p.gate
-        block = assign_blocks(self.times, settings.block)
-        return Auc(wins(self.codes, scores, block), settings.seed)
+        return Auc(wins(self.codes, scores, assign_blocks(self.times, self.past.p.gate.block)))
 
     def by_stretch(self, values: Floats) -> tuple[Floats, NDArray[np.intp]]:
         """Sums of values of rows (n), and rows, by stretch of the grid."""
@@ -539,15 +530,6 @@ class Stream:
         root = self.past.p.gate.metric == "rmse"
         means = [float(total / count) if count else None for total, count in zip(sums, rows, strict=True)]
         return tuple(each if each is None or not root else each**0.5 for each in means)
-
-
-def _onto(spec: Spec, own: Spec, found: Floats) -> Floats:
-    """Probabilities with a column for every class that there ever was: one that a model never saw has none."""
-    if spec.task != "multiclass" or own.classes == spec.classes:
-        return found
-    shares = np.zeros((len(found), len(spec.classes)))
-    shares[:, [spec.classes.index(each) for each in own.classes]] = found
-    return shares
 
 
 # --- as people read it ---------------------------------------------------------------------------------------------
@@ -574,13 +556,13 @@ def _cells(line: Line, metric: str) -> dict[str, str]:
     }
 
 
-def _level(found: Interval | None) -> str:
+def _level(found: Estimate | None) -> str:
     if found is None or found.low is None or found.high is None:
         return f"{found.value:.4f}" if found else "–"
     return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
 
 
-def _gained(line: Line, found: Interval | None) -> str:
+def _gained(line: Line, found: Estimate | None) -> str:
     if line.policy == NEVER or found is None:
         return "–"
     between = f" ({found.low:+.4f} to {found.high:+.4f})" if found.low is not None and found.high is not None else ""
@@ -674,7 +656,6 @@ class Auc:
     """One stream's AUC, and in draws of its blocks; two of the same rows are drawn alike."""
 
     wins: Floats
-    seed: int
 
     @property
     def value(self) -> float:
@@ -683,8 +664,7 @@ class Auc:
     @cached_property
     def drawn(self) -> Floats:
         count = len(self.wins)
-        draws = np.random.default_rng((self.seed, count)).multinomial(count, np.full(count, 1 / count), size=DRAWS)
-        return self._of(draws.astype(np.float64))
+        return self._of(draw_blocks(count, DRAWS, seed=SEED).astype(np.float64))
 
     def _of(self, draws: Floats) -> Floats:
         pairs, positive, negative = self.wins[:, :-2], self.wins[:, -2], self.wins[:, -1]
@@ -692,17 +672,17 @@ class Auc:
             found: Floats = ((draws @ pairs) * draws).sum(axis=1) / ((draws @ positive) * (draws @ negative))
         return found
 
-    def interval(self, level: float) -> Interval:
+    def interval(self, level: float) -> Estimate:
         return _percentiles(self.value, self.drawn, level)
 
-    def over(self, other: "Auc", level: float) -> Interval:
+    def over(self, other: "Auc", level: float) -> Estimate:
         return _percentiles(self.value - other.value, self.drawn - other.drawn, level)
 
 
-def _percentiles(value: float, drawn: Floats, level: float) -> Interval:
+def _percentiles(value: float, drawn: Floats, level: float) -> Estimate:
     """The percentile bootstrap: over months of days it needs no refinement."""
     low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high))
+    return Estimate(value, float(low), float(high))
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------

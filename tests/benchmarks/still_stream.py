@@ -10,7 +10,7 @@ other half comes in windows of a week. Prints counts as JSON.
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,7 @@ from tasks.monitoring.statistics import History
 from tasks.monitoring.watched import Watched
 from tasks.monitoring.window import Predictions, Window
 from tasks.params import Params
-from tasks.promotion import gate
-from tasks.promotion.contest import row_losses
+from tasks.promotion.contest import estimate_loss, row_losses
 from tasks.promotion.registry import Version
 from tasks.training import train
 from tasks.training.columns import as_numbers
@@ -116,7 +115,7 @@ def watch(p: Params, history: Rows, days: int) -> Watch:
     held = _at(history, np.flatnonzero(history.event_time >= cut))
     there = ~np.isnan(held.label)
     losses = row_losses(held.label[there], fitted.predict(held.table)[there], metric=p.gate.metric)
-    then = Level(*gate.level(losses, times=held.event_time[there], gate=p.gate))
+    then = Level(*astuple(estimate_loss(losses, times=held.event_time[there], gate=p.gate)))
     parts = fitted.contributions(held.table.take(np.arange(0, len(held), max(len(held) // 500, 1))))
     profile = build_profile(
         history.table,

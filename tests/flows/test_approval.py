@@ -19,7 +19,7 @@ from prefect.runtime import flow_run
 from flows import approval, retrain
 from flows.retrain import Recorded, Retrained
 from tasks import params
-from tasks.promotion import judge, ledger, registry
+from tasks.promotion import ledger, registry
 from tasks.promotion.registry import Registry
 from tasks.promotion.verdict import Verdict
 from tests.flows.conftest import Project
@@ -106,7 +106,7 @@ def test_what_a_person_refuses_is_rejected_and_spends_the_look() -> None:
     done = asked({"approve": False, "note": "Bob: not before the holidays"})
     assert done.verdict.outcome == "REJECT"
     assert done.verdict.reasons[0] == "A person refused it: Bob: not before the holidays."
-    assert judge.counts_as_look(done.verdict)
+    assert done.verdict.counts_as_look
 
 
 def test_an_answer_that_says_nothing_refuses() -> None:

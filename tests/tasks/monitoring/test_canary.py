@@ -11,7 +11,7 @@ import pytest
 
 from tasks import params
 from tasks.data.featurerows import Rows
-from tasks.monitoring import canary, predecessor
+from tasks.monitoring import canary, pairs, predecessor
 from tasks.monitoring.schedule import list_looks
 from tasks.monitoring.signal import Signal
 from tasks.monitoring.window import read_newest, select_predictions
@@ -222,18 +222,18 @@ def test_a_challenger_that_misses_too_many_of_the_champions_rows_is_not_judged(s
 def test_of_several_outcomes_the_one_that_was_journalled_last_counts() -> None:
     times = [LAST, LAST + DAY, LAST - DAY]
     told = pa.table({"of": ["a", "a.1", "a"], "label": [0.0, 1.0, 0.0], "made_at": times})
-    assert canary.latest_labels(told) == {"a": 1.0}
+    assert pairs.latest_labels(told) == {"a": 1.0}
 
 
 def test_a_class_that_the_challenger_alone_knows_is_one_that_the_champion_gives_nothing() -> None:
     one, other = (Spec("multiclass", (), {}, classes=known) for known in (("a", "c"), ("a", "b", "c")))
-    both = canary._union(one, other)
+    both = pairs.join_classes(one, other)
     assert both.classes == ("a", "c", "b")
-    codes = canary._codes(["1", "2", "3"], {"1": "b", "2": "c", "3": "never seen"}, both)
+    codes = pairs.encode_outcomes(["1", "2", "3"], {"1": "b", "2": "c", "3": "never seen"}, both)
     assert codes[:2].tolist() == [2, 1]
     assert np.isnan(codes[2])
-    assert align_classes(both, Model(None, one), np.array([[0.4, 0.6]])).tolist() == [[0.4, 0.6, 0.0]]
-    assert align_classes(both, Model(None, other), np.array([[0.2, 0.7, 0.1]])).tolist() == [[0.2, 0.1, 0.7]]
+    assert align_classes(both, one.classes, np.array([[0.4, 0.6]])).tolist() == [[0.4, 0.6, 0.0]]
+    assert align_classes(both, other.classes, np.array([[0.2, 0.7, 0.1]])).tolist() == [[0.2, 0.1, 0.7]]
 
 
 # --- the verdict

@@ -167,7 +167,7 @@ def test_a_first_model_that_does_not_beat_the_baselines_is_not_promoted(shelf: S
     made = run(tmp_path, FIRST, settings(**{"evaluate.baselines": ["constant", "forest"]}), POOR)
     found = shelf.judged(made, None)
     assert found.outcome == "REJECT", found.reasons
-    assert judge.counts_as_look(found)
+    assert found.counts_as_look
 
 
 def test_a_refused_first_model_waits_for_the_back_off_and_is_paid_for(new: Made, empty: Shelf) -> None:
@@ -176,7 +176,7 @@ def test_a_refused_first_model_waits_for_the_back_off_and_is_paid_for(new: Made,
     waiting = empty.judged(new, None)
     assert (once.outcome, waiting.outcome) == ("PROMOTE", "HOLD")
     assert "did not promote" in waiting.reasons[0]
-    assert not judge.counts_as_look(waiting)
+    assert not waiting.counts_as_look
     again = empty.judged(replace(new, p=settings(**{"gate.backoff": "6d"})), None)
     assert (once.figures["looks"], again.figures["looks"]) == (0, 1)
     assert again.figures["bound"] < once.figures["bound"]
@@ -195,7 +195,7 @@ def test_the_champions_own_record_is_held_unchanged(new: Made, shelf: Shelf, cha
     found = shelf.judged(new, champion, record=champion.record)
     assert found.outcome == "HOLD"
     assert found.reasons == (f"Same recipe and same data as version {champion.number}: nothing to judge.",)
-    assert not judge.counts_as_look(found)
+    assert not found.counts_as_look
 
 
 def test_a_candidate_that_is_what_was_rolled_back_is_held_and_costs_no_look(
@@ -207,7 +207,7 @@ def test_a_candidate_that_is_what_was_rolled_back_is_held_and_costs_no_look(
     found = shelf.judged(new, mine, record="worse")
     assert found.outcome == "HOLD"
     assert f"version {down.number}, which was rolled back" in found.reasons[0]
-    assert not judge.counts_as_look(found)
+    assert not found.counts_as_look
     assert shelf.judged(new, mine, record="another").figures["looked"]
 
 
@@ -216,14 +216,14 @@ def test_a_candidate_older_than_the_champion_is_held(new: Made, old: Made, shelf
     found = shelf.judged(old, later)
     assert found.outcome == "HOLD"
     assert f"is older than version {later.number}" in found.reasons[0]
-    assert not judge.counts_as_look(found)
+    assert not found.counts_as_look
 
 
 def test_after_a_refusal_the_champion_is_left_alone_for_the_back_off(old: Made, new: Made, shelf: Shelf) -> None:
     mine = shelf.champion(old, "refused once")
     refuse(shelf.known, mine, LATER - timedelta(days=6), "d1")
     found = shelf.judged(new, mine)
-    assert (found.outcome, judge.counts_as_look(found)) == ("HOLD", False)
+    assert (found.outcome, found.counts_as_look) == ("HOLD", False)
     assert "did not promote" in found.reasons[0]
     refuse(shelf.known, mine, LATER - timedelta(days=1), "d2", look=False)  # what that HOLD leaves in the ledger
     later = replace(new, as_of=LATER + timedelta(days=1))
@@ -266,7 +266,7 @@ def test_a_candidate_that_could_not_have_been_promoted_costs_no_look(
             found = shelf.judged(made, opponent)
             assert not found.promotes
             assert found.figures["gain"] is not None
-            assert not judge.counts_as_look(found)
+            assert not found.counts_as_look
 
 
 # --- against the champion
@@ -282,7 +282,7 @@ def test_the_stored_twins_stand_for_the_champion_as_long_as_they_fit(
     assert found.figures["candidate"] == pytest.approx(mean_loss(new.models(), new.held()), rel=1e-6)
     assert found.figures["rows"] == len(new.held())
     assert found.figures["seeds"] == [2, 2]
-    assert judge.counts_as_look(found)
+    assert found.counts_as_look
 
 
 def test_a_better_recipe_is_promoted_and_a_worse_one_rejected(
@@ -344,7 +344,7 @@ def test_without_refit_a_champion_that_has_seen_all_of_the_holdout_is_held(
     found = shelf.judged(made, champion)
     assert found.outcome == "HOLD"
     assert "it has seen all rows up to 2024-03-01" in found.reasons[0]
-    assert not judge.counts_as_look(found)
+    assert not found.counts_as_look
 
 
 def test_one_seed_is_judged_as_one_model(shelf: Shelf, tmp_path: Path) -> None:
@@ -461,7 +461,7 @@ def test_a_champion_whose_recipe_no_longer_runs_is_held_with_the_reason(
     assert "cannot be judged on today's tables: features.sql, line " in found.reasons[0]
     assert "clients" in found.reasons[0]
     assert "take the alias `champion` off it in the MLflow UI" in found.reasons[1]
-    assert not judge.counts_as_look(found)
+    assert not found.counts_as_look
 
 
 @pytest.mark.usefixtures("periods")
@@ -485,7 +485,7 @@ def test_a_class_that_the_champion_never_saw_has_no_share_of_its_own() -> None:
     wanted = Spec("multiclass", (), {}, classes=("a", "b", "c"))
     theirs = Model(None, Spec("multiclass", (), {}, classes=("a", "c", "d")))
     shares: Floats = np.array([[0.2, 0.3, 0.5]])
-    found = align_classes(wanted, theirs, shares)
+    found = align_classes(wanted, theirs.spec.classes, shares)
     assert found.tolist() == [[0.2, 0.0, 0.3, 0.5]]
     assert row_losses([1.0], found, metric="log_loss") == pytest.approx(16.1, abs=0.1)
 

@@ -35,7 +35,6 @@ SMALL = {
     "split.fold": "4d",
     "split.window": "21d",
     "gate.min_rows": 200,
-    "gate.replicates": 200,
 }
 
 
