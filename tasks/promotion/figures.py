@@ -138,7 +138,7 @@ def draw_policies(lines: Sequence[Course], starts: Sequence[datetime], path: Pat
         top.plot(weeks, values, color=colour, linestyle=dash, linewidth=width)
         middle.plot(weeks, line.saved, color=colour, linestyle=dash, linewidth=width)
     _name_ends(middle, lines, starts, styles)
-    _retrains(bottom, lines, styles)
+    _draw_retrains(bottom, lines, styles)
     for axes in (top, middle):
         axes.tick_params(labelbottom=False)
     _titled(figure, top, f"{metric} by week", x="", y="")
@@ -163,7 +163,7 @@ def _name_ends(
     axes.set_ylim(low, max(high, last + least))
 
 
-def _retrains(axes: "Axes", lines: Sequence[Course], styles: Mapping[str, tuple[str, Any]]) -> None:
+def _draw_retrains(axes: "Axes", lines: Sequence[Course], styles: Mapping[str, tuple[str, Any]]) -> None:
     for place, line in enumerate(reversed(lines)):
         colour = styles[line.name][0]
         refused: Any = [when for when in line.retrains if when not in set(line.promoted)]

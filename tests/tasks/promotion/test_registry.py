@@ -1,6 +1,7 @@
 """promotion.registry on a real MLflow database: versions are made once, and the ledger grows."""
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,19 @@ def test_a_line_that_was_sent_twice_counts_once(registry: Registry) -> None:
     assert [line.made_at for line in registry.ledger()] == [now]
 
 
-def test_a_ledger_of_another_format_is_refused_with_the_way_out(registry: Registry) -> None:
+@pytest.mark.parametrize("mark", ["ledger/0", None], ids=["older", "unmarked"])
+def test_a_ledger_of_another_format_is_refused_with_the_way_out(registry: Registry, mark: str | None) -> None:
     registry.append(Entry("verdict", "d1", AS_OF, outcome="HOLD"))
-    (run,) = registry.tracking.client.search_runs([registry.ledger_experiment])
-    registry.tracking.client.set_tag(run.info.run_id, "evergreen.format", "ledger/0")
+    client = registry.tracking.client
+    (run,) = client.search_runs([registry.ledger_experiment])
+    client.delete_tag(run.info.run_id, "evergreen.format")
+    if mark:
+        client.set_tag(run.info.run_id, "evergreen.format", mark)
+    refusal = rf"is in format {mark or 'unknown'}, but .* reads ledger/1\. .* registry\.experiment"
     for ask in (
         registry.ledger,
-        lambda: changes.finish_open(registry),
-        lambda: registry.append(Entry("verdict", "d2", AS_OF)),
+        partial(changes.finish_open, registry),
+        partial(registry.append, Entry("verdict", "d2", AS_OF)),
     ):
-        with pytest.raises(ValueError, match=r"is in format ledger/0, but .* reads ledger/1\. .* registry\.experiment"):
+        with pytest.raises(ValueError, match=refusal):
             ask()
