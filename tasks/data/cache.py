@@ -14,8 +14,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import secrets
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,12 +21,10 @@ from typing import Any
 
 from tasks import log, params
 from tasks.data import periods
-from tasks.runtime import stage
-from tasks.runtime.files import _flush, publish_json
+from tasks.runtime import files, stage
 
 WRITERS = ("duckdb", "pyarrow")
 HASHES = "hashes.json"  # in a sealed folder: the hash of each of its other files
-READ_ONLY = 0o444
 TRIES = 3  # an entry that is damaged again and again is the disk's fault
 
 
@@ -71,10 +67,7 @@ def provide(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) 
             return made
         except DamagedError as error:
             log.warning("the cache of periods no longer holds what was made, and it is made again: %s", error)
-            gone = folder.with_name(f".gone-{secrets.token_hex(4)}")
-            with contextlib.suppress(FileNotFoundError):  # another process may have done so already
-                folder.rename(gone)  # first, so that nobody finds half of it
-            shutil.rmtree(gone, ignore_errors=True)
+            files.discard_folder(folder)
     raise OSError(f"{folder} was damaged {TRIES} times in a row, each time after it was made. Check the disk.")
 
 
@@ -82,7 +75,7 @@ def remember(entry: str, name: str, compute: Callable[[], Any]) -> Any:
     """A JSON value, computed now or read from the cache, which holds it in a file of this name."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / name
-        provide(entry, {target: name}, lambda into: publish_json(into / name, compute()))
+        provide(entry, {target: name}, lambda into: files.publish_json(into / name, compute()))
         return json.loads(target.read_text())
 
 
@@ -91,27 +84,23 @@ class DamagedError(Exception):
 
 
 def _make(folder: Path, make: Callable[[Path], None]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
-        make(scratch)
-        seal_folder(scratch)
-        scratch.rename(folder)
+        with files.publish_folder(folder) as scratch:
+            make(scratch)
+            seal_folder(scratch)
     except OSError:
-        if not folder.is_dir():  # somebody else was faster: theirs holds the same bytes
+        if not folder.is_dir():  # another process was faster: its files hold the same bytes
             raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def seal_folder(folder: Path) -> None:
     """Put the files of a folder on disk, read-only, with their hashes beside them, which `find_damage` compares."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    hashes = {str(path.relative_to(folder)): hash_file(path) for path in files}
-    publish_json(folder / HASHES, hashes)
-    for path in [*files, folder / HASHES]:
-        path.chmod(READ_ONLY)
-        _flush(path)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    hashes = {str(path.relative_to(folder)): hash_file(path) for path in paths}
+    files.publish_json(folder / HASHES, hashes)
+    for path in [*paths, folder / HASHES]:
+        path.chmod(files.READ_ONLY)
+        files.sync(path)
 
 
 def find_damage(folder: Path) -> list[str]:
@@ -146,25 +135,10 @@ def _place(folder: Path, name: str, target: Path) -> None:
     try:
         if not (folder / name).exists():
             raise DamagedError(f"{folder / name} is gone")
-        link_or_copy(folder / name, new)
+        files.link_or_copy(folder / name, new)
         if not _has_bytes(new, hashes[name]):  # of the new name: its bytes are put in place
             raise DamagedError(f"{folder / name} holds other bytes")
         new.replace(target)
     finally:  # also after success: renaming one link of a file over another link of it does nothing, says POSIX
         new.unlink(missing_ok=True)
     os.utime(folder)  # so that gc knows when it was last used, where nothing is linked
-
-
-def link_or_copy(source: Path, new: Path) -> None:
-    """A read-only file under a second name: a hard link, or a copy where a link would not protect the first.
-
-    Root may write into a read-only file, and would write into both. Nor does every file system have links.
-    """
-    try:
-        if os.geteuid() == 0:
-            raise OSError("root may write into read-only files")
-        os.link(source, new)
-    except OSError:
-        shutil.copyfile(source, new)
-        new.chmod(READ_ONLY)
-        _flush(new)

@@ -82,16 +82,14 @@ def identify_tables(p: Params) -> str:
 
 def _write_tables(p: Params, folder: Path, state: State) -> None:
     """One file a table, in a folder that gets its name when all are there."""
-    new = state.folder.with_name(f"{state.folder.name}.new")
-    new.mkdir(parents=True)
     con, tables = featuresql.connect(p), features.open_tables(p, folder / p.paths.clean)
     since = state.since - p.features.lookback
-    for name, paths in tables.files_between(since).items():
-        where = f"event_time >= {time_sql(since)}" if name in tables.timed else "TRUE"
-        featuresql.create_table(con, p, name, paths, where=where)
-        con.execute(f"COPY {quote(name)} TO {literal(str(new / f'{name}.parquet'))} (FORMAT parquet)")
-    cache.seal_folder(new)
-    new.rename(state.folder)
+    with files.publish_folder(state.folder, temporary=state.folder.with_name(f"{state.folder.name}.new")) as new:
+        for name, paths in tables.files_between(since).items():
+            where = f"event_time >= {time_sql(since)}" if name in tables.timed else "TRUE"
+            featuresql.create_table(con, p, name, paths, where=where)
+            con.execute(f"COPY {quote(name)} TO {literal(str(new / f'{name}.parquet'))} (FORMAT parquet)")
+        cache.seal_folder(new)
 
 
 def read_current(home: Path | None = None) -> State | None:

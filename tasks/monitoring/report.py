@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.monitoring.drift import ColumnDrift, Comparison
+from tasks.runtime import files
 from tasks.training.columns import as_numbers
 
 if TYPE_CHECKING:
@@ -123,10 +124,7 @@ def _register_scores(columns: Sequence[ColumnDrift]) -> str:
 
 
 def _publish(snapshot: Any, html: Path) -> None:
-    html.parent.mkdir(parents=True, exist_ok=True)
-    new = html.with_suffix(f".{uuid.uuid4().hex[:6]}.new")
-    snapshot.save_html(str(new))
-    new.replace(html)
+    files.publish(html, lambda path: snapshot.save_html(str(path)))
     others = sorted(set(html.parent.glob("*.html")) - {html})  # what was just drawn stays, however old its window
     for old in others[: max(len(others) - REPORTS + 1, 0)]:
         old.unlink(missing_ok=True)

@@ -13,8 +13,6 @@ be the wrong registry), and to free a DVC cache outside the checkout and the hom
 
 import contextlib
 import json
-import secrets
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -29,7 +27,7 @@ import yaml
 from tasks import params
 from tasks.promotion.registry import open_registry
 from tasks.promotion.tracking import hide_password
-from tasks.runtime import locks, pipeline, workspaces
+from tasks.runtime import files, locks, pipeline, workspaces
 
 Kind = Literal["workspace", "object", "run", "study", "candidate", "period"]
 Inode = tuple[int, int]  # of a file: device and number
@@ -102,7 +100,7 @@ def free(checkout: Path, *, keep_locks: Iterable[Path] = (), dry: bool = True, d
         if not dry:
             stack.enter_context(locks.take_turn(params.home(checkout)))
         roots = [checkout]
-        roots += [root for root in workspaces.list_workspaces(params.home(checkout)) if workspaces.has_owner(root)]
+        roots += [root for root in workspaces.list_workspaces(params.home(checkout)) if locks.has_owner(root)]
         for root in () if dry else roots:
             stack.enter_context(_lock_project(root))  # between an output's way into the cache and its line in dvc.lock
         unneeded = _find_unneeded(checkout, keep_locks=[*roots, *keep_locks], before=time.time() - days * 86400)
@@ -127,7 +125,7 @@ def _find_unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float)
     needed = _find_needed(cache, keep_locks)
     objects, runs = _list_files(cache / "files" / "md5"), _list_files(cache / "runs")
     paths: dict[Kind, list[Path]] = {
-        "workspace": [root for root in workspaces.list_workspaces(home) if not workspaces.has_owner(root)],
+        "workspace": [root for root in workspaces.list_workspaces(home) if not locks.has_owner(root)],
         "object": [path for path in objects if path.parent.name + path.name not in needed],
         "run": [path for path in runs if not _list_outputs(yaml.safe_load(path.read_text()) or {}) <= needed],
         "study": _list_unused(home, "studies/*", before),
@@ -177,18 +175,17 @@ def _is_linked_elsewhere(path: Path, gone: Counter[Inode]) -> bool:
 
 def _count_bytes(path: Path, links: Counter[Inode]) -> int:
     """The bytes that removing a path gives back: a file counts with the last of its links, which `links` counts."""
-    files = _list_files(path)
-    links.update(map(_inode, files))
-    unique = {_inode(file): file.lstat() for file in files}
+    paths = _list_files(path)
+    links.update(map(_inode, paths))
+    unique = {_inode(file): file.lstat() for file in paths}
     return sum(status.st_size for inode, status in unique.items() if links[inode] >= status.st_nlink)
 
 
 def _remove(kind: Kind, path: Path) -> None:
-    """A folder is renamed first, so that nobody finds half of it."""
     if kind == "workspace":
-        workspaces.remove_if_dead(path)
+        locks.remove_ownerless(path)
     elif path.is_dir():
-        shutil.rmtree(path.rename(path.with_name(f".gone-{secrets.token_hex(4)}")))
+        files.discard_folder(path)
     else:
         path.unlink(missing_ok=True)
 

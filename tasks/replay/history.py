@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,14 +128,10 @@ class History:
     def _make(self, as_of: datetime, place: Path) -> None:
         for left in self.shelf.glob(f"{PARTIAL_PREFIX}*"):  # by somebody who was killed: the lock is ours
             shutil.rmtree(left, ignore_errors=True)
-        new = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=self.shelf))
-        try:
-            self.write(as_of, new)
-            files.publish_json(new / COST, {"cpu": round(_trained(self.p, new), 2)})
-            cache.seal_folder(new)
-            new.rename(place)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+        with files.publish_folder(place, prefix=PARTIAL_PREFIX) as folder:
+            self.write(as_of, folder)
+            files.publish_json(folder / COST, {"cpu": round(_trained(self.p, folder), 2)})
+            cache.seal_folder(folder)
 
     def write(self, as_of: datetime, folder: Path) -> None:
         """A folder as the pipeline's features stage leaves it at `as_of`. A period that nothing came to later is
@@ -163,7 +158,7 @@ class _Part:
         import pyarrow.parquet as pq
 
         if self.newest <= as_of:
-            return cache.link_or_copy(self.path, target)
+            return files.link_or_copy(self.path, target)
         if self.period.start <= as_of and (held := select_known(pq.read_table(self.path), as_of)).num_rows:
             pq.write_table(held, target, compression="zstd")
         return None

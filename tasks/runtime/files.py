@@ -1,27 +1,38 @@
-"""Files that are whole or absent: written under a temporary name, synced, and renamed last."""
+"""Files and folders that are whole or absent: written under a temporary name, put on disk, and renamed last."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+READ_ONLY = 0o444
 
-def _flush(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+
+def sync(path: Path) -> None:
+    """Put a file's bytes on disk, or a folder's names: a new file's name is on disk only when its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def publish(target: Path, write: Callable[[Path], None]) -> None:
     """Write a file under a temporary name and rename it: a file's existence means that it is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.name}.new")
+    temporary = target.with_name(f".{target.name}.new")
     try:
-        write(new)
-        _flush(new)
-        new.replace(target)
+        write(temporary)
+        sync(temporary)
+        temporary.replace(target)
+        sync(target.parent)
     finally:
-        new.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def publish_json(target: Path, value: Any) -> None:
@@ -33,3 +44,51 @@ def publish_text(target: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
     publish(target, write)
+
+
+@contextlib.contextmanager
+def publish_folder(target: Path, *, prefix: str = ".new-", temporary: Path | None = None) -> Iterator[Path]:
+    """A folder to fill, which gets the name `target` when the block ends. After an error nothing is left.
+
+    Args:
+        target: must not exist as a folder with files; its parent is made.
+        prefix: of the temporary folder's random name, which only its owner may read.
+        temporary: the temporary folder, where others must know its name.
+
+    Raises:
+        OSError: among others, where another process has published the target meanwhile.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if temporary is None:
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    else:
+        temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def discard_folder(folder: Path) -> None:
+    """Remove a folder, by a rename first: nobody finds half of it. Another process may have been faster."""
+    renamed = folder.with_name(f".gone-{secrets.token_hex(4)}")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A read-only file under a second name: a hard link, or a copy where a link would not protect the first.
+
+    Root may write into a read-only file, and would write into both. Nor does every file system have links.
+    """
+    try:
+        if os.geteuid() == 0:
+            raise OSError("root may write into read-only files")
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        target.chmod(READ_ONLY)
+        sync(target)

@@ -8,8 +8,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks import yamltext
-from tasks.params import Params, Section
+from tasks.params import Params, Section, yamltext
 
 
 def override_params(params: Path, values: Mapping[str, Any]) -> None:

@@ -26,13 +26,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasks import log, yamltext
+from tasks import log
 from tasks import params as parameters
-from tasks.params import Params
+from tasks.params import Params, yamltext
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
-    from filelock import FileLock
 
 PR_SET_PDEATHSIG = 1
 TOO_LONG = 124  # the exit status of timeout(1)
@@ -195,25 +194,16 @@ def _spill_folder(project: Path) -> Path:
 
 
 def _own_folder(root: Path) -> Path:
-    """A new folder that is locked while this process lives; the folders of dead processes are removed."""
-    from filelock import FileLock, Timeout
+    """A new folder that this process owns while it lives; the folders of dead processes are removed."""
+    from tasks.runtime import locks
 
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with FileLock(root / ".lock"):
-        for path in root.glob("*.lock"):
-            if path.name == ".lock":
-                continue
-            with contextlib.suppress(Timeout), FileLock(path).acquire(timeout=0):
-                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-                path.unlink(missing_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=root))
-        lock = FileLock(folder.with_name(f"{folder.name}.lock"), thread_local=False)
-        lock.acquire()
-    atexit.register(_remove_folder, folder, lock)
+    for lock in root.glob("*.lock"):
+        locks.remove_ownerless(lock.with_suffix(""))
+    folder = root / secrets.token_hex(8)
+    owning = contextlib.ExitStack()
+    owning.enter_context(locks.own(folder))
+    owning.callback(shutil.rmtree, folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    atexit.register(owning.close)
     return folder
-
-
-def _remove_folder(folder: Path, lock: "FileLock") -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()

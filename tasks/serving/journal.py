@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks import params
-from tasks.serving.journal_log import Log, _frames, _if_ended, _retire, syncing
+from tasks.runtime import locks
+from tasks.serving.journal_log import Log, _frames, _retire, syncing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,7 +88,7 @@ class Journal:
     def compact(self) -> int:
         """Put the logs of processes that have ended into Parquet; how many. Killed anywhere, it can be run again."""
         ended = [(kind, path) for kind in KINDS for path in self._logs(kind)]
-        return sum(_if_ended(path, partial(self._move, kind, path)) for kind, path in ended)
+        return sum(locks.act_if_ownerless(path, partial(self._move, kind, path)) for kind, path in ended)
 
     def close(self) -> None:
         for each in self._open.values():
@@ -114,6 +115,8 @@ class Journal:
         """A day's file is named for the log: written twice, it is the same file."""
         import pyarrow.parquet as pq
 
+        if not path.exists():  # another process was faster
+            return
         files, root = _at(f"{self.address}/{kind}")
         for day, rows in _by_day(_once(list(_frames(path)), None, None)):
             target = f"{root}/day={day}/{path.stem}.parquet"

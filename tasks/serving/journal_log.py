@@ -16,9 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from tasks import log
+from tasks.runtime import files
+from tasks.runtime.locks import owner_lock
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,10 +46,10 @@ class Log:
     def begin(folder: Path) -> "Log":
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}-{secrets.token_hex(3)}.log"
-        lock = _lock_of(path)
+        lock = owner_lock(path)
         lock.acquire(timeout=0)
         stream = path.open("xb")
-        _flush_folder(folder)
+        files.sync(folder)
         return Log(path, lock, stream)
 
     def append(self, rows: "pa.Table", *, sync: bool = True) -> int:
@@ -142,26 +144,3 @@ def _retire(path: Path) -> None:
         log.warning("%s: the last %s bytes are torn; the log is kept as %s", path, size - whole, path.name + TORN)
         path.replace(path.with_name(path.name + TORN))
     path.unlink(missing_ok=True)
-
-
-def _lock_of(path: Path) -> FileLock:
-    return FileLock(path.with_suffix(".lock"), thread_local=False)
-
-
-def _if_ended(path: Path, act: Callable[[], None]) -> bool:
-    lock = _lock_of(path)
-    with contextlib.suppress(Timeout), lock.acquire(timeout=0):
-        if path.exists():  # somebody else may have been faster
-            act()
-            Path(lock.lock_file).unlink(missing_ok=True)
-            return True
-    return False
-
-
-def _flush_folder(folder: Path) -> None:
-    """A new file's name is on disk only when its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -116,12 +116,12 @@ def _copy(known: Registry, version: Version, here: Path) -> None:
             known.runs.fetch(version.run_id, name, made)
         (made / "version.json").write_text(json.dumps(_told(known, version, made), default=str), encoding="utf-8")
         for path in (*made.iterdir(), made):
-            _flush(path)
+            files.sync(path)
         target = here / str(version.number)
         if target.exists():
             target.rename(new / "before")
         made.rename(target)
-        _flush(here)
+        files.sync(here)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -132,15 +132,6 @@ def _told(known: Registry, version: Version, made: Path) -> dict[str, Any]:
     data = known.runs.read_data(version.run_id)
     told |= {"metrics": dict(data.metrics), "card": data.tags.get(NOTE, "")}
     return told | {"model": known.model, "run_id": version.run_id, "files": files}
-
-
-def _flush(path: Path) -> None:
-    """A file, or a folder's names."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _forget(here: Path, serving: set[int]) -> None:

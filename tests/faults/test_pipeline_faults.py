@@ -132,7 +132,9 @@ def is_clean(checkout: Path) -> None:
             run_stage(space.root, name, env=space.env)
         assert pipeline.read_lock(space.root)["stages"]["second"]["outs"] == expected()
     assert broken(checkout / ".dvc" / "cache") == []
-    left = [path for path in (params.home(checkout) / "workspaces").iterdir() if not (path / workspaces.KEPT).exists()]
+    left = [
+        path for path in (params.home(checkout) / "workspaces").iterdir() if not (path / workspaces.KEPT_MARK).exists()
+    ]
     assert left == []
 
 

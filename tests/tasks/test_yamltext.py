@@ -1,4 +1,4 @@
-"""tasks.yamltext reads what DVC reads, keeps texts as texts, and refuses a key that stands twice."""
+"""tasks.params.yamltext reads what DVC reads, keeps texts as texts, and refuses a key that stands twice."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from tasks import params, yamltext
+from tasks import params
+from tasks.params import yamltext
 from tasks.runtime import overrides
 from tests.conftest import raw_params, write_params
 

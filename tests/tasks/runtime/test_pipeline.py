@@ -562,7 +562,7 @@ def test_only_the_newest_failures_stay_for_a_look(checkout: Path, monkeypatch: p
             raise RuntimeError(f"boom {number}")
     workspaces.remove_abandoned(params.home(checkout), failures=2)
     assert [root.exists() for root in failed] == [False, False, False, True, True]
-    assert (failed[-1] / workspaces.KEPT).read_text() == "RuntimeError: boom 4\n"
+    assert (failed[-1] / workspaces.KEPT_MARK).read_text() == "RuntimeError: boom 4\n"
 
 
 def test_a_sweep_takes_what_has_no_owner_and_never_what_has_one(checkout: Path) -> None:
