@@ -1,24 +1,26 @@
-"""demo: the tour. The whole loop on the real flights, and a page of what came of it.
+"""demo: the tour. The whole loop on the real flights, in a few minutes and one page.
 
-    make demo
+    evergreen demo
 
-A first model must beat the baselines; then three months go by, four weeks a step: the champion scores what arrived,
-outcomes come late, the monitor measures each week and decides, a wanted retrain meets the gate, and at the end a
-rollback is shown. The flows are called one after another here; under `make up` schedules and an event start them. One
+A first model must beat the baselines. Then months go by: the champion scores what arrived, outcomes come late, the
+monitor measures each week and decides, a wanted retrain meets the gate, and the fresher model is compared with the one
+before it. The flows are called one after another here; under `evergreen up` schedules and an event start them. One
 Prefect server is started for all, since each run without a server would start its own, and stopped at the end. What the
-runs leave behind stays in .evergreen, for the UIs.
+runs leave behind stays in .evergreen, for the UIs; what they log goes to a file there.
 """
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 
 from flows import cli
+from flows.screen import Screen, divert_output
 from infra.servers import server
 from tasks import params
 
@@ -27,51 +29,160 @@ if TYPE_CHECKING:
     from flows.retrain import Retrained
     from tasks.monitoring.signal import Signal
 
-FIRST, LAST, STEP = datetime(2013, 4, 15), datetime(2013, 8, 5), timedelta(days=28)
+STEP = timedelta(days=28)
+FIRST = datetime(2013, 4, 15)
+QUIET, SUMMER, LAST = FIRST + STEP, FIRST + 3 * STEP, FIRST + 4 * STEP
 TRIALS, BUDGET = 6, timedelta(seconds=40)
 SMALLER = {"tune.rows": 20_000, "tune.finalists": 2, "evaluate.shap_rows": 500}
+STEPS = 5
+TICK_TASKS, RETRAIN_TASKS = 16, 16  # Prefect tasks of a tick (score, then monitor) and of a retrain, for the bar
 COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
-METRICS = ("log_loss", "auc", "average_precision", "brier", "calibration_error", "f1")
 
 
 def demo() -> None:
-    console = Console()
+    """Live through months of real flights: a first model, drift, a retrain, and the fresher model serves."""
+    home = params.home()
+    log = home / "logs" / "demo.log"
+    console = Console(highlight=False)
     console.print("[bold]evergreen[/] keeps a model fresh: will a flight from New York arrive 15 minutes late or more?")
-    if _lived_before():
-        console.print(
-            f"[yellow]{params.home()} has runs already, so little of this will be new. "
-            "With EVERGREEN_HOME=<a new folder> the tour begins at the beginning.[/]"
-        )
-    with server() as address:
+    console.print(f"{STEPS} steps, about three minutes. What the flows log goes to {log}", soft_wrap=True)
+    with divert_output(log) as screen, server() as address:
         os.environ["PREFECT_API_URL"] = address  # before prefect is imported
         from prefect.logging.handlers import APILogHandler
 
-        pages = list(tour(console))
+        Tour(screen, home).run()
         APILogHandler().flush()  # the server goes when this block ends
-    for page in pages:
-        console.print(page)
-    console.print(closing())
 
 
-def tour(console: Console) -> Iterator[Any]:
-    """Live through the months; what is to be shown at the end, in the order of time."""
-    from flows.rollback import describe, rollback
+class Tour:
+    """The steps, and what a person sees of each."""
 
-    yield from page(_retrain(console, FIRST, None))
-    as_of, done = FIRST, None
-    while not (done and done.version) and (as_of := as_of + STEP) <= LAST:
-        console.rule(f"[bold]{as_of:%d %B %Y}: score and monitor")
-        watched = _tick(as_of)
-        yield from weeks(watched)
-        if watched.decision and (watched.decision.retrains or _left_open(watched.decision.id)):
-            done = _retrain(console, as_of, watched.decision.id)
-            yield from page(done)
-    if done and done.version:
-        console.rule("[bold]and back: rollback")
-        yield Panel(describe(rollback(reason="to show it", as_of=as_of)), title="rollback", border_style="yellow")
+    def __init__(self, screen: Screen, home: Path) -> None:
+        self.screen = screen
+        self.home = home
+        self.step = 0
+
+    def run(self) -> None:
+        if has_history():
+            self.say(
+                f"[yellow]{self.home} has runs already, so little of this will be new. "
+                "With EVERGREEN_HOME=<a new folder> the tour begins at the beginning.[/]"
+            )
+        with self.begin(f"a first model, of the flights until {FIRST:%d %B}", seconds=45, tasks=RETRAIN_TASKS):
+            first = retrain_at(FIRST, None)
+        self.show_retrain(first)
+        self.live_on("four weeks go by: it predicts each flight, and outcomes come late", FIRST, QUIET)
+        watched = self.live_on(f"eight weeks more, until {SUMMER:%d %B}", QUIET, SUMMER)
+        self.answer(watched)
+        watched = self.live_on(f"four weeks more, until {LAST:%d %B}", SUMMER, LAST)
+        self.close(watched)
+
+    @contextmanager
+    def begin(self, what: str, *, seconds: int, tasks: int) -> Iterator[None]:
+        """Say what comes, and show how far it is while it lasts."""
+        self.step += 1
+        self.say(f"\n[bold]{self.step} of {STEPS}: {what}[/] (about {seconds} s)")
+        with self.screen.show_progress(tasks):
+            yield
+
+    def live_on(self, what: str, since: datetime, until: datetime) -> "Monitored":
+        """Score and monitor; the weeks that were measured, and what was decided."""
+        from flows.monitor import monitor
+        from flows.score import score
+
+        with self.begin(what, seconds=20, tasks=TICK_TASKS):
+            score(as_of=until)
+            watched = monitor(as_of=until, report="alarms")
+        self.show_weeks(since, until)
+        if watched.decision:
+            colour = "yellow" if watched.decision.retrains else "green"
+            self.say(f"  [bold {colour}]{watched.decision.action}[/]: {' '.join(watched.decision.reasons)}")
+        return watched
+
+    def answer(self, watched: "Monitored") -> None:
+        """The retrain that the monitor's decision asks for, if it asks for one."""
+        decision = watched.decision
+        if decision and (decision.retrains or is_left_open(decision.id)):
+            with self.begin("the retrain that this decision asks for", seconds=50, tasks=RETRAIN_TASKS):
+                done = retrain_at(watched.as_of, decision.id)
+            self.show_retrain(done)
+        else:
+            self.step += 1
+            self.say(f"\n[bold]{self.step} of {STEPS}:[/] no retrain is wanted, so none is made")
+
+    def show_retrain(self, done: "Retrained") -> None:
+        tables = done.reports["quality"]["tables"].values()
+        rows, bad = (sum(table[name] for table in tables) for name in ("rows", "bad"))
+        losses = ", ".join(f"{row['model']} {row['log_loss']:.3f}" for row in done.reports["leaderboard"])
+        colour = COLOURS[done.verdict.outcome]
+        serving = f"version {done.version} serves now" if done.version else "the champion stays"
+        self.say(f"  {rows:,} rows read, {bad:,} put aside; {done.reports['tuned']['trials']} trials")
+        self.say(f"  log loss on the holdout, which only the gate sees: {losses}")
+        self.say(f"  [bold {colour}]{done.verdict.outcome}[/], {serving}. {' '.join(done.verdict.reasons)}")
+
+    def show_weeks(self, since: datetime, until: datetime) -> None:
+        weeks = [signal for signal in read_signals() if since < signal.window_end <= until]
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        for name in ("week to", "version", "flights", "log loss", "drift"):
+            table.add_column(name)
+        for end in sorted({signal.window_end for signal in weeks}):
+            by_kind = {signal.kind: signal for signal in weeks if signal.window_end == end}
+            drift, performance = by_kind["drift"], by_kind["performance"]
+            cells = (f"{end:%d %b}", str(drift.version), f"{drift.rows:,}", word(performance), word(drift))
+            table.add_row(*cells)
+        self.screen.lines.print(table)
+
+    def close(self, watched: "Monitored") -> None:
+        """Who serves, by how much it is better, where to see it, and how to go back."""
+        from flows.picture import draw_loop
+
+        promotions = read_promotions()
+        picture = self.home / "reports" / "loop.png"
+        draw_loop(list(read_signals()), promotions, picture)
+        comparison = next((signal for signal in watched.signals if signal.kind == "predecessor"), None)
+        self.say(f"\n[bold green]Version {list(promotions)[-1]} serves.[/] {comparison.message if comparison else ''}")
+        self.say(f"  the picture      {picture}")
+        if comparison:
+            before = comparison.detail["predecessor"]
+            self.say(f'  to go back       .venv/bin/evergreen rollback --reason "why": version {before} serves again')
+        self.say("  the same, live   .venv/bin/evergreen up: Prefect, MLflow, the drift reports and the API")
+        self.say("  your own table   README.md")
+
+    def say(self, line: str) -> None:
+        self.screen.lines.print(line, highlight=False)
 
 
-def _left_open(decision: str) -> bool:
+def retrain_at(as_of: datetime, decision: str | None) -> "Retrained":
+    from flows.retrain import retrain
+
+    reason = f"decision {decision}" if decision else "the first model"
+    done = retrain(as_of=as_of, trials=TRIALS, budget=BUDGET, reason=reason, decision=decision, settings=SMALLER)
+    if done is None:
+        raise RuntimeError(f"nothing was trained as of {as_of:%Y-%m-%d}: set EVERGREEN_HOME to a new folder")
+    return done
+
+
+def read_signals() -> "Iterator[Signal]":
+    from tasks.monitoring import monitor
+    from tasks.serving import journal
+
+    return monitor.signals(journal.open_journal(params.load().journal))
+
+
+def read_promotions() -> dict[int, datetime]:
+    """When each version began to serve, the newest last."""
+    from tasks.promotion import ledger, registry
+
+    entries = registry.open_registry(params.load().registry).ledger()
+    changes = (entry for entry in entries if entry.mark in ledger.CHAMPION_CHANGES)
+    return {entry.version: entry.as_of for entry in changes if entry.version}
+
+
+def has_history() -> bool:
+    return bool(read_promotions())
+
+
+def is_left_open(decision: str) -> bool:
     """Whether an earlier tour asked for this retrain, and was ended before it had an answer."""
     from tasks.monitoring import decisions
     from tasks.promotion import ledger, registry
@@ -84,108 +195,15 @@ def _left_open(decision: str) -> bool:
     return decision in [request.decision for request in pending]
 
 
-def _lived_before() -> bool:
-    from tasks.promotion import registry
-
-    return bool(registry.open_registry(params.load().registry).ledger())
-
-
-def _tick(as_of: datetime) -> "Monitored":
-    from flows.monitor import monitor
-    from flows.score import score
-
-    score(as_of=as_of)
-    return monitor(as_of=as_of, report="alarms")
-
-
-def _retrain(console: Console, as_of: datetime, decision: str | None) -> "Retrained":
-    from flows.retrain import retrain
-
-    console.rule(f"[bold]retrain as of {as_of:%d %B %Y}")
-    reason = f"decision {decision}" if decision else "the first model"
-    done = retrain(as_of=as_of, trials=TRIALS, budget=BUDGET, reason=reason, decision=decision, settings=SMALLER)
-    if done is None:
-        raise RuntimeError(f"decision {decision} was answered by another run: see its verdict in the MLflow UI")
-    return done
-
-
-# --- what a person sees --------------------------------------------------------------------------------------------
-
-
-def weeks(watched: "Monitored") -> Iterator[Any]:
-    """The windows that a run of the monitor measured, and what it decided."""
-    from tasks.monitoring.signal import read_signals
-    from tasks.serving import journal
-
-    table = Table(title=f"weeks seen on {watched.as_of:%d %B}", title_justify="left")
-    for name in ("to", "rows", "performance: log loss", "drift", "what moved most"):
-        table.add_column(name, justify="right" if name == "rows" else "left")
-    kept = journal.open_journal(params.load().journal)
-    seen = [each for each in read_signals(kept) if watched.as_of - STEP < each.window_end <= watched.as_of]
-    for end in sorted({each.window_end for each in seen}):
-        by_kind = {each.kind: each for each in seen if each.window_end == end}
-        table.add_row(*_cells(by_kind["performance"], by_kind["drift"]))
-    yield table
-    if watched.decision:
-        colour = "red" if watched.decision.retrains else "green"
-        why = "\n".join(f"• {reason}" for reason in watched.decision.reasons)
-        yield Panel(why, title=f"decision {watched.decision.id}: {watched.decision.action}", border_style=colour)
-
-
-def _cells(performance: "Signal", drift: "Signal") -> tuple[str, ...]:
-    columns = drift.detail.get("columns", [])
-    top = f"{columns[0]['name']}: {columns[0]['change']}" if columns else "–"
-    return f"{drift.window_end:%d %b}", f"{drift.rows:,}", _cell(performance), _cell(drift), top
-
-
-def _cell(signal: "Signal") -> str:
+def word(signal: "Signal") -> str:
     if signal.value is None or signal.reference is None:
         return "–"
-    text = f"{signal.value:.3g} against {signal.reference:.3g}"
-    return f"[bold red]{text} ALARM[/]" if signal.alarm else text
-
-
-def page(done: "Retrained") -> Iterator[Any]:
-    """One retrain on one page."""
-    from rich.rule import Rule
-
-    colour = COLOURS[done.verdict.outcome]
-    became = f"version {done.version} serves now" if done.version else "the champion stays"
-    yield Rule(f"[bold]as of {done.as_of[:10]}: [{colour}]{done.verdict.outcome}[/], {became}")
-    yield _facts(done)
-    yield _leaderboard(done)
-    yield Panel("\n".join(f"• {reason}" for reason in done.verdict.reasons), title="why", border_style=colour)
-
-
-def _facts(done: "Retrained") -> Table:
-    tables, tuned = done.reports["quality"]["tables"].values(), done.reports["tuned"]
-    read, bad = (sum(table[name] for table in tables) for name in ("rows", "bad"))
-    table = Table.grid(padding=(0, 2))
-    table.add_row("rows read", f"{read:,}, of which {bad:,} went to quarantine")
-    table.add_row("search", f"{tuned['trials']} trials, {tuned['pruned']} pruned; ended by the {tuned['ended_by']}")
-    table.add_row("stages", ", ".join(f"{each.name} {each.status} {each.wall:.0f} s" for each in done.stages))
-    table.add_row("cost", f"{done.cpu:.0f} seconds of CPU")
-    return table
-
-
-def _leaderboard(done: "Retrained") -> Table:
-    table = Table(title="on the holdout, which only the gate sees", title_justify="left")
-    table.add_column("model")
-    for name in METRICS:
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in done.reports["leaderboard"]:
-        style = "bold" if row["model"] == "candidate" else ""
-        table.add_row(row["model"], *(f"{row[name]:.4f}" for name in METRICS), style=style)
-    return table
-
-
-def closing() -> str:
-    return (
-        "\n[bold]Look further[/]\n"
-        "  make up            Prefect on http://127.0.0.1:4200, MLflow on :5000, the drift reports on :8000,\n"
-        "                     the API on :8080\n"
-        "  make repro         the same pipeline by hand, in this folder\n"
+    text = (
+        f"{signal.value:.3g} (at promotion {signal.reference:.3g})"
+        if signal.kind == "performance"
+        else (f"{signal.value:.3g} (threshold {signal.reference:.3g})")
     )
+    return f"[bold red]{text} ALARM[/]" if signal.alarm else text
 
 
 if __name__ == "__main__":
