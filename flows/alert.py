@@ -25,26 +25,22 @@ LIMIT = 20.0  # seconds for one try; most blocks' own limits are shorter
 def alert(subject: str, body: str, *, cause: str, journal: Journal, p: Params) -> bool:
     """Whether it was told now. Not when `cause` was told before, and not when nobody could be reached."""
     entry = entry_of("alert", cause)
-    if _told(entry, journal):
+    before = journal.read("alerts", columns=["entry", "event_time"])
+    if before.num_rows and entry in before["entry"].to_pylist():
         return False
-    if not _delivered(subject, body, p.monitor.alerts):
+    if not deliver(subject, body, p.monitor.alerts):
         return False
-    _keep(entry, subject, body, cause, journal)
+    record_alert(entry, subject, body, cause, journal)
     return True
 
 
-def _told(entry: str, journal: Journal) -> bool:
-    before = journal.read("alerts", columns=["entry", "event_time"])
-    return bool(before.num_rows) and entry in before["entry"].to_pylist()
-
-
-def _delivered(subject: str, body: str, block: str | None) -> bool:
+def deliver(subject: str, body: str, block: str | None) -> bool:
     if block is None:
         get_run_logger().warning("%s\n%s", subject, body)
         return True
     try:
-        send = sent.with_options(name=f"alert by {block}", retries=len(DELAYS), retry_delay_seconds=DELAYS)
-        send(subject, body, by=_block(block))
+        retried = send.with_options(name=f"alert by {block}", retries=len(DELAYS), retry_delay_seconds=DELAYS)
+        retried(subject, body, by=load_block(block))
     except Exception as error:  # whatever is wrong with the block, the flow's own work goes on
         get_run_logger().error(
             "%s\n%s\n(not delivered by %s: %s; the next run tries again)", subject, body, block, error
@@ -53,14 +49,14 @@ def _delivered(subject: str, body: str, block: str | None) -> bool:
     return True
 
 
-def _block(name: str) -> Any:
+def load_block(name: str) -> Any:
     import prefect.blocks.notifications  # noqa: F401 (the server keeps a block's kind by name: this makes them known)
 
     return Block.load(name)
 
 
 @task(name="alert", cache_policy=NO_CACHE)
-def sent(subject: str, body: str, *, by: Any) -> None:
+def send(subject: str, body: str, *, by: Any) -> None:
     """The one step that goes out of the house, and so the one that is tried again.
 
     It is left behind in its thread when nobody answers: Prefect's own limit of a task waits until a socket returns.
@@ -81,9 +77,9 @@ def _notify(subject: str, body: str, by: Any, answer: "Future[None]") -> None:
         answer.set_exception(error)
 
 
-def _keep(entry: str, subject: str, body: str, cause: str, journal: Journal) -> None:
+def record_alert(entry: str, subject: str, body: str, cause: str, journal: Journal) -> None:
     import pyarrow as pa
 
     now = pa.array([datetime.now(UTC).replace(tzinfo=None)], pa.timestamp("us"))
-    told = {"entry": [entry], "cause": [cause], "subject": [subject], "body": [body]}
-    journal.append("alerts", pa.table({**told, "event_time": now, "made_at": now}))
+    texts = {"entry": [entry], "cause": [cause], "subject": [subject], "body": [body]}
+    journal.append("alerts", pa.table({**texts, "event_time": now, "made_at": now}))

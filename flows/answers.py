@@ -5,6 +5,7 @@ no attempt gets as far as here, the monitor answers (tasks/monitoring/decisions.
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -17,12 +18,12 @@ from flows.network import NETWORK
 from tasks import params
 from tasks.data import state
 from tasks.params import Params
-from tasks.promotion import changes, judge, ledger, registry
+from tasks.promotion import changes, judge, ledger
 from tasks.promotion.ledger import Entry
-from tasks.promotion.registry import Registry
+from tasks.promotion.registry import Registry, open_registry
 from tasks.runtime import clock
 from tasks.runtime.pipeline import StageFailed
-from tasks.serving import journal
+from tasks.serving.journal import open_journal
 
 Check = Callable[[datetime, datetime | None], None]  # of as_of and the end of the data
 
@@ -40,18 +41,19 @@ class TooEarlyError(Exception):
 
 
 @task(name="is it answered", task_run_name="is it answered", cache_policy=NO_CACHE, **NETWORK)
-def answered(p: Params, decision: str) -> bool:
-    """An event may be said twice, and a run that crashed after its verdict is run again."""
-    known = registry.open_registry(p.registry)
-    finish_open(known)
-    found = decision in ledger.find_answered(known.ledger())
-    if found:
-        get_run_logger().info("decision %s was answered already: see the ledger", decision)
-    return found
+def is_answered(p: Params, decision: str) -> bool:
+    """Whether the ledger answers a decision: an event may come twice, and a run that crashed after its verdict is run
+    again."""
+    registry = open_registry(p.registry)
+    finish_open(registry)
+    if decision not in ledger.find_answered(registry.ledger()):
+        return False
+    get_run_logger().info("decision %s was answered already: see the ledger", decision)
+    return True
 
 
-def finish_open(known: Registry) -> None:
-    for version in changes.finish_open(known):
+def finish_open(registry: Registry) -> None:
+    for version in changes.finish_open(registry):
         get_run_logger().warning("version %s serves: a killed run had decided that, and left it open", version.number)
 
 
@@ -61,7 +63,7 @@ def answer_fault(p: Params, asked: Asked, error: Exception) -> None:
     if asked.decision is None:
         return
     try:
-        given_up(p, asked, _explain(error))
+        give_up(p, asked, _explain(error))
     except Exception as failure:
         get_run_logger().error("decision %s is not answered: %s: %s", asked.decision, type(failure).__name__, failure)
 
@@ -76,18 +78,18 @@ def _explain(error: Exception) -> str:
 
 
 @task(name="give up", task_run_name="give up", cache_policy=NO_CACHE, **NETWORK)
-def given_up(p: Params, asked: Asked, why: str) -> None:
+def give_up(p: Params, asked: Asked, why: str) -> None:
     """A decision whose retrain came to nothing is answered too: else it would be asked for again, at full cost, for
     ever. Its failure costs no cool-down and no budget; the policy rests after it, and a person hears of it."""
-    known = registry.open_registry(p.registry)
-    finish_open(known)  # a promotion that was begun is the answer
-    if asked.decision is None or asked.decision in ledger.find_answered(known.ledger()):
+    registry = open_registry(p.registry)
+    finish_open(registry)  # a promotion that was begun is the answer
+    if asked.decision is None or asked.decision in ledger.find_answered(registry.ledger()):
         return
-    serving = known.champion()
+    serving = registry.champion()
     champion = serving.number if serving else None
     as_of = asked.as_of or state.read_event_now() or params.to_utc(datetime.now(UTC))
     answer = Entry("verdict", asked.decision, as_of, champion=champion, outcome="HOLD", reasons=(why,))
-    known.append(replace(answer, counts_as_look=False, failed=True))
+    registry.append(replace(answer, counts_as_look=False, failed=True))
     tell(p, f"evergreen: a retrain of {p.registry.model} failed", why, cause=f"failed {asked.decision}")
 
 
@@ -95,17 +97,17 @@ def given_up(p: Params, asked: Asked, why: str) -> None:
 def is_too_early(p: Params, asked: Asked, as_of: datetime, limit: datetime | None = None) -> bool:
     """Whether the gate backs off at this time: asked before the stages run, or without clock.as_of as soon as ingest
     has found the time, and answered in the ledger. `limit`: the end of the data, where it is known."""
-    known = registry.open_registry(p.registry)
-    serving = known.champion()
+    registry = open_registry(p.registry)
+    serving = registry.champion()
     as_of = params.to_utc(as_of)
     # What is later than this run may come from a clock that has been mended: the gate can tell, which knows the data.
-    reason = judge.explain_wait(p, known, serving, as_of, limit=limit or as_of)
+    reason = judge.explain_wait(p, registry, serving, as_of, limit=limit or as_of)
     if reason is None:
         return False
     get_run_logger().warning("HOLD, and nothing was trained: %s", reason)
     number = serving.number if serving else None
     entry = Entry("verdict", asked.decision or f"retrain-{flow_run.id}", as_of, champion=number, outcome="HOLD")
-    known.append(replace(entry, reasons=(reason,), counts_as_look=False))
+    registry.append(replace(entry, reasons=(reason,), counts_as_look=False))
     return True
 
 
@@ -122,8 +124,5 @@ def back_off(p: Params, asked: Asked) -> Check | None:
 
 
 def tell(p: Params, subject: str, body: str, *, cause: str) -> None:
-    kept = journal.open_journal(p.journal)
-    try:
-        alert(subject, body, cause=cause, journal=kept, p=p)
-    finally:
-        kept.close()
+    with closing(open_journal(p.journal)) as journal:
+        alert(subject, body, cause=cause, journal=journal, p=p)

@@ -37,46 +37,46 @@ class Approval(RunInput):
     note: str = Field("", description="who decided, and why: it goes into the ledger")
 
 
-def approved(verdict: Verdict, settings: params.Gate) -> Verdict:
+def ask_approval(verdict: Verdict, settings: params.Gate) -> Verdict:
     """The verdict after a person has decided, where one must; others as they are."""
     if settings.approval == "none" or not verdict.promotes:
         return verdict
-    publish(verdict)  # where the Prefect API is away, the pause waits for it too
-    found = _decided(verdict, settings.approval_within)
-    if found is None:
+    publish_verdict(verdict)  # where the Prefect API is away, the pause waits for it too
+    answer = wait_for_answer(verdict, settings.approval_within)
+    if answer is None:
         within = params.spell(settings.approval_within)
-        return _changed(verdict, "HOLD", f"Nobody decided within gate.approval_within ({within}).")
-    if found.approve:
-        return _changed(verdict, "PROMOTE", f"A person approved it: {found.note or 'no note'}.")
-    return _changed(verdict, "REJECT", f"A person refused it: {found.note or 'no note'}.")
+        return change_outcome(verdict, "HOLD", f"Nobody decided within gate.approval_within ({within}).")
+    if answer.approve:
+        return change_outcome(verdict, "PROMOTE", f"A person approved it: {answer.note or 'no note'}.")
+    return change_outcome(verdict, "REJECT", f"A person refused it: {answer.note or 'no note'}.")
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
-def publish(verdict: Verdict) -> None:
+def publish_verdict(verdict: Verdict) -> None:
     create_markdown_artifact(render_verdict(verdict), key="verdict", description="waits for a person's approval")
 
 
-def _changed(verdict: Verdict, outcome: Outcome, reason: str) -> Verdict:
+def change_outcome(verdict: Verdict, outcome: Outcome, reason: str) -> Verdict:
     """The figures stay: the gate has looked, whatever the person says, and the next look pays for it."""
     get_run_logger().info("%s: %s", outcome, reason)
     return replace(verdict, outcome=outcome, reasons=(reason, *verdict.reasons))
 
 
-def _decided(verdict: Verdict, within: timedelta) -> Approval | None:
-    """What the person said; None when time ran out."""
+def wait_for_answer(verdict: Verdict, within: timedelta) -> Approval | None:
+    """Pause until a person has answered. None when time ran out."""
     with _deadline(within) as time_out:
         try:
-            found = pause_flow_run(
-                wait_for_input=Approval.with_initial_data(description=_asked(verdict, within), approve=False),
+            answer = pause_flow_run(
+                wait_for_input=Approval.with_initial_data(description=word_question(verdict, within), approve=False),
                 timeout=round((within + MARGIN).total_seconds()),
                 poll_interval=POLL,
             )
         except FlowPauseTimeout:  # the server could not be reached when our time was up
             return None
-    return None if time_out.passed else found
+    return None if time_out.passed else answer
 
 
-def _asked(verdict: Verdict, within: timedelta) -> str:
+def word_question(verdict: Verdict, within: timedelta) -> str:
     return (
         f"{render_verdict(verdict)}\n"
         f"**Promote this candidate?** Nobody's answer within {params.spell(within)} holds it."

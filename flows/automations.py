@@ -44,12 +44,12 @@ BEGUN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.P
 RETRAIN, RETRAIN_AGAIN = "retrain", "retrain-again"  # the deployments
 
 
-def put(client: SyncPrefectClient, *, attempts: int) -> None:
+def put_automations(client: SyncPrefectClient, *, attempts: int) -> None:
     """All of them; those of more attempts than policy.attempts allows are removed."""
     first = client.read_deployment_by_name(f"{RETRAIN}/{RETRAIN}").id
     further = client.read_deployment_by_name(f"{RETRAIN}/{RETRAIN_AGAIN}").id
     for automation in (start(first), end_silent(), *(rerun(number, further) for number in range(1, attempts + 2))):
-        keep(automation, client)
+        put_automation(automation, client)
     _remove_rest(attempts + 2, client)
 
 
@@ -127,23 +127,23 @@ def _remove_rest(number: int, client: SyncPrefectClient) -> None:
         number += 1
 
 
-def keep(one: AutomationCore, client: SyncPrefectClient) -> None:
+def put_automation(one: AutomationCore, client: SyncPrefectClient) -> None:
     """One of its name, as it is wanted. One that is so already is left alone: it may be counting. One that somebody
     has turned off stays off."""
-    known = client.read_automations_by_name(one.name)
-    for more in known[1:]:
-        client.delete_automation(more.id)
-    if not known:
+    present = client.read_automations_by_name(one.name)
+    for duplicate in present[1:]:
+        client.delete_automation(duplicate.id)
+    if not present:
         client.create_automation(one)
-    elif _content(known[0]) != _content(one):
-        client.update_automation(known[0].id, one.model_copy(update={"enabled": known[0].enabled}))
+    elif _content(present[0]) != _content(one):
+        client.update_automation(present[0].id, one.model_copy(update={"enabled": present[0].enabled}))
 
 
 def _content(automation: AutomationCore) -> object:
     return automation.model_dump(include={"description", "trigger", "actions"}, exclude={"trigger": {"id"}})
 
 
-def take_up(pool: str, client: SyncPrefectClient) -> list[FlowRun]:
+def rerun_left_behind(pool: str, client: SyncPrefectClient) -> list[FlowRun]:
     """What is still called running when no worker runs: crashed, and a retrain of them runs again, once.
 
     The automations would do that too, but late: a server that was started since keeps the event of such a crash back
@@ -161,10 +161,10 @@ def take_up(pool: str, client: SyncPrefectClient) -> list[FlowRun]:
 
 def _run_again(run: FlowRun, client: SyncPrefectClient) -> None:
     """What `rerun` does; under a key of the run's, so that there is one however often it is asked for."""
-    known = run.parameters
-    more = {"attempt": known.get("attempt", 0) + 1, "decision": known.get("decision") or f"retrain-{run.id}"}
+    before = run.parameters
+    more = {"attempt": before.get("attempt", 0) + 1, "decision": before.get("decision") or f"retrain-{run.id}"}
     client.create_flow_run_from_deployment(
         client.read_deployment_by_name(f"{RETRAIN}/{RETRAIN}").id,
-        parameters={**known, **more},
+        parameters={**before, **more},
         idempotency_key=f"{run.id} again",
     )

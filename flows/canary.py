@@ -27,11 +27,10 @@ from tasks.monitoring import monitor
 from tasks.monitoring.signal import read_signals
 from tasks.monitoring.window import read_newest
 from tasks.params import Params
-from tasks.promotion import changes, registry
-from tasks.promotion.registry import Registry
+from tasks.promotion import changes
+from tasks.promotion.registry import Registry, open_registry
 from tasks.runtime import clock
-from tasks.serving import journal
-from tasks.serving.journal import Journal
+from tasks.serving.journal import Journal, open_journal
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Tried:
     serves: int | None
     challenger: int | None
     as_of: datetime
-    said: str
+    message: str
 
 
 @flow(name="canary", flow_run_name="canary {reason}")
@@ -67,59 +66,61 @@ def canary(
     if (begin is not None) + end + accept != 1:
         raise ValueError("ask for one of the three: begin (a version or a run), end, or accept")
     p = params.load()
-    known, kept, moment = opened(p, as_of, force=force)
+    registry, journal, moment = open_stores(p, as_of, force=force)
     if begin is not None:
-        said = begun(known, begin, reason=reason, as_of=moment, decision=f"begin-{flow_run.id}")
+        message = begin_canary(registry, begin, reason=reason, as_of=moment, decision=f"begin-{flow_run.id}")
     elif end:
-        said = ended(known, reason=reason, as_of=moment, decision=f"end-{flow_run.id}")
+        message = end_canary(registry, reason=reason, as_of=moment, decision=f"end-{flow_run.id}")
     else:
-        said = accepted(known, kept, as_of=moment)
-    return publish(known, said, moment)
+        message = accept_challenger(registry, journal, as_of=moment)
+    return publish(registry, message, moment)
 
 
 @task(name="open", task_run_name="open", cache_policy=NO_CACHE, **NETWORK)
-def opened(p: Params, as_of: datetime | None, *, force: bool) -> tuple[Registry, Journal, datetime]:
+def open_stores(p: Params, as_of: datetime | None, *, force: bool) -> tuple[Registry, Journal, datetime]:
     """The registry, the journal, and event time "now"."""
-    known, kept = registry.open_registry(p.registry), journal.open_journal(p.journal)
+    registry, journal = open_registry(p.registry), open_journal(p.journal)
     if as_of:
-        monitor.refuse_beyond(p, kept, params.to_utc(as_of), force=force)
-    newest = read_newest(kept, now=state.read_event_now())
-    return known, kept, params.to_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
+        monitor.refuse_beyond(p, journal, params.to_utc(as_of), force=force)
+    newest = read_newest(journal, now=state.read_event_now())
+    return registry, journal, params.to_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
 
 
 @task(name="begin", task_run_name="begin", cache_policy=NO_CACHE, **NETWORK)
-def begun(known: Registry, wanted: str, *, reason: str, as_of: datetime, decision: str) -> str:
-    """A number is a version; anything else is a run."""
-    over = work.settle(known, as_of=as_of).over  # what serves by now must not stand in the way
-    asked = int(wanted) if wanted.isdecimal() else wanted
-    found = changes.put_up(known, asked, decision=decision, as_of=as_of, reasons=[reason])
-    said = f"Version {found.number} is put up: {reason}"
-    return f"{work.explain_end(over)} {said}" if over else said
+def begin_canary(registry: Registry, candidate: str, *, reason: str, as_of: datetime, decision: str) -> str:
+    """Put a candidate up. A number is a version; anything else is a run."""
+    over = work.settle(registry, as_of=as_of).over  # what serves by now must not stand in the way
+    number_or_run = int(candidate) if candidate.isdecimal() else candidate
+    challenger = changes.put_up(registry, number_or_run, decision=decision, as_of=as_of, reasons=[reason])
+    message = f"Version {challenger.number} is put up: {reason}"
+    return f"{work.explain_end(over)} {message}" if over else message
 
 
 @task(name="end", task_run_name="end", cache_policy=NO_CACHE, **NETWORK)
-def ended(known: Registry, *, reason: str, as_of: datetime, decision: str) -> str:
-    line = changes.take_away(known, decision=decision, as_of=as_of, reasons=[reason])
-    return f"Version {line.version} was taken away: {reason}" if line else "No challenger was up."
+def end_canary(registry: Registry, *, reason: str, as_of: datetime, decision: str) -> str:
+    """Take the challenger away."""
+    entry = changes.take_away(registry, decision=decision, as_of=as_of, reasons=[reason])
+    return f"Version {entry.version} was taken away: {reason}" if entry else "No challenger was up."
 
 
 @task(name="accept", task_run_name="accept", cache_policy=NO_CACHE, **NETWORK)
-def accepted(known: Registry, kept: Journal, *, as_of: datetime) -> str:
-    """The person whom gate.approval asks for: what the monitor found is done. What was done already, and was cut off
-    before it could say so, is told."""
-    found, serving = work.settle(known, as_of=as_of), known.champion()
-    if over := found.over or (None if found.on else work.find_last_winner(known)):
+def accept_challenger(registry: Registry, journal: Journal, *, as_of: datetime) -> str:
+    """Promote the challenger that the monitor found better, for the person whom gate.approval asks for. One that was
+    promoted already, by a run that was cut off before it could say so, is told of."""
+    settled, serving = work.settle(registry, as_of=as_of), registry.champion()
+    if over := settled.over or (None if settled.on else work.find_last_winner(registry)):
         return work.explain_end(over)
-    look = work.find_pending(read_signals(kept), serving.number, found.on) if found.on and serving else None
-    if look is None or not work.is_promotion(look) or (done := work.carry_out(known, look, as_of=as_of)) is None:
+    look = work.find_pending(read_signals(journal), serving.number, settled.on) if settled.on and serving else None
+    if look is None or not work.is_promotion(look) or (done := work.carry_out(registry, look, as_of=as_of)) is None:
         raise ValueError("the monitor has found no challenger that may be promoted: wait for it")
     return f"Version {done.version} is promoted. {look.message}"
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
-def publish(known: Registry, said: str, as_of: datetime) -> Tried:
-    serving, up = known.champion(), known.challenger()
-    done = Tried(serving.number if serving else None, up.number if up else None, as_of, said)
+def publish(registry: Registry, message: str, as_of: datetime) -> Tried:
+    """Tell who serves and who is tried beside it."""
+    serving, challenger = registry.champion(), registry.challenger()
+    done = Tried(serving.number if serving else None, challenger.number if challenger else None, as_of, message)
     create_markdown_artifact(describe(done), key="canary", description=f"as of {as_of}")
     get_run_logger().info("%s", describe(done))
     return done
@@ -130,7 +131,7 @@ def describe(done: Tried) -> str:
     serves = f"Version {done.serves} serves" if done.serves else "No version serves"
     beside = f"version {done.challenger} is tried beside it" if done.challenger else "no challenger is up"
     head = f"# {serves}, {beside} (as of {done.as_of:%Y-%m-%d %H:%M})"
-    return f"{head}\n\n- {done.said}\n"
+    return f"{head}\n\n- {done.message}\n"
 
 
 if __name__ == "__main__":

@@ -95,8 +95,8 @@ class Tour:
             watched = monitor(as_of=until, report="alarms")
         self.show_weeks(since, until)
         if watched.decision:
-            colour = "yellow" if watched.decision.retrains else "green"
-            self.say(f"  [bold {colour}]{watched.decision.action}[/]: {' '.join(watched.decision.reasons)}")
+            why = " ".join(watched.decision.reasons) if watched.decision.retrains else "nothing has surely got worse."
+            self.say(f"  [bold]{watched.decision.action}[/]: {why}")
         return watched
 
     def answer(self, watched: "Monitored") -> None:
@@ -123,12 +123,12 @@ class Tour:
     def show_weeks(self, since: datetime, until: datetime) -> None:
         weeks = [signal for signal in read_signals() if since < signal.window_end <= until]
         table = Table(box=None, padding=(0, 2), header_style="dim")
-        for name in ("week to", "version", "flights", "log loss", "drift"):
-            table.add_column(name)
+        for name in ("week to", "version", "flights", "log loss", "at promotion", "drift", "threshold"):
+            table.add_column(name, justify="right")
         for end in sorted({signal.window_end for signal in weeks}):
             by_kind = {signal.kind: signal for signal in weeks if signal.window_end == end}
             drift, performance = by_kind["drift"], by_kind["performance"]
-            cells = (f"{end:%d %b}", str(drift.version), f"{drift.rows:,}", word(performance), word(drift))
+            cells = (f"{end:%d %b}", str(drift.version), f"{drift.rows:,}", *word(performance), *word(drift))
             table.add_row(*cells)
         self.screen.lines.print(table)
 
@@ -195,15 +195,10 @@ def is_left_open(decision: str) -> bool:
     return decision in [request.decision for request in pending]
 
 
-def word(signal: "Signal") -> str:
-    if signal.value is None or signal.reference is None:
-        return "–"
-    text = (
-        f"{signal.value:.3g} (at promotion {signal.reference:.3g})"
-        if signal.kind == "performance"
-        else (f"{signal.value:.3g} (threshold {signal.reference:.3g})")
-    )
-    return f"[bold red]{text} ALARM[/]" if signal.alarm else text
+def word(signal: "Signal") -> tuple[str, str]:
+    """What was measured, red where it alarms, and what it is held against."""
+    value, reference = ("–" if number is None else f"{number:.3f}" for number in (signal.value, signal.reference))
+    return (f"[bold red]{value}[/]" if signal.alarm else value), reference
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ def deploy(checkout: Path, client: SyncPrefectClient, *, schedules: bool = False
     plan = yaml.safe_load((checkout / "prefect.yaml").read_text())
     present = read_deployments(plan, client)
     put_deployments(checkout, adapt_plan(plan, present, schedules=schedules))
-    automations.put(client, attempts=params.load(checkout / "params.yaml").policy.attempts)
+    automations.put_automations(client, attempts=params.load(checkout / "params.yaml").policy.attempts)
     if no_worker_runs:
-        for run in automations.take_up(pool, client):
+        for run in automations.rerun_left_behind(pool, client):
             print(f"{run.name}: {automations.LEFT}")
 
 
@@ -119,7 +119,7 @@ def main(*, schedules: bool = False, no_worker_runs: bool = False) -> None:
 
 
 def read_names(checkout: Path) -> list[str]:
-    return [each["name"] for each in yaml.safe_load((checkout / "prefect.yaml").read_text())["deployments"]]
+    return [deployment["name"] for deployment in yaml.safe_load((checkout / "prefect.yaml").read_text())["deployments"]]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from flows.network import NETWORK
 from flows.retrain import run_stages
 from tasks import params
 from tasks.params import Params
-from tasks.promotion import registry, tracking
+from tasks.promotion import tracking
+from tasks.promotion.registry import open_registry
 from tasks.promotion.tags import FLOW_RUN, REPLAY
 from tasks.replay import history
 from tasks.replay import walk as work
@@ -42,13 +43,13 @@ from tasks.runtime import clock, locks, workspaces
 LAST = "features"  # of the pipeline's stages: what comes after it is trained for each as_of
 
 
-def named() -> str:
+def name_run() -> str:
     """The run's name in the UI: the flow's, and its period when somebody gave one."""
     times = [str(flow_run.parameters[name])[:10] for name in ("since", "until") if flow_run.parameters.get(name)]
     return " ".join(["replay", *times])
 
 
-@flow(name="replay", flow_run_name=named)
+@flow(name="replay", flow_run_name=name_run)
 def replay(
     *,
     since: datetime | None = None,
@@ -75,7 +76,7 @@ def replay(
         with workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
             tracking.preload()
             run_stages(space, last=LAST, force=force)
-            done = walked(space.root, params.to_utc(since) if since else None, names)
+            done = walk_policies(space.root, params.to_utc(since) if since else None, names)
     publish(done, own)
     return done
 
@@ -85,58 +86,55 @@ def _overrides(until: datetime | None, trials: int | None) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value is not None}
 
 
-def walked(root: Path, since: datetime | None, names: list[str]) -> Comparison:
-    """Every policy over the features that a workspace holds; it ends where they do."""
+def walk_policies(root: Path, since: datetime | None, names: list[str]) -> Comparison:
+    """Walk every policy over the features that a workspace holds, until they end."""
     p = params.load(root / "params.yaml")
-    past = History(
-        history.reduce_search(p), root / p.paths.features, (root / history.SQL).read_text(), shelf(params.home())
-    )
+    sql, candidates = (root / history.SQL).read_text(), candidates_folder(params.home())
+    past = History(history.reduce_search(p), root / p.paths.features, sql, candidates)
     grid = Grid(since or work.find_earliest(past.rows, p), past.as_of, p.replay.step)
     return work.compare_policies(Past(past, grid.since, make=candidate), grid, names, say=get_run_logger().info)
 
 
-def shelf(home: Path) -> Path:
+def candidates_folder(home: Path) -> Path:
     return home / "replay" / "candidates"
 
 
 @task(name="candidate", task_run_name="candidate {as_of:%Y-%m-%d}", cache_policy=NO_CACHE)
 def candidate(past: History, as_of: datetime) -> Candidate:
-    """Trained now, or by an earlier replay."""
+    """The model of one moment, trained now or by an earlier replay."""
     return past.candidate(as_of)
 
 
-def files(done: Comparison, home: Path) -> Path:
+def result_folder(done: Comparison, home: Path) -> Path:
     """The folder of the newest replay of a period."""
     return home / "replay" / f"{done.since:%Y-%m-%d}_{done.until:%Y-%m-%d}"
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
 def publish(done: Comparison, p: Params) -> None:
-    """The files, the MLflow run, and what the Prefect UI shows beside the run."""
-    folder = files(done, params.home())
+    """Write the files, log the MLflow run, and make what the Prefect UI shows beside the run."""
+    folder = result_folder(done, params.home())
     work.write_report(done, folder)
-    run_id, link = logged(done, folder, p)
+    run_id, link = log_comparison(done, folder, p)
     create_markdown_artifact(work.markdown(done), key="replay", description=f"files: {folder}")
-    create_table_artifact(_cells(done), key="replay-table", description=work.summarize(done))
+    create_table_artifact(
+        [dict(row) for row in work.tabulate(done)], key="replay-table", description=work.summarize(done)
+    )
     create_image_artifact(_picture(folder / "replay.png"), key="replay-picture", description=work.summarize(done))
     create_link_artifact(link, key="mlflow-run", link_text=f"the MLflow run {run_id[:8]}")
     get_run_logger().info("%s", work.markdown(done))
 
 
 @task(name="log", task_run_name="log", cache_policy=NO_CACHE, **NETWORK)
-def logged(done: Comparison, folder: Path, p: Params) -> tuple[str, str]:
-    """One run for the comparison; its id and where a person sees it."""
-    known = registry.open_registry(p.registry)
+def log_comparison(done: Comparison, folder: Path, p: Params) -> tuple[str, str]:
+    """Log the comparison as one MLflow run. Returns the run's id, and its address in the UI."""
+    registry = open_registry(p.registry)
     name = f"replay {done.since:%Y-%m-%d} to {done.until:%Y-%m-%d}"
     tags = {REPLAY: ",".join(line.policy for line in done.lines), FLOW_RUN: str(flow_run.id or "")}
-    run_id = known.runs.log_files(
+    run_id = registry.runs.log_files(
         name, note=work.markdown(done), metrics=work.list_points(done), files=folder, tags=tags
     )
-    return run_id, known.tracking.find_link(run_id)
-
-
-def _cells(done: Comparison) -> list[dict[str, Any]]:
-    return [dict(row) for row in work.tabulate(done)]
+    return run_id, registry.tracking.find_link(run_id)
 
 
 def _picture(path: Path) -> str:
@@ -152,7 +150,7 @@ def describe(done: Comparison) -> Group:
         table.add_column(name, justify="left" if name == "policy" else "right")
     for row in rows:
         table.add_row(*row.values())
-    return Group(work.summarize(done), table, f"files: {files(done, params.home())}")
+    return Group(work.summarize(done), table, f"files: {result_folder(done, params.home())}")
 
 
 if __name__ == "__main__":

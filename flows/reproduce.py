@@ -28,8 +28,7 @@ from flows.retrain import stage_task
 from tasks import params
 from tasks.data.manifest import RawManifest
 from tasks.params import Params
-from tasks.promotion import registry
-from tasks.promotion.registry import Registry, Version
+from tasks.promotion.registry import Version, open_registry
 from tasks.promotion.tags import DIRTY, ENVIRONMENT, PII_KEY_ID
 from tasks.runtime import overrides, pipeline, workspaces
 from tasks.runtime.workspaces import Workspace
@@ -73,44 +72,38 @@ def reproduce(
         origin = fetch(p, version, Path(scratch))
         commit, patch = origin.version.commit, origin.patch
         with workspaces.open_workspace(Path.cwd(), commit=commit, patch=patch, fresh=True) as space:
-            _settings(origin, space)
+            restore_params(origin, space)
             rebuild(space)
-            found = list(differences(origin, space))
-    publish(version, found)
-    if any(each.kind == "result" for each in found):
-        raise ValueError(f"version {version} does not come out as it was:\n{_lines(found)}")
+            differences = list(find_differences(origin, space))
+    publish(version, differences)
+    if any(difference.kind == "result" for difference in differences):
+        raise ValueError(f"version {version} does not come out as it was:\n{describe(differences)}")
     get_run_logger().info("version %s comes out byte for byte", version)
-    return found
+    return differences
 
 
 @task(name="lineage", task_run_name="lineage", cache_policy=NO_CACHE, **NETWORK)
 def fetch(p: Params, number: int, into: Path) -> Origin:
-    known = registry.open_registry(p.registry)
-    version = known.version(number)
+    registry = open_registry(p.registry)
+    version = registry.version(number)
+    is_dirty = version.tags.get(DIRTY) == "true"
     names = ("dvc.lock", "params.yaml", "reports/tuned.json", "reports/metrics.json", "model.ubj", "twin.ubj")
-    files = {name: known.runs.fetch(version.run_id, name, into) for name in names}
+    files = {name: registry.runs.fetch(version.run_id, name, into) for name in names}
     return Origin(
         version,
         yaml.safe_load(files["dvc.lock"].read_text())["stages"],
         json.loads(files["reports/tuned.json"].read_text()),
-        _patch(known, version, into),
+        registry.runs.fetch(version.run_id, "uncommitted.patch", into) if is_dirty else None,
         files,
     )
 
 
-def _patch(known: Registry, version: Version, into: Path) -> Path | None:
-    if version.tags.get(DIRTY) != "true":
-        return None
-    return known.runs.fetch(version.run_id, "uncommitted.patch", into)
-
-
-def _settings(origin: Origin, space: Workspace) -> None:
+def restore_params(origin: Origin, space: Workspace) -> None:
     """The params of then; the search ends with the number of trials that were done."""
     shutil.copyfile(origin.files["params.yaml"], space.root / "params.yaml")
-    found: dict[str, Any] = {"tune.trials": origin.tuned["trials"], "tune.budget": UNBOUND}
-    if origin.version.as_of:
-        found["clock.as_of"] = origin.version.as_of.isoformat()
-    overrides.override_params(space.root / "params.yaml", found)
+    as_of = {"clock.as_of": origin.version.as_of.isoformat()} if origin.version.as_of else {}
+    search = {"tune.trials": origin.tuned["trials"], "tune.budget": UNBOUND}
+    overrides.override_params(space.root / "params.yaml", {**search, **as_of})
 
 
 def rebuild(space: Workspace) -> None:
@@ -120,15 +113,15 @@ def rebuild(space: Workspace) -> None:
             stage_task(stage.name)(space, stage.name, force=True)
 
 
-def differences(origin: Origin, space: Workspace) -> Iterator[Difference]:
+def find_differences(origin: Origin, space: Workspace) -> Iterator[Difference]:
     """What is not as it was, causes before results."""
-    now, paths = pipeline.read_lock(space.root)["stages"], _paths(space)
-    same = {(paths["models"] / "tuned.json").as_posix()} if _same_search(origin, space) else set()
-    yield from _environment(origin)
-    yield from _key(origin, space)
+    now, paths = pipeline.read_lock(space.root)["stages"], _read_paths(space)
+    same = {(paths["models"] / "tuned.json").as_posix()} if _is_same_search(origin, space) else set()
+    yield from _compare_environments(origin)
+    yield from _compare_keys(origin, space)
     for stage, entry in origin.lock.items():
         if stage != RECORD:
-            yield from _of_stage(stage, entry, now.get(stage, {}), same=same)
+            yield from _compare_stage(stage, entry, now.get(stage, {}), same=same)
     places = {"model.ubj": "models", "twin.ubj": "models", "reports/metrics.json": "reports"}
     for name, folder in places.items():
         then, made = _hash(origin.files[name]), _hash(space.root / paths[folder] / Path(name).name)
@@ -136,27 +129,27 @@ def differences(origin: Origin, space: Workspace) -> Iterator[Difference]:
             yield Difference("result", name, then, made)
 
 
-def _paths(space: Workspace) -> dict[str, Path]:
+def _read_paths(space: Workspace) -> dict[str, Path]:
     """Where the version's own params put things. As they stand: today's rules for a params.yaml may be others."""
-    told = yaml.safe_load((space.root / "params.yaml").read_text())["paths"]
-    return {name: Path(path) for name, path in told.items()}
+    paths = yaml.safe_load((space.root / "params.yaml").read_text())["paths"]
+    return {name: Path(path) for name, path in paths.items()}
 
 
-def _same_search(origin: Origin, space: Workspace) -> bool:
+def _is_same_search(origin: Origin, space: Workspace) -> bool:
     """Whether the search found the same. What ended it is another matter: here it is always the number of trials."""
-    now = json.loads((space.root / _paths(space)["models"] / "tuned.json").read_text())
+    now = json.loads((space.root / _read_paths(space)["models"] / "tuned.json").read_text())
     return {**origin.tuned, "ended_by": None} == {**now, "ended_by": None}
 
 
-def _key(origin: Origin, space: Workspace) -> Iterator[Difference]:
+def _compare_keys(origin: Origin, space: Workspace) -> Iterator[Difference]:
     """Another key gives everybody another name, and so other rows in another order."""
     then = origin.version.tags.get(PII_KEY_ID)
-    now = RawManifest.read(space.root / _paths(space)["raw"]).pii_key_id
+    now = RawManifest.read(space.root / _read_paths(space)["raw"]).pii_key_id
     if then != now:
         yield Difference("key", "the id of EVERGREEN_PII_KEY (or pii.key)", then or "none", now or "none")
 
 
-def _environment(origin: Origin) -> Iterator[Difference]:
+def _compare_environments(origin: Origin) -> Iterator[Difference]:
     """The lock of the libraries: what is installed now against what was then."""
     then = origin.version.tags.get(ENVIRONMENT, "")
     now = hashlib.sha256((Path.cwd() / "requirements.lock").read_bytes()).hexdigest()
@@ -164,34 +157,31 @@ def _environment(origin: Origin) -> Iterator[Difference]:
         yield Difference("environment", "requirements.lock", then, now)
 
 
-def _of_stage(
+def _compare_stage(
     stage: str, then: Mapping[str, Any], now: Mapping[str, Any], *, same: Container[str]
 ) -> Iterator[Difference]:
     for side in ("deps", "outs"):
-        hashes = {each["path"]: each["md5"] for each in now.get(side, [])}
-        for each in then.get(side, []):
-            path = each["path"]
-            if hashes.get(path) != each["md5"] and path not in same:
+        hashes = {file["path"]: file["md5"] for file in now.get(side, [])}
+        for path, before in ((file["path"], file["md5"]) for file in then.get(side, [])):
+            if hashes.get(path) != before and path not in same:
                 kind = "code" if path.startswith("tasks/") else "data"
-                yield Difference(kind, f"{stage} {side[:-1]} {path}", each["md5"], hashes.get(path, "missing"))
+                yield Difference(kind, f"{stage} {side[:-1]} {path}", before, hashes.get(path, "missing"))
 
 
 def _hash(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def _lines(found: list[Difference]) -> str:
-    return "\n".join(f"- {each.kind}: {each.what} was {each.then[:12]}, is {each.now[:12]}" for each in found)
-
-
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
-def publish(version: int, found: list[Difference]) -> None:
-    create_markdown_artifact(f"# Version {version}\n\n{describe(found)}\n", key="reproduction")
+def publish(version: int, differences: list[Difference]) -> None:
+    """Show the comparison beside the run in the Prefect UI."""
+    create_markdown_artifact(f"# Version {version}\n\n{describe(differences)}\n", key="reproduction")
 
 
-def describe(found: list[Difference]) -> str:
+def describe(differences: list[Difference]) -> str:
     """The comparison as a person reads it."""
-    return _lines(found) if found else "Every byte is the same."
+    lines = (f"- {one.kind}: {one.what} was {one.then[:12]}, is {one.now[:12]}" for one in differences)
+    return "\n".join(lines) or "Every byte is the same."
 
 
 if __name__ == "__main__":

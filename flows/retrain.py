@@ -27,9 +27,9 @@ from flows.answers import (
     Check,
     TooEarlyError,
     answer_fault,
-    answered,
     back_off,
     finish_open,
+    is_answered,
     is_too_early,
     tell,
 )
@@ -40,9 +40,9 @@ from tasks import params
 from tasks.data import dryrun, feasibility, state
 from tasks.data.manifest import FeaturesManifest, RawManifest
 from tasks.params import Params
-from tasks.promotion import changes, judge, record, registry, tracking
+from tasks.promotion import changes, judge, record, tracking
 from tasks.promotion.ledger import Entry
-from tasks.promotion.registry import Registry, Version
+from tasks.promotion.registry import Registry, Version, open_registry
 from tasks.promotion.tags import FLOW_RUN, GATE_METRIC, PII_KEY_ID
 from tasks.promotion.verdict import Verdict, render_verdict
 from tasks.runtime import clock, locks, pipeline, workspaces
@@ -103,7 +103,7 @@ def retrain(
     asked = Asked(decision, params.to_utc(moment) if moment else None)
     overrides = _overrides(asked.as_of, trials, budget, settings)
     try:
-        with alone(), workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
+        with take_turn(), workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
             done = _retrained(space, decision, attempt, force=force)
     except Exception as error:
         answer_fault(p, asked, error)
@@ -116,9 +116,9 @@ def retrain(
 def _retrained(space: Workspace, decision: str | None, attempt: int, *, force: bool) -> Retrained | None:
     p = params.load(space.root / "params.yaml")
     asked = Asked(decision, p.clock.as_of)
-    if decision and answered(p, decision):
+    if decision and is_answered(p, decision):
         return None
-    _not_for_ever(p, attempt)
+    _refuse_further_attempt(p, attempt)
     if asked.as_of and is_too_early(p, asked, asked.as_of):
         return None
     tracking.preload()
@@ -128,20 +128,20 @@ def _retrained(space: Workspace, decision: str | None, attempt: int, *, force: b
         stages = run_stages(space, force=force, check=back_off(p, asked))
     except TooEarlyError:
         return None
-    known = opened(p)
-    found = recorded(p, space, known)
-    compare_features(p, space.root, known, return_state=True)  # whatever comes of it, the retrain goes on
-    verdict = judged(p, space, known, found)
+    registry = connect_registry(p)
+    run = record_run(p, space, registry)
+    compare_features(p, space.root, registry, return_state=True)  # whatever comes of it, the retrain goes on
+    verdict = judge_candidate(p, space, registry, run)
     tell_who_approves(p, verdict, decision)
     # While a person decides, other retrains wait: they would be judged against a champion that is about to go.
-    verdict = approval.approved(verdict, p.gate)
-    verdict, version = acted(p, known, found, verdict, decision=decision or f"retrain-{flow_run.id}")
+    verdict = approval.ask_approval(verdict, p.gate)
+    verdict, version = carry_out(p, registry, run, verdict, decision=decision or f"retrain-{flow_run.id}")
     state.publish(p, space.root)
-    return Retrained(found.as_of, found.record, verdict, found.run_id, version, stages, _reports(p, space.root))
+    return Retrained(run.as_of, run.record, verdict, run.run_id, version, stages, read_reports(p, space.root))
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def take_turn() -> Iterator[None]:
     """One retrain at a time in this home, by a lock that ends with its process.
 
     Not by a limit of Prefect's: a server that is killed may count a place as taken for ever, and a run that pauses for
@@ -153,8 +153,8 @@ def alone() -> Iterator[None]:
         yield
 
 
-def _not_for_ever(p: Params, attempt: int) -> None:
-    """What runs a crashed retrain again (flows/automations.py) does not count: this failure is what ends it."""
+def _refuse_further_attempt(p: Params, attempt: int) -> None:
+    """The automations that run a crashed retrain again do not count its attempts: this error ends them."""
     if attempt > p.policy.attempts:
         raise ValueError(
             f"`attempt <= policy.attempts` must hold, but this retrain has crashed {attempt} times and policy.attempts "
@@ -164,8 +164,8 @@ def _not_for_ever(p: Params, attempt: int) -> None:
 
 
 @task(name="open the registry", task_run_name="open the registry", cache_policy=NO_CACHE, **NETWORK)
-def opened(p: Params) -> Registry:
-    return registry.open_registry(p.registry)
+def connect_registry(p: Params) -> Registry:
+    return open_registry(p.registry)
 
 
 @task(name="tell who approves", task_run_name="tell who approves", cache_policy=NO_CACHE, **NETWORK)
@@ -229,8 +229,8 @@ def _refuse_faulty_sql(space: Workspace) -> None:
 def _read_times(space: Workspace) -> tuple[datetime, datetime | None]:
     """The as_of that ingest has found, and the end of the data."""
     raw = space.root / params.load(space.root / "params.yaml").paths.raw
-    found = RawManifest.read(raw)
-    return found.as_of, found.limit
+    manifest = RawManifest.read(raw)
+    return manifest.as_of, manifest.limit
 
 
 def _refuse_misfit(space: Workspace) -> None:
@@ -258,10 +258,8 @@ def run_stage(space: Workspace, name: str, *, force: bool = False) -> StageRun:
 
 def _lineage(space: Workspace) -> dict[str, str]:
     """What the record stage cannot find out from inside a workspace."""
-    known = {"EVERGREEN_COMMIT": space.commit}
-    if space.diff:
-        known["EVERGREEN_DIFF"] = str(space.diff)
-    return {**space.env, **known, "EVERGREEN_FLOW_RUN": str(flow_run.id or "")}
+    diff = {"EVERGREEN_DIFF": str(space.diff)} if space.diff else {}
+    return {**space.env, "EVERGREEN_COMMIT": space.commit, **diff, "EVERGREEN_FLOW_RUN": str(flow_run.id or "")}
 
 
 @dataclass(frozen=True)
@@ -272,14 +270,14 @@ class Recorded:
 
 
 @task(name="on record", task_run_name="on record", cache_policy=NO_CACHE, **NETWORK)
-def recorded(p: Params, space: Workspace, known: Registry) -> Recorded:
+def record_run(p: Params, space: Workspace, registry: Registry) -> Recorded:
     """The MLflow run of what the stages made, made now if their results were restored from elsewhere."""
     with _environment(_lineage(space)):
-        found = record.record(p, space.root)
-    run_id = known.runs.find(found)
+        key = record.record(p, space.root)
+    run_id = registry.runs.find(key)
     assert run_id is not None  # record has just seen to it
     as_of = FeaturesManifest.read(space.root / p.paths.features).as_of
-    return Recorded(found, run_id, as_of.isoformat())
+    return Recorded(key, run_id, as_of.isoformat())
 
 
 @contextmanager
@@ -294,17 +292,17 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @task(name="gate", task_run_name="gate", cache_policy=NO_CACHE, **NETWORK)
-def judged(p: Params, space: Workspace, known: Registry, found: Recorded) -> Verdict:
+def judge_candidate(p: Params, space: Workspace, registry: Registry, run: Recorded) -> Verdict:
     """Finish a promotion or rollback that was cut off, then ask the gate."""
-    finish_open(known)
-    champion = known.champion()
-    _same_pseudonyms(space.root / p.paths.raw, p, champion)
-    verdict = judge.judge_candidate(p, space.root, found.record, registry=known, champion=champion)
+    finish_open(registry)
+    champion = registry.champion()
+    _refuse_other_key(space.root / p.paths.raw, p, champion)
+    verdict = judge.judge_candidate(p, space.root, run.record, registry=registry, champion=champion)
     get_run_logger().info("%s: %s", verdict.outcome, " ".join(verdict.reasons))
     return verdict
 
 
-def _same_pseudonyms(raw: Path, p: Params, champion: Version | None) -> None:
+def _refuse_other_key(raw: Path, p: Params, champion: Version | None) -> None:
     """Another key is another name for everybody: only somebody who says so in params.yaml may change it."""
     now = RawManifest.read(raw).pii_key_id
     then = champion.tags.get(PII_KEY_ID) if champion else None
@@ -316,36 +314,37 @@ def _same_pseudonyms(raw: Path, p: Params, champion: Version | None) -> None:
 
 
 @task(name="promote", task_run_name="promote", cache_policy=NO_CACHE, **NETWORK)
-def acted(
-    p: Params, known: Registry, found: Recorded, verdict: Verdict, *, decision: str
+def carry_out(
+    p: Params, registry: Registry, run: Recorded, verdict: Verdict, *, decision: str
 ) -> tuple[Verdict, int | None]:
     """The verdict into the ledger, and on PROMOTE the alias: the version that serves now, if this run made it."""
-    as_of = datetime.fromisoformat(found.as_of)
-    with known.lock:  # no rollback may come between the question who serves and the answer
-        serving = known.champion()
+    as_of = datetime.fromisoformat(run.as_of)
+    with registry.lock:  # no rollback may come between the question who serves and the answer
+        serving = registry.champion()
         verdict = judge.hold_if_another_serves(verdict, serving)
-        told = verdict.to_dict()
         if verdict.promotes:
             tags = {FLOW_RUN: str(flow_run.id or ""), GATE_METRIC: p.gate.metric}
-            done = changes.promote(known, found.run_id, decision=decision, verdict=told, as_of=as_of, tags=tags)
+            done = changes.promote(
+                registry, run.run_id, decision=decision, verdict=verdict.to_dict(), as_of=as_of, tags=tags
+            )
             return verdict, done.number
-        known.append(
+        registry.append(
             Entry(
                 "verdict",
                 decision,
                 as_of,
-                run=found.run_id,
+                run=run.run_id,
                 champion=verdict.figures.get("champion_version", serving.number if serving else None),
                 outcome=verdict.outcome,
                 reasons=verdict.reasons,
                 counts_as_look=verdict.counts_as_look,
-                verdict=told,
+                verdict=verdict.to_dict(),
             )
         )
     return verdict, None
 
 
-def _reports(p: Params, root: Path) -> dict[str, Any]:
+def read_reports(p: Params, root: Path) -> dict[str, Any]:
     """What the stages reported, for those who read the flow's result: the workspace goes when the run ends."""
     files = {"quality": p.paths.reports / "quality.json", "tuned": p.paths.models / "tuned.json"}
     files |= {name: p.paths.reports / f"{name}.json" for name in ("metrics", "leaderboard", "slices")}
@@ -357,9 +356,9 @@ def publish(done: Retrained, p: Params) -> None:
     """The artifacts that the Prefect UI shows beside the run."""
     create_markdown_artifact(render_verdict(done.verdict), key="verdict", description=f"as of {done.as_of}")
     create_table_artifact(done.reports["leaderboard"], key="metrics", description="on the holdout, the best first")
-    steps = [{"stage": each.name, "status": each.status, "seconds": round(each.wall, 1)} for each in done.stages]
+    steps = [{"stage": stage.name, "status": stage.status, "seconds": round(stage.wall, 1)} for stage in done.stages]
     create_table_artifact(steps, key="stages", description="what ran, and what was taken from the cache")
-    link = registry.open_registry(p.registry).tracking.find_link(done.run_id)
+    link = open_registry(p.registry).tracking.find_link(done.run_id)
     create_link_artifact(link, key="mlflow-run", link_text="the MLflow run")
 
 

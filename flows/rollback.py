@@ -24,9 +24,10 @@ from tasks import params
 from tasks.data import state
 from tasks.monitoring import monitor
 from tasks.params import Params
-from tasks.promotion import changes, registry
+from tasks.promotion import changes
+from tasks.promotion.registry import open_registry
 from tasks.runtime import clock
-from tasks.serving import journal
+from tasks.serving.journal import open_journal
 
 
 @dataclass(frozen=True)
@@ -62,28 +63,28 @@ def rollback(
     """
     p = params.load()
     if as_of:
-        checked(p, params.to_utc(as_of), force=force)
+        check_as_of(p, params.to_utc(as_of), force=force)
     moment = params.to_utc(as_of or clock.now(p.clock) or state.read_event_now() or datetime.now(UTC))
-    done = moved_back(p, to, champion, reason=reason, as_of=moment, decision=decision or f"rollback-{flow_run.id}")
+    done = move_back(p, to, champion, reason=reason, as_of=moment, decision=decision or f"rollback-{flow_run.id}")
     publish(done)
     return done
 
 
 @task(name="check as_of", task_run_name="check as_of", cache_policy=NO_CACHE, **NETWORK)
-def checked(p: Params, as_of: datetime, *, force: bool) -> None:
-    monitor.refuse_beyond(p, journal.open_journal(p.journal), as_of, force=force)
+def check_as_of(p: Params, as_of: datetime, *, force: bool) -> None:
+    monitor.refuse_beyond(p, open_journal(p.journal), as_of, force=force)
 
 
 @task(name="move back", task_run_name="move back", cache_policy=NO_CACHE, **NETWORK)
-def moved_back(
+def move_back(
     p: Params, to: int | None, champion: int | None, *, reason: str, as_of: datetime, decision: str
 ) -> RolledBack:
     """The registry's own lock is enough: it is held for as long as the alias moves, and no longer. Cut off and tried
     again, it is the same rollback: the decision names it."""
-    known = registry.open_registry(p.registry)
-    now = changes.rollback(known, decision=decision, as_of=as_of, reasons=[reason], to=to, champion=champion)
-    (line,) = (line for line in known.ledger() if (line.mark, line.decision) == ("rolled back", decision))
-    return RolledBack(now.number, line.champion, line.as_of, reason)
+    registry = open_registry(p.registry)
+    now = changes.rollback(registry, decision=decision, as_of=as_of, reasons=[reason], to=to, champion=champion)
+    (entry,) = (one for one in registry.ledger() if (one.mark, one.decision) == ("rolled back", decision))
+    return RolledBack(now.number, entry.champion, entry.as_of, reason)
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)

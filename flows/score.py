@@ -5,6 +5,7 @@
 The scheduled tick of the loop. With clock.step each run brings that much more of history, as if it were arriving.
 """
 
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,23 @@ from flows.ticks import skip_if_busy
 from tasks import params
 from tasks.data import state
 from tasks.params import Clock, Params
-from tasks.promotion import registry, tracking
+from tasks.promotion import tracking
+from tasks.promotion.registry import open_registry
 from tasks.runtime import clock, locks, workspaces
-from tasks.serving import journal
 from tasks.serving import score as work
+from tasks.serving.journal import open_journal
 from tasks.serving.score import Scored
 
 LAST = "features"  # of the pipeline's stages: what comes after it is training
 
 
-def named() -> str:
+def name_run() -> str:
     """The run's name in the UI: the flow's, and its as_of when somebody gave one."""
     as_of = flow_run.parameters.get("as_of")
     return f"score {str(as_of)[:10]}" if as_of else "score"
 
 
-@flow(name="score", flow_run_name=named)
+@flow(name="score", flow_run_name=name_run)
 def score(
     *,
     as_of: datetime | None = None,
@@ -60,7 +62,7 @@ def score(
         with workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
             tracking.preload()
             run_stages(space, last=LAST, force=force)
-            done = journalled(params.load(space.root / "params.yaml"), space.root)
+            done = journal_predictions(params.load(space.root / "params.yaml"), space.root)
         _tick(settings, done)
     publish(done)
     return done
@@ -88,24 +90,23 @@ def _tick(settings: Clock, done: Scored) -> None:
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
 def publish(done: Scored) -> None:
+    """Show the run's figures beside it in the Prefect UI."""
     create_markdown_artifact(describe(done), key="scored", description=f"as of {done.as_of}")
 
 
 @task(name="journal", task_run_name="journal", cache_policy=NO_CACHE, **NETWORK)
-def journalled(p: Params, root: Path) -> Scored:
-    """The predictions and outcomes, appended; and what ended processes appended, into Parquet."""
-    kept = journal.open_journal(p.journal)
-    try:
+def journal_predictions(p: Params, root: Path) -> Scored:
+    """Append the predictions and outcomes to the journal, and merge its small files."""
+    with closing(open_journal(p.journal)) as journal:
         state.publish(p, root)
-        done = work.score(p, root, registry=registry.open_registry(p.registry), journal=kept)
-        kept.compact()
-    finally:
-        kept.close()
+        done = work.score(p, root, registry=open_registry(p.registry), journal=journal)
+        journal.compact()
     get_run_logger().info("%s", describe(done))
     return done
 
 
 def describe(done: Scored) -> str:
+    """The run as a person reads it."""
     if done.version is None:
         return "No champion serves yet: nothing was scored. Run the retrain flow first."
     return (

@@ -10,7 +10,7 @@ from flows.network import NETWORK
 from tasks.monitoring import skew
 from tasks.params import Params
 from tasks.promotion.registry import Registry
-from tasks.serving import journal
+from tasks.serving.journal import open_journal
 
 
 @task(name="compare features", task_run_name="compare features", cache_policy=NO_CACHE, **NETWORK)
@@ -20,18 +20,20 @@ def compare_features(p: Params, root: Path, registry: Registry) -> skew.Skew | N
     champion = registry.champion()
     if champion is None:
         return None
-    book = journal.open_journal(p.journal)
+    book = open_journal(p.journal)
     try:
-        found = skew.compare(p, root, registry=registry, journal=book, champion=champion)
+        difference = skew.compare(p, root, registry=registry, journal=book, champion=champion)
     except ValueError as error:
         get_run_logger().warning("version %s's features cannot be computed again: %s", champion.number, error)
         return None
     finally:
         book.close()
-    say = get_run_logger().warning if found.columns else get_run_logger().info
-    say("%s", " ".join(skew.describe(found)))
-    if found.columns:
+    say = get_run_logger().warning if difference.columns else get_run_logger().info
+    say("%s", " ".join(skew.describe(difference)))
+    if difference.columns:
         create_table_artifact(
-            skew.to_rows(found.columns), key="features-differ", description=f"from {found.since} to {found.until}"
+            skew.to_rows(difference.columns),
+            key="features-differ",
+            description=f"from {difference.since} to {difference.until}",
         )
-    return found
+    return difference

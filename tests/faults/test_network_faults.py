@@ -64,7 +64,7 @@ def test_a_score_whose_server_goes_away_predicts_all_the_same(
 ) -> None:
     assert checkout.exists()
     threads: list[threading.Timer] = []
-    monkeypatch.setattr(scoring, "journalled", away_before(scoring.journalled, server, threads))
+    monkeypatch.setattr(scoring, "journal_predictions", away_before(scoring.journal_predictions, server, threads))
     done = scoring.score(as_of=LATER)
     threads[0].join()
     assert done.version == 1

@@ -125,7 +125,7 @@ def test_a_ledger_that_stays_away_hides_no_error(ledger: Ledger, monkeypatch: py
         raise RuntimeError("the first error")
 
     monkeypatch.setattr(flow, "run_stages", fails)
-    monkeypatch.setattr(answers, "given_up", answers.given_up.with_options(retries=0))
+    monkeypatch.setattr(answers, "give_up", answers.give_up.with_options(retries=0))
     with pytest.raises(RuntimeError, match="the first error"):
         retrain(decision="not answered")
     assert ledger.answers("not answered") == []

@@ -57,7 +57,7 @@ def asked(
     @flow(name="asking")
     def asking() -> Verdict:
         ids.append(UUID(str(flow_run.id)))
-        return approval.approved(BETTER, required(within))
+        return approval.ask_approval(BETTER, required(within))
 
     def person() -> None:
         seen.append(paused(ids))
@@ -145,7 +145,7 @@ def test_the_verdict_is_shown_where_it_is_decided() -> None:
     ids=["no approval asked", "nothing to approve"],
 )
 def test_without_anything_to_approve_nobody_is_asked(verdict: Verdict, settings: params.Gate) -> None:
-    assert approval.approved(verdict, settings) is verdict
+    assert approval.ask_approval(verdict, settings) is verdict
 
 
 # --- what the retrain flow makes of it
@@ -221,4 +221,4 @@ def acted(
 ) -> tuple[Verdict, int | None]:
     p = params.load(project.folder / "params.yaml")
     found = Recorded(done.record, done.run_id, done.as_of)
-    return retrain.acted.fn(p, known, found, verdict, decision=decision)
+    return retrain.carry_out.fn(p, known, found, verdict, decision=decision)

@@ -185,7 +185,7 @@ def test_fewer_attempts_remove_what_is_too_much_and_no_deployment_has_a_limit(
     client: SyncPrefectClient, checkout: Path
 ) -> None:
     deploy.deploy(checkout, client)
-    automations.put(client, attempts=0)
+    automations.put_automations(client, attempts=0)
     names = {each.name for each in client.read_automations()}
     assert {name for name in names if name.startswith("a crashed retrain")} == {"a crashed retrain runs again (1)"}
     for name in (SCORE, "retrain/retrain", "retrain/retrain-again"):

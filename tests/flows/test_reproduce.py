@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.reproduce import Difference, Origin, differences, reproduce
+from flows.reproduce import Difference, Origin, find_differences, reproduce
 from flows.retrain import retrain
 from tasks.promotion.registry import Version
 from tasks.runtime.workspaces import Workspace
@@ -75,7 +75,7 @@ def compared(
     }
     version = Version(1, "r", "d", "h", None, "c", MappingProxyType({"evergreen.pii_key_id": "k1"}))
     stages = yaml.safe_load((then / "dvc.lock").read_text())["stages"]
-    return list(differences(Origin(version, stages, TUNED, None, files), Workspace(now, "c", None, {})))
+    return list(find_differences(Origin(version, stages, TUNED, None, files), Workspace(now, "c", None, {})))
 
 
 def made(root: Path, tuned: dict[str, Any], key: str, model: bytes) -> Path:
