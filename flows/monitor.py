@@ -18,12 +18,11 @@ from typing import Literal
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
 
 from flows import cli
 from flows.alert import alert
 from flows.network import NETWORK, Steps, send_event
-from flows.ticks import skip_if_busy
+from flows.ticks import name_tick, skip_if_busy
 from tasks import params
 from tasks.data import state
 from tasks.monitoring import alerts, canary, decisions, page, predecessor, watched, window
@@ -57,13 +56,7 @@ class Monitored:
     challenger: str | None = None  # what became of it in this run, or what it waits for
 
 
-def name_run() -> str:
-    """The run's name in the UI: the flow's, and its as_of when somebody gave one."""
-    as_of = flow_run.parameters.get("as_of")
-    return f"monitor {str(as_of)[:10]}" if as_of else "monitor"
-
-
-@flow(name="monitor", flow_run_name=name_run)
+@flow(name="monitor", flow_run_name=name_tick)
 def monitor(
     *,
     as_of: datetime | None = None,

@@ -13,12 +13,11 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
 
 from flows import cli
 from flows.network import NETWORK
 from flows.retrain import run_stages
-from flows.ticks import skip_if_busy
+from flows.ticks import name_tick, skip_if_busy
 from tasks import params
 from tasks.data import state
 from tasks.params import Clock, Params
@@ -32,13 +31,7 @@ from tasks.serving.score import Scored
 LAST = "features"  # of the pipeline's stages: what comes after it is training
 
 
-def name_run() -> str:
-    """The run's name in the UI: the flow's, and its as_of when somebody gave one."""
-    as_of = flow_run.parameters.get("as_of")
-    return f"score {str(as_of)[:10]}" if as_of else "score"
-
-
-@flow(name="score", flow_run_name=name_run)
+@flow(name="score", flow_run_name=name_tick)
 def score(
     *,
     as_of: datetime | None = None,

@@ -8,12 +8,19 @@ containers takes for a failed job and starts again.
 from typing import Any
 
 from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from tasks import params
 from tasks.runtime import locks
 
 SKIPPED = "Skipped"
+
+
+def name_tick() -> str:
+    """The run's name in the UI: the flow's, and its as_of when somebody gave one."""
+    as_of = flow_run.parameters.get("as_of")
+    return f"{flow_run.flow_name} {str(as_of)[:10]}" if as_of else str(flow_run.flow_name)
 
 
 def skip_if_busy(name: str) -> Any:
