@@ -118,7 +118,7 @@ class Tour:
         serving = f"version {done.version} serves now" if done.version else "the champion stays"
         self.say(f"  {rows:,} rows read, {bad:,} put aside; {done.reports['tuned']['trials']} trials")
         self.say(f"  log loss on the holdout, which only the gate sees: {losses}")
-        self.say(f"  [bold {colour}]{done.verdict.outcome}[/], {serving}. {' '.join(done.verdict.reasons)}")
+        self.say(f"  [bold {colour}]{done.verdict.outcome}[/], {serving}. {done.verdict.reasons[0]}")
 
     def show_weeks(self, since: datetime, until: datetime) -> None:
         weeks = [signal for signal in read_signals() if since < signal.window_end <= until]
@@ -134,22 +134,28 @@ class Tour:
 
     def close(self, watched: "Monitored") -> None:
         """Who serves, by how much it is better, where to see it, and how to go back."""
-        from flows.picture import draw_loop
+        from flows.picture import draw_loop, read_promotions
+        from tasks.promotion.registry import open_registry
+        from tasks.serving.journal import open_journal
 
-        promotions = read_promotions()
-        picture = self.home / "reports" / "loop.png"
-        draw_loop(list(read_signals()), promotions, picture)
+        p, picture = params.load(), self.home / "reports" / "loop.png"
+        registry = open_registry(p.registry)
+        draw_loop(p, registry, open_journal(p.journal), until=watched.as_of, path=picture)
+        self.say(f"\n[bold green]Version {list(read_promotions(registry))[-1]} serves.[/]")
         comparison = next((signal for signal in watched.signals if signal.kind == "predecessor"), None)
-        self.say(f"\n[bold green]Version {list(promotions)[-1]} serves.[/] {comparison.message if comparison else ''}")
-        self.say(f"  the picture      {picture}")
-        if comparison:
-            before = comparison.detail["predecessor"]
-            self.say(f'  to go back       .venv/bin/evergreen rollback --reason "why": version {before} serves again')
-        self.say("  the same, live   .venv/bin/evergreen up: Prefect, MLflow, the drift reports and the API")
-        self.say("  your own table   README.md")
+        if comparison and comparison.rows:
+            loss, before = comparison.detail["champion"], comparison.detail["predecessor"]
+            self.say(
+                f"Its log loss on the {comparison.rows:,} flights since: {loss:.4f}; "
+                f"version {before} would have had {comparison.detail['candidate']:.4f}."
+            )
+            self.say(f"  to go back to {before}   .venv/bin/evergreen rollback --reason 'why'")
+        self.say(f"  the picture       {picture}")
+        self.say("  the same, live    .venv/bin/evergreen up")
+        self.say("  your own table    see README.md")
 
     def say(self, line: str) -> None:
-        self.screen.lines.print(line, highlight=False)
+        self.screen.lines.print(line, highlight=False, soft_wrap=True)
 
 
 def retrain_at(as_of: datetime, decision: str | None) -> "Retrained":
@@ -169,17 +175,10 @@ def read_signals() -> "Iterator[Signal]":
     return monitor.signals(journal.open_journal(params.load().journal))
 
 
-def read_promotions() -> dict[int, datetime]:
-    """When each version began to serve, the newest last."""
-    from tasks.promotion import ledger, registry
-
-    entries = registry.open_registry(params.load().registry).ledger()
-    changes = (entry for entry in entries if entry.mark in ledger.CHAMPION_CHANGES)
-    return {entry.version: entry.as_of for entry in changes if entry.version}
-
-
 def has_history() -> bool:
-    return bool(read_promotions())
+    from tasks.promotion import registry
+
+    return bool(registry.open_registry(params.load().registry).ledger())
 
 
 def is_left_open(decision: str) -> bool:

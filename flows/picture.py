@@ -1,59 +1,88 @@
-"""picture: the loop in one picture: the loss of each week, and where another version began to serve."""
+"""picture: the loop in one picture: each version's loss by week, and what the version before it would have lost."""
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tasks.monitoring.signal import Signal
+import numpy as np
 
-COLOURS = ("#4c72b0", "#2e8b57", "#c44e52", "#8172b3")
-SIZE_INCHES, DOTS_PER_INCH = (8, 3.6), 100
+from tasks.monitoring import monitor, predecessor
+from tasks.params import Params
+from tasks.promotion.contest import align_classes, row_losses
+from tasks.promotion.ledger import CHAMPION_CHANGES
+from tasks.promotion.registry import Registry
+from tasks.serving import score
+from tasks.serving.journal import Journal
+from tasks.training.model import Floats
+
+COLOURS = ("#4c72b0", "#2e8b57", "#c44e52", "#8172b3")  # of the versions, in the order in which they served
+SIZE_INCHES, DOTS_PER_INCH = (8, 3.4), 100
+WEEK = timedelta(days=7)
 
 
-def draw_loop(signals: Sequence[Signal], promotions: Mapping[int, datetime], path: Path) -> None:
-    """Draw the weekly loss of each version with its interval, and what the version before the last would have lost.
+@dataclass(frozen=True)
+class Curve:
+    """The mean loss of a version, by week."""
 
-    Args:
-        signals: Of the monitor, in any order.
-        promotions: When each version began to serve.
-        path: Of the PNG.
-    """
-    from matplotlib import pyplot
+    version: int
+    weeks: list[datetime]  # their ends
+    losses: list[float]
 
+
+def draw_loop(p: Params, registry: Registry, journal: Journal, *, until: datetime, path: Path) -> None:
+    """Draw who served when, what it lost, and the drift alarms. Only outcomes that are mature at `until` count."""
+    from matplotlib import dates, pyplot
+
+    promotions = read_promotions(registry)
+    colours = dict(zip(promotions, COLOURS, strict=False))
     axes: Any  # its types know no dates
+    day_and_month: Any = dates.DateFormatter
     figure, axes = pyplot.subplots(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
-    for colour, version in zip(COLOURS, sorted(promotions), strict=False):
-        weeks = [signal for signal in signals if signal.kind == "performance" and signal.version == version]
-        _draw_weeks(axes, [week for week in weeks if week.value is not None], version, colour)
-        axes.axvline(promotions[version], color=colour, linewidth=1)
-        axes.annotate(f" version {version} serves", (promotions[version], 1.01), xycoords=("data", "axes fraction"))
-    comparisons = [signal for signal in signals if signal.kind == "predecessor" and "candidate" in signal.detail]
-    if comparisons:
-        _draw_predecessor(axes, max(comparisons, key=lambda signal: signal.window_end))
+    for number, moment in promotions.items():
+        axes.axvline(moment, color=colours.get(number), linewidth=1)
+        axes.annotate(f" version {number} serves", (moment, 1.02), xycoords=("data", "axes fraction"))
+        for curve in measure_curves(p, registry, journal, number, until=until):
+            is_own = curve.version == number
+            label = f"version {curve.version}{'' if is_own else f', on the rows of {number}'}"
+            axes.plot(
+                curve.weeks, curve.losses, "o-" if is_own else "o:", color=colours.get(curve.version), label=label
+            )
+    alarms = [signal.window_end for signal in monitor.signals(journal) if signal.kind == "drift" and signal.alarm]
+    axes.plot(alarms, np.full(len(alarms), axes.get_ylim()[0]), "v", color="#c44e52", label="drift alarm")
     axes.set_ylabel("log loss of the week")
-    axes.legend(loc="lower left", frameon=False, ncols=2)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.autofmt_xdate(rotation=0, ha="center")
+    axes.xaxis.set_major_formatter(day_and_month("%d %b"))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     pyplot.close(figure)
 
 
-def _draw_weeks(axes: Any, weeks: Sequence[Signal], version: int, colour: str) -> None:
-    weeks = sorted(weeks, key=lambda week: week.window_end)
-    ends = [week.window_end for week in weeks]
-    axes.plot(ends, [week.value for week in weeks], "o-", color=colour, label=f"version {version}")
-    bounds = [(week.window_end, week.low, week.high) for week in weeks if week.low is not None]
-    for end, low, high in bounds:
-        axes.plot([end, end], [low, high], color=colour, alpha=0.3, linewidth=4)
-    for reference in {week.reference for week in weeks}:
-        axes.plot(ends, [reference] * len(ends), ":", color=colour)
+def read_promotions(registry: Registry) -> dict[int, datetime]:
+    """When each version began to serve, the newest last."""
+    changes = (entry for entry in registry.ledger() if entry.mark in CHAMPION_CHANGES)
+    return {entry.version: entry.as_of for entry in changes if entry.version}
 
 
-def _draw_predecessor(axes: Any, comparison: Signal) -> None:
-    """On all rows that the champion predicted so far: its own mean loss, and its predecessor's on the same rows."""
-    span = [comparison.window_begin, comparison.window_end]
-    before = comparison.detail["predecessor"]
-    axes.plot(span, [comparison.detail["candidate"]] * 2, "--", color="black", label=f"version {before}, on its rows")
-    axes.plot(span, [comparison.detail["champion"]] * 2, "-", color="black", label="its own mean")
+def measure_curves(p: Params, registry: Registry, journal: Journal, number: int, *, until: datetime) -> Iterator[Curve]:
+    """The weekly losses on the rows that a version predicted: its own, and its predecessor's on the same rows."""
+    version = registry.version(number)
+    model = predecessor.load_model(registry, version)
+    rows = predecessor.read_mature(journal, version, model.spec, until=until - p.label.deadline)
+    if not len(rows.codes):
+        return
+    start = rows.times[0].astype("datetime64[D]")
+    week_of = ((rows.times - start) / np.timedelta64(WEEK)).astype(int)
+    weeks, counts = np.unique(week_of, return_counts=True)
+    weeks = weeks[counts >= np.median(counts) / 2]  # days at an end are no week
+    ends = [(start + np.timedelta64(WEEK) * (week + 1)).astype(datetime) for week in weeks]
+    scores: dict[int, Floats] = {number: np.array(rows.rows["score"].to_pylist(), dtype=np.float64)}
+    if before := registry.find_predecessor(version):
+        earlier = predecessor.load_model(registry, before)
+        again = earlier.predict(score.features_of(rows.rows, earlier.spec))
+        scores[before.number] = align_classes(model.spec, earlier, again)
+    for scored_by, values in scores.items():
+        losses = row_losses(rows.codes, values, metric=p.gate.metric)
+        yield Curve(scored_by, ends, [float(losses[week_of == week].mean()) for week in weeks])
