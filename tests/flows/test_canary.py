@@ -112,7 +112,7 @@ def test_a_promotion_that_a_person_must_approve_waits_for_one(story: Story, proj
     done = canary(accept=True)
     assert (done.serves, done.challenger) == (4, None)
     again = canary(accept=True)  # as after a cut: it is told, and nothing is done twice
-    assert (again.serves, again.said.partition(".")[0]) == (4, "The canary is over: version 4 was promoted")
+    assert (again.serves, again.message.partition(".")[0]) == (4, "The canary is over: version 4 was promoted")
     assert any("The challenger waits for approval" in each for each in shown("decision"))
     with pytest.raises(ValueError, match="ask for one"):
         canary(end=True, accept=True)
