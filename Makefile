@@ -54,11 +54,11 @@ key:
 	@$(IN_HOME); test -e "$$home/pii.key" || { mkdir -p "$$home/prefect" && (umask 077 && \
 	  $(PYTHON) -c "import secrets; print(secrets.token_hex(32))" > "$$home/pii.key.new") && mv "$$home/pii.key.new" "$$home/pii.key"; }
 
-demo: setup  ## live through months of real flights: a first model, drift, a retrain, a rollback
-	@$(BIN)/python -m flows.demo
+demo: setup  ## live through months of real flights: a first model, drift, a retrain, a fresher model
+	@$(BIN)/python -m flows.cli demo
 
 up: setup  ## Prefect, MLflow, Evidently and a worker on 127.0.0.1, until Ctrl-C; PORTS="--prefect-port 4300 ..." moves them
-	@exec $(BIN)/python -m infra.up $(PORTS)
+	@exec $(BIN)/python -m flows.cli up $(PORTS)
 
 repro: setup  ## the pipeline by hand: dvc repro in this checkout
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m dvc repro
@@ -82,7 +82,7 @@ lock: setup  ## pin pyproject.toml anew (no index address gets into the files)
 	"$$UV" pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 
 deploy: setup  ## put prefect.yaml's deployments on the server at PREFECT_API_URL; SCHEDULES=1: its schedules too
-	@$(BIN)/python -m flows.deploy $(if $(SCHEDULES),--schedules)
+	@$(BIN)/python -m flows.cli deploy $(if $(SCHEDULES),--schedules)
 
 ui-mlflow: setup  ## the MLflow UI on http://127.0.0.1:5000
 	@exec $(BIN)/python -m infra.servers

@@ -1,9 +1,8 @@
-"""When and whether: the only place that knows Prefect.
+"""When and whether: the only package that imports Prefect.
 
-Its telemetry is off unless somebody turns it on, a run without a server gives the one that Prefect starts for it more
-than its 20 seconds, and a server that is away for minutes is asked again: set before prefect is imported, for those who
-come without make too.
-The heartbeats' interval is infra's, whatever the environment says: the automation that misses them relies on it.
+These defaults are set before prefect is imported. Telemetry is off. A run without a server waits 120 seconds, not 20,
+for the one that Prefect starts. A server that is away for minutes is asked again. The interval of heartbeats is
+infra's, whatever the environment says, since an automation counts on it.
 """
 
 import os

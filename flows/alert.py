@@ -1,8 +1,8 @@
-"""alert: tell a person, once for each cause, by the Prefect notification block that monitor.alerts names, else the log.
+"""alert: notify a person, once for each cause, by the Prefect notification block that monitor.alerts names, or the log.
 
-What was sent is kept in the journal, so a cause that lasts over many runs is told once. What could not be delivered is
-not kept: the next run tries again, and no flow fails for it. Killed between the two, it is sent once more, not never.
-What is worth telling is not decided here.
+A delivered alert is recorded in the journal, so that a cause which lasts over many runs is told once. One that could
+not be delivered is not recorded: the next run tries again, and no flow fails for it. A kill between delivery and record
+sends it twice. Which events deserve an alert is decided by the callers.
 """
 
 from concurrent.futures import Future
@@ -23,7 +23,7 @@ LIMIT = 20.0  # seconds for one try; most blocks' own limits are shorter
 
 
 def alert(subject: str, body: str, *, cause: str, journal: Journal, p: Params) -> bool:
-    """Whether it was told now. Not when `cause` was told before, and not when nobody could be reached."""
+    """Notify a person. Returns whether it was delivered now: not if `cause` was told before or delivery failed."""
     entry = entry_of("alert", cause)
     before = journal.read("alerts", columns=["entry", "event_time"])
     if before.num_rows and entry in before["entry"].to_pylist():
@@ -41,7 +41,7 @@ def deliver(subject: str, body: str, block: str | None) -> bool:
     try:
         retried = send.with_options(name=f"alert by {block}", retries=len(DELAYS), retry_delay_seconds=DELAYS)
         retried(subject, body, by=load_block(block))
-    except Exception as error:  # whatever is wrong with the block, the flow's own work goes on
+    except Exception as error:  # a faulty block must not end the flow
         get_run_logger().error(
             "%s\n%s\n(not delivered by %s: %s; the next run tries again)", subject, body, block, error
         )
@@ -57,9 +57,9 @@ def load_block(name: str) -> Any:
 
 @task(name="alert", cache_policy=NO_CACHE)
 def send(subject: str, body: str, *, by: Any) -> None:
-    """The one step that goes out of the house, and so the one that is tried again.
+    """Send it, as a task that is tried again.
 
-    It is left behind in its thread when nobody answers: Prefect's own limit of a task waits until a socket returns.
+    The thread is abandoned when nobody answers: Prefect's own time limit of a task would wait for the socket.
     """
     answer: Future[None] = Future()
     Thread(target=copy_context().run, args=[_notify, subject, body, by, answer], daemon=True).start()

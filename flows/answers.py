@@ -1,7 +1,7 @@
-"""answers: what the ledger says of a decision whose retrain gives no verdict: answered before, too early, or failed.
+"""answers: the ledger's entry for a decision whose retrain gives no verdict: answered before, too early, or failed.
 
-Every decision is answered, whatever ends its retrain. A crash has another attempt instead (flows/automations.py); where
-no attempt gets as far as here, the monitor answers (tasks/monitoring/decisions.py).
+Every decision gets an answer, whatever ends its retrain. A crashed retrain gets another attempt (flows/automations.py);
+if no attempt gets this far, the monitor answers (tasks/monitoring/decisions.py).
 """
 
 from collections.abc import Callable
@@ -30,14 +30,14 @@ Check = Callable[[datetime, datetime | None], None]  # of as_of and the end of t
 
 @dataclass(frozen=True)
 class Asked:
-    """The decision that a run answers, and its time; None where the data tell it."""
+    """The decision that a run answers, and its as_of; None until ingest has found it in the data."""
 
     decision: str | None
     as_of: datetime | None
 
 
 class TooEarlyError(Exception):
-    """The gate would not look at a candidate of this time; the ledger says why."""
+    """The gate would judge no candidate at this as_of; the ledger says why."""
 
 
 @task(name="is it answered", task_run_name="is it answered", cache_policy=NO_CACHE, **NETWORK)
@@ -58,8 +58,7 @@ def finish_open(registry: Registry) -> None:
 
 
 def answer_fault(p: Params, asked: Asked, error: Exception) -> None:
-    """Answer the decision of a run that an error ends. A crash is no such error: it has another attempt. Where the
-    ledger stays away too, the monitor asks for the retrain again."""
+    """Answer the decision of a run that fails. If the ledger cannot be reached either, the monitor asks again."""
     if asked.decision is None:
         return
     try:
@@ -79,8 +78,8 @@ def _explain(error: Exception) -> str:
 
 @task(name="give up", task_run_name="give up", cache_policy=NO_CACHE, **NETWORK)
 def give_up(p: Params, asked: Asked, why: str) -> None:
-    """A decision whose retrain came to nothing is answered too: else it would be asked for again, at full cost, for
-    ever. Its failure costs no cool-down and no budget; the policy rests after it, and a person hears of it."""
+    """Answer a decision whose retrain failed, or it would be asked for again, at full cost, for ever. The failure costs
+    no cool-down and no budget. The policy pauses after it, and a person is told."""
     registry = open_registry(p.registry)
     finish_open(registry)  # a promotion that was begun is the answer
     if asked.decision is None or asked.decision in ledger.find_answered(registry.ledger()):
@@ -95,8 +94,8 @@ def give_up(p: Params, asked: Asked, why: str) -> None:
 
 @task(name="is it too early", task_run_name="is it too early", cache_policy=NO_CACHE, **NETWORK)
 def is_too_early(p: Params, asked: Asked, as_of: datetime, limit: datetime | None = None) -> bool:
-    """Whether the gate backs off at this time: asked before the stages run, or without clock.as_of as soon as ingest
-    has found the time, and answered in the ledger. `limit`: the end of the data, where it is known."""
+    """Whether the gate would judge no candidate yet; the ledger then says why. Asked before the stages run or, without
+    clock.as_of, as soon as ingest has found the time. `limit` is the end of the data, if it is known."""
     registry = open_registry(p.registry)
     serving = registry.champion()
     as_of = params.to_utc(as_of)
@@ -112,7 +111,7 @@ def is_too_early(p: Params, asked: Asked, as_of: datetime, limit: datetime | Non
 
 
 def back_off(p: Params, asked: Asked) -> Check | None:
-    """What asks the gate's back-off as soon as the data have told what time it is, before the stages that cost."""
+    """The check to make once ingest has found as_of, before the expensive stages; None if as_of was given."""
     if asked.as_of:
         return None
 

@@ -38,7 +38,7 @@ class Approval(RunInput):
 
 
 def ask_approval(verdict: Verdict, settings: params.Gate) -> Verdict:
-    """The verdict after a person has decided, where one must; others as they are."""
+    """Ask a person about a verdict that promotes, if gate.approval says so. Returns the verdict as decided."""
     if settings.approval == "none" or not verdict.promotes:
         return verdict
     publish_verdict(verdict)  # where the Prefect API is away, the pause waits for it too
@@ -57,7 +57,7 @@ def publish_verdict(verdict: Verdict) -> None:
 
 
 def change_outcome(verdict: Verdict, outcome: Outcome, reason: str) -> Verdict:
-    """The figures stay: the gate has looked, whatever the person says, and the next look pays for it."""
+    """Another outcome, with the same figures: the gate has looked, so later looks need stronger evidence."""
     get_run_logger().info("%s: %s", outcome, reason)
     return replace(verdict, outcome=outcome, reasons=(reason, *verdict.reasons))
 
@@ -90,7 +90,7 @@ class TimeOut:
 
 @contextlib.contextmanager
 def _deadline(within: timedelta) -> Iterator[TimeOut]:
-    """Resumes this run, as refused, when the time is up: a pause that runs out by itself is a failed run in Prefect."""
+    """Resume this run, as refused, when the time is up: Prefect would fail a run whose pause runs out."""
     time_out, run_id = TimeOut(), flow_run.id
 
     def resume() -> None:

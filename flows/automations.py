@@ -45,7 +45,7 @@ RETRAIN, RETRAIN_AGAIN = "retrain", "retrain-again"  # the deployments
 
 
 def put_automations(client: SyncPrefectClient, *, attempts: int) -> None:
-    """All of them; those of more attempts than policy.attempts allows are removed."""
+    """Put all automations on the server, and remove those of more attempts than policy.attempts allows."""
     first = client.read_deployment_by_name(f"{RETRAIN}/{RETRAIN}").id
     further = client.read_deployment_by_name(f"{RETRAIN}/{RETRAIN_AGAIN}").id
     for automation in (start(first), end_silent(), *(rerun(number, further) for number in range(1, attempts + 2))):
@@ -54,7 +54,7 @@ def put_automations(client: SyncPrefectClient, *, attempts: int) -> None:
 
 
 def start(deployment: UUID) -> AutomationCore:
-    """What a decision of the monitor's sets going."""
+    """Start a retrain when the monitor decides on one."""
     parameters = {name: f"{{{{ event.payload.{name} }}}}" for name in ("as_of", "decision", "reason")}
     return AutomationCore(
         name="retrain when it is wanted",
@@ -71,7 +71,7 @@ def start(deployment: UUID) -> AutomationCore:
 
 
 def end_silent() -> AutomationCore:
-    """A worker that is killed with its run tells nobody: the run's silence does. One that never began is silent too."""
+    """Mark a run without heartbeats as crashed: nobody else reports a worker that was killed with its run."""
     trigger = EventTrigger(
         after={BEAT, *BEGAN},
         expect={BEAT, *BEGAN, *ENDED},
@@ -92,7 +92,7 @@ def end_silent() -> AutomationCore:
 
 
 def rerun(number: int, deployment: UUID) -> AutomationCore:
-    """The parameters as they were, and one attempt more: after a crash of `retrain`, or of the attempt before."""
+    """Run a crashed retrain, or a crashed earlier attempt, again with the same parameters and one attempt more."""
     creator = {"prefect.resource.role": "creator", "prefect.resource.name": _name(number - 1)}
     trigger = EventTrigger(
         expect={DIED},
@@ -128,8 +128,8 @@ def _remove_rest(number: int, client: SyncPrefectClient) -> None:
 
 
 def put_automation(one: AutomationCore, client: SyncPrefectClient) -> None:
-    """One of its name, as it is wanted. One that is so already is left alone: it may be counting. One that somebody
-    has turned off stays off."""
+    """Create or update the automation of this name, and delete duplicates. One that is up to date is left alone, since
+    it may be counting; one that somebody has turned off stays off."""
     present = client.read_automations_by_name(one.name)
     for duplicate in present[1:]:
         client.delete_automation(duplicate.id)
@@ -144,7 +144,7 @@ def _content(automation: AutomationCore) -> object:
 
 
 def rerun_left_behind(pool: str, client: SyncPrefectClient) -> list[FlowRun]:
-    """What is still called running when no worker runs: crashed, and a retrain of them runs again, once.
+    """Mark runs that still count as running without a worker as crashed, and run a retrain among them again, once.
 
     The automations would do that too, but late: a server that was started since keeps the event of such a crash back
     for a quarter of an hour, since it has not seen the event before it.

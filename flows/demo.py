@@ -121,9 +121,13 @@ class Tour:
         self.say(f"  [bold {colour}]{done.verdict.outcome}[/], {serving}. {done.verdict.reasons[0]}")
 
     def show_weeks(self, since: datetime, until: datetime) -> None:
-        weeks = [signal for signal in read_signals() if since < signal.window_end <= until]
-        table = Table(box=None, padding=(0, 2), header_style="dim")
-        for name in ("week to", "version", "flights", "log loss", "at promotion", "drift", "threshold"):
+        from tasks.monitoring.signal import read_signals
+        from tasks.serving.journal import open_journal
+
+        signals = read_signals(open_journal(params.load().journal))
+        weeks = [signal for signal in signals if since < signal.window_end <= until]
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        for name in ("week to", "version", "flights", "log loss", "promoted at", "drift", "threshold"):
             table.add_column(name, justify="right")
         for end in sorted({signal.window_end for signal in weeks}):
             by_kind = {signal.kind: signal for signal in weeks if signal.window_end == end}
@@ -166,13 +170,6 @@ def retrain_at(as_of: datetime, decision: str | None) -> "Retrained":
     if done is None:
         raise RuntimeError(f"nothing was trained as of {as_of:%Y-%m-%d}: set EVERGREEN_HOME to a new folder")
     return done
-
-
-def read_signals() -> "Iterator[Signal]":
-    from tasks.monitoring import monitor
-    from tasks.serving import journal
-
-    return monitor.signals(journal.open_journal(params.load().journal))
 
 
 def has_history() -> bool:

@@ -1,7 +1,7 @@
-"""network: what is tried again, when MLflow, the Prefect API or a remote journal does not answer for some minutes.
+"""network: tasks are tried again while MLflow, the Prefect API or a remote journal does not answer for some minutes.
 
-What is wrong in itself is not: it would fail again. A task that asks one of them takes `**NETWORK`; so does one that
-makes artifacts, since Prefect's own client gives up at once where its first connection is refused.
+A task that asks one of them takes `**NETWORK`. So does one that makes artifacts, since Prefect's own client gives up
+when its first connection is refused. Errors that would come again, such as a ValueError, are not tried again.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,21 +28,20 @@ NETWORK: dict[str, Any] = {"retries": len(WAITS), "retry_delay_seconds": WAITS, 
 
 
 def send_event(name: str, *, resource: str, payload: Mapping[str, str]) -> None:
-    """Raises where the Prefect API did not take the event. Prefect's own `emit_event` hands it to a thread, and what
-    that cannot send is lost without a word."""
+    """Send an event. Raises if the Prefect API does not take it; Prefect's own `emit_event` would lose it silently."""
     event = Event(event=name, resource=Resource({"prefect.resource.id": resource}), payload=dict(payload))
     with get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[event.model_dump(mode="json")])
 
 
 class Steps:
-    """Steps of which each is done, whatever becomes of the others; the first error is raised at the end."""
+    """Runs independent steps. An error is logged and the next step runs; the first error is raised at the end."""
 
     def __init__(self) -> None:
         self.errors: list[Exception] = []
 
     def run(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """What the step returns; None where it failed."""
+        """Run a step. Returns its result, or None if it failed."""
         try:
             return step(*args, **kwargs)
         except Exception as error:

@@ -1,8 +1,7 @@
-"""orphans: a run outlives its worker.
+"""orphans: a run survives the death of its worker.
 
-A worker reads what its runs print. When it is killed, whatever a run prints next fails, in rich, in DVC or wherever it
-is printed, and a healthy run ends. So the pipes are watched: one that nobody reads any more gives way to nowhere.
-What a run says still reaches the server.
+A worker reads what its runs print. When it is killed, the next print of a run fails and would end a healthy run. So the
+output pipes are watched: one that nobody reads any more is replaced by /dev/null. Logs still reach the server.
 """
 
 import os
@@ -15,13 +14,13 @@ OUTPUTS = (1, 2)  # file descriptors of stdout and stderr
 
 
 def outlive_worker(environment: Mapping[str, str] = os.environ) -> None:
-    """For a process that a worker has started. In a terminal a closed pipe, as of `| head`, is meant as an end."""
+    """Do so in a process that a worker started. In a terminal, a closed pipe (`| head`) is meant to end the program."""
     if RUN in environment:
         threading.Thread(target=_watch, name="outlive worker", daemon=True).start()
 
 
 def _watch() -> None:
-    """The system tells at once of a pipe whose reader has gone; until then this thread sleeps."""
+    """Sleep until a pipe loses its reader, and replace it."""
     poll = select.poll()
     for output in OUTPUTS:
         poll.register(output, 0)

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from tasks.monitoring import monitor, predecessor
+from tasks.monitoring.predecessor import read_mature
+from tasks.monitoring.signal import read_signals
 from tasks.params import Params
 from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.ledger import CHAMPION_CHANGES
+from tasks.promotion.recipe import fetch_model
 from tasks.promotion.registry import Registry
 from tasks.serving import score
 from tasks.serving.journal import Journal
@@ -49,7 +51,7 @@ def draw_loop(p: Params, registry: Registry, journal: Journal, *, until: datetim
             axes.plot(
                 curve.weeks, curve.losses, "o-" if is_own else "o:", color=colours.get(curve.version), label=label
             )
-    alarms = [signal.window_end for signal in monitor.signals(journal) if signal.kind == "drift" and signal.alarm]
+    alarms = [signal.window_end for signal in read_signals(journal) if signal.kind == "drift" and signal.alarm]
     axes.plot(alarms, np.full(len(alarms), axes.get_ylim()[0]), "v", color="#c44e52", label="drift alarm")
     axes.set_ylabel("log loss of the week")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4, frameon=False)
@@ -69,8 +71,8 @@ def read_promotions(registry: Registry) -> dict[int, datetime]:
 def measure_curves(p: Params, registry: Registry, journal: Journal, number: int, *, until: datetime) -> Iterator[Curve]:
     """The weekly losses on the rows that a version predicted: its own, and its predecessor's on the same rows."""
     version = registry.version(number)
-    model = predecessor.load_model(registry, version)
-    rows = predecessor.read_mature(journal, version, model.spec, until=until - p.label.deadline)
+    model = fetch_model(registry, version)
+    rows = read_mature(journal, version, model.spec, until=until - p.label.deadline)
     if not len(rows.codes):
         return
     start = rows.times[0].astype("datetime64[D]")
@@ -80,9 +82,9 @@ def measure_curves(p: Params, registry: Registry, journal: Journal, number: int,
     ends = [(start + np.timedelta64(WEEK) * (week + 1)).astype(datetime) for week in weeks]
     scores: dict[int, Floats] = {number: np.array(rows.rows["score"].to_pylist(), dtype=np.float64)}
     if before := registry.find_predecessor(version):
-        earlier = predecessor.load_model(registry, before)
+        earlier = fetch_model(registry, before)
         again = earlier.predict(score.features_of(rows.rows, earlier.spec))
-        scores[before.number] = align_classes(model.spec, earlier, again)
+        scores[before.number] = align_classes(model.spec, earlier.spec.classes, again)
     for scored_by, values in scores.items():
         losses = row_losses(rows.codes, values, metric=p.gate.metric)
         yield Curve(scored_by, ends, [float(losses[week_of == week].mean()) for week in weeks])

@@ -39,7 +39,7 @@ RECORD = "record"  # logs to MLflow and makes nothing of the model
 
 @dataclass(frozen=True)
 class Origin:
-    """What a version was made of, as its run keeps it."""
+    """What a version was made of, as recorded in its MLflow run."""
 
     version: Version
     lock: Mapping[str, Any]
@@ -114,7 +114,7 @@ def rebuild(space: Workspace) -> None:
 
 
 def find_differences(origin: Origin, space: Workspace) -> Iterator[Difference]:
-    """What is not as it was, causes before results."""
+    """What differs from then, causes before results."""
     now, paths = pipeline.read_lock(space.root)["stages"], _read_paths(space)
     same = {(paths["models"] / "tuned.json").as_posix()} if _is_same_search(origin, space) else set()
     yield from _compare_environments(origin)
@@ -142,7 +142,7 @@ def _is_same_search(origin: Origin, space: Workspace) -> bool:
 
 
 def _compare_keys(origin: Origin, space: Workspace) -> Iterator[Difference]:
-    """Another key gives everybody another name, and so other rows in another order."""
+    """Another key gives other pseudonyms, and so other rows in another order."""
     then = origin.version.tags.get(PII_KEY_ID)
     now = RawManifest.read(space.root / _read_paths(space)["raw"]).pii_key_id
     if then != now:

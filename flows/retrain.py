@@ -55,7 +55,7 @@ FIRST = "ingest"  # of the stages: it knows what the sources have
 
 @dataclass(frozen=True)
 class Retrained:
-    """What one retrain came to. `cpu` counts the stages' seconds of CPU; what was restored cost nothing."""
+    """The result of a retrain. `cpu` counts the seconds of CPU of the stages that ran; restored ones cost nothing."""
 
     as_of: str
     record: str
@@ -219,7 +219,7 @@ def run_stages(
 
 
 def _refuse_faulty_sql(space: Workspace) -> None:
-    """Before the sources are read: what needs no row to be refused."""
+    """Check features.sql before the sources are read."""
     try:
         dryrun.dry_run(params.load(space.root / "params.yaml"), space.root)
     except ValueError as error:
@@ -234,7 +234,7 @@ def _read_times(space: Workspace) -> tuple[datetime, datetime | None]:
 
 
 def _refuse_misfit(space: Workspace) -> None:
-    """Before anything costly is spent: what would be held or would fail for want of rows. The rest is a warning."""
+    """Fail early if there are too few rows for a verdict; warn of lesser problems."""
     p = params.load(space.root / "params.yaml")
     problems = feasibility.check_workspace(p, space.root)
     for problem in problems:
@@ -257,7 +257,7 @@ def run_stage(space: Workspace, name: str, *, force: bool = False) -> StageRun:
 
 
 def _lineage(space: Workspace) -> dict[str, str]:
-    """What the record stage cannot find out from inside a workspace."""
+    """The environment of the stages: what `record` cannot find out inside a workspace."""
     diff = {"EVERGREEN_DIFF": str(space.diff)} if space.diff else {}
     return {**space.env, "EVERGREEN_COMMIT": space.commit, **diff, "EVERGREEN_FLOW_RUN": str(flow_run.id or "")}
 
@@ -271,7 +271,7 @@ class Recorded:
 
 @task(name="on record", task_run_name="on record", cache_policy=NO_CACHE, **NETWORK)
 def record_run(p: Params, space: Workspace, registry: Registry) -> Recorded:
-    """The MLflow run of what the stages made, made now if their results were restored from elsewhere."""
+    """Find the MLflow run of what the stages made, or log it if their results were restored from elsewhere."""
     with _environment(_lineage(space)):
         key = record.record(p, space.root)
     run_id = registry.runs.find(key)
@@ -303,7 +303,7 @@ def judge_candidate(p: Params, space: Workspace, registry: Registry, run: Record
 
 
 def _refuse_other_key(raw: Path, p: Params, champion: Version | None) -> None:
-    """Another key is another name for everybody: only somebody who says so in params.yaml may change it."""
+    """Another key gives every person another pseudonym: a change must be declared in params.yaml."""
     now = RawManifest.read(raw).pii_key_id
     then = champion.tags.get(PII_KEY_ID) if champion else None
     if then and now != then and p.ingest.pii_key_id != now:
@@ -317,7 +317,7 @@ def _refuse_other_key(raw: Path, p: Params, champion: Version | None) -> None:
 def carry_out(
     p: Params, registry: Registry, run: Recorded, verdict: Verdict, *, decision: str
 ) -> tuple[Verdict, int | None]:
-    """The verdict into the ledger, and on PROMOTE the alias: the version that serves now, if this run made it."""
+    """Write the verdict to the ledger and, on PROMOTE, move the alias. Returns the verdict and the new version."""
     as_of = datetime.fromisoformat(run.as_of)
     with registry.lock:  # no rollback may come between the question who serves and the answer
         serving = registry.champion()
@@ -345,7 +345,7 @@ def carry_out(
 
 
 def read_reports(p: Params, root: Path) -> dict[str, Any]:
-    """What the stages reported, for those who read the flow's result: the workspace goes when the run ends."""
+    """Read the stages' reports, since the workspace is removed when the run ends."""
     files = {"quality": p.paths.reports / "quality.json", "tuned": p.paths.models / "tuned.json"}
     files |= {name: p.paths.reports / f"{name}.json" for name in ("metrics", "leaderboard", "slices")}
     return {name: json.loads((root / path).read_text()) for name, path in files.items()}

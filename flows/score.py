@@ -62,8 +62,8 @@ def score(
 
 
 def _tick(settings: Clock, done: Scored) -> None:
-    """Time goes on while nobody serves too: else a first model that is held would be judged on the same rows for ever.
-    It ends where the sources do."""
+    """Advance the stored clock, up to the end of the sources. It advances without a champion too: a first model that is
+    held must not be judged on the same rows for ever."""
     if done.limit and (stored := clock.reset_beyond(settings, limit=done.limit, end=done.as_of)):
         get_run_logger().warning("the stored clock was at %s, beyond the data: it is at %s now", stored, done.as_of)
         return

@@ -15,8 +15,8 @@ from tasks.serving.journal import open_journal
 
 @task(name="compare features", task_run_name="compare features", cache_policy=NO_CACHE, **NETWORK)
 def compare_features(p: Params, root: Path, registry: Registry) -> skew.Skew | None:
-    """Warn of each feature that the champion predicted with and that comes out otherwise now. The retrain goes on: what
-    was delivered late may change a feature too, and the candidate is judged on its own holdout."""
+    """Warn of each feature whose value, computed today, differs from the one that the champion predicted with. The
+    retrain goes on: late data may change a feature, and the candidate is judged on its own holdout."""
     champion = registry.champion()
     if champion is None:
         return None

@@ -24,8 +24,7 @@ def name_tick() -> str:
 
 
 def skip_if_busy(name: str) -> Any:
-    """The state for a scheduled run of a flow that is under way to return, which Prefect then ends it in; None: go
-    on."""
+    """The state that a scheduled run returns if another run of its flow is under way; None to go on."""
     if is_scheduled() and locks.is_run_under_way(params.home(), name=name):
         message = f"another run of {name} is under way: the next tick does what this one leaves"
         return Completed(name=SKIPPED, message=message)

@@ -1,16 +1,14 @@
-"""The files of a source → one table of raw values in DuckDB, each row with its place, and what is to be said of them.
+"""The files of a source → one table of raw values in DuckDB, each row with its place.
 
-Each file is read by itself and cast to what the contract wants before the files are put together, so that a value
-means the same whatever file stands beside it. A column stays as it is typed where all files have a type of it that the
-contract's holds without loss; else it becomes text, and the contract's rules cast it. NaN is missing in every type, a
-whole number of type DOUBLE becomes a text without .0. Columns that the contract does not name are not read.
+Each file is read and cast by itself, so that a value means the same whatever other files there are. A column keeps its
+type where the contract's type holds the values of all files without loss; else it becomes text, and the contract's
+rules cast it. NaN is missing in every type. A whole number of type DOUBLE becomes a text without .0. Columns that the
+contract does not name are not read.
 """
 
 import contextlib
-import difflib
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -19,12 +17,13 @@ import pyarrow.parquet as pq
 
 from tasks.data import csvfile, sources
 from tasks.data.sources import Fetched
+from tasks.data.sqlerrors import find_closest
 from tasks.params import Column, Source
 from tasks.runtime.sql import literal, parquet
 
 NAN = ("nan", "NaN", "NAN", "-nan", "-NaN", "NaT")  # spelled out in a CSV, of which only a text column holds them
 SMALL = ("TINYINT", "SMALLINT", "UTINYINT", "USMALLINT")
-LOSSLESS = {  # by the contract's type: the types of files whose every value it holds
+LOSSLESS = {  # by the contract's type: the types of files that it holds without loss
     "VARCHAR": ("VARCHAR",),
     "INTEGER": (*SMALL, "INTEGER"),
     "BIGINT": (*SMALL, "INTEGER", "UINTEGER", "BIGINT"),
@@ -38,7 +37,7 @@ NUMBERS = ("INTEGER", "BIGINT", "DOUBLE")
 
 @dataclass(frozen=True)
 class Delivery:
-    """What came: rows in all files, empty ones among them, and by file the columns that it lacks."""
+    """What came: the rows of all files, the empty ones among them, and by file the columns that it lacks."""
 
     rows: int
     empty: int
@@ -47,55 +46,56 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Part:
-    """One file: how to read it, with columns c0, c1, ..., and the names and types of these."""
+    """One file: how to read it, as columns c0, c1, ..., and the names and types of these. Only a CSV has a layout."""
 
     name: str
+    file: Path
     sql: str
     columns: tuple[str, ...]
     kinds: tuple[str, ...]
     layout: csvfile.Layout | None = None
-    file: Path | None = None  # of a CSV
-
-    def index(self, column: str) -> int | None:
-        return self.columns.index(column) if column in self.columns else None
 
     def kind(self, column: str) -> str | None:
-        index = self.index(column)
-        return None if index is None else self.kinds[index]
+        return self.kinds[self.columns.index(column)] if column in self.columns else None
 
     @property
-    def blank(self) -> str:
+    def blank_sql(self) -> str:
         """Whether a line has nothing in any field, also in those that nobody reads."""
         if self.layout is None:
             return "FALSE"
         fields = " ".join(f"WHEN trim(c{i}) <> '' THEN FALSE" for i in range(len(self.columns)))
-        return f"CASE {fields} ELSE TRUE END"  # the first field decides for most rows, and the others are not looked at
+        return f"CASE {fields} ELSE TRUE END"  # the first field decides for most rows; the others are not looked at
 
 
 def load_table(
     con: duckdb.DuckDBPyConnection, fetched: Fetched, source: Source, columns: dict[str, Column], into: str
 ) -> Delivery:
-    """Read a source into the temporary table `into`: v0, v1, ... for the columns asked, and file, row and blank.
+    """Read a source into the temporary table `into`: v0, v1, ... for the columns asked, and blank, file and start.
 
-    Raises ValueError, with the file's name and the line, when a file is torn or is no table, and when no file has a
-    column. What is unpacked is gone again at the end: it may hold personal data.
+    What is unpacked is gone again at the end: it may hold personal data.
+
+    Raises:
+        ValueError: a file is torn or no table (with its name and the line), or no file has a column.
     """
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(sources.open_scratch())
-        names = name_files(fetched)
+    with sources.open_scratch() as folder:
         parts = []
-        for i, (file, name) in enumerate(zip(fetched.files, names, strict=True)):
-            with _naming(fetched, name):
-                parts.append(_open(con, file, folder / str(i), name, source.encoding))
+        for i, (file, name) in enumerate(zip(fetched.files, name_files(fetched), strict=True)):
+            with _naming_file(fetched, name):
+                parts.append(_open_part(con, file, folder / str(i), name, source.encoding))
         for part in parts:
             _check_names(part, columns, fetched)
         _check_lacking(parts, columns, fetched)
-        _create(con, parts, columns, into)
+        forms = [_choose_form(parts, name, column) for name, column in columns.items()]
+        fields = ", ".join(
+            [*(f"v{i} {form}" for i, form in enumerate(forms)), "blank BOOLEAN, file INTEGER, start BIGINT"]
+        )
+        con.execute(f"CREATE OR REPLACE TEMP TABLE {into} ({fields})")
         for i, part in enumerate(parts):
-            with _naming(fetched, part.name):
-                _append(con, part, i, source, columns, into, folder / str(i))
+            values = [_value_sql(part, *pair, source, form) for pair, form in zip(columns.items(), forms, strict=True)]
+            with _naming_file(fetched, part.name):
+                _append(con, part, [*values, part.blank_sql, str(i)], into, folder / str(i))
     rows, empty = con.execute(f"SELECT count(*), count(*) FILTER (blank) FROM {into}").fetchall()[0]
-    lacking = {i: [name for name in columns if part.index(name) is None] for i, part in enumerate(parts)}
+    lacking = {i: [name for name in columns if name not in part.columns] for i, part in enumerate(parts)}
     return Delivery(rows, empty, {i: names for i, names in lacking.items() if names})
 
 
@@ -109,56 +109,43 @@ def name_files(fetched: Fetched) -> list[str]:
 
 
 @contextlib.contextmanager
-def _naming(fetched: Fetched, name: str) -> Iterator[None]:
-    """What goes wrong with a file is said with its name."""
+def _naming_file(fetched: Fetched, name: str) -> Iterator[None]:
+    """An error names the file."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{fetched.address}: {name} cannot be read as a table: {error}") from None
 
 
-def _open(con: duckdb.DuckDBPyConnection, file: Path, folder: Path, name: str, encoding: str) -> Part:
+def _open_part(con: duckdb.DuckDBPyConnection, file: Path, folder: Path, name: str, encoding: str) -> Part:
     plain = sources.unpack(file, folder)
     if plain.suffix.lower() == ".parquet":
-        return _open_parquet(con, plain, name)
+        try:
+            columns = tuple(pq.read_schema(plain).names)
+            kinds = tuple(str(row[1]) for row in con.execute(f"DESCRIBE FROM {parquet([plain])}").fetchall())
+        except (pa.ArrowException, OSError, duckdb.Error):
+            raise ValueError("it is no Parquet file, or its end is missing. Fetch it again") from None
+        return Part(name, plain, parquet([plain]), columns, kinds)
     layout = csvfile.read_layout(plain, encoding)
-    if encoding != "utf-8" or not csvfile.is_plain(plain):
-        plain = _rewritten(plain, layout, folder, encoding)
-    return _part_of_csv(plain, layout, name)
+    part = Part(name, plain, csvfile.csv_sql(plain, layout), layout.names, ("VARCHAR",) * len(layout.names), layout)
+    return part if encoding == "utf-8" and csvfile.is_plain(plain) else _rewrite(part, layout, folder, encoding)
 
 
-def _rewritten(file: Path, layout: csvfile.Layout, folder: Path, encoding: str) -> Path:
+def _rewrite(part: Part, layout: csvfile.Layout, folder: Path, encoding: str) -> Part:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "rewritten.csv"
-    csvfile.rewrite(file, layout, target, encoding)
-    return target
-
-
-def _part_of_csv(file: Path, layout: csvfile.Layout, name: str) -> Part:
-    return Part(name, csvfile.csv_sql(file, layout), layout.names, ("VARCHAR",) * len(layout.names), layout, file)
-
-
-def _open_parquet(con: duckdb.DuckDBPyConnection, file: Path, name: str) -> Part:
-
-    rows = f"FROM {parquet([file])}"
-    try:
-        columns = pq.read_schema(file).names
-        kinds = [str(row[1]) for row in con.execute(f"DESCRIBE {rows}").fetchall()]
-    except (pa.ArrowException, OSError, duckdb.Error):
-        raise ValueError("it is no Parquet file, or its end is missing. Fetch it again") from None
-    return Part(name, parquet([file]), tuple(columns), tuple(kinds))
+    csvfile.rewrite(part.file, layout, target, encoding)
+    return replace(part, file=target, sql=csvfile.csv_sql(target, layout))
 
 
 def _check_names(part: Part, columns: Iterable[str], fetched: Fetched) -> None:
     """Each column asked for is there once at most, and not all of them are missing: such a file has no header."""
-    counts = Counter(part.columns)
-    if twice := [name for name in columns if counts[name] > 1]:
+    if twice := [name for name in columns if part.columns.count(name) > 1]:
         raise ValueError(f"{fetched.address}: {part.name} names the column {', '.join(twice)} more than once")
-    if any(name in counts for name in columns) or not columns:
+    if any(name in part.columns for name in columns) or not columns:
         return
-    named = set(filter(None, part.columns))
-    near = {name: difflib.get_close_matches(name.lower(), [other.lower() for other in named], n=1) for name in columns}
-    hints = [f"`{name}` (did you mean `{_as_spelled(found[0], named)}`?)" for name, found in near.items() if found]
+    near = {name: find_closest(name, filter(None, part.columns)) for name in columns}
+    hints = [f"`{name}` (did you mean `{other}`?)" for name, other in near.items() if other]
     raise ValueError(
         f"{fetched.address}: {part.name} names none of the columns {list(columns)}"
         + (f"; it lacks the column {', '.join(hints)}" if hints else ". Its first line must be the header")
@@ -166,77 +153,55 @@ def _check_names(part: Part, columns: Iterable[str], fetched: Fetched) -> None:
     )
 
 
-def _as_spelled(lower: str, names: Iterable[str]) -> str:
-    return next(name for name in names if name.lower() == lower)
-
-
 def _check_lacking(parts: list[Part], columns: Iterable[str], fetched: Fetched) -> None:
-    """A column that no file has is refused; one that some files lack is for the caller to judge."""
+    """A column that no file has is refused. One that some files lack is for the caller to judge."""
     present = {name for part in parts for name in part.columns if name}
-    missing = [name for name in columns if name not in present]
-    if not missing:
-        return
-    hints = []
-    for name in missing:
-        near = difflib.get_close_matches(name.lower(), [other.lower() for other in present], n=1)
-        hints.append(f"`{name}`" + (f" (did you mean `{_as_spelled(near[0], present)}`?)" if near else ""))
-    raise ValueError(
-        f"{fetched.address} lacks the column {', '.join(hints)}; it has {sorted(present)}. Mend the source or the "
-        "contract's columns."
-    )
+    missing = {name: find_closest(name, present) for name in columns if name not in present}
+    hints = [f"`{name}`" + (f" (did you mean `{other}`?)" if other else "") for name, other in missing.items()]
+    if hints:
+        raise ValueError(
+            f"{fetched.address} lacks the column {', '.join(hints)}; it has {sorted(present)}. Mend the source or the "
+            "contract's columns."
+        )
 
 
-def _create(con: duckdb.DuckDBPyConnection, parts: list[Part], columns: dict[str, Column], into: str) -> None:
-    types = [f"v{i} {_form(parts, name, column)}" for i, (name, column) in enumerate(columns.items())]
-    fields = ", ".join([*types, "blank BOOLEAN", "file INTEGER", "start BIGINT"])
-    con.execute(f"CREATE OR REPLACE TEMP TABLE {into} ({fields})")
-
-
-def _form(parts: list[Part], name: str, column: Column) -> str:
+def _choose_form(parts: list[Part], name: str, column: Column) -> str:
     """The type of the raw values: the contract's own where it holds those of every file, else text."""
     kinds = {part.kind(name) for part in parts} - {None}
     return column.type if kinds <= set(LOSSLESS[column.type]) else "VARCHAR"
 
 
-def _append(
-    con: duckdb.DuckDBPyConnection,
-    part: Part,
-    place: int,
-    source: Source,
-    columns: dict[str, Column],
-    into: str,
-    folder: Path,
-) -> None:
+def _append(con: duckdb.DuckDBPyConnection, part: Part, values: list[str], into: str, folder: Path) -> None:
     """Add a file's rows. What DuckDB cannot read is read by Python, which either can, or names the faulty line."""
-    forms = dict(con.execute(f"SELECT column_name, column_type FROM (DESCRIBE {into})").fetchall())
     start = con.execute(f"SELECT count(*) FROM {into}").fetchall()[0][0]
-    values = [_value(part, name, column, source, forms[f"v{i}"]) for i, (name, column) in enumerate(columns.items())]
     numbered = ", ".join(f"c{i}" for i in range(len(part.columns)))
-    insert = f"INSERT INTO {into} SELECT {', '.join([*values, part.blank, str(place), str(start)])} FROM "
+
+    def insert(rows: str) -> None:
+        con.execute(f"INSERT INTO {into} SELECT {', '.join([*values, str(start)])} FROM {rows} AS _({numbered})")
+
     try:
-        con.execute(f"{insert}{part.sql} AS _({numbered})")
+        insert(part.sql)
     except (duckdb.OutOfMemoryException, duckdb.InterruptException):
         raise MemoryError("stage.memory is too small for this file. Raise it in params.yaml") from None
     except duckdb.Error:
-        if part.layout is None or part.file is None:
+        if part.layout is None:
             raise ValueError("its bytes are damaged. Fetch it again") from None
-        again = _part_of_csv(_rewritten(part.file, part.layout, folder, "utf-8"), part.layout, part.name)
+        again = _rewrite(part, part.layout, folder, "utf-8")
         try:
-            con.execute(f"{insert}{again.sql} AS _({numbered})")
+            insert(again.sql)
         except duckdb.Error:
             raise ValueError(
                 f"a line may have {csvfile.LONGEST:,} characters at most. Is a quote left open before a longer one?"
             ) from None
 
 
-def _value(part: Part, name: str, column: Column, source: Source, form: str) -> str:
+def _value_sql(part: Part, name: str, column: Column, source: Source, form: str) -> str:
     """A file's column as the raw values that the table holds; NULL where the file lacks it."""
-    index = part.index(name)
-    if index is None:
+    kind = part.kind(name)
+    if kind is None:
         return "NULL"
-    kind = part.kinds[index]
     missing = [*source.nulls, *(NAN if kind == "VARCHAR" and column.type != "VARCHAR" else ())]
-    return nulls_sql(raw_sql(f"c{index}", kind, column.type, form), missing, form)
+    return nulls_sql(raw_sql(f"c{part.columns.index(name)}", kind, column.type, form), missing, form)
 
 
 def nulls_sql(value: str, nulls: Iterable[str], form: str) -> str:

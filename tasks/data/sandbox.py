@@ -1,11 +1,10 @@
-"""sandbox: what features.sql may use: the spine, the clean tables and the lead, and nothing else.
+"""What features.sql may use: the spine, the clean tables and the lead, and nothing else.
 
 Features must come out the same in training, in a tick of the score flow and in the API. So a file, an address, the
-clock, chance, a setting or a second statement is refused, by name and with its line, before anything runs; and the
-database in which the SQL runs cannot reach outside (`close`), whatever the check has missed.
+clock, chance, a setting or a second statement is refused, by name and with its line, before anything runs. Should the
+check miss one, the database in which the SQL runs cannot reach outside (`close_connection`).
 """
 
-import difflib
 import json
 import re
 from collections.abc import Collection, Iterator
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 import duckdb
 
 from tasks.data import sqlerrors
+from tasks.data.sqlerrors import suggest
 
 SETTINGS = {
     "enable_external_access": "false",
@@ -28,14 +28,14 @@ TABLE_FUNCTIONS = {"unnest", "range", "generate_series", "json_each", "json_tree
 MORE_REFUSED = {"ago", "current_localtime", "current_localtimestamp", "getenv", "reservoir_quantile", "version"}
 HARMLESS = {"error", "getvariable"}  # volatile by the catalog; of variables only the lead, see _check_function
 BARE_CLOCKS = {"current_timestamp", "current_date", "current_time", "localtime", "localtimestamp"}  # no parentheses
+BY_SOURCES = "becomes a table by `sources` in params.yaml."
 WAY_OUT = "The time that a row is asked at is event_time - getvariable('lead')."
 Node = dict[str, Any]
 
 
 def close_connection(con: duckdb.DuckDBPyConnection) -> None:
     """Cut a connection off from files, the network, Python's variables and its own settings, for good."""
-    row = con.execute("SELECT current_setting('lock_configuration')").fetchone()
-    if row is None or not row[0]:
+    if not con.execute("SELECT current_setting('lock_configuration')").fetchall()[0][0]:
         for name, value in SETTINGS.items():
             con.execute(f"SET {name} = {value}")
 
@@ -52,20 +52,29 @@ def check_sql(sql: str, tables: Collection[str], columns: Collection[str]) -> No
 def _check(sql: str, tables: frozenset[str], columns: frozenset[str]) -> None:
     tree = _parse(sql)
     readable = {name.lower() for name in (*tables, "spine", *_with_names(tree))}
+    clocks = BARE_CLOCKS - {name.lower() for name in columns}
     for node, place in _nodes(tree, 0):
         line = sql.encode()[:place].count(b"\n") + 1
+        kind, category = node.get("type"), node.get("class")
         if node.get("sample"):
             _refuse(line, "draws a sample, and another one each time", "Choose rows by their values.")
-        if node.get("type") == "SHOW_REF":
+        if kind == "SHOW_REF":
             _refuse(line, "describes a table", "Select from it.")
-        if node.get("type") == "BASE_TABLE":
-            _check_table(node["qualified_name"]["path"], line, readable, tables)
-        if node.get("type") == "TABLE_FUNCTION":
-            _check_table_function(node["function"]["function_name"].lower(), line)
-        if node.get("class") in ("FUNCTION", "WINDOW"):
+        if kind == "BASE_TABLE":
+            *schema, name = node["qualified_name"]["path"]
+            if schema or name.lower() not in readable:
+                what = f"reads `{'.'.join([*schema, name])}`, but it may read only spine and the clean tables "
+                listed = f"({', '.join(sorted(tables))}).{suggest(name, readable)} A file or another database"
+                raise ValueError(f"features.sql, line {line}, {what}{listed} {BY_SOURCES}")
+        if kind == "TABLE_FUNCTION" and (name := node["function"]["function_name"].lower()) not in TABLE_FUNCTIONS:
+            what = f"reads from {name}(), but it may read only spine and the clean tables"
+            _refuse(line, what, f"A file or an address {BY_SOURCES}")
+        if category in ("FUNCTION", "WINDOW"):
             _check_function(node, line)
-        if node.get("class") == "COLUMN_REF":
-            _check_column(node["column_names"], line, columns)
+        if category == "COLUMN_REF" and len(node["column_names"]) == 1:
+            name = node["column_names"][0].lower()
+            if name in clocks:
+                _refuse(line, f"uses {name}, which is another one each time", WAY_OUT)
 
 
 @lru_cache(maxsize=32)
@@ -93,8 +102,7 @@ def _parse(sql: str) -> Any:
                 f"features.sql must be one SELECT, but it holds {len(kinds)} statements ({listed}). Keep one SELECT; "
                 "what it needs beforehand goes into its WITH."
             )
-        row = con.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
-    tree = json.loads(row[0]) if row else {"error": True}
+        tree = json.loads(con.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()[0][0])
     if tree["error"]:
         raise ValueError(f"features.sql must be one SELECT, but {tree.get('error_message', 'it cannot be read')}.")
     return tree
@@ -118,45 +126,14 @@ def _with_names(tree: Any) -> Iterator[str]:
             yield node["cte_name"]
 
 
-def _check_table(path: list[str], line: int, readable: Collection[str], tables: Collection[str]) -> None:
-    *schema, name = path
-    if name.lower() in readable and not schema:
-        return
-    near = difflib.get_close_matches(name.lower(), readable, n=1)
-    hint = f" Did you mean `{near[0]}`?" if near and near[0] != name.lower() else ""
-    raise ValueError(
-        f"features.sql, line {line}, reads `{'.'.join(path)}`, but it may read only spine and the clean tables "
-        f"({', '.join(sorted(tables))}).{hint} A file or another database becomes a table by `sources` in params.yaml."
-    )
-
-
-def _check_table_function(name: str, line: int) -> None:
-    if name not in TABLE_FUNCTIONS:
-        _refuse(
-            line,
-            f"reads from {name}(), but it may read only spine and the clean tables",
-            "A file or an address becomes a table by `sources` in params.yaml.",
-        )
-
-
 def _check_function(node: Node, line: int) -> None:
     name, arguments = node["function_name"].lower(), node["arguments"]
-    if name == "getvariable" and _text(arguments) != "lead":
+    literal = arguments[0]["expression"].get("literal") if len(arguments) == 1 else None
+    text = str(literal["text"]).lower() if literal and literal["kind"] == "STRING" else None
+    if name == "getvariable" and text != "lead":
         _refuse(line, "reads a variable other than 'lead'", "getvariable('lead') is the only one that is always set.")
     if name in _refused_functions() or (name == "age" and len(arguments) < 2):
         _refuse(line, f"calls {name}(), whose value depends on more than the tables", WAY_OUT)
-
-
-def _text(arguments: list[Node]) -> str | None:
-    """The one argument, where it is a plain text."""
-    literal = arguments[0]["expression"].get("literal") if len(arguments) == 1 else None
-    return str(literal["text"]).lower() if literal and literal["kind"] == "STRING" else None
-
-
-def _check_column(path: list[str], line: int, columns: Collection[str]) -> None:
-    name = path[-1].lower()
-    if len(path) == 1 and name in BARE_CLOCKS and name not in {column.lower() for column in columns}:
-        _refuse(line, f"uses {name}, which is another one each time", WAY_OUT)
 
 
 def _refuse(line: int, what: str, way_out: str) -> NoReturn:
@@ -165,7 +142,7 @@ def _refuse(line: int, what: str, way_out: str) -> NoReturn:
 
 @cache
 def _refused_functions() -> frozenset[str]:
-    """By DuckDB's own catalog: functions whose value is not told by their arguments, and macros that use one."""
+    """By DuckDB's catalog: functions whose value depends on more than their arguments, and macros that use one."""
     with duckdb.connect() as con:
         unstable = "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
         macros = "SELECT function_name, macro_definition FROM duckdb_functions() WHERE function_type = 'macro'"

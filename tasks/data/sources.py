@@ -1,9 +1,11 @@
 """A source's address → its files, in the order of their delivery, and a fingerprint of their bytes.
 
 Addresses: a path or file://path (with * for many files), package://name/path for data inside an installed package.
-`*` is the only mark of a pattern, and a name that exists is never one. Files are in the order of their names, numbers
-in them as numbers: part2 comes before part10. Another scheme is another entry of SCHEMES. A relative path is seen from
-the working directory and, for what a run's workspace does not hold, from the checkout that the workspace was made of.
+A new scheme is a function here and an entry of SCHEMES.
+
+`*` is the only mark of a pattern, and a name that exists is never a pattern. Files are in the order of their names,
+numbers in them as numbers: part2 comes before part10. A relative path starts at the working directory or, where a run's
+workspace lacks it, at the checkout that the workspace was made of.
 """
 
 import contextlib
@@ -46,39 +48,44 @@ class Fetched:
 
 def fetch_files(address: str) -> Fetched:
     """Bring a source here. Raises ValueError when it is missing or empty."""
-    sweep_scratch()
+    for root in {path.with_suffix("") for path in _scratch_root().glob("*")}:  # of processes that were killed
+        locks.remove_ownerless(root)
     scheme, _, rest = address.rpartition("://")
     if scheme not in SCHEMES:
         raise ValueError(f"{address}: the scheme must be one of {sorted(filter(None, SCHEMES))}, but got {scheme!r}")
-    files = SCHEMES[scheme](rest)
+    files, hashes = SCHEMES[scheme](rest), []
     for file in files:
         if not file.is_file():
             raise ValueError(f"{address}: {file} is no file; name the files in a folder with *, such as {rest}/*.csv")
         if file.stat().st_size == 0:
             raise ValueError(f"{address}: {file.name} is empty")
-    digest = hashlib.sha256("".join(_sha256(file) for file in files).encode()).hexdigest()
-    return Fetched(address, tuple(files), digest)
+        with file.open("rb") as stream:
+            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return Fetched(address, tuple(files), hashlib.sha256("".join(hashes).encode()).hexdigest())
 
 
 def find_files(path: str) -> list[Path]:
-    """A workspace holds what git tracks, as it was at the run's commit; what it lacks is looked for in its checkout."""
+    """The files of `path://` and of a plain path.
+
+    A workspace holds what git tracks, at the run's commit. What it lacks is looked for in its checkout.
+    """
     places = [Path(), *map(Path, filter(None, [os.environ.get("EVERGREEN_CHECKOUT")]))]
-    found = {name: place / name for place in reversed(places) for name in _matches(path, place)}
-    if not found:
+    files = {name: place / name for place in reversed(places) for name in _match(path, place)}
+    if not files:
         raise ValueError(
             f"{path} does not exist (seen from {' and from '.join(str(place.resolve()) for place in places)})"
         )
-    return [found[name] for name in sorted(found, key=_delivery)]  # by the name, so that its place tells nothing
+    return [files[name] for name in sorted(files, key=_delivery_order)]  # by the name, whatever its place
 
 
-def _delivery(name: str) -> list[list[tuple[str, int, str]]]:
-    """The order of names: folder by folder, digits by their number. 07 and 7 are told apart, too."""
+def _delivery_order(name: str) -> list[list[tuple[str, int, str]]]:
+    """Folder by folder, digits by their number. 07 and 7 differ, too."""
     pieces = [re.findall(r"(\D*)(\d*)", part) for part in Path(name).parts]
     return [[(text, int(digits or 0), digits) for text, digits in piece] for piece in pieces]
 
 
-def _matches(path: str, place: Path) -> list[str]:
-    """The path itself where it exists; else what fits its `*`. A folder that exists by its name is no pattern."""
+def _match(path: str, place: Path) -> list[str]:
+    """The path itself where it exists; else what fits its `*`. The name of a folder that exists is no pattern."""
     if (place / path).exists():
         return [path]
     if "*" not in path:
@@ -101,20 +108,14 @@ def find_package_files(path: str) -> list[Path]:
 SCHEMES: dict[str, Callable[[str], list[Path]]] = {"": find_files, "file": find_files, "package": find_package_files}
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 @contextlib.contextmanager
 def open_scratch() -> Iterator[Path]:
     """A folder in the home, not among the system's: what is unpacked may hold personal data, in clear.
 
-    Its lock lives as long as this process, so that the next one can tell what a killed one left.
+    Its lock lives as long as this process, so that the next process sees what a killed one left.
     """
-    shared = _unpacked()
-    shared.mkdir(mode=0o700, parents=True, exist_ok=True)
-    root = shared / secrets.token_hex(6)
+    _scratch_root().mkdir(mode=0o700, parents=True, exist_ok=True)
+    root = _scratch_root() / secrets.token_hex(6)
     with locks.own(root):
         root.mkdir(mode=0o700)
         try:
@@ -123,13 +124,7 @@ def open_scratch() -> Iterator[Path]:
             shutil.rmtree(root, ignore_errors=True)
 
 
-def sweep_scratch() -> None:
-    """Remove what processes that were killed had unpacked."""
-    for root in {path.with_suffix("") for path in _unpacked().glob("*")}:
-        locks.remove_ownerless(root)
-
-
-def _unpacked() -> Path:
+def _scratch_root() -> Path:
     return home() / "unpacked"
 
 
@@ -154,9 +149,11 @@ def unpack(file: Path, folder: Path) -> Path:
 @contextlib.contextmanager
 def _unzip(file: Path) -> Iterator[tuple[str, BinaryIO]]:
     with zipfile.ZipFile(file) as archive:
-        member = _only_file(archive, file.name)
-        with archive.open(member) as source:
-            yield Path(member).name, cast(BinaryIO, source)
+        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")]
+        if len(names) != 1:
+            raise ValueError(f"{file.name}: a zip must hold one file, but it holds {names or 'none'}")
+        with archive.open(names[0]) as source:
+            yield Path(names[0]).name, cast(BinaryIO, source)
 
 
 @contextlib.contextmanager
@@ -166,12 +163,3 @@ def _gunzip(file: Path) -> Iterator[tuple[str, BinaryIO]]:
 
 
 PACKED = {".zip": _unzip, ".gz": _gunzip}
-
-
-def _only_file(archive: zipfile.ZipFile, name: str) -> str:
-    members = [
-        member for member in archive.namelist() if not member.endswith("/") and not member.startswith("__MACOSX")
-    ]
-    if len(members) != 1:
-        raise ValueError(f"{name}: a zip must hold one file, but it holds {members or 'none'}")
-    return members[0]

@@ -31,8 +31,9 @@ from tasks.promotion.recipe import Recipe, download_recipe, load_recipe, rebuild
 from tasks.promotion.registry import CHAMPION, Registry, Version
 from tasks.promotion.verdict import Verdict, hold
 from tasks.training import model, split, train
-from tasks.training.evaluate import calibration_error, keep_known_classes
+from tasks.training.evaluate import keep_known_classes
 from tasks.training.holdout import Holdout
+from tasks.training.metrics import calibration_error
 from tasks.training.model import Floats, Model, Spec
 
 if TYPE_CHECKING:

@@ -13,17 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import log
+from tasks.training.digits import round_digits
 
 Floats = NDArray[np.float64]
 Family = Literal["none", "temperature", "bias", "vector", "matrix"]
 BLOCKS = 5  # contiguous in time: each is scored by maps of the other four
 GROUPS = 25  # contiguous in time: rows of one group may rise and fall together, so their mean counts as one
-SURE = 2.0  # standard errors that a gain must exceed
-LEAST = 50  # rows; fewer choose nothing
-PRIOR = 1.0  # the standard deviation of what a map adds to the temperature, in logits and in slopes
-FLATTEST = 0.01  # a temperature's slope at least: margins below it rank nothing
-MOST = 100_000  # rows, evenly over time: more tell so few numbers nothing
-SIDE = 30  # classes at most for a full matrix
+DEVIATIONS = 2.0  # standard errors that a gain must exceed
+LEAST_ROWS = 50  # rows; fewer choose nothing
+PRIOR_DEVIATION = 1.0  # the standard deviation of what a map adds to the temperature, in logits and in slopes
+LEAST_SLOPE = 0.01  # a temperature's slope at least: margins below it rank nothing
+MOST_ROWS = 100_000  # rows, evenly over time: more tell so few numbers nothing
+MOST_CLASSES = 30  # classes at most for a full matrix
 
 
 @dataclass(frozen=True)
@@ -49,64 +50,52 @@ class Choice:
     map: Map
     gain: float = 0.0
 
-    @property
-    def told(self) -> tuple[str, float]:
-        return self.family, self.gain
 
-
-def identity(classes: int) -> Map:
-    return Map(np.eye(classes), np.zeros(classes))
-
-
-def choose(margins: Floats, codes: NDArray[np.int64]) -> Choice:
+def choose_map(margins: Floats, codes: NDArray[np.int64]) -> Choice:
     """The map for margins (n, classes), in the order of time, and the classes' numbers (n).
 
     A family may be taken when its mean gain over no map, on rows that its fit has not seen, exceeds twice its standard
     error. Of those the one that gains most is taken.
     """
-    margins, codes = _thinned(margins, codes)
+    places = np.linspace(0, len(codes) - 1, min(len(codes), MOST_ROWS)).astype(np.intp)
+    margins, codes = margins[places], codes[places]
     classes = margins.shape[1]
-    nothing = Choice("none", identity(classes))
-    if len(codes) < LEAST or len(np.unique(codes)) < 2:
+    nothing = Choice("none", Map(np.eye(classes), np.zeros(classes)))
+    if len(codes) < LEAST_ROWS or len(np.unique(codes)) < 2:
         return nothing
-    plain = losses(margins, codes)
-    gains = {family: plain - _cross_fitted(margins, codes, family) for family in families(classes)}
-    sure = [family for family, gain in gains.items() if gain.mean() > SURE * _error(gain)]
+    plain = log_losses(margins, codes)
+    gains = {family: plain - _cross_fit(margins, codes, family) for family in list_families(classes)}
+    sure = [family for family, gain in gains.items() if gain.mean() > DEVIATIONS * _error(gain)]
     if not sure:
         return nothing
     best = max(sure, key=lambda family: gains[family].mean())
-    chosen = fit(margins, codes, best)
-    if best in ("temperature", "bias") and chosen.coef[0, 0] <= FLATTEST:
+    chosen = fit_map(margins, codes, best)
+    if best in ("temperature", "bias") and chosen.coef[0, 0] <= LEAST_SLOPE:
         log.warning("the out-of-fold margins do not rank the outcome: calibration is left out")
         return nothing
     return Choice(best, chosen, float(gains[best].mean()))
 
 
-def _thinned(margins: Floats, codes: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
-    places = np.linspace(0, len(codes) - 1, min(len(codes), MOST)).astype(np.intp)
-    return margins[places], codes[places]
-
-
-def families(classes: int) -> Sequence[Family]:
+def list_families(classes: int) -> Sequence[Family]:
     """Of two classes a temperature and a bias are all that there is to learn."""
     if classes == 2:
         return ("temperature", "bias")
-    return ("temperature", "bias", "vector", "matrix") if classes <= SIDE else ("temperature", "bias", "vector")
+    return ("temperature", "bias", "vector", "matrix") if classes <= MOST_CLASSES else ("temperature", "bias", "vector")
 
 
-def fit(margins: Floats, codes: NDArray[np.int64], family: Family) -> Map:
+def fit_map(margins: Floats, codes: NDArray[np.int64], family: Family) -> Map:
     """The most probable map of a family: log loss, and a normal prior around one slope for all classes.
 
     A class without a row here has nothing to be bent by: it keeps the common slope and no bias.
     """
     present = np.unique(codes)
-    coef, intercept, slope = _most_probable(margins[:, present], np.searchsorted(present, codes), family)
+    coef, intercept, slope = _find_most_probable(margins[:, present], np.searchsorted(present, codes), family)
     whole = Map(np.eye(margins.shape[1]) * slope, np.zeros(margins.shape[1]))
     whole.coef[np.ix_(present, present)], whole.intercept[present] = coef, intercept
     return Map(_rounded(whole.coef), _rounded(whole.intercept))
 
 
-def _most_probable(margins: Floats, codes: NDArray[np.int64], family: Family) -> tuple[Floats, Floats, float]:
+def _find_most_probable(margins: Floats, codes: NDArray[np.int64], family: Family) -> tuple[Floats, Floats, float]:
     """The coefficients, the biases and the common slope."""
     from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits
@@ -125,32 +114,33 @@ def _most_probable(margins: Floats, codes: NDArray[np.int64], family: Family) ->
         logs = _log_shares(margins @ (numbers[0] * np.eye(classes) + extra).T + bias)
         residual = np.exp(logs) - outcome
         slopes = residual.T @ margins
-        penalty = (np.square(extra).sum() + np.square(bias).sum()) / (2 * PRIOR**2)
-        by_bias = [residual.sum(axis=0) + bias / PRIOR**2] if biased else []
-        gradient = np.concatenate([[np.trace(slopes)], (slopes + extra / PRIOR**2)[free], *by_bias])
+        penalty = (np.square(extra).sum() + np.square(bias).sum()) / (2 * PRIOR_DEVIATION**2)
+        by_bias = [residual.sum(axis=0) + bias / PRIOR_DEVIATION**2] if biased else []
+        gradient = np.concatenate([[np.trace(slopes)], (slopes + extra / PRIOR_DEVIATION**2)[free], *by_bias])
         return float((penalty - logs[outcome == 1].sum()) / len(codes)), gradient / len(codes)
 
     start = np.zeros(1 + free.sum() + (classes if biased else 0))
     start[0] = 1.0
-    bounds = [(FLATTEST, None)] + [(None, None)] * (len(start) - 1)
+    bounds = [(LEAST_SLOPE, None)] + [(None, None)] * (len(start) - 1)
     with threadpool_limits(1):  # threads would end the sums in other digits
         best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"gtol": 1e-7}).x
     extra, bias = unpack(best)
     return best[0] * np.eye(classes) + extra, bias, float(best[0])
 
 
-def losses(margins: Floats, codes: NDArray[np.int64]) -> Floats:
+def log_losses(margins: Floats, codes: NDArray[np.int64]) -> Floats:
     """The log loss of each row (n)."""
     return -np.take_along_axis(_log_shares(margins), codes[:, None], axis=1)[:, 0]
 
 
-def _cross_fitted(margins: Floats, codes: NDArray[np.int64], family: Family) -> Floats:
+def _cross_fit(margins: Floats, codes: NDArray[np.int64], family: Family) -> Floats:
     """The losses of each block's rows under the map of the other blocks (n)."""
-    rows, found = np.arange(len(codes)), np.empty(len(codes))
+    rows, losses = np.arange(len(codes)), np.empty(len(codes))
     for block in np.array_split(rows, BLOCKS):
         others = np.setdiff1d(rows, block)
-        found[block] = losses(fit(margins[others], codes[others], family)(margins[block]), codes[block])
-    return found
+        fitted = fit_map(margins[others], codes[others], family)
+        losses[block] = log_losses(fitted(margins[block]), codes[block])
+    return losses
 
 
 def _error(gains: Floats) -> float:
@@ -172,5 +162,5 @@ def _log_shares(scores: Floats) -> Floats:
 
 
 def _rounded(values: Floats) -> Floats:
-    """Ten digits: the rest is the machine's."""
-    return np.asarray([float(f"{value:.10g}") for value in values.ravel()]).reshape(values.shape)
+    """Ten digits: further ones differ between machines."""
+    return np.asarray([round_digits(value, 10) for value in values.ravel()]).reshape(values.shape)

@@ -1,13 +1,14 @@
-"""Boosters: XGBoost's parameters and matrices, and fits that run side by side and stop together."""
+"""Boosters: their rows, XGBoost's parameters and matrices, and fits that run side by side and stop together."""
 
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any, TypeVar
 
 from tasks.data.featurerows import Rows
 from tasks.params import Params
-from tasks.training import model
+from tasks.training import model, split
 from tasks.training.model import Spec
 
 T = TypeVar("T")
@@ -18,6 +19,12 @@ MAX_BIN = 256  # where tune.space names none: XGBoost's own
 
 class Stopped(RuntimeError):  # noqa: N818 (it says what happened)
     """A fit beside this one failed, or somebody pressed Ctrl-C."""
+
+
+def take_training(rows: Rows, cut: datetime, p: Params) -> Rows:
+    """The labelled rows that training up to `cut` may see."""
+    seen = split.select_training(rows.event_time, cut, p.split, deadline=p.label.deadline)
+    return rows.take(seen & model.is_labelled(rows.label))
 
 
 def to_booster_params(drawn: dict[str, Any], p: Params, *, classes: int) -> dict[str, Any]:

@@ -16,17 +16,18 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Floats = NDArray[np.floating[Any]]
 Task = Literal["binary", "multiclass", "regression"]
-ATTRIBUTE = "evergreen"
+# The booster's attributes. The spec is JSON; a field with a default may be added, anything else raises the version.
+SPEC_ATTRIBUTE, FORMAT_ATTRIBUTE = "evergreen", "evergreen.format"
+FORMAT = "model/1"
 SEAL = b"\nevergreen sha256 "
 
 
@@ -59,9 +60,9 @@ class Spec:
     @property
     def types(self) -> list[str] | None:
         """XGBoost's feature types, when codes are to be split as categories."""
-        return ["c" if each.kind == "category" else "float" for each in self.features] if self.native else None
+        return ["c" if one.kind == "category" else "float" for one in self.features] if self.native else None
 
-    def encode(self, table: "pa.Table") -> NDArray[np.float32]:
+    def encode(self, table: pa.Table) -> NDArray[np.float32]:
         """Feature rows (n) → matrix (n, features) in the model's order. Raises ValueError for a missing column."""
         there = table.column_names  # a new list at each call
         if missing := [name for name in self.names if name not in there]:
@@ -72,9 +73,6 @@ class Spec:
         return matrix
 
     def _column(self, feature: Feature, column: Any) -> Floats:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         try:
             if feature.kind == "number":
                 return _numbers(column)
@@ -88,15 +86,13 @@ class Spec:
     @cached_property
     def _known(self) -> dict[str, Any]:
         """The categories as Arrow has them, made once: for one row, making them took longest."""
-        import pyarrow as pa
-
         return {name: pa.array(values, pa.string()) for name, values in self.categories.items()}
 
     @cached_property
     def codes(self) -> dict[str, dict[str, int]]:
         """Of each feature its categories' codes; none for a number."""
-        known = self.categories
-        return {name: {value: code for code, value in enumerate(known.get(name, ()))} for name in self.names}
+        categories = ((name, self.categories.get(name, ())) for name in self.names)
+        return {name: {value: code for code, value in enumerate(values)} for name, values in categories}
 
     def encode_label(self, label: NDArray[Any]) -> NDArray[np.float64]:
         """Labels (n) → what predictions are compared with: 0/1, the class's number, or the value; NaN without one."""
@@ -117,8 +113,6 @@ class Spec:
 
 
 def _numbers(column: Any) -> Floats:
-    import pyarrow as pa
-
     floats = column if pa.types.is_float32(column.type) else column.cast(pa.float32(), safe=False)
     values: Floats = floats.to_numpy(zero_copy_only=False)
     return values
@@ -131,19 +125,19 @@ class Model:
     booster: Any
     spec: Spec
 
-    def margins(self, table: "pa.Table") -> Floats:
+    def margins(self, table: pa.Table) -> Floats:
         """Raw scores before calibration: (n,), or (n, classes) for multiclass."""
-        return self._margins(self.spec.encode(table))
+        return self._find_margins(self.spec.encode(table))
 
-    def predict(self, table: "pa.Table") -> Floats:
+    def predict(self, table: pa.Table) -> Floats:
         """Calibrated probabilities, (n,) of the positive class or (n, classes); the value (n,) for regression."""
         return self.predict_matrix(self.spec.encode(table))
 
     def predict_matrix(self, matrix: NDArray[np.float32]) -> Floats:
         """The same of rows that `spec.encode` has made a matrix of."""
-        return self.from_margins(self._margins(matrix))
+        return self.from_margins(self._find_margins(matrix))
 
-    def contributions(self, table: "pa.Table") -> Floats:
+    def contributions(self, table: pa.Table) -> Floats:
         """SHAP values (Lundberg et al. 2020) of feature rows (n), in units of the margin, or of a number's label:
         (n, features), or by class (n, classes, features). Exact, and so slow: about 3 ms a row for a few hundred deep
         trees."""
@@ -153,9 +147,8 @@ class Model:
         )
         return np.asarray(self.booster.predict(data, pred_contribs=True))[..., :-1] * np.float32(spec.scale)
 
-    def _margins(self, matrix: NDArray[np.float32]) -> Floats:
-        scores: Floats = self.booster.inplace_predict(matrix, predict_type="margin")
-        return scores
+    def _find_margins(self, matrix: NDArray[np.float32]) -> Floats:
+        return np.asarray(self.booster.inplace_predict(matrix, predict_type="margin"))
 
     def from_margins(self, margins: Floats) -> Floats:
         if self.spec.task == "regression":
@@ -176,12 +169,13 @@ class Model:
 
     def to_bytes(self) -> bytes:
         """The model file: the same model gives the same bytes."""
-        self.booster.set_attr(**{ATTRIBUTE: json.dumps(asdict(self.spec), sort_keys=True)})
+        spec = json.dumps(asdict(self.spec), sort_keys=True)
+        self.booster.set_attr(**{SPEC_ATTRIBUTE: spec, FORMAT_ATTRIBUTE: FORMAT})
         return _sealed(bytes(self.booster.save_raw("ubj")))
 
     @staticmethod
     def load(path: Path | str) -> "Model":
-        """Raises ValueError when the file is no whole model of ours."""
+        """Raises ValueError when the file is no whole model of this project, or of another version."""
         data = Path(path).read_bytes()
         raw, _, _ = data.rpartition(SEAL)
         if data != _sealed(raw):
@@ -190,36 +184,37 @@ class Model:
                 "Copy it again, or train it with tasks.training.train."
             )
         booster = import_xgboost().Booster(model_file=bytearray(raw))
-        return Model(booster, _spec(json.loads(booster.attr(ATTRIBUTE))))
+        if (mark := booster.attr(FORMAT_ATTRIBUTE)) != FORMAT:
+            raise ValueError(
+                f"{path} is in format {mark or 'unknown'}, but this evergreen reads {FORMAT}. Use the evergreen that "
+                "wrote it, or begin a new home: set EVERGREEN_HOME to an empty folder and train again."
+            )
+        return Model(booster, _parse_spec(booster.attr(SPEC_ATTRIBUTE)))
 
 
 def _sealed(raw: bytes) -> bytes:
     return raw + SEAL + hashlib.sha256(raw).hexdigest().encode()
 
 
-def _spec(raw: dict[str, Any]) -> Spec:
-    nested = {
-        "features": tuple(Feature(**each) for each in raw["features"]),
-        "categories": {name: tuple(values) for name, values in raw["categories"].items()},
-        "coef": tuple(tuple(row) for row in raw["coef"]),
-    }
-    flat: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
-    return Spec(**flat | nested)
+def _parse_spec(text: str) -> Spec:
+    raw: dict[str, Any] = json.loads(text)
+    raw["features"] = [Feature(**feature) for feature in raw["features"]]
+    raw["coef"] = [tuple(row) for row in raw["coef"]]
+    raw["categories"] = {name: tuple(values) for name, values in raw["categories"].items()}
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    return Spec(**fields)
 
 
 def softmax(scores: Floats) -> Floats:
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shares: Floats = shifted / shifted.sum(axis=1, keepdims=True)
-    return shares
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
-def make_spec(table: "pa.Table", label: NDArray[Any], *, task: Task, native: bool = False) -> Spec:
+def make_spec(table: pa.Table, label: NDArray[Any], *, task: Task, native: bool = False) -> Spec:
     """The spec that training rows call for: text columns are categories, the rest numbers. Sorted, so it is stable.
 
     Raises ValueError for a target with one class, and for a label that does not fit the task.
     """
-    import pyarrow as pa
-
     columns = [(name, pa.types.is_string(table.schema.field(name).type)) for name in sorted(table.column_names)]
     features = tuple(Feature(name, "category" if text else "number") for name, text in columns)
     spec = Spec(task, features, {}, classes=find_classes(label, task=task), native=native)
@@ -245,11 +240,9 @@ def find_center(label: NDArray[Any]) -> tuple[float, float]:
     return center, 2.0 ** round(np.log2(spread)) if spread > 0 else 1.0
 
 
-def find_categories(table: "pa.Table", spec: Spec) -> dict[str, tuple[str, ...]]:
+def find_categories(table: pa.Table, spec: Spec) -> dict[str, tuple[str, ...]]:
     """What the category features of these rows hold, sorted."""
-    import pyarrow.compute as pc
-
-    names = [each.name for each in spec.features if each.kind == "category"]
+    names = [feature.name for feature in spec.features if feature.kind == "category"]
     return {name: tuple(sorted(pc.unique(table[name].drop_null()).to_pylist())) for name in names}
 
 
@@ -259,15 +252,15 @@ def find_classes(label: NDArray[Any], *, task: Task) -> tuple[Any, ...]:
         raise ValueError(f"label.task {task} needs a label that is a number, but label.expression gives text")
     if task == "regression":
         return ()
-    found = sorted(set(label[is_labelled(label)].tolist()))
-    if task == "binary" and not set(found) <= {0.0, 1.0}:
-        raise ValueError(f"label.task binary needs a label that is true or false, but it holds {found[:5]}")
-    if len(found) < 2:
+    classes = sorted(set(label[is_labelled(label)].tolist()))
+    if task == "binary" and not set(classes) <= {0.0, 1.0}:
+        raise ValueError(f"label.task binary needs a label that is true or false, but it holds {classes[:5]}")
+    if len(classes) < 2:
         raise ValueError(
-            f"a target needs two classes at least, but the training rows hold only {found}. "
+            f"a target needs two classes at least, but the training rows hold only {classes}. "
             "Check label.expression, or give training a longer period."
         )
-    return tuple(found)
+    return tuple(classes)
 
 
 def is_labelled(label: NDArray[Any]) -> NDArray[np.bool_]:

@@ -9,7 +9,6 @@ All carry one calibration, from out-of-fold predictions, and one threshold, from
 
 import shutil
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -30,7 +29,9 @@ from tasks.training.calibration import Floats
 from tasks.training.model import Model, Spec
 from tasks.training.trials import Tuned
 
-YOUNG = 0.01  # of the training rows: what classes without an out-of-fold row may come to where margins are calibrated
+MOST_UNSCORED = (
+    0.01  # the share of training rows whose classes may lack an out-of-fold row where margins are calibrated
+)
 
 
 def train(p: Params, folder: Path = Path()) -> None:
@@ -44,10 +45,14 @@ def train(p: Params, folder: Path = Path()) -> None:
     shipped = _refit(rows, as_of, tuned, p, twins[0]) if p.train.refit else twins[0]
     shutil.rmtree(target / "twins", ignore_errors=True)
     (target / "twins").mkdir()
-    for seed, twin in enumerate(twins):
-        _save(twin, target / (f"twins/{seed}.ubj" if seed else "twin.ubj"))
-    _save(shipped, target / "model.ubj")
+    models = {f"twins/{seed}.ubj" if seed else "twin.ubj": twin for seed, twin in enumerate(twins)}
+    for name, fitted in (models | {"model.ubj": shipped}).items():
+        files.publish(target / name, partial(_write_model, fitted))
     log.info("twin until %s, model until %s, %s rounds each", start, shipped.spec.until, tuned.rounds)
+
+
+def _write_model(fitted: Model, path: Path) -> None:
+    path.write_bytes(fitted.to_bytes())
 
 
 def fit_twins(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, seeds: int) -> list[Model]:
@@ -61,12 +66,12 @@ def fit_twins(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, seeds: int)
 
 def _refit(rows: Rows, as_of: datetime, tuned: Tuned, p: Params, twin: Model) -> Model:
     """The twin's recipe up to as_of, for the classes that the twin was judged on."""
-    known = ~np.isnan(twin.spec.encode_label(rows.label))
-    if later := int((model.is_labelled(rows.label) & ~known).sum()):
+    is_known = ~np.isnan(twin.spec.encode_label(rows.label))
+    if later := int((model.is_labelled(rows.label) & ~is_known).sum()):
         log.warning("%s rows are of a class that the twin could not learn: left out until it can", later)
-    fitted = fit(rows.take(known), as_of, tuned, p, classes=twin.spec.classes)
-    kept = {name: getattr(twin.spec, name) for name in ("coef", "intercept", "threshold")}
-    return fitted.with_spec(**kept)
+    fitted = fit(rows.take(is_known), as_of, tuned, p, classes=twin.spec.classes)
+    spec = twin.spec
+    return fitted.with_spec(coef=spec.coef, intercept=spec.intercept, threshold=spec.threshold)
 
 
 def fit(
@@ -80,18 +85,22 @@ def fit(
     threads: int | None = None,
     stop: threading.Event | None = None,
 ) -> Model:
-    """A booster on the labelled rows that training up to `cut` may see, without calibration."""
-    seen = split.select_training(rows.event_time, cut, p.split, deadline=p.label.deadline) & model.is_labelled(
-        rows.label
-    )
-    if not seen.any():
+    """A booster on the labelled rows that training up to `cut` may see, without calibration.
+
+    Args:
+        seed: added to tune.seed.
+        classes: of the model, where the rows may lack one.
+        threads: None: stage.threads.
+        stop: ends the fit when it is set.
+    """
+    seen = fitting.take_training(rows, cut, p)
+    if not len(seen):
         raise ValueError(f"no labelled row lies before {cut}: wait for more data, or shorten split.holdout")
-    threads = threads or p.stage.threads
-    found = _fit(rows.take(seen), tuned, p, seed=seed, classes=classes, threads=threads, stop=stop)
-    return found.with_spec(until=cut.isoformat())
+    fitted = fit_rows(seen, tuned, p, seed=seed, classes=classes, threads=threads or p.stage.threads, stop=stop)
+    return fitted.with_spec(until=cut.isoformat())
 
 
-def _fit(
+def fit_rows(
     seen: Rows,
     tuned: Tuned,
     p: Params,
@@ -101,13 +110,12 @@ def _fit(
     classes: tuple[Any, ...] = (),
     stop: threading.Event | None = None,
 ) -> Model:
+    """The same on these very rows."""
     spec = model.make_spec(seen.table, seen.label, task=p.label.task, native=p.train.categories == "native")
-    spec = replace(spec, classes=classes or spec.classes)
-    drawn = tuned.params
+    spec, drawn = replace(spec, classes=classes or spec.classes), tuned.params
     data = fitting.make_matrix(spec, seen, drawn, threads=threads)
     if "class_weight" in drawn and spec.classes:
-        codes = spec.encode_label(seen.label)
-        data.set_weight(model.weigh_rows(codes, spec.classes, drawn["class_weight"]))
+        data.set_weight(model.weigh_rows(spec.encode_label(seen.label), spec.classes, drawn["class_weight"]))
     settings = fitting.to_booster_params(drawn, p, classes=len(spec.classes))
     settings |= {"seed": p.tune.seed + seed, "nthread": threads}
     callbacks = [fitting.make_stopper(stop)] if stop else []  # Ctrl-C must not wait for whole fits
@@ -116,64 +124,56 @@ def _fit(
 
 def calibrate(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, classes: tuple[Any, ...]) -> dict[str, Any]:
     """The spec's calibration and threshold, from models that have not seen the rows they score."""
-    task = p.label.task
+    task, fields = p.label.task, dict[str, Any]()
     if task == "regression":
-        return {}
-    extras: dict[str, Any] = {}
+        return fields
     if task == "binary":
         assert p.evaluate.costs  # params.py sees to it
-        extras["threshold"] = threshold(p.evaluate.costs)
-    there = model.is_labelled(rows.label)
-    seen = split.select_training(rows.event_time, cut, p.split, deadline=p.label.deadline) & there
-    offset = _offset(rows.take(seen).label, tuned, p, classes)
+        fields["threshold"] = find_threshold(p.evaluate.costs)
+    seen = fitting.take_training(rows, cut, p).label
+    offset = _undo_weights(seen, tuned, p, classes)
     if offset.any():
-        extras |= as_spec(calibration.Map(np.eye(len(classes)), offset), task)
+        fields |= to_spec_fields(calibration.Map(np.eye(len(classes)), offset), task)
     if p.train.calibration == "none":
-        return extras
-    folds = split.make_folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=there)
-    folds = split.keep_trained_classes(folds, rows.label, classes)
-    margins, codes = _out_of_fold(rows, folds, tuned, p, classes)
-    if (young := _share_beside(codes, rows.take(seen).label, classes, task)) > YOUNG:
+        return fields
+    margins, codes = _score_out_of_fold(rows, cut, tuned, p, classes)
+    unscored = ~np.isin(Spec(task, (), {}, classes).encode_label(seen), codes)
+    if unscored.mean() > MOST_UNSCORED:
         log.warning(
             "%.1f %% of the training rows are of classes without an out-of-fold row: calibration is left out until "
             "split.fold has some, since it would bend what it cannot see",
-            100 * young,
+            100 * unscored.mean(),
         )
-        return extras
-    choice = calibration.choose(margins, codes)
+        return fields
+    choice = calibration.choose_map(margins, codes)
     if choice.family == "none":
         log.info("calibration: none, since no map surely gains on rows that it was not fitted on")
-        return extras
-    log.info("calibration: %s, which gains %.5f of log loss on rows that it was not fitted on", *choice.told)
-    return extras | as_spec(choice.map.after(offset), task)
+        return fields
+    gain = "calibration: %s, which gains %.5f of log loss on rows that it was not fitted on"
+    log.info(gain, choice.family, choice.gain)
+    return fields | to_spec_fields(choice.map.after(offset), task)
 
 
-def _out_of_fold(
-    rows: Rows, folds: Sequence[split.Fold], tuned: Tuned, p: Params, classes: tuple[Any, ...]
+def _score_out_of_fold(
+    rows: Rows, cut: datetime, tuned: Tuned, p: Params, classes: tuple[Any, ...]
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Margins (n, classes) of the folds' models on their validation rows, without class weights; the classes (n)."""
-    stop = threading.Event()
-    works = [partial(_fit, rows.take(fold.train), tuned, p, classes=classes, threads=1, stop=stop) for fold in folds]
+    labelled = model.is_labelled(rows.label)
+    folds = split.make_folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=labelled)
+    folds, stop = split.keep_trained_classes(folds, rows.label, classes), threading.Event()
+    fit_one = partial(fit_rows, tuned=tuned, p=p, classes=classes, threads=1, stop=stop)
+    works = [partial(fit_one, rows.take(fold.train)) for fold in folds]
     margins, codes = [], []
     for fold, fitted in zip(folds, fitting.run_side_by_side(works, p.stage.threads, stop=stop), strict=True):
-        valid, offset = rows.take(fold.valid), _offset(rows.label[fold.train], tuned, p, classes)
-        margins.append(_per_class(fitted.margins(valid.table)) + offset)
+        valid, offset = rows.take(fold.valid), _undo_weights(rows.label[fold.train], tuned, p, classes)
+        scores = np.asarray(fitted.margins(valid.table), np.float64)
+        # A binary margin says as much for one class as against the other.
+        margins.append((scores if scores.ndim == 2 else np.column_stack([-scores / 2, scores / 2])) + offset)
         codes.append(fitted.spec.encode_label(valid.label))
     return np.concatenate(margins), np.concatenate(codes).astype(np.int64)
 
 
-def _share_beside(known: NDArray[np.int64], label: NDArray[Any], classes: tuple[Any, ...], task: Task) -> float:
-    """The share of labels whose classes are not among the known codes."""
-    return float(np.mean(~np.isin(Spec(task, (), {}, classes).encode_label(label), known)))
-
-
-def _per_class(margins: NDArray[np.floating[Any]]) -> Floats:
-    """Margins as (n, classes): a binary one says as much for one class as against the other."""
-    scores = np.asarray(margins, np.float64)
-    return scores if scores.ndim == 2 else np.column_stack([-scores / 2, scores / 2])
-
-
-def _offset(label: NDArray[Any], tuned: Tuned, p: Params, classes: tuple[Any, ...]) -> Floats:
+def _undo_weights(label: NDArray[Any], tuned: Tuned, p: Params, classes: tuple[Any, ...]) -> Floats:
     """What takes class weights out of margins again, by class: a margin rose by the log of its class's weight."""
     if "class_weight" not in tuned.params:
         return np.zeros(len(classes))
@@ -182,26 +182,17 @@ def _offset(label: NDArray[Any], tuned: Tuned, p: Params, classes: tuple[Any, ..
     return np.asarray(-np.log(weights.astype(np.float64)))
 
 
-def as_spec(found: calibration.Map, task: Task) -> dict[str, Any]:
+def to_spec_fields(chosen: calibration.Map, task: Task) -> dict[str, Any]:
     """A map of the classes' margins as the spec holds it: of a binary margin, a slope and a shift."""
+    coef, intercept = chosen.coef, chosen.intercept
     if task == "binary":
-        slope, shift = found.coef[1, 1] - found.coef[0, 1], found.intercept[1] - found.intercept[0]
-        return {"coef": ((float(slope),),), "intercept": (float(shift),)}
-    return {"coef": tuple(map(tuple, found.coef.tolist())), "intercept": tuple(found.intercept.tolist())}
+        return {"coef": ((float(coef[1, 1] - coef[0, 1]),),), "intercept": (float(intercept[1] - intercept[0]),)}
+    return {"coef": tuple(map(tuple, coef.tolist())), "intercept": tuple(intercept.tolist())}
 
 
-def threshold(costs: Costs) -> float:
+def find_threshold(costs: Costs) -> float:
     """Act when the expected cost of acting is the smaller: p >= fp / (fp + fn) (Elkan 2001), p being calibrated."""
     return costs.false_positive / (costs.false_positive + costs.false_negative)
-
-
-def _save(fitted: Model, path: Path) -> None:
-    data = fitted.to_bytes()
-    files.publish(path, lambda new: _write(new, data))
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def table(number: int) -> Result:
     coef, shift = bend(rng, classes, BENDS[number // 8 % len(BENDS)] if number % 2 else "none")
     drawn = [draw(rng, count, spread, level) for count in (rows, FRESH)]
     (margins, codes), (fresh, wanted) = [((true - shift) @ np.linalg.inv(coef).T, classes_) for true, classes_ in drawn]
-    choice = calibration.choose(margins, codes)
-    before, after = (calibration.losses(each, wanted).mean() for each in (fresh, choice.map(fresh)))
+    choice = calibration.choose_map(margins, codes)
+    before, after = (calibration.log_losses(each, wanted).mean() for each in (fresh, choice.map(fresh)))
     full = full_map_loss(margins, codes, fresh, wanted)
     return Result(rows, bool(number % 2), choice.family, float(before), float(after), full)
 

@@ -18,7 +18,8 @@ from sklearn import metrics
 
 from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
-from tasks.training import evaluate, train
+from tasks.training import curves, evaluate, train
+from tasks.training.metrics import calibration_error, measure
 from tasks.training.model import Floats, Spec
 from tests.tasks import small
 
@@ -127,8 +128,8 @@ def both(one: Done) -> tuple[Floats, Floats]:
 def test_the_expected_calibration_error_of_rows_one_can_count() -> None:
     """Two rows at 0.2 of which one came true, two at 0.9 of which both did: (2 * 0.3 + 2 * 0.1) / 4."""
     found, outcome = np.array([0.2, 0.2, 0.9, 0.9]), np.array([0.0, 1.0, 1.0, 1.0])
-    assert evaluate.calibration_error(outcome, found) == pytest.approx(0.2)
-    assert evaluate.calibration_error(np.array([1.0]), np.array([1.0])) == 0
+    assert calibration_error(outcome, found) == pytest.approx(0.2)
+    assert calibration_error(np.array([1.0]), np.array([1.0])) == 0
 
 
 @LAW
@@ -137,17 +138,17 @@ def test_the_expected_calibration_error_lies_between_the_overall_gap_and_the_mea
     rows: list[tuple[float, bool]],
 ) -> None:
     found, outcome = (np.array(each, dtype=float) for each in zip(*rows, strict=True))
-    told = evaluate.calibration_error(outcome, found)
+    told = calibration_error(outcome, found)
     assert abs(found.mean() - outcome.mean()) - 1e-9 <= told <= np.abs(found - outcome).mean() + 1e-9
 
 
 def test_one_class_alone_in_a_holdout_has_figures_and_no_curve() -> None:
     spec = Spec("binary", (), {}, classes=(0.0, 1.0), threshold=0.5)
     label, found = np.zeros(20), np.linspace(0, 0.4, 20)
-    told = evaluate.measure(spec, label, found)
+    told = measure(spec, label, found)
     assert all(np.isfinite(value) for value in told.values())
     assert (told["auc"], told["recall"]) == (0.5, 0)
-    assert evaluate._roc(spec, label, found) == [{"false_positive_rate": 0.0, "true_positive_rate": 0.0}]
+    assert curves.draw_roc(spec, label, found) == [{"false_positive_rate": 0.0, "true_positive_rate": 0.0}]
 
 
 # --- the rows

@@ -176,6 +176,17 @@ def test_a_foreign_xgboost_model_is_refused(binary: Model, tmp_path: Path) -> No
         Model.load(tmp_path / "foreign.ubj")
 
 
+@pytest.mark.parametrize("mark", ["model/0", None])
+def test_a_model_of_another_version_is_refused_with_the_way_out(
+    mark: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "FORMAT", mark)
+    path = saved(fitted(), tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"model.ubj is in format .*, but this evergreen reads model/1. Use the"):
+        Model.load(path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model\.ubj"):
         Model.load(tmp_path / "model.ubj")

@@ -204,7 +204,7 @@ def test_a_class_that_the_newest_fold_alone_has_is_trained_and_nothing_is_calibr
 
 
 def test_a_binary_margin_says_as_much_for_one_class_as_against_the_other() -> None:
-    found = train.as_spec(calibration.Map(np.eye(2) * 0.5, np.array([-0.1, 0.1])), "binary")
+    found = train.to_spec_fields(calibration.Map(np.eye(2) * 0.5, np.array([-0.1, 0.1])), "binary")
     assert found == {"coef": ((0.5,),), "intercept": (0.2,)}
 
 
@@ -228,7 +228,7 @@ COSTS = st.floats(0.1, 100)
 @given(COSTS, COSTS, st.floats(0, 1))
 def test_acting_at_the_threshold_costs_the_least(false_positive: float, false_negative: float, chance: float) -> None:
     """Elkan (2001): compare the expected cost of acting with that of not acting."""
-    acts = chance >= train.threshold(Costs(false_positive=false_positive, false_negative=false_negative))
+    acts = chance >= train.find_threshold(Costs(false_positive=false_positive, false_negative=false_negative))
     acting, waiting = (1 - chance) * false_positive, chance * false_negative
     assert (acting if acts else waiting) <= min(acting, waiting) + 1e-9
 

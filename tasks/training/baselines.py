@@ -1,0 +1,75 @@
+"""The models that a candidate must beat, with scikit-learn's defaults as far as they go.
+
+To add one: a function (seen, held, spec, threads) → predictions of `held`, an entry in BASELINES, and its name in
+tasks/params.py (`Evaluate.baselines`). params.yaml's evaluate.baselines then may name it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tasks.data.featurerows import Rows
+from tasks.training.model import Floats, Spec
+
+RARE_ROWS = 20  # a category with fewer rows has no column of its own in the linear model
+
+
+def predict_constant(seen: Rows, held: Rows, spec: Spec, _threads: int) -> Floats:
+    """The mean of training, or the share of each class."""
+    codes = spec.encode_label(seen.label)
+    if spec.task != "multiclass":
+        return np.full(len(held), codes.mean(dtype=np.float64))
+    return np.tile(np.bincount(codes.astype(int), minlength=len(spec.classes)) / len(codes), (len(held), 1))
+
+
+def predict_linear(seen: Rows, held: Rows, spec: Spec, _threads: int) -> Floats:
+    """Logistic or ridge regression on scaled numbers and one-hot categories, missing values at the median."""
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    places = {kind: [i for i, one in enumerate(spec.features) if one.kind == kind] for kind in ("category", "number")}
+    numbers = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
+    texts = OneHotEncoder(handle_unknown="ignore", min_frequency=RARE_ROWS)
+    inputs = make_column_transformer((numbers, places["number"]), (texts, places["category"]))
+    regression = Ridge() if spec.task == "regression" else LogisticRegression(max_iter=300)
+    fitted = make_pipeline(inputs, regression).fit(spec.encode(seen.table), spec.scale_label(seen.label))
+    return _predict(fitted, held, spec)
+
+
+def predict_forest(seen: Rows, held: Rows, spec: Spec, threads: int) -> Floats:
+    """A random forest; each tree draws at most 20,000 rows, which costs little and keeps it to seconds.
+
+    It predicts on one thread: threads would add up the trees in the order in which they end, to other last digits.
+    """
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+    kind = RandomForestRegressor if spec.task == "regression" else RandomForestClassifier
+    forest = kind(
+        n_estimators=60,
+        min_samples_leaf=10,
+        max_features="sqrt",
+        max_samples=min(20_000, len(seen)),
+        random_state=0,
+        n_jobs=threads,
+    )
+    forest.fit(spec.encode(seen.table), spec.scale_label(seen.label))
+    return _predict(forest.set_params(n_jobs=1), held, spec)
+
+
+def _predict(fitted: Any, held: Rows, spec: Spec) -> Floats:
+    inputs = spec.encode(held.table)
+    if spec.task == "regression":
+        return spec.unscale(np.asarray(fitted.predict(inputs)))
+    shares = np.asarray(fitted.predict_proba(inputs))
+    return shares[:, 1] if spec.task == "binary" else shares
+
+
+BASELINES: dict[str, Callable[[Rows, Rows, Spec, int], Floats]] = {
+    "constant": predict_constant,
+    "linear": predict_linear,
+    "forest": predict_forest,
+}

@@ -1,0 +1,74 @@
+"""The field's usual metrics of predictions, from scikit-learn: binary, multiclass, regression. Pure."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.training.digits import round_digits
+from tasks.training.model import Floats, Spec
+
+BINS = 10
+
+
+def measure(spec: Spec, label: NDArray[Any], predictions: Floats) -> dict[str, float]:
+    """Metrics of predictions, (n,) or (n, classes), against labels (n), and how many rows there are."""
+    codes = spec.encode_label(label)
+    measures = {"binary": _measure_binary, "multiclass": _measure_multiclass, "regression": _measure_regression}
+    scores = measures[spec.task](codes, predictions, spec)
+    return {name: round_digits(value) for name, value in scores.items()} | {"rows": len(label)}
+
+
+def _measure_binary(codes: Floats, predictions: Floats, spec: Spec) -> dict[str, float]:
+    from sklearn import metrics
+
+    positive = predictions >= (spec.threshold if spec.threshold is not None else 0.5)
+    both = len(np.unique(codes)) == 2
+    return {
+        "log_loss": metrics.log_loss(codes, predictions, labels=[0, 1]),
+        "auc": metrics.roc_auc_score(codes, predictions) if both else 0.5,
+        "average_precision": metrics.average_precision_score(codes, predictions) if both else float(codes.mean()),
+        "brier": float(np.mean((predictions - codes) ** 2)),
+        "calibration_error": calibration_error(codes, predictions),
+        "f1": metrics.f1_score(codes, positive, zero_division=0),
+        "precision": metrics.precision_score(codes, positive, zero_division=0),
+        "recall": metrics.recall_score(codes, positive, zero_division=0),
+        "rate": float(codes.mean()),
+        "predicted_rate": float(predictions.mean()),
+    }
+
+
+def _measure_multiclass(codes: Floats, predictions: Floats, spec: Spec) -> dict[str, float]:
+    from sklearn import metrics
+
+    top, names = predictions.argmax(axis=1), list(range(len(spec.classes)))
+    scores = {
+        "log_loss": metrics.log_loss(codes, predictions, labels=names),
+        "accuracy": metrics.accuracy_score(codes, top),
+        "f1_macro": metrics.f1_score(codes, top, average="macro", zero_division=0),
+        "calibration_error": calibration_error((top == codes).astype(float), predictions.max(axis=1)),
+    }
+    if len(np.unique(codes)) == len(names):
+        shares = predictions[:, 1] if len(names) == 2 else predictions  # scikit-learn takes one column for two classes
+        scores["auc"] = metrics.roc_auc_score(codes, shares, multi_class="ovr", labels=names)
+    return scores
+
+
+def _measure_regression(codes: Floats, predictions: Floats, _spec: Spec) -> dict[str, float]:
+    from sklearn import metrics
+
+    return {
+        "rmse": metrics.root_mean_squared_error(codes, predictions),
+        "mae": metrics.mean_absolute_error(codes, predictions),
+        "median_error": metrics.median_absolute_error(codes, predictions),
+        "r2": metrics.r2_score(codes, predictions) if len(codes) > 1 else 0.0,
+        "bias": float(np.mean(predictions - codes)),
+    }
+
+
+def calibration_error(outcome: Floats, shares: Floats) -> float:
+    """Expected calibration error over ten bins of equal width (Naeini et al. 2015)."""
+    place = np.minimum((shares * BINS).astype(int), BINS - 1)
+    count = np.bincount(place, minlength=BINS)
+    gap = np.bincount(place, weights=outcome - shares, minlength=BINS)
+    return float(np.abs(gap).sum() / count.sum())
