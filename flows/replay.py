@@ -35,9 +35,11 @@ from tasks.promotion import tracking
 from tasks.promotion.registry import open_registry
 from tasks.promotion.tags import FLOW_RUN, REPLAY
 from tasks.replay import history
-from tasks.replay import walk as work
+from tasks.replay.compare import Comparison, compare_policies
 from tasks.replay.history import Candidate, History
-from tasks.replay.walk import Comparison, Grid, Past
+from tasks.replay.report import list_points, render_markdown, summarize, tabulate, write_report
+from tasks.replay.rules import Grid, check_policy, find_earliest
+from tasks.replay.walk import Past
 from tasks.runtime import clock, locks, workspaces
 
 LAST = "features"  # of the pipeline's stages: what comes after it is trained for each as_of
@@ -68,7 +70,7 @@ def replay(
         force: On: take an end beyond the data, or ahead of the clock, as it is.
     """
     own = params.load()
-    names = [work.check_policy(name) for name in policies or own.replay.policies]
+    names = [check_policy(name) for name in policies or own.replay.policies]
     with locks.take_turn(params.home(), name="replay", say=get_run_logger().info):
         if until:
             clock.refuse_ahead(own.clock, params.to_utc(until), force=force)
@@ -91,8 +93,8 @@ def walk_policies(root: Path, since: datetime | None, names: list[str]) -> Compa
     p = params.load(root / "params.yaml")
     sql, candidates = (root / history.SQL).read_text(), candidates_folder(params.home())
     past = History(history.reduce_search(p), root / p.paths.features, sql, candidates)
-    grid = Grid(since or work.find_earliest(past.rows, p), past.as_of, p.replay.step)
-    return work.compare_policies(Past(past, grid.since, make=candidate), grid, names, say=get_run_logger().info)
+    grid = Grid(since or find_earliest(past.rows, p), past.as_of, p.replay.step)
+    return compare_policies(Past(past, grid.since, make=candidate), grid, names, say=get_run_logger().info)
 
 
 def candidates_folder(home: Path) -> Path:
@@ -114,15 +116,13 @@ def result_folder(done: Comparison, home: Path) -> Path:
 def publish(done: Comparison, p: Params) -> None:
     """Write the files, log the MLflow run, and make what the Prefect UI shows beside the run."""
     folder = result_folder(done, params.home())
-    work.write_report(done, folder)
+    write_report(done, folder)
     run_id, link = log_comparison(done, folder, p)
-    create_markdown_artifact(work.markdown(done), key="replay", description=f"files: {folder}")
-    create_table_artifact(
-        [dict(row) for row in work.tabulate(done)], key="replay-table", description=work.summarize(done)
-    )
-    create_image_artifact(_picture(folder / "replay.png"), key="replay-picture", description=work.summarize(done))
+    create_markdown_artifact(render_markdown(done), key="replay", description=f"files: {folder}")
+    create_table_artifact([dict(row) for row in tabulate(done)], key="replay-table", description=summarize(done))
+    create_image_artifact(_picture(folder / "replay.png"), key="replay-picture", description=summarize(done))
     create_link_artifact(link, key="mlflow-run", link_text=f"the MLflow run {run_id[:8]}")
-    get_run_logger().info("%s", work.markdown(done))
+    get_run_logger().info("%s", render_markdown(done))
 
 
 @task(name="log", task_run_name="log", cache_policy=NO_CACHE, **NETWORK)
@@ -132,7 +132,7 @@ def log_comparison(done: Comparison, folder: Path, p: Params) -> tuple[str, str]
     name = f"replay {done.since:%Y-%m-%d} to {done.until:%Y-%m-%d}"
     tags = {REPLAY: ",".join(line.policy for line in done.lines), FLOW_RUN: str(flow_run.id or "")}
     run_id = registry.runs.log_files(
-        name, note=work.markdown(done), metrics=work.list_points(done), files=folder, tags=tags
+        name, note=render_markdown(done), metrics=list_points(done), files=folder, tags=tags
     )
     return run_id, registry.tracking.find_link(run_id)
 
@@ -144,13 +144,13 @@ def _picture(path: Path) -> str:
 
 def describe(done: Comparison) -> Group:
     """The replay as a person reads it in a terminal."""
-    rows = work.tabulate(done)
+    rows = tabulate(done)
     table = Table()
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "policy" else "right")
     for row in rows:
         table.add_row(*row.values())
-    return Group(work.summarize(done), table, f"files: {result_folder(done, params.home())}")
+    return Group(summarize(done), table, f"files: {result_folder(done, params.home())}")
 
 
 if __name__ == "__main__":

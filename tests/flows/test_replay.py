@@ -10,7 +10,7 @@ import pytest
 from flows.replay import candidates_folder, replay
 from tasks import params
 from tasks.promotion import registry
-from tasks.replay.walk import Comparison
+from tasks.replay.compare import Comparison
 from tests.conftest import write_params
 from tests.flows.conftest import Project, shown, task_runs
 

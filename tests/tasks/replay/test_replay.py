@@ -17,9 +17,12 @@ from tasks.monitoring.signal import Signal
 from tasks.params import Params, Policy, SignalKind
 from tasks.promotion.contest import row_losses
 from tasks.replay import history
-from tasks.replay import walk as work
+from tasks.replay.auc import Auc, count_wins
+from tasks.replay.compare import Comparison, compare_policies
 from tasks.replay.history import Candidate, History
-from tasks.replay.walk import Auc, Comparison, Grid, Past, Retrain, Serving
+from tasks.replay.report import list_points, list_saved, render_markdown, tabulate, write_report
+from tasks.replay.rules import Grid, check_period, find_earliest, parse_rule
+from tasks.replay.walk import FAILED, Past, PolicyState, Retrain, Serving, explain_retrain
 from tests.conftest import BEGIN
 from tests.tasks import small
 
@@ -51,7 +54,7 @@ def kept(folder: Path, rows: Rows, p: Params | None = None) -> History:
 
 
 def walked(past: History, names: Sequence[str] = NAMES, grid: Grid = GRID, **measure: Any) -> Comparison:
-    return work.compare_policies(Past(past, grid.since, make=History.candidate, **measure), grid, names)
+    return compare_policies(Past(past, grid.since, make=History.candidate, **measure), grid, names)
 
 
 def rows_made(**changes: Any) -> Rows:
@@ -149,7 +152,7 @@ def test_a_refusal_costs_its_training_and_changes_nothing(done: Comparison) -> N
 def test_spaced_retrains_are_so_many_and_even() -> None:
     grid = Grid(datetime(2013, 5, 1), datetime(2013, 12, 31), WEEK)
     for number in range(1, len(grid.starts)):
-        moments = work.parse_rule(f"spaced:{number}", grid).moments
+        moments = parse_rule(f"spaced:{number}", grid).moments
         assert len(set(moments)) == number
         ends = [grid.since, *moments, grid.until]
         gaps = [after - before for before, after in pairwise(ends)]
@@ -160,7 +163,7 @@ def test_spaced_retrains_are_so_many_and_even() -> None:
 @pytest.mark.parametrize("name", ["sometimes", "every:0d", "every:4", "every:7x", "spaced:0", ""])
 def test_an_unknown_policy_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"but got '{name}'"):
-        work.parse_rule(name, GRID)
+        parse_rule(name, GRID)
 
 
 # --- what is shared, and what comes again --------------------------------------------------------------------------
@@ -174,7 +177,7 @@ def test_a_model_is_trained_once_and_charged_to_each(tmp_path: Path) -> None:
         return past.candidate(as_of)
 
     past = Past(kept(tmp_path / "folder", rows_made()), GRID.since, make=make)
-    done = work.compare_policies(past, GRID, ["every:14d", "every:28d"])
+    done = compare_policies(past, GRID, ["every:14d", "every:28d"])
     assert sorted(made) == [GRID.since + i * 2 * WEEK for i in (0, 1, 2, 3)]
     assert len(list((tmp_path / "shelf").glob("2*"))) == 4
     costs = {line.policy: {each.as_of: each.cpu for each in line.retrains} for line in done.lines}
@@ -184,7 +187,7 @@ def test_a_model_is_trained_once_and_charged_to_each(tmp_path: Path) -> None:
 
 def test_the_same_replay_again_trains_nothing_and_is_equal(quiet: History, done: Comparison) -> None:
     past = Past(quiet, GRID.since, make=History.candidate)
-    assert work.compare_policies(past, GRID, NAMES) == done
+    assert compare_policies(past, GRID, NAMES) == done
     assert past.cpu == 0
 
 
@@ -196,7 +199,7 @@ def test_another_shelf_gives_the_same_but_for_the_seconds(quiet: History, done: 
 def test_a_later_end_keeps_what_was_trained(quiet: History) -> None:
     """Every candidate of a shorter grid is one of the longer's."""
     past = Past(quiet, GRID.since, make=History.candidate)
-    work.compare_policies(past, replace(GRID, until=GRID.until - 2 * WEEK), ["every:14d"])
+    compare_policies(past, replace(GRID, until=GRID.until - 2 * WEEK), ["every:14d"])
     assert past.cpu == 0
 
 
@@ -283,7 +286,7 @@ def test_the_auc_of_a_draw_is_that_of_its_rows() -> None:
     scores = np.round(codes * 0.3 + rng.random(400), 1)  # with ties
     draw = np.array([2, 0, 1, 3, 0, 1])
     repeated = np.concatenate([np.flatnonzero(block == each).repeat(count) for each, count in enumerate(draw)])
-    found = Auc(work.wins(codes, scores, block), 0)._of(draw[None].astype(float))[0]
+    found = Auc(count_wins(codes, scores, block)).weigh(draw[None].astype(float))[0]
     assert found == pytest.approx(roc_auc_score(codes[repeated], scores[repeated]), abs=1e-12)
 
 
@@ -316,7 +319,7 @@ def test_a_moment_at_which_nothing_can_be_trained_leaves_the_champion(tmp_path: 
     label, known_at = np.where(lost, np.nan, rows.label), np.where(lost, np.datetime64("NaT"), rows.known_at)
     done = walked(kept(tmp_path / "folder", replace(rows, label=label, known_at=known_at)), ["every:28d"])
     (found,) = done.line("every:28d").retrains
-    assert (found.as_of, found.outcome, found.cpu) == (at, work.FAILED, 0.0)
+    assert (found.as_of, found.outcome, found.cpu) == (at, FAILED, 0.0)
     assert "holdout" in found.reasons[0]
     assert done.unlabelled_share > 0.1
 
@@ -327,38 +330,38 @@ def test_a_retrain_that_failed_costs_no_cool_down_and_the_gates_back_off_is_aske
     p = p.model_copy(update={"policy": policy, "gate": p.gate.model_copy(update={"backoff": WEEK})})
     ends = [now - WEEK, now]
     alarms = [Signal("drift", end - WEEK, end, 1, 400, alarm=True, message="Moved.") for end in ends]
-    state = work.PolicyState(work.parse_rule("drift", GRID), Serving(GRID.since, 1), GRID.since, signals=tuple(alarms))
-    why, (cause,) = work._wanted(state, now, p)
+    state = PolicyState(parse_rule("drift", GRID), Serving(GRID.since, 1), GRID.since, signals=tuple(alarms))
+    why, (cause,) = explain_retrain(state, now, p)
     assert why
     asked = replace(state, asked=(cause,))
-    failed = replace(asked, retrains=(Retrain(now - DAY, work.FAILED, (), 0.0, ()),))
+    failed = replace(asked, retrains=(Retrain(now - DAY, FAILED, (), 0.0, ()),))
     made = replace(asked, retrains=(Retrain(now - DAY, "HOLD", (), 1.0, ()),))
-    assert work._wanted(failed, now, p)[0] == why
-    assert work._wanted(made, now, p) == work._wanted(asked, now, p) == ((), ())
-    assert work._wanted(replace(state, looks=(now - DAY,)), now, p) == ((), ())
+    assert explain_retrain(failed, now, p)[0] == why
+    assert explain_retrain(made, now, p) == explain_retrain(asked, now, p) == ((), ())
+    assert explain_retrain(replace(state, looks=(now - DAY,)), now, p) == ((), ())
 
 
 # --- what people see -----------------------------------------------------------------------------------------------
 
 
 def test_the_files_are_written_and_the_table_has_a_row_a_policy(turned: Comparison, tmp_path: Path) -> None:
-    work.write_report(turned, tmp_path)
+    write_report(turned, tmp_path)
     assert {each.name for each in tmp_path.iterdir()} == {"replay.json", "replay.md", "replay.png"}
     text = (tmp_path / "replay.md").read_text()
     assert all(f"| {line.policy} |" in text for line in turned.lines)
     assert "log loss saved" in text
     assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
-    assert len(work.tabulate(turned)) == len(turned.lines)
+    assert len(tabulate(turned)) == len(turned.lines)
 
 
 def test_what_is_saved_so_far_ends_at_what_was_saved(turned: Comparison) -> None:
     line, never = turned.line("performance"), turned.line("never")
     expected = 100 * line.gain.value / never.metric.value
-    assert work._saved(line, turned)[-1] == pytest.approx(expected, abs=1e-9)
+    assert list_saved(line, turned)[-1] == pytest.approx(expected, abs=1e-9)
 
 
 def test_points_name_no_policy_in_a_way_that_mlflow_refuses(turned: Comparison) -> None:
-    found = work.list_points(turned)
+    found = list_points(turned)
     assert len(found["log_loss/every 14d"]) == len(turned.starts)
     assert found["total retrains/performance"] == [(0, len(turned.line("performance").retrains))]
 
@@ -381,15 +384,15 @@ def test_a_period_that_cannot_be_walked_is_refused(quiet: History, since: dateti
 
 
 def test_the_earliest_start_is_one_that_can_be_trained(quiet: History) -> None:
-    since = work.find_earliest(quiet.rows, quiet.p)
-    work.check_period(quiet.rows, quiet.p, replace(GRID, since=since))
+    since = find_earliest(quiet.rows, quiet.p)
+    check_period(quiet.rows, quiet.p, replace(GRID, since=since))
     assert quiet.candidate(since).cpu > 0
     with pytest.raises(ValueError, match="must lie after"):
-        work.check_period(quiet.rows, quiet.p, replace(GRID, since=since - DAY))
+        check_period(quiet.rows, quiet.p, replace(GRID, since=since - DAY))
 
 
 def test_a_retrain_is_a_promotion_by_the_gates_word_alone() -> None:
-    found = [Retrain(BEGIN, outcome, (), 1.0, ()) for outcome in ("PROMOTE", "HOLD", "REJECT", work.FAILED)]
+    found = [Retrain(BEGIN, outcome, (), 1.0, ()) for outcome in ("PROMOTE", "HOLD", "REJECT", FAILED)]
     assert [each.promoted for each in found] == [True, False, False, False]
 
 
@@ -403,5 +406,5 @@ def test_a_policy_whose_signals_are_off_says_which_setting_turned_them_off(tmp_p
     notes = {name: walked(one, ["never", "drift"], grid) for name, one in past.items()}
     assert "policy.min_rows is 5,000, but a monitor.window of 7d holds about 4" in notes["rows"].notes[0]
     assert "monitor.window is 28d, but the history before the holdout spans" in notes["window"].notes[0]
-    assert notes["rows"].notes[0] in work.markdown(notes["rows"])
+    assert notes["rows"].notes[0] in render_markdown(notes["rows"])
     assert walked(past["rows"], ["never"], grid).notes == ()
