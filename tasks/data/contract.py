@@ -1,7 +1,7 @@
 """The contract as SQL: typed columns, rules with their reasons, and the pseudonyms of personal data.
 
-One schema serves ingest, clean, training, the API and drift. It is plain text in params.yaml; here it becomes DuckDB
-expressions. Nothing here reads or writes a table.
+One schema in params.yaml serves ingest, clean, training, the API and drift. Here it becomes DuckDB expressions. Nothing
+here reads or writes a table.
 """
 
 import hashlib
@@ -15,16 +15,15 @@ from tasks.data import timezones
 from tasks.params import TIMES, Column, Table, home
 from tasks.runtime.sql import literal, quote
 
-PRECISE = 2**53  # up to here a DOUBLE holds every whole number
-KEY = 16  # characters of a key at least; fewer can be tried out against a list of names
-
+MAX_EXACT = 2**53  # up to here a DOUBLE holds every whole number
+MIN_KEY_LENGTH = 16  # characters; shorter keys can be found by trying
 
 ZONE_RULE = ", but only an offset such as +02:00, Z or a name such as Europe/Berlin is taken"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that must hold. `broken` is true for a bad row; `reason` is what it then says of the row."""
+    """One thing that must hold, as SQL: `broken` is true for a bad row, and `reason` then says why."""
 
     name: str
     broken: str
@@ -35,8 +34,12 @@ class Rule:
 def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:
     """A column's value in the contract's type; NULL where it does not fit.
 
-    `text`: it is one now, else of the contract's type already. DuckDB's own cast would round 12.7 to 13, forget a
-    time's offset from UTC or guess its zone, and let infinity be a number.
+    DuckDB's own cast would round 12.7 to 13, forget a time's offset from UTC or guess its zone, and take infinity for a
+    number.
+
+    Args:
+        text: the value is a text now; else it has the contract's type already.
+        decimal: what stands before the fraction of a number.
     """
     value = quote(name)
     if text and decimal == "," and column.type in ("INTEGER", "BIGINT", "DOUBLE"):
@@ -45,7 +48,7 @@ def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".
     if column.type in ("INTEGER", "BIGINT"):
         exact = f"{cast} = TRY_CAST({value} AS DECIMAL(38, 9))"
         near = f"{cast} = TRY_CAST({value} AS DOUBLE)"
-        fits = f"CASE WHEN {cast} BETWEEN -{PRECISE} AND {PRECISE} THEN {near} ELSE {exact} END"
+        fits = f"CASE WHEN {cast} BETWEEN -{MAX_EXACT} AND {MAX_EXACT} THEN {near} ELSE {exact} END"
         return f"CASE WHEN {fits} THEN {cast} END"
     if column.type == "DOUBLE":
         return f"CASE WHEN isfinite({cast}) THEN {cast} END"
@@ -75,37 +78,42 @@ def build_rules(table: Table, *, texts: Collection[str]) -> list[Rule]:
 def _column_rules(name: str, column: Column, text: bool) -> list[Rule]:
     raw, value = f"raw.{quote(name)}", f"typed.{quote(name)}"
     shown = f"CAST({value} AS VARCHAR)"
-    odd = f"{raw} IS NOT NULL AND {value} IS NULL"
-    found: list[Rule] = []
+    misfit = f"{raw} IS NOT NULL AND {value} IS NULL"
+    rules: list[Rule] = []
     if text and column.type in ("TIMESTAMP", "DATE"):
-        found = _zone_rules(name, raw, value, clocks=column.type == "TIMESTAMP")
-    if found:
-        odd = f"CASE WHEN {odd} THEN {timezones.zone_sql(raw)} = '' ELSE FALSE END"
-    found.append(Rule(f"{name}: type", odd, _says(name, f"CAST({raw} AS VARCHAR)", f"is no {column.type}")))
+        rules = _zone_rules(name, raw, value, has_clock=column.type == "TIMESTAMP")
+        misfit = f"CASE WHEN {misfit} THEN {timezones.zone_sql(raw)} = '' ELSE FALSE END"
+    rules.append(Rule(f"{name}: type", misfit, _reason_sql(name, f"CAST({raw} AS VARCHAR)", f"is no {column.type}")))
     if column.required:
-        found.append(Rule(f"{name}: required", f"{raw} IS NULL", literal(f"{name} is missing")))
+        rules.append(Rule(f"{name}: required", f"{raw} IS NULL", literal(f"{name} is missing")))
     if column.min is not None:
-        found.append(Rule(f"{name}: min", f"{value} < {column.min}", _says(name, shown, f"is below {column.min:g}")))
+        rules.append(
+            Rule(f"{name}: min", f"{value} < {column.min}", _reason_sql(name, shown, f"is below {column.min:g}"))
+        )
     if column.max is not None:
-        found.append(Rule(f"{name}: max", f"{value} > {column.max}", _says(name, shown, f"is above {column.max:g}")))
+        rules.append(
+            Rule(f"{name}: max", f"{value} > {column.max}", _reason_sql(name, shown, f"is above {column.max:g}"))
+        )
     if column.allowed is not None:
-        allowed = ", ".join(literal(each) for each in column.allowed)
-        found.append(Rule(f"{name}: allowed", f"{shown} NOT IN ({allowed})", _says(name, shown, "is not allowed")))
+        allowed = ", ".join(map(literal, column.allowed))
+        rules.append(
+            Rule(f"{name}: allowed", f"{shown} NOT IN ({allowed})", _reason_sql(name, shown, "is not allowed"))
+        )
     if column.references:
         other, _, field = column.references.partition(".")
-        lonely = f"{value} IS NOT NULL AND NOT EXISTS (FROM {quote(other)} o WHERE o.{quote(field)} = {value})"
-        reason = _says(name, shown, f"is not in {column.references}")
-        found.append(Rule(f"{name}: references", lonely, reason, is_bad=column.unmatched == "quarantine"))
-    return found
+        unmatched = f"{value} IS NOT NULL AND NOT EXISTS (FROM {quote(other)} o WHERE o.{quote(field)} = {value})"
+        reason = _reason_sql(name, shown, f"is not in {column.references}")
+        rules.append(Rule(f"{name}: references", unmatched, reason, is_bad=column.unmatched == "quarantine"))
+    return rules
 
 
-def _zone_rules(name: str, raw: str, value: str, *, clocks: bool) -> list[Rule]:
-    """A zone that is not taken is a fault; a time that a change of clocks makes unsure is counted, and kept."""
+def _zone_rules(name: str, raw: str, value: str, *, has_clock: bool) -> list[Rule]:
+    """A zone that is not taken is a fault. A time that a change of clocks makes unsure is counted, and kept."""
     zone = timezones.zone_sql(raw)
     broken = f"CASE WHEN {raw} IS NOT NULL AND {value} IS NULL THEN {zone} <> '' ELSE FALSE END"
     way_out = f"concat({literal(name + ' ')}, {raw}, ' has the zone ', {zone}, {literal(ZONE_RULE)})"
     rules = [Rule(f"{name}: zone", broken, way_out)]
-    if not clocks:
+    if not has_clock:
         return rules
     return [
         *rules,
@@ -114,7 +122,7 @@ def _zone_rules(name: str, raw: str, value: str, *, clocks: bool) -> list[Rule]:
     ]
 
 
-def _says(name: str, value: str, rule: str) -> str:
+def _reason_sql(name: str, value: str, rule: str) -> str:
     return f"concat({literal(name + ' ')}, {value}, {literal(' ' + rule)})"
 
 
@@ -133,23 +141,23 @@ def sort_tables(tables: dict[str, Table]) -> list[str]:
 
 
 def load_pii_key() -> bytes:
-    """The secret that pseudonyms are made with: EVERGREEN_PII_KEY, else the file that `make key` wrote."""
+    """The secret that pseudonyms are made with: EVERGREEN_PII_KEY, else the file that `make key` wrote.
+
+    Raises ValueError without one, and for one that is too short: who has the pseudonyms could try all such keys.
+    """
     file = home() / "pii.key"
     if text := os.environ.get("EVERGREEN_PII_KEY"):
-        return _long_enough(text.encode(), "EVERGREEN_PII_KEY", "set it to such a key")
-    if file.is_file():
-        return _long_enough(file.read_bytes().strip(), str(file), "remove it and run `make key`")
-    raise ValueError(
-        f"the contract has columns with `pii: true`, which needs a key: set EVERGREEN_PII_KEY, or run `make key`, "
-        f"which writes one to {file}"
-    )
-
-
-def _long_enough(key: bytes, where: str, way_out: str) -> bytes:
-    """An empty key would hide nothing, a short one little: whoever has the pseudonyms can try all of them."""
-    if len(key) < KEY:
+        key, where, way_out = text.encode(), "EVERGREEN_PII_KEY", "set it to such a key"
+    elif file.is_file():
+        key, where, way_out = file.read_bytes().strip(), str(file), "remove it and run `make key`"
+    else:
         raise ValueError(
-            f"a key for pseudonyms must have {KEY} characters or more, but {where} has {len(key)}. "
+            f"the contract has columns with `pii: true`, which needs a key: set EVERGREEN_PII_KEY, or run `make key`, "
+            f"which writes one to {file}"
+        )
+    if len(key) < MIN_KEY_LENGTH:
+        raise ValueError(
+            f"a key for pseudonyms must have {MIN_KEY_LENGTH} characters or more, but {where} has {len(key)}. "
             f'`python -c "import secrets; print(secrets.token_hex(32))"` makes one; {way_out}.'
         )
     return key

@@ -1,13 +1,13 @@
-"""A CSV file as DuckDB reads it well, and in our words what keeps it from being read.
+"""A CSV file in the form that DuckDB reads, and what is wrong with a file that it cannot read.
 
-DuckDB is fast and strict. What it cannot read, or would read otherwise than it is written (line ends of two kinds,
-empty lines, another encoding), is written anew by Python's csv module, which names each fault by its line. Nothing is
-guessed but the delimiter. No message shows a value of a row: it may be personal data.
+DuckDB is fast and strict. What it cannot read, or would read wrongly (line ends of two kinds, empty lines, another
+encoding), is rewritten by Python's csv module, which names each fault by its line. Only the delimiter is guessed. No
+message shows a value of a row: it may be personal data.
 """
 
 import csv
+import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tasks.runtime.sql import literal, path_text
 
 DELIMITERS = ",;\t|"
 CHUNK = 1 << 20
-LONGEST = 2_000_000  # characters of a line, as DuckDB has it
+LONGEST_LINE = 2_000_000  # characters that DuckDB takes
 MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 QUOTED = re.compile(r'^ *"(.*)"$', re.DOTALL)
 
@@ -29,24 +29,18 @@ class Layout:
 
 
 def read_layout(file: Path, encoding: str = "utf-8") -> Layout:
-    """The delimiter is the one that the first line has most of, quotes left out. Raises ValueError for another file."""
+    """The delimiter is the one that the first line has most of, quotes left out. Raises ValueError for no CSV."""
     try:
         with file.open(encoding=_codec(encoding), newline="") as stream:
             lines = (line for line in stream if line.strip())
             first = next(lines, "")
             delimiter = max(DELIMITERS, key=re.sub(r'"[^"]*"', "", first).count)
-            header = csv.reader(_chain(first, lines), delimiter=delimiter)
-            names = next(header, [])
+            names = next(csv.reader(itertools.chain([first], lines), delimiter=delimiter), [])
     except UnicodeError:
         raise ValueError(explain_bytes(file, encoding)) from None
     except csv.Error:
         raise ValueError("its first line cannot be read as the names of its columns") from None
     return Layout(delimiter, tuple(name.strip() for name in names))
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _codec(encoding: str) -> str:
@@ -84,7 +78,7 @@ def rewrite(file: Path, layout: Layout, target: Path, encoding: str = "utf-8") -
     An empty line becomes a row of empty fields: whoever reads it can count it, and the rows keep their places.
     """
     width = len(layout.names)
-    csv.field_size_limit(LONGEST)
+    csv.field_size_limit(LONGEST_LINE)
     with (
         file.open(encoding=_codec(encoding), newline="") as source,
         target.open("w", encoding="utf-8", newline="") as out,
@@ -107,7 +101,7 @@ def rewrite(file: Path, layout: Layout, target: Path, encoding: str = "utf-8") -
 
 
 def _fitted(row: list[str], width: int, line: int) -> list[str]:
-    """As many fields as the header has. A delimiter too many at the end of a line is no field."""
+    """A row with as many fields as the header. Empty fields beyond them are dropped."""
     if len(row) > width and not any(field.strip() for field in row[width:]):
         row = row[:width]
     if len(row) != width:
@@ -115,29 +109,17 @@ def _fitted(row: list[str], width: int, line: int) -> list[str]:
             f"line {line} has {len(row)} fields, but the header names {width} columns. Mend the line, put "
             "quotes around a field that holds the delimiter, or export the table again"
         )
-    return [_unquoted(field) for field in row]
-
-
-def _unquoted(field: str) -> str:
-    """Blanks before a quoted field are no part of it, as DuckDB reads it."""
-    found = QUOTED.match(field) if field.startswith(" ") else None
-    return found[1].replace('""', '"') if found else field
+    # Blanks before a quoted field are no part of it, as DuckDB reads it.
+    quotes = [QUOTED.match(field) if field.startswith(" ") else None for field in row]
+    return [quote[1].replace('""', '"') if quote else field for field, quote in zip(row, quotes, strict=True)]
 
 
 def _fault(error: csv.Error) -> str:
     if "unexpected end of data" in str(error):
         return "a quote is opened and never closed. The file may be cut off: export the table again"
     if "field larger" in str(error):
-        return f"a field is longer than {LONGEST:,} characters. Is a quote left open before it?"
+        return f"a field is longer than {LONGEST_LINE:,} characters. Is a quote left open before it?"
     return "a quoted field goes on after its closing quote. A quote inside a quoted field is written twice"
-
-
-def _is_text(line: bytes, encoding: str) -> bool:
-    try:
-        line.decode(encoding)
-    except UnicodeError:
-        return False
-    return True
 
 
 def explain_bytes(file: Path, encoding: str) -> str:
@@ -147,6 +129,12 @@ def explain_bytes(file: Path, encoding: str) -> str:
         if mark and encoding == "utf-8":
             return f"it is written in {mark}, not in utf-8: set the source's `encoding: {mark}`"
         stream.seek(0)
-        number = next((i for i, line in enumerate(stream, 1) if not _is_text(line, encoding)), 1)
+        number = 1
+        for i, line in enumerate(stream, 1):
+            try:
+                line.decode(encoding)
+            except UnicodeError:
+                number = i
+                break
     other = "cp1252 or latin-1" if encoding == "utf-8" else "utf-8"
     return f"line {number} is not {encoding}: set the source's `encoding`, such as {other}"

@@ -1,7 +1,7 @@
 """The expressions of a source, `derive` and the two times, over its typed columns, as SQL.
 
-A fault in an expression itself is refused with the setting's name. One that fails for some rows is computed again with
-each row by itself guarded: those rows are marked, and clean puts them into quarantine with the reason.
+A fault in an expression itself is refused with the setting's name. When one fails for some rows, all is computed again
+with each row guarded. The rows that fail are marked, and clean puts them into quarantine with the reason.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Step:
 
 
 def list_steps(source: Source) -> list[Step]:
-    """In the order in which they are computed: each may use the columns of those before it."""
+    """The expressions of a source, in order: each may use the columns of those before it."""
     derived = [Step(name, f"derive.{name}", expression) for name, expression in source.derive.items()]
     if not source.event_time:
         return derived
@@ -55,20 +55,20 @@ def plan_expressions(con: duckdb.DuckDBPyConnection, table: str, source: Source,
     """`base` is SQL with the columns `present`. Raises ValueError, with the setting's name, for what is no SQL."""
     kinds, unguarded, sql, guarded = dict[str, str](), list[str](), base, base
     for step in list_steps(source):
-        kinds[step.name] = kind = _kind(con, table, source, step, sql, present)
-        sql = _added(sql, step, kind, present, guard=False)
+        kinds[step.name] = kind = _find_kind(con, table, source, step, sql, present)
+        sql, can_guard = _step_sql(sql, step, kind, present, guard=False), True
         try:
-            con.execute(f"DESCRIBE SELECT {_try(step)} FROM ({guarded})")
-            guarded = _added(guarded, step, kind, present, guard=True)
+            con.execute(f"DESCRIBE SELECT {_guarded_sql(step)} FROM ({guarded})")
         except duckdb.Error:  # DuckDB guards no subquery, no window function and nothing random
             unguarded.append(f"sources.{table}.{step.setting}")
-            guarded = _added(guarded, step, kind, present, guard=False)
+            can_guard = False
+        guarded = _step_sql(guarded, step, kind, present, guard=can_guard)
         present = [*present, step.name]
-    return Plan(table, source, _marked(sql, source), _marked(guarded, source), unguarded, kinds)
+    return Plan(table, source, _marked_sql(sql, source), _marked_sql(guarded, source), unguarded, kinds)
 
 
 def create_table(con: duckdb.DuckDBPyConnection, plan: Plan, beside: list[str]) -> None:
-    """Make the temporary table, with the columns `beside` (SQL). Raises ValueError when a row fails unguarded."""
+    """Make the temporary table, with the columns `beside` (SQL). Raises ValueError when a bad row cannot be marked."""
     target = f"CREATE TEMP TABLE {quote(plan.table)} AS SELECT {', '.join(['*', *beside])} FROM "
     try:
         con.execute(f"{target}({plan.sql})")
@@ -86,7 +86,9 @@ def create_table(con: duckdb.DuckDBPyConnection, plan: Plan, beside: list[str]) 
         ) from None
 
 
-def _kind(con: duckdb.DuckDBPyConnection, table: str, source: Source, step: Step, sql: str, present: list[str]) -> str:
+def _find_kind(
+    con: duckdb.DuckDBPyConnection, table: str, source: Source, step: Step, sql: str, present: list[str]
+) -> str:
     """The type that DuckDB sees in an expression."""
     before = "DESCRIBE SELECT ("
     try:
@@ -110,16 +112,16 @@ def _kind(con: duckdb.DuckDBPyConnection, table: str, source: Source, step: Step
     return kind
 
 
-def _try(step: Step) -> str:
+def _guarded_sql(step: Step) -> str:
     """NULL where the expression fails, and a struct with its value, be that NULL, where it does not."""
     return f"TRY(struct_pack(v := ({step.expression}\n)))"
 
 
-def _added(sql: str, step: Step, kind: str, present: list[str], *, guard: bool) -> str:
+def _step_sql(sql: str, step: Step, kind: str, present: list[str], *, guard: bool) -> str:
     """The columns of `sql`, the step's, and whether it failed."""
     hidden = quote(HIDDEN + step.name)
     value, fails = (f"{hidden}.v", f"{hidden} IS NULL") if guard else (hidden, "FALSE")
-    inner = f"SELECT *, {_try(step) if guard else f'({step.expression}{chr(10)})'} AS {hidden} FROM ({sql})"
+    inner = f"SELECT *, {_guarded_sql(step) if guard else f'({step.expression}{chr(10)})'} AS {hidden} FROM ({sql})"
     failure = f"CASE WHEN {fails} THEN {literal(step.setting)} END"
     if step.is_time:
         moment = timezones.timestamp_sql(value) if kind == "VARCHAR" else f"CAST({value} AS TIMESTAMP)"
@@ -131,22 +133,22 @@ def _added(sql: str, step: Step, kind: str, present: list[str], *, guard: bool) 
         value = f"CASE WHEN {moment} {SANE} THEN {moment} END"
     column = f"{value} AS {quote(step.name)}"
     star = f"* EXCLUDE ({hidden})"
-    failed = f"{failure} AS {quote(_failed(step))}"
+    failed = f"{failure} AS {quote(_fault_name(step))}"
     if step.name in present:
         return f"SELECT {star} REPLACE ({column}), {failed} FROM ({inner})"
     return f"SELECT {star}, {column}, {failed} FROM ({inner})"
 
 
-def _failed(step: Step) -> str:
+def _fault_name(step: Step) -> str:
     return f"{HIDDEN}failed {step.name}"
 
 
-def _marked(sql: str, source: Source) -> str:
+def _marked_sql(sql: str, source: Source) -> str:
     """One list of the settings that failed for a row; NULL where none did."""
-    made = list_steps(source)
-    if not made:
+    steps = list_steps(source)
+    if not steps:
         return f"SELECT *, CAST(NULL AS VARCHAR[]) AS {quote(FAULT)} FROM ({sql})"
-    failures = [quote(_failed(step)) for step in made]
+    failures = [quote(_fault_name(step)) for step in steps]
     names = f"list_filter([{', '.join(failures)}], lambda name: name IS NOT NULL)"
     fault = f"CASE WHEN coalesce({', '.join(failures)}) IS NOT NULL THEN {names} END"
     return f"SELECT * EXCLUDE ({', '.join(failures)}), {fault} AS {quote(FAULT)} FROM ({sql})"

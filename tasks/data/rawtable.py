@@ -191,7 +191,8 @@ def _append(con: duckdb.DuckDBPyConnection, part: Part, values: list[str], into:
             insert(again.sql)
         except duckdb.Error:
             raise ValueError(
-                f"a line may have {csvfile.LONGEST:,} characters at most. Is a quote left open before a longer one?"
+                f"a line may have {csvfile.LONGEST_LINE:,} characters at most. "
+                "Is a quote left open before a longer one?"
             ) from None
 
 
