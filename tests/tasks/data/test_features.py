@@ -23,7 +23,8 @@ from tasks.data import clean, featurerows, features, featuresql, ingest, periods
 from tasks.data.contract import columns_sql
 from tasks.data.manifest import RawManifest
 from tasks.params import Column, Params, Source
-from tests.conftest import BEGIN, FEATURES_SQL, KEY, LABELS, Made, raw_params, tree, write_sources
+from tests.conftest import BEGIN, FEATURES_SQL, LABELS, Made, tree
+from tests.tasks.data.cleaned import copy_cleaned, write_cleaned
 
 World = Callable[..., Made]
 ROOT = Path(__file__).parents[3]
@@ -280,24 +281,12 @@ def test_the_real_features_are_about_thirty_and_each_has_values(by_month: tuple[
 
 @pytest.fixture(scope="module")
 def cleaned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ingest and clean leave of the made world."""
-    folder = tmp_path_factory.mktemp("cleaned")
-    write_sources(folder / "source", days=40, per_day=12, rng=np.random.default_rng(0))
-    p = params.validate(raw_params("binary", 40))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("EVERGREEN_PERIODS", str(folder / "periods"))
-        patch.setenv("EVERGREEN_PII_KEY", KEY)
-        ingest.ingest(p)
-        clean.clean(p)
-    return folder
+    return write_cleaned(tmp_path_factory.mktemp("cleaned"), days=40, per_day=12)
 
 
 @pytest.fixture
 def made(make_world: World, cleaned: Path) -> Made:
-    made = make_world(days=40, per_day=12)
-    shutil.copytree(cleaned / "data", made.folder / "data")
-    return made
+    return copy_cleaned(make_world, cleaned, days=40, per_day=12)
 
 
 def entries(made: Made) -> set[str]:

@@ -1,18 +1,16 @@
 """tasks.data.featuresql: what no model can be made of is refused by the features stage, by name, with the way out."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from tasks import params
-from tasks.data import clean, featurerows, ingest
+from tasks.data import featurerows
 from tasks.params import Task
-from tests.conftest import FEATURES_SQL, KEY, Made, raw_params, write_sources
+from tests.conftest import FEATURES_SQL, Made
+from tests.tasks.data.cleaned import copy_cleaned, write_cleaned
 
 World = Callable[..., Made]
 GATE = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
@@ -20,24 +18,12 @@ GATE = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
 
 @pytest.fixture(scope="module")
 def cleaned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ingest and clean leave of a small made world."""
-    folder = tmp_path_factory.mktemp("cleaned")
-    write_sources(folder / "source", days=12, per_day=6, rng=np.random.default_rng(0))
-    p = params.validate(raw_params("binary", 12))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("EVERGREEN_PERIODS", str(folder / "periods"))
-        patch.setenv("EVERGREEN_PII_KEY", KEY)
-        ingest.ingest(p)
-        clean.clean(p)
-    return folder
+    return write_cleaned(tmp_path_factory.mktemp("cleaned"), days=12, per_day=6)
 
 
 @pytest.fixture
 def made(make_world: World, cleaned: Path) -> Made:
-    made = make_world(days=12, per_day=6)
-    shutil.copytree(cleaned / "data", made.folder / "data")
-    return made
+    return copy_cleaned(make_world, cleaned, days=12, per_day=6)
 
 
 def run(made: Made, sql: str = FEATURES_SQL, *, task: Task = "binary", label: str | None = None) -> featurerows.Rows:
