@@ -30,7 +30,7 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help setup key up deploy demo repro test test-faults check bench lock ui-mlflow ui-prefect gc clean
+.PHONY: help setup key up deploy demo repro test test-slow test-faults check bench lock ui-mlflow ui-prefect gc clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -64,7 +64,10 @@ repro: setup  ## the pipeline by hand: dvc repro in this checkout
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m dvc repro
 
 test: setup  ## the fast tests, under 8 minutes on 2 cores
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not faults"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not faults and not slow"
+
+test-slow: setup  ## simulations: error rates counted over hundreds of made histories, a few minutes
+	@$(BIN)/python -m pytest -q -n 2 --dist load -m slow
 
 test-faults: setup  ## kills, locks, full disks, the loop on real servers: under 15 minutes on 2 cores
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m faults
