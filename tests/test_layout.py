@@ -13,15 +13,7 @@ import yaml
 from tasks.params import Params
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = (
-    "replay",
-    "monitoring",
-    "serving",
-    "promotion",
-    "training",
-    "data",
-    "runtime",
-)  # top to bottom
+PACKAGES = ("replay", "monitoring", "serving", "promotion", "training", "data", "runtime")  # top to bottom
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in (ROOT / "tasks").rglob("*.py")
@@ -95,7 +87,7 @@ def test_every_package_is_a_layer_and_every_layer_is_there() -> None:
 
 def test_the_readme_shows_the_tree_as_it_is() -> None:
     shown = set(re.findall(r"^ {2}(\w+/|\w+\.(?:py|sql)) ", (ROOT / "README.md").read_text(), re.MULTILINE))
-    entries = [path for folder in ("flows", "tasks") for path in (ROOT / folder).iterdir()]
+    entries = list((ROOT / "tasks").iterdir())
     files = {path.name for path in entries if path.is_file() and path.suffix in (".py", ".sql")}
     folders = {f"{path.name}/" for path in entries if path.is_dir() and path.name != "__pycache__"}
     assert shown == (files | folders) - {"__init__.py"}
@@ -106,18 +98,6 @@ def test_the_page_of_a_package_lists_its_files(package: str) -> None:
     page = (ROOT / package / "README.md").read_text()
     listed = re.findall(r"^(\w+\.py) +\S", page, re.MULTILINE)
     assert sorted(listed) == sorted(path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py")
-
-
-def test_every_make_target_that_the_readme_names_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    assert named <= targets
-    assert {"demo", "test"} <= named
-
-
-def test_every_file_that_the_readme_links_to_exists() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
-    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_make_help_lists_every_target() -> None:
