@@ -44,7 +44,7 @@ def away_before(task: Any, server: Server, threads: list[threading.Timer]) -> Ca
     return asked
 
 
-@pytest.mark.parametrize("name", ["recorded", "judged", "acted"])
+@pytest.mark.parametrize("name", ["record_run", "judge_candidate", "carry_out"])
 def test_a_retrain_whose_server_goes_away_after_the_stages_has_its_verdict(
     name: str, checkout: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
