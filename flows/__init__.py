@@ -9,10 +9,10 @@ import os
 
 from flows.orphans import outlive_worker
 from infra import HEARTBEAT, PATIENCE
+from tasks import TELEMETRY_OFF
 
 for _name, _value in (
-    ("DO_NOT_TRACK", "true"),
-    ("PREFECT_SERVER_ANALYTICS_ENABLED", "false"),
+    *TELEMETRY_OFF.items(),
     ("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120"),
     *PATIENCE.items(),
 ):

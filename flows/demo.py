@@ -21,7 +21,7 @@ from rich.table import Table
 
 from flows import cli
 from flows.screen import Screen, divert_output
-from infra.servers import server
+from infra.servers import run_prefect
 from tasks import params
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def demo() -> None:
     console = Console(highlight=False)
     console.print("[bold]evergreen[/] keeps a model fresh: will a flight from New York arrive 15 minutes late or more?")
     console.print(f"{STEPS} steps, about three minutes. What the flows log goes to {log}", soft_wrap=True)
-    with divert_output(log) as screen, server() as address:
+    with divert_output(log) as screen, run_prefect() as address:
         os.environ["PREFECT_API_URL"] = address  # before prefect is imported
         from prefect.logging.handlers import APILogHandler
 

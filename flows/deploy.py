@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectNotFound
 
 from flows import automations, cli
 from infra import HEARTBEAT, PATIENCE
-from infra.servers import pool_of
+from infra.servers import read_pool
 from tasks import params
 
 TIMEOUT_S = 120
@@ -30,7 +30,7 @@ TIMEOUT_S = 120
 
 def deploy(checkout: Path, client: SyncPrefectClient, *, schedules: bool = False, no_worker_runs: bool = False) -> None:
     """Put everything on the server. Raises RuntimeError with Prefect's own words where a deployment is refused."""
-    pool = pool_of(checkout)
+    pool = read_pool(checkout)
     make_pool(pool, client)
     plan = yaml.safe_load((checkout / "prefect.yaml").read_text())
     present = read_deployments(plan, client)

@@ -1,9 +1,9 @@
-"""servers: the programs that stand while flows run, on ports of 127.0.0.1: how each is started, asked and stopped.
+"""The servers that flows need, on ports of 127.0.0.1: how each is started, asked whether it is ready, and stopped.
 
     python -m infra.servers    # MLflow alone, on the home's registry: make ui-mlflow
 
-What stands together, and for how long, is said in infra/up.py and flows/demo.py. Neither prefect nor mlflow nor
-evidently is imported here: whoever starts them only waits for them, and that should cost no memory.
+infra/up.py and flows/demo.py choose which servers run together, and for how long. Prefect, MLflow and Evidently are not
+imported here: the process that starts them only waits, and that should cost no memory.
 """
 
 import contextlib
@@ -25,23 +25,17 @@ from pathlib import Path
 import yaml
 
 from infra import HEARTBEAT, PATIENCE
-from tasks import params
+from tasks import TELEMETRY_OFF, params
 from tasks.promotion import marker, relocate
 from tasks.runtime import stage
 
 HOST = "127.0.0.1"
-START = 180.0  # seconds that a part may take until it answers: ten or so, more on a busy machine
-STOP = 10.0  # seconds that it may take to end when it is asked to
-WORKER = "evergreen"  # its name
+START_TIMEOUT_S = 180.0  # until a part answers: ten or so, more on a busy machine
+STOP_TIMEOUT_S = 10.0  # until a part ends when it is asked to
+WORKER_NAME = "evergreen"
 MLFLOW_PORT = 5000  # MLflow's own default
-QUIET = {  # nothing phones home, and a client that gets no answer says so within seconds
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DVC_NO_ANALYTICS": "1",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-}
-TUNED = {  # what may be set otherwise from outside
+QUIET = {**TELEMETRY_OFF, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # a client without an answer says so within seconds
+TUNED = {  # defaults that the environment may override
     **PATIENCE,
     "PREFECT_WORKER_QUERY_SECONDS": "2",  # the default, 10, is how long an event waits for its run
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite has one writer, and others wait; after the default, 10, an error
@@ -61,11 +55,11 @@ LEAN = {  # glibc keeps an arena of memory for each thread, and these have dozen
 
 @dataclass(frozen=True)
 class Part:
-    """A program of a name, its arguments to Python, and what tells that it is ready."""
+    """A program: its arguments to Python, and the question whether it is ready."""
 
     name: str
     arguments: Sequence[str]
-    answers: Callable[[], bool]
+    is_ready: Callable[[], bool]
     env: Mapping[str, str]
 
 
@@ -75,22 +69,22 @@ class Running:
     process: "subprocess.Popen[bytes]"
     log: Path
 
-    def ended(self) -> str | None:
-        """How, if it has."""
+    def describe_end(self) -> str | None:
+        """How the program ended; None while it runs."""
         status = self.process.poll()
         return None if status is None else f"{self.part.name} ended with status {status}; see {self.log}"
 
 
 def environment(home: Path, *, api: str, mlflow: str | None = None) -> dict[str, str]:
-    """What the parts and the flows that a worker runs go by."""
-    told = {
+    """The environment of the parts, and of the flows that a worker runs."""
+    fixed = {
         "EVERGREEN_HOME": str(home),
         "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(home / "prefect")),
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # a run that lost the address fails, and starts no server
         "PYTHONUNBUFFERED": "1",
     }
-    return {**QUIET, **TUNED, **os.environ, **HEARTBEAT, **told, **({"MLFLOW_TRACKING_URI": mlflow} if mlflow else {})}
+    return {**QUIET, **TUNED, **os.environ, **HEARTBEAT, **fixed, **({"MLFLOW_TRACKING_URI": mlflow} if mlflow else {})}
 
 
 # --- the parts -----------------------------------------------------------------------------------------------------
@@ -98,12 +92,14 @@ def environment(home: Path, *, api: str, mlflow: str | None = None) -> dict[str,
 
 def prefect(port: int, env: Mapping[str, str]) -> Part:
     command = ("-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
-    return Part("prefect", command, at(f"http://{HOST}:{port}/api/health"), {**env, **LEAN})
+    return Part("prefect", command, answers(f"http://{HOST}:{port}/api/health"), {**env, **LEAN})
 
 
 def mlflow(port: int, home: Path, env: Mapping[str, str]) -> Part:
-    """Artifacts are files at the paths that a run without the server gives them, so that both read what either wrote:
-    a server that hands them out itself would note addresses which mean nothing without it.
+    """MLflow on the home's database.
+
+    Artifacts are files at the paths that a run without the server gives them, so that both read what either wrote. A
+    server that serves artifacts itself would store addresses that mean nothing without it.
 
     Raises ValueError for a database that is gone: the server would make an empty one.
     """
@@ -115,47 +111,49 @@ def mlflow(port: int, home: Path, env: Mapping[str, str]) -> Part:
         "--default-artifact-root",
         (home / relocate.ARTIFACTS).as_uri(),
     )
-    return Part("mlflow", (*command, *places), at(f"http://{HOST}:{port}/health"), {**env, **LEAN})
+    return Part("mlflow", (*command, *places), answers(f"http://{HOST}:{port}/health"), {**env, **LEAN})
 
 
 def evidently(port: int, workspace: Path, env: Mapping[str, str]) -> Part:
     workspace.mkdir(parents=True, exist_ok=True)
     command = ("-m", "evidently.cli", "ui", "--workspace", str(workspace), "--host", HOST, "--port", str(port))
-    return Part("evidently", command, at(f"http://{HOST}:{port}/"), {**env, **LEAN})
+    return Part("evidently", command, answers(f"http://{HOST}:{port}/"), {**env, **LEAN})
 
 
 def serving(port: int, env: Mapping[str, str]) -> Part:
-    """It answers as soon as it lives; whether a champion serves is asked at /ready."""
+    """The API. It is ready as soon as it runs; /ready tells whether a champion serves."""
     command = ("-m", "tasks.serving", "--port", str(port))
-    return Part("api", command, at(f"http://{HOST}:{port}/health"), {**env, **LEAN})
+    return Part("api", command, answers(f"http://{HOST}:{port}/health"), {**env, **LEAN})
 
 
 def worker(pool: str, env: Mapping[str, str]) -> Part:
-    """No --limit: with it a worker ends when a crashed run is scheduled again."""
-    command = ("-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", WORKER)
+    """A worker of a pool. Without --limit: with it a worker ends when a crashed run is scheduled again."""
+    command = ("-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", WORKER_NAME)
     since = datetime.now(UTC)
     return Part("worker", command, lambda: _polls(env["PREFECT_API_URL"], pool, since), env)
 
 
-def pool_of(checkout: Path) -> str:
+def read_pool(checkout: Path) -> str:
     """The work pool that prefect.yaml sends the deployments to."""
     return str(yaml.safe_load((checkout / "prefect.yaml").read_text())["definitions"]["pool"]["name"])
 
 
-def at(url: str) -> Callable[[], bool]:
-    """Whether a page is answered."""
-    return lambda: _asked(urllib.request.Request(url)) is not None
+def answers(url: str) -> Callable[[], bool]:
+    """The question whether a page is answered."""
+    return lambda: _request(urllib.request.Request(url)) is not None
 
 
 def _polls(api: str, pool: str, since: datetime) -> bool:
-    """Whether the worker has asked for work since: the server remembers those of last time, too."""
+    """Whether the worker has asked for work since then. The server remembers earlier workers, too."""
     url = f"{api}/work_pools/{pool}/workers/filter"
-    answer = _asked(urllib.request.Request(url, b"{}", {"Content-Type": "application/json"}))
-    mine = [each for each in json.loads(answer or "[]") if each["name"] == WORKER]
-    return any(datetime.fromisoformat(each["last_heartbeat_time"]) > since for each in mine)
+    answer = _request(urllib.request.Request(url, b"{}", {"Content-Type": "application/json"}))
+    return any(
+        worker["name"] == WORKER_NAME and datetime.fromisoformat(worker["last_heartbeat_time"]) > since
+        for worker in json.loads(answer or "[]")
+    )
 
 
-def _asked(request: urllib.request.Request) -> bytes | None:
+def _request(request: urllib.request.Request) -> bytes | None:
     try:
         with urllib.request.urlopen(request, timeout=2) as answer:
             return bytes(answer.read())
@@ -167,7 +165,7 @@ def _asked(request: urllib.request.Request) -> bytes | None:
 
 
 def free_port(wanted: int = 0) -> int:
-    """The port that is wanted, or some free one for 0. Raises ValueError when somebody has it."""
+    """The wanted port, or some free one for 0. Raises ValueError when another program has it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -178,7 +176,7 @@ def free_port(wanted: int = 0) -> int:
 
 
 def start(part: Part, logs: Path) -> Running:
-    """In a session of its own: Ctrl-C reaches whoever started it, and it hears of that from them."""
+    """Start a part in a session of its own: Ctrl-C reaches the process that starts it, which then stops it."""
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{part.name}.log"
     with log.open("wb") as sink:
@@ -194,20 +192,20 @@ def start(part: Part, logs: Path) -> Running:
     return Running(part, process, log)
 
 
-def wait(running: Running, *, beside: Sequence[Running] = (), seconds: float = START) -> None:
-    """Until it answers. Raises RuntimeError when it, or one of those beside it, ends before."""
+def wait(running: Running, *, beside: Sequence[Running] = (), seconds: float = START_TIMEOUT_S) -> None:
+    """Wait until a part is ready. Raises RuntimeError when it, or one of those beside it, ends before."""
     until = time.monotonic() + seconds
-    while not running.part.answers():
-        for each in (running, *beside):
-            if said := each.ended():
-                raise RuntimeError(said)
+    while not running.part.is_ready():
+        for part in (running, *beside):
+            if end := part.describe_end():
+                raise RuntimeError(end)
         if time.monotonic() > until:
             raise RuntimeError(f"{running.part.name} did not answer within {seconds:.0f} s; see {running.log}")
         time.sleep(0.2)
 
 
-def stop(running: Running, *, seconds: float = STOP) -> None:
-    """Ask it to end; kill what is left of it and of its session after so many seconds."""
+def stop(running: Running, *, seconds: float = STOP_TIMEOUT_S) -> None:
+    """Ask a part to end; after so many seconds kill what is left of it and of its session."""
     running.process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         running.process.wait(seconds)
@@ -217,7 +215,7 @@ def stop(running: Running, *, seconds: float = STOP) -> None:
 
 
 @contextmanager
-def server() -> Iterator[str]:
+def run_prefect() -> Iterator[str]:
     """A Prefect server on a free port, its state in <home>/prefect, while the block lasts; yields its API's address."""
     home, port = params.home(), free_port()
     os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))  # for the flows of this process, too
@@ -230,12 +228,12 @@ def server() -> Iterator[str]:
         stop(running)
 
 
-def show_mlflow(home: Path) -> None:
-    """Become MLflow's server for a home, on its usual port."""
+def become_mlflow(home: Path) -> None:
+    """Replace this process by MLflow's server for a home, on its usual port."""
     relocate.relocate_home(home)
     part = mlflow(free_port(MLFLOW_PORT), home, {**QUIET, **os.environ})
     os.execve(sys.executable, [sys.executable, *part.arguments], dict(part.env))
 
 
 if __name__ == "__main__":
-    show_mlflow(params.home())
+    become_mlflow(params.home())

@@ -30,8 +30,8 @@ from tasks.runtime import stage
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 NAMES = {"prefect": "Prefect", "mlflow": "MLflow", "evidently": "Evidently", "api": "API"}
-PATIENCE = 20.0  # seconds for the worker, which stops its runs first
-DEPLOY = 120.0
+WORKER_STOP_TIMEOUT_S = 20.0  # the worker stops its runs first
+DEPLOY_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,17 @@ def up(ports: Ports) -> int:
     """Start all, deploy, stay until a part ends (1) or somebody asks to stop (0)."""
     checkout, home = Path.cwd(), params.home()
     running: list[Running] = []
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
-        with _alone(home):
+        with _lock(home):
             try:
                 _start(running, ports, checkout=checkout, home=home)
                 return _watch(running)
             finally:
-                _deaf()
-                _stop(running)  # while nobody else may begin: two servers would meet over one database
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)  # one request to stop is enough
+                _stop(running)  # before the lock is released: two servers would meet over one database
     except KeyboardInterrupt:
         print("\nstopping", flush=True)
         return 0
@@ -67,49 +68,47 @@ def up(ports: Ports) -> int:
         return 1
 
 
-def _deaf() -> None:
-    """One request to stop is enough."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-
-
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _alone(home: Path) -> AbstractContextManager[object]:
+def _lock(home: Path) -> AbstractContextManager[object]:
     """Two servers over one database would take each other's runs."""
     home.mkdir(parents=True, exist_ok=True)
     try:
         return FileLock(home / "up.lock").acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"it runs already for {home}: stop that one, or set EVERGREEN_HOME to another folder"
+            f"`make up` runs already for {home}: stop that one, or set EVERGREEN_HOME to another folder"
         ) from None
 
 
 def _start(running: list[Running], ports: Ports, *, checkout: Path, home: Path) -> None:
-    """What is started is in `running` at once, so that it is stopped whatever comes."""
+    """Start the parts one after another. Each is added to `running` at once, so that it is stopped whatever comes."""
     relocate.relocate_home(home)
-    began, logs, pool = time.monotonic(), home / "logs", servers.pool_of(checkout)
-    given = Ports(*(_port(name, wanted) for name, wanted in vars(ports).items()))
-    addresses = {name: f"http://{HOST}:{port}" for name, port in vars(given).items()}
+    started, logs, pool = time.monotonic(), home / "logs", servers.read_pool(checkout)
+    free = Ports(*(_port(name, wanted) for name, wanted in vars(ports).items()))
+    addresses = {name: f"http://{HOST}:{port}" for name, port in vars(free).items()}
     env = servers.environment(home, api=f"{addresses['prefect']}/api", mlflow=addresses["mlflow"])
     print("starting Prefect, MLflow, Evidently, the API and a worker: half a minute", flush=True)
     for part in (
-        servers.prefect(given.prefect, env),
-        servers.mlflow(given.mlflow, home, env),
-        servers.evidently(given.evidently, home / "evidently", env),
-        servers.serving(given.api, env),
+        servers.prefect(free.prefect, env),
+        servers.mlflow(free.mlflow, home, env),
+        servers.evidently(free.evidently, home / "evidently", env),
+        servers.serving(free.api, env),
     ):
         running.append(servers.start(part, logs))
     servers.wait(running[0], beside=running)
-    _deploy("deploy", "-m", "flows.deploy", "--no-worker-runs", env=env, logs=logs)
+    _deploy(env, logs)
     running.append(servers.start(servers.worker(pool, env), logs))
-    for each in running:
-        servers.wait(each, beside=running)
+    for waited in running:
+        servers.wait(waited, beside=running)
     shown = " · ".join(f"{NAMES[name]} {address}" for name, address in addresses.items())
-    print(f"ready after {time.monotonic() - began:.0f} s: {shown} · logs {logs} · Ctrl-C stops all", flush=True)
+    print(f"ready after {time.monotonic() - started:.0f} s: {shown} · logs {logs} · Ctrl-C stops all")
+    print(
+        f"for `evergreen` and `prefect` in another terminal: export PREFECT_API_URL={env['PREFECT_API_URL']}",
+        flush=True,
+    )
 
 
 def _port(name: str, wanted: int) -> int:
@@ -119,38 +118,39 @@ def _port(name: str, wanted: int) -> int:
         raise ValueError(f"{error}. End what has it, or give --{name}-port another (0: any).") from None
 
 
-def _deploy(name: str, *arguments: str, env: dict[str, str], logs: Path) -> None:
-    """A program that ends by itself."""
-    log = logs / f"{name}.log"
+def _deploy(env: dict[str, str], logs: Path) -> None:
+    """Run flows.deploy to its end."""
+    log = logs / "deploy.log"
     with log.open("wb") as sink:
         done = subprocess.run(
-            [sys.executable, *arguments],
+            [sys.executable, "-m", "flows.deploy", "--no-worker-runs"],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
             env=env,
-            timeout=DEPLOY,
+            timeout=DEPLOY_TIMEOUT_S,
             start_new_session=True,
             preexec_fn=stage.die_with_parent,
         )
     if done.returncode:
-        raise RuntimeError(f"{name} ended with status {done.returncode}; see {log}")
+        raise RuntimeError(f"deploy ended with status {done.returncode}; see {log}")
 
 
 def _watch(running: Sequence[Running]) -> int:
     while True:
-        if said := [text for each in running if (text := each.ended())]:
-            print(f"make up: {'; '.join(said)}. Stopping the rest.", file=sys.stderr, flush=True)
+        if ends := [end for part in running if (end := part.describe_end())]:
+            print(f"make up: {'; '.join(ends)}. Stopping the rest.", file=sys.stderr, flush=True)
             return 1
         time.sleep(0.5)
 
 
 def _stop(running: Sequence[Running]) -> None:
-    """The last first: the worker stops its runs while the servers still listen."""
-    below = descendants(os.getpid())
-    for each in reversed(running):
-        servers.stop(each, seconds=PATIENCE if each.part.name == "worker" else servers.STOP)
-    kill(below)
+    """Stop the parts, the last first: the worker stops its runs while the servers still listen."""
+    processes = descendants(os.getpid())
+    for part in reversed(running):
+        is_worker = part.part.name == "worker"
+        servers.stop(part, seconds=WORKER_STOP_TIMEOUT_S if is_worker else servers.STOP_TIMEOUT_S)
+    kill(processes)
 
 
 # --- the outer process ---------------------------------------------------------------------------------------------
@@ -163,10 +163,10 @@ def guarded(work: Callable[[], int]) -> int:
     if child == 0:
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         os._exit(work() if os.getppid() == outer else 1)
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: os.kill(child, signal.SIGTERM))
-    status = _ended(child)
-    end = time.monotonic() + servers.STOP
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
+    status = _wait_for(child)
+    end = time.monotonic() + servers.STOP_TIMEOUT_S
     while (left := descendants(outer)) and time.monotonic() < end:
         kill(left)
         _reap()
@@ -174,7 +174,7 @@ def guarded(work: Callable[[], int]) -> int:
     return status
 
 
-def _ended(child: int) -> int:
+def _wait_for(child: int) -> int:
     """The child's exit status, reaping whoever else ends before it."""
     while True:
         pid, status = os.wait()
@@ -195,32 +195,29 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value)
 
 
-def descendants(of: int) -> dict[int, str]:
-    """The processes below one, by pid, each with when it began: a pid alone may be somebody else's later."""
-    table = {pid: found for pid in _pids() if (found := _stat(pid))}
+def descendants(root: int) -> dict[int, str]:
+    """The processes below one, by pid, each with its start: a pid alone may be another process's later."""
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    table = {pid: status for pid in pids if (status := _read_status(pid))}
     below: dict[int, str] = {}
-    todo = [of]
-    while todo:
-        parent = todo.pop()
-        children = [pid for pid, (of_whom, _) in table.items() if of_whom == parent]
-        below |= {pid: table[pid][1] for pid in children}
-        todo += children
+    parents = [root]
+    while parents:
+        above = parents.pop()
+        children = {pid: start for pid, (parent, start) in table.items() if parent == above}
+        below |= children
+        parents += children
     return below
 
 
 def kill(processes: dict[int, str]) -> None:
-    for pid, began in processes.items():
-        found = _stat(pid)
-        if found and found[1] == began:
+    for pid, start in processes.items():
+        status = _read_status(pid)
+        if status and status[1] == start:
             os.kill(pid, signal.SIGKILL)
 
 
-def _pids() -> list[int]:
-    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-
-
-def _stat(pid: int) -> tuple[int, str] | None:
-    """A process's parent and when it began; None when it is gone."""
+def _read_status(pid: int) -> tuple[int, str] | None:
+    """A process's parent and its start; None when it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

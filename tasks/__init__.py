@@ -8,6 +8,12 @@ import os
 from collections.abc import MutableMapping
 
 log = logging.getLogger("evergreen")  # of every module here
+TELEMETRY_OFF = {  # the libraries' own switches; the Makefile and the image have the same (tests/test_infra.py)
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

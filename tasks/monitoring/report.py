@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks import TELEMETRY_OFF
 from tasks.monitoring.drift import ColumnDrift, Comparison
 from tasks.runtime import files
 from tasks.training.columns import as_numbers
@@ -47,7 +48,7 @@ def draw_report(
         until: The window's end.
         html: The page to write; older ones beside it are removed.
     """
-    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.update(TELEMETRY_OFF | os.environ)  # before evidently is imported
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 

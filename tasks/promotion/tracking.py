@@ -23,7 +23,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
 
-from tasks import log, params
+from tasks import TELEMETRY_OFF, log, params
 from tasks.promotion import marker, relocate, tags
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ENVIRONMENT = {  # before mlflow is imported: no telemetry, no four-minute waits, no chatter, nothing unpickled
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
+    **TELEMETRY_OFF,
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

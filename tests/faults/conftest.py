@@ -34,7 +34,7 @@ class Server:
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         env = {**os.environ, **servers.QUIET, **servers.LEAN}  # as `make up` starts it: no processes for jobs
         self.process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(servers.at(f"{self.uri}/health"))
+        wait_until(servers.answers(f"{self.uri}/health"))
 
     def stop(self) -> None:
         if self.process:

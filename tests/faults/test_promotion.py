@@ -315,7 +315,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         ) as process,
     ):
         try:
-            wait_until(servers.at(f"http://127.0.0.1:{port}/health"), log=tmp_path / "server.log")
+            wait_until(servers.answers(f"http://127.0.0.1:{port}/health"), log=tmp_path / "server.log")
             yield f"http://127.0.0.1:{port}", process
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -239,7 +239,7 @@ def restart_server(station: Station) -> None:
 
 def restart_worker(station: Station) -> None:
     """SIGKILL it alone, so that its runs live on, and start another of its name."""
-    _restart(station, 1, servers.worker(servers.pool_of(station.folder), station.env))
+    _restart(station, 1, servers.worker(servers.read_pool(station.folder), station.env))
 
 
 def _restart(station: Station, place: int, part: servers.Part) -> None:

@@ -74,7 +74,7 @@ def test_a_part_that_will_not_end_is_killed_with_its_children(tmp_path: Path) ->
     running = servers.start(servers.Part("deaf", ("-c", child, mark), lambda: True, dict(os.environ)), tmp_path)
     wait_until(lambda: "up" in running.log.read_text())
     servers.stop(running, seconds=0.5)
-    assert running.ended()
+    assert running.describe_end()
     assert subprocess.run(["pgrep", "-f", f"SIG_IGN.*{mark}"], stdout=subprocess.DEVNULL).returncode == 1
 
 

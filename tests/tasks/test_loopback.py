@@ -20,7 +20,7 @@ import flows
 import httpx, requests, urllib.request
 from infra import servers
 url = sys.argv[1]
-assert servers.at(url)()
+assert servers.answers(url)()
 assert httpx.get(url).text == requests.get(url).text == urllib.request.urlopen(url).read().decode() == "here"
 """
 
