@@ -33,7 +33,7 @@ STEP = timedelta(days=28)
 FIRST = datetime(2013, 4, 15)
 QUIET, SUMMER, LAST = FIRST + STEP, FIRST + 3 * STEP, FIRST + 4 * STEP
 TRIALS, BUDGET = 6, timedelta(seconds=40)
-SMALLER = {"tune.rows": 20_000, "tune.finalists": 2, "evaluate.shap_rows": 500}
+SMALLER = {"tune.rows": 20_000, "tune.finalists": 2}
 STEPS = 5
 TICK_TASKS, RETRAIN_TASKS = 16, 16  # Prefect tasks of a tick (score, then monitor) and of a retrain, for the bar
 COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}

@@ -291,7 +291,6 @@ def raw_params(task: Task, days: int) -> dict[str, Any]:
             "slices": ["store"],
             "slice_rows": 50,
             "baselines": ["constant", "linear", "forest"],
-            "shap_rows": 200,
         },
         "gate": {
             "metric": "rmse" if task == "regression" else "log_loss",

@@ -138,8 +138,8 @@ class Tune(Section):
     parallel: int = Field(2, ge=1)
     rows: int | None = Field(None, ge=100)
     finalists: int = Field(5, ge=0)
-    rounds: int = Field(500, ge=1)
-    patience: int = Field(25, ge=1)
+    rounds: int = Field(400, ge=1)
+    patience: int = Field(20, ge=1)
     seed: int = Field(0, ge=0, le=SEED)
     space: dict[str, Range]
 
@@ -164,7 +164,6 @@ class Evaluate(Section):
     slices: list[str] = []
     slice_rows: int = Field(500, ge=1)
     baselines: list[Literal["constant", "linear", "forest"]] = ["constant", "linear", "forest"]
-    shap_rows: int = Field(2000, ge=1)
 
 
 class Gate(Section):

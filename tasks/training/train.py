@@ -128,7 +128,7 @@ def calibrate(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, classes: tu
     if task == "regression":
         return fields
     if task == "binary":
-        assert p.evaluate.costs  # params.py sees to it
+        assert p.evaluate.costs  # tasks.params checks it
         fields["threshold"] = find_threshold(p.evaluate.costs)
     seen = fitting.take_training(rows, cut, p).label
     offset = _undo_weights(seen, tuned, p, classes)

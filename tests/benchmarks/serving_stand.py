@@ -38,7 +38,7 @@ class Server:
 @cache
 def stand(bench: Bench) -> Checkout:
     """Made once for all rows of a run: the demo's first retrain, whose model beats the baselines, and its features."""
-    place = bench.checkout(clock={"as_of": f"{demo.FIRST:%Y-%m-%d}"}, tune=SEARCH, evaluate={"shap_rows": 500})
+    place = bench.checkout(clock={"as_of": f"{demo.FIRST:%Y-%m-%d}"}, tune=SEARCH)
     with prefect(place) as address:
         place.run("flows.retrain", PREFECT_API_URL=address)
     for stage in ("ingest", "clean", "features"):
