@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tasks.monitoring.drift import Comparison
 from tasks.training.model import Floats, Model
 from tasks.training.profile import Profile
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Slice:
     loss_now: float
 
 
-def find_causes(twin: Model, table: "pa.Table", profile: Profile, comparison: Comparison) -> list[Cause]:
+def find_causes(twin: Model, table: pa.Table, profile: Profile, comparison: Comparison) -> list[Cause]:
     """What each column's move did to the scores, the largest first: the mean SHAP value of these rows less that of the
     holdout. Of several classes, the class that moved most."""
     shift = twin.contributions(table).mean(axis=0) - np.array(profile.contributions)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
+
 from tasks.monitoring import policy
 from tasks.monitoring.policy import NO_VERSION, Decision, Retrains
 from tasks.monitoring.signal import read_signals
@@ -38,7 +40,6 @@ class Request:
 
 def append_decision(journal: Journal, decision: Decision) -> None:
     """To wait, once for each cause and time; to retrain, as often as it is asked for."""
-    import pyarrow as pa
 
     now, time, text = _now(), pa.timestamp("us"), pa.string()
     columns = {"format": text, "entry": text, "event_time": time, "made_at": time, "action": text, "id": text}

@@ -7,19 +7,17 @@ changes gives drift.false_alarms alarms of the whole dataset in 30 days of event
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from tasks.monitoring.statistics import PLAIN_DEVIATIONS, History, Relation
 from tasks.training.columns import Column, jensen_shannon, to_shares
 from tasks.training.model import Floats
 from tasks.training.profile import Profile
 from tasks.training.windows import Codes, number_units
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from numpy.typing import NDArray
 
 LEAST_WINDOWS = 3  # without overlap, that a history must hold
 QUALITY_SLACK = 0.05  # a share of missing, new or out-of-range values may exceed its history's worst window by this
@@ -80,7 +78,7 @@ class Comparison:
 NOT_COMPARED = Comparison()
 
 
-def compare(profile: Profile, table: "pa.Table", times: "NDArray[np.datetime64]", *, false_alarms: float) -> Comparison:
+def compare(profile: Profile, table: pa.Table, times: NDArray[np.datetime64], *, false_alarms: float) -> Comparison:
     """A window's features against the history of the model that serves.
 
     Args:
@@ -101,10 +99,9 @@ def compare(profile: Profile, table: "pa.Table", times: "NDArray[np.datetime64]"
 
 
 def compare_scores(
-    profile: Profile, scores: Floats, times: "NDArray[np.datetime64]", *, false_alarms: float
+    profile: Profile, scores: Floats, times: NDArray[np.datetime64], *, false_alarms: float
 ) -> Comparison:
     """A window's predictions, (n,) or (n, classes), against those of rows that the model had not seen."""
-    import pyarrow as pa
 
     history = History(profile, false_alarms, profile.scores, with_terms=False)
     parts = [scores] if scores.ndim == 1 else [scores[:, i] for i in range(len(profile.scores))]
@@ -115,14 +112,13 @@ def compare_scores(
     return _compare(history, pa.table(columns), units, (), gone=())
 
 
-def _units(profile: Profile, times: "NDArray[np.datetime64]") -> Codes:
+def _units(profile: Profile, times: NDArray[np.datetime64]) -> Codes:
     """The unit of each row (n). A window that is one unit has no parts, wherever it begins."""
     return number_units(times, profile.unit) if profile.span > 1 else np.zeros(len(times), dtype=np.int64)
 
 
-def _with_known_columns(profile: Profile, table: "pa.Table") -> tuple["pa.Table", tuple[str, ...]]:
+def _with_known_columns(profile: Profile, table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
     """The table with every column of the history: one that is gone, or of another type, is missing in every row."""
-    import pyarrow as pa
 
     gone = tuple(column.name for column in profile.columns if not _fits(column, table))
     table = table.select([column.name for column in profile.columns if column.name not in gone])
@@ -132,7 +128,7 @@ def _with_known_columns(profile: Profile, table: "pa.Table") -> tuple["pa.Table"
     return table, gone
 
 
-def _fits(column: Column, table: "pa.Table") -> bool:
+def _fits(column: Column, table: pa.Table) -> bool:
     try:
         column.assign_bins(table[column.name].slice(0, 1))
     except (KeyError, ValueError):
@@ -141,7 +137,7 @@ def _fits(column: Column, table: "pa.Table") -> bool:
 
 
 def _compare(
-    history: History, table: "pa.Table", units: Codes, by_term: tuple[Floats, ...], *, gone: tuple[str, ...]
+    history: History, table: pa.Table, units: Codes, by_term: tuple[Floats, ...], *, gone: tuple[str, ...]
 ) -> Comparison:
     """The comparison, from the window's rows and its values of the statistics by term."""
     columns = history.columns

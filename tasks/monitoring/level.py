@@ -2,17 +2,15 @@
 
 import math
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.params import Gate
 from tasks.promotion import interval
 from tasks.promotion.interval import assign_blocks, student_quantile
 from tasks.training.model import Floats
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 LEAST_BLOCKS = 4  # that an interval needs
 
@@ -25,7 +23,7 @@ class Level(NamedTuple):
     high: float | None = None
 
 
-def measure_level(losses: Floats, times: "NDArray[np.datetime64]", settings: Gate) -> Level:
+def measure_level(losses: Floats, times: NDArray[np.datetime64], settings: Gate) -> Level:
     """The metric of row losses (n,), and its interval by a bootstrap over blocks of gate.block.
 
     Percentiles, drawn out as far as Student's t lies beyond the normal for so few blocks (Hesterberg 2015). The gate's

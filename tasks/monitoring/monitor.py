@@ -6,9 +6,10 @@ Whether to retrain is decided in policy.py, what becomes of the champion and a c
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tasks.data import state
 from tasks.monitoring import canary, causes
@@ -27,9 +28,6 @@ from tasks.serving import score
 from tasks.serving.journal import Journal
 from tasks.training.profile import draw_evenly, to_score_columns
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 SHAP_ROWS = 400
 SHOWN_CAUSES = 8
 DAY = timedelta(days=1)
@@ -43,7 +41,7 @@ class Measured:
     signals: tuple[Signal, ...]
     drift: Comparison
     score_drift: Comparison
-    sample: "pa.Table"  # of the window's rows: features and scores
+    sample: pa.Table  # of the window's rows: features and scores
     causes: tuple[Cause, ...] = ()
     slices: tuple[Slice, ...] = ()
     challenger: Signal | None = None  # the last look at a challenger, if one is up
@@ -71,9 +69,8 @@ def measure_window(watched: Watched, *, journal: Journal, registry: Registry, as
     )
 
 
-def draw_sample(window: Window, watched: Watched) -> "pa.Table":
+def draw_sample(window: Window, watched: Watched) -> pa.Table:
     """As many of the window's rows, with their scores, as the history's sample has: for the report to draw."""
-    import pyarrow as pa
 
     assert window.features is not None
     assert window.scores is not None

@@ -9,17 +9,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks import TELEMETRY_OFF
 from tasks.monitoring.drift import ColumnDrift, Comparison
 from tasks.runtime import files
 from tasks.training.columns import as_numbers
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 REPORTS = 20  # that stay, of some megabytes each
 SNAPSHOTS = 200  # that stay for Evidently's UI, of half a megabyte each
@@ -27,8 +26,8 @@ SNAPSHOTS = 200  # that stay for Evidently's UI, of half a megabyte each
 
 def draw_report(
     comparison: Comparison,
-    before: "pa.Table",
-    now: "pa.Table",
+    before: pa.Table,
+    now: pa.Table,
     *,
     scores: Comparison | None = None,
     until: datetime,
@@ -83,21 +82,18 @@ def _alarming_share(comparison: Comparison, columns: Sequence[ColumnDrift]) -> f
     return share if comparison.alarm else 1 + (share == 1)
 
 
-def _has_values(table: "pa.Table", name: str) -> bool:
+def _has_values(table: pa.Table, name: str) -> bool:
     return name in table.column_names and table[name].null_count < table.num_rows
 
 
-def _is_text(table: "pa.Table", name: str) -> bool:
-    import pyarrow as pa
+def _is_text(table: pa.Table, name: str) -> bool:
 
     return bool(pa.types.is_string(table.schema.field(name).type))
 
 
-def _to_pandas(table: "pa.Table", kinds: Mapping[str, bool]) -> Any:
+def _to_pandas(table: pa.Table, kinds: Mapping[str, bool]) -> Any:
     """Evidently puts texts into its page as they are: `</script>` would end it."""
     import pandas as pd
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     columns: dict[str, Any] = {}
     for name, is_text in kinds.items():

@@ -4,14 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
 
 from tasks.params import SignalKind
 from tasks.runtime.formats import Format
 from tasks.serving.journal import Journal, entry_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 FORMAT = Format("signal", 1)  # of the journal's rows; a new field of Signal is a column, and raises the version
 
@@ -42,9 +41,8 @@ class Signal:
         return self.alarm or (self.rows > 0 and self.value is not None and has_interval)
 
 
-def schema() -> "pa.Schema":
+def schema() -> pa.Schema:
     """The columns of the journal's rows: one for each field, so that any tool can read them; `detail` is JSON."""
-    import pyarrow as pa
 
     time, text, number = pa.timestamp("us"), pa.string(), pa.float64()
     kept = {"format": text, "entry": text, "event_time": time, "made_at": time}
@@ -55,7 +53,6 @@ def schema() -> "pa.Schema":
 
 def append_signals(journal: Journal, signals: Sequence[Signal]) -> None:
     """Measured again with the same result, a signal is the same row of the journal."""
-    import pyarrow as pa
 
     now = datetime.now(UTC).replace(tzinfo=None)
     rows = [

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tasks.data import featurerows, leaks
@@ -23,9 +25,6 @@ from tasks.promotion.recipe import fetch_recipe, rebuild_features
 from tasks.promotion.registry import Registry, Version
 from tasks.serving import score
 from tasks.serving.journal import Journal, subject
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Origin = Literal["score", "API"]
 WHY: dict[Origin, str] = {
@@ -93,9 +92,8 @@ def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, ch
     return Skew(champion.number, since, until, compared, int((~there).sum()), tuple(columns))
 
 
-def _predictions(made: "pa.Table", champion: Version) -> "pa.Table":
+def _predictions(made: pa.Table, champion: Version) -> pa.Table:
     """The champion's answers, the last of each row; those of a state that was too old are no features of its row."""
-    import pyarrow.compute as pc
 
     if not made.num_rows:
         return made
@@ -104,7 +102,7 @@ def _predictions(made: "pa.Table", champion: Version) -> "pa.Table":
 
 
 def compare_rows(
-    journalled: "pa.Table", recomputed: "pa.Table", event_time: "pa.ChunkedArray", origin: Origin
+    journalled: pa.Table, recomputed: pa.Table, event_time: pa.ChunkedArray, origin: Origin
 ) -> list[Column]:
     """The columns that differ between two tables of the same rows, the most often first."""
     differences = leaks.find_differences(journalled, recomputed)

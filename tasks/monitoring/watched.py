@@ -4,7 +4,9 @@ import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tasks.monitoring.level import Level, measure_level
 from tasks.params import Params
@@ -13,9 +15,6 @@ from tasks.promotion.registry import Registry, Version
 from tasks.training.holdout import CANDIDATE, Holdout
 from tasks.training.model import Floats, Model
 from tasks.training.profile import Profile
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 FILES = ("model.ubj", "twin.ubj", "reports/profile.json", "reports/holdout.parquet", "reports/reference.parquet")
 
@@ -32,7 +31,7 @@ class Watched:
     holdout: Holdout
     holdout_losses: Floats  # the twin's, row by row
     at_promotion: Level  # the same as one figure
-    sample: "pa.Table"  # rows of the history with their scores, for the report
+    sample: pa.Table  # rows of the history with their scores, for the report
 
     @property
     def window(self) -> timedelta:
@@ -52,7 +51,6 @@ def read_watched(p: Params, version: Version, *files: Path) -> Watched:
     Raises:
         ValueError: a file is in another format.
     """
-    import pyarrow.parquet as pq
 
     model, twin = (Model.load(path) for path in files[:2])
     profile, holdout, sample = Profile.load(files[2]), Holdout.load(files[3]), pq.read_table(files[4])

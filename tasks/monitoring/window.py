@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from tasks.data import timeline
 from tasks.monitoring import drift, predecessor
@@ -16,10 +19,6 @@ from tasks.serving import score
 from tasks.serving.journal import STALE, Journal, subject
 from tasks.training.model import Floats
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from numpy.typing import NDArray
-
 LEAST_COVERAGE = 0.9  # of a window's rows hold all features of the champion, or its drift is not measured
 
 
@@ -29,13 +28,13 @@ class Predictions:
 
     since: datetime
     until: datetime
-    times: "NDArray[np.datetime64]"
+    times: NDArray[np.datetime64]
     scores: Floats
-    labels: "NDArray[Any]"  # None where there is no outcome
-    rows: "pa.Table | None" = None  # as they are journalled
+    labels: NDArray[Any]  # None where there is no outcome
+    rows: pa.Table | None = None  # as they are journalled
 
     @property
-    def is_labelled(self) -> "NDArray[np.bool_]":
+    def is_labelled(self) -> NDArray[np.bool_]:
         return np.array([label is not None for label in self.labels], dtype=bool)
 
     @property
@@ -55,7 +54,7 @@ class Window:
     as_of: datetime
     mature: Predictions = NO_PREDICTIONS  # so old that label.deadline has passed
     recent: Predictions = NO_PREDICTIONS  # the newest, with or without outcomes
-    features: "pa.Table | None" = None  # of all versions that recorded each of the champion's features (n)
+    features: pa.Table | None = None  # of all versions that recorded each of the champion's features (n)
     scores: Floats | None = None  # the champion's, of those rows (n)
     drift: Comparison = NOT_COMPARED  # of the features with the champion's history
     score_drift: Comparison = NOT_COMPARED
@@ -94,7 +93,7 @@ def read_window(journal: Journal, watched: Watched, as_of: datetime) -> Window:
 
 
 def select_predictions(
-    made: "pa.Table", outcomes: Mapping[str, Any], champion: Version, since: datetime, until: datetime
+    made: pa.Table, outcomes: Mapping[str, Any], champion: Version, since: datetime, until: datetime
 ) -> Predictions:
     """The champion's own of the rows `made`, the last of each subject, with their outcomes by entry."""
     rows = score.once(predecessor.select_unseen(_between(made, since, until), champion))
@@ -105,14 +104,12 @@ def select_predictions(
     return Predictions(since, until, _times(rows), scores, labels, rows)
 
 
-def select_features(rows: "pa.Table", watched: Watched) -> "tuple[pa.Table, NDArray[np.datetime64]]":
+def select_features(rows: pa.Table, watched: Watched) -> tuple[pa.Table, NDArray[np.datetime64]]:
     """The features of all versions that recorded each of the champion's: what nobody wrote down has not gone missing.
 
     Returns:
         The table (n), and the times of its rows (n).
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     rows = score.without_superseded(rows)
     if rows.num_rows:
@@ -126,30 +123,30 @@ def select_features(rows: "pa.Table", watched: Watched) -> "tuple[pa.Table, NDAr
     return score.features_of(rows, watched.model.spec), _times(rows)
 
 
-def _has_features(rows: "pa.Table", names: Sequence[str]) -> bool:
+def _has_features(rows: pa.Table, names: Sequence[str]) -> bool:
     columns = [f"x_{name}" for name in names]
     return all(name in rows.column_names and rows[name].null_count < rows.num_rows for name in columns)
 
 
-def _times(rows: "pa.Table") -> "NDArray[np.datetime64]":
+def _times(rows: pa.Table) -> NDArray[np.datetime64]:
     times: NDArray[np.datetime64] = (
         rows["event_time"].to_numpy() if rows.num_rows else np.zeros(0, dtype="datetime64[us]")
     )
     return times
 
 
-def _between(rows: "pa.Table", since: datetime, until: datetime) -> "pa.Table":
+def _between(rows: pa.Table, since: datetime, until: datetime) -> pa.Table:
     times = _times(rows)
     is_inside = (times >= np.datetime64(since, "us")) & (times < np.datetime64(until, "us"))
     return rows.filter(is_inside) if rows.num_rows else rows
 
 
-def count_rows(index: "pa.Table", since: datetime, until: datetime) -> int:
+def count_rows(index: pa.Table, since: datetime, until: datetime) -> int:
     """How many rows were predicted, each once, by whatever version."""
     return int(score.without_superseded(_between(index, since, until)).num_rows)
 
 
-def find_newest(index: "pa.Table", *, now: datetime | None = None) -> datetime | None:
+def find_newest(index: pa.Table, *, now: datetime | None = None) -> datetime | None:
     """The event time of the last row that was predicted and has happened, and so event time "now".
 
     What a tick predicts has arrived, where ticks are dense or the state has come so far: one far ahead was misdated.
