@@ -23,6 +23,19 @@ from tasks.runtime.formats import Format
 from tasks.serving.journal import Journal, entry_of
 
 FORMAT = Format("decision", 1)  # of the journal's rows; a new column raises the version
+SCHEMA = pa.schema(
+    {
+        "format": pa.string(),
+        "entry": pa.string(),
+        "event_time": pa.timestamp("us"),
+        "made_at": pa.timestamp("us"),
+        "action": pa.string(),
+        "id": pa.string(),
+        "as_of": pa.timestamp("us"),
+        "version": pa.int64(),
+        "reasons": pa.string(),
+    }
+)
 PATIENCE = timedelta(hours=6)  # by the wall clock: a decision that nobody answered for so long is asked for again
 
 
@@ -40,14 +53,11 @@ class Request:
 
 def append_decision(journal: Journal, decision: Decision) -> None:
     """To wait, once for each cause and time; to retrain, as often as it is asked for."""
-
-    now, time, text = _now(), pa.timestamp("us"), pa.string()
-    columns = {"format": text, "entry": text, "event_time": time, "made_at": time, "action": text, "id": text}
-    schema = pa.schema(columns | {"as_of": time, "version": pa.int64(), "reasons": text})
+    now = _now()
     entry = entry_of(decision.id, decision.as_of, now if decision.retrains else decision.action)
     row = {"format": FORMAT.mark, "entry": entry, "event_time": decision.as_of, "made_at": now}
     row = asdict(decision) | row | {"reasons": " ".join(decision.reasons)}
-    journal.append("decisions", pa.Table.from_pylist([row], schema=schema))
+    journal.append("decisions", pa.Table.from_pylist([row], schema=SCHEMA))
 
 
 def read_requests(journal: Journal) -> list[Request]:

@@ -102,7 +102,6 @@ def compare_scores(
     profile: Profile, scores: Floats, times: NDArray[np.datetime64], *, false_alarms: float
 ) -> Comparison:
     """A window's predictions, (n,) or (n, classes), against those of rows that the model had not seen."""
-
     history = History(profile, false_alarms, profile.scores, with_terms=False)
     parts = [scores] if scores.ndim == 1 else [scores[:, i] for i in range(len(profile.scores))]
     columns = {column.name: part for column, part in zip(profile.scores, parts, strict=False)}
@@ -119,7 +118,6 @@ def _units(profile: Profile, times: NDArray[np.datetime64]) -> Codes:
 
 def _with_known_columns(profile: Profile, table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
     """The table with every column of the history: one that is gone, or of another type, is missing in every row."""
-
     gone = tuple(column.name for column in profile.columns if not _fits(column, table))
     table = table.select([column.name for column in profile.columns if column.name not in gone])
     kinds = {column.name: pa.float64() if column.kind == "number" else pa.string() for column in profile.columns}

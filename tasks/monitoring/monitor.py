@@ -71,7 +71,6 @@ def measure_window(watched: Watched, *, journal: Journal, registry: Registry, as
 
 def draw_sample(window: Window, watched: Watched) -> pa.Table:
     """As many of the window's rows, with their scores, as the history's sample has: for the report to draw."""
-
     assert window.features is not None
     assert window.scores is not None
     places = draw_evenly(len(window.scores), watched.sample.num_rows)

@@ -13,6 +13,26 @@ from tasks.runtime.formats import Format
 from tasks.serving.journal import Journal, entry_of
 
 FORMAT = Format("signal", 1)  # of the journal's rows; a new field of Signal is a column, and raises the version
+SCHEMA = pa.schema(
+    {
+        "format": pa.string(),
+        "entry": pa.string(),
+        "event_time": pa.timestamp("us"),
+        "made_at": pa.timestamp("us"),
+        "kind": pa.string(),
+        "window_begin": pa.timestamp("us"),
+        "window_end": pa.timestamp("us"),
+        "version": pa.int64(),
+        "rows": pa.int64(),
+        "alarm": pa.bool_(),
+        "message": pa.string(),
+        "value": pa.float64(),
+        "low": pa.float64(),
+        "high": pa.float64(),
+        "reference": pa.float64(),
+        "detail": pa.string(),  # JSON
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -41,19 +61,8 @@ class Signal:
         return self.alarm or (self.rows > 0 and self.value is not None and has_interval)
 
 
-def schema() -> pa.Schema:
-    """The columns of the journal's rows: one for each field, so that any tool can read them; `detail` is JSON."""
-
-    time, text, number = pa.timestamp("us"), pa.string(), pa.float64()
-    kept = {"format": text, "entry": text, "event_time": time, "made_at": time}
-    fields = {"kind": text, "window_begin": time, "window_end": time, "version": pa.int64(), "rows": pa.int64()}
-    fields |= {"alarm": pa.bool_(), "message": text, "value": number, "low": number, "high": number}
-    return pa.schema(kept | fields | {"reference": number, "detail": text})
-
-
 def append_signals(journal: Journal, signals: Sequence[Signal]) -> None:
     """Measured again with the same result, a signal is the same row of the journal."""
-
     now = datetime.now(UTC).replace(tzinfo=None)
     rows = [
         asdict(signal)
@@ -62,7 +71,7 @@ def append_signals(journal: Journal, signals: Sequence[Signal]) -> None:
         | {"detail": json.dumps(dict(signal.detail), default=str)}
         for signal in signals
     ]
-    journal.append("signals", pa.Table.from_pylist(rows, schema=schema()))
+    journal.append("signals", pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def read_signals(journal: Journal) -> list[Signal]:

@@ -27,6 +27,7 @@ from tasks.serving import score
 from tasks.serving.journal import Journal, subject
 
 Origin = Literal["score", "API"]
+NAMES: dict[Origin, str] = {"score": "the score flow", "API": "the API"}
 WHY: dict[Origin, str] = {
     "score": (
         "Either rows were delivered late or corrected since, or features.sql reads what changes afterwards: a static "
@@ -94,7 +95,6 @@ def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, ch
 
 def _predictions(made: pa.Table, champion: Version) -> pa.Table:
     """The champion's answers, the last of each row; those of a state that was too old are no features of its row."""
-
     if not made.num_rows:
         return made
     mine = score.without_stale(made)
@@ -118,7 +118,7 @@ def describe(skew: Skew) -> list[str]:
     span = f"from {skew.since} to {skew.until}"
     if not skew.compared:
         return [f"Version {skew.version} has no journalled predictions {span} whose features could be computed again."]
-    counts = " and ".join(f"{count:,} rows of {_by(origin)}" for origin, count in skew.compared.items())
+    counts = " and ".join(f"{count:,} rows of {NAMES[origin]}" for origin, count in skew.compared.items())
     lines = [f"The features of {counts} by version {skew.version}, {span}, were computed again."]
     if skew.gone:
         lines.append(f"{skew.gone:,} journalled rows are not in today's tables.")
@@ -128,13 +128,9 @@ def describe(skew: Skew) -> list[str]:
     return lines if skew.columns else [*lines, "None differs."]
 
 
-def _by(origin: Origin) -> str:
-    return "the score flow" if origin == "score" else "the API"
-
-
 def _sentence(column: Column) -> str:
     return (
-        f"`{column.name}` differs in {column.differing:,} of {column.rows:,} rows of {_by(column.origin)}: that of "
+        f"`{column.name}` differs in {column.differing:,} of {column.rows:,} rows of {NAMES[column.origin]}: that of "
         f"{column.event_time} was journalled with {column.journalled}, and is {column.recomputed} now."
     )
 

@@ -51,7 +51,6 @@ def read_watched(p: Params, version: Version, *files: Path) -> Watched:
     Raises:
         ValueError: a file is in another format.
     """
-
     model, twin = (Model.load(path) for path in files[:2])
     profile, holdout, sample = Profile.load(files[2]), Holdout.load(files[3]), pq.read_table(files[4])
     codes = model.spec.encode_label(holdout.label)

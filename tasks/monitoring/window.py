@@ -110,7 +110,6 @@ def select_features(rows: pa.Table, watched: Watched) -> tuple[pa.Table, NDArray
     Returns:
         The table (n), and the times of its rows (n).
     """
-
     rows = score.without_superseded(rows)
     if rows.num_rows:
         numbers = [
