@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,8 +43,8 @@ class StageRun:
     wall: float
 
 
-class StageFailed(RuntimeError):  # noqa: N818 (it says what happened)
-    """A stage's program failed, with the last it said; or DVC could not run it or keep its outputs."""
+class StageFailed(RuntimeError):  # noqa: N818 (the name says what happened)
+    """A stage's program failed, with its last lines; or DVC could not run it or keep its outputs."""
 
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(f"{stage}: {message}")
@@ -121,19 +121,18 @@ def list_stages(root: Path) -> list[StageInfo]:
     """The stages of dvc.yaml, each after those that it needs, else in the file's order."""
     with _one_stage, contextlib.chdir(root), open_project(root) as repo:
         graph = repo.index.graph  # its edges point from a stage to what it needs
-        needs = {stage.addressing: _names(graph.successors(stage)) for stage in repo.index.stages}
-    return [StageInfo(name, needs[name]) for name in _ordered(needs)]
+        needs = {
+            stage.addressing: tuple(sorted(needed.addressing for needed in graph.successors(stage)))
+            for stage in repo.index.stages
+        }
+    return [StageInfo(name, needs[name]) for name in _sort_by_needs(needs)]
 
 
-def _ordered(needs: Mapping[str, tuple[str, ...]]) -> list[str]:
+def _sort_by_needs(needs: Mapping[str, tuple[str, ...]]) -> list[str]:
     done: list[str] = []
     while left := [name for name in needs if name not in done]:  # DVC has refused a circle
         done.append(next(name for name in left if set(needs[name]) <= set(done)))
     return done
-
-
-def _names(found: Iterable[Any]) -> tuple[str, ...]:
-    return tuple(sorted(stage.addressing for stage in found))
 
 
 def read_lock(root: Path) -> dict[str, Any]:
@@ -158,13 +157,21 @@ def run_stage(
     on_line: Callable[[str], None] | None = None,
     force: bool = False,
 ) -> StageRun:
-    """Have DVC run one stage, or find that it need not. `on_line` gets each line that its program says, at once.
+    """Have DVC run one stage, or find that it need not.
 
-    One stage at a time in a process: DVC wants to be in the project's folder. Raises StageFailed.
+    One stage at a time in a process: DVC needs the project's folder as its working directory.
+
+    Args:
+        env: added to the program's environment.
+        on_line: gets each line of the program's output at once.
+        force: run the program though nothing has changed.
+
+    Raises:
+        StageFailed: the program failed, or DVC could not keep its outputs.
     """
     program = Program(name, on_line)
     started = time.monotonic()
-    with _one_stage, contextlib.chdir(root), _run_by(program):
+    with _one_stage, contextlib.chdir(root), _run_with(program):
         changed = _reproduce(root, name, program, env=_program_env(env or {}), force=force)
     status: Literal["ran", "cached", "unchanged"] = "ran" if program.ran else "cached" if changed else "unchanged"
     return StageRun(name, status, program.cpu, time.monotonic() - started)
@@ -174,16 +181,16 @@ def _reproduce(root: Path, name: str, program: "Program", *, env: Mapping[str, s
     from dvc.exceptions import DvcException
 
     _link_apart()
-    with _heard("dvc_data") as errors:
+    with _collect_errors("dvc_data") as errors:
         try:
             with open_project(root) as repo:
                 objects.check_content(repo.cache.local, stage=name)
                 changed = repo.reproduce(name, single_item=True, force=force, run_env=dict(env))
         except DvcException as error:
             log.debug("DVC's own account", exc_info=True)
-            raise StageFailed(name, program.failure or _reason(error)) from None
+            raise StageFailed(name, program.failure or _explain(error)) from None
     if errors:  # DVC logs that a file could not be copied into the cache, and ends as if it had been
-        raise StageFailed(name, f"DVC could not keep {len(errors)} files of its outputs: {_reason(errors[0])}")
+        raise StageFailed(name, f"DVC could not keep {len(errors)} files of its outputs: {_explain(errors[0])}")
     return bool(changed)
 
 
@@ -194,15 +201,15 @@ def _link_apart() -> None:
     system.reflink = objects.link_apart(system.reflink)
 
 
-def _reason(error: BaseException) -> str:
+def _explain(error: BaseException) -> str:
     """The innermost cause, since DVC wraps it in 'failed to reproduce ...'."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}"
 
 
-class _Ear(logging.Handler):
-    """Holds the exceptions that are logged."""
+class _ErrorCollector(logging.Handler):
+    """Keeps the exceptions that are logged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,26 +221,26 @@ class _Ear(logging.Handler):
 
 
 @contextlib.contextmanager
-def _heard(name: str) -> Iterator[list[BaseException]]:
-    """The exceptions that a library logs instead of raising them; nobody else hears them, a traceback a file."""
-    ear, logger = _Ear(), logging.getLogger(name)
+def _collect_errors(name: str) -> Iterator[list[BaseException]]:
+    """The exceptions that a library logs instead of raising them. They are logged nowhere else."""
+    collector, logger = _ErrorCollector(), logging.getLogger(name)
     handlers, propagate = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [ear], False
+    logger.handlers, logger.propagate = [collector], False
     try:
-        yield ear.errors
+        yield collector.errors
     finally:
         logger.handlers, logger.propagate = handlers, propagate
 
 
 def _program_env(env: Mapping[str, str]) -> dict[str, str]:
-    """The stages' `python` is the one that runs this, and what it prints comes at once."""
+    """The stages' `python` is the one that runs this process, and its output is not buffered."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {"PATH": path, "PYTHONUNBUFFERED": "1", **env}
 
 
 @contextlib.contextmanager
-def _run_by(program: "Program") -> Iterator[None]:
-    """DVC runs a stage's command by a function of its own, which neither reads what it says nor ends it with us."""
+def _run_with(program: "Program") -> Iterator[None]:
+    """Have DVC run commands with `program`: its own function neither reads their lines nor ends them with us."""
     import dvc.stage.run as dvc_run
     from dvc.stage.exceptions import StageCmdFailedError
 

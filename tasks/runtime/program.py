@@ -16,8 +16,8 @@ from typing import Any
 
 from tasks import log
 
-TAIL = 200  # lines of a stage that are held for its error
-PROGRESS = 15.0  # seconds between two lines of progress where there is no terminal to draw a bar on
+TAIL_LINES = 200  # of a stage that are kept for its error
+PROGRESS_INTERVAL_S = 15.0  # between two lines of progress where there is no terminal to draw a bar on
 
 
 class Program:
@@ -28,7 +28,7 @@ class Program:
         self.ran = False
         self.cpu = 0.0
         self.failure = ""
-        self._lines: deque[str] = deque(maxlen=TAIL)
+        self._lines: deque[str] = deque(maxlen=TAIL_LINES)
         self._on_line = on_line or _to_stderr
         self._progress_at = time.monotonic()
 
@@ -45,7 +45,7 @@ class Program:
         self.ran = True
         status = self._run(_argv(command, executable, path=popen["env"].get("PATH")), popen)
         if status:
-            self.failure = failure(self.stage, status, list(self._lines))
+            self.failure = explain_failure(self.stage, status, list(self._lines))
         return status
 
     def _run(self, argv: list[str], popen: dict[str, Any]) -> int:
@@ -79,29 +79,29 @@ class Program:
         while chunk := os.read(pipe, 65536):
             *pieces, rest = re.split(rb"(?<=[\r\n])", rest + chunk)
             for piece in pieces:
-                self._said(piece.decode(errors="replace"))
-        self._said(rest.decode(errors="replace") + "\n")
+                self._take(piece.decode(errors="replace"))
+        self._take(rest.decode(errors="replace") + "\n")
 
-    def _said(self, piece: str) -> None:
+    def _take(self, piece: str) -> None:
         text = piece.rstrip()
         if not text:
             return
         if piece.endswith("\r"):
-            self._progress(text)
+            self._show_progress(text)
         else:
             self._lines.append(text)
-            self._tell(text)
+            self._pass_on(text)
 
-    def _progress(self, text: str) -> None:
+    def _show_progress(self, text: str) -> None:
         if sys.stderr.isatty():
             sys.stderr.write(f"\r{text}\x1b[K\r")
             sys.stderr.flush()
-        elif time.monotonic() - self._progress_at > PROGRESS:
+        elif time.monotonic() - self._progress_at > PROGRESS_INTERVAL_S:
             self._progress_at = time.monotonic()
-            self._tell(text)
+            self._pass_on(text)
 
-    def _tell(self, text: str) -> None:
-        """A listener that fails must not stop the reading: the program would wait for ever on a full pipe."""
+    def _pass_on(self, text: str) -> None:
+        """A listener that fails must not stop the reading: the program would block on a full pipe for ever."""
         try:
             self._on_line(text)
         except Exception:
@@ -120,18 +120,18 @@ def _argv(command: str, executable: str, *, path: str | None) -> list[str]:
     return [executable, "-c", command]
 
 
-def failure(stage: str, status: int, lines: list[str]) -> str:
-    """What is to be said of a program that ended so: its own error from the line that names it, else its last lines."""
+def explain_failure(stage: str, status: int, lines: list[str]) -> str:
+    """Why a program failed: its own error, from the line that names it, else its last lines."""
     named = [at for at, line in enumerate(lines) if re.match(r"(\w+: )?[\w.]*(Error|Exception)\b", line)]
-    said = [line.removeprefix(f"{stage}: ") for line in lines[named[-1] if named else -5 :]]
-    how = _signal(status) or ("" if named else f"ended with exit status {status}")
-    return "\n".join([how, *said] if how else said)
+    shown = [line.removeprefix(f"{stage}: ") for line in lines[named[-1] if named else -5 :]]
+    end = _describe_signal(status) or ("" if named else f"ended with exit status {status}")
+    return "\n".join([end, *shown] if end else shown)
 
 
-def _signal(status: int) -> str:
-    """A shell reports a signal as 128 and its number."""
+def _describe_signal(status: int) -> str:
+    """The signal that ended a program, if one did. A shell reports it as 128 plus its number."""
     number = -status if status < 0 else status - 128
-    if number not in {each.value for each in signal.Signals}:
+    if number not in set(signal.Signals):
         return ""
     name = signal.Signals(number).name
     why = {"SIGKILL": " (by hand, or because memory ran out)", "SIGINT": " (Ctrl-C)"}.get(name, "")
