@@ -93,8 +93,8 @@ def judge_first_model(
         findings.append(Finding(None, f"{remark}: {than} than 0."))
     best = min(contests.values(), key=lambda contest: contest.sums.metrics[1])
     baselines = [
-        {"baseline": name, "metric": each.sums.metrics[1], **each.gain(gate.level), "bound": bounds.get(name)}
-        for name, each in contests.items()
+        {"baseline": name, "metric": one.sums.metrics[1], **one.gain(gate.level), "bound": bounds.get(name)}
+        for name, one in contests.items()
     ]
     spending = {"looks": looks, "spent_level": 1 - tail, "bound": min(bounds.values(), default=None)}
     more = {"champion": None, "baselines": baselines}

@@ -202,7 +202,7 @@ class Case:
         rows = rebuild_features(recipe, self.p, self.folder, self.rows)
         table = self._select_holdout(rows.take(split.select_between(rows.event_time, cuts.start, cuts.end))).table
         models = _choose_models(self.p, recipe, rows, cuts.start - age)
-        predictions = [align_classes(spec, each.spec.classes, each.predict(table)) for each in models]
+        predictions = [align_classes(spec, twin.spec.classes, twin.predict(table)) for twin in models]
         return Opponent(self._measure_losses(predictions), _trained_until(models[0]))
 
     def judge_against(self, opponent: Opponent, *, looks: int) -> Verdict:

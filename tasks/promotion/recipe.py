@@ -38,10 +38,12 @@ def fetch_recipe(registry: Registry, version: Version, into: Path) -> Recipe:
 
 
 def download_recipe(registry: Registry, version: Version, into: Path) -> dict[str, Path]:
+    """The files of a recipe, by name."""
     return {name: registry.runs.fetch(version.run_id, name, into) for name in RECIPE}
 
 
 def load_recipe(files: dict[str, Path]) -> Recipe:
+    """Raises ValueError for a file that this evergreen cannot read."""
     twins = [files["twin.ubj"], *sorted(files["twins"].glob("*.ubj"))]
     return Recipe(
         params.load(files["params.yaml"]),
@@ -54,8 +56,8 @@ def load_recipe(files: dict[str, Path]) -> Recipe:
 
 def rebuild_features(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Rows:
     """Today's rows with the champion's features; when its SQL is today's, they are `rows`."""
-    same = (folder / "tasks" / "features.sql").read_text() == recipe.sql
-    if same and (recipe.p.features, recipe.p.spine) == (p.features, p.spine):
+    is_same_sql = (folder / "tasks" / "features.sql").read_text() == recipe.sql
+    if is_same_sql and (recipe.p.features, recipe.p.spine) == (p.features, p.spine):
         return rows
     log.info("the champion has other features: running its own features.sql")
     mixed = p.model_copy(update={"features": recipe.p.features, "spine": recipe.p.spine})

@@ -86,8 +86,8 @@ def compare_policies(
     stream = Stream(past, grid)
     states = walk(past, grid, names, say=say)
     scores = {state.rule.name: stream.scores(state) for state in states}
-    losses = {name: row_losses(stream.codes, each, metric=past.p.gate.metric) for name, each in scores.items()}
-    aucs = {name: stream.measure_auc(each) for name, each in scores.items()}
+    losses = {name: row_losses(stream.codes, values, metric=past.p.gate.metric) for name, values in scores.items()}
+    aucs = {name: stream.measure_auc(values) for name, values in scores.items()}
     return Comparison(
         grid.since,
         grid.until,

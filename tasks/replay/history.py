@@ -1,9 +1,9 @@
-"""history: what was known at an earlier moment, and the candidate that was to be had then, trained once and kept.
+"""history: what was known at an earlier moment, and the candidate of that moment, trained once.
 
 A feature row is correct at its own time, whenever it was computed. So one folder of features, made at the end, holds
 every earlier one: as of T they are its rows up to T, without the outcomes that came after T. Of such a folder tune,
-train and evaluate make what they would have made at T. It is kept under a hash of all that decides it and appears by a
-rename when it is whole: who asks again, after a kill or with a later end, gets what is there. Nothing is judged here.
+train and evaluate make what they would have made at T. It is stored under a hash of all that decides it, and appears by
+a rename when it is whole. A later replay, after a kill or with a later end, takes what is there. It judges nothing.
 """
 
 import importlib.metadata
@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,7 +31,6 @@ from tasks.runtime import files
 from tasks.training import evaluate, model, train, tune
 from tasks.training.holdout import Holdout
 from tasks.training.model import Model
-from tasks.training.profile import Profile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,13 +44,13 @@ LIBRARIES = ("numpy", "optuna", "scikit-learn")  # that decide what is made; XGB
 
 @dataclass(frozen=True)
 class Candidate:
-    """What was trained of the history up to `as_of`, and the seconds of CPU that it took. `made`: now, not earlier."""
+    """What was trained of the history up to `as_of`."""
 
     p: Params
     folder: Path
     as_of: datetime
-    cpu: float
-    made: bool
+    cpu: float  # seconds that its training took
+    is_new: bool  # trained now, not by an earlier replay
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -64,17 +63,13 @@ class Candidate:
     def model(self) -> Model:
         return self.recipe.model
 
-    @cached_property
-    def profile(self) -> Profile:
-        return Profile.load(self.folder / self.p.paths.reports / "profile.json")
-
     @property
-    def held(self) -> Holdout:
+    def holdout(self) -> Holdout:
         return Holdout.load(self.folder / self.p.paths.reports / "holdout.parquet")
 
     def case(self) -> Case:
-        """Not kept here: it comes to hold all rows as of then."""
-        return Case(self.p, self.folder, self.as_of, self.held)
+        """A new one at each call, since it comes to hold all rows as of then."""
+        return Case(self.p, self.folder, self.as_of, self.holdout)
 
 
 @dataclass(frozen=True)
@@ -95,9 +90,10 @@ class History:
         return FeaturesManifest.read(self.features).as_of
 
     def candidate(self, as_of: datetime) -> Candidate:
-        """The candidate as of then, from the shelf, or trained now. Raises ValueError for a history that is too short.
+        """The candidate as of then, from the shelf, or trained now, under the shelf's lock.
 
-        Nobody else trains for this shelf meanwhile.
+        Raises:
+            ValueError: The history is too short.
         """
         from filelock import FileLock
 
@@ -114,7 +110,7 @@ class History:
         """The hash of what decides a candidate: the rows' files, though not those that begin later, params, code."""
         p = self.p
         sections = (p.label, p.spine, p.features, p.split, p.tune, p.train, p.evaluate, p.drift, p.paths)
-        settings = [each.model_dump() for each in sections] + [p.monitor.window]
+        settings = [section.model_dump() for section in sections] + [p.monitor.window]
         contents = [(part.period.name, part.content) for part in self._parts if part.period.start <= as_of]
         releases = [importlib.metadata.version(name) for name in LIBRARIES]
         return cache.hash_inputs(
@@ -126,11 +122,11 @@ class History:
         return [_part(period, path) for period, path in periods.list_files(self.features)]
 
     def _make(self, as_of: datetime, place: Path) -> None:
-        for left in self.shelf.glob(f"{PARTIAL_PREFIX}*"):  # by somebody who was killed: the lock is ours
-            shutil.rmtree(left, ignore_errors=True)
+        for partial in self.shelf.glob(f"{PARTIAL_PREFIX}*"):  # of a run that was killed: this one holds the lock
+            shutil.rmtree(partial, ignore_errors=True)
         with files.publish_folder(place, prefix=PARTIAL_PREFIX) as folder:
             self.write(as_of, folder)
-            files.publish_json(folder / COST, {"cpu": round(_trained(self.p, folder), 2)})
+            files.publish_json(folder / COST, {"cpu": round(_train(self.p, folder), 2)})
             cache.seal_folder(folder)
 
     def write(self, as_of: datetime, folder: Path) -> None:
@@ -169,8 +165,8 @@ def _part(period: Period, path: Path) -> _Part:
     import pyarrow.parquet as pq
 
     times = pq.read_table(path, columns=list(META[:2]))
-    newest = [pc.max(times[name]).as_py() for name in META[:2]]
-    return _Part(period, path, cache.hash_file(path), max((each for each in newest if each), default=period.start))
+    newest = [time for name in META[:2] if (time := pc.max(times[name]).as_py())]
+    return _Part(period, path, cache.hash_file(path), max(newest, default=period.start))
 
 
 def _discard_damaged(place: Path) -> None:
@@ -181,41 +177,38 @@ def _discard_damaged(place: Path) -> None:
 
 
 def select_known(table: "pa.Table", as_of: datetime) -> "pa.Table":
-    """What there was of feature rows at a moment: those whose event had been, with the outcomes that had come."""
+    """The feature rows as they were at a moment: events up to then, with the outcomes that had come."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     event_time, known_at, label = META
-    there = table.filter(pc.less_equal(table[event_time], pa.scalar(as_of, table.schema.field(event_time).type)))
+    rows = table.filter(pc.less_equal(table[event_time], pa.scalar(as_of, table.schema.field(event_time).type)))
     moment = pa.scalar(as_of, table.schema.field(known_at).type)
-    came = pc.fill_null(pc.less_equal(there[known_at], moment), False)
+    has_come = pc.fill_null(pc.less_equal(rows[known_at], moment), False)
     for name in (known_at, label):
-        place, field = there.schema.get_field_index(name), there.schema.field(name)
-        there = there.set_column(place, field, pc.if_else(came, there[name], pa.scalar(None, field.type)))
-    return there
+        place, field = rows.schema.get_field_index(name), rows.schema.field(name)
+        rows = rows.set_column(place, field, pc.if_else(has_come, rows[name], pa.scalar(None, field.type)))
+    return rows
 
 
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-def _trained(p: Params, folder: Path) -> float:
+def _train(p: Params, folder: Path) -> float:
     """Search, training and evaluation in a folder; the seconds of CPU of this process and those that it started."""
-    _imported()
-    with _home(folder / "home"):  # a search that somebody had made before would cost nothing: here none has
-        before = _cpu()
-        for stage in _stages():
-            stage(p, folder)
-        spent = _cpu() - before
+    _import_libraries()
+    with _set_home(folder / "home"):  # a search that was made before would cost nothing: this home has none
+        before = sum(os.times()[:4])
+        tune.tune(p, folder)
+        train.train(p, folder)
+        evaluate.evaluate(p, folder)
+        spent = sum(os.times()[:4]) - before
     shutil.rmtree(folder / "home")
     return spent
 
 
-def _stages() -> tuple[Callable[[Params, Path], None], ...]:
-    return tune.tune, train.train, evaluate.evaluate
-
-
-def _imported() -> None:
-    """The libraries' own seconds are charged to nobody: which model was the first must not show in its cost."""
+def _import_libraries() -> None:
+    """The seconds of imports are charged to nobody: which model was the first must not show in its cost."""
     import optuna  # noqa: F401
 
     model.import_xgboost()
@@ -223,12 +216,8 @@ def _imported() -> None:
     import sklearn.metrics  # noqa: F401
 
 
-def _cpu() -> float:
-    return sum(os.times()[:4])
-
-
 @contextmanager
-def _home(folder: Path) -> Iterator[None]:
+def _set_home(folder: Path) -> Iterator[None]:
     before = os.environ.get("EVERGREEN_HOME")
     os.environ["EVERGREEN_HOME"] = str(folder)
     try:
@@ -238,8 +227,8 @@ def _home(folder: Path) -> Iterator[None]:
 
 
 def reduce_search(p: Params) -> Params:
-    """As the past's candidates are trained: by replay.trials with as many fewer finalists, and beside the cheapest of
-    the baselines only, for the gate compares with a champion here."""
+    """The settings of the past's candidates: replay.trials, with as many fewer finalists, and the cheapest baseline
+    alone, since the gate compares with a champion here."""
     trials = p.replay.trials or p.tune.trials
     finalists = math.ceil(p.tune.finalists * min(1.0, trials / p.tune.trials))
     search = p.tune.model_copy(update={"trials": trials, "finalists": finalists})

@@ -93,7 +93,7 @@ class Past:
     def candidate(self, as_of: datetime) -> Candidate:
         if as_of not in self._candidates:
             self._candidates[as_of] = candidate = self._make(self._history, as_of)
-            self.cpu += candidate.cpu if candidate.made else 0.0
+            self.cpu += candidate.cpu if candidate.is_new else 0.0
         return self._candidates[as_of]
 
     def find_rows(self, since: datetime, until: datetime) -> slice:
@@ -172,7 +172,7 @@ def _describe_step(states: Sequence[PolicyState], now: datetime, past: Past) -> 
 
 def _describe_training(past: Past, as_of: datetime) -> str:
     candidate = past.candidate(as_of)
-    return f"{'trained' if candidate.made else 'trained before,'} in {candidate.cpu:.0f} s of CPU"
+    return f"{'trained' if candidate.is_new else 'trained before,'} in {candidate.cpu:.0f} s of CPU"
 
 
 def step_policy(state: PolicyState, now: datetime, past: Past) -> PolicyState:

@@ -90,7 +90,7 @@ def test_a_month_that_was_over_is_linked_and_not_copied(
 
 def test_a_candidate_is_trained_once_and_its_cost_stays(kept: History) -> None:
     first, second = kept.candidate(THEN), kept.candidate(THEN)
-    assert (first.made, second.made) == (True, False)
+    assert (first.is_new, second.is_new) == (True, False)
     assert first.cpu == second.cpu > 0
     assert first.folder == second.folder
     assert [each.name for each in kept.shelf.glob("2*")] == [first.folder.name]
@@ -106,17 +106,17 @@ def test_a_candidate_with_other_bytes_is_trained_again_and_that_is_logged(
     spoilt.chmod(0o644)
     spoilt.write_bytes(before[:-1])
     second = kept.candidate(THEN)
-    assert second.made
+    assert second.is_new
     assert "no longer holds what was made (models/model.ubj): it is trained again" in caplog.text
     assert spoilt.read_bytes() == before
-    assert not kept.candidate(THEN).made
+    assert not kept.candidate(THEN).is_new
 
 
 def test_a_candidate_sees_nothing_after_its_moment(kept: History) -> None:
     found = kept.candidate(THEN)
     assert found.model.spec.until == THEN.isoformat()
     assert found.recipe.p == kept.p
-    assert found.held.times.max() < np.datetime64(THEN - kept.p.label.deadline)
+    assert found.holdout.times.max() < np.datetime64(THEN - kept.p.label.deadline)
 
 
 def test_a_search_made_before_saves_nobody_its_cost(kept: History, monkeypatch: pytest.MonkeyPatch) -> None:
