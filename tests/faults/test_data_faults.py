@@ -32,8 +32,8 @@ def made(make_world: Callable[..., Made]) -> Made:
 
 
 def start(made: Made, name: str, before: str = "") -> "subprocess.Popen[bytes]":
-    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{before}\nfrom tasks import {name}, stage\n"
-    script += f"stage.main({name!r}, {name}.{name})"
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{before}\nfrom tasks.data import {name}\n"
+    script += f"from tasks.runtime import stage\nstage.main({name!r}, {name}.{name})"
     return subprocess.Popen([sys.executable, "-c", script], cwd=made.folder, stderr=subprocess.PIPE)
 
 
