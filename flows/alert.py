@@ -16,7 +16,8 @@ from prefect.blocks.core import Block
 from prefect.cache_policies import NO_CACHE
 
 from tasks.params import Params
-from tasks.serving.journal import Journal, entry_of
+from tasks.serving.journal import Journal
+from tasks.serving.schema import make_entry
 
 DELAYS = [1.0, 2.0, 4.0]  # seconds before the first, second and third time that it is tried again
 LIMIT = 20.0  # seconds for one try; most blocks' own limits are shorter
@@ -24,7 +25,7 @@ LIMIT = 20.0  # seconds for one try; most blocks' own limits are shorter
 
 def alert(subject: str, body: str, *, cause: str, journal: Journal, p: Params) -> bool:
     """Notify a person. Returns whether it was delivered now: not if `cause` was told before or delivery failed."""
-    entry = entry_of("alert", cause)
+    entry = make_entry("alert", cause)
     before = journal.read("alerts", columns=["entry", "event_time"])
     if before.num_rows and entry in before["entry"].to_pylist():
         return False

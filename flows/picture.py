@@ -15,8 +15,8 @@ from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.ledger import CHAMPION_CHANGES
 from tasks.promotion.recipe import fetch_model
 from tasks.promotion.registry import Registry
-from tasks.serving import score
 from tasks.serving.journal import Journal
+from tasks.serving.predictions import features_of
 from tasks.training.model import Floats
 
 COLOURS = ("#4c72b0", "#2e8b57", "#c44e52", "#8172b3")  # of the versions, in the order in which they served
@@ -83,7 +83,7 @@ def measure_curves(p: Params, registry: Registry, journal: Journal, number: int,
     scores: dict[int, Floats] = {number: np.array(rows.rows["score"].to_pylist(), dtype=np.float64)}
     if before := registry.find_predecessor(version):
         earlier = fetch_model(registry, before)
-        again = earlier.predict(score.features_of(rows.rows, earlier.spec))
+        again = earlier.predict(features_of(rows.rows, earlier.spec))
         scores[before.number] = align_classes(model.spec, earlier.spec.classes, again)
     for scored_by, values in scores.items():
         losses = row_losses(rows.codes, values, metric=p.gate.metric)

@@ -28,8 +28,9 @@ from tasks.promotion.ledger import Entry
 from tasks.promotion.recipe import fetch_model
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Outcome, Verdict, describe_gain, hold
-from tasks.serving import score
 from tasks.serving.journal import Journal
+from tasks.serving.outcomes import read_outcomes
+from tasks.serving.predictions import features_of, last_of_each_subject
 from tasks.training.model import Model
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def compare(
         return None
     since, until = max(begun.as_of, *map(_unseen_from, versions, models)), as_of - p.label.deadline
     predictions = journal.read("predictions", since=since, until=until, shadows=True)
-    outcomes = latest_labels(journal.read("outcomes", since=since, until=until))
+    outcomes = latest_labels(read_outcomes(journal, since=since), predictions)
     arms = [
         Arm(version, model, _select_version(predictions, version), _fetch_feature_recipe(registry, version))
         for version, model in zip(versions, models, strict=True)
@@ -122,7 +123,7 @@ def _select_version(predictions: "pa.Table", version: Version) -> "pa.Table":
 
     if not predictions.num_rows:
         return predictions
-    return score.once(predictions.filter(pc.equal(predictions["version"], version.number)))
+    return last_of_each_subject(predictions.filter(pc.equal(predictions["version"], version.number)))
 
 
 # --- the verdict ---------------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def judge_pairs(p: Params, pairs: Pairs, challenger: Model, *, looks: int) -> Ve
     """The gate's verdict on the challenger, as on a candidate; but only a sure loss is a REJECT, by what is left of the
     error budget on that side. What the gate refuses for another reason may pass later."""
     times, settings = pairs.times, p.gate
-    table = score.features_of(pairs.rows, challenger.spec)
+    table = features_of(pairs.rows, challenger.spec)
     won = judge_contest(
         compare_predictions(pairs.codes, pairs.challenger, pairs.champion, times=times, gate=settings),
         gate=settings,

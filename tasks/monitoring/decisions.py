@@ -20,7 +20,8 @@ from tasks.promotion import gate, judge, ledger
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, Version
 from tasks.runtime.formats import Format
-from tasks.serving.journal import Journal, entry_of
+from tasks.serving.journal import Journal
+from tasks.serving.schema import make_entry
 
 FORMAT = Format("decision", 1)  # of the journal's rows; a new column raises the version
 SCHEMA = pa.schema(
@@ -54,7 +55,7 @@ class Request:
 def append_decision(journal: Journal, decision: Decision) -> None:
     """To wait, once for each cause and time; to retrain, as often as it is asked for."""
     now = _now()
-    entry = entry_of(decision.id, decision.as_of, now if decision.retrains else decision.action)
+    entry = make_entry(decision.id, decision.as_of, now if decision.retrains else decision.action)
     row = {"format": FORMAT.mark, "entry": entry, "event_time": decision.as_of, "made_at": now}
     row = asdict(decision) | row | {"reasons": " ".join(decision.reasons)}
     journal.append("decisions", pa.Table.from_pylist([row], schema=SCHEMA))

@@ -24,7 +24,7 @@ from tasks.monitoring.window import Window, read_newest, read_window
 from tasks.params import Params
 from tasks.promotion.registry import Registry, Version
 from tasks.runtime import clock
-from tasks.serving import score
+from tasks.serving import predictions
 from tasks.serving.journal import Journal
 from tasks.training.profile import draw_evenly, to_score_columns
 
@@ -94,7 +94,7 @@ def find_slices(window: Window, watched: Watched) -> tuple[Slice, ...]:
     if rows.rows is None or not rows.is_labelled.any():
         return ()
     is_known, losses = measure_losses(rows, watched.model, metric=watched.p.gate.metric)
-    features = score.features_of(rows.rows, watched.model.spec)
+    features = predictions.features_of(rows.rows, watched.model.spec)
     now = {name: _texts(features[name])[is_known] for name in holdout.slices if name in features.column_names}
     then = {name: values.astype(str) for name, values in holdout.slices.items()}
     least = watched.p.evaluate.slice_rows // 4

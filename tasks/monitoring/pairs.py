@@ -16,8 +16,8 @@ import numpy as np
 
 from tasks.promotion.contest import align_classes
 from tasks.promotion.registry import Version
-from tasks.serving import score
-from tasks.serving.journal import subject
+from tasks.serving.outcomes import in_order
+from tasks.serving.predictions import features_of
 from tasks.training.model import Floats, Model, Spec
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Arm:
     @cached_property
     def places(self) -> dict[str, int]:
         """The row of each subject."""
-        entries = self.rows["entry"].to_pylist() if self.rows.num_rows else []
-        return {subject(entry): place for place, entry in enumerate(entries)}
+        subjects = self.rows["subject"].to_pylist() if self.rows.num_rows else []
+        return {subject: place for place, subject in enumerate(subjects)}
 
     @cached_property
     def made_at(self) -> list[datetime]:
@@ -68,7 +68,7 @@ class Arm:
             journalled = self.take([name for name in subjects if name in own])["score"].to_pylist()
             parts.append((is_own, np.array(journalled, dtype=np.float64)))
         if not is_own.all():
-            parts.append((~is_own, self.model.predict(score.features_of(rows.filter(~is_own), self.model.spec))))
+            parts.append((~is_own, self.model.predict(features_of(rows.filter(~is_own), self.model.spec))))
         scores = np.empty((len(subjects), *parts[0][1].shape[1:]))
         for where, values in parts:
             scores[where] = values
@@ -204,12 +204,12 @@ def join_classes(champion: Spec, challenger: Spec) -> Spec:
     return replace(champion, classes=(*champion.classes, *more))
 
 
-def latest_labels(outcomes: "pa.Table") -> dict[str, Any]:
-    """The label of each subject: of several, whichever prediction they are of, the one that was journalled last."""
-    if not outcomes.num_rows:
-        return {}
-    rows = outcomes.select(["of", "label", "made_at"]).to_pylist()
-    return {subject(row["of"]): row["label"] for row in sorted(rows, key=lambda row: row["made_at"])}
+def latest_labels(outcomes: "pa.Table", predictions: "pa.Table") -> dict[str, Any]:
+    """The label of each subject: of several, whichever of the predictions they are of, the one journalled last."""
+    entries, subjects = (predictions[name].to_pylist() if predictions.num_rows else [] for name in ("entry", "subject"))
+    by_entry = dict(zip(entries, subjects, strict=True))
+    named = [(row["subject"] or by_entry.get(row["prediction"]), row["label"]) for row in in_order(outcomes)]
+    return {subject: label for subject, label in named if subject}
 
 
 def encode_outcomes(subjects: Iterable[str], outcomes: Mapping[str, Any], spec: Spec) -> Floats:

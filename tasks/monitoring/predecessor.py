@@ -25,8 +25,9 @@ from tasks.promotion.ledger import Entry
 from tasks.promotion.recipe import fetch_model
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Verdict, describe_gain, hold
-from tasks.serving import score
 from tasks.serving.journal import Journal
+from tasks.serving.outcomes import latest_outcomes, read_outcomes
+from tasks.serving.predictions import features_of, last_of_each_subject
 from tasks.training.model import Floats, Model, Spec
 
 if TYPE_CHECKING:
@@ -94,9 +95,8 @@ def read_mature(journal: Journal, champion: Version, spec: Spec, *, until: datet
     if not listed.num_rows:
         return MatureRows(listed, np.empty(0))
     since, end = listed["event_time"][0].as_py(), listed["event_time"][-1].as_py() + TICK
-    rows = score.once(select_unseen(journal.read("predictions", since=since, until=end), champion))
-    outcomes = score.latest_outcomes(journal.read("outcomes", since=since, until=end))
-    labels = [score.outcome_of(entry, outcomes) for entry in rows["entry"].to_pylist()]
+    rows = last_of_each_subject(select_unseen(journal.read("predictions", since=since, until=end), champion))
+    labels = latest_outcomes(read_outcomes(journal, since=since)).labels_of(rows)
     rows = rows.filter(pa.array([label is not None for label in labels], pa.bool_()))
     codes = encode_labels([label for label in labels if label is not None], spec)
     has_class = ~np.isnan(codes)  # neither can predict a class that the champion has never seen
@@ -122,7 +122,7 @@ def _judge(p: Params, mature: MatureRows, serving: Model, earlier: Model, *, loo
     """The gate's verdict on the predecessor, as a candidate that costs nothing."""
     settings = p.gate.model_copy(update={"rule": "superior"})
     champion = np.array(mature.rows["score"].to_pylist(), dtype=np.float64)
-    predictions = earlier.predict(score.features_of(mature.rows, earlier.spec))
+    predictions = earlier.predict(features_of(mature.rows, earlier.spec))
     candidate = align_classes(serving.spec, earlier.spec.classes, predictions)
     contest = compare_predictions(mature.codes, candidate, champion, times=mature.times, gate=settings)
     return judge_contest(contest, gate=settings, looks=looks)

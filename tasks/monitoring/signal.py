@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from tasks.params import SignalKind
 from tasks.runtime.formats import Format
-from tasks.serving.journal import Journal, entry_of
+from tasks.serving.journal import Journal
+from tasks.serving.schema import make_entry
 
 FORMAT = Format("signal", 1)  # of the journal's rows; a new field of Signal is a column, and raises the version
 SCHEMA = pa.schema(
@@ -67,7 +68,7 @@ def append_signals(journal: Journal, signals: Sequence[Signal]) -> None:
     rows = [
         asdict(signal)
         | {"format": FORMAT.mark, "event_time": signal.window_end, "made_at": now}
-        | {"entry": entry_of(signal.kind, signal.window_end, signal.version, signal.rows, signal.message)}
+        | {"entry": make_entry(signal.kind, signal.window_end, signal.version, signal.rows, signal.message)}
         | {"detail": json.dumps(dict(signal.detail), default=str)}
         for signal in signals
     ]

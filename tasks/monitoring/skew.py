@@ -23,8 +23,8 @@ from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
 from tasks.promotion.recipe import fetch_recipe, rebuild_features
 from tasks.promotion.registry import Registry, Version
-from tasks.serving import score
-from tasks.serving.journal import Journal, subject
+from tasks.serving import predictions, score
+from tasks.serving.journal import Journal
 
 Origin = Literal["score", "API"]
 NAMES: dict[Origin, str] = {"score": "the score flow", "API": "the API"}
@@ -77,19 +77,18 @@ def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, ch
     with tempfile.TemporaryDirectory() as scratch:
         recipe = fetch_recipe(registry, champion, Path(scratch))
         own = rebuild_features(recipe, p, folder, rows)
-    places = {entry: place for place, entry in enumerate(score.entries_of(own).tolist())}
-    entries = journalled["entry"].to_pylist()
-    there = np.array([subject(entry) in places for entry in entries], dtype=bool)
-    is_answer = np.array([entry != subject(entry) for entry in entries], dtype=bool)  # the API names each answer apart
+    places = {subject: place for place, subject in enumerate(score.subjects_of_keys(own).tolist())}
+    there = np.array([subject in places for subject in journalled["subject"].to_pylist()], dtype=bool)
+    is_answer = np.array([by != "batch" for by in journalled["by"].to_pylist()], dtype=bool)
     compared: dict[Origin, int] = {}
     columns: list[Column] = []
     by_origin: dict[Origin, NDArray[np.bool_]] = {"score": there & ~is_answer, "API": there & is_answer}
     for origin, mask in by_origin.items():
         chosen = journalled.filter(mask)
-        today = own.table.take(np.array([places[subject(entry)] for entry in chosen["entry"].to_pylist()], np.int64))
+        today = own.table.take(np.array([places[subject] for subject in chosen["subject"].to_pylist()], np.int64))
         if chosen.num_rows:
             compared[origin] = chosen.num_rows
-        columns += compare_rows(score.features_of(chosen, recipe.model.spec), today, chosen["event_time"], origin)
+        columns += compare_rows(predictions.features_of(chosen, recipe.model.spec), today, chosen["event_time"], origin)
     return Skew(champion.number, since, until, compared, int((~there).sum()), tuple(columns))
 
 
@@ -97,8 +96,8 @@ def _predictions(made: pa.Table, champion: Version) -> pa.Table:
     """The champion's answers, the last of each row; those of a state that was too old are no features of its row."""
     if not made.num_rows:
         return made
-    mine = score.without_stale(made)
-    return score.once(mine.filter(pc.equal(mine["version"], champion.number)))
+    mine = predictions.drop_stale(made)
+    return predictions.last_of_each_subject(mine.filter(pc.equal(mine["version"], champion.number)))
 
 
 def compare_rows(

@@ -1,6 +1,6 @@
 """window: what the journal holds of a window of event time, read once and compared with the champion's history."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,8 +15,10 @@ from tasks.monitoring import drift, predecessor
 from tasks.monitoring.drift import NOT_COMPARED, Comparison
 from tasks.monitoring.watched import Watched
 from tasks.promotion.registry import Version
-from tasks.serving import score
-from tasks.serving.journal import STALE, Journal, subject
+from tasks.serving import predictions
+from tasks.serving.journal import Journal
+from tasks.serving.outcomes import Outcomes, latest_outcomes, read_outcomes
+from tasks.serving.schema import FEATURE
 from tasks.training.model import Floats
 
 LEAST_COVERAGE = 0.9  # of a window's rows hold all features of the champion, or its drift is not measured
@@ -69,9 +71,9 @@ def read_window(journal: Journal, watched: Watched, as_of: datetime) -> Window:
     p, since = watched.p, as_of - watched.window
     until = as_of - p.label.deadline
     begin = until - p.monitor.window
-    index = journal.read("predictions", columns=["entry", "event_time", "made_at", STALE])
+    index = journal.read("predictions", columns=["entry", "subject", "by", "event_time", "made_at", "stale"])
     made = journal.read("predictions", since=min(since, begin), until=as_of)
-    outcomes = score.latest_outcomes(journal.read("outcomes", since=begin, until=until))
+    outcomes = latest_outcomes(read_outcomes(journal, since=begin))
     rows = count_rows(index, since, as_of)
     features, times = select_features(_between(made, since, as_of), watched)
     scores = watched.model.predict(features) if len(times) else np.zeros(0)
@@ -80,7 +82,7 @@ def read_window(journal: Journal, watched: Watched, as_of: datetime) -> Window:
         since,
         as_of,
         mature=select_predictions(made, outcomes, watched.version, begin, until),
-        recent=select_predictions(made, {}, watched.version, as_of - p.monitor.window, as_of),
+        recent=select_predictions(made, None, watched.version, as_of - p.monitor.window, as_of),
         features=features,
         scores=scores,
         drift=drift.compare(profile, features, times, false_alarms=false_alarms),
@@ -93,14 +95,13 @@ def read_window(journal: Journal, watched: Watched, as_of: datetime) -> Window:
 
 
 def select_predictions(
-    made: pa.Table, outcomes: Mapping[str, Any], champion: Version, since: datetime, until: datetime
+    made: pa.Table, outcomes: Outcomes | None, champion: Version, since: datetime, until: datetime
 ) -> Predictions:
-    """The champion's own of the rows `made`, the last of each subject, with their outcomes by entry."""
-    rows = score.once(predecessor.select_unseen(_between(made, since, until), champion))
-    entries = rows["entry"].to_pylist() if rows.num_rows else []
-    labels = np.empty(len(entries), dtype=object)
-    labels[:] = [score.outcome_of(entry, outcomes) for entry in entries]
-    scores = np.array(rows["score"].to_pylist() if entries else [], dtype=np.float64)
+    """The champion's own of the rows `made`, the last of each subject, with their outcomes."""
+    rows = predictions.last_of_each_subject(predecessor.select_unseen(_between(made, since, until), champion))
+    labels = np.empty(rows.num_rows, dtype=object)
+    labels[:] = outcomes.labels_of(rows) if outcomes else None
+    scores = np.array(rows["score"].to_pylist() if rows.num_rows else [], dtype=np.float64)
     return Predictions(since, until, _times(rows), scores, labels, rows)
 
 
@@ -110,7 +111,7 @@ def select_features(rows: pa.Table, watched: Watched) -> tuple[pa.Table, NDArray
     Returns:
         The table (n), and the times of its rows (n).
     """
-    rows = score.without_superseded(rows)
+    rows = predictions.drop_superseded(rows)
     if rows.num_rows:
         numbers = [
             number
@@ -119,11 +120,11 @@ def select_features(rows: pa.Table, watched: Watched) -> tuple[pa.Table, NDArray
             or _has_features(rows.filter(pc.equal(rows["version"], number)), watched.model.spec.names)
         ]
         rows = rows.filter(pc.is_in(rows["version"], pa.array(numbers, pa.int64())))
-    return score.features_of(rows, watched.model.spec), _times(rows)
+    return predictions.features_of(rows, watched.model.spec), _times(rows)
 
 
 def _has_features(rows: pa.Table, names: Sequence[str]) -> bool:
-    columns = [f"x_{name}" for name in names]
+    columns = [f"{FEATURE}{name}" for name in names]
     return all(name in rows.column_names and rows[name].null_count < rows.num_rows for name in columns)
 
 
@@ -142,7 +143,7 @@ def _between(rows: pa.Table, since: datetime, until: datetime) -> pa.Table:
 
 def count_rows(index: pa.Table, since: datetime, until: datetime) -> int:
     """How many rows were predicted, each once, by whatever version."""
-    return int(score.without_superseded(_between(index, since, until)).num_rows)
+    return int(predictions.drop_superseded(_between(index, since, until)).num_rows)
 
 
 def find_newest(index: pa.Table, *, now: datetime | None = None) -> datetime | None:
@@ -154,12 +155,12 @@ def find_newest(index: pa.Table, *, now: datetime | None = None) -> datetime | N
     """
     if not index.num_rows:
         return None
-    rows = list(zip(*(index[name].to_pylist() for name in ("entry", "event_time", "made_at")), strict=True))
-    ticks = [time for entry, time, _ in rows if entry == subject(entry)]
+    rows = list(zip(*(index[name].to_pylist() for name in ("by", "event_time", "made_at")), strict=True))
+    ticks = [time for by, time, _ in rows if by == "batch"]
     end = timeline.draw_timeline(np.array(ticks, dtype="datetime64[us]")).dense_end if ticks else datetime.min
     reached = max(end, now or end)
     past = [time for time in ticks if time <= reached]
-    past += [time for entry, time, made in rows if entry != subject(entry) and time <= min(made, now or made)]
+    past += [time for by, time, made in rows if by != "batch" and time <= min(made, now or made)]
     return max(past, default=None)
 
 

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=p.serving.port, help=f"{p.serving.port} (serving.port)")
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="serving: %(message)s")
-    keys.read(p.serving)  # before anything listens
+    keys.read_keys(p.serving)  # before anything listens
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a request's rows are few, and requests are many
     with kept(), one_metrics(p.serving.workers):
         uvicorn.run(

@@ -107,14 +107,14 @@ class Active:
             if not wanted.names(known):
                 raise ValueError(
                     f"{folder(self.home) / str(wanted.number)} must be a copy of run {wanted.run_id}, but it is of "
-                    f"{known.told.get('run_id')}. {COPY_AGAIN}"
+                    f"{known.card.get('run_id')}. {COPY_AGAIN}"
                 )
             self.loaded[pointer] = known
         return known
 
     def _fits(self, found: Champion) -> bool:
         """Whether the tables can make its features. Of another run under the same number they keep nothing."""
-        run = found.told.get("run_id")
+        run = found.card.get("run_id")
         other = self.runs.get(found.number, run) != run
         self.runs[found.number] = run
         if self.tables is None:

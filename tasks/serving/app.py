@@ -1,8 +1,7 @@
-"""app: the web application. `create` is its factory; what it needs begins and ends with its lifespan.
+"""app: the web application: routes, API keys, limits. `create` makes it; what it needs lives in its lifespan.
 
-A request is checked, answered by who serves at that moment, journalled, and sent: in this order; desk.py does all but
-the checking. What the answers mean is in messages.py; OpenAPI is at /openapi.json, and no page here asks another
-machine for its scripts.
+A request is checked here and answered by handler.py: by the version that serves at that moment, then journalled, then
+sent. The bodies are in messages.py. OpenAPI is at /openapi.json, and no page loads a script from another machine.
 """
 
 import asyncio
@@ -31,63 +30,63 @@ from tasks.serving import journal, registry_mirror
 from tasks.serving.active import Active
 from tasks.serving.handler import Handler
 from tasks.serving.journal_writer import JournalWriter
-from tasks.serving.keys import Scope
-from tasks.serving.keys import read as read_keys
+from tasks.serving.keys import Scope, read_keys
 from tasks.serving.messages import Accepted, Messages, Predictions
 from tasks.serving.metrics import Metrics
-from tasks.serving.tables import Refused, Tables
-from tasks.serving.versions import Champion
+from tasks.serving.tables import Refused
 
-LOOK = 0.5  # seconds between looks whether there is something newer
-TOLD, MANY = 20, 2000  # faults of a request that are told; beyond so many, only how many they are
-WRONG: dict[int | str, dict[str, Any]] = {
-    401: {"description": "no API key, or an unknown one"},
-    403: {"description": "the key is not for this"},
-    413: {"description": "longer than serving.megabytes"},
-    422: {"description": "a row that breaks the contract: its place, its field and the rule"},
-    503: {"description": "no champion yet, or too much at once: ask again after Retry-After seconds"},
+LOOK_S = 0.5  # between looks for a newer version or state
+REPORTED_FAULTS, COUNTED_FAULTS = 20, 2000  # of a request; with more than the second, only their number is reported
+ERRORS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "No API key, or an unknown one."},
+    403: {"description": "The key does not allow this."},
+    413: {"description": "The body is longer than serving.megabytes."},
+    422: {"description": "A row breaks the contract: its place, its field and the rule."},
+    503: {"description": "No champion yet, or too many requests at once. Ask again after Retry-After seconds."},
 }
 
 
-async def _body(request: Request, kind: type[BaseModel], p: Params) -> Any:
+async def _read_body(request: Request, kind: type[BaseModel], p: Params) -> Any:
     """The request's body as a message. Raises what becomes a 413 or a 422."""
-    most = int(p.serving.megabytes * 1e6)
-    found = bytearray()
+    limit = int(p.serving.megabytes * 1e6)
+    body = bytearray()
     async for part in request.stream():
-        found += part
-        if len(found) > most:
-            raise HTTPException(413, f"a request may have {most:,} bytes (serving.megabytes)")
+        body += part
+        if len(body) > limit:
+            raise HTTPException(413, f"a request may have {limit:,} bytes (serving.megabytes)")
     try:
-        return kind.model_validate_json(bytes(found))
+        return kind.model_validate_json(bytes(body))
     except ValidationError as error:
-        raise RequestValidationError(_places(error)) from None
+        raise RequestValidationError(_list_faults(error)) from None
 
 
-def _said(version: int, told: list[dict[str, Any]]) -> Response:
-    return Response(orjson.dumps({"version": version, "predictions": told}), media_type="application/json")
+def _respond(version: int, predictions: list[dict[str, Any]]) -> Response:
+    return Response(orjson.dumps({"version": version, "predictions": predictions}), media_type="application/json")
 
 
-def _places(error: ValidationError) -> list[dict[str, Any]]:
-    """Of each fault where it is and which rule it breaks; never the value, which may be personal."""
-    if error.error_count() > MANY:  # to make so many would take longer than to answer
+def _list_faults(error: ValidationError) -> list[dict[str, Any]]:
+    """Where each fault is and which rule it breaks; never the value, which may be personal."""
+    if error.error_count() > COUNTED_FAULTS:  # to list so many would take longer than to answer
         return [{"type": "faults", "loc": ("body",), "msg": f"{error.error_count():,} faults: too many to be told"}]
-    found = error.errors(include_context=False, include_url=False, include_input=False)[:TOLD]
-    return [{"type": each["type"], "loc": [*map(_short, each["loc"])], "msg": each["msg"][:300]} for each in found]
+    faults = error.errors(include_context=False, include_url=False, include_input=False)[:REPORTED_FAULTS]
+    return [
+        {"type": fault["type"], "loc": [*map(_shorten, fault["loc"])], "msg": fault["msg"][:300]} for fault in faults
+    ]
 
 
-def _short(part: int | str) -> int | str:
+def _shorten(part: int | str) -> int | str:
     return part if isinstance(part, int) else part[:100]
 
 
-def _place(error: Refused, kind: str) -> RequestValidationError:
-    """The same of a row that breaks a rule which needs more than itself."""
+def _fault_of(error: Refused, kind: str) -> RequestValidationError:
+    """The same, of a row that breaks a rule which needs more than the row."""
     return RequestValidationError([{"type": kind, "loc": ("rows", error.row, error.name), "msg": error.rule}])
 
 
 def create(p: Params, home: Path) -> FastAPI:
-    """The application of one process. Raises ValueError for settings that would leave it open."""
+    """The application of one process. Raises ValueError for settings that would leave it open to others."""
     keys = read_keys(p.serving)
-    desk = Handler(
+    handler = Handler(
         p,
         keys,
         Active(home),
@@ -96,22 +95,22 @@ def create(p: Params, home: Path) -> FastAPI:
         Metrics.begin(),
     )
     app = FastAPI(
-        title=f"evergreen: {p.registry.model}", version="1", lifespan=_lifespan(desk), docs_url=None, redoc_url=None
+        title=f"evergreen: {p.registry.model}", version="1", lifespan=_lifespan(handler), docs_url=None, redoc_url=None
     )
-    app.add_middleware(FrontDoor, desk=desk)
-    _add_answers(app, desk)
-    _add_pages(app, desk)
+    app.add_middleware(FrontDoor, handler=handler)
+    _add_predictions(app, handler)
+    _add_pages(app, handler)
     return app
 
 
 def app() -> FastAPI:
-    """For uvicorn's workers: of the checkout that they run in."""
+    """The application for uvicorn's workers, from the checkout that they run in."""
     end_with_supervisor()
     return create(params.load(), params.home())
 
 
 def end_with_supervisor() -> None:
-    """End this process as by SIGTERM when the process that uvicorn started it from dies. Nobody else would end it: it
+    """End this process as by SIGTERM when the process that uvicorn started it from dies. Nothing else would end it: it
     would hold the port without a mirror, and so serve an old champion for ever."""
     supervisor = multiprocessing.parent_process()
     if supervisor is None:  # one process alone is its own supervisor
@@ -124,50 +123,50 @@ def end_with_supervisor() -> None:
     threading.Thread(target=wait, name="supervisor", daemon=True).start()
 
 
-def _lifespan(desk: Handler) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+def _lifespan(handler: Handler) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def living(_app: FastAPI) -> AsyncIterator[None]:
-        if not desk.keys.known:
-            log.warning("no API keys: whoever reaches %s may ask everything", desk.p.serving.host)
-        await asyncio.to_thread(_renew, desk)
-        task = asyncio.create_task(_watch(desk))
+        if not handler.keys.keys:
+            log.warning("no API keys: everybody who reaches %s may ask everything", handler.p.serving.host)
+        await asyncio.to_thread(_renew, handler)
+        task = asyncio.create_task(_watch(handler))
         try:
             yield
         finally:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            await desk.close()
+            await handler.close()
 
     return living
 
 
-async def _watch(desk: Handler) -> None:
-    with ThreadPoolExecutor(1, "newer") as alone:  # it waits for no request
+async def _watch(handler: Handler) -> None:
+    with ThreadPoolExecutor(1, "newer") as alone:  # not the threads that answer requests
         while True:
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(LOOK_S)
             try:
-                await asyncio.get_running_loop().run_in_executor(alone, _renew, desk)
+                await asyncio.get_running_loop().run_in_executor(alone, _renew, handler)
             except Exception:  # whatever it is: the next look may find better, and what serves serves on
-                log.exception("a look for what is newer failed")
+                log.exception("looking for a newer version or state failed")
 
 
-def _renew(desk: Handler) -> None:
-    for said in desk.live.renew(desk.p):
-        log.info("%s", said)
+def _renew(handler: Handler) -> None:
+    for change in handler.active.renew(handler.p):
+        log.info("%s", change)
         gc.collect()
-        gc.freeze()  # what has come to stay is never looked through again: it held up every answer for a while
+        gc.freeze()  # the collector no longer walks through what stays loaded, which held up every answer
 
 
-# --- the door ------------------------------------------------------------------------------------------------------
+# --- in front of every request -------------------------------------------------------------------------------------
 
 
 @dataclass
 class FrontDoor:
-    """In front of everything: who asks, how much at once, how long. Counts what goes out."""
+    """Checks API keys, limits how many requests run at once and for how long, and counts the answers."""
 
     app: Callable[..., Awaitable[None]]
-    desk: Handler
+    handler: Handler
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -186,24 +185,24 @@ class FrontDoor:
         finally:
             route = scope.get("route")
             path = route.path if route else "other"
-            self.desk.metrics.answered(path, status, time.perf_counter() - began)
+            self.handler.metrics.count_request(path, status, time.perf_counter() - began)
 
     def _refusal(self, scope: Any) -> Response | None:
         wanted = _scope_of(scope["path"])
-        if wanted is None or not self.desk.keys.known:
+        if wanted is None or not self.handler.keys.keys:
             return None
         given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-        key = self.desk.keys.owner(given.removeprefix("Bearer ")) if given.startswith("Bearer ") else None
+        key = self.handler.keys.owner(given.removeprefix("Bearer ")) if given.startswith("Bearer ") else None
         if key is None:
-            return _say(401, "send a known API key as Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
+            return _refuse(401, "send a known API key as Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
         if wanted not in key.scopes and "admin" not in key.scopes:
-            return _say(403, f"this key is not for {wanted}")
+            return _refuse(403, f"this key is not for {wanted}")
         return None
 
     async def _in_time(self, scope: Any, receive: Any, send: Any) -> None:
-        desk, asks = self.desk, scope["path"].startswith("/v1/") and scope["method"] == "POST"
-        if asks and desk.busy >= desk.p.serving.busy:
-            await _say(503, "too many requests at once", {"Retry-After": "1"})(scope, receive, send)
+        handler, asks = self.handler, scope["path"].startswith("/v1/") and scope["method"] == "POST"
+        if asks and handler.busy >= handler.p.serving.busy:
+            await _refuse(503, "too many requests at once", {"Retry-After": "1"})(scope, receive, send)
             return
         begun = False
 
@@ -212,19 +211,19 @@ class FrontDoor:
             begun = True
             await send(message)
 
-        desk.busy += asks
+        handler.busy += asks
         try:
-            async with asyncio.timeout(desk.p.serving.within.total_seconds()):
+            async with asyncio.timeout(handler.p.serving.within.total_seconds()):
                 await self.app(scope, receive, noted)
         except TimeoutError:
             if not begun:
-                await _say(503, "no answer within serving.within", {"Retry-After": "1"})(scope, receive, send)
+                await _refuse(503, "no answer within serving.within", {"Retry-After": "1"})(scope, receive, send)
         finally:
-            desk.busy -= asks
+            handler.busy -= asks
 
 
 def _scope_of(path: str) -> Scope | None:
-    """What a key must be for; None for what everybody may ask: whether it lives."""
+    """The scope that a key needs; None for what needs no key: whether the process lives."""
     if path.startswith("/v1/predict"):
         return "predict"
     if path.startswith("/v1/outcomes"):
@@ -232,48 +231,53 @@ def _scope_of(path: str) -> Scope | None:
     return None if path in ("/health", "/ready") else "admin"
 
 
-def _say(status: int, why: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"detail": why}, status, headers)
+def _refuse(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"detail": detail}, status, headers)
 
 
-# --- what may be asked ---------------------------------------------------------------------------------------------
+# --- routes --------------------------------------------------------------------------------------------------------
 
 
-def _add_answers(app: FastAPI, desk: Handler) -> None:
-    @app.post("/v1/predict", response_model=Predictions, responses=WRONG, openapi_extra=_shape(desk.messages.rows))
+def _add_predictions(app: FastAPI, handler: Handler) -> None:
+    @app.post(
+        "/v1/predict", response_model=Predictions, responses=ERRORS, openapi_extra=_body_schema(handler.messages.rows)
+    )
     async def predict_rows(request: Request) -> Response:
-        """Raw rows, as the spine has them: the features are made here, by the champion's own features.sql."""
-        asked = (await _body(request, desk.messages.rows, desk.p)).model_dump(by_alias=True)
+        """Predict raw rows with the columns of the spine. The server computes the features, by the champion's own
+        features.sql."""
+        body = (await _read_body(request, handler.messages.rows, handler.p)).model_dump(by_alias=True)
         try:
-            return _said(*await desk.of_rows(asked["rows"], reasons=asked["reasons"]))
+            return _respond(*await handler.predict_rows(body["rows"], reasons=body["reasons"]))
         except Refused as error:
-            raise _place(error, "contract") from None
+            raise _fault_of(error, "contract") from None
 
     @app.post(
         "/v1/predict/features",
         response_model=Predictions,
-        responses=WRONG,
-        openapi_extra=_shape(desk.messages.features),
+        responses=ERRORS,
+        openapi_extra=_body_schema(handler.messages.features),
     )
     async def predict_features(request: Request) -> Response:
-        """Features that are ready, as `rows` of names and values or as `inputs`, a column each; what is not sent is
-        missing."""
-        asked = await _body(request, desk.messages.features, desk.p)
+        """Predict ready features, sent as `rows` of names and values or as `inputs`, a list for each column. A feature
+        that is not sent is missing."""
+        body = await _read_body(request, handler.messages.features, handler.p)
         try:
-            return _said(*await desk.of_features(asked.rows, asked.inputs, reasons=asked.reasons))
+            return _respond(*await handler.predict_features(body.rows, body.inputs, reasons=body.reasons))
         except Refused as error:
-            raise _place(error, "feature") from None
+            raise _fault_of(error, "feature") from None
 
-    @app.post("/v1/outcomes", response_model=Accepted, responses=WRONG, openapi_extra=_shape(desk.messages.outcomes))
-    async def outcomes(request: Request) -> Response:
-        """What came of predictions, by their ids. One that is sent again with another label corrects the first."""
-        asked = (await _body(request, desk.messages.outcomes, desk.p)).outcomes
-        await desk.came(asked)
-        return JSONResponse({"accepted": len(asked)})
+    @app.post(
+        "/v1/outcomes", response_model=Accepted, responses=ERRORS, openapi_extra=_body_schema(handler.messages.outcomes)
+    )
+    async def accept_outcomes(request: Request) -> Response:
+        """Send the outcomes of predictions, by their ids. A second outcome of one prediction corrects the first."""
+        outcomes = (await _read_body(request, handler.messages.outcomes, handler.p)).outcomes
+        await handler.accept_outcomes(outcomes)
+        return JSONResponse({"accepted": len(outcomes)})
 
 
-def _shape(kind: type[BaseModel]) -> dict[str, Any]:
-    """For OpenAPI: the body is read by hand, so that it is checked once and fast."""
+def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """For OpenAPI. FastAPI does not read the body: so it is checked once, and fast."""
     schema = kind.model_json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inline(schema, schema)}}}}
 
@@ -284,60 +288,57 @@ def _inline(part: Any, whole: dict[str, Any]) -> Any:
         if "$ref" in part:
             return _inline(whole["$defs"][part["$ref"].rpartition("/")[2]], whole)
         return {name: _inline(value, whole) for name, value in part.items() if name != "$defs"}
-    return [_inline(each, whole) for each in part] if isinstance(part, list) else part
+    return [_inline(item, whole) for item in part] if isinstance(part, list) else part
 
 
-def _reach(champion: Champion, tables: Tables) -> dict[str, str]:
-    """The event times that can be answered."""
-    state = tables.state
-    return {
-        "as_of": state.as_of.isoformat(),
-        "answers_from": state.since.isoformat(),
-        "answers_until": tables.until(champion).isoformat(),
-    }
-
-
-def _add_pages(app: FastAPI, desk: Handler) -> None:
+def _add_pages(app: FastAPI, handler: Handler) -> None:
     @app.get("/", include_in_schema=False)
     async def root() -> dict[str, Any]:
-        """What there is, for whoever comes with a browser."""
-        return {"model": desk.p.registry.model, "pages": sorted(app.openapi()["paths"]), "openapi": "/openapi.json"}
+        """The pages, for a browser."""
+        return {"model": handler.p.registry.model, "pages": sorted(app.openapi()["paths"]), "openapi": "/openapi.json"}
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Whether the process lives."""
+        """Whether the process runs."""
         return {"status": "alive"}
 
-    @app.get("/ready", responses={503: WRONG[503]})
+    @app.get("/ready", responses={503: ERRORS[503]})
     async def ready() -> Response:
-        """Whether it can answer: a champion is loaded, and the state is fresh enough. And which event times."""
-        champion, tables = desk.live.champion, desk.live.tables
+        """Whether it can answer: a champion is loaded and the state is fresh enough. Also the event times that it can
+        answer."""
+        champion, tables = handler.active.champion, handler.active.tables
         fits = champion is None or tables is None or tables.prepare(champion)
-        old = tables is not None and tables.state.age() > desk.p.serving.stale
+        old = tables is not None and tables.state.age() > handler.p.serving.stale
         why = [
             *(["no champion serves yet"] if champion is None else []),
             *(["no state is published yet"] if tables is None else []),
             *(["the state is older than serving.stale"] if old else []),
             *([] if fits else ["the champion's features cannot be made of the state"]),
-            *(["the journal could not be written"] if desk.book.error else []),
+            *(["the journal could not be written"] if handler.writer.error else []),
         ]
-        reach = _reach(champion, tables) if champion and tables else {}
-        return JSONResponse({"ready": not why, "why": why, **reach}, 503 if why else 200)
+        answer: dict[str, Any] = {"ready": not why, "why": why}
+        if champion and tables:
+            answer |= {
+                "as_of": tables.state.as_of.isoformat(),
+                "answers_from": tables.state.since.isoformat(),
+                "answers_until": tables.until(champion).isoformat(),
+            }
+        return JSONResponse(answer, 503 if why else 200)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """For Prometheus."""
-        champion, tables = desk.live.champion, desk.live.tables
-        desk.metrics.version.set(champion.number if champion else 0)
-        desk.metrics.age.set(tables.state.age().total_seconds() if tables else float("nan"))
-        looked = registry_mirror.copy_age_s(desk.live.home)
-        desk.metrics.looked.set(float("nan") if looked is None else looked)
-        return Response(desk.metrics.text(), media_type="text/plain; version=0.0.4")
+        """Metrics in Prometheus' text format."""
+        champion, tables = handler.active.champion, handler.active.tables
+        handler.metrics.version.set(champion.number if champion else 0)
+        handler.metrics.state_age.set(tables.state.age().total_seconds() if tables else float("nan"))
+        age_s = registry_mirror.copy_age_s(handler.active.home)
+        handler.metrics.registry_age.set(float("nan") if age_s is None else age_s)
+        return Response(handler.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/model", responses={503: WRONG[503]})
+    @app.get("/v1/model", responses={503: ERRORS[503]})
     async def model() -> dict[str, Any]:
-        """Who serves, and where it comes from."""
-        champion = desk.champion()
+        """The version that serves, and where it comes from."""
+        champion = handler.champion()
         spec = champion.model.spec
-        features = [{"name": each.name, "kind": each.kind} for each in spec.features]
-        return {**champion.told, "task": spec.task, "threshold": spec.threshold, "features": features}
+        features = [{"name": feature.name, "kind": feature.kind} for feature in spec.features]
+        return {**champion.card, "task": spec.task, "threshold": spec.threshold, "features": features}

@@ -1,7 +1,7 @@
-"""desk: what a process needs to answer, and the answering: features, scores, the journal, and what is told.
+"""handler: answers the API's requests: features, scores, the journal, the response.
 
-Requests of a moment are answered together (batch.py): a call of DuckDB or of XGBoost costs as much for one row as for
-dozens. All that a batch answers is of one champion and of one state.
+Requests of one moment are answered together (microbatch.py): a call of DuckDB or of XGBoost costs as much for one row
+as for dozens. Everything in a batch is answered by one champion and from one state.
 """
 
 import asyncio
@@ -16,9 +16,8 @@ from uuid import uuid4
 from fastapi import HTTPException
 
 from tasks import log
-from tasks.data import contract
 from tasks.params import Params
-from tasks.serving import journal, predict, traffic
+from tasks.serving import predict, traffic
 from tasks.serving.active import Active
 from tasks.serving.consistency import ConsistencyChecker
 from tasks.serving.journal_writer import JournalWriter
@@ -27,72 +26,74 @@ from tasks.serving.messages import Messages
 from tasks.serving.metrics import Metrics
 from tasks.serving.microbatch import MicroBatches
 from tasks.serving.predict import Answered
-from tasks.serving.tables import Tables, hide_personal_data, subjects_of
+from tasks.serving.schema import make_entry
+from tasks.serving.tables import Tables, hide_personal_data, pii_key_of, subjects_of
 from tasks.serving.traffic import Part
 from tasks.serving.versions import Champion
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SMALL = 32  # rows: more of them are a batch of their own, apart from the event loop
-MOST = 64  # rows of requests that are answered together
+SMALL_ROWS = 32  # a request with more rows is a batch of its own, apart from the event loop
+BATCH_ROWS = 64  # rows of requests that are answered together
 Row = Mapping[str, Any]
 Columns = Mapping[str, Sequence[Any]]
-Told = list[dict[str, Any]]
+Answers = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """Rows that are answered together: who answers which of them, and how."""
+    """Rows that are answered together: which version answers which of them, and how."""
 
-    by: Champion
+    champion: Champion
     count: int
     parts: list[Part]
     ask: Callable[[Part], Answered]
-    failed: Callable[[str, Exception], None]
+    report_failure: Callable[[str, Exception], None]
 
-    @property
-    def marked(self) -> bool:
-        """Whether the journal must be told who answered: a row without it is the champion's."""
-        return any(part.arm != "champion" for part in self.parts)
+    def answers(self) -> list[tuple[Part, Answered]]:
+        return [self._answer(part) for part in self.parts if not part.is_shadow]
 
-    def answers(self) -> "list[tuple[Part, Answered]]":
-        return [self._answer(part) for part in self.parts if part.returned]
-
-    def _answer(self, part: Part) -> "tuple[Part, Answered]":
-        """A challenger that cannot answer is nobody's trouble: the champion does."""
-        if part.by is self.by:
-            return part, self.ask(part)
+    def _answer(self, part: Part) -> tuple[Part, Answered]:
+        """Where a challenger cannot answer, the champion does."""
         try:
             return part, self.ask(part)
         except Exception as error:
-            self.failed("challenger", error)
-            instead = replace(part, by=self.by, arm="champion")
-            return instead, self.ask(instead)
+            if part.version is self.champion:
+                raise
+            self.report_failure("challenger", error)
+            part = replace(part, version=self.champion, arm="champion")
+            return part, self.ask(part)
 
-    def shadows(self) -> "list[tuple[Part, Answered]]":
-        """What nobody waits for, and whose failure is told but is nobody's."""
-        found = []
+    def shadows(self) -> list[tuple[Part, Answered]]:
+        """What nobody waits for: a failure is reported, and harms nobody."""
+        scored = []
         for part in self.parts:
-            if not part.returned:
+            if part.is_shadow:
                 try:
-                    found.append((part, self.ask(part)))
+                    scored.append((part, self.ask(part)))
                 except Exception as error:
-                    self.failed("shadow", error)
-        return found
+                    self.report_failure("shadow", error)
+        return scored
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was made of rows: what is told of each, and which answer that is from, at which place."""
+class Response:
+    """The answers in the order of the rows; and for each row the part, the batch and the place in it they come from."""
 
     champion: int
-    told: Told
-    origin: "list[tuple[Part, Answered, int]]"
+    answers: Answers
+    origin: list[tuple[Part, Answered, int]]
     written: "asyncio.Future[None]"
 
-    def slice(self, begin: int, end: int) -> "Found":
-        return Found(self.champion, self.told[begin:end], self.origin[begin:end], self.written)
+    def slice(self, begin: int, end: int) -> "Response":
+        return Response(self.champion, self.answers[begin:end], self.origin[begin:end], self.written)
+
+    def reasons(self, count: int) -> list[Answers]:
+        return [
+            predict.reasons(part.version, answered.rows.slice(place, 1), count)[0]
+            for part, answered, place in self.origin
+        ]
 
 
 @dataclass
@@ -101,107 +102,106 @@ class Handler:
 
     p: Params
     keys: Keys
-    live: Active
-    book: JournalWriter
+    active: Active
+    writer: JournalWriter
     messages: Messages
     metrics: Metrics
     busy: int = 0
 
     def __post_init__(self) -> None:
-        self.raw: MicroBatches[Sequence[Row], Found] = MicroBatches(self._of_raw, most=MOST, size=len)
-        self.ready: MicroBatches[Sequence[Row], Found] = MicroBatches(self._of_ready, most=MOST, size=len)
+        self.raw: MicroBatches[Sequence[Row], Response] = MicroBatches(self._answer_raw, most=BATCH_ROWS, size=len)
+        self.ready: MicroBatches[Sequence[Row], Response] = MicroBatches(self._answer_ready, most=BATCH_ROWS, size=len)
         self._shadow: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
-        """When what was begun is done and on disk."""
+        """Returns when everything that has begun is done and on disk."""
         await self.raw.close()
         await self.ready.close()
-        await self._shadow_done()
-        await self.book.close()
+        await self._wait_for_shadow()
+        await self.writer.close()
 
-    async def _shadow_done(self) -> None:
-        """Whoever waits for it may be cancelled, and it goes on."""
+    async def _wait_for_shadow(self) -> None:
+        """The waiting request may be cancelled; the shadow goes on."""
         while self._shadow and not self._shadow.done():
             await asyncio.wait({self._shadow})
 
     @cached_property
     def pii_key(self) -> bytes:
-        """Read once, not for each request; nothing where the rows have no personal data."""
-        pii = any(column.pii for column in self.p.contract[self.p.spine.table].columns.values())
-        return contract.load_pii_key() if pii else b""
+        return pii_key_of(self.p)
 
     @cached_property
     def checker(self) -> ConsistencyChecker | None:
         return ConsistencyChecker.of(self.p)
 
     def champion(self) -> Champion:
-        if self.live.champion is None:
-            raise HTTPException(503, "no champion serves yet: run the retrain flow", {"Retry-After": "5"})
-        return self.live.champion
+        if self.active.champion is None:
+            raise _unavailable("no champion serves yet: run the retrain flow")
+        return self.active.champion
 
     def tables(self) -> Tables:
-        if self.live.tables is None:
-            raise HTTPException(503, "no state is published yet: run the score flow", {"Retry-After": "5"})
-        return self.live.tables
+        if self.active.tables is None:
+            raise _unavailable("no state is published yet: run the score flow")
+        return self.active.tables
 
-    # --- what may be asked
+    # --- the requests
 
-    async def of_rows(self, rows: Sequence[Row], *, reasons: int = 0) -> tuple[int, Told]:
-        """Raw rows that fit the contract → the champion's number and what is told of each. Raises Refused."""
-        return await self._told(await self.raw.ask(rows), reasons)
+    async def predict_rows(self, rows: Sequence[Row], *, reasons: int = 0) -> tuple[int, Answers]:
+        """Raw rows that fit the contract → the champion's number and the answers. Raises Refused."""
+        return await self._respond(await self.raw.ask(rows), reasons)
 
-    async def of_features(
+    async def predict_features(
         self, rows: Sequence[Row] | None, inputs: Columns | None, *, reasons: int = 0
-    ) -> tuple[int, Told]:
+    ) -> tuple[int, Answers]:
         """Ready features, as rows or as columns. Raises Refused."""
-        if inputs is not None and len(next(iter(inputs.values()))) <= SMALL:
+        if inputs is not None and len(next(iter(inputs.values()))) <= SMALL_ROWS:
             rows = predict.rows_of(inputs)
         predict.refuse_unknown(self.champion().model.spec, rows or [])
-        if rows is not None and len(rows) <= SMALL:
-            return await self._told(await self.ready.ask(rows), reasons)
+        if rows is not None and len(rows) <= SMALL_ROWS:
+            return await self._respond(await self.ready.ask(rows), reasons)
         job = self._ready_job(inputs or predict.columns_of(rows or []), rows)
-        return await self._told(await self._finish(job, await asyncio.to_thread(job.answers)), reasons)
+        return await self._respond(await self._finish(job, await asyncio.to_thread(job.answers)), reasons)
 
-    async def came(self, asked: Sequence[Any]) -> None:
+    async def accept_outcomes(self, outcomes: Sequence[Any]) -> None:
         """Outcomes, into the journal."""
         for kind in (str, float):  # a class is a text or a number, and a column has one type
-            if mine := [each for each in asked if isinstance(_label(each), kind)]:
-                await self._kept(self.book.write("outcomes", self._outcomes(mine)))
-        self.metrics.outcomes.inc(len(asked))
+            if chosen := [outcome for outcome in outcomes if isinstance(_label_of(outcome), kind)]:
+                await self._wait_for(self.writer.write("outcomes", self._outcome_rows(chosen)))
+        self.metrics.outcomes.inc(len(outcomes))
 
-    async def _kept(self, written: Awaitable[None]) -> None:
+    async def _wait_for(self, written: Awaitable[None]) -> None:
         """Raises what becomes a 503: a full disk loses nothing that was acknowledged, and may have room soon."""
         try:
             await written
         except OSError as error:
             self.metrics.errors.labels("journal").inc()
             log.error("the journal cannot be written: %s", error)
-            raise HTTPException(503, "the journal cannot be written", {"Retry-After": "5"}) from None
+            raise _unavailable("the journal cannot be written") from None
 
-    async def _told(self, found: Found, reasons: int) -> tuple[int, Told]:
-        """Journalled, and only then told."""
-        await self._kept(asyncio.shield(found.written))
-        if reasons:
-            why = await asyncio.to_thread(_reasons, found, reasons)
-            return found.champion, [{**told, "reasons": each} for told, each in zip(found.told, why, strict=True)]
-        return found.champion, found.told
+    async def _respond(self, response: Response, reasons: int) -> tuple[int, Answers]:
+        """Journalled, and only then sent."""
+        await self._wait_for(asyncio.shield(response.written))
+        if not reasons:
+            return response.champion, response.answers
+        pairs = zip(response.answers, await asyncio.to_thread(response.reasons, reasons), strict=True)
+        return response.champion, [{**answer, "reasons": why} for answer, why in pairs]
 
     # --- batches
 
-    async def _of_raw(self, batch: list[Sequence[Row]]) -> list[Found]:
+    async def _answer_raw(self, batch: list[Sequence[Row]]) -> list[Response]:
         job, answers = await asyncio.to_thread(self._raw_answers, [row for rows in batch for row in rows])
         return _split(await self._finish(job, answers), batch)
 
-    async def _of_ready(self, batch: list[Sequence[Row]]) -> list[Found]:
-        rows = [row for each in batch for row in each]
+    async def _answer_ready(self, batch: list[Sequence[Row]]) -> list[Response]:
+        rows = [row for request in batch for row in request]
         job = self._ready_job(predict.columns_of(rows), rows)
         return _split(await self._finish(job, job.answers()), batch)
 
-    def _raw_answers(self, asked: Sequence[Row]) -> "tuple[Job, list[tuple[Part, Answered]]]":
+    def _raw_answers(self, asked: Sequence[Row]) -> tuple[Job, list[tuple[Part, Answered]]]:
         champion, tables = self.champion(), self.tables()
         if not tables.prepare(champion):
-            why = f"the features of version {champion.number} cannot be made of the published state: run the score flow"
-            raise HTTPException(503, why, {"Retry-After": "5"})
+            raise _unavailable(
+                f"the features of version {champion.number} cannot be made of the published state: run the score flow"
+            )
         if self.checker:
             self.checker.check(asked)
         rows = hide_personal_data(self.p, asked, self.pii_key)
@@ -210,101 +210,102 @@ class Handler:
         subjects = subjects_of(self.p, rows) if names else [uuid4().hex for _ in rows]
 
         def ask(part: Part) -> Answered:
-            mine = rows if len(part.places) == len(rows) else [rows[i] for i in part.places]
+            chosen = [rows[i] for i in part.places]
             return predict.answer(
-                part.by,
-                tables.features(part.by, mine),
+                part.version,
+                tables.features(part.version, chosen),
+                by="api",
+                arm=part.arm,
                 subjects=[subjects[i] for i in part.places],
-                shadow=not part.returned,
-                times=[row["event_time"] for row in mine],
-                keys={name: [row[name] for row in mine] for name in names},
-                stale=tables.stale(champion, mine),
+                times=[row["event_time"] for row in chosen],
+                keys={name: [row[name] for row in chosen] for name in names},
+                stale=tables.stale(champion, chosen),
             )
 
-        parts = traffic.split(self.p, champion, self.live.challenger, rows)
-        job = Job(champion, len(rows), parts, ask, self._failed)
+        parts = traffic.split(self.p, champion, self.active.challenger, rows)
+        job = Job(champion, len(rows), parts, ask, self._report_failure)
         return job, job.answers()
 
-    def _failed(self, kind: str, error: Exception) -> None:
+    def _report_failure(self, kind: str, error: Exception) -> None:
         """Never the error's text: it may hold a value of the row."""
         self.metrics.errors.labels(kind).inc()
-        log.warning("version %s, the challenger, could not answer: %s", self._challenging(), type(error).__name__)
-
-    def _challenging(self) -> int | None:
-        return self.live.challenger.number if self.live.challenger else None
+        number = self.active.challenger.number if self.active.challenger else None
+        log.warning("version %s, the challenger, could not answer: %s", number, type(error).__name__)
 
     def _ready_job(self, columns: Columns, rows: Sequence[Row] | None) -> Job:
         champion = self.champion()
-        challenger = traffic.fits(champion, self.live.challenger)
+        challenger = traffic.fits(champion, self.active.challenger)
         count = len(next(iter(columns.values()))) if columns else len(rows or [])
-        at = self.live.event_now() or datetime.now(UTC).replace(tzinfo=None)
+        at = self.active.event_now() or datetime.now(UTC).replace(tzinfo=None)
         request = uuid4().hex
 
         def ask(part: Part) -> Answered:
-            known = part.by.model.spec.codes
-            mine = {name: each for name, each in columns.items() if part.by is champion or name in known}
+            codes = part.version.model.spec.codes
+            sent = {name: values for name, values in columns.items() if part.version is champion or name in codes}
             if len(part.places) < count:
-                mine = {name: [each[i] for i in part.places] for name, each in mine.items()}
-            return predict.answer_columns(part.by, mine, subjects=[f"{request}{i:04x}" for i in part.places], at=at)
+                sent = {name: [values[i] for i in part.places] for name, values in sent.items()}
+            subjects = [f"{request}{i:04x}" for i in part.places]
+            return predict.answer_columns(part.version, sent, by="api", arm=part.arm, subjects=subjects, at=at)
 
         if challenger is None:
-            return Job(champion, count, [Part(champion, range(count), "champion", True)], ask, self._failed)
-        parts = traffic.split(self.p, champion, challenger, rows or predict.rows_of(columns))
-        return Job(champion, count, parts, ask, self._failed)
+            parts = [Part(champion, range(count), "champion")]
+        else:
+            parts = traffic.split(self.p, champion, challenger, rows or predict.rows_of(columns))
+        return Job(champion, count, parts, ask, self._report_failure)
 
-    async def _finish(self, job: Job, answers: "list[tuple[Part, Answered]]") -> Found:
-        """Have it written, and what goes on in the shadow done; the answers in the order of the rows."""
-        written = asyncio.ensure_future(self._write(answers, marked=job.marked))
-        if any(not part.returned for part in job.parts):
-            await self._shadow_done()  # one at a time: who asks more than the shadow can take is slowed
-            self._shadow = asyncio.create_task(self._in_the_shadow(job))
-        told: list[Any] = [None] * job.count
+    async def _finish(self, job: Job, answers: list[tuple[Part, Answered]]) -> Response:
+        """Begin to write the answers and to score the shadow; the answers in the order of the rows."""
+        written = asyncio.ensure_future(self._write(answers))
+        if any(part.is_shadow for part in job.parts):
+            await self._wait_for_shadow()  # one at a time: requests that outrun the shadow are slowed
+            self._shadow = asyncio.create_task(self._write_shadow(job))
+        sent: list[Any] = [None] * job.count
         origin: list[Any] = [None] * job.count
-        for part, found in answers:
-            for place, (row, each) in enumerate(zip(part.places, found.told(), strict=True)):
-                told[row], origin[row] = each, (part, found, place)
-        return Found(job.by.number, told, origin, written)
+        for part, answered in answers:
+            for place, (row, answer) in enumerate(zip(part.places, answered.to_dicts(), strict=True)):
+                sent[row], origin[row] = answer, (part, answered, place)
+        return Response(job.champion.number, sent, origin, written)
 
-    async def _write(self, answers: "list[tuple[Part, Answered]]", *, marked: bool) -> None:
-        for part, found in answers:
-            await self.book.write("predictions", traffic.marked(found.rows, part.arm) if marked else found.rows)
-            if part.returned:
-                scores = found.scores.tolist() if found.spec.task == "binary" else ()
-                self.metrics.predicted(found.version, len(found.ids), scores)
+    async def _write(self, answers: list[tuple[Part, Answered]]) -> None:
+        for part, answered in answers:
+            await self.writer.write("predictions", answered.rows)
+            if not part.is_shadow:
+                scores = answered.scores.tolist() if answered.spec.task == "binary" else ()
+                self.metrics.count_predictions(answered.version, len(answered.entries), scores)
 
-    async def _in_the_shadow(self, job: Job) -> None:
+    async def _write_shadow(self, job: Job) -> None:
         try:
-            await self._write(await asyncio.to_thread(job.shadows), marked=True)
+            await self._write(await asyncio.to_thread(job.shadows))
         except OSError as error:
-            log.warning("what the challenger said in the shadow could not be journalled: %s", error)
+            log.warning("the challenger's scores in the shadow could not be journalled: %s", error)
 
-    def _outcomes(self, asked: Sequence[Any]) -> "pa.Table":
+    def _outcome_rows(self, outcomes: Sequence[Any]) -> "pa.Table":
         import pyarrow as pa
 
-        now = datetime.now(UTC).replace(tzinfo=None)
-        event_now = self.live.event_now() or now
-        labels = list(map(_label, asked))
-        known = [each.known_at or event_now for each in asked]
-        times = [predict.event_time_of(each.id) or event_now for each in asked]
-        told = {
-            "entry": [journal.entry_of(each.id, label, now) for each, label in zip(asked, labels, strict=True)],
-            "of": [each.id for each in asked],
+        now, count = datetime.now(UTC).replace(tzinfo=None), len(outcomes)
+        event_now = self.active.event_now() or now
+        labels = [_label_of(outcome) for outcome in outcomes]
+        entries = [make_entry(outcome.id, label, now) for outcome, label in zip(outcomes, labels, strict=True)]
+        columns = {
+            "entry": pa.array(entries, pa.string()),
+            "event_time": predict.timestamps([event_now] * count),
+            "made_at": predict.timestamps([now] * count),
+            "prediction": pa.array([outcome.id for outcome in outcomes], pa.string()),
+            "subject": pa.nulls(count, pa.string()),
             "label": labels,
-            "known_at": pa.array(known, pa.timestamp("us")),
-            "made_at": pa.array([now] * len(asked), pa.timestamp("us")),
-            "event_time": pa.array(times, pa.timestamp("us")),
+            "known_at": predict.timestamps([outcome.known_at or event_now for outcome in outcomes]),
         }
-        return pa.table(told)
+        return pa.table(columns)
 
 
-def _label(asked: Any) -> str | float:
-    return asked.label if isinstance(asked.label, str) else float(asked.label)
+def _unavailable(detail: str) -> HTTPException:
+    return HTTPException(503, detail, {"Retry-After": "5"})
 
 
-def _split(found: Found, batch: list[Sequence[Row]]) -> list[Found]:
+def _label_of(outcome: Any) -> str | float:
+    return outcome.label if isinstance(outcome.label, str) else float(outcome.label)
+
+
+def _split(response: Response, batch: list[Sequence[Row]]) -> list[Response]:
     ends = list(accumulate(map(len, batch)))
-    return [found.slice(end - len(rows), end) for end, rows in zip(ends, batch, strict=True)]
-
-
-def _reasons(found: Found, most: int) -> list[Told]:
-    return [predict.reasons(part.by, answered.rows.slice(place, 1), most)[0] for part, answered, place in found.origin]
+    return [response.slice(end - len(rows), end) for end, rows in zip(ends, batch, strict=True)]

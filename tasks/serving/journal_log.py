@@ -21,26 +21,25 @@ from filelock import FileLock
 from tasks import log
 from tasks.runtime import files
 from tasks.runtime.locks import owner_lock
+from tasks.serving.schema import FORMAT
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-
-HEAD = struct.Struct(">4sQI")  # a frame: a mark, its length in bytes, their CRC-32; then an Arrow stream,
-
-MARK, SAME = b"EVJ1", b"EVJ2"  # or but a batch, of the schema of the last stream: half of the bytes and of the time
-
-TORN = ".torn"  # what could not be read of a log is kept under this name
+HEADER = struct.Struct(">3sBBQI")  # of a frame: MAGIC, FORMAT's version, its content, its length and its CRC-32
+MAGIC, OLD_MAGIC = b"EVL", b"EVJ"  # OLD_MAGIC: of logs from before FORMAT
+STREAM, BATCH = 0, 1  # content: an Arrow stream, or a batch with the schema of the last stream, which is half as long
+TORN = ".torn"  # the suffix of a log that is kept because its end cannot be read
 
 
 @dataclass
 class Log:
-    """The log of one process. It holds a lock as long as the process lives: so compaction knows what has ended."""
+    """One process's log. The process holds its lock while it lives, so compaction knows which logs have ended."""
 
     path: Path
     lock: FileLock
-    stream: IO[bytes]
-    schema: Any = None  # of the last frame that told one; not named as Arrow, for Prefect looks through this class
+    file: IO[bytes]
+    schema: Any = None  # of the last stream; Any, because Prefect inspects this class and pyarrow is imported late
 
     @staticmethod
     def begin(folder: Path) -> "Log":
@@ -48,70 +47,73 @@ class Log:
         path = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}-{secrets.token_hex(3)}.log"
         lock = owner_lock(path)
         lock.acquire(timeout=0)
-        stream = path.open("xb")
+        file = path.open("xb")
         files.sync(folder)
-        return Log(path, lock, stream)
+        return Log(path, lock, file)
 
     def append(self, rows: "pa.Table", *, sync: bool = True) -> int:
-        mark, data = self._packed(rows)
-        before = self.stream.tell()
+        content, data = self._pack(rows)
+        end = self.file.tell()
         try:
-            self.stream.write(HEAD.pack(mark, len(data), zlib.crc32(data)) + data)
-            self.stream.flush()
+            self.file.write(HEADER.pack(MAGIC, FORMAT.version, content, len(data), zlib.crc32(data)) + data)
+            self.file.flush()
             if sync:
-                os.fsync(self.stream.fileno())
-        except OSError:  # a full disk: the next frame must not stand behind half a one
-            self._back_to(before)
+                os.fsync(self.file.fileno())
+        except OSError:  # a full disk: the next frame must not follow half a frame
+            self._cut(end)
             raise
         self.schema = rows.schema
-        return HEAD.size + len(data)
+        return HEADER.size + len(data)
 
-    def _packed(self, rows: "pa.Table") -> tuple[bytes, bytes]:
+    def _pack(self, rows: "pa.Table") -> tuple[int, bytes]:
         import pyarrow as pa
 
         batches = rows.to_batches()
         if len(batches) == 1 and self.schema is not None and rows.schema.equals(self.schema):
-            return SAME, batches[0].serialize().to_pybytes()
-        held = io.BytesIO()
-        with pa.ipc.new_stream(held, rows.schema) as writer:
+            return BATCH, batches[0].serialize().to_pybytes()
+        buffer = io.BytesIO()
+        with pa.ipc.new_stream(buffer, rows.schema) as writer:
             writer.write_table(rows)
-        return MARK, held.getvalue()
+        return STREAM, buffer.getvalue()
 
-    def _back_to(self, place: int) -> None:
-        """Python's buffer still holds what could not be written: a stream without it goes on from `place`."""
+    def _cut(self, end: int) -> None:
+        """Python's buffer still holds what could not be written, so the file is opened again behind the last frame."""
         with contextlib.suppress(OSError):
-            self.stream.close()
-        os.truncate(self.path, place)
-        self.stream, self.schema = self.path.open("ab"), None
+            self.file.close()
+        os.truncate(self.path, end)
+        self.file, self.schema = self.path.open("ab"), None
 
     def close(self) -> None:
-        self.stream.close()
+        self.file.close()
         self.lock.release()
 
 
-def syncing(logs: "Iterable[Log]") -> Callable[[], None]:
-    """What puts them on disk, from any thread."""
-    return partial(_sync, [os.dup(each.stream.fileno()) for each in logs])
+def prepare_sync(logs: "Iterable[Log]") -> Callable[[], None]:
+    """A function that puts these logs on disk, from any thread, also after they were closed."""
+    return partial(_sync_files, [os.dup(log.file.fileno()) for log in logs])
 
 
-def _sync(files: Sequence[int]) -> None:
-    """Of descriptors that are nobody else's: what they are of may be closed meanwhile."""
+def _sync_files(numbers: Sequence[int]) -> None:
     with contextlib.ExitStack() as closing:
-        for each in files:
-            closing.callback(os.close, each)
-        for each in files:
-            os.fsync(each)
+        for number in numbers:
+            closing.callback(os.close, number)
+        for number in numbers:
+            os.fsync(number)
 
 
-def _frames(path: Path) -> "Iterator[pa.Table]":
-    """The whole frames of a log that another process may be writing, or compaction may just have taken away."""
+def read_frames(path: Path) -> "Iterator[pa.Table]":
+    """The whole frames of a log. Another process may be writing it, or compaction may just have removed it.
+
+    Raises:
+        ValueError: the log is of another format.
+    """
     import pyarrow as pa
 
     schema: Any = None
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
-        while found := _frame(stream):
-            mark, data = found
-            if mark == MARK:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        while frame := _read_frame(file):
+            content, data = frame
+            if content == STREAM:
                 rows = pa.ipc.open_stream(data).read_all()
                 schema = rows.schema
             else:
@@ -119,27 +121,25 @@ def _frames(path: Path) -> "Iterator[pa.Table]":
             yield rows
 
 
-def _frame(stream: IO[bytes]) -> tuple[bytes, bytes] | None:
-    """The mark and the bytes of the next whole frame; nothing at the end, or where the rest is torn."""
-    head = stream.read(HEAD.size)
-    if len(head) < HEAD.size:
+def _read_frame(file: IO[bytes]) -> tuple[int, bytes] | None:
+    """The content and the bytes of the next whole frame; None at the end, or where the rest is torn."""
+    header = file.read(HEADER.size)
+    if header[:3] == OLD_MAGIC:
+        FORMAT.check(None, file.name)
+    if len(header) < HEADER.size or header[:3] != MAGIC:
         return None
-    mark, length, crc = HEAD.unpack(head)
-    data = stream.read(length) if mark in (MARK, SAME) else b""
-    return (mark, data) if data and len(data) == length and zlib.crc32(data) == crc else None
+    _, version, content, length, crc = HEADER.unpack(header)
+    FORMAT.check(f"{FORMAT.name}/{version}", file.name)
+    data = file.read(length)
+    return (content, data) if data and len(data) == length and zlib.crc32(data) == crc else None
 
 
-def _whole_length(path: Path) -> int:
-    with path.open("rb") as stream:
-        whole = 0
-        while _frame(stream):
-            whole = stream.tell()
-        return whole
-
-
-def _retire(path: Path) -> None:
-    """Remove a log whose frames are in Parquet. What could not be read of it is kept, for somebody to look at."""
-    whole, size = _whole_length(path), path.stat().st_size
+def remove_log(path: Path) -> None:
+    """Remove a log whose frames are in Parquet. One with a torn end is kept under another name, for a person to see."""
+    whole, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while _read_frame(file):
+            whole = file.tell()
     if whole < size:
         log.warning("%s: the last %s bytes are torn; the log is kept as %s", path, size - whole, path.name + TORN)
         path.replace(path.with_name(path.name + TORN))

@@ -1,27 +1,28 @@
-"""book: the journal as a server writes it.
+"""journal_writer: the journal as a server writes it.
 
 An answer is sent when its predictions are the operating system's: then no kill of this process can lose them. They are
-on disk within serving.sync, which only a loss of power or a crash of the whole machine need ask. With a sync of 0s an
-answer waits for the disk, and those that wait do so together. A log is closed when it has grown, so that it can be
+on disk within serving.sync, which matters only for a loss of power or a crash of the whole machine. With a sync of 0s
+an answer waits for the disk, and waiting answers share one sync. A log that has grown is closed, so that it can be
 compacted.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from tasks import log
-from tasks.serving.journal import Journal, Kind
-from tasks.serving.journal_log import Log, syncing
+from tasks.serving.journal import Journal
+from tasks.serving.journal_log import prepare_sync
 from tasks.serving.microbatch import MicroBatches
+from tasks.serving.schema import Kind
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROLL = 32_000_000  # bytes of a log
+LOG_BYTES = 32_000_000  # of a log before another is begun
 
 
 @dataclass
@@ -39,7 +40,7 @@ class JournalWriter:
         self.error: OSError | None = None  # of the last write, if it failed
 
     async def write(self, kind: Kind, rows: "pa.Table") -> None:
-        """Return when the rows are kept; raise OSError when they cannot be."""
+        """Returns when the rows are kept. Raises OSError when they cannot be."""
         try:
             await self._write(kind, rows)
         except OSError as error:
@@ -54,32 +55,29 @@ class JournalWriter:
                 raise error
         elif self._later is None:
             self._later = asyncio.create_task(self._sync_later())
-        if self._written > ROLL:
+        if self._written > LOG_BYTES:
             self._written = 0
-            await self._roll()
+            old = self.journal.detach()  # rows that are appended meanwhile go to a new log
+            try:
+                await self._in_thread(prepare_sync(old))
+            finally:
+                for log_file in old:
+                    log_file.close()
 
     async def _sync_later(self) -> None:
         await asyncio.sleep(self.sync.total_seconds())
-        self._later = None  # what is written from now on waits for the next
+        self._later = None  # later rows wait for the next sync
         await self._sync_all([None])
 
     async def _sync_all(self, waiting: list[None]) -> Sequence[OSError | None]:
-        """All that wait hear of a failure: tried again, a sync succeeds although what it failed for is lost."""
+        """Everybody who waits hears of a failure: a second sync succeeds although the rows of the first are lost."""
         try:
-            await self._in_thread(self.journal.syncing())
+            await self._in_thread(self.journal.prepare_sync())
         except OSError as error:
             log.error("the journal is not on disk, and a loss of power would lose some of it: %s", error)
-            _close(self.journal.detach())
+            self.journal.close()
             return [error] * len(waiting)
         return [None] * len(waiting)
-
-    async def _roll(self) -> None:
-        """What is appended while the old log goes to disk is in another already."""
-        old = self.journal.detach()
-        try:
-            await self._in_thread(syncing(old))
-        finally:
-            _close(old)
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -90,8 +88,3 @@ class JournalWriter:
         await self._sync_all([None])
         self._thread.shutdown()
         self.journal.close()
-
-
-def _close(logs: Iterable[Log]) -> None:
-    for each in logs:
-        each.close()

@@ -1,4 +1,4 @@
-"""keys: who may ask what. API keys are kept as hashes, a line each: name, scopes, SHA-256.
+"""keys: API keys, as hashes: a line for each key with its name, its scopes and its SHA-256.
 
     python -m tasks.serving.keys shop --scopes predict,outcomes      # prints the key, once, and its line
 
@@ -30,28 +30,28 @@ class Key:
 
 @dataclass(frozen=True)
 class Keys:
-    """None at all: everybody may ask everything, which is for 127.0.0.1 alone."""
+    """Without a key everybody may ask everything, which is allowed on 127.0.0.1 only."""
 
-    known: tuple[Key, ...]
+    keys: tuple[Key, ...]
 
     def owner(self, token: str) -> Key | None:
-        """Whose key it is. Each is compared, in a time that tells nothing of how much of it fits."""
+        """Whose key it is. Every key is compared, in a time that does not depend on how much of it fits."""
         digest = hashlib.sha256(token.encode()).hexdigest()
-        fits = [key for key in self.known if hmac.compare_digest(key.digest, digest)]
+        fits = [key for key in self.keys if hmac.compare_digest(key.digest, digest)]
         return fits[0] if fits else None
 
 
-def read(settings: Serving) -> Keys:
+def read_keys(settings: Serving) -> Keys:
     """From serving.key_file, else EVERGREEN_API_KEYS. Raises ValueError for a bad line or an open door."""
     text = Path(settings.key_file).read_text() if settings.key_file else os.environ.get("EVERGREEN_API_KEYS", "")
     lines = [line.strip() for line in text.splitlines()]
-    found = Keys(tuple(_key(line, i + 1) for i, line in enumerate(lines) if line and not line.startswith("#")))
-    if not found.known and settings.host not in HERE:
+    keys = Keys(tuple(_key(line, i + 1) for i, line in enumerate(lines) if line and not line.startswith("#")))
+    if not keys.keys and settings.host not in HERE:
         raise ValueError(
             f"serving.host is {settings.host}, so others can ask: that needs API keys. "
             "`python -m tasks.serving.keys <name>` makes one; put its line into the file that serving.key_file names."
         )
-    return found
+    return keys
 
 
 def _key(line: str, number: int) -> Key:

@@ -1,7 +1,8 @@
-"""metrics: what /metrics tells Prometheus, of one process, or of all that share a port.
+"""metrics: what the API's /metrics reports to Prometheus, of one process, or of all that share a port.
 
-Several processes keep their figures in files of one folder, PROMETHEUS_MULTIPROC_DIR, which tasks/serving/__main__.py
-makes anew at each start; whichever is asked adds them up. Counts of a process that died stay, its gauges go.
+A new metric is a field of Metrics, made in `begin`, and a call where its value is known (README.md shows the places).
+Several processes keep their values in files of one folder, PROMETHEUS_MULTIPROC_DIR, which tasks/serving/__main__.py
+makes at each start; the process that is asked adds them up. Counts of a process that died stay, its gauges go.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 TENTHS = tuple(i / 10 for i in range(1, 11))
-KINDS = {401: "key", 403: "scope", 404: "path", 405: "method", 413: "size", 422: "row", 503: "busy"}
+CAUSES = {401: "key", 403: "scope", 404: "path", 405: "method", 413: "size", 422: "row", 503: "busy"}
 GAUGE_FILE = re.compile(r"gauge_live.*_(\d+)\.db")
 
 
@@ -33,71 +34,67 @@ class Metrics:
     scores: Histogram
     outcomes: Counter
     version: Gauge
-    age: Gauge
-    looked: Gauge
-    _told: dict[tuple[str, int], Callable[[float], None]] = field(default_factory=dict)
-    _rows: dict[int, Callable[[float], None]] = field(default_factory=dict)
+    state_age: Gauge
+    registry_age: Gauge
+    _reporters: dict[tuple[str, int], Callable[[float], None]] = field(default_factory=dict)
+    _row_counters: dict[int, Callable[[float], None]] = field(default_factory=dict)
 
     @staticmethod
     def begin() -> "Metrics":
-        kept = CollectorRegistry()
-        histogram = partial(Histogram, registry=kept)
-        counter = partial(Counter, registry=kept)
-        gauge = partial(Gauge, registry=kept, multiprocess_mode="livemostrecent")  # of the process that is asked
+        registry = CollectorRegistry()
+        histogram = partial(Histogram, registry=registry)
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry, multiprocess_mode="livemostrecent")  # of the process that is asked
         return Metrics(
-            kept,
-            requests=counter("evergreen_requests", "answers", ["path", "status"]),
-            seconds=histogram("evergreen_request_seconds", "until the answer", ["path"], buckets=SECONDS),
-            errors=counter("evergreen_errors", "answers that are none, by what was wrong", ["kind"]),
-            predictions=counter("evergreen_predictions", "rows predicted", ["version"]),
-            scores=histogram("evergreen_score", "probabilities of the positive class", buckets=TENTHS),
-            outcomes=counter("evergreen_outcomes", "outcomes taken"),
-            version=gauge("evergreen_version", "the version that serves"),
-            age=gauge("evergreen_state_age_seconds", "since the state was published"),
-            looked=gauge("evergreen_registry_age_seconds", "since the registry was last found and copied from"),
+            registry,
+            requests=counter("evergreen_requests", "Requests, by path and status.", ["path", "status"]),
+            seconds=histogram("evergreen_request_seconds", "Seconds until the answer.", ["path"], buckets=SECONDS),
+            errors=counter("evergreen_errors", "Failed requests, by cause.", ["kind"]),
+            predictions=counter("evergreen_predictions", "Predicted rows, by model version.", ["version"]),
+            scores=histogram("evergreen_score", "Predicted probability of the positive class.", buckets=TENTHS),
+            outcomes=counter("evergreen_outcomes", "Accepted outcomes."),
+            version=gauge("evergreen_version", "Number of the model version that serves."),
+            state_age=gauge("evergreen_state_age_seconds", "Seconds since the state was published."),
+            registry_age=gauge("evergreen_registry_age_seconds", "Seconds since the registry was last read."),
         )
 
-    def answered(self, path: str, status: int, seconds: float) -> None:
-        tell = self._told.get((path, status))
-        if tell is None:  # labels() takes a lock and builds texts: once for each of the few paths and statuses
-            tell = self._told[path, status] = self._tells(path, status)
-        tell(seconds)
+    def count_request(self, path: str, status: int, seconds: float) -> None:
+        report = self._reporters.get((path, status))
+        if report is None:  # labels() takes a lock and builds texts: once for each of the few paths and statuses
+            report = self._reporters[path, status] = self._make_reporter(path, status)
+        report(seconds)
 
-    def _tells(self, path: str, status: int) -> Callable[[float], None]:
+    def _make_reporter(self, path: str, status: int) -> Callable[[float], None]:
         count, observe = self.requests.labels(path, str(status)).inc, self.seconds.labels(path).observe
-        error = self.errors.labels(kind_of(status)).inc if status >= 400 else None
+        count_error = self.errors.labels(cause_of(status)).inc if status >= 400 else None
 
-        def tell(seconds: float) -> None:
+        def report(seconds: float) -> None:
             count()
             observe(seconds)
-            if error:
-                error()
+            if count_error:
+                count_error()
 
-        return tell
+        return report
 
-    def predicted(self, version: int, count: int, scores: Iterable[float]) -> None:
-        if version not in self._rows:
-            self._rows[version] = self.predictions.labels(str(version)).inc
-        self._rows[version](count)
+    def count_predictions(self, version: int, count: int, scores: Iterable[float]) -> None:
+        if version not in self._row_counters:
+            self._row_counters[version] = self.predictions.labels(str(version)).inc
+        self._row_counters[version](count)
         _observe(self.scores, list(scores))
 
     def text(self) -> bytes:
-        """What this process counted, or what all did."""
-        if not (folder := shared()):
+        """What this process counted, or what all of them did."""
+        folder = os.environ.get(FOLDER)
+        if not folder:
             return generate_latest(self.registry)
-        _forget_dead(folder)
+        _forget_dead(Path(folder))
         together = CollectorRegistry()
-        MultiProcessCollector(together, path=str(folder))  # type: ignore[no-untyped-call]
+        MultiProcessCollector(together, path=folder)  # type: ignore[no-untyped-call]
         return generate_latest(together)
 
 
-def kind_of(status: int) -> str:
-    return KINDS.get(status, "fault" if status >= 500 else "request")
-
-
-def shared() -> Path | None:
-    """The folder of the processes that share a port; None where there is one process."""
-    return Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None
+def cause_of(status: int) -> str:
+    return CAUSES.get(status, "fault" if status >= 500 else "request")
 
 
 def _observe(histogram: Histogram, values: list[float]) -> None:
@@ -116,9 +113,8 @@ def _observe(histogram: Histogram, values: list[float]) -> None:
 
 
 def _forget_dead(folder: Path) -> None:
-    """A gauge of a process that is no more would be told for ever."""
-    found = {int(named[1]) for path in folder.glob("gauge_live*.db") if (named := GAUGE_FILE.fullmatch(path.name))}
-    for pid in found:
+    """The gauge of a process that has ended would be reported for ever."""
+    for pid in {int(match[1]) for path in folder.glob("gauge_live*.db") if (match := GAUGE_FILE.fullmatch(path.name))}:
         if not _lives(pid):
             with contextlib.suppress(FileNotFoundError):  # another process was asked at the same time
                 mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
@@ -129,6 +125,6 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # another user's
+        pass
     return True

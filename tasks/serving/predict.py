@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.serving.journal import STALE
+from tasks.serving.schema import FEATURE, KEY, SHADOW, SOURCE, Arm, By, make_entry
 from tasks.serving.tables import Refused
 from tasks.serving.versions import Champion
 from tasks.training.model import Feature, Floats, Spec
@@ -34,20 +34,21 @@ TEXT = frozenset({str, type(None)})
 
 @dataclass(frozen=True)
 class Answered:
-    """Of n rows: what is sent, and what is journalled before that."""
+    """Predictions of n rows: what is sent, and the journal's rows of them."""
 
     version: int
-    ids: list[str]
+    entries: list[str]
     scores: Floats
     rows: "pa.Table"
     spec: Spec
-    stale: Sequence[bool] = ()  # of each row whether the state was too old for it; nothing where it was not
+    stale: Sequence[bool] = ()  # whether the state was too old for each row; empty where it was not
 
-    def told(self) -> list[dict[str, Any]]:
-        rows = zip(self.ids, plain_scores(self.scores, self.spec), decide(self.scores, self.spec), strict=True)
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """The answers as they are sent."""
+        rows = zip(self.entries, plain_scores(self.scores, self.spec), decide(self.scores, self.spec), strict=True)
         answers = [
-            {"id": name, "version": self.version, "score": score, "decision": decision}
-            for name, score, decision in rows
+            {"id": entry, "version": self.version, "score": score, "decision": decision}
+            for entry, score, decision in rows
         ]
         for place in np.flatnonzero(self.stale):
             answers[place]["stale"] = True
@@ -77,76 +78,108 @@ def answer(
     champion: Champion,
     table: "pa.Table",
     *,
+    by: By,
+    arm: Arm = "champion",
     subjects: Sequence[str],
     times: Sequence[datetime],
     keys: Mapping[str, Sequence[Any]],
-    shadow: bool = False,
     stale: Sequence[bool] = (),
+    entries: list[str] | None = None,
+    sources: Sequence[str] | None = None,
 ) -> Answered:
-    """`subjects` name what the rows are about, at these event times. What is said in the `shadow` has ids of its own:
-    promoted, the same version may answer the same row. Raises ValueError for features that do not fit."""
-    spec, key = champion.model.spec, f"{champion.number}{' shadow' if shadow else ''}"
-    matrix = spec.encode(table)
-    parts = zip(subjects, matrix, times, strict=True)
-    ids = [_id(subject, key, row, at) for subject, row, at in parts]
-    columns = {name: table[name] for name in spec.names}
-    answered = _answered(champion, matrix, columns, ids=ids, times=times, keys=keys)
-    return mark_stale(answered, stale) if any(stale) else answered
+    """Predict rows of features.
+
+    Args:
+        subjects: what each row is about; `times` are the event times, `keys` the columns of the spine table's key.
+        stale: whether the state was too old for each row; `score` predicts such rows again.
+        entries: the rows' names in the journal. By default the same version gives the same row with the same features
+            the same name, and in the shadow another: promoted, it may answer that row.
+        sources: where each row came from, if the journal should say so.
+
+    Raises:
+        ValueError: the features do not fit the model.
+    """
+    matrix = champion.model.spec.encode(table)
+    if entries is None:
+        key = f"{champion.number}{' shadow' if arm == SHADOW else ''}".encode()
+        parts = zip(subjects, times, matrix, strict=True)
+        entries = [_hash_row(f"{subject} {moment}".encode() + row.tobytes(), key) for subject, moment, row in parts]
+    columns = {name: table[name] for name in champion.model.spec.names}
+    return _answered(champion, matrix, columns, entries, by, arm, subjects, times, keys, stale, sources)
 
 
-def mark_stale(answered: Answered, stale: Sequence[bool]) -> Answered:
-    """The journal gets the column too: `score` predicts these rows anew."""
-    import pyarrow as pa
-
-    return replace(answered, stale=stale, rows=answered.rows.append_column(STALE, pa.array(stale, pa.bool_())))
+def _hash_row(data: bytes, key: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16, key=key).hexdigest()
 
 
 def answer_columns(
-    champion: Champion, sent: Mapping[str, Sequence[Any]], *, subjects: Sequence[str], at: datetime
+    champion: Champion,
+    sent: Mapping[str, Sequence[Any]],
+    *,
+    by: By,
+    arm: Arm = "champion",
+    subjects: Sequence[str],
+    at: datetime,
 ) -> Answered:
-    """Columns of plain values, one for each subject; what is not sent is missing. Nobody else has these subjects.
+    """Predict columns of plain values, one for each subject; what is not sent is missing. No other row has these
+    subjects.
 
-    Raises Refused for what the model cannot take.
+    Raises:
+        Refused: the model cannot take a value.
     """
-    spec, count, moment = champion.model.spec, len(subjects), (at - EPOCH) // TICK
+    spec, count = champion.model.spec, len(subjects)
     matrix = encoded(spec, sent, count)
-    columns = {each.name: _column(each, matrix[:, i], sent) for i, each in enumerate(spec.features)}
-    ids = [f"{subject}.{champion.number:016x}.{moment:x}" for subject in subjects]
-    return _answered(champion, matrix, columns, ids=ids, times=[at] * count, keys={})
+    columns = {feature.name: _column(feature, matrix[:, i], sent) for i, feature in enumerate(spec.features)}
+    entries = [make_entry(subject, champion.number) for subject in subjects]
+    return _answered(champion, matrix, columns, entries, by, arm, subjects, [at] * count, {}, (), None)
 
 
-def _column(each: Feature, codes: Floats, sent: Mapping[str, Sequence[Any]]) -> Any:
+def _column(feature: Feature, codes: Floats, sent: Mapping[str, Sequence[Any]]) -> Any:
     import pyarrow as pa
 
-    if each.kind == "number":
+    if feature.kind == "number":
         return pa.array(codes, from_pandas=True)  # what is no number is missing
-    return pa.array(sent[each.name], pa.string()) if each.name in sent else pa.nulls(len(codes), pa.string())
+    return pa.array(sent[feature.name], pa.string()) if feature.name in sent else pa.nulls(len(codes), pa.string())
 
 
 def _answered(
     champion: Champion,
     matrix: NDArray[np.float32],
     columns: Mapping[str, Any],
-    *,
-    ids: list[str],
+    entries: list[str],
+    by: By,
+    arm: Arm,
+    subjects: Sequence[str],
     times: Sequence[datetime],
     keys: Mapping[str, Sequence[Any]],
+    stale: Sequence[bool],
+    sources: Sequence[str] | None,
 ) -> Answered:
     import pyarrow as pa
 
-    scores = champion.model.predict_matrix(matrix).astype(np.float64)
-    now = datetime.now(UTC).replace(tzinfo=None)
-    kind = pa.float64() if scores.ndim == 1 else pa.list_(pa.float64())
+    scores, count = champion.model.predict_matrix(matrix).astype(np.float64), len(entries)
     rows = {
-        "entry": pa.array(ids, pa.string()),
-        "made_at": timestamps([now] * len(ids)),
-        "version": pa.repeat(champion.number, len(ids)),
+        "entry": pa.array(entries, pa.string()),
         "event_time": timestamps(times),
-        "score": pa.array(scores.tolist(), kind),
-        **{f"key_{name}": pa.array(values) for name, values in keys.items()},
-        **{f"x_{name}": values for name, values in columns.items()},
+        "made_at": timestamps([datetime.now(UTC).replace(tzinfo=None)] * count),
+        "subject": pa.array(subjects, pa.string()),
+        "by": pa.repeat(by, count),
+        "arm": pa.repeat(arm, count),
+        "version": pa.repeat(champion.number, count),
+        "stale": pa.array(stale, pa.bool_()) if len(stale) else pa.repeat(False, count),
+        "score": score_column(scores),
+        **({SOURCE: pa.array(sources, pa.string())} if sources else {}),
+        **{f"{KEY}{name}": pa.array(values) for name, values in keys.items()},
+        **{f"{FEATURE}{name}": values for name, values in columns.items()},
     }
-    return Answered(champion.number, ids, scores, pa.table(rows), champion.model.spec)
+    return Answered(champion.number, entries, scores, pa.table(rows), champion.model.spec, stale)
+
+
+def score_column(scores: Floats) -> "pa.Array":
+    """A number for each row, or a list of a probability for each class."""
+    import pyarrow as pa
+
+    return pa.array(scores.tolist(), pa.float64() if scores.ndim == 1 else pa.list_(pa.float64()))
 
 
 def timestamps(times: Sequence[datetime]) -> "pa.Array":
@@ -156,21 +189,6 @@ def timestamps(times: Sequence[datetime]) -> "pa.Array":
     kind = pa.timestamp("us")
     alike = len(times) > 1 and times.count(times[0]) == len(times)
     return pa.repeat(pa.scalar(times[0], kind), len(times)) if alike else pa.array(times, kind)
-
-
-def _id(subject: str, key: str, row: Floats, at: datetime) -> str:
-    """Asked again with the same features, of the same version, it is the same prediction; else it is another of the
-    same subject (tasks.serving.journal.subject). It tells its event time, for an outcome is kept beside it."""
-    told = hashlib.blake2b(row.tobytes(), digest_size=8, key=key.encode()).hexdigest()
-    return f"{subject}.{told}.{(at - EPOCH) // TICK:x}"
-
-
-def event_time_of(name: str) -> datetime | None:
-    """The event time of the prediction of this id; None for an id that is none of ours."""
-    with contextlib.suppress(ValueError, OverflowError):
-        _, told, at = name.split(".")
-        return EPOCH + int(at, 16) * TICK if len(told) == 16 else None
-    return None
 
 
 # --- plain values --------------------------------------------------------------------------------------------------
@@ -260,7 +278,7 @@ def reasons(champion: Champion, rows: "pa.Table", most: int) -> list[list[dict[s
     import pyarrow as pa
 
     spec = champion.model.spec
-    table = pa.table({name: rows[f"x_{name}"] for name in spec.names})
+    table = pa.table({name: rows[f"{FEATURE}{name}"] for name in spec.names})
     parts = champion.model.contributions(table)
     if parts.ndim == 3:
         likeliest = np.argmax(np.asarray(rows["score"].to_pylist()), axis=1)

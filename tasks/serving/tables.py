@@ -12,7 +12,7 @@ from tasks.data import contract, state
 from tasks.data.state import State
 from tasks.params import Params
 from tasks.serving.feature_query import FeatureQuery, Line, prepare_each_time, prepare_query
-from tasks.serving.journal import entry_of
+from tasks.serving.schema import make_entry
 from tasks.serving.versions import Champion
 
 if TYPE_CHECKING:
@@ -218,6 +218,12 @@ def column_of(values: Sequence[Any], kind: str) -> "pa.Array":
     return pa.array(values, types[kind])
 
 
+def pii_key_of(p: Params) -> bytes:
+    """The key of the pseudonyms; empty where the spine's rows have no personal data."""
+    has_pii = any(column.pii for column in p.contract[p.spine.table].columns.values())
+    return contract.load_pii_key() if has_pii else b""
+
+
 def hide_personal_data(p: Params, rows: Sequence[Mapping[str, Any]], key: bytes) -> list[dict[str, Any]]:
     """The rows with a pseudonym for each value of personal data, as ingest makes them."""
     secret = {name for name, column in p.contract[p.spine.table].columns.items() if column.pii}
@@ -230,4 +236,4 @@ def hide_personal_data(p: Params, rows: Sequence[Mapping[str, Any]], key: bytes)
 def subjects_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the rows are about, named as tasks.serving.score names them: a row scored in both ways is one."""
     names = p.contract[p.spine.table].key
-    return [entry_of(*(row[name] for name in names)) for row in rows]
+    return [make_entry(*(row[name] for name in names)) for row in rows]

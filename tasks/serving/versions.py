@@ -34,7 +34,7 @@ class Champion:
     p: Params
     sql: str
     model: Model
-    told: Mapping[str, Any]  # of the registry: model, run_id, as_of, commit, tags
+    card: Mapping[str, Any]  # from the registry: model, run_id, as_of, commit, tags
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Pointer:
     def names(self, champion: Champion | None) -> bool:
         if champion is None or champion.number != self.number:
             return False
-        return self.run_id in (None, champion.told.get("run_id"))
+        return self.run_id in (None, champion.card.get("run_id"))
 
 
 def folder(home: Path) -> Path:
@@ -105,7 +105,7 @@ def load_version(home: Path, number: int) -> Champion:
     found = Champion(number, params.load(settings), sql.read_text(encoding="utf-8"), Model.load(model), told)
     if _read_object(here / "version.json") != told:
         raise ValueError(f"{here} was copied anew while it was read. The next look finds it whole.")
-    return replace(found, told={name: value for name, value in told.items() if name != "files"})
+    return replace(found, card={name: value for name, value in told.items() if name != "files"})
 
 
 def load_and_warm(home: Path, number: int) -> Champion:

@@ -23,10 +23,12 @@ ROOT = Path(__file__).parents[2]
 
 DYING = """\
 import os, signal, sys
-from tasks.serving import stream
+from tasks.serving import kafka, stream
 
 name, left = sys.argv.pop(1), int(sys.argv.pop(1))
-whole = getattr(stream.Stream, name)
+stream.BATCH_MESSAGES = 5
+owner = stream.Stream if hasattr(stream.Stream, name) else kafka.KafkaClient
+whole = getattr(owner, name)
 
 def dying(*args):
     global left
@@ -35,7 +37,7 @@ def dying(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(*args)
 
-setattr(stream.Stream, name, dying)
+setattr(owner, name, dying)
 stream.main()
 """
 
@@ -44,7 +46,7 @@ stream.main()
 def checkout(shop: Shop, cluster: Cluster, home: Path) -> Path:
     """A folder whose params name the broker, and the home in it."""
     raw = yaml.safe_load((shop.folder / "params.yaml").read_text())
-    stream = {"bootstrap": cluster.bootstrap, "port": 0, "batch": 5, "client": QUICK}
+    stream = {"bootstrap": cluster.bootstrap, "port": 0, "client": QUICK}
     raw["serving"] = {"stream": stream, "within": "2s"}
     (home.parent / "params.yaml").write_text(yaml.safe_dump(raw))
     return home.parent
@@ -72,7 +74,7 @@ def test_killed_between_any_two_steps_it_answers_every_row_and_journals_none_twi
 ) -> None:
     rows = lines(shop.asked[:40])
     cluster.put(*rows[:30])
-    for step in ("_keep", "_send", "_done"):  # before the journal, between journal and sending, before the commit
+    for step in ("_write", "send", "commit"):  # before the journal, between journal and sending, before the commit
         with process(checkout, "-c", DYING, step, "2") as one:
             assert one.wait(60) == -signal.SIGKILL, (checkout / "said.txt").read_text()
     before = entries(checkout)
@@ -96,20 +98,22 @@ import os, signal, sys
 from tasks.serving import stream
 
 left = int(sys.argv.pop(1))
+stream.BATCH_MESSAGES = 5
+OWN = ("stream.py", "stream_messages.py", "stream_answers.py", "kafka.py", "journal.py", "journal_log.py")
 
 def count(frame, event, argument):
     global left
-    left -= event == "call" and frame.f_code.co_filename.endswith(("stream.py", "journal.py"))
+    left -= event == "call" and frame.f_code.co_filename.endswith(OWN)
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-handle = stream.Stream._handle
+answer = stream.Stream._answer
 
 def counted(*args):
     sys.setprofile(count)
-    return handle(*args)
+    return answer(*args)
 
-stream.Stream._handle = counted
+stream.Stream._answer = counted
 stream.main()
 """
 

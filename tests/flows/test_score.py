@@ -23,6 +23,7 @@ from tasks.promotion import registry
 from tasks.runtime import clock, overrides, workspaces
 from tasks.serving import journal
 from tasks.serving import score as work
+from tasks.serving.outcomes import latest_outcomes
 from tasks.serving.score import Scored
 from tasks.training.model import Model
 from tests.conftest import BEGIN
@@ -90,9 +91,9 @@ def test_an_outcome_joins_its_prediction_when_it_is_known_and_not_before(story: 
     made = {each["entry"]: each for each in predictions(story).to_pylist()}
     came = story.kept.read("outcomes").to_pylist()
     assert len(came) == story.week.outcomes + story.next.outcomes > 0
-    assert {each["of"] for each in came} < made.keys()
+    assert {each["subject"] for each in came} < made.keys()
     assert all(each["known_at"] <= FIRST + 2 * WEEK for each in came)
-    assert all(each["event_time"] == made[each["of"]]["event_time"] < each["known_at"] for each in came)
+    assert all(each["event_time"] == made[each["subject"]]["event_time"] < each["known_at"] for each in came)
 
 
 @pytest.mark.usefixtures("story")
@@ -155,14 +156,14 @@ def test_an_outcome_that_is_corrected_back_is_one_more_row(story: Story) -> None
     rows = Rows(
         pa.table({"x": [0.0]}), *(np.array([row[name]], "datetime64[us]") for name in ("event_time", "known_at")), None
     )
-    entries, known = np.array([row["of"]]), {row["of"]}
+    entries, known = np.array([row["subject"]]), {row["subject"]}
     for label in (1 - row["label"], row["label"], 1 - row["label"], row["label"]):
         told = replace(rows, label=np.array([label]))
         for count in (1, 0):
-            came = work.outcomes(told, entries, known, story.kept)
+            came = work.find_outcomes(told, entries, known, story.kept)
             assert came.num_rows == count
             story.kept.append("outcomes", came)
-        assert work.latest_outcomes(story.kept.read("outcomes"))[row["of"]] == label
+        assert latest_outcomes(story.kept.read("outcomes")).by_subject[row["subject"]] == label
 
 
 @contextmanager

@@ -19,11 +19,12 @@ from tasks.promotion import changes, ledger, registry
 from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Version
-from tasks.serving import score
-from tasks.serving.journal import Journal, entry_of
+from tasks.serving import predictions
+from tasks.serving.journal import Journal
+from tasks.serving.schema import make_entry
 from tasks.training.model import Model, Spec
 from tests.conftest import raw_params, write_params
-from tests.tasks import small
+from tests.tasks import journalled, small
 from tests.tasks.monitoring.test_predecessor import FIRST, GOOD, GOOD_MODEL, LAST, POOR_MODEL, ROWS, Shop, fitted
 
 DAY = timedelta(days=1)
@@ -77,16 +78,20 @@ def says(
     which = inside(since, until)
     mine, places = rows.take(which), np.flatnonzero(which)
     table = mine.table.select(model.spec.names)
-    entries = [f"{entry_of('row', place)}.{version}.{times}" for place in places]
-    told = {
-        "entry": entries,
-        "version": pa.array([version] * len(mine), pa.int64()),
-        "event_time": pa.array(mine.event_time, pa.timestamp("us")),
-        "made_at": pa.array([made_at] * len(mine), pa.timestamp("us")),
-        "score": model.predict(table).astype(np.float64),
-        **({"arm": pa.array([arm] * len(mine), pa.string())} if arm else {}),
-    }
-    shop.kept.append("predictions", pa.table(told | {f"x_{name}": table[name] for name in model.spec.names}))
+    subjects = [make_entry("row", place) for place in places]
+    entries = [make_entry(subject, version, times) for subject in subjects]
+    made = journalled.predictions(
+        entries,
+        subject=subjects,
+        by="api",
+        arm=arm or "champion",
+        version=version,
+        event_time=mine.event_time,
+        made_at=made_at,
+        score=model.predict(table).astype(np.float64),
+        **{f"x_{name}": table[name] for name in model.spec.names},
+    )
+    shop.kept.append("predictions", made)
     if outcomes:
         shop.outcomes(entries, mine.label, mine.event_time)
 
@@ -221,8 +226,15 @@ def test_a_challenger_that_misses_too_many_of_the_champions_rows_is_not_judged(s
 
 def test_of_several_outcomes_the_one_that_was_journalled_last_counts() -> None:
     times = [LAST, LAST + DAY, LAST - DAY]
-    told = pa.table({"of": ["a", "a.1", "a"], "label": [0.0, 1.0, 0.0], "made_at": times})
-    assert pairs.latest_labels(told) == {"a": 1.0}
+    made = journalled.predictions(["a 1"], subject=["a"])
+    told = journalled.outcomes(
+        ["1", "2", "3"],
+        subject=["a", None, "a"],
+        prediction=[None, "a 1", None],
+        label=[0.0, 1.0, 0.0],
+        made_at=times,
+    )
+    assert pairs.latest_labels(told, made) == {"a": 1.0}
 
 
 def test_a_class_that_the_challenger_alone_knows_is_one_that_the_champion_gives_nothing() -> None:
@@ -394,5 +406,9 @@ def test_the_shadow_is_nobodys_performance_and_nobodys_score(shop: Shop) -> None
     told = [len(predecessor.read_mature(shop.kept, each, POOR_MODEL.spec, until=LAST).codes) for each in both]
     assert told == [inside(FIRST, HALF).sum(), 0]
     made = shop.kept.read("predictions", columns=["entry", "event_time"])
-    assert len(score.once(shop.kept.read("predictions"))) == made.num_rows == inside(FIRST, HALF).sum()
+    assert (
+        len(predictions.last_of_each_subject(shop.kept.read("predictions")))
+        == made.num_rows
+        == inside(FIRST, HALF).sum()
+    )
     assert read_newest(shop.kept) == made["event_time"][-1].as_py() < HALF

@@ -30,10 +30,11 @@ from tasks.promotion import changes, registry
 from tasks.promotion.bundle import Bundle
 from tasks.promotion.contest import row_losses
 from tasks.promotion.registry import Registry, Version
-from tasks.serving import score
-from tasks.serving.journal import Journal, entry_of
+from tasks.serving.journal import Journal
+from tasks.serving.outcomes import latest_outcomes
+from tasks.serving.schema import make_entry
 from tasks.training import evaluate, model, train
-from tests.tasks import small
+from tests.tasks import journalled, small
 
 DAY = timedelta(days=1)
 WINDOW = 4 * DAY
@@ -99,27 +100,23 @@ class Shop:
 
     def predicts(self, rows: Rows, *, version: int | None = None, drop: tuple[str, ...] = ()) -> list[str]:
         """As tasks.serving.score journals it; the entries."""
-        entries = [entry_of(str(each), i) for i, each in enumerate(rows.event_time)]
-        told = {
-            "entry": pa.array(entries, pa.string()),
-            "version": pa.array([version or self.of.version.number] * len(rows), pa.int64()),
-            "event_time": pa.array(rows.event_time, pa.timestamp("us")),
-            "made_at": pa.array([LAST] * len(rows), pa.timestamp("us")),
-            "score": self.of.model.predict(rows.table).astype(np.float64),
-        }
+        entries = [make_entry(str(each), i) for i, each in enumerate(rows.event_time)]
         named = {f"x_{name}": rows.table[name] for name in self.of.model.spec.names if name not in drop}
-        self.kept.append("predictions", pa.table(told | named))
+        made = journalled.predictions(
+            entries,
+            version=version or self.of.version.number,
+            event_time=rows.event_time,
+            made_at=LAST,
+            score=self.of.model.predict(rows.table).astype(np.float64),
+            **named,
+        )
+        self.kept.append("predictions", made)
         return entries
 
     def hears(self, entries: list[str], label: Any, rows: Rows, *, made_at: datetime = LAST) -> None:
-        told = {
-            "entry": [entry_of(entry, value, made_at) for entry, value in zip(entries, label, strict=True)],
-            "of": entries,
-            "label": label,
-            "made_at": pa.array([made_at] * len(entries), pa.timestamp("us")),
-            "event_time": pa.array(rows.event_time, pa.timestamp("us")),
-        }
-        self.kept.append("outcomes", pa.table(told))
+        names = [make_entry(entry, value, made_at) for entry, value in zip(entries, label, strict=True)]
+        told = journalled.outcomes(names, subject=entries, label=label, made_at=made_at, event_time=rows.event_time)
+        self.kept.append("outcomes", told)
 
     def lives(self, rows: Rows = NEW) -> list[str]:
         """Predictions, and the outcome of each."""
@@ -283,7 +280,7 @@ def test_a_corrected_outcome_replaces_the_earlier_one_and_both_stay_in_the_journ
     assert after.value
     assert after.value > 2 * before.value
     assert shop.kept.read("outcomes").num_rows == 2 * len(entries)
-    assert set(score.latest_outcomes(shop.kept.read("outcomes")).values()) == {0.0, 1.0}
+    assert set(latest_outcomes(shop.kept.read("outcomes")).by_subject.values()) == {0.0, 1.0}
 
 
 def test_a_clock_that_went_back_measures_what_was_there_then(shop: Shop) -> None:
@@ -563,9 +560,8 @@ def test_the_newest_row_is_what_time_it_is(shop: Shop) -> None:
     last = pc.max(pa.array(NEW.event_time)).as_py()
     assert read_newest(shop.kept) == last
     now = datetime.now(UTC).replace(tzinfo=None)
-    for entry, at in (("a.b.c", last + DAY), ("d.e.f", now + DAY)):  # as the API names what it says
-        row = {"entry": [entry], "event_time": pa.array([at], pa.timestamp("us"))}
-        shop.kept.append("predictions", pa.table(row | {"made_at": pa.array([now], pa.timestamp("us"))}))
+    for entry, at in (("a", last + DAY), ("b", now + DAY)):
+        shop.kept.append("predictions", journalled.predictions([entry], by="api", event_time=at, made_at=now))
     assert read_newest(shop.kept) == last + DAY
     assert read_newest(shop.kept, now=last + DAY / 2) == last  # of tomorrow, where history is replayed
 

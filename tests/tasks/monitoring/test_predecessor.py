@@ -22,10 +22,11 @@ from tasks.promotion import changes, registry
 from tasks.promotion.bundle import Bundle
 from tasks.promotion.contest import row_losses
 from tasks.promotion.registry import Registry, Version
-from tasks.serving import score
-from tasks.serving.journal import Journal, entry_of
+from tasks.serving import predictions
+from tasks.serving.journal import Journal
+from tasks.serving.schema import make_entry
 from tasks.training.model import Model, import_xgboost, make_spec
-from tests.tasks import small
+from tests.tasks import journalled, small
 
 FIRST = small.BEGIN + timedelta(days=30)  # the models are trained before it, and predict from it on
 LAST = small.AS_OF
@@ -81,26 +82,22 @@ class Shop:
         """Its predictions of the rows between two moments, as tasks.serving.score journals them, and their outcomes."""
         mine = ROWS.take((ROWS.event_time >= np.datetime64(since)) & (ROWS.event_time < np.datetime64(until)))
         table = mine.table.select(model.spec.names)
-        entries = [entry_of(version.number, i) for i in range(len(mine))]
-        told = {
-            "entry": entries,
-            "version": pa.array([version.number] * len(mine), pa.int64()),
-            "event_time": pa.array(mine.event_time, pa.timestamp("us")),
-            "made_at": pa.array([LAST] * len(mine), pa.timestamp("us")),
-            "score": model.predict(table).astype(np.float64),
-        }
-        self.kept.append("predictions", pa.table(told | {f"x_{name}": table[name] for name in model.spec.names}))
+        entries = [make_entry(version.number, i) for i in range(len(mine))]
+        made = journalled.predictions(
+            entries,
+            version=version.number,
+            event_time=mine.event_time,
+            made_at=LAST,
+            score=model.predict(table).astype(np.float64),
+            **{f"x_{name}": table[name] for name in model.spec.names},
+        )
+        self.kept.append("predictions", made)
         self.outcomes(entries, mine.label, mine.event_time)
 
     def outcomes(self, entries: list[str], label: Any, event_time: Any, *, made_at: datetime = LAST) -> None:
-        told = {
-            "entry": [entry_of(entry, made_at) for entry in entries],
-            "of": entries,
-            "label": label,
-            "made_at": pa.array([made_at] * len(entries), pa.timestamp("us")),
-            "event_time": pa.array(event_time, pa.timestamp("us")),
-        }
-        self.kept.append("outcomes", pa.table(told))
+        names = [make_entry(entry, made_at) for entry in entries]
+        told = journalled.outcomes(names, prediction=entries, label=label, made_at=made_at, event_time=event_time)
+        self.kept.append("outcomes", told)
 
     def compare(self, champion: Version, *, looks: int = 0, as_of: datetime = LAST, **overrides: Any) -> Signal | None:
         return predecessor.compare(
@@ -222,7 +219,7 @@ def test_the_latest_of_several_outcomes_counts(shop: Shop) -> None:
     shop.predicts(worse, POOR_MODEL)
     told = shop.kept.read("outcomes")
     turned = [1 - label for label in told["label"].to_pylist()]
-    shop.outcomes(told["of"].to_pylist(), turned, told["event_time"], made_at=LAST + timedelta(hours=1))
+    shop.outcomes(told["prediction"].to_pylist(), turned, told["event_time"], made_at=LAST + timedelta(hours=1))
     found = shop.compare(worse)
     assert found
     assert found.detail["outcome"] == "REJECT"  # who was right before is wrong now
@@ -230,13 +227,14 @@ def test_the_latest_of_several_outcomes_counts(shop: Shop) -> None:
 
 def test_of_what_was_asked_several_times_the_last_answer_counts() -> None:
     hour = timedelta(hours=1)
-    told = {
-        "entry": ["a", "b.1.x", "a.2.y", "b.2.y"],
-        "made_at": pa.array([LAST, LAST + hour, LAST + hour, LAST], pa.timestamp("us")),
-        "score": [0.1, 0.2, 0.3, 0.4],
-    }
-    assert score.once(pa.table(told))["score"].to_pylist() == [0.2, 0.3]
-    assert score.once(pa.table({})).num_rows == 0
+    made = journalled.predictions(
+        ["1", "2", "3", "4"],
+        subject=["a", "b", "a", "b"],
+        made_at=[LAST, LAST + hour, LAST + hour, LAST],
+        score=[0.1, 0.2, 0.3, 0.4],
+    )
+    assert predictions.last_of_each_subject(made)["score"].to_pylist() == [0.2, 0.3]
+    assert predictions.last_of_each_subject(pa.table({})).num_rows == 0
 
 
 def test_rows_that_the_champion_was_trained_on_do_not_count(shop: Shop) -> None:

@@ -102,13 +102,12 @@ def scene(origin: Path, shelf: tuple[Registry, Version], tmp_path: Path, monkeyp
     made = Made(tmp_path / "world", raw_params("binary", DAYS), monkeypatch)
     shutil.copytree(origin, made.folder, ignore=shutil.ignore_patterns("periods"))
     p, rows = params.load(made.folder / "params.yaml"), featurerows.read_rows(made.folder / "data/features")
-    entries, recent = score.entries_of(rows), rows.event_time >= np.datetime64(AS_OF - 2 * WINDOW)
+    entries, recent = score.subjects_of_keys(rows), rows.event_time >= np.datetime64(AS_OF - 2 * WINDOW)
     known, champion = shelf
-    told = score.predicted(p, made.folder, rows, entries, recent, registry=known, by=champion)
-    names = told["entry"].to_pylist()
-    asked = pa.array([f"{name}.asked" if place % 2 else name for place, name in enumerate(names)])
+    told = score.predict_arrived(p, made.folder, rows, entries, recent, registry=known, champion=champion)
+    asked = pa.array(["api" if place % 2 else "batch" for place in range(told.num_rows)])
     book = Journal(tmp_path / "logs", str(tmp_path / "journal"))
-    book.append("predictions", told.set_column(0, "entry", asked))
+    book.append("predictions", told.set_column(told.column_names.index("by"), "by", asked))
     return Scene(made, known, book, champion)
 
 

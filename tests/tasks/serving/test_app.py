@@ -29,6 +29,7 @@ from tasks.promotion import changes, registry
 from tasks.promotion.bundle import Bundle
 from tasks.promotion.registry import Registry
 from tasks.serving import active, app, handler, journal, predict, registry_mirror, score, tables, versions
+from tasks.serving.outcomes import latest_outcomes
 from tasks.training.model import Model
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
 from tests.programs import PROGRAMS
@@ -202,9 +203,9 @@ def test_asked_again_it_is_the_same_prediction(shop: Shop, api: Client) -> None:
 
 def test_the_batch_path_does_not_predict_again_what_the_api_has_answered(shop: Shop, api: Client) -> None:
     api.post("/v1/predict", json={"rows": shop.asked})
-    made = kept(shop).read("predictions", columns=["entry", "event_time"])
+    made = kept(shop).read("predictions", columns=["entry", "subject", "by", "event_time", "stale"])
     champion = replace(shop.known.version(1), as_of=BEGIN)
-    arrived = score._arrived(shop.rows, score.entries_of(shop.rows), made, champion, BEGIN)
+    arrived = score._arrived(shop.rows, score.subjects_of_keys(shop.rows), made, champion, BEGIN)
     assert not arrived.any()
 
 
@@ -215,10 +216,10 @@ def test_what_the_api_was_asked_of_tomorrow_hides_no_row_of_today_from_the_batch
     row = shop.asked[0] | {"event_time": (end + timedelta(hours=20)).isoformat()}
     with client(shop, ahead=timedelta(days=1)) as api:
         (told,) = api.post("/v1/predict", json={"rows": [row]}).json()["predictions"]
-    made = kept(shop).read("predictions", columns=["entry", "event_time"])
+    made = kept(shop).read("predictions", columns=["entry", "subject", "by", "event_time", "stale"])
     made = made.filter([entry == told["id"] for entry in made["entry"].to_pylist()])
     champion = replace(shop.known.version(1), as_of=BEGIN)
-    arrived = score._arrived(shop.rows, score.entries_of(shop.rows), made, champion, end)
+    arrived = score._arrived(shop.rows, score.subjects_of_keys(shop.rows), made, champion, end)
     assert arrived.sum() == len(shop.rows.event_time) - 1  # its own subject is answered
     assert "ahead" not in caplog.text
 
@@ -228,26 +229,26 @@ def test_an_outcome_is_taken_and_joins_its_prediction(shop: Shop, api: Client) -
     for label in (True, False):
         answer = api.post("/v1/outcomes", json={"outcomes": [{"id": told["id"], "label": label}]})
         assert answer.json() == {"accepted": 1}
-    came = score.latest_outcomes(kept(shop).read("outcomes"))
-    assert score.outcome_of(told["id"], came) == 0.0  # the later one
+    came = latest_outcomes(kept(shop).read("outcomes"))
+    assert came.by_prediction[told["id"]] == 0.0  # the later one
     end = BEGIN + timedelta(days=DAYS)
     begin = end - shop.p.monitor.window
     rows = kept(shop).read("predictions", since=begin, until=end)
     window = select_predictions(rows, came, replace(shop.known.version(1), as_of=None), begin, end)
     assert window.labels[list(window.times).index(np.datetime64(shop.asked[5]["event_time"], "us"))] == 0.0
-    assert len(window.times) == len({journal.subject(each) for each in entries(shop, end)})
+    assert len(window.times) == len(subjects(shop, end))
 
 
-def entries(shop: Shop, end: datetime) -> list[str]:
+def subjects(shop: Shop, end: datetime) -> set[str]:
     since = end - shop.p.monitor.window
-    return list(kept(shop).read("predictions", since=since, until=end)["entry"].to_pylist())
+    return set(kept(shop).read("predictions", since=since, until=end)["subject"].to_pylist())
 
 
 def test_an_outcome_of_a_prediction_that_nobody_made_is_kept_and_harms_nothing(shop: Shop, api: Client) -> None:
     for name in ("unknown", "a.b.c", f"a.{'0' * 16}.{'f' * 40}", "a." + "0" * 16 + ".-1"):
         answer = api.post("/v1/outcomes", json={"outcomes": [{"id": name, "label": True}]})
         assert answer.status_code == 200, answer.text
-        assert name in kept(shop).read("outcomes")["of"].to_pylist()
+        assert name in kept(shop).read("outcomes")["prediction"].to_pylist()
 
 
 def test_for_a_thousand_rows_features_and_scores_are_the_batch_paths_to_the_last_bit(
@@ -378,10 +379,11 @@ def test_a_challenger_in_the_shadow_is_journalled_and_told_nobody(shop: Shop) ->
         ready = one.post("/v1/predict/features", json={"rows": shop.rows.table.slice(0, 3).to_pylist()}).json()
     assert {each["version"] for each in [*answer["predictions"], *ready["predictions"]]} == {1}
     every = kept(shop).read("predictions", shadows=True).to_pylist()
-    shadows = [each for each in every if each.get("arm") == "shadow" and each["version"] == number]
+    assert {each["by"] for each in every} == {"api"}
+    shadows = [each for each in every if each["arm"] == "shadow" and each["version"] == number]
     assert len(shadows) == 8
-    told = {journal.subject(each["id"]) for each in [*answer["predictions"], *ready["predictions"]]}
-    assert {journal.subject(each["entry"]) for each in shadows} == told
+    ids = {each["id"] for each in [*answer["predictions"], *ready["predictions"]]}
+    assert {each["subject"] for each in shadows} == {each["subject"] for each in every if each["entry"] in ids}
     assert not {each["entry"] for each in shadows} & {
         each["entry"] for each in kept(shop).read("predictions").to_pylist()
     }
@@ -403,10 +405,11 @@ def test_a_challenger_with_a_share_answers_the_same_rows_each_time(shop: Shop) -
 def test_what_a_challenger_said_in_the_shadow_takes_no_answers_place_when_it_serves(shop: Shop) -> None:
     """Also not when both are in one log, which keeps an entry once."""
     champion, rows = versions.load_version(shop.home, 1), shop.rows.table.slice(0, 2)
-    told: Any = {"subjects": ["a", "b"], "times": [BEGIN, BEGIN], "keys": {}}
-    shadow, answer = (predict.answer(champion, rows, shadow=each, **told) for each in (True, False))
-    assert not set(shadow.ids) & set(answer.ids)
-    assert list(map(journal.subject, shadow.ids)) == list(map(journal.subject, answer.ids))
+    told: Any = {"by": "api", "subjects": ["a", "b"], "times": [BEGIN, BEGIN], "keys": {}}
+    shadow, answer = (predict.answer(champion, rows, arm=arm, **told) for arm in ("shadow", "champion"))
+    assert not set(shadow.entries) & set(answer.entries)
+    assert shadow.rows["subject"].equals(answer.rows["subject"])
+    assert [set(each.rows["arm"].to_pylist()) for each in (shadow, answer)] == [{"shadow"}, {"champion"}]
 
 
 def test_where_a_challenger_fails_the_champion_answers(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,7 +429,7 @@ def test_where_a_challenger_fails_the_champion_answers(shop: Shop, monkeypatch: 
             wait_until(lambda one=one, counted=counted: counted in one.get("/metrics").text)
         assert {each["version"] for each in answer.json()["predictions"]} == {1}
     made = {each["entry"]: each for each in kept(shop).read("predictions").to_pylist()}
-    assert {made[each["id"]]["arm"] for each in answer.json()["predictions"]} <= {"champion", None}
+    assert {made[each["id"]]["arm"] for each in answer.json()["predictions"]} == {"champion"}
 
 
 def test_a_shadow_that_takes_longer_than_an_answer_may_stops_nobody(
@@ -520,7 +523,7 @@ def test_too_much_is_refused(shop: Shop) -> None:
 
 def test_over_load_it_says_so_and_does_not_queue(shop: Shop) -> None:
     made = app.create(shop.p, shop.home)
-    at_work = made.user_middleware[0].kwargs["desk"]
+    at_work = made.user_middleware[0].kwargs["handler"]
     with serves(made) as one:
         at_work.busy = shop.p.serving.busy
         answer = one.post("/v1/predict", json={"rows": shop.asked[:1]})

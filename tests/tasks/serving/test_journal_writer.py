@@ -12,6 +12,7 @@ from tasks import params
 from tasks.serving import journal, journal_writer
 from tasks.serving.journal import Journal
 from tasks.serving.journal_writer import JournalWriter
+from tests.tasks import journalled
 
 AT = datetime(2024, 3, 1)
 
@@ -22,7 +23,7 @@ def kept(tmp_path: Path) -> Journal:
 
 
 def row(name: str) -> pa.Table:
-    return pa.table({"entry": [name], "event_time": pa.array([AT], pa.timestamp("us"))})
+    return journalled.predictions([name], event_time=AT)
 
 
 def test_every_byte_is_put_on_disk_when_a_log_is_rolled(
@@ -42,7 +43,7 @@ def test_every_byte_is_put_on_disk_when_a_log_is_rolled(
             await asyncio.gather(*(one.write("predictions", row(f"{begin + i:032x}")) for i in range(20)))
         await one.close()
 
-    monkeypatch.setattr(journal_writer, "ROLL", 100)
+    monkeypatch.setattr(journal_writer, "LOG_BYTES", 100)
     monkeypatch.setattr(os, "fsync", told)
     asyncio.run(write())
     logs = list(tmp_path.rglob("*.log"))

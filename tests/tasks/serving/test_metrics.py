@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tasks.serving.metrics import FOLDER, Metrics, kind_of
+from tasks.serving.metrics import FOLDER, Metrics, cause_of
 
 ROOT = Path(__file__).parents[3]
 PROCESS = """
@@ -16,9 +16,9 @@ import sys
 from tasks.serving.metrics import Metrics
 told = Metrics.begin()
 for _ in range(3):
-    told.answered("/v1/predict", 200, 0.002)
-told.answered("/v1/predict", 503, 0.002)
-told.predicted(1, 2, [0.25, 0.75])
+    told.count_request("/v1/predict", 200, 0.002)
+told.count_request("/v1/predict", 503, 0.002)
+told.count_predictions(1, 2, [0.25, 0.75])
 told.version.set(int(sys.argv[1]))
 print(told.text().decode())
 """
@@ -32,9 +32,9 @@ def values(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 def test_many_scores_at_once_are_counted_as_one_by_one() -> None:
     scores = [i / 40 for i in range(41)]
     once, singly = Metrics.begin(), Metrics.begin()
-    once.predicted(1, len(scores), scores)
+    once.count_predictions(1, len(scores), scores)
     for score in scores:
-        singly.predicted(1, 1, [score])
+        singly.count_predictions(1, 1, [score])
     told = [
         {name: value for name, value in values(each.text().decode()).items() if "_created" not in name[0]}
         for each in (once, singly)
@@ -48,10 +48,10 @@ def test_many_scores_at_once_are_counted_as_one_by_one() -> None:
 )
 def test_an_answer_that_is_none_is_counted_by_what_was_wrong(status: int, kind: str) -> None:
     told = Metrics.begin()
-    told.answered("/v1/predict", 200, 0.001)
-    told.answered("/v1/predict", status, 0.001)
+    told.count_request("/v1/predict", 200, 0.001)
+    told.count_request("/v1/predict", status, 0.001)
     found = values(told.text().decode())
-    assert kind_of(status) == kind
+    assert cause_of(status) == kind
     assert {key: value for key, value in found.items() if key[0] == "evergreen_errors_total"} == {
         ("evergreen_errors_total", (("kind", kind),)): 1.0
     }

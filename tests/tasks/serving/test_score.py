@@ -8,17 +8,18 @@ import pyarrow as pa
 from tasks.data.featurerows import Rows
 from tasks.promotion.registry import Version
 from tasks.serving import score
+from tests.tasks import journalled
 
 BEGIN, BENT = datetime(2024, 5, 1), datetime(2031, 1, 1)
 TIMES = np.datetime64(BEGIN, "us") + np.arange(300) * np.timedelta64(1, "h")
 NONE = np.full(300, np.nan)
 ROWS = Rows(pa.table({"x": NONE}), TIMES, TIMES, NONE, pa.table({"key": np.arange(300)}))
-ENTRIES = score.entries_of(ROWS)
+ENTRIES = score.subjects_of_keys(ROWS)
 LAST = BEGIN + timedelta(days=13)
 
 
 def made(entries: list[str], times: list[datetime]) -> pa.Table:
-    return pa.table({"entry": pa.array(entries, pa.string()), "event_time": pa.array(times, pa.timestamp("us"))})
+    return journalled.predictions(entries, event_time=times)
 
 
 def champion(as_of: datetime, newest: datetime | None = None) -> Version:
@@ -45,7 +46,7 @@ def test_a_champion_that_was_forced_ahead_predicts_what_it_has_not_seen() -> Non
 def test_a_row_that_was_journalled_under_a_wrong_date_is_predicted_in_its_place_once() -> None:
     before = made([str(ENTRIES[5])], [BENT])
     assert arrived(before, champion(BEGIN)) == 300
-    new = score._named_anew(made([str(each) for each in ENTRIES], TIMES.tolist()), before)
+    new = score._name_again(made([str(each) for each in ENTRIES], TIMES.tolist()), before)
     assert len(set(new["entry"].to_pylist()) | {str(ENTRIES[5])}) == 301  # the journal tells rows apart by their name
-    assert {score.subject(entry) for entry in new["entry"].to_pylist()} == set(ENTRIES)
+    assert set(new["subject"].to_pylist()) == set(ENTRIES)
     assert arrived(pa.concat_tables([before, new]), champion(BEGIN)) == 0

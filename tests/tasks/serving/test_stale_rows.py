@@ -16,8 +16,9 @@ from httpx import Client
 
 from tasks import params
 from tasks.data import state
-from tasks.serving import app, journal, score, tables, versions
+from tasks.serving import app, journal, predictions, score, tables, versions
 from tests.conftest import BEGIN
+from tests.tasks import journalled
 from tests.tasks.serving.test_app import DAYS, Shop, serves, shop
 
 __all__ = ["shop"]  # the fixture
@@ -80,26 +81,26 @@ def test_a_stale_answer_says_so_and_score_predicts_its_row_anew(shop: Shop, home
     assert 0 < sum(stale) < len(stale)
     assert [answer.get("stale", False) for answer in answers] == stale
     kept = journal.open_journal(shop.p.journal, home=home)
-    made = kept.read("predictions", columns=["entry", "event_time", journal.STALE])
+    made = kept.read("predictions", columns=["entry", "subject", "by", "event_time", "stale"])
     champion = replace(shop.known.version(1), as_of=BEGIN)
-    entries = score.entries_of(shop.rows)
+    entries = score.subjects_of_keys(shop.rows)
     arrived = score._arrived(shop.rows, entries, made, champion, BEGIN)
     assert arrived.sum() == sum(stale)
     assert (shop.rows.event_time[arrived] > np.datetime64(AS_OF + LEAD)).all()
-    anew = pa.table({"entry": entries[arrived].tolist(), "event_time": shop.rows.event_time[arrived]})  # as score does
+    anew = journalled.predictions(entries[arrived].tolist(), event_time=shop.rows.event_time[arrived])  # as score does
     kept.append("predictions", anew)
-    made = kept.read("predictions", columns=["entry", "event_time", journal.STALE])
+    made = kept.read("predictions", columns=["entry", "subject", "by", "event_time", "stale"])
     assert not score._arrived(shop.rows, entries, made, champion, BEGIN).any()
     assert made.num_rows == len(shop.asked) + sum(stale)
-    assert score.without_superseded(made).num_rows == len(shop.asked)
+    assert predictions.drop_superseded(made).num_rows == len(shop.asked)
     kept.close()
 
 
 def test_a_stale_answer_counts_until_its_row_is_predicted_anew() -> None:
-    made = pa.table({"entry": ["a.1.2", "b.1.2", "b", "c.1.2"], "stale": [True, True, None, False]})
-    assert score.without_superseded(made)["entry"].to_pylist() == ["a.1.2", "b", "c.1.2"]
-    assert score.without_superseded(made.drop_columns("stale")).num_rows == 4
-    assert score.without_superseded(pa.table({})).num_rows == 0
+    entries, stale = ["a 1", "b 1", "b 2", "c 1"], [True, True, False, False]
+    made = journalled.predictions(entries, subject=["a", "b", "b", "c"], stale=stale)
+    assert predictions.drop_superseded(made)["entry"].to_pylist() == ["a 1", "b 2", "c 1"]
+    assert predictions.drop_superseded(pa.table({})).num_rows == 0
 
 
 def test_a_state_reaches_as_far_as_the_champions_own_lead(shop: Shop, home: Path) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 from urllib.request import urlopen
@@ -22,7 +22,8 @@ from infra import servers
 from tasks import params
 from tasks.params import Params
 from tasks.promotion import changes
-from tasks.serving import journal, journal_log, predict, registry_mirror, stream, tables, versions
+from tasks.serving import journal, journal_log, kafka, registry_mirror, schema, stream, tables, versions
+from tasks.serving.stream_messages import KafkaMessage, RowReader, StreamRow
 from tests.conftest import BEGIN
 from tests.tasks.serving.test_app import Shop, champion_scores, crowned, shop
 from tests.waiting import PATIENCE_S, wait_until
@@ -75,7 +76,7 @@ class Cluster:
         assert producer.flush(30) == 0
         self.put_so_far += len(values)
 
-    def take(self, count: int, *, more: float = 0.0) -> list[stream.Letter]:
+    def take(self, count: int, *, more: float = 0.0) -> list[KafkaMessage]:
         """What was sent to both topics, of so many messages at least, and what comes within `more` seconds after."""
         told = {"bootstrap.servers": self.bootstrap, "group.id": "tests", "log_level": 2, "fetch.wait.max.ms": 50}
         consumer = Consumer({**told, "enable.auto.commit": False, "auto.offset.reset": "earliest"})
@@ -83,13 +84,13 @@ class Cluster:
             confluent_kafka.TopicPartition(topic, 0, confluent_kafka.OFFSET_BEGINNING) for topic in (PREDICTIONS, DEAD)
         ]
         consumer.assign(parts)
-        found: list[stream.Letter] = []
+        found: list[KafkaMessage] = []
         end = time.monotonic() + SOON
         while (came := len({source(each) for each in found})) < count:
             assert time.monotonic() < end, f"only {came} of {count} came"
-            found += [stream.Letter.of(each) for each in consumer.consume(1000, 0.1) if not each.error()]
+            found += [kafka.read_message(each) for each in consumer.consume(1000, 0.1) if not each.error()]
         if more:
-            found += [stream.Letter.of(each) for each in consumer.consume(1000, more) if not each.error()]
+            found += [kafka.read_message(each) for each in consumer.consume(1000, more) if not each.error()]
         consumer.close()
         return found
 
@@ -142,16 +143,16 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[bytes]:
 def written(home: Path) -> list[dict[str, Any]]:
     """The journal's rows as they lie in its logs: what is there twice is seen twice."""
     paths = sorted((home / "journal" / "logs" / "predictions").glob("*.log"))
-    return [row for path in paths for frame in journal_log._frames(path) for row in frame.to_pylist()]
+    return [row for path in paths for frame in journal_log.read_frames(path) for row in frame.to_pylist()]
 
 
-def source(letter: stream.Letter) -> str:
-    told = {name: (value or b"").decode() for name, value in letter.headers}
+def source(message: KafkaMessage) -> str:
+    told = {name: (value or b"").decode() for name, value in message.headers}
     return f"{told['evergreen.topic']}/{told['evergreen.partition']}/{told['evergreen.offset']}"
 
 
-def reasons(letter: stream.Letter) -> list[dict[str, Any]]:
-    return list(json.loads(dict(letter.headers)["evergreen.reason"] or b"[]"))
+def reasons(message: KafkaMessage) -> list[dict[str, Any]]:
+    return list(json.loads(dict(message.headers)["evergreen.reason"] or b"[]"))
 
 
 # --- answers
@@ -170,7 +171,6 @@ def test_a_row_of_the_topic_gets_the_very_score_that_the_batch_path_gives_it(
         answer = told[f"{ROWS}/{place % PARTITIONS}/{place // PARTITIONS}"]
         assert (answer["score"], answer["version"]) == (batch[row["number"]], 1)
         assert answer["decision"] in (True, False)
-        assert predict.event_time_of(answer["id"]) == datetime.fromisoformat(row["event_time"])
     assert {(each.topic, each.key, dict(each.headers)["trace"]) for each in found} == {(PREDICTIONS, b"order", b"7")}
 
 
@@ -185,7 +185,7 @@ def test_what_was_answered_is_journalled_once_with_its_source_and_no_name(
     for each in found:
         told, row = json.loads(each.value or b""), rows[source(each)]
         assert (row["entry"], row["score"], row["version"]) == (told["id"], told["score"], told["version"])
-        assert journal.subject(row["entry"]) == journal.entry_of(row["key_number"])
+        assert (row["subject"], row["by"]) == (schema.make_entry(row["key_number"]), "stream")
     assert "example.org" not in str(rows)
 
 
@@ -200,8 +200,11 @@ def test_what_is_committed_is_not_answered_again(shop: Shop, cluster: Cluster, h
     assert len({source(each) for each in found}) == len(found) == 6
 
 
-def test_two_of_a_group_share_the_rows_and_none_is_journalled_twice(shop: Shop, cluster: Cluster, home: Path) -> None:
-    p = settings(shop, cluster, stream={"batch": 3})
+def test_two_of_a_group_share_the_rows_and_none_is_journalled_twice(
+    shop: Shop, cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "BATCH_MESSAGES", 3)
+    p = settings(shop, cluster)
     with streaming(p, home):
         cluster.put(*lines(shop.asked[:20]))
         cluster.take(1)
@@ -226,14 +229,14 @@ def test_a_challenger_scores_beside_the_champion_or_answers_its_share(
     with streaming(settings(shop, cluster, challenger=challenger), home):
         found = [json.loads(each.value or b"") for each in cluster.take(40)]
     rows = {row["entry"]: row for row in written(home)}
-    answered = {name: row for name, row in rows.items() if row.get("arm") != "shadow"}
+    answered = {name: row for name, row in rows.items() if row["arm"] != "shadow"}
     assert {each["id"]: each["version"] for each in found} == {name: row["version"] for name, row in answered.items()}
     assert {each["version"] for each in found} == ({1} if mode == "shadow" else {1, 2})
     assert {row["arm"] for row in answered.values()} == (
         {"champion"} if mode == "shadow" else {"champion", "challenger"}
     )
-    beside = {journal.subject(name) for name, row in rows.items() if row.get("arm") == "shadow"}
-    assert beside == ({journal.subject(name) for name in answered} if mode == "shadow" else set())
+    beside = {row["subject"] for row in rows.values() if row["arm"] == "shadow"}
+    assert beside == ({row["subject"] for row in answered.values()} if mode == "shadow" else set())
 
 
 # --- poison
@@ -272,8 +275,8 @@ def test_a_poison_row_goes_to_the_dead_with_its_reason_and_stops_no_other(
 def test_a_row_that_is_too_long_for_the_topic_is_told_without_its_value(
     shop: Shop, cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = stream._producing(settings(shop, cluster)) | {"message.max.bytes": 3000}
-    monkeypatch.setattr(stream, "_producing", lambda _: small)
+    small = kafka.producer_settings(settings(shop, cluster)) | {"message.max.bytes": 3000}
+    monkeypatch.setattr(kafka, "producer_settings", lambda _: small)
     cluster.put(b"x" * 5000, *lines(shop.asked[:1]))
     with streaming(settings(shop, cluster, megabytes=0.002), home):
         found = cluster.take(2)
@@ -313,7 +316,7 @@ def test_when_nothing_can_be_answered_no_row_is_given_up(
             raise ArithmeticError("the state does not fit this champion")
         return whole(self, champion, rows)
 
-    monkeypatch.setattr(stream, "PAUSE", 0.1)
+    monkeypatch.setattr(stream, "RETRY_S", 0.1)
     monkeypatch.setattr(tables.Tables, "features", breaks)
     cluster.put(*lines(shop.asked[:5]))
     with streaming(settings(shop, cluster), home):
@@ -331,7 +334,7 @@ def test_what_was_journalled_and_not_sent_is_sent_as_it_was_after_a_promotion_to
     p = settings(shop, cluster)
     cluster.put(*lines(shop.asked[:8]))
     with monkeypatch.context() as patch:
-        patch.setattr(stream.Stream, "_send", _end)
+        patch.setattr(kafka.KafkaClient, "send", _end)
         thread = threading.Thread(target=_until_it_ends, args=[p, home])
         thread.start()
         thread.join(30)
@@ -378,16 +381,16 @@ def test_a_broker_that_goes_away_is_waited_for_and_nothing_is_lost_or_journalled
     caplog: pytest.LogCaptureFixture,
     session: int,
 ) -> None:
-    whole, gone = stream.Stream._keep, threading.Event()
+    whole, gone = stream.Stream._write, threading.Event()
 
-    def keep(self: Any, *made: Any) -> None:
+    def write(self: Any, *made: Any) -> None:
         """The broker goes when the rows are journalled."""
         whole(self, *made)
         if not gone.is_set():
             cluster.down()
             gone.set()
 
-    monkeypatch.setattr(stream.Stream, "_keep", keep)
+    monkeypatch.setattr(stream.Stream, "_write", write)
     cluster.put(*lines(shop.asked[:8]))
     client = {"client": QUICK | {"session.timeout.ms": session}}
     with streaming(settings(shop, cluster, within=timedelta(seconds=1), stream=client), home) as thread:
@@ -414,7 +417,7 @@ def test_a_journal_that_cannot_be_written_holds_the_rows_up_and_loses_none(
             raise OSError(28, "No space left on device")
         whole(self, kind, rows)
 
-    monkeypatch.setattr(stream, "PAUSE", 0.1)
+    monkeypatch.setattr(stream, "RETRY_S", 0.1)
     monkeypatch.setattr(journal.Journal, "append", full)
     cluster.put(*lines(shop.asked[:6]))
     with streaming(settings(shop, cluster), home):
@@ -428,11 +431,11 @@ def test_a_prediction_is_named_for_its_message_also_where_the_rows_have_no_key(s
     keyless = shop.p.model_copy(update={"contract": {**shop.p.contract, "orders": table}})
     (value, other), at = lines(shop.asked[:2]), 1_700_000_000_000
     letters = [
-        stream.Letter(ROWS, 0, 7, moment, None, each) for moment, each in ((at, value), (at + 1, value), (at, other))
+        KafkaMessage(ROWS, 0, 7, moment, None, each) for moment, each in ((at, value), (at + 1, value), (at, other))
     ]
-    for reader in map(stream.Reader.of, (shop.p, keyless)):
+    for reader in map(RowReader.of, (shop.p, keyless)):
         read = [reader.read(each) for each in (*letters, letters[0])]
-        entries = [each.entry for each in read if isinstance(each, stream.Asked)]
+        entries = [each.entry for each in read if isinstance(each, StreamRow)]
         assert entries[0] == entries[3]
         assert len(set(entries)) == 3
 
@@ -494,6 +497,6 @@ def test_settings_that_would_leak_or_loop_are_refused(told: dict[str, Any], says
 def test_the_password_comes_from_the_environment_and_not_from_params(
     monkeypatch: pytest.MonkeyPatch, shop: Shop
 ) -> None:
-    assert "sasl.password" not in stream._client(shop.p)
+    assert "sasl.password" not in kafka.client_settings(shop.p)
     monkeypatch.setenv("EVERGREEN_KAFKA_PASSWORD", "of the tests")
-    assert stream._client(shop.p)["sasl.password"] == "of the tests"
+    assert kafka.client_settings(shop.p)["sasl.password"] == "of the tests"

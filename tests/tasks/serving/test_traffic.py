@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +35,7 @@ ONE, TWO = version(1, "jam"), version(2, "jam")
 
 
 def told(parts: list[traffic.Part]) -> list[tuple[int, int, str, bool]]:
-    return [(part.by.number, len(part.places), part.arm, part.returned) for part in parts]
+    return [(part.version.number, len(part.places), part.arm, not part.is_shadow) for part in parts]
 
 
 @pytest.mark.parametrize(
@@ -54,12 +53,12 @@ def test_a_shadow_scores_every_row_and_answers_none() -> None:
 @given(share=st.floats(0.01, 1), count=st.integers(0, 60), mode=st.sampled_from(["none", "shadow", "share"]))
 def test_each_row_is_returned_once(share: float, count: int, mode: str) -> None:
     found = traffic.split(settings(mode=mode, share=share), ONE, TWO, ROWS[:count])
-    assert sorted(place for part in found if part.returned for place in part.places) == list(range(count))
+    assert sorted(place for part in found if not part.is_shadow for place in part.places) == list(range(count))
 
 
 def test_a_share_of_the_rows_is_answered_by_the_challenger() -> None:
     mine, theirs = traffic.split(settings(mode="share", share=0.25), ONE, TWO, ROWS)
-    assert (mine.arm, theirs.arm, theirs.by, theirs.returned) == ("champion", "challenger", TWO, True)
+    assert (mine.arm, theirs.arm, theirs.version, not theirs.is_shadow) == ("champion", "challenger", TWO, True)
     assert 70 < len(theirs.places) < 130
     assert told(traffic.split(settings(mode="share", share=1), ONE, TWO, ROWS)) == [(2, 400, "challenger", True)]
 
@@ -83,10 +82,10 @@ def test_a_larger_share_keeps_whom_a_smaller_one_had_and_another_challenger_meet
 
 def test_a_customer_stays_with_one_arm_over_requests() -> None:
     p = settings(mode="share", share=0.4, sticky=["email"])
-    theirs = {ROWS[i]["email"] for part in traffic.split(p, ONE, TWO, ROWS) for i in part.places if part.by is TWO}
+    theirs = {ROWS[i]["email"] for part in traffic.split(p, ONE, TWO, ROWS) for i in part.places if part.version is TWO}
     for row in ROWS[:60]:
         (part,) = traffic.split(p, ONE, TWO, [row])
-        assert (part.by is TWO) == (row["email"] in theirs)
+        assert (part.version is TWO) == (row["email"] in theirs)
     assert 8 < len(theirs) < 32
 
 
@@ -116,8 +115,3 @@ def test_a_challenger_with_features_of_its_own_is_left_out_where_features_are_se
     assert traffic.fits(version(1, "jam", "age"), TWO) is TWO
     assert traffic.fits(ONE, version(2, "jam", "age")) is None
     assert traffic.fits(ONE, None) is None
-
-
-def test_the_journal_is_told_who_answered() -> None:
-    rows = traffic.marked(pa.table({"entry": ["a", "b"]}), "shadow")
-    assert rows["arm"].to_pylist() == ["shadow", "shadow"]
