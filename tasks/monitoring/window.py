@@ -166,4 +166,4 @@ def find_newest(index: pa.Table, *, now: datetime | None = None) -> datetime | N
 
 def read_newest(journal: Journal, *, now: datetime | None = None) -> datetime | None:
     """The same, from the journal."""
-    return find_newest(journal.read("predictions", columns=["entry", "event_time", "made_at"]), now=now)
+    return find_newest(journal.read("predictions", columns=["entry", "by", "event_time", "made_at"]), now=now)

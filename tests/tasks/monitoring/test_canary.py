@@ -401,7 +401,7 @@ def test_the_shadow_is_nobodys_performance_and_nobodys_score(shop: Shop) -> None
     both = (serving(shop), shop.known.version(2))
     begin = HALF - P.monitor.window
     rows = shop.kept.read("predictions", since=begin, until=HALF)
-    seen = [len(select_predictions(rows, {}, each, begin, HALF).times) for each in both]
+    seen = [len(select_predictions(rows, None, each, begin, HALF).times) for each in both]
     assert seen == [inside(HALF - P.monitor.window, HALF).sum(), 0]
     told = [len(predecessor.read_mature(shop.kept, each, POOR_MODEL.spec, until=LAST).codes) for each in both]
     assert told == [inside(FIRST, HALF).sum(), 0]
