@@ -8,7 +8,7 @@ import pytest
 
 from tasks import params
 from tasks.serving.consistency import ConsistencyChecker
-from tasks.serving.stream import Asked, Dead, Letter, Reader
+from tasks.serving.stream_messages import DeadLetter, KafkaMessage, RowReader, StreamRow
 from tasks.serving.tables import Refused
 from tests.conftest import KEY, raw_params
 
@@ -92,14 +92,14 @@ def test_a_message_that_contradicts_itself_is_dead(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("EVERGREEN_PII_KEY", KEY)
     raw = raw_params("binary", 60)
     raw["spine"]["columns"].append("placed")
-    reader = Reader.of(params.validate(raw))
+    reader = RowReader.of(params.validate(raw))
 
-    def read(placed: str) -> Asked | Dead:
+    def read(placed: str) -> StreamRow | DeadLetter:
         sent = row(event_time="2024-01-05T12:00:00", placed=placed)
-        return reader.read(Letter("rows", 0, 0, 0, None, json.dumps(sent).encode()))
+        return reader.read(KafkaMessage("rows", 0, 0, 0, None, json.dumps(sent).encode()))
 
-    assert isinstance(read("2024-01-05T12:00:00"), Asked)
+    assert isinstance(read("2024-01-05T12:00:00"), StreamRow)
     dead = read("2024-01-05T13:00:00")
-    assert isinstance(dead, Dead)
+    assert isinstance(dead, DeadLetter)
     assert dead.faults[0]["loc"] == ["event_time"]
     assert "13:00" not in json.dumps(dead.faults)
