@@ -288,8 +288,6 @@ class Stream(Section):
     predictions: Topic = "evergreen.predictions"
     dead: Topic = "evergreen.dead"
     group: str = Field("evergreen", min_length=1)
-    batch: int = Field(500, ge=1, le=10_000)
-    wait: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(milliseconds=50)
     port: int = Field(9108, ge=0, le=65535)
     client: dict[str, str | bool | int | float] = {}
 
@@ -315,7 +313,6 @@ class Serving(Section):
     ahead: Duration = timedelta(hours=2)
     beyond: Literal["refuse", "stale"] = "refuse"
     stale: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=2)
-    watch: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=2)
     rows: int = Field(1000, ge=1)
     megabytes: float = Field(4, gt=0)
     busy: int = Field(64, ge=1)

@@ -30,6 +30,7 @@ from tasks.serving import versions
 from tasks.serving.versions import Pointer
 
 LOOK = 0.5  # seconds between looks whether the parent lives
+POLL_S = 2.0  # between looks at the registry
 KEPT = 2  # versions: a process may still be loading the one before
 LOOKED = "looked"  # touched at each look that found the registry, and the copy is as it says
 Seen = dict[Path, object]  # of each copy that was found whole, how its files looked then
@@ -141,7 +142,7 @@ def _forget(here: Path, serving: set[int]) -> None:
 
 
 def watch(p: Params, home: Path, stop: threading.Event) -> None:
-    """Every serving.watch, until somebody says stop."""
+    """Copy the versions every POLL_S, until `stop` is set."""
     known: Registry | None = None
     said: type[Exception] | None = None
     seen: Seen = {}
@@ -155,7 +156,7 @@ def watch(p: Params, home: Path, stop: threading.Event) -> None:
             if type(error) is not said:
                 log.warning("the registry's versions cannot be copied, so the last ones serve on: %s", error)
             known, said = None, type(error)
-        stop.wait(p.serving.watch.total_seconds())
+        stop.wait(POLL_S)
 
 
 def _touch(home: Path) -> None:

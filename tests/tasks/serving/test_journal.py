@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.serving import journal
+from tasks.runtime.formats import Format
+from tasks.serving import journal, journal_log
 from tasks.serving.journal import Journal
 from tests.tasks import journalled
 
@@ -274,3 +275,86 @@ def test_append_returns_the_bytes_that_the_log_grows_by(kept: Journal) -> None:
     (log,) = (kept.logs / "predictions").glob("*.log")
     assert sum(grown) == log.stat().st_size
     assert grown[2] == 0
+
+
+# --- merging, and the format
+
+
+def fill_a_day(kept: Journal, count: int = journal.MERGE_FILES) -> None:
+    for first in range(0, 3 * count, 3):
+        kept.append("predictions", rows(first, hours=0))
+        kept.close()
+
+
+def test_the_many_files_of_a_day_become_one(kept: Journal) -> None:
+    fill_a_day(kept)
+    before = kept.read("predictions")
+    kept.compact()
+    (path,) = Path(kept.address).rglob("*.parquet")
+    assert path.name.startswith("merged-")
+    assert kept.read("predictions").equals(before)
+    fill_a_day(kept, 2)  # few files stay as they are
+    kept.compact()
+    assert len(list(Path(kept.address).rglob("*.parquet"))) == 3
+    assert kept.read("predictions").equals(before)
+
+
+MERGER = """
+import os, signal, sys
+from pathlib import Path
+from fsspec.implementations.local import LocalFileSystem
+from tasks.serving.journal import Journal
+step, left = sys.argv[2], int(sys.argv[3])
+whole = getattr(LocalFileSystem, step)
+def dying(self, path, *args, **more):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, path, *args, **more)
+setattr(LocalFileSystem, step, dying)
+Journal(Path(sys.argv[1]) / "logs", sys.argv[1] + "/parquet").compact()
+"""
+
+
+@pytest.mark.parametrize(("step", "call"), [("pipe_file", 1), ("mv", 1), ("rm_file", 1), ("rm_file", 4)])
+def test_a_merge_that_is_killed_loses_no_row_and_is_done_by_the_next(step: str, call: int, tmp_path: Path) -> None:
+    kept = Journal(tmp_path / "logs", str(tmp_path / "parquet"))
+    fill_a_day(kept)
+    before = kept.read("predictions")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "_merge_days", lambda *_: None)
+        kept.compact()
+    command = [sys.executable, "-c", MERGER, str(tmp_path), step, str(call)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert kept.read("predictions").equals(before)
+    fill_a_day(kept)
+    kept.compact()
+    assert len(list(Path(kept.address).rglob("*.parquet"))) == 1
+    assert kept.read("predictions").equals(before)
+
+
+def test_a_journal_of_another_format_is_refused_with_the_way_out(
+    kept: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way_out = "Use the evergreen that wrote it, or begin a new home"
+    kept.append("predictions", rows(0))
+    kept.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_log, "FORMAT", Format("journal", 99))
+        with pytest.raises(ValueError, match=f"is in format journal/1, but this evergreen reads journal/99. {way_out}"):
+            kept.read("predictions")
+    kept.compact()
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "FORMAT", Format("journal", 99))
+        with pytest.raises(ValueError, match=f"is in format journal/1, but this evergreen reads journal/99. {way_out}"):
+            kept.read("predictions")
+    (kept.logs / "predictions" / "old.log").write_bytes(b"EVJ1" + bytes(40))  # of before there were versions
+    with pytest.raises(ValueError, match=f"is in format unknown, but this evergreen reads journal/1. {way_out}"):
+        kept.read("predictions")
+
+
+def test_a_column_of_another_type_is_refused(kept: Journal) -> None:
+    wrong = journalled.predictions(["a"]).drop_columns(["version"]).append_column("version", pa.array(["1"]))
+    with pytest.raises(ValueError, match="`version` of the journal's predictions must be int64, but got string"):
+        kept.append("predictions", wrong)

@@ -33,7 +33,7 @@ def marked(mark: str) -> dict[int, str]:
 @pytest.mark.parametrize(("workers", "moment"), [(1, "the mirror begins"), (1, "it serves"), (2, "it serves")])
 def test_nothing_outlives_an_api_that_is_killed(tmp_path: Path, workers: int, moment: str) -> None:
     raw = raw_params("binary", 60)
-    raw["serving"] = {"workers": workers, "watch": "0.2s"}
+    raw["serving"] = {"workers": workers}
     write_params(raw, tmp_path)
     mark, log = uuid.uuid4().hex, tmp_path / "api.log"
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "EVERGREEN"))}
