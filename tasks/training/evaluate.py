@@ -65,7 +65,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     importance = {row["feature"]: row["importance"] for row in importances}
     made = _profile_history(p, history, as_of, held, columns, importance, contributions)
     files.publish_text(reports / "profile.json", made.to_json())
-    _write_sample(reports / "reference.parquet", p.drift.sample, history, held, columns)
+    write_sample(reports / "reference.parquet", p.drift.sample, history, held, columns)
     brief = ", ".join(f"{name} {value:g}" for name, value in list(board[CANDIDATE].items())[:4])
     log.info("holdout %s to %s: %s", cuts.start, cuts.end, brief)
 
@@ -135,7 +135,7 @@ def _profile_history(
     )
 
 
-def _write_sample(path: Path, size: int, history: Rows, held: Rows, scores: dict[str, Floats]) -> None:
+def write_sample(path: Path, size: int, history: Rows, held: Rows, scores: dict[str, Floats]) -> None:
     """reference.parquet: rows drawn evenly over time, of the history its features, of the holdout the twin's scores."""
     drawn = history.table.take(draw_evenly(len(history), size))
     places = draw_evenly(len(held), len(drawn))

@@ -25,7 +25,10 @@ from tasks.promotion.registry import Registry, Version
 from tasks.serving import predictions
 from tasks.serving.journal import Journal
 from tasks.serving.schema import make_entry
+from tasks.training.evaluate import write_sample
+from tasks.training.holdout import CANDIDATE, write_holdout
 from tasks.training.model import Model, import_xgboost, make_spec
+from tasks.training.profile import build_profile, to_score_columns
 from tests.tasks import journalled, small
 
 FIRST = small.BEGIN + timedelta(days=30)  # the models are trained before it, and predict from it on
@@ -46,6 +49,29 @@ def fitted(features: tuple[str, ...], *, rows: Rows = ROWS, rounds: int = 30) ->
     spec, xgb = make_spec(table, past.label, task="binary"), import_xgboost()
     data = xgb.QuantileDMatrix(spec.encode(table), spec.encode_label(past.label))
     return Model(xgb.train({"objective": "binary:logistic", "max_depth": 4, "nthread": 1}, data, rounds), spec)
+
+
+def write_history(folder: Path, model: Model) -> None:
+    """What the monitor compares windows with: rows before FIRST, the last two weeks of them as the holdout."""
+    p, columns = settings(), list(model.spec.names)
+    past = ROWS.take(ROWS.event_time < np.datetime64(FIRST))
+    held = past.take(past.event_time >= np.datetime64(FIRST - timedelta(days=14)))
+    scores = model.predict(held.table.select(columns))
+    drawn = to_score_columns(scores, model.spec.classes)
+    write_holdout(folder / "holdout.parquet", held, {CANDIDATE: scores}, ())
+    made = build_profile(
+        past.table.select(columns),
+        past.event_time,
+        importance=dict.fromkeys(columns, 1.0),
+        contributions=np.zeros(len(columns)),
+        scores=drawn,
+        score_times=held.event_time,
+        until=FIRST,
+        window=timedelta(days=4),
+        settings=p.drift,
+    )
+    (folder / "profile.json").write_text(made.to_json())
+    write_sample(folder / "reference.parquet", 50, replace(past, table=past.table.select(columns)), held, drawn)
 
 
 @dataclass(frozen=True)
@@ -69,6 +95,7 @@ class Shop:
         for each in more:
             shutil.copy(each, files)
         (files / "reports" / "metrics.json").write_text('{"log_loss": 0.5}')
+        write_history(files / "reports", model)
         path, twin = files / "model.ubj", files / "twin.ubj"
         for each in (path, twin):
             each.write_bytes(model.to_bytes())
