@@ -45,13 +45,13 @@ class Active:
         """Put newer ones in place, if there are any; what was done. Whatever is wrong with them, the old ones stay."""
         for name, part in (("champion", self._champion), ("challenger", self._challenger), ("state", self._tables)):
             try:
-                said = part(p)
+                change = part(p)
             except Exception as error:  # no copy and no state may end what serves, or keep it from starting
                 self._tell(name, f"{type(error).__name__}: {error}")
                 continue
             self.faults.pop(name, None)
-            if said:
-                yield said
+            if change:
+                yield change
 
     def _tell(self, name: str, fault: str) -> None:
         """The same fault once, not at every look."""
@@ -63,15 +63,15 @@ class Active:
         wanted = self._wanted(p, POINTER)
         if wanted is None or wanted.names(self.champion):
             return None
-        found = self._version(POINTER, wanted)
-        fits = self._fits(found)
+        version = self._version(POINTER, wanted)
+        fits = self._fits(version)
         if not fits and self.champion and self._fits(self.champion):
             raise ValueError(
-                f"the features of version {found.number} must be such as this state can make, but they are not: "
+                f"the features of version {version.number} must be such as this state can make, but they are not: "
                 f"version {self.champion.number} serves on. Publish a state that has them, or roll back."
             )
-        self.champion = found
-        return f"version {found.number} serves"
+        self.champion = version
+        return f"version {version.number} serves"
 
     def _challenger(self, p: Params) -> str | None:
         """Unlike the champion, it goes when its pointer goes: it may have lost."""
@@ -82,45 +82,45 @@ class Active:
         self.challenger = None  # whatever is wrong with the next one, this one is no challenger any more
         if wanted is None:
             return f"version {before.number} is no challenger any more" if before else None
-        found = self._version(CHALLENGER, wanted)
-        if not self._fits(found):
+        version = self._version(CHALLENGER, wanted)
+        if not self._fits(version):
             raise ValueError(
-                f"the features of version {found.number} must be such as this state can make, but they are not: "
+                f"the features of version {version.number} must be such as this state can make, but they are not: "
                 "it is no challenger. Publish a state that has them, or take it away."
             )
-        self.challenger = found
-        return f"version {found.number} is the challenger"
+        self.challenger = version
+        return f"version {version.number} is the challenger"
 
     def _wanted(self, p: Params, pointer: str) -> Pointer | None:
-        found = read_pointer(self.home, pointer)
-        if found and found.model not in (None, p.registry.model):
+        wanted = read_pointer(self.home, pointer)
+        if wanted and wanted.model not in (None, p.registry.model):
             raise ValueError(
                 f"the copy must be of registry.model={p.registry.model!r}, but {folder(self.home) / pointer} names "
-                f"version {found.number} of {found.model!r}. Set registry.model back, or promote a version of the new."
+                f"version {wanted.number} of {wanted.model!r}. Set registry.model back, or promote a new version."
             )
-        return found
+        return wanted
 
     def _version(self, pointer: str, wanted: Pointer) -> Champion:
-        known = self.loaded.get(pointer)
-        if known is None or not wanted.names(known):
-            known = load_and_warm(self.home, wanted.number)
-            if not wanted.names(known):
+        version = self.loaded.get(pointer)
+        if version is None or not wanted.names(version):
+            version = load_and_warm(self.home, wanted.number)
+            if not wanted.names(version):
                 raise ValueError(
                     f"{folder(self.home) / str(wanted.number)} must be a copy of run {wanted.run_id}, but it is of "
-                    f"{known.card.get('run_id')}. {COPY_AGAIN}"
+                    f"{version.card.get('run_id')}. {COPY_AGAIN}"
                 )
-            self.loaded[pointer] = known
-        return known
+            self.loaded[pointer] = version
+        return version
 
-    def _fits(self, found: Champion) -> bool:
+    def _fits(self, version: Champion) -> bool:
         """Whether the tables can make its features. Of another run under the same number they keep nothing."""
-        run = found.card.get("run_id")
-        other = self.runs.get(found.number, run) != run
-        self.runs[found.number] = run
+        run = version.card.get("run_id")
+        other = self.runs.get(version.number, run) != run
+        self.runs[version.number] = run
         if self.tables is None:
             return True
         tables = Tables(self.tables.p, self.tables.state, self.tables.rows) if other else self.tables
-        fits = tables.prepare(found)
+        fits = tables.prepare(version)
         self.tables = tables
         return fits
 
@@ -133,12 +133,12 @@ class Active:
                 f"the state must be of these params, {kind}, but the state of {newest.as_of} is of {newest.kind}. "
                 "Start the server anew with the params.yaml that the flows use, or let them publish by this one."
             )
-        found = Tables.load(p, newest)
+        tables = Tables.load(p, newest)
         if self.champion:
-            found.prepare(self.champion)
-        if self.challenger and not found.prepare(self.challenger):
+            tables.prepare(self.champion)
+        if self.challenger and not tables.prepare(self.challenger):
             self.challenger = None
-        self.tables = found
+        self.tables = tables
         return f"the state of {newest.as_of} is in use"
 
     def event_now(self) -> datetime | None:

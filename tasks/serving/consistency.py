@@ -41,7 +41,7 @@ class ConsistencyChecker:
         name = p.spine.table
         source, table = p.sources[name], p.contract[name]
         names = dict.fromkeys([*table.key, *p.spine.columns])
-        columns = {"event_time": WHEN, **{each: table.columns[each] for each in names if each in table.columns}}
+        columns = {"event_time": WHEN, **{column: table.columns[column] for column in names if column in table.columns}}
         con = stage.connect(p)
         usable = _usable(con, expressions.list_steps(source), columns)
         checked = tuple(step for step in usable if step.name in columns)
@@ -56,9 +56,9 @@ class ConsistencyChecker:
                 "known_at": None,
             }
         )
-        plain = [each for each in columns if each not in made]
-        given = [f"{quote(GIVEN + each)} AS {quote(each)}" for each in plain]
-        con.register("asked", _table({each: [] for each in columns}, columns))
+        plain = [column for column in columns if column not in made]
+        given = [f"{quote(GIVEN + column)} AS {quote(column)}" for column in plain]
+        con.register("asked", _table({column: [] for column in columns}, columns))
         plan = expressions.plan_expressions(con, name, own, f"SELECT {', '.join(['*', *given])} FROM asked", plain)
         checked = tuple(step for step in checked if f"sources.{name}.{step.setting}" not in plan.unguarded)
         if not checked:
@@ -74,8 +74,8 @@ class ConsistencyChecker:
         values = {name: [row.get(name) for row in rows] for name in self.columns}
         with self.lock:
             self.con.register("asked", _table(values, self.columns))
-            found = self.con.execute(self.sql).fetchall()
-        for place, wrong in enumerate(found):
+            results = self.con.execute(self.sql).fetchall()
+        for place, wrong in enumerate(results):
             for step, contradicts in zip(self.steps, wrong, strict=True):
                 if contradicts:
                     rule = f"must be what sources.{self.table}.{step.setting} makes of the row's other columns"

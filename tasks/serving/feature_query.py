@@ -56,9 +56,9 @@ class FeatureQuery:
         Raises ValueError for rows that are lost or repeated, and duckdb.Error for SQL that fails.
         """
         self.spine.rows = spine
-        found = sorted(self.con.execute(self.statement).fetchall(), key=itemgetter(0))
-        featuresql.refuse_miscounted([row[0] for row in found], spine["row_id"].to_pylist())
-        columns = [[row[place] for row in found] for place in range(1, len(self.kinds) + 1)]
+        rows = sorted(self.con.execute(self.statement).fetchall(), key=itemgetter(0))
+        featuresql.refuse_miscounted([row[0] for row in rows], spine["row_id"].to_pylist())
+        columns = [[row[place] for row in rows] for place in range(1, len(self.kinds) + 1)]
         return list(zip(*map(_plain, columns, self.kinds.values()), strict=True))
 
     @cached_property
@@ -73,7 +73,8 @@ class FeatureQuery:
 
         columns = zip(*lines, strict=True) if lines else [()] * len(self.schema)
         return pa.table(
-            [pa.array(values, each.type) for values, each in zip(columns, self.schema, strict=True)], schema=self.schema
+            [pa.array(values, field.type) for values, field in zip(columns, self.schema, strict=True)],
+            schema=self.schema,
         )
 
 
@@ -101,8 +102,9 @@ def _why_not(tables: Mapping[str, "pa.Table"], p: Params, sql: str, tried: Seque
         return "the state has no row to try it on"
     wanted = [_computed(tables, p, sql, spine) for spine in tried]
     try:
-        kept = _prepared(tables, p, sql, tried[0])
-        same = all(kept.table(kept.run(spine)).equals(each) for spine, each in [*zip(tried, wanted, strict=True)] * 2)
+        query = _prepared(tables, p, sql, tried[0])
+        pairs = [*zip(tried, wanted, strict=True)] * 2
+        same = all(query.table(query.run(spine)).equals(expected) for spine, expected in pairs)
     except duckdb.Error as error:
         return type(error).__name__  # never its text, which may hold a value of a row
     return None if same else "run again, it gives other features"
@@ -138,8 +140,8 @@ def _opened(
     sandbox.close_connection(con)
     con.execute(f"CREATE TEMP VIEW found AS {sql}")
     kinds = featuresql.read_kinds(con, p, "found")
-    told = ", ".join(featuresql.cast_sql(name, kind) for name, kind in kinds.items())
-    return FeatureQuery(con, fed, f"SELECT row_id, {told} FROM found", kinds)
+    columns = ", ".join(featuresql.cast_sql(name, kind) for name, kind in kinds.items())
+    return FeatureQuery(con, fed, f"SELECT row_id, {columns} FROM found", kinds)
 
 
 def _plain(values: Sequence[Any], kind: str) -> Sequence[Any]:
@@ -147,5 +149,5 @@ def _plain(values: Sequence[Any], kind: str) -> Sequence[Any]:
     if is_text(kind):
         return values
     with np.errstate(over="ignore"):
-        found = np.array([np.nan if value is None else value for value in values], dtype=np.float64).astype(np.float32)
-    return [value if math.isfinite(value) else None for value in found.tolist()]
+        floats = np.array([np.nan if value is None else value for value in values], dtype=np.float64).astype(np.float32)
+    return [value if math.isfinite(value) else None for value in floats.tolist()]

@@ -72,8 +72,8 @@ def row_of(p: Params) -> type[Message]:
 
 
 def _model(name: str, fields: dict[str, Any], base: type[Message] = Message) -> type[Message]:
-    found: type[Message] = create_model(name, __base__=base, **fields)
-    return found
+    model: type[Message] = create_model(name, __base__=base, **fields)
+    return model
 
 
 def _field(name: str, column: Column) -> tuple[Any, Any]:

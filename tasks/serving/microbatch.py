@@ -47,7 +47,7 @@ class MicroBatches(Generic[Item, Result]):
 
     def _next(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
-        self._waiting = [each for each in self._waiting if not each[1].done()]
+        self._waiting = [waiting for waiting in self._waiting if not waiting[1].done()]
         total = 0
         while self._waiting and (not batch or total + self.size(self._waiting[0][0]) <= self.most):
             batch.append(self._waiting.pop(0))
@@ -56,7 +56,7 @@ class MicroBatches(Generic[Item, Result]):
 
     async def _do(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         try:
-            found = await self.work([item for item, _ in batch])
+            results = await self.work([item for item, _ in batch])
         except asyncio.CancelledError:
             for _, done in batch:
                 done.cancel()
@@ -65,10 +65,10 @@ class MicroBatches(Generic[Item, Result]):
             if len(batch) == 1:
                 _end(batch[0][1], error)
                 return
-            for each in batch:
-                await self._do([each])
+            for single in batch:
+                await self._do([single])
             return
-        for (_, done), result in zip(batch, found, strict=True):
+        for (_, done), result in zip(batch, results, strict=True):
             if not done.done():
                 done.set_result(result)
 

@@ -225,15 +225,15 @@ def encoded(spec: Spec, sent: Mapping[str, Sequence[Any]], count: int) -> NDArra
         _refuse_unknown(next((place for place, value in enumerate(sent[name]) if value is not None), 0), name)
     matrix = np.full((count, len(spec.features)), np.nan, dtype=np.float32)
     with np.errstate(over="ignore"):
-        for i, each in enumerate(spec.features):
-            if each.name in sent:
-                matrix[:, i] = _values(each, sent[each.name], spec.codes[each.name])
+        for i, feature in enumerate(spec.features):
+            if feature.name in sent:
+                matrix[:, i] = _values(feature, sent[feature.name], spec.codes[feature.name])
     matrix[~np.isfinite(matrix)] = np.nan  # as features.sql: what is not finite is missing
     return matrix
 
 
-def _values(each: Feature, values: Sequence[Any], codes: Mapping[str, int]) -> Any:
-    return encode_texts(each, values, codes) if each.kind == "category" else encode_numbers(each, values)
+def _values(feature: Feature, values: Sequence[Any], codes: Mapping[str, int]) -> Any:
+    return encode_texts(feature, values, codes) if feature.kind == "category" else encode_numbers(feature, values)
 
 
 def encode_texts(feature: Feature, values: Sequence[Any], codes: Mapping[str, int]) -> NDArray[np.float32]:
@@ -254,17 +254,17 @@ def encode_numbers(feature: Feature, values: Sequence[Any]) -> "array[float] | N
     raise _refused(feature, values)
 
 
-def _refused(each: Feature, values: Sequence[Any]) -> Refused:
+def _refused(feature: Feature, values: Sequence[Any]) -> Refused:
     """The first of these that is to blame."""
-    place = next(place for place, value in enumerate(values) if not _fits(each, value))
-    text = each.kind == "category"
+    place = next(place for place, value in enumerate(values) if not _fits(feature, value))
+    text = feature.kind == "category"
     return Refused(
-        place, each.name, f"must be a category of {LONGEST:,} characters at most" if text else "must be a number"
+        place, feature.name, f"must be a category of {LONGEST:,} characters at most" if text else "must be a number"
     )
 
 
-def _fits(each: Feature, value: Any) -> bool:
-    if each.kind == "category":
+def _fits(feature: Feature, value: Any) -> bool:
+    if feature.kind == "category":
         return type(value) in TEXT and len(value or "") <= LONGEST
     return type(value) in PLAIN and not (type(value) is int and abs(value) > LARGEST)
 

@@ -36,20 +36,20 @@ LOOKED = "looked"  # touched at each look that found the registry, and the copy 
 Seen = dict[Path, object]  # of each copy that was found whole, how its files looked then
 
 
-def copy_versions(known: Registry, home: Path, seen: Seen | None = None) -> int | None:
+def copy_versions(source: Registry, home: Path, seen: Seen | None = None) -> int | None:
     """Copy the champion and the challenger, where they are others than the copy's; the champion's number. Whole, or not
     at all. Without a challenger there is no copy of one; a champion's copy stays. A copy that is not whole any more is
     made anew; what is in `seen` is not read again."""
     seen = {} if seen is None else seen
-    champion, challenger = known.champion(), known.challenger()
-    if challenger is None or _pointed(home, versions.CHALLENGER) != _pointer(known, challenger):
+    champion, challenger = source.champion(), source.challenger()
+    if challenger is None or _pointed(home, versions.CHALLENGER) != _pointer(source, challenger):
         (versions.folder(home) / versions.CHALLENGER).unlink(missing_ok=True)  # first: whoever lost must not answer on
     try:
         if champion:
-            _point(known, champion, home, versions.POINTER, seen=seen)
+            _point(source, champion, home, versions.POINTER, seen=seen)
     finally:
         if challenger:
-            _point(known, challenger, home, versions.CHALLENGER, seen=seen)
+            _point(source, challenger, home, versions.CHALLENGER, seen=seen)
     return champion.number if champion else None
 
 
@@ -61,8 +61,8 @@ def copy_age_s(home: Path) -> float | None:
         return None
 
 
-def _pointer(known: Registry, version: Version) -> Pointer:
-    return Pointer(version.number, known.model, version.run_id)
+def _pointer(source: Registry, version: Version) -> Pointer:
+    return Pointer(version.number, source.model, version.run_id)
 
 
 def _pointed(home: Path, pointer: str) -> Pointer | None:
@@ -74,48 +74,48 @@ def _pointed(home: Path, pointer: str) -> Pointer | None:
         return None
 
 
-def _point(known: Registry, version: Version, home: Path, pointer: str, *, seen: Seen) -> None:
-    here, wanted = versions.folder(home), _pointer(known, version)
+def _point(source: Registry, version: Version, home: Path, pointer: str, *, seen: Seen) -> None:
+    here, wanted = versions.folder(home), _pointer(source, version)
     if not _is_whole(here / str(version.number), wanted, seen):
-        _copy(known, version, here)
+        _copy(source, version, here)
     if wanted != _pointed(home, pointer):
         files.publish_json(here / pointer, asdict(wanted))
-        both = [_pointed(home, each) for each in (versions.POINTER, versions.CHALLENGER)]
-        _forget(here, {each.number for each in both if each})
+        both = [_pointed(home, name) for name in (versions.POINTER, versions.CHALLENGER)]
+        _forget(here, {pointed.number for pointed in both if pointed})
 
 
 def _is_whole(copy: Path, wanted: Pointer, seen: Seen) -> bool:
     """Whether it is of this run, with the files that were copied."""
     try:
-        found = [(copy / name).stat() for name in (*versions.FILES, "version.json")]
-        stamp = (wanted, [(each.st_size, each.st_mtime_ns, each.st_ino) for each in found])
+        statuses = [(copy / name).stat() for name in (*versions.FILES, "version.json")]
+        stamp = (wanted, [(status.st_size, status.st_mtime_ns, status.st_ino) for status in statuses])
         if seen.get(copy) == stamp:
             return True
-        told = versions.read_card(copy)
+        card = versions.read_card(copy)
     except OSError:  # it is not there, or the disk cannot read it
         return False
     except ValueError as error:
         log.warning("version %d is copied anew: %s", wanted.number, error)
         return False
-    if (told.get("model"), told.get("run_id")) != (wanted.model, wanted.run_id) or not _is_hashed(told):
+    if (card.get("model"), card.get("run_id")) != (wanted.model, wanted.run_id) or not _is_hashed(card):
         return False
     seen[copy] = stamp
     return True
 
 
-def _is_hashed(told: dict[str, Any]) -> bool:
-    return set(versions.FILES) <= set(told.get("files", {}))
+def _is_hashed(card: dict[str, Any]) -> bool:
+    return set(versions.FILES) <= set(card.get("files", {}))
 
 
-def _copy(known: Registry, version: Version, here: Path) -> None:
+def _copy(source: Registry, version: Version, here: Path) -> None:
     """On the disk before it has its name. What had the name goes: another model's, or one that is not whole."""
     here.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=here))
     try:
         made = new / "made"
         for name in versions.FILES:
-            known.runs.fetch(version.run_id, name, made)
-        (made / "version.json").write_text(json.dumps(_told(known, version, made), default=str), encoding="utf-8")
+            source.runs.fetch(version.run_id, name, made)
+        (made / "version.json").write_text(json.dumps(_told(source, version, made), default=str), encoding="utf-8")
         for path in (*made.iterdir(), made):
             files.sync(path)
         target = here / str(version.number)
@@ -127,12 +127,12 @@ def _copy(known: Registry, version: Version, here: Path) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _told(known: Registry, version: Version, made: Path) -> dict[str, Any]:
-    told = {"number": version.number, "as_of": version.as_of, "commit": version.commit, "tags": dict(version.tags)}
+def _told(source: Registry, version: Version, made: Path) -> dict[str, Any]:
+    card = {"number": version.number, "as_of": version.as_of, "commit": version.commit, "tags": dict(version.tags)}
     files = {name: cache.hash_file(made / name) for name in versions.FILES}
-    data = known.runs.read_data(version.run_id)
-    told |= {"metrics": dict(data.metrics), "card": data.tags.get(NOTE, "")}
-    return told | {"model": known.model, "run_id": version.run_id, "files": files}
+    data = source.runs.read_data(version.run_id)
+    card |= {"metrics": dict(data.metrics), "card": data.tags.get(NOTE, "")}
+    return card | {"model": source.model, "run_id": version.run_id, "files": files}
 
 
 def _forget(here: Path, serving: set[int]) -> None:
@@ -143,19 +143,19 @@ def _forget(here: Path, serving: set[int]) -> None:
 
 def watch(p: Params, home: Path, stop: threading.Event) -> None:
     """Copy the versions every POLL_S, until `stop` is set."""
-    known: Registry | None = None
-    said: type[Exception] | None = None
+    source: Registry | None = None
+    last_error: type[Exception] | None = None
     seen: Seen = {}
     while not stop.is_set():
         try:
-            known = known or registry.open_registry(p.registry)
-            copy_versions(known, home, seen)
+            source = source or registry.open_registry(p.registry)
+            copy_versions(source, home, seen)
             _touch(home)
-            said = None
+            last_error = None
         except Exception as error:  # whatever it is, what serves must go on
-            if type(error) is not said:
+            if type(error) is not last_error:
                 log.warning("the registry's versions cannot be copied, so the last ones serve on: %s", error)
-            known, said = None, type(error)
+            source, last_error = None, type(error)
         stop.wait(POLL_S)
 
 

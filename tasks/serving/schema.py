@@ -57,8 +57,8 @@ def check_rows(kind: Kind, schema: "pa.Schema") -> None:
     if missing := sorted(COLUMNS[kind].keys() - set(schema.names)):
         raise ValueError(f"a row of the journal's {kind} needs {missing}, but there are {schema.names}")
     for name, alias in COLUMNS[kind].items():
-        if alias != "any" and (found := schema.field(name).type) != pa.type_for_alias(alias):
-            raise ValueError(f"`{name}` of the journal's {kind} must be {alias}, but got {found}")
+        if alias != "any" and (column_type := schema.field(name).type) != pa.type_for_alias(alias):
+            raise ValueError(f"`{name}` of the journal's {kind} must be {alias}, but got {column_type}")
 
 
 def make_entry(*parts: Any) -> str:

@@ -199,10 +199,10 @@ class Stream:
             return {}
         times, entries = [row.row["event_time"] for row in doubtful], {row.entry for row in doubtful}
         columns = ("entry", "event_time", "version", "score", "stale")
-        found = self.journal.read("predictions", since=min(times), until=max(times) + TICK, columns=columns)
-        if found.num_rows:
-            found = found.filter([entry in entries for entry in found["entry"].to_pylist()])
-        answers = answerer.restore(found, self.active.home) if found.num_rows else {}
+        journalled = self.journal.read("predictions", since=min(times), until=max(times) + TICK, columns=columns)
+        if journalled.num_rows:
+            journalled = journalled.filter([entry in entries for entry in journalled["entry"].to_pylist()])
+        answers = answerer.restore(journalled, self.active.home) if journalled.num_rows else {}
         for row in doubtful:
             recovery = self.recoveries[row.message.partition]
             recovery.left = BATCH_MESSAGES if row.entry in answers else recovery.left - 1

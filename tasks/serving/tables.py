@@ -49,20 +49,20 @@ class Tables:
     known: dict[tuple[Any, ...], Line] = field(default_factory=dict)  # features of what was asked lately
 
     @staticmethod
-    def load(p: Params, found: State) -> "Tables":
-        return Tables(p, found, state.load_tables(p, found))
+    def load(p: Params, published: State) -> "Tables":
+        return Tables(p, published, state.load_tables(p, published))
 
     @cached_property
     def references(self) -> dict[str, set[Any]]:
         """Of each spine column whose contract refuses what another table does not know: what that knows."""
         columns = self.p.contract[self.p.spine.table].columns
         strict = {name: columns[name].references for name in self.p.spine.columns if columns[name].references}
-        found = {}
+        values = {}
         for name, place in strict.items():
             if place and columns[name].unmatched == "quarantine":
                 table, _, other = place.partition(".")
-                found[name] = set(self.rows[table][other].to_pylist())
-        return found
+                values[name] = set(self.rows[table][other].to_pylist())
+        return values
 
     def until(self, champion: Champion) -> datetime:
         """The latest event time that this state can answer: what happens between its as_of and the moment at which a
@@ -85,8 +85,8 @@ class Tables:
                 raise Refused(place, "event_time", "must be before 2200")
             if row["event_time"] > until:
                 raise Refused(place, "event_time", self._too_far(champion, until))
-            for name, known in self.references.items():
-                if row[name] is not None and row[name] not in known:
+            for name, allowed in self.references.items():
+                if row[name] is not None and row[name] not in allowed:
                     column = self.p.contract[self.p.spine.table].columns[name]
                     shown = "it" if column.pii else repr(row[name])
                     raise Refused(place, name, f"{shown} is not in {column.references}")
@@ -106,12 +106,12 @@ class Tables:
             new = {place: row for place, row in zip(places, rows, strict=True) if place not in self.known}
             plan = self._planned(champion)
             made = dict(zip(new, self._made(champion, plan, list(new.values())), strict=True))
-            found = [made.get(place) or self.known[place] for place in places]
+            lines = [made.get(place) or self.known[place] for place in places]
             if len(new) <= FEW:
                 self.known.update(made)
             while len(self.known) > KNOWN:
                 del self.known[next(iter(self.known))]
-            return plan.table(found)
+            return plan.table(lines)
 
     def prepare(self, champion: Champion) -> bool:
         """Whether the features of this version can be made of this state. The first time it takes a moment, for which
@@ -128,14 +128,14 @@ class Tables:
         return champion.number not in self.unfit
 
     def _planned(self, champion: Champion) -> FeatureQuery:
-        if (known := self.plans.get(champion.number)) is not None:
-            return known
+        if (query := self.plans.get(champion.number)) is not None:
+            return query
         mixed = self._mixed(champion)
-        found = prepare_query(self.rows, mixed, champion.sql, tried=[spine_of(mixed, rows) for rows in self._newest()])
-        self.plans[champion.number] = found
+        query = prepare_query(self.rows, mixed, champion.sql, tried=[spine_of(mixed, rows) for rows in self._newest()])
+        self.plans[champion.number] = query
         while len(self.plans) > PLANS:
             del self.plans[next(iter(self.plans))]
-        return found
+        return query
 
     def _made(self, champion: Champion, plan: FeatureQuery, rows: list[Mapping[str, Any]]) -> list[Line]:
         """Raises Refused for a row that the champion's SQL fails on."""
@@ -149,12 +149,12 @@ class Tables:
             return plan.run(spine)
         except duckdb.Error as error:
             anew = prepare_each_time(self.rows, mixed, champion.sql, spine)
-            found = _tried_anew(anew, mixed, rows, spine)
+            lines = _tried_anew(anew, mixed, rows, spine)
             log.warning(
                 "the plan of version %s failed: it is made for each request anew: %s", champion.number, _name(error)
             )
             self.plans[champion.number] = anew
-            return found
+            return lines
 
     def _mixed(self, champion: Champion) -> Params:
         return self.p.model_copy(update={"features": champion.p.features, "spine": champion.p.spine})
@@ -195,11 +195,11 @@ def spine_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
     import pyarrow as pa
 
     columns = p.contract[p.spine.table].columns
-    told = {"row_id": pa.array(range(1, len(rows) + 1), pa.int64())}
-    told["event_time"] = column_of([row["event_time"] for row in rows], "TIMESTAMP")
+    spine = {"row_id": pa.array(range(1, len(rows) + 1), pa.int64())}
+    spine["event_time"] = column_of([row["event_time"] for row in rows], "TIMESTAMP")
     for name in p.spine.columns:
-        told[name] = column_of([row.get(name) for row in rows], columns[name].type)
-    return pa.table(told)
+        spine[name] = column_of([row.get(name) for row in rows], columns[name].type)
+    return pa.table(spine)
 
 
 def column_of(values: Sequence[Any], kind: str) -> "pa.Array":

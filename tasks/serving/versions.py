@@ -57,55 +57,55 @@ def folder(home: Path) -> Path:
 
 def served_number(home: Path, pointer: str = POINTER) -> int | None:
     """The number of the version in the local copy; by the other pointer, of the challenger's."""
-    return found.number if (found := read_pointer(home, pointer)) else None
+    return pointed.number if (pointed := read_pointer(home, pointer)) else None
 
 
 def read_pointer(home: Path, pointer: str = POINTER) -> Pointer | None:
     """Raises ValueError for a pointer that names no version."""
     path = folder(home) / pointer
     try:
-        told = _read_object(path)
+        fields = _read_object(path)
     except FileNotFoundError:
         return None
-    number = told.get("number")
+    number = fields.get("number")
     if type(number) is not int or number < 1:
         raise ValueError(f"`number` must be a version's in {path}, but got {number!r}. {COPY_AGAIN}")
-    return Pointer(number, told.get("model"), told.get("run_id"))
+    return Pointer(number, fields.get("model"), fields.get("run_id"))
 
 
 def read_card(here: Path) -> dict[str, Any]:
     """What version.json tells of a copy. Raises ValueError where a file is not the one that was copied."""
-    told = _read_object(here / "version.json")
-    files = told.get("files", {})
+    card = _read_object(here / "version.json")
+    files = card.get("files", {})
     if not isinstance(files, dict):
         raise ValueError(
             f"`files` must be names and hashes in {here / 'version.json'}, but got {files!r}. {COPY_AGAIN}"
         )
     for name, wanted in files.items():
-        if (found := cache.hash_file(here / name)) != wanted:
-            raise ValueError(f"{here / name} must have the hash {wanted}, but it has {found}. {COPY_AGAIN}")
-    return told
+        if (digest := cache.hash_file(here / name)) != wanted:
+            raise ValueError(f"{here / name} must have the hash {wanted}, but it has {digest}. {COPY_AGAIN}")
+    return card
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        value = None
+    if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, but it does not. {COPY_AGAIN}")
-    return found
+    return value
 
 
 def load_version(home: Path, number: int) -> Champion:
     """Raises ValueError for a copy that is not whole."""
     here = folder(home) / str(number)
     model, sql, settings = (here / name for name in FILES)
-    told = read_card(here)
-    found = Champion(number, params.load(settings), sql.read_text(encoding="utf-8"), Model.load(model), told)
-    if _read_object(here / "version.json") != told:
+    card = read_card(here)
+    version = Champion(number, params.load(settings), sql.read_text(encoding="utf-8"), Model.load(model), card)
+    if _read_object(here / "version.json") != card:
         raise ValueError(f"{here} was copied anew while it was read. The next look finds it whole.")
-    return replace(found, card={name: value for name, value in told.items() if name != "files"})
+    return replace(version, card={name: value for name, value in card.items() if name != "files"})
 
 
 def load_and_warm(home: Path, number: int) -> Champion:
@@ -114,6 +114,6 @@ def load_and_warm(home: Path, number: int) -> Champion:
 
     champion = load_version(home, number)
     kinds = {"number": pa.float32(), "category": pa.string()}
-    empty = pa.table({each.name: pa.nulls(1, kinds[each.kind]) for each in champion.model.spec.features})
+    empty = pa.table({feature.name: pa.nulls(1, kinds[feature.kind]) for feature in champion.model.spec.features})
     champion.model.predict(empty)
     return champion

@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -332,7 +331,7 @@ def test_each_look_that_finds_all_well_is_told_by_its_age(
 ) -> None:
     monkeypatch.setattr(registry, "open_registry", lambda _: shop.known)
     p = trying("none")
-    p = p.model_copy(update={"serving": p.serving.model_copy(update={"watch": timedelta(seconds=0.05)})})
+    monkeypatch.setattr(registry_mirror, "POLL_S", 0.05)
     assert registry_mirror.copy_age_s(tmp_path) is None
     looks(p, tmp_path, lambda: registry_mirror.copy_age_s(tmp_path) is not None)
     os.utime(versions.folder(tmp_path) / registry_mirror.LOOKED, (0, 0))
