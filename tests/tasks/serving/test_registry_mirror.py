@@ -125,12 +125,12 @@ def test_version_1_of_another_run_is_no_copy_of_version_1(shop: Shop, tmp_path: 
     one = active.Active(tmp_path)
     assert list(one.renew(trying("none"))) == ["version 1 serves"]
     assert one.champion
-    assert one.champion.told["run_id"] == "another"
+    assert one.champion.card["run_id"] == "another"
     registry_mirror.copy_versions(shop.known, tmp_path)
     run = shop.known.version(1).run_id
     assert versions.read_pointer(tmp_path) == versions.Pointer(1, "kept", run)
     assert list(one.renew(trying("none"))) == ["version 1 serves"]
-    assert one.champion.told["run_id"] == run
+    assert one.champion.card["run_id"] == run
     assert list(one.renew(trying("none"))) == []
 
 
