@@ -4,60 +4,34 @@ import re
 
 from pydantic import model_validator
 
-from tasks.params.sections import (
-    TAKEN,
-    TIMES,
-    Clean,
-    Clock,
-    Column,
-    Drift,
-    Evaluate,
-    Features,
-    Gate,
-    Ingest,
-    Journal,
-    Label,
-    Monitor,
-    Paths,
-    Policy,
-    Registry,
-    Replay,
-    Section,
-    Serving,
-    Source,
-    Spine,
-    Split,
-    Stage,
-    Table,
-    Train,
-    Tune,
-)
+from tasks.params import sections
+from tasks.params.sections import TAKEN, TIMES, Column
 from tasks.params.values import suggest
 
 
-class Params(Section):
-    clock: Clock
-    sources: dict[str, Source]
-    contract: dict[str, Table]
-    ingest: Ingest
-    clean: Clean
-    spine: Spine
-    label: Label
-    features: Features
-    split: Split
-    tune: Tune
-    train: Train
-    evaluate: Evaluate
-    gate: Gate
-    registry: Registry
-    journal: Journal = Journal()
-    monitor: Monitor = Monitor()
-    drift: Drift = Drift()
-    policy: Policy = Policy()
-    replay: Replay = Replay()
-    serving: Serving = Serving()
-    stage: Stage
-    paths: Paths
+class Params(sections.Section):
+    clock: sections.Clock
+    sources: dict[str, sections.Source]
+    contract: dict[str, sections.Table]
+    ingest: sections.Ingest
+    clean: sections.Clean
+    spine: sections.Spine
+    label: sections.Label
+    features: sections.Features
+    split: sections.Split
+    tune: sections.Tune
+    train: sections.Train
+    evaluate: sections.Evaluate
+    gate: sections.Gate
+    registry: sections.Registry
+    journal: sections.Journal = sections.Journal()
+    monitor: sections.Monitor = sections.Monitor()
+    drift: sections.Drift = sections.Drift()
+    policy: sections.Policy = sections.Policy()
+    replay: sections.Replay = sections.Replay()
+    serving: sections.Serving = sections.Serving()
+    stage: sections.Stage
+    paths: sections.Paths
 
     @model_validator(mode="after")
     def _agree(self) -> "Params":
@@ -80,7 +54,7 @@ class Params(Section):
         return self
 
 
-def _check_table(name: str, table: Table, p: Params) -> None:
+def _check_table(name: str, table: sections.Table, p: Params) -> None:
     timed = p.sources[name].event_time is not None
     if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "spine":
         raise ValueError(f"a table's name is a letter, then letters, digits and _, and not spine, but got {name!r}")
@@ -101,7 +75,7 @@ def _check_table(name: str, table: Table, p: Params) -> None:
         _check_reference(f"contract.{name}.columns.{field}", column, others)
 
 
-def _check_names(name: str, table: Table, source: Source) -> None:
+def _check_names(name: str, table: sections.Table, source: sections.Source) -> None:
     """SQL ignores case: names that differ in case alone are one column to it."""
     spelled: dict[str, str] = {}
     for column in [*table.columns, *source.derive]:
@@ -124,7 +98,7 @@ def _check_names(name: str, table: Table, source: Source) -> None:
         raise ValueError(f"contract.{name}.version must be known with its row, but {table.version!r} is an outcome")
 
 
-def _check_reference(name: str, column: Column, others: dict[str, Table]) -> None:
+def _check_reference(name: str, column: Column, others: dict[str, sections.Table]) -> None:
     if not column.references:
         return
     table, _, field = column.references.partition(".")
