@@ -1,6 +1,6 @@
 """signals: each is a function of a window and the champion, in a file of its own; this table lists them.
 
-A new signal is one file and one line here, and its name in tasks/params.py's SignalKind.
+A new signal is one file and one line here, and its name in `SignalKind` of tasks/params/sections.py.
 """
 
 from collections.abc import Callable
