@@ -11,8 +11,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -197,12 +195,11 @@ def select_known(table: "pa.Table", as_of: datetime) -> "pa.Table":
 def _train(p: Params, folder: Path) -> float:
     """Search, training and evaluation in a folder; the seconds of CPU of this process and those that it started."""
     _import_libraries()
-    with _set_home(folder / "home"):  # a search that was made before would cost nothing: this home has none
-        before = sum(os.times()[:4])
-        tune.tune(p, folder)
-        train.train(p, folder)
-        evaluate.evaluate(p, folder)
-        spent = sum(os.times()[:4]) - before
+    before = sum(os.times()[:4])
+    tune.tune(p, folder, home=folder / "home")  # a search that was made before would cost nothing: this home has none
+    train.train(p, folder)
+    evaluate.evaluate(p, folder)
+    spent = sum(os.times()[:4]) - before
     shutil.rmtree(folder / "home")
     return spent
 
@@ -214,16 +211,6 @@ def _import_libraries() -> None:
     model.import_xgboost()
     import sklearn.linear_model
     import sklearn.metrics  # noqa: F401
-
-
-@contextmanager
-def _set_home(folder: Path) -> Iterator[None]:
-    before = os.environ.get("EVERGREEN_HOME")
-    os.environ["EVERGREEN_HOME"] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop("EVERGREEN_HOME") if before is None else os.environ.update(EVERGREEN_HOME=before)
 
 
 def reduce_search(p: Params) -> Params:

@@ -28,8 +28,12 @@ CODE = cache.hash_code(__file__, *(str(module.__file__) for module in DECIDERS))
 
 
 @contextmanager
-def open_log(p: Params, source: Path, as_of: datetime) -> Iterator[Path]:
-    """The log of this very search (same rows, space, code and libraries), held by one process at a time."""
+def open_log(p: Params, source: Path, as_of: datetime, *, home: Path | None = None) -> Iterator[Path]:
+    """The log of this very search (same rows, space, code and libraries), held by one process at a time.
+
+    Args:
+        home: the folder of shared state, where not EVERGREEN_HOME.
+    """
     from filelock import FileLock, Timeout
 
     rows = [cache.hash_file(path) for _, path in periods.list_files(source)]
@@ -37,7 +41,7 @@ def open_log(p: Params, source: Path, as_of: datetime) -> Iterator[Path]:
     task = p.label.task, p.label.deadline, p.split.model_dump(), p.train.categories, p.train.device
     libraries = optuna.__version__, np.__version__, model.import_xgboost().__version__
     name = cache.hash_inputs(rows, as_of, search, task, CODE, libraries)
-    path = params.home() / "studies" / f"{name}.jsonl"
+    path = (home or params.home()) / "studies" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
     try:

@@ -23,8 +23,12 @@ from tasks.training.search import Search
 from tasks.training.trials import Tuned
 
 
-def tune(p: Params, folder: Path = Path()) -> None:
-    """Write <models>/tuned.json, <reports>/trials.json and score.json. Raises ValueError where folds have no room."""
+def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
+    """Write <models>/tuned.json, <reports>/trials.json and score.json. Raises ValueError where folds have no room.
+
+    Args:
+        home: keeps the log from which a killed search goes on; EVERGREEN_HOME where not given.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space.check_space(p)
     source, reports = folder / p.paths.features, folder / p.paths.reports
@@ -33,7 +37,7 @@ def tune(p: Params, folder: Path = Path()) -> None:
     featuresql.check_slices(p.evaluate.slices, rows.table.column_names)  # evaluate needs them, when all is spent
     folds = Folds(p, rows, as_of)
     study = optuna.create_study(study_name="tune", pruner=optuna.pruners.NopPruner(), sampler=space.make_sampler(p, 0))
-    with trial_log.open_log(p, source, as_of) as path:
+    with trial_log.open_log(p, source, as_of, home=home) as path:
         search = Search(p, folds, study, path)
         ended_by = search.run()
         finals = search.rank_finalists()
