@@ -7,7 +7,6 @@ of its name. The run has a workspace of its own; the checkout is never edited.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -272,23 +271,11 @@ class Recorded:
 @task(name="on record", task_run_name="on record", cache_policy=NO_CACHE, **NETWORK)
 def record_run(p: Params, space: Workspace, registry: Registry) -> Recorded:
     """Find the MLflow run of what the stages made, or log it if their results were restored from elsewhere."""
-    with _environment(_lineage(space)):
-        key = record.record(p, space.root)
+    key = record.record(p, space.root, environment=_lineage(space))
     run_id = registry.runs.find(key)
     assert run_id is not None  # record has just seen to it
     as_of = FeaturesManifest.read(space.root / p.paths.features).as_of
     return Recorded(key, run_id, as_of.isoformat())
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @task(name="gate", task_run_name="gate", cache_policy=NO_CACHE, **NETWORK)

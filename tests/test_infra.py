@@ -18,7 +18,9 @@ from prometheus_client import generate_latest
 
 from flows import automations
 from tasks import TELEMETRY_OFF
-from tasks.serving import active, metrics, stream
+from tasks.serving.active import Active
+from tasks.serving.metrics import Metrics
+from tasks.serving.stream_metrics import StreamMetrics
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / "infra" / "Dockerfile"
@@ -202,7 +204,10 @@ def asked() -> dict[str, set[str]]:
 
 
 def test_the_dashboard_asks_for_what_metrics_gives(tmp_path: Path) -> None:
-    pages = metrics.Metrics.begin().text(), generate_latest(stream.Metrics.of(active.Active(tmp_path)).registry)
+    pages = (
+        Metrics.begin().text(),
+        generate_latest(StreamMetrics.of(Active(tmp_path)).registry),
+    )
     given = {name for page in pages for name in told(page.decode())}
     assert len(given) > 10
     assert {title: names - given for title, names in asked().items() if names - given} == {}

@@ -63,6 +63,7 @@ class Results:
     entries: Mapping[str, Any]
     commit: str
     patch: bytes
+    flow_run: str | None
     raw: RawManifest
     features: FeaturesManifest
     quality: Mapping[str, Any]
@@ -81,9 +82,13 @@ class Results:
         return [column.model_dump() for column in self.features.columns]
 
 
-def record(p: Params, folder: Path = Path()) -> str:
-    """Log the run, unless it is there; its hash. Raises ValueError where a stage before it has not been run."""
-    results = _read_results(p, folder)
+def record(p: Params, folder: Path = Path(), *, environment: Mapping[str, str] = os.environ) -> str:
+    """Log the run, unless it is there; its hash. Raises ValueError where a stage before it has not been run.
+
+    Args:
+        environment: what the retrain flow sets for its stages: EVERGREEN_COMMIT, _DIFF and _FLOW_RUN.
+    """
+    results = _read_results(p, folder, environment)
     runs, content = registry.open_registry(p.registry).runs, {"record": results.record}
     run_id = runs.find(results.record) or _log_run(runs, results)
     target = folder / p.paths.reports / "record.json"
@@ -96,10 +101,10 @@ def record(p: Params, folder: Path = Path()) -> str:
 # --- what there is to record ---------------------------------------------------------------------------------------
 
 
-def _read_results(p: Params, folder: Path) -> Results:
+def _read_results(p: Params, folder: Path, environment: Mapping[str, str]) -> Results:
     reports, models = folder / p.paths.reports, folder / p.paths.models
     entries = read_entries(folder)
-    commit, patch = _read_code(folder)
+    commit, patch = _read_code(folder, environment)
     try:
         return Results(
             p=p,
@@ -107,6 +112,7 @@ def _read_results(p: Params, folder: Path) -> Results:
             entries=entries,
             commit=commit,
             patch=patch,
+            flow_run=environment.get("EVERGREEN_FLOW_RUN") or None,
             raw=RawManifest.read(folder / p.paths.raw),
             features=FeaturesManifest.read(folder / p.paths.features),
             quality=json.loads((reports / "quality.json").read_text()),
@@ -139,9 +145,9 @@ def hash_entries(entries: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read_code(folder: Path) -> tuple[str, bytes]:
+def _read_code(folder: Path, environment: Mapping[str, str]) -> tuple[str, bytes]:
     """The commit and the patch from there: the retrain flow's, which works in a copy, else the checkout's."""
-    commit, patch = os.environ.get("EVERGREEN_COMMIT"), os.environ.get("EVERGREEN_DIFF")
+    commit, patch = environment.get("EVERGREEN_COMMIT"), environment.get("EVERGREEN_DIFF")
     if commit is None:
         return code.find_commit_and_patch(folder)
     return commit, Path(patch).read_bytes() if patch else b""
@@ -310,7 +316,7 @@ def _find_lineage(results: Results) -> dict[str, str]:
         tags.COMMIT: results.commit,
         tags.DIRTY: "true" if results.patch else "false",
         tags.ENVIRONMENT: cache.hash_file(lock) if lock.exists() else UNKNOWN,
-        tags.FLOW_RUN: os.environ.get("EVERGREEN_FLOW_RUN") or None,
+        tags.FLOW_RUN: results.flow_run,
         tags.PII_KEY_ID: results.raw.pii_key_id,
         tags.DATA_FROM: features.begin,
         tags.DATA_TO: features.end,

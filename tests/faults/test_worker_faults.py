@@ -117,7 +117,7 @@ def resource_of(run: FlowRun) -> dict[str, str]:
 
 @pytest.mark.timeout(600)
 def test_a_retrain_that_is_killed_after_it_promoted_runs_again_and_promotes_nothing_twice(here: Station) -> None:
-    with held_after(here, "retrain", "acted.fn") as mark:
+    with held_after(here, "retrain", "carry_out.fn") as mark:
         run = here.ask("retrain", decision="first")
         until(mark.exists, 180, here.worker.log)
         kill(*up.descendants(here.worker.process.pid))
@@ -137,7 +137,7 @@ def test_a_retrain_that_is_killed_after_it_promoted_runs_again_and_promotes_noth
 @pytest.mark.timeout(600)
 def test_a_score_that_is_killed_is_made_whole_by_the_next_and_predicts_nothing_twice(here: Station) -> None:
     as_of = (FIRST + WEEK).isoformat()
-    with held_after(here, "score", "journal.Journal.append") as mark:
+    with held_after(here, "score", "work.Journal.append") as mark:
         run = here.ask("score", as_of=as_of)
         until(mark.exists, 120, here.worker.log)
         kill(*up.descendants(here.worker.process.pid))
@@ -283,6 +283,6 @@ def test_up_is_refused_where_it_runs_already_and_where_a_port_is_taken(ground: P
     home.mkdir(exist_ok=True)
     with (
         up.FileLock(home / "up.lock"),
-        pytest.raises(AssertionError, match="it runs already for"),
+        pytest.raises(AssertionError, match="runs already for"),
     ):
         program(ground, env, "-m", "infra.up")
