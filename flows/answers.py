@@ -46,7 +46,7 @@ def is_answered(p: Params, decision: str) -> bool:
     again."""
     registry = open_registry(p.registry)
     finish_open(registry)
-    if decision not in ledger.find_answered(registry.ledger()):
+    if decision not in ledger.find_answered(registry.read_ledger()):
         return False
     get_run_logger().info("decision %s was answered already: see the ledger", decision)
     return True
@@ -82,9 +82,9 @@ def give_up(p: Params, asked: Asked, why: str) -> None:
     no cool-down and no budget. The policy pauses after it, and a person is told."""
     registry = open_registry(p.registry)
     finish_open(registry)  # a promotion that was begun is the answer
-    if asked.decision is None or asked.decision in ledger.find_answered(registry.ledger()):
+    if asked.decision is None or asked.decision in ledger.find_answered(registry.read_ledger()):
         return
-    serving = registry.champion()
+    serving = registry.find_champion()
     champion = serving.number if serving else None
     as_of = asked.as_of or state.read_event_now() or params.to_utc(datetime.now(UTC))
     answer = Entry("verdict", asked.decision, as_of, champion=champion, outcome="HOLD", reasons=(why,))
@@ -97,7 +97,7 @@ def is_too_early(p: Params, asked: Asked, as_of: datetime, limit: datetime | Non
     """Whether the gate would judge no candidate yet; the ledger then says why. Asked before the stages run or, without
     clock.as_of, as soon as ingest has found the time. `limit` is the end of the data, if it is known."""
     registry = open_registry(p.registry)
-    serving = registry.champion()
+    serving = registry.find_champion()
     as_of = params.to_utc(as_of)
     # What is later than this run may come from a clock that has been mended: the gate can tell, which knows the data.
     reason = judge.explain_wait(p, registry, serving, as_of, limit=limit or as_of)

@@ -107,7 +107,7 @@ def end_canary(registry: Registry, *, reason: str, as_of: datetime, decision: st
 def accept_challenger(registry: Registry, journal: Journal, *, as_of: datetime) -> str:
     """Promote the challenger that the monitor found better, for the person whom gate.approval asks for. One that was
     promoted already, by a run that was cut off before it could say so, is told of."""
-    settled, serving = work.settle(registry, as_of=as_of), registry.champion()
+    settled, serving = work.settle(registry, as_of=as_of), registry.find_champion()
     if over := settled.over or (None if settled.on else work.find_last_winner(registry)):
         return work.explain_end(over)
     look = work.find_pending(read_signals(journal), serving.number, settled.on) if settled.on and serving else None
@@ -119,7 +119,7 @@ def accept_challenger(registry: Registry, journal: Journal, *, as_of: datetime) 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
 def publish(registry: Registry, message: str, as_of: datetime) -> Tried:
     """Tell who serves and who is tried beside it."""
-    serving, challenger = registry.champion(), registry.challenger()
+    serving, challenger = registry.find_champion(), registry.find_challenger()
     done = Tried(serving.number if serving else None, challenger.number if challenger else None, as_of, message)
     create_markdown_artifact(describe(done), key="canary", description=f"as of {as_of}")
     get_run_logger().info("%s", describe(done))

@@ -175,7 +175,7 @@ def retrain_at(as_of: datetime, decision: str | None) -> "Retrained":
 def has_history() -> bool:
     from tasks.promotion import registry
 
-    return bool(registry.open_registry(params.load().registry).ledger())
+    return bool(registry.open_registry(params.load().registry).read_ledger())
 
 
 def is_left_open(decision: str) -> bool:
@@ -185,7 +185,7 @@ def is_left_open(decision: str) -> bool:
     from tasks.serving import journal
 
     p = params.load()
-    answered = ledger.find_answered(registry.open_registry(p.registry).ledger())
+    answered = ledger.find_answered(registry.open_registry(p.registry).read_ledger())
     requests = decisions.read_requests(journal.open_journal(p.journal))
     pending = decisions.select_pending(requests, answered=answered, p=p)
     return decision in [request.decision for request in pending]

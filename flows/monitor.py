@@ -136,7 +136,7 @@ def _now() -> datetime:
 def load_champion(p: Params) -> tuple[Registry, Watched | None]:
     """The version that serves, and what its windows are compared with."""
     registry = open_registry(p.registry)
-    version = registry.champion()
+    version = registry.find_champion()
     return registry, watched.load_watched(p, registry, version) if version else None
 
 
@@ -289,7 +289,7 @@ def send_decision(p: Params, journal: Journal, decision: Decision) -> Decision:
 def send_alerts(p: Params, journal: Journal, registry: Registry, signals: tuple[Signal, ...]) -> None:
     """What a person should hear of, each cause once."""
     history, requests = read_signals(journal), decisions.read_requests(journal)
-    entries = registry.ledger()
+    entries = registry.read_ledger()
     for message in alerts.list_alerts(p.registry.model, signals, history=history, requests=requests, entries=entries):
         _send(message, journal, p)
 

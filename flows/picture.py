@@ -64,13 +64,13 @@ def draw_loop(p: Params, registry: Registry, journal: Journal, *, until: datetim
 
 def read_promotions(registry: Registry) -> dict[int, datetime]:
     """When each version began to serve, the newest last."""
-    changes = (entry for entry in registry.ledger() if entry.mark in CHAMPION_CHANGES)
+    changes = (entry for entry in registry.read_ledger() if entry.mark in CHAMPION_CHANGES)
     return {entry.version: entry.as_of for entry in changes if entry.version}
 
 
 def measure_curves(p: Params, registry: Registry, journal: Journal, number: int, *, until: datetime) -> Iterator[Curve]:
     """The weekly losses on the rows that a version predicted: its own, and its predecessor's on the same rows."""
-    version = registry.version(number)
+    version = registry.read_version(number)
     model = fetch_model(registry, version)
     rows = read_mature(journal, version, model.spec, until=until - p.label.deadline)
     if not len(rows.codes):

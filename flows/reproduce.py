@@ -85,7 +85,7 @@ def reproduce(
 @task(name="lineage", task_run_name="lineage", cache_policy=NO_CACHE, **NETWORK)
 def fetch(p: Params, number: int, into: Path) -> Origin:
     registry = open_registry(p.registry)
-    version = registry.version(number)
+    version = registry.read_version(number)
     is_dirty = version.tags.get(DIRTY) == "true"
     names = ("dvc.lock", "params.yaml", "reports/tuned.json", "reports/metrics.json", "model.ubj", "twin.ubj")
     files = {name: registry.runs.fetch(version.run_id, name, into) for name in names}

@@ -282,7 +282,7 @@ def record_run(p: Params, space: Workspace, registry: Registry) -> Recorded:
 def judge_candidate(p: Params, space: Workspace, registry: Registry, run: Recorded) -> Verdict:
     """Finish a promotion or rollback that was cut off, then ask the gate."""
     finish_open(registry)
-    champion = registry.champion()
+    champion = registry.find_champion()
     _refuse_other_key(space.root / p.paths.raw, p, champion)
     verdict = judge.judge_candidate(p, space.root, run.record, registry=registry, champion=champion)
     get_run_logger().info("%s: %s", verdict.outcome, " ".join(verdict.reasons))
@@ -307,7 +307,7 @@ def carry_out(
     """Write the verdict to the ledger and, on PROMOTE, move the alias. Returns the verdict and the new version."""
     as_of = datetime.fromisoformat(run.as_of)
     with registry.lock:  # no rollback may come between the question who serves and the answer
-        serving = registry.champion()
+        serving = registry.find_champion()
         verdict = judge.hold_if_another_serves(verdict, serving)
         if verdict.promotes:
             tags = {FLOW_RUN: str(flow_run.id or ""), GATE_METRIC: p.gate.metric}

@@ -83,7 +83,7 @@ def move_back(
     again, it is the same rollback: the decision names it."""
     registry = open_registry(p.registry)
     now = changes.rollback(registry, decision=decision, as_of=as_of, reasons=[reason], to=to, champion=champion)
-    (entry,) = (one for one in registry.ledger() if (one.mark, one.decision) == ("rolled back", decision))
+    (entry,) = (one for one in registry.read_ledger() if (one.mark, one.decision) == ("rolled back", decision))
     return RolledBack(now.number, entry.champion, entry.as_of, reason)
 
 

@@ -17,7 +17,7 @@ from tasks.serving.journal import open_journal
 def compare_features(p: Params, root: Path, registry: Registry) -> skew.Skew | None:
     """Warn of each feature whose value, computed today, differs from the one that the champion predicted with. The
     retrain goes on: late data may change a feature, and the candidate is judged on its own holdout."""
-    champion = registry.champion()
+    champion = registry.find_champion()
     if champion is None:
         return None
     book = open_journal(p.journal)

@@ -63,7 +63,7 @@ def compare(
     assert begun.version is not None
     if begun.version == champion.number:
         return None
-    versions = (champion, registry.version(begun.version))
+    versions = (champion, registry.read_version(begun.version))
     models = [fetch_model(registry, version) for version in versions]
     if models[0].spec.task != models[1].spec.task:
         log.warning("the challenger answers another question (%s, not %s)", models[1].spec.task, models[0].spec.task)
@@ -215,11 +215,11 @@ def find_pending(signals: Iterable[Signal], version: int, begun: Entry) -> Signa
 
 def settle(registry: Registry, *, as_of: datetime) -> Settlement:
     """Ends a canary whose challenger serves by now, however it came to and under whatever number."""
-    begun, serving = changes.settle_challenger(registry), registry.champion()
+    begun, serving = changes.settle_challenger(registry), registry.find_champion()
     if begun is None or serving is None or not _serves(registry, begun, serving):
         return Settlement(begun)
     changes.finish_open(registry)  # what was killed between the alias and its mark
-    promotion = next((entry for entry in registry.ledger() if _is_promotion_of(entry, begun)), None)
+    promotion = next((entry for entry in registry.read_ledger() if _is_promotion_of(entry, begun)), None)
     if promotion:
         decision, outcome, reasons = promotion.decision, "PROMOTE", promotion.reasons
     else:
@@ -237,7 +237,7 @@ def _serves(registry: Registry, begun: Entry, serving: Version) -> bool:
     if begun.version == serving.number or begun.run == serving.run_id:
         return True
     assert begun.version is not None
-    return bool(serving.record) and registry.version(begun.version).record == serving.record
+    return bool(serving.record) and registry.read_version(begun.version).record == serving.record
 
 
 def _is_promotion_of(entry: Entry, begun: Entry) -> bool:
@@ -250,7 +250,7 @@ def _is_promotion_of(entry: Entry, begun: Entry) -> bool:
 
 def find_last_winner(registry: Registry) -> Entry | None:
     """The entry that ended the last canary, if its challenger was promoted and serves."""
-    entries, serving = registry.ledger(), registry.champion()
+    entries, serving = registry.read_ledger(), registry.find_champion()
     last = next((entry for entry in reversed(entries) if entry.mark in ("canary", "canary over")), None)
     won = last is not None and last.outcome == "PROMOTE" and serving is not None and last.version == serving.number
     return last if won else None
@@ -272,7 +272,11 @@ def carry_out(registry: Registry, look: Signal, *, as_of: datetime) -> Entry | N
         ValueError: The challenger may not be promoted.
     """
     with registry.lock:
-        begun, serving, outcome = changes.settle_challenger(registry), registry.champion(), str(look.detail["outcome"])
+        begun, serving, outcome = (
+            changes.settle_challenger(registry),
+            registry.find_champion(),
+            str(look.detail["outcome"]),
+        )
         if begun is None or serving is None or begun.run is None:
             return None
         if (begun.decision, serving.number) != (look.detail["canary"], look.version):

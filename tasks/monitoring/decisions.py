@@ -142,7 +142,7 @@ def decide_first(p: Params, *, journal: Journal, registry: Registry, as_of: date
 
 def read_retrains(p: Params, journal: Journal, registry: Registry, *, busy: bool) -> Retrains:
     """What was asked for and answered so far, and whether the last ones failed."""
-    entries, requests = registry.ledger(), read_requests(journal)
+    entries, requests = registry.read_ledger(), read_requests(journal)
     answered, unmade = ledger.find_answered(entries), ledger.find_empty_answers(entries)
     faults = [_on_wall_clock(line.made_at) for line in unmade if line.is_fault and line.made_at]
     return Retrains(
@@ -176,7 +176,7 @@ def answer_abandoned(p: Params, *, journal: Journal, registry: Registry) -> list
 
     The caller makes sure that no retrain is under way.
     """
-    requests = read_open(journal, answered=ledger.find_answered(registry.ledger()))
+    requests = read_open(journal, answered=ledger.find_answered(registry.read_ledger()))
     abandoned = find_abandoned(requests, now=_now(), most=p.policy.attempts + 1, patience=patience(p))
     return [
         registry.append(_answer(request, is_newest=place == 0, patience=patience(p)))

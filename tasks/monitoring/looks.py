@@ -30,7 +30,7 @@ def take_looks(
         looks.append(
             predecessor.compare(p, journal=journal, registry=registry, champion=champion, as_of=as_of, looks=count)
         )
-    begun = registry.canary()
+    begun = registry.find_canary()
     if begun and is_look_due(before, champion.number, as_of=as_of, window=p.monitor.window, kind="challenger"):
         count = len(list_looks(before, champion.number, kind="challenger"))
         looks.append(

@@ -56,7 +56,7 @@ def measure_window(watched: Watched, *, journal: Journal, registry: Registry, as
     signals = measure_signals(window, watched)
     signals += take_looks(watched, past, journal=journal, registry=registry, as_of=as_of)
     append_signals(journal, signals)
-    begun = registry.canary()
+    begun = registry.find_canary()
     return Measured(
         as_of,
         tuple(signals),

@@ -47,7 +47,7 @@ def promote(
         _settle(transaction)
         if bar := _explain_bar(transaction, run_id):
             raise ValueError(f"{bar}: run {run_id} cannot be promoted. Train another candidate.")
-        serving = registry.champion()
+        serving = registry.find_champion()
         intent = Entry(
             "intent",
             decision,
@@ -82,7 +82,7 @@ def _finish(transaction: Transaction, begun: Entry) -> Version:
     registry, end = transaction.registry, ledger.ENDS[begun.mark]
     ended = ledger.find_entry(transaction.entries, end, begun.decision)
     if ended and ended.version is not None:
-        return registry.version(ended.version)
+        return registry.read_version(ended.version)
     if objection := _find_objection(transaction, begun):
         transaction.append(begun.next_mark("superseded", None))
         raise ValueError(f"decision {begun.decision} {objection}")
@@ -102,13 +102,13 @@ def _find_version(registry: Registry, begun: Entry) -> Version:
     """
     if begun.mark == "rollback":
         assert begun.version is not None
-        return registry.version(begun.version)
+        return registry.read_version(begun.version)
     description = " ".join([f"Of what was known at {begun.as_of}. {begun.outcome}.", *begun.reasons])
     figures = json.dumps(begun.verdict, sort_keys=True, default=str)
     verdict = {VERDICT: str(begun.outcome), VERDICT_FIGURES: figures}
     if begun.version is not None:
         registry.describe(begun.version, description, verdict)
-        return registry.version(begun.version)
+        return registry.read_version(begun.version)
     assert begun.run is not None
     tags = {**begun.lineage, **verdict, AS_OF: begun.as_of.isoformat()}
     return registry.register(begun.run, decision=begun.decision, description=description, tags=tags)
@@ -119,7 +119,7 @@ def _settle(transaction: Transaction) -> list[Entry]:
 
     Else the ledger would not know that its version served. What had not moved the alias is overtaken by the newer.
     """
-    serving = transaction.registry.champion()
+    serving = transaction.registry.find_champion()
     moved = [
         begun
         for begun in ledger.find_unfinished(transaction.entries)
@@ -182,7 +182,7 @@ def rollback(
                 f"a rollback to version {settled[-1].version} had been cut off and is finished now: that version "
                 "serves. Ask again to go further back."
             )
-        serving = registry.champion()
+        serving = registry.find_champion()
         if serving is None:
             raise ValueError(
                 f"no version of {registry.model} serves: there is nothing to roll back. Promote one first."
@@ -212,7 +212,11 @@ def _find_target(transaction: Transaction, serving: Version, number: int | None)
             f"no version that may serve was champion before version {serving.number}: name one that served later, "
             "or retrain."
         )
-    target, served, down = registry.version(number), ledger.find_champions(entries), ledger.find_rolled_back(entries)
+    target, served, down = (
+        registry.read_version(number),
+        ledger.find_champions(entries),
+        ledger.find_rolled_back(entries),
+    )
     if number == serving.number:
         raise ValueError(f"version {number} serves already: name an earlier champion")
     if number not in served:
@@ -240,7 +244,7 @@ def put_up(
         ValueError: it is the champion, also under another number; it was rolled back or lost; another is up.
     """
     with registry.transaction() as transaction:
-        serving, canary = registry.champion(), ledger.find_canary(transaction.entries)
+        serving, canary = registry.find_champion(), ledger.find_canary(transaction.entries)
         if serving is None:
             raise ValueError(
                 f"no version of {registry.model} serves: there is nothing to challenge. Promote one first."
@@ -258,7 +262,7 @@ def put_up(
 def _find_challenger(transaction: Transaction, candidate: int | str, serving: Version) -> Version:
     """The version of a candidate that may challenge the one that serves."""
     registry = transaction.registry
-    version = registry.version(candidate) if isinstance(candidate, int) else None
+    version = registry.read_version(candidate) if isinstance(candidate, int) else None
     run_id, named = (version.run_id, f"version {candidate}") if version else (str(candidate), f"run {candidate}")
     record = registry.runs.read_data(run_id).tags.get(RECORD)
     if bar := _explain_bar(transaction, run_id):
@@ -268,7 +272,7 @@ def _find_challenger(transaction: Transaction, candidate: int | str, serving: Ve
     if run_id == serving.run_id or (record and record == serving.record):
         raise ValueError(f"{named} holds the model of version {serving.number}, the champion: put another up")
     if version is None:
-        version = next((other for other in reversed(registry.versions()) if other.run_id == run_id), None)
+        version = next((other for other in reversed(registry.list_versions()) if other.run_id == run_id), None)
     return version or registry.register(
         run_id, decision=f"held-{run_id}", description="Never promoted: put up to be tried.", tags={}
     )
@@ -299,7 +303,7 @@ def settle_challenger(registry: Registry) -> Entry | None:
     An alias that the ledger does not know is taken away: a process that was killed left it, or somebody set it by hand.
     """
     with registry.transaction() as transaction:
-        version, canary = registry.challenger(), ledger.find_canary(transaction.entries)
+        version, canary = registry.find_challenger(), ledger.find_canary(transaction.entries)
         if canary is None or canary.version is None:
             if version:
                 log.warning("version %s is no challenger by the ledger: its alias is taken away", version.number)
@@ -308,7 +312,7 @@ def settle_challenger(registry: Registry) -> Entry | None:
         number = canary.version
         if version and version.number == number:
             return canary
-        if number not in {other.number for other in registry.versions()}:
+        if number not in {other.number for other in registry.list_versions()}:
             log.warning("version %s is the challenger by the ledger, but is there no more: end the canary", number)
             return None
         log.warning("version %s is the challenger by the ledger: its alias is set again", number)

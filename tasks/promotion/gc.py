@@ -57,7 +57,7 @@ def collect(
         shared_cache: free a DVC cache outside the checkout and the home.
     """
     registry = open_registry(params.load(checkout / "params.yaml").registry)
-    versions, address = registry.versions(), hide_password(registry.tracking.uri)
+    versions, address = registry.list_versions(), hide_password(registry.tracking.uri)
     say(f"{len(versions)} versions of {registry.model} in {address}: what they were made of stays")
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / str(version.number) for version in versions]

@@ -62,7 +62,7 @@ def judge_candidate(p: Params, folder: Path, record: str, *, registry: Registry,
     if champion and champion.record == record:
         name = f"version {champion.number}"
         return hold(f"Same recipe and same data as {name}: nothing to judge.", same_as=name)
-    entries = registry.ledger()
+    entries = registry.read_ledger()
     if (barred := registry.find_barred(record, entries)) is not None:
         how = "lost as a challenger" if barred in ledger.find_rejected(entries) else "was rolled back"
         reason = f"Same recipe and same data as version {barred}, which {how}: it is never promoted again."
@@ -124,7 +124,7 @@ def explain_wait(
 
     if champion and champion.as_of and as_of < champion.as_of and counts(champion.as_of):
         return f"The candidate, of {as_of}, is older than version {champion.number}, of {champion.as_of}."
-    last = ledger.find_last_look(registry.ledger(), champion.number if champion else None)
+    last = ledger.find_last_look(registry.read_ledger(), champion.number if champion else None)
     return gate.explain_backoff(last, as_of, p.gate) if counts(last) else None
 
 

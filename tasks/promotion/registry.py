@@ -89,11 +89,11 @@ class Registry:
 
     # --- versions
 
-    def champion(self) -> Version | None:
+    def find_champion(self) -> Version | None:
         """The version that serves, by its alias; None before the first promotion."""
         return self._find_by_alias(CHAMPION)
 
-    def challenger(self) -> Version | None:
+    def find_challenger(self) -> Version | None:
         """The version that is tried beside the champion, by its alias."""
         return self._find_by_alias(CHALLENGER)
 
@@ -112,15 +112,15 @@ class Registry:
             self.tracking.client.delete_registered_model_alias(self.model, alias)
 
     @asks_mlflow
-    def version(self, number: int) -> Version:
+    def read_version(self, number: int) -> Version:
         """Raises ValueError, with the versions that there are, when there is no such version."""
         if row := find(self.tracking.client.get_model_version, self.model, str(number)):
             return _to_version(row)
-        numbers = [version.number for version in self.versions()]
+        numbers = [version.number for version in self.list_versions()]
         raise ValueError(f"{self.model} has no version {number}: choose one of {numbers}, or promote one first")
 
     @asks_mlflow
-    def versions(self, decision: str | None = None) -> list[Version]:
+    def list_versions(self, decision: str | None = None) -> list[Version]:
         """All versions, oldest first; or those that a decision registered."""
         query = "" if decision is None else f" AND tags.`{DECISION}` = '{decision}'"
         versions = map(_to_version, self.tracking.search_versions(f"name = '{self.model}'{query}"))
@@ -129,7 +129,7 @@ class Registry:
     @asks_mlflow
     def register(self, run_id: str, *, decision: str, description: str, tags: Mapping[str, str]) -> Version:
         """Make a version of a run's model. The same decision gives the same version, however often it is asked."""
-        if versions := self.versions(decision):
+        if versions := self.list_versions(decision):
             return versions[0]
         client, model = self.tracking.client, self.runs.find_model(run_id)
         with contextlib.suppress(load_mlflow().exceptions.MlflowException):  # it exists
@@ -151,7 +151,7 @@ class Registry:
 
     def _keep_first(self, decision: str, number: int) -> Version:
         """Two machines may register one decision at once: the lower number stays, on both."""
-        first = next(iter(self.versions(decision)), None) or self.version(number)
+        first = next(iter(self.list_versions(decision)), None) or self.read_version(number)
         if first.number != number:
             self.tracking.client.delete_model_version(self.model, str(number))
         return first
@@ -166,15 +166,15 @@ class Registry:
 
     def find_predecessor(self, version: Version) -> Version | None:
         """The version that served last before this one first did, of those that were not rolled back themselves."""
-        versions = {other.number: other for other in self.versions()}
-        number = ledger.find_predecessor(self.ledger(), version.number, versions.keys())
+        versions = {other.number: other for other in self.list_versions()}
+        number = ledger.find_predecessor(self.read_ledger(), version.number, versions.keys())
         return None if number is None else versions[number]
 
     def find_barred(self, record: str, entries: Sequence[Entry]) -> int | None:
         """The barred version of a record, if there is one: the same recipe and data give the same model."""
         if not (barred := ledger.find_barred(entries)):
             return None
-        numbers = (version.number for version in self.versions() if version.record == record)
+        numbers = (version.number for version in self.list_versions() if version.record == record)
         return next((number for number in numbers if number in barred), None)
 
     # --- the ledger
@@ -185,7 +185,7 @@ class Registry:
         return self.tracking.experiments[_ledger_name(self.settings)]
 
     @asks_mlflow
-    def ledger(self) -> list[Entry]:
+    def read_ledger(self) -> list[Entry]:
         """All entries, oldest first."""
         runs = self.tracking.search_runs(self.ledger_experiment)
         entries = [(ledger.from_tags(run.data.tags, model=self.model), run.info.run_id) for run in runs]
@@ -201,7 +201,7 @@ class Registry:
     def transaction(self) -> Iterator["Transaction"]:
         """Hold the registry's lock, with the ledger as it is now."""
         with self.lock:
-            yield Transaction(self, self.ledger())
+            yield Transaction(self, self.read_ledger())
 
     @asks_mlflow
     def write_entry(self, entry: Entry) -> None:
@@ -219,11 +219,11 @@ class Registry:
         for run in self.tracking.search_runs(self.ledger_experiment, "attributes.status = 'RUNNING'"):
             self.tracking.client.set_terminated(run.info.run_id, "FINISHED")
 
-    def canary(self) -> Entry | None:
+    def find_canary(self) -> Entry | None:
         """The entry that began the canary that is on, if its version has the alias."""
-        if (version := self.challenger()) is None:
+        if (version := self.find_challenger()) is None:
             return None
-        begun = ledger.find_canary(self.ledger())
+        begun = ledger.find_canary(self.read_ledger())
         return begun if begun and begun.version == version.number else None
 
 

@@ -41,7 +41,7 @@ def copy_versions(source: Registry, home: Path, seen: Seen | None = None) -> int
     at all. Without a challenger there is no copy of one; a champion's copy stays. A copy that is not whole any more is
     made anew; what is in `seen` is not read again."""
     seen = {} if seen is None else seen
-    champion, challenger = source.champion(), source.challenger()
+    champion, challenger = source.find_champion(), source.find_challenger()
     if challenger is None or _pointed(home, versions.CHALLENGER) != _pointer(source, challenger):
         (versions.folder(home) / versions.CHALLENGER).unlink(missing_ok=True)  # first: whoever lost must not answer on
     try:

@@ -50,7 +50,7 @@ class Scored:
 def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> Scored:
     """Predict and journal what has arrived in the features of `folder`."""
     as_of = FeaturesManifest.read(folder / p.paths.features).as_of
-    champion, limit = registry.champion(), manifest.read_limit(folder / p.paths.raw)
+    champion, limit = registry.find_champion(), manifest.read_limit(folder / p.paths.raw)
     rows = featurerows.read_rows(folder / p.paths.features)
     newest = rows.event_time[-1].astype("datetime64[us]").item() if len(rows) else None
     if champion is None:

@@ -33,7 +33,7 @@ from tasks.promotion import registry
 from tasks.serving.journal import open_journal
 p = params.load(Path(sys.argv[1]) / "params.yaml")
 known = registry.open_registry(p.registry)
-of = load_watched(p, known, known.champion())
+of = load_watched(p, known, known.find_champion())
 print("ready", flush=True)
 sys.stdin.readline()
 kept = open_journal(p.journal)
@@ -70,7 +70,7 @@ def shop(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     p = params.load(folder / "params.yaml")
     known = registry.open_registry(p.registry)
-    champion = known.champion() or crowned(known, folder, tmp_path, name=request.node.name)
+    champion = known.find_champion() or crowned(known, folder, tmp_path, name=request.node.name)
     kept = open_journal(p.journal)
     one = Shop(load_watched(p, known, champion), known, kept)
     one.lives()
@@ -200,6 +200,6 @@ def test_a_look_whose_predecessor_may_serve_no_more_is_told_and_stops_nothing(sh
     done = flow.monitor(as_of=LAST, report="never")
     assert done.rolled_back is None
     assert done.decision
-    champion = shop.known.champion()
+    champion = shop.known.find_champion()
     assert champion
     assert champion.number == version

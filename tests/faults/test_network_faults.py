@@ -55,7 +55,7 @@ def test_a_retrain_whose_server_goes_away_after_the_stages_has_its_verdict(
     threads[0].join()
     assert done
     known = registry.open_registry(params.load().registry)
-    marks = [line.mark for line in known.ledger() if line.decision == f"away before {name}"]
+    marks = [line.mark for line in known.read_ledger() if line.decision == f"away before {name}"]
     assert marks == (["intent", "alias moved", "done"] if done.version else ["verdict"])
 
 
@@ -82,4 +82,4 @@ def test_a_server_that_lost_the_experiments_is_no_empty_registry(
     with pytest.raises(ValueError, match=rf"registry at {server.uri} holds them no more, but .* lost, lost-ledger"):
         registry.open_registry(settings, uri=server.uri)
     (tmp_path / "registry.json").unlink()
-    assert registry.open_registry(settings, uri=server.uri).ledger() == []
+    assert registry.open_registry(settings, uri=server.uri).read_ledger() == []

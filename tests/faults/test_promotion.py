@@ -148,8 +148,8 @@ def end(one: forks.Child) -> int:
 
 def whole(known: Registry) -> None:
     """One version, which is the champion; each mark once; nothing left running."""
-    assert [version.number for version in known.versions()] == [1]
-    assert known.champion() == known.version(1)
+    assert [version.number for version in known.list_versions()] == [1]
+    assert known.find_champion() == known.read_version(1)
     runs = known.tracking.client.search_runs([known.ledger_experiment])
     assert sorted(run.data.tags["evergreen.mark"] for run in runs) == ["alias moved", "done", "intent"]
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -161,7 +161,7 @@ def test_a_promotion_that_is_killed_is_finished_by_the_next_start(writes: int, r
     with child("promote", store, writes) as one:
         assert end(one) == -signal.SIGKILL
     known = open_registry(SETTINGS, uri=store.uri)
-    began = bool(known.ledger())
+    began = bool(known.read_ledger())
     changes.finish_open(known)
     if began:
         whole(known)
@@ -210,8 +210,8 @@ def again(known: Registry, made: Path, record: str, decision: str) -> Any:
 
 def gone_back(known: Registry) -> None:
     """Version 1 serves, version 2 was taken down once; nothing left open or running."""
-    assert known.champion() == known.version(1)
-    assert ledger.find_rolled_back(known.ledger()) == {2}
+    assert known.find_champion() == known.read_version(1)
+    assert ledger.find_rolled_back(known.read_ledger()) == {2}
     runs = known.tracking.client.search_runs([known.ledger_experiment], "tags.`evergreen.decision` = 'b1'")
     assert sorted(run.data.tags["evergreen.mark"] for run in runs) == ["rollback", "rolled back"]
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -228,7 +228,7 @@ def killed(store: Store, writes: int) -> Registry:
 @pytest.mark.parametrize("writes", range(BACK_WRITES))
 def test_a_rollback_that_is_killed_is_finished_by_the_next_start(writes: int, twice: Store, tmp_path: Path) -> None:
     known = killed(twice.copy(tmp_path / "store"), writes)
-    began = any(line.mark == "rollback" for line in known.ledger())
+    began = any(line.mark == "rollback" for line in known.read_ledger())
     changes.finish_open(known)
     if began:
         gone_back(known)
@@ -241,12 +241,12 @@ def test_a_promotion_after_a_rollback_that_was_killed_serves(
     writes: int, made: Path, twice: Store, tmp_path: Path
 ) -> None:
     known = killed(twice.copy(tmp_path / "store"), writes)
-    moved = known.champion() == known.version(1)
+    moved = known.find_champion() == known.read_version(1)
     assert again(known, made, "r3", "d3").number == 3
     changes.finish_open(known)
-    assert known.champion() == known.version(3)
+    assert known.find_champion() == known.read_version(3)
     down = {2} if moved else set()  # what the new champion overtook was not done at all
-    assert ledger.find_rolled_back(known.ledger()) == down
+    assert ledger.find_rolled_back(known.read_ledger()) == down
     assert changes.finish_open(known) == []
 
 
@@ -259,7 +259,7 @@ def test_one_rollback_in_two_processes_goes_back_once(made: Path, twice: Store, 
     store = twice.copy(tmp_path / "store")
     again(open_registry(SETTINGS, uri=store.uri), made, "r3", "d3")
     assert two_at_once("rollback", store) == [2, 2]
-    assert ledger.find_rolled_back(open_registry(SETTINGS, uri=store.uri).ledger()) == {3}
+    assert ledger.find_rolled_back(open_registry(SETTINGS, uri=store.uri).read_ledger()) == {3}
 
 
 # --- a record
@@ -288,7 +288,7 @@ def test_processes_that_open_a_fresh_store_at_once_all_get_it(tmp_path: Path) ->
     with contextlib.ExitStack() as stack:
         begun = [stack.enter_context(forks.forked(act, "promote", store.uri, 99, None)) for _ in range(3)]
         assert [one.receive() for one in begun] == ["ready"] * 3
-    assert open_registry(SETTINGS, uri=store.uri).versions() == []
+    assert open_registry(SETTINGS, uri=store.uri).list_versions() == []
 
 
 # --- a server ------------------------------------------------------------------------------------------------------
@@ -341,9 +341,9 @@ def test_all_of_it_works_through_a_server_and_its_death_is_named(
     with pytest.raises(ValueError, match="has no artifact 'poem'"):
         known.runs.fetch(version.run_id, "poem", tmp_path / "got")
     with pytest.raises(ValueError, match="has no version 2"):
-        known.version(2)
+        known.read_version(2)
     assert known.tracking.find_link(run_id).startswith(f"{uri}/#/experiments/")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     with pytest.raises(ConnectionError, match=f"{uri} does not answer"):
-        known.champion()
+        known.find_champion()

@@ -64,7 +64,7 @@ def open_registry(here: Station) -> registry.Registry:
 
 
 def marks(known: registry.Registry, decision: str) -> list[str]:
-    return [entry.mark for entry in known.ledger() if entry.decision == decision]
+    return [entry.mark for entry in known.read_ledger() if entry.decision == decision]
 
 
 def next_of(here: Station, run: FlowRun, *, seconds: float = 60) -> FlowRun:
@@ -128,7 +128,7 @@ def test_a_retrain_that_is_killed_after_it_promoted_runs_again_and_promotes_noth
     known = open_registry(here)
     assert marks(known, "first")[:3] == ONE_EACH
     assert set(marks(known, "first")[3:]) <= {"verdict"}
-    champion = known.champion()
+    champion = known.find_champion()
     assert champion
     assert champion.number == 1
     assert len(here.runs("retrain")) == 2

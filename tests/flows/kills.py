@@ -209,7 +209,7 @@ class Stand:
             time.sleep(POLL_S)
 
     def _ledger(self) -> list[ledger.Entry]:
-        return open_registry(self.station).ledger()
+        return open_registry(self.station).read_ledger()
 
 
 ANSWER_BEGINS = ("verdict", "intent")

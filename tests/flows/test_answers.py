@@ -43,7 +43,7 @@ class Ledger:
     p: Params
 
     def answers(self, decision: str) -> list[Entry]:
-        return [line for line in self.known.ledger() if line.decision == decision]
+        return [line for line in self.known.read_ledger() if line.decision == decision]
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_whatever_error_ends_a_retrain_its_decision_is_answered_with_the_cause(
     assert line.is_fault
     assert line.as_of == FIRST
     assert f"({decision}: {error})" in line.reasons[0]
-    assert find_retrains(ledger.known.ledger()) == []
+    assert find_retrains(ledger.known.read_ledger()) == []
 
 
 def test_what_fails_before_the_workspace_is_answered_too(ledger: Ledger) -> None:
@@ -203,7 +203,7 @@ def test_a_decision_whose_runs_die_before_their_first_line_is_answered_by_the_mo
     assert "The last retrain failed" in rests.reasons[0]
     with journal_of(ledger.p) as kept:
         assert f"failed {first.id}" in kept.read("alerts")["cause"].to_pylist()
-        assert decisions.read_open(kept, answered=find_answered(ledger.known.ledger())) == []
+        assert decisions.read_open(kept, answered=find_answered(ledger.known.read_ledger())) == []
 
 
 @contextmanager

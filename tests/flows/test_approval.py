@@ -183,11 +183,11 @@ def paused_retrain() -> UUID:
 @pytest.mark.faults  # a whole retrain: with the other long ones
 def test_a_retrain_that_is_approved_promotes(approved: tuple[Retrained, Registry]) -> None:
     done, known = approved
-    champion = known.champion()
+    champion = known.find_champion()
     assert champion
     assert (done.version, champion.number) == (1, 1)
     assert done.verdict.reasons[0] == "A person approved it: Ann: looks right."
-    assert known.ledger()[0].reasons == done.verdict.reasons
+    assert known.read_ledger()[0].reasons == done.verdict.reasons
 
 
 @pytest.mark.faults  # a whole retrain: with the other long ones
@@ -197,8 +197,8 @@ def test_a_retrain_that_is_refused_leaves_the_champion_and_spends_the_look(
     done, known = approved
     refused = Verdict("REJECT", ("A person refused it: no.",), {"looked": True, "champion_version": 1})
     verdict, version = acted(project, done, known, refused, "refused")
-    assert (verdict, version, ledger.count_looks(known.ledger(), 1)) == (refused, None, 1)
-    line = known.ledger()[-1]
+    assert (verdict, version, ledger.count_looks(known.read_ledger(), 1)) == (refused, None, 1)
+    line = known.read_ledger()[-1]
     assert (line.mark, line.outcome, line.champion, line.reasons) == ("verdict", "REJECT", 1, refused.reasons)
 
 
@@ -208,12 +208,12 @@ def test_what_was_judged_against_a_champion_that_serves_no_longer_is_held(
 ) -> None:
     done, known = approved
     stale = Verdict("PROMOTE", ("Better than it.",), {"looked": True, "champion_version": 7})
-    before = ledger.count_looks(known.ledger(), 1)
+    before = ledger.count_looks(known.read_ledger(), 1)
     verdict, version = acted(project, done, known, stale, "stale")
     assert (verdict.outcome, version) == ("HOLD", None)
     assert "version 7 served, and now version 1 does" in verdict.reasons[0]
-    assert (ledger.count_looks(known.ledger(), 1), ledger.count_looks(known.ledger(), 7)) == (before, 0)
-    assert [each.number for each in known.versions()] == [1]
+    assert (ledger.count_looks(known.read_ledger(), 1), ledger.count_looks(known.read_ledger(), 7)) == (before, 0)
+    assert [each.number for each in known.list_versions()] == [1]
 
 
 def acted(

@@ -56,10 +56,10 @@ def outcome(done: Monitored) -> tuple[int | None, str | None] | None:
 def test_a_challenger_that_is_better_is_promoted_by_the_promotions_own_marks(story: Story) -> None:
     assert (story.up.serves, story.up.challenger) == (1, 2)
     assert outcome(story.won) == (2, "PROMOTE")
-    lines = [line for line in story.shop.known.ledger() if line.champion == 1 and line.version == 2]
+    lines = [line for line in story.shop.known.read_ledger() if line.champion == 1 and line.version == 2]
     assert [line.mark for line in lines] == ["canary", "intent", "alias moved", "done", "canary over"]
-    assert lines[1].decision in ledger.find_answered(story.shop.known.ledger())
-    champion = story.shop.known.champion()
+    assert lines[1].decision in ledger.find_answered(story.shop.known.read_ledger())
+    champion = story.shop.known.find_champion()
     assert champion
     assert (champion.number, champion.as_of) == (2, FIRST)
 
@@ -68,7 +68,7 @@ def test_a_challenger_that_is_worse_is_taken_away_and_never_comes_back(story: St
     assert outcome(story.lost) == (3, "REJECT")
     with pytest.raises(ValueError, match="version 3 lost as a challenger, and what lost is never put up"):
         canary(begin="3")
-    assert ledger.find_rejected(story.shop.known.ledger()) == {3}
+    assert ledger.find_rejected(story.shop.known.read_ledger()) == {3}
 
 
 def test_a_challenger_that_is_no_better_waits(story: Story) -> None:
@@ -78,7 +78,7 @@ def test_a_challenger_that_is_no_better_waits(story: Story) -> None:
     (found,) = (each for each in story.waits.signals if each.kind == "challenger")
     assert (found.alarm, found.detail["outcome"], found.detail["looks"]) == (False, "HOLD", 1)
     assert (story.away.serves, story.away.challenger) == (2, None)
-    assert story.shop.known.ledger()[-1].outcome is None  # it may be put up again
+    assert story.shop.known.read_ledger()[-1].outcome is None  # it may be put up again
 
 
 def test_what_became_of_each_is_told_once(story: Story) -> None:

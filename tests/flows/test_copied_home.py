@@ -33,6 +33,6 @@ def test_flows_in_a_copy_leave_every_byte_and_time_of_the_original(project: Proj
         Shop(registry.open_registry(p.registry), journal.open_journal(p.journal), tmp_path).crown("second", GOOD_MODEL)
         assert rollback(reason="it is slow").serves == 1
     assert snapshot(project.folder) | snapshot(project.home) == before
-    champion = registry.open_registry(params.load(project.folder / "params.yaml").registry).champion()
+    champion = registry.open_registry(params.load(project.folder / "params.yaml").registry).find_champion()
     assert champion
     assert champion.number == 1

@@ -110,10 +110,10 @@ def tick(here: Station, as_of: datetime) -> None:
 
 
 def test_a_retrain_that_waited_for_a_person_promotes(story: Story, here: Station) -> None:
-    champion = story.known.version(1)
+    champion = story.known.read_version(1)
     deployment = here.client.read_deployment_by_name("retrain/retrain")
     assert deployment.global_concurrency_limit is None  # it would end a run that pauses
-    assert "A person approved it: Ann." in " ".join(story.known.ledger()[0].reasons)
+    assert "A person approved it: Ann." in " ".join(story.known.read_ledger()[0].reasons)
     assert champion.as_of == FIRST
 
 
@@ -132,9 +132,9 @@ def test_a_shift_starts_one_retrain_with_the_decisions_id_and_time(story: Story,
 
 def test_the_verdict_answers_the_decision_and_the_new_champion_serves(story: Story) -> None:
     (decided,) = decisions(story, LOUD)
-    answers = [entry for entry in story.known.ledger() if entry.decision == decided["id"]]
+    answers = [entry for entry in story.known.read_ledger() if entry.decision == decided["id"]]
     assert [entry.mark for entry in answers] == ["intent", "alias moved", "done"]
-    champion = story.known.champion()
+    champion = story.known.find_champion()
     assert champion
     assert (champion.number, champion.as_of, champion.decision) == (2, LOUD, decided["id"])
 
@@ -179,6 +179,6 @@ def test_a_retrain_that_was_left_behind_runs_again_once_and_one_attempt_too_many
     assert last.state_name == "Failed"
     assert "`attempt <= policy.attempts` must hold" in str(last.state and last.state.message)
     assert len(here.runs("retrain")) == before + 2
-    (answer,) = (line for line in story.known.ledger() if line.decision == "left")
+    (answer,) = (line for line in story.known.read_ledger() if line.decision == "left")
     assert (answer.mark, answer.outcome) == ("verdict", "HOLD")
     assert "has crashed" in answer.reasons[0]

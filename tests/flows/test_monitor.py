@@ -131,7 +131,7 @@ def test_signals_and_decisions_are_in_the_journal(story: Story, project: Project
 @pytest.mark.usefixtures("story")
 def test_each_window_is_a_point_on_the_champions_chart_also_one_that_was_missed() -> None:
     known = registry.open_registry(params.load().registry)
-    champion = known.champion()
+    champion = known.find_champion()
     assert champion
     assert champion.as_of
     client = known.tracking.client

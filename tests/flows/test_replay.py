@@ -86,7 +86,7 @@ def test_mlflow_has_the_files_and_the_curves(project: Project) -> None:
 @pytest.mark.usefixtures("story")
 def test_what_really_serves_is_not_touched(project: Project) -> None:
     known = registry.open_registry(params.load(project.folder / "params.yaml").registry)
-    assert (known.champion(), known.ledger(), known.versions()) == (None, [], [])
+    assert (known.find_champion(), known.read_ledger(), known.list_versions()) == (None, [], [])
     assert not (project.home / "journal").exists()
     assert not (project.home / "studies").exists()
 

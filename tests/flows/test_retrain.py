@@ -75,7 +75,7 @@ def test_a_challenger_is_judged_against_the_champion_by_its_stored_twin(story: S
 
 
 def test_the_ledger_holds_a_promotion_in_three_marks_and_answers_every_decision(story: Story) -> None:
-    entries = story.known.ledger()
+    entries = story.known.read_ledger()
     promoted = [entry.mark for entry in entries if entry.version == 1]
     assert promoted == ["alias moved", "done"]
     answers = [entry for entry in entries if entry.decision == "a-decision"]
@@ -104,7 +104,7 @@ def test_the_parameters_are_typed_for_the_form_of_the_prefect_ui(story: Story) -
 
 
 def test_a_version_leads_back_to_its_commit_lock_params_and_period(story: Story, tmp_path: Path) -> None:
-    version = story.known.version(1)
+    version = story.known.read_version(1)
     assert len(version.commit) == 40
     tags = version.tags
     wanted = {"evergreen.environment", "evergreen.pii_key_id", "evergreen.data.from", "evergreen.data.rows"}
@@ -157,16 +157,16 @@ def test_a_decision_whose_retrain_fails_is_answered_with_the_reason_and_told_onc
     with pytest.raises(Exception, match="max_bad_share"):
         retrain(settings=bad, decision="in vain", as_of=LATER)
     assert retrain(settings=bad, decision="in vain", as_of=LATER) is None  # answered
-    (line,) = (each for each in story.known.ledger() if each.decision == "in vain")
+    (line,) = (each for each in story.known.read_ledger() if each.decision == "in vain")
     assert (line.mark, line.outcome, line.as_of) == ("verdict", "HOLD", LATER)
     assert "max_bad_share" in line.reasons[0]
-    assert ledger.count_looks(story.known.ledger(), line.champion) == len(looks_before(story, line))
+    assert ledger.count_looks(story.known.read_ledger(), line.champion) == len(looks_before(story, line))
     kept = journal.open_journal(params.load().journal)
     assert kept.read("alerts")["cause"].to_pylist().count("failed in vain") == 1
 
 
 def looks_before(story: Story, line: ledger.Entry) -> list[ledger.Entry]:
-    lines = [each for each in story.known.ledger() if each.mark == "verdict" and each.champion == line.champion]
+    lines = [each for each in story.known.read_ledger() if each.mark == "verdict" and each.champion == line.champion]
     return [each for each in lines if each.counts_as_look]
 
 
@@ -176,14 +176,14 @@ def test_a_promotion_that_something_newer_overtook_is_an_answer(story: Story) ->
 
 
 def test_the_back_off_is_asked_before_the_stages_run_and_answers_the_decision(story: Story) -> None:
-    champion = story.known.champion()
+    champion = story.known.find_champion()
     assert champion
     story.known.append(ledger.Entry("verdict", "a look", LATER, champion=champion.number, outcome="HOLD"))
     before = len(task_runs("ingest"))
     later, settings = LATER + timedelta(hours=1), {"gate.backoff": "7d"}
     assert retrain(as_of=later, settings=settings, decision="too soon") is None
     assert len(task_runs("ingest")) == before
-    (line,) = (each for each in story.known.ledger() if each.decision == "too soon")
+    (line,) = (each for each in story.known.read_ledger() if each.decision == "too soon")
     assert (line.outcome, line.counts_as_look) == ("HOLD", False)
     assert "The last look, at 2024-03-12 00:00, did not promote." in line.reasons[0]
 

@@ -37,13 +37,13 @@ def story(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Story:
 
 
 def test_the_version_before_serves_again(story: Story) -> None:
-    champion = story.known.champion()
+    champion = story.known.find_champion()
     assert champion
     assert (champion.number, story.back.serves, story.back.down) == (2, 2, 3)
 
 
 def test_the_ledger_says_what_and_why(story: Story) -> None:
-    lines = [line for line in story.known.ledger() if line.mark in ("rollback", "rolled back")]
+    lines = [line for line in story.known.read_ledger() if line.mark in ("rollback", "rolled back")]
     told = [(line.version, line.champion, line.as_of, line.reasons) for line in lines]
     assert told == [(2, 3, LATER, ("it is slow",))] * 2
     assert {line.decision.partition("-")[0] for line in lines} == {"rollback"}
@@ -58,7 +58,7 @@ def test_the_prefect_ui_shows_what_serves(story: Story) -> None:
 def test_a_finding_about_another_champion_takes_nothing_down(story: Story) -> None:
     with pytest.raises(ValueError, match="version 3 was to be taken down, but version 2 serves by now"):
         rollback(champion=3, decision="found before", reason="predecessor")
-    assert ledger.find_rolled_back(story.known.ledger()) == {3}
+    assert ledger.find_rolled_back(story.known.read_ledger()) == {3}
 
 
 @pytest.mark.faults  # two programs: with the other long ones
@@ -68,7 +68,7 @@ def test_from_a_terminal_it_says_what_serves_or_why_it_cannot(story: Story, proj
     assert "version 3 was rolled back, and what was rolled back never serves again" in refused.stderr
     assert done.returncode == 0, done.stderr[-3000:]
     assert "# Version 1 serves (as of 2024-03-01 00:00)" in done.stdout
-    assert ledger.find_rolled_back(story.known.ledger()) == {2, 3}
+    assert ledger.find_rolled_back(story.known.read_ledger()) == {2, 3}
 
 
 def terminal(project: Project, to: str) -> subprocess.CompletedProcess[str]:

@@ -79,7 +79,7 @@ def test_a_second_run_over_the_same_rows_adds_nothing(story: Story) -> None:
 
 def test_what_is_journalled_is_what_the_champion_says_of_the_journalled_features(story: Story, tmp_path: Path) -> None:
     made = predictions(story)
-    champion = story.known.champion()
+    champion = story.known.find_champion()
     assert champion
     one = Model.load(story.known.runs.fetch(champion.run_id, "model.ubj", tmp_path))
     table = pa.table({name: made[f"x_{name}"] for name in one.spec.names})

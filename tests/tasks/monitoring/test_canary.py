@@ -105,13 +105,13 @@ def put_up(shop: Shop, champion: Model, challenger: Model, *, as_of: datetime = 
 
 
 def begun(shop: Shop) -> Entry:
-    found = shop.known.canary()
+    found = shop.known.find_canary()
     assert found
     return found
 
 
 def serving(shop: Shop) -> Version:
-    found = shop.known.champion()
+    found = shop.known.find_champion()
     assert found
     return found
 
@@ -333,8 +333,8 @@ def test_a_winner_is_promoted_once_and_a_loser_never_comes_back(shop: Shop) -> N
     assert act(shop, won) is None  # of another canary, and of another champion
     lost = act(shop, look(shop))
     assert lost
-    assert (lost.version, lost.outcome, serving(shop).number, shop.known.challenger()) == (3, "REJECT", 2, None)
-    assert [(line.version, line.outcome) for line in canary.list_ended(shop.known.ledger())] == [
+    assert (lost.version, lost.outcome, serving(shop).number, shop.known.find_challenger()) == (3, "REJECT", 2, None)
+    assert [(line.version, line.outcome) for line in canary.list_ended(shop.known.read_ledger())] == [
         (2, "PROMOTE"),
         (3, "REJECT"),
     ]
@@ -351,12 +351,15 @@ def test_a_promotion_that_was_cut_off_ends_the_canary_all_the_same(shop: Shop, m
     if marked:
         changes.finish_open(shop.known)
     found = canary.settle(shop.known, as_of=LAST)
-    (over,) = canary.list_ended(shop.known.ledger())
+    (over,) = canary.list_ended(shop.known.read_ledger())
     assert found == canary.Settlement(None, over)
     assert canary.find_last_winner(shop.known) == over
     assert canary.explain_end(over) == "The canary is over: version 2 was promoted. Better."
     assert (over.decision, over.outcome, over.reasons) == ("canary-2-1-x", "PROMOTE", ("Better.",))
-    assert (shop.known.challenger(), ledger.find_answered(shop.known.ledger())) == (None, {"champion", "canary-2-1-x"})
+    assert (shop.known.find_challenger(), ledger.find_answered(shop.known.read_ledger())) == (
+        None,
+        {"champion", "canary-2-1-x"},
+    )
 
 
 def test_a_challenger_that_serves_by_hand_is_no_challenger_and_did_not_win(shop: Shop) -> None:
@@ -365,7 +368,7 @@ def test_a_challenger_that_serves_by_hand_is_no_challenger_and_did_not_win(shop:
     changes.put_up(shop.known, 1, decision="begin", as_of=FIRST, reasons=["To try it."])
     changes.rollback(shop.known, decision="back", as_of=LAST, reasons=["By hand."])
     assert canary.settle(shop.known, as_of=LAST).on is None
-    assert (shop.known.challenger(), canary.list_ended(shop.known.ledger())) == (None, [])
+    assert (shop.known.find_challenger(), canary.list_ended(shop.known.read_ledger())) == (None, [])
 
 
 def test_a_challenger_that_is_the_champions_model_under_another_number_is_over(shop: Shop) -> None:
@@ -375,7 +378,7 @@ def test_a_challenger_that_is_the_champions_model_under_another_number_is_over(s
     changes.promote(shop.known, of.run, decision="a retrain of the same", **told)
     over = canary.settle(shop.known, as_of=LAST).over
     assert over
-    assert (over.outcome, shop.known.challenger()) == (None, None)
+    assert (over.outcome, shop.known.find_challenger()) == (None, None)
     assert over.reasons == ("Version 2 is the model of version 3, which serves: there is nothing to try.",)
     assert canary.find_last_winner(shop.known) is None
 
@@ -398,7 +401,7 @@ def test_the_shadow_is_nobodys_performance_and_nobodys_score(shop: Shop) -> None
     put_up(shop, POOR_MODEL, GOOD_MODEL)
     says(shop, 1, POOR_MODEL, "champion", until=HALF)
     says(shop, 2, GOOD_MODEL, "shadow")
-    both = (serving(shop), shop.known.version(2))
+    both = (serving(shop), shop.known.read_version(2))
     begin = HALF - P.monitor.window
     rows = shop.kept.read("predictions", since=begin, until=HALF)
     seen = [len(select_predictions(rows, None, each, begin, HALF).times) for each in both]

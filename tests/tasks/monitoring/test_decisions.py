@@ -115,7 +115,7 @@ def test_a_fault_in_the_ledger_costs_neither_cool_down_nor_budget_but_a_rest(loo
     rests = loop.decides()
     assert rests.action == "wait"
     assert "The last retrain failed" in rests.reasons[0]
-    assert ledger.find_retrains(loop.known.ledger()) == []
+    assert ledger.find_retrains(loop.known.read_ledger()) == []
 
 
 def test_after_the_rest_the_same_alarms_ask_under_a_new_id(loop: Loop) -> None:
@@ -133,9 +133,9 @@ def test_faults_on_end_count_until_a_candidate_is_made(loop: Loop) -> None:
     loop.judges("b", ago=timedelta(hours=2), as_of=NOW - 30 * DAY)
     loop.fails("c", ago=timedelta(hours=1))
     loop.answers("d", ago=timedelta(minutes=1), counts_as_look=False)  # the gate would not look yet
-    assert [line.decision for line in ledger.find_empty_answers(loop.known.ledger())] == ["c", "d"]
-    assert [line.is_fault for line in ledger.find_empty_answers(loop.known.ledger())] == [True, False]
-    assert ledger.find_retrains(loop.known.ledger()) == [NOW - 30 * DAY]
+    assert [line.decision for line in ledger.find_empty_answers(loop.known.read_ledger())] == ["c", "d"]
+    assert [line.is_fault for line in ledger.find_empty_answers(loop.known.read_ledger())] == [True, False]
+    assert ledger.find_retrains(loop.known.read_ledger()) == [NOW - 30 * DAY]
 
 
 def test_a_verdict_on_a_candidate_costs_the_cool_down_also_where_nobody_looked(loop: Loop) -> None:
@@ -210,7 +210,7 @@ def test_a_decision_whose_attempts_never_begin_is_answered_as_one_fault_and_the_
     (line,) = loop.sweeps()
     assert (line.decision, line.outcome, line.is_fault, line.champion) == ("never began", "HOLD", True, 1)
     assert "No attempt began: a retrain was asked for 3 times" in line.reasons[0]
-    assert "never began" in ledger.find_answered(loop.known.ledger())
+    assert "never began" in ledger.find_answered(loop.known.read_ledger())
     assert loop.sweeps() == []
     assert "The last retrain failed" in loop.decides().reasons[0]
 
@@ -219,7 +219,7 @@ def test_of_decisions_that_came_one_after_the_other_one_is_the_fault(loop: Loop)
     for hours, name in ((30, "a"), (24, "b"), (18, "c")):
         loop.asked(name, ago=timedelta(hours=hours))
     assert {line.decision: line.is_fault for line in loop.sweeps()} == {"a": False, "b": False, "c": True}
-    assert decisions.read_open(loop.journal, answered=ledger.find_answered(loop.known.ledger())) == []
+    assert decisions.read_open(loop.journal, answered=ledger.find_answered(loop.known.read_ledger())) == []
 
 
 def test_while_a_retrain_is_under_way_what_waits_for_long_is_not_asked_for_again(loop: Loop) -> None:

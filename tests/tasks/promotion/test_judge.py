@@ -227,7 +227,7 @@ def test_after_a_refusal_the_champion_is_left_alone_for_the_back_off(old: Made, 
     assert "did not promote" in found.reasons[0]
     refuse(shelf.known, mine, LATER - timedelta(days=1), "d2", look=False)  # what that HOLD leaves in the ledger
     later = replace(new, as_of=LATER + timedelta(days=1))
-    assert ledger.find_last_look(shelf.known.ledger(), mine.number) == LATER - timedelta(days=6)
+    assert ledger.find_last_look(shelf.known.read_ledger(), mine.number) == LATER - timedelta(days=6)
     assert judge.explain_wait(later.p, shelf.known, mine, later.as_of) is None
 
 

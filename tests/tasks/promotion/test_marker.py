@@ -51,7 +51,7 @@ def test_a_database_that_is_gone_is_an_error_that_names_what_it_held(home: Path)
             servers.mlflow(1, home, {})
     assert names(home) == ["registry.json"]
     (home / "registry.json").unlink()
-    assert opened(home).ledger() == []
+    assert opened(home).read_ledger() == []
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100])
@@ -86,10 +86,10 @@ def test_a_file_that_goes_under_a_running_process_is_an_error_and_a_backup_mends
             ask()
     assert not (home / "mlflow.db").exists()
     shutil.copy(home / "backup", home / "mlflow.db")
-    assert [line.decision for line in known.ledger()] == ["d1"]
+    assert [line.decision for line in known.read_ledger()] == ["d1"]
     known.append(Entry("verdict", "d2", datetime(2024, 1, 2), outcome="HOLD"))
     (home / "backup").unlink()
-    assert [line.decision for line in opened(home).ledger()] == ["d1", "d2"]
+    assert [line.decision for line in opened(home).read_ledger()] == ["d1", "d2"]
 
 
 def test_a_server_on_this_machine_does_not_hide_that_the_homes_file_is_gone(
@@ -104,10 +104,10 @@ def test_a_server_on_this_machine_does_not_hide_that_the_homes_file_is_gone(
     assert marker.read(home, "mlflow.db") is not None
     served = opened(home)
     served = replace(served, tracking=replace(served.tracking, uri="http://127.0.0.1:9"))
-    assert served.champion() is None
+    assert served.find_champion() is None
     (home / "mlflow.db").unlink()
     with pytest.raises(ValueError, match=r"mlflow\.db is gone, but .* flights-ledger"):
-        served.champion()
+        served.find_champion()
     with pytest.raises(ValueError, match=r"mlflow\.db is gone, but"):
         tracking.check_database("http://localhost:5000")
     tracking.check_database("http://mlflow.example:5000")
@@ -115,7 +115,7 @@ def test_a_server_on_this_machine_does_not_hide_that_the_homes_file_is_gone(
 
 def test_a_home_that_was_moved_or_never_used_is_no_error(home: Path, tmp_path: Path) -> None:
     home.rename(tmp_path / "moved")
-    assert len(opened(tmp_path / "moved").ledger()) == 1
+    assert len(opened(tmp_path / "moved").read_ledger()) == 1
     assert str(tmp_path) not in (tmp_path / "moved" / "registry.json").read_text()
     assert servers.mlflow(1, tmp_path / "new", {}).name == "mlflow"
 

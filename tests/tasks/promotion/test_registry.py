@@ -14,10 +14,10 @@ from tests.tasks.promotion.conftest import AS_OF, BETTER
 
 
 def test_there_is_no_champion_before_the_first_promotion(registry: Registry) -> None:
-    assert registry.champion() is None
-    assert registry.versions() == []
+    assert registry.find_champion() is None
+    assert registry.list_versions() == []
     with pytest.raises(ValueError, match=r"has no version 7: choose one of \[\]"):
-        registry.version(7)
+        registry.read_version(7)
 
 
 def test_an_artifact_arrives_whole_or_is_named(registry: Registry, made: dict[str, Any], tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_version_made_twice_by_two_machines_at_once_stays_once(registry: Regis
         registry.model, first.tags.get("source", "x"), run_id, tags={"evergreen.decision": "d1"}
     )
     assert registry._keep_first("d1", int(theirs.version)) == first
-    assert [version.number for version in registry.versions()] == [1]
+    assert [version.number for version in registry.list_versions()] == [1]
 
 
 # --- the ledger
@@ -61,7 +61,7 @@ def test_a_line_reads_as_it_was_written(registry: Registry) -> None:
     reasons = tuple(f"Reason {i}, at some length: {'é' * 200}." for i in range(60))  # more than a tag holds
     figures = {"figures": {"carrier=UA": [0.1, None]}}
     line = registry.append(Entry("verdict", "d1", AS_OF, champion=3, outcome="HOLD", reasons=reasons, verdict=figures))
-    assert registry.ledger() == [line]
+    assert registry.read_ledger() == [line]
     assert registry.append(Entry("verdict", "d1", AS_OF, outcome="REJECT")) == line
 
 
@@ -70,14 +70,14 @@ def test_the_ledger_keeps_its_order_whatever_the_clocks_say(registry: Registry) 
     registry.write_entry(Entry("verdict", "d1", AS_OF, outcome="HOLD", made_at=ahead))
     for decision in ("d2", "d3"):
         registry.append(Entry("verdict", decision, AS_OF, outcome="HOLD"))
-    assert [line.decision for line in registry.ledger()] == ["d1", "d2", "d3"]
+    assert [line.decision for line in registry.read_ledger()] == ["d1", "d2", "d3"]
 
 
 def test_a_line_that_was_sent_twice_counts_once(registry: Registry) -> None:
     now = datetime.now(UTC)
     for late in range(2):
         registry.write_entry(Entry("verdict", "d1", AS_OF, outcome="HOLD", made_at=now + timedelta(seconds=late)))
-    assert [line.made_at for line in registry.ledger()] == [now]
+    assert [line.made_at for line in registry.read_ledger()] == [now]
 
 
 @pytest.mark.parametrize("mark", ["ledger/0", None], ids=["older", "unmarked"])

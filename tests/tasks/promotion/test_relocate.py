@@ -82,7 +82,7 @@ def test_a_copy_works_and_leaves_every_byte_and_time_of_the_original(
     before, copy = snapshot(home), tmp_path / "the copy"
     shutil.copytree(home, copy)
     registry = open_at(copy)
-    champion = registry.champion()
+    champion = registry.find_champion()
     assert champion
     assert (
         registry.runs.fetch(champion.run_id, "model.ubj", tmp_path / "got").read_bytes()
@@ -92,16 +92,16 @@ def test_a_copy_works_and_leaves_every_byte_and_time_of_the_original(
     changes.promote(registry, third, decision="r3", verdict=BETTER, as_of=AS_OF, tags={})
     changes.rollback(registry, decision="back", reasons=["slow"], as_of=AS_OF)
     chart(registry, tmp_path)
-    serving = registry.champion()
+    serving = registry.find_champion()
     assert serving
     assert serving.number == 2
     assert registry.runs.fetch(third, "reports/metrics.json", tmp_path / "got").read_text() == "{}"
     assert names_of(copy) == {copy.as_uri()}
     assert snapshot(home) == before
-    again = open_at(home).champion()
+    again = open_at(home).find_champion()
     assert again
     assert again.number == 2
-    assert len(open_at(home).versions()) == 2
+    assert len(open_at(home).list_versions()) == 2
 
 
 def test_a_moved_home_finds_its_models_and_makes_no_new_folder_at_the_old_place(
@@ -112,7 +112,7 @@ def test_a_moved_home_finds_its_models_and_makes_no_new_folder_at_the_old_place(
     target = tmp_path / "there"
     home.rename(target)
     registry = open_at(target)
-    champion = registry.champion()
+    champion = registry.find_champion()
     assert champion
     assert (
         registry.runs.fetch(champion.run_id, "model.ubj", tmp_path / "got").read_bytes()
@@ -147,7 +147,7 @@ def test_a_database_without_its_artifacts_is_refused_and_not_changed(home: Path,
     assert f"Copy {home / 'mlartifacts'} to {copy / 'mlartifacts'}" in str(refusal.value)
     assert (copy / relocate.DATABASE).read_bytes() == before
     shutil.copytree(home / "mlartifacts", copy / "mlartifacts")  # the way out
-    assert open_at(copy).champion()
+    assert open_at(copy).find_champion()
     assert snapshot(home) == original
 
 
@@ -155,7 +155,7 @@ def test_artifacts_that_a_server_keeps_elsewhere_on_purpose_stay_there(home: Pat
     (tmp_path / "databases").mkdir()
     (home / relocate.DATABASE).rename(tmp_path / "databases" / relocate.DATABASE)
     registry = open_at(tmp_path / "databases")
-    champion = registry.champion()
+    champion = registry.find_champion()
     assert champion
     assert registry.runs.fetch(champion.run_id, "model.ubj", tmp_path / "got").exists()
     assert names_of(tmp_path / "databases") == {home.as_uri()}

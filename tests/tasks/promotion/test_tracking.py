@@ -43,7 +43,7 @@ def test_a_server_that_stops_answering_is_named(registry: Registry, monkeypatch:
     with taken_port(listening=False) as port:
         uri = f"http://127.0.0.1:{port}"
         gone = replace(registry, tracking=replace(registry.tracking, client=MlflowClient(uri), uri=uri))
-        for ask in (gone.champion, gone.ledger, lambda: gone.runs.find("r1"), lambda: gone.version(1)):
+        for ask in (gone.find_champion, gone.read_ledger, lambda: gone.runs.find("r1"), lambda: gone.read_version(1)):
             with pytest.raises(ConnectionError, match="MLFLOW_TRACKING_URI"):
                 ask()
 

@@ -204,7 +204,7 @@ def test_asked_again_it_is_the_same_prediction(shop: Shop, api: Client) -> None:
 def test_the_batch_path_does_not_predict_again_what_the_api_has_answered(shop: Shop, api: Client) -> None:
     api.post("/v1/predict", json={"rows": shop.asked})
     made = kept(shop).read("predictions", columns=["entry", "subject", "by", "event_time", "stale"])
-    champion = replace(shop.known.version(1), as_of=BEGIN)
+    champion = replace(shop.known.read_version(1), as_of=BEGIN)
     arrived = score._arrived(shop.rows, score.subjects_of_keys(shop.rows), made, champion, BEGIN)
     assert not arrived.any()
 
@@ -218,7 +218,7 @@ def test_what_the_api_was_asked_of_tomorrow_hides_no_row_of_today_from_the_batch
         (told,) = api.post("/v1/predict", json={"rows": [row]}).json()["predictions"]
     made = kept(shop).read("predictions", columns=["entry", "subject", "by", "event_time", "stale"])
     made = made.filter([entry == told["id"] for entry in made["entry"].to_pylist()])
-    champion = replace(shop.known.version(1), as_of=BEGIN)
+    champion = replace(shop.known.read_version(1), as_of=BEGIN)
     arrived = score._arrived(shop.rows, score.subjects_of_keys(shop.rows), made, champion, end)
     assert arrived.sum() == len(shop.rows.event_time) - 1  # its own subject is answered
     assert "ahead" not in caplog.text
@@ -234,7 +234,7 @@ def test_an_outcome_is_taken_and_joins_its_prediction(shop: Shop, api: Client) -
     end = BEGIN + timedelta(days=DAYS)
     begin = end - shop.p.monitor.window
     rows = kept(shop).read("predictions", since=begin, until=end)
-    window = select_predictions(rows, came, replace(shop.known.version(1), as_of=None), begin, end)
+    window = select_predictions(rows, came, replace(shop.known.read_version(1), as_of=None), begin, end)
     assert window.labels[list(window.times).index(np.datetime64(shop.asked[5]["event_time"], "us"))] == 0.0
     assert len(window.times) == len(subjects(shop, end))
 

@@ -127,7 +127,7 @@ def test_version_1_of_another_run_is_no_copy_of_version_1(shop: Shop, tmp_path: 
     assert one.champion
     assert one.champion.card["run_id"] == "another"
     registry_mirror.copy_versions(shop.known, tmp_path)
-    run = shop.known.version(1).run_id
+    run = shop.known.read_version(1).run_id
     assert versions.read_pointer(tmp_path) == versions.Pointer(1, "kept", run)
     assert list(one.renew(trying("none"))) == ["version 1 serves"]
     assert one.champion.card["run_id"] == run
@@ -291,7 +291,7 @@ def test_whoever_lost_goes_though_neither_the_next_nor_the_champion_can_be_copie
 def test_a_champion_that_cannot_be_copied_does_not_hold_up_the_challenger(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch, first = Runs.fetch, shop.known.version(1).run_id
+    fetch, first = Runs.fetch, shop.known.read_version(1).run_id
 
     def partly(runs: Runs, run_id: str, *more: object) -> Path:
         return fails(runs, run_id) if run_id == first else fetch(runs, run_id, *more)  # type: ignore[arg-type]

@@ -82,7 +82,7 @@ def test_a_stale_answer_says_so_and_score_predicts_its_row_anew(shop: Shop, home
     assert [answer.get("stale", False) for answer in answers] == stale
     kept = journal.open_journal(shop.p.journal, home=home)
     made = kept.read("predictions", columns=["entry", "subject", "by", "event_time", "stale"])
-    champion = replace(shop.known.version(1), as_of=BEGIN)
+    champion = replace(shop.known.read_version(1), as_of=BEGIN)
     entries = score.subjects_of_keys(shop.rows)
     arrived = score._arrived(shop.rows, entries, made, champion, BEGIN)
     assert arrived.sum() == sum(stale)
