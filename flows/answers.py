@@ -9,12 +9,11 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from prefect import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.alert import alert
-from flows.network import NETWORK
+from flows.runs import retried
 from tasks import params
 from tasks.data import state
 from tasks.params import Params
@@ -40,7 +39,7 @@ class TooEarlyError(Exception):
     """The gate would judge no candidate at this as_of; the ledger says why."""
 
 
-@task(name="is it answered", task_run_name="is it answered", cache_policy=NO_CACHE, **NETWORK)
+@retried("is it answered")
 def is_answered(p: Params, decision: str) -> bool:
     """Whether the ledger answers a decision: an event may come twice, and a run that crashed after its verdict is run
     again."""
@@ -76,7 +75,7 @@ def _explain(error: Exception) -> str:
     )
 
 
-@task(name="give up", task_run_name="give up", cache_policy=NO_CACHE, **NETWORK)
+@retried("give up")
 def give_up(p: Params, asked: Asked, why: str) -> None:
     """Answer a decision whose retrain failed, or it would be asked for again, at full cost, for ever. The failure costs
     no cool-down and no budget. The policy pauses after it, and a person is told."""
@@ -92,7 +91,7 @@ def give_up(p: Params, asked: Asked, why: str) -> None:
     tell(p, f"evergreen: a retrain of {p.registry.model} failed", why, cause=f"failed {asked.decision}")
 
 
-@task(name="is it too early", task_run_name="is it too early", cache_policy=NO_CACHE, **NETWORK)
+@retried("is it too early")
 def is_too_early(p: Params, asked: Asked, as_of: datetime, limit: datetime | None = None) -> bool:
     """Whether the gate would judge no candidate yet; the ledger then says why. Asked before the stages run or, without
     clock.as_of, as soon as ingest has found the time. `limit` is the end of the data, if it is known."""

@@ -11,9 +11,8 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import FlowPauseTimeout
@@ -22,7 +21,7 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.network import NETWORK
+from flows.runs import retried
 from tasks import params
 from tasks.promotion.verdict import Outcome, Verdict, render_verdict
 
@@ -51,7 +50,7 @@ def ask_approval(verdict: Verdict, settings: params.Gate) -> Verdict:
     return change_outcome(verdict, "REJECT", f"A person refused it: {answer.note or 'no note'}.")
 
 
-@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+@retried("publish")
 def publish_verdict(verdict: Verdict) -> None:
     create_markdown_artifact(render_verdict(verdict), key="verdict", description="waits for a person's approval")
 

@@ -13,13 +13,12 @@ last of these. Nothing is compared here.
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows import cli
-from flows.network import NETWORK
+from flows.runs import retried
 from tasks import params
 from tasks.data import state
 from tasks.monitoring import canary as work
@@ -76,7 +75,7 @@ def canary(
     return publish(registry, message, moment)
 
 
-@task(name="open", task_run_name="open", cache_policy=NO_CACHE, **NETWORK)
+@retried("open")
 def open_stores(p: Params, as_of: datetime | None, *, force: bool) -> tuple[Registry, Journal, datetime]:
     """The registry, the journal, and event time "now"."""
     registry, journal = open_registry(p.registry), open_journal(p.journal)
@@ -86,7 +85,7 @@ def open_stores(p: Params, as_of: datetime | None, *, force: bool) -> tuple[Regi
     return registry, journal, params.to_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
 
 
-@task(name="begin", task_run_name="begin", cache_policy=NO_CACHE, **NETWORK)
+@retried("begin")
 def begin_canary(registry: Registry, candidate: str, *, reason: str, as_of: datetime, decision: str) -> str:
     """Put a candidate up. A number is a version; anything else is a run."""
     over = work.settle(registry, as_of=as_of).over  # what serves by now must not stand in the way
@@ -96,14 +95,14 @@ def begin_canary(registry: Registry, candidate: str, *, reason: str, as_of: date
     return f"{work.explain_end(over)} {message}" if over else message
 
 
-@task(name="end", task_run_name="end", cache_policy=NO_CACHE, **NETWORK)
+@retried("end")
 def end_canary(registry: Registry, *, reason: str, as_of: datetime, decision: str) -> str:
     """Take the challenger away."""
     entry = changes.take_away(registry, decision=decision, as_of=as_of, reasons=[reason])
     return f"Version {entry.version} was taken away: {reason}" if entry else "No challenger was up."
 
 
-@task(name="accept", task_run_name="accept", cache_policy=NO_CACHE, **NETWORK)
+@retried("accept")
 def accept_challenger(registry: Registry, journal: Journal, *, as_of: datetime) -> str:
     """Promote the challenger that the monitor found better, for the person whom gate.approval asks for. One that was
     promoted already, by a run that was cut off before it could say so, is told of."""
@@ -116,7 +115,7 @@ def accept_challenger(registry: Registry, journal: Journal, *, as_of: datetime) 
     return f"Version {done.version} is promoted. {look.message}"
 
 
-@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+@retried("publish")
 def publish(registry: Registry, message: str, as_of: datetime) -> Tried:
     """Tell who serves and who is tried beside it."""
     serving, challenger = registry.find_champion(), registry.find_challenger()

@@ -21,8 +21,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import cli
 from flows.alert import alert
-from flows.network import NETWORK, Steps, send_event
-from flows.ticks import name_tick, skip_if_busy
+from flows.runs import Steps, name_tick, retried, send_event, skip_if_busy
 from tasks import params
 from tasks.data import state
 from tasks.monitoring import alerts, canary, decisions, page, predecessor, watched, window
@@ -77,9 +76,7 @@ def monitor(
         journal = open_journal(p.journal)
         try:
             if as_of:
-                task(name="check as_of", cache_policy=NO_CACHE, **NETWORK)(work.refuse_beyond)(
-                    p, journal, params.to_utc(as_of), force=force
-                )
+                retried("check as_of")(work.refuse_beyond)(p, journal, params.to_utc(as_of), force=force)
             return _run(p, journal, params.to_utc(as_of) if as_of else None, report=report)
         finally:
             journal.close()
@@ -132,7 +129,7 @@ def _now() -> datetime:
 # --- read and measure ----------------------------------------------------------------------------------------------
 
 
-@task(name="champion", task_run_name="champion", cache_policy=NO_CACHE, timeout_seconds=120, **NETWORK)
+@retried("champion", timeout_seconds=120)
 def load_champion(p: Params) -> tuple[Registry, Watched | None]:
     """The version that serves, and what its windows are compared with."""
     registry = open_registry(p.registry)
@@ -140,14 +137,14 @@ def load_champion(p: Params) -> tuple[Registry, Watched | None]:
     return registry, watched.load_watched(p, registry, version) if version else None
 
 
-@task(name="now", task_run_name="now", cache_policy=NO_CACHE, **NETWORK)
+@retried("now")
 def find_now(journal: Journal, champion: Watched, as_of: datetime | None) -> datetime:
     """as_of, or the newest that is journalled, or what the champion was made of."""
     newest = as_of or window.read_newest(journal, now=state.read_event_now())
     return newest or champion.version.as_of or _now()
 
 
-@task(name="measure", task_run_name="measure", cache_policy=NO_CACHE, **NETWORK)
+@retried("measure")
 def measure(champion: Watched, journal: Journal, registry: Registry, as_of: datetime) -> list[Measured]:
     """The windows that were missed since the last run, and the newest one."""
     ends = work.find_due(read_signals(journal), journal, champion.version, champion.p, newest=as_of)
@@ -181,7 +178,7 @@ def _act_and_decide(p: Params, journal: Journal, registry: Registry, champion: W
     return Acts(decision, down, over, canary.explain_end(over) if over else waits)
 
 
-@task(name="roll back", task_run_name="roll back", cache_policy=NO_CACHE, **NETWORK)
+@retried("roll back")
 def roll_back(journal: Journal, registry: Registry, champion: Watched, as_of: datetime) -> int | None:
     """The champion's number, if its predecessor would surely have done better: the alias has gone back.
 
@@ -201,7 +198,7 @@ def roll_back(journal: Journal, registry: Registry, champion: Watched, as_of: da
     return number
 
 
-@task(name="canary", task_run_name="canary", cache_policy=NO_CACHE, **NETWORK)
+@retried("canary")
 def end_canary(
     p: Params, journal: Journal, registry: Registry, champion: Watched, as_of: datetime
 ) -> tuple[Entry | None, str | None]:
@@ -222,7 +219,7 @@ def end_canary(
         return None, f"The challenger is not promoted: {error}"
 
 
-@task(name="decide", task_run_name="decide", cache_policy=NO_CACHE, **NETWORK)
+@retried("decide")
 def decide(
     p: Params,
     journal: Journal,
@@ -250,7 +247,7 @@ def decide(
     return send_decision(p, journal, decision)
 
 
-@task(name="decide", task_run_name="decide on a first model", cache_policy=NO_CACHE, **NETWORK)
+@retried("decide on a first model")
 def decide_first(p: Params, journal: Journal, registry: Registry, as_of: datetime) -> Decision:
     """Whether a first model is asked for, sent as an event and journalled."""
     busy = _answer_abandoned(p, journal, registry)
@@ -285,7 +282,7 @@ def send_decision(p: Params, journal: Journal, decision: Decision) -> Decision:
 # --- tell ----------------------------------------------------------------------------------------------------------
 
 
-@task(name="alert", task_run_name="alert", cache_policy=NO_CACHE, **NETWORK)
+@retried("alert")
 def send_alerts(p: Params, journal: Journal, registry: Registry, signals: tuple[Signal, ...]) -> None:
     """What a person should hear of, each cause once."""
     history, requests = read_signals(journal), decisions.read_requests(journal)
@@ -316,7 +313,7 @@ def draw(p: Params, champion: Watched, measured: Measured) -> Path | None:
     )
 
 
-@task(name="chart", task_run_name="chart", cache_policy=NO_CACHE, timeout_seconds=120, **NETWORK)
+@retried("chart", timeout_seconds=120)
 def chart(
     registry: Registry, champion: Watched, windows: list[Measured], decision: Decision | None, html: Path | None
 ) -> None:
@@ -336,7 +333,7 @@ def chart(
     create_link_artifact(link, key="mlflow-charts", link_text=f"how version {number} fares, in MLflow")
 
 
-@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+@retried("publish")
 def publish(result: Monitored, measured: Measured | None) -> None:
     """What the Prefect UI shows beside the run."""
     text = page.render_page(measured, result.decision)

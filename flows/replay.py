@@ -27,8 +27,8 @@ from rich.table import Table
 
 from flows import cli
 from flows.forms import Names
-from flows.network import NETWORK
 from flows.retrain import run_stages
+from flows.runs import retried
 from tasks import params
 from tasks.params import Params
 from tasks.promotion import tracking
@@ -112,7 +112,7 @@ def result_folder(done: Comparison, home: Path) -> Path:
     return home / "replay" / f"{done.since:%Y-%m-%d}_{done.until:%Y-%m-%d}"
 
 
-@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+@retried("publish")
 def publish(done: Comparison, p: Params) -> None:
     """Write the files, log the MLflow run, and make what the Prefect UI shows beside the run."""
     folder = result_folder(done, params.home())
@@ -125,7 +125,7 @@ def publish(done: Comparison, p: Params) -> None:
     get_run_logger().info("%s", render_markdown(done))
 
 
-@task(name="log", task_run_name="log", cache_policy=NO_CACHE, **NETWORK)
+@retried("log")
 def log_comparison(done: Comparison, folder: Path, p: Params) -> tuple[str, str]:
     """Log the comparison as one MLflow run. Returns the run's id, and its address in the UI."""
     registry = open_registry(p.registry)

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from flows import cli
-from flows.network import NETWORK
 from flows.retrain import stage_task
+from flows.runs import retried
 from tasks import params
 from tasks.data.manifest import RawManifest
 from tasks.params import Params
@@ -82,7 +81,7 @@ def reproduce(
     return differences
 
 
-@task(name="lineage", task_run_name="lineage", cache_policy=NO_CACHE, **NETWORK)
+@retried("lineage")
 def fetch(p: Params, number: int, into: Path) -> Origin:
     registry = open_registry(p.registry)
     version = registry.read_version(number)
@@ -172,7 +171,7 @@ def _hash(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+@retried("publish")
 def publish(version: int, differences: list[Difference]) -> None:
     """Show the comparison beside the run in the Prefect UI."""
     create_markdown_artifact(f"# Version {version}\n\n{describe(differences)}\n", key="reproduction")

@@ -33,7 +33,7 @@ from flows.answers import (
     tell,
 )
 from flows.forms import Json, hide_from_form
-from flows.network import NETWORK
+from flows.runs import retried
 from flows.skew import compare_features
 from tasks import params
 from tasks.data import dryrun, feasibility, state
@@ -162,12 +162,12 @@ def _refuse_further_attempt(p: Params, attempt: int) -> None:
         )
 
 
-@task(name="open the registry", task_run_name="open the registry", cache_policy=NO_CACHE, **NETWORK)
+@retried("open the registry")
 def connect_registry(p: Params) -> Registry:
     return open_registry(p.registry)
 
 
-@task(name="tell who approves", task_run_name="tell who approves", cache_policy=NO_CACHE, **NETWORK)
+@retried("tell who approves")
 def tell_who_approves(p: Params, verdict: Verdict, decision: str | None) -> None:
     if p.gate.approval == "required" and verdict.promotes:
         why = f"{' '.join(verdict.reasons)} The run's page in the Prefect UI asks whether to promote it."
@@ -268,7 +268,7 @@ class Recorded:
     as_of: str
 
 
-@task(name="on record", task_run_name="on record", cache_policy=NO_CACHE, **NETWORK)
+@retried("on record")
 def record_run(p: Params, space: Workspace, registry: Registry) -> Recorded:
     """Find the MLflow run of what the stages made, or log it if their results were restored from elsewhere."""
     key = record.record(p, space.root, environment=_lineage(space))
@@ -278,7 +278,7 @@ def record_run(p: Params, space: Workspace, registry: Registry) -> Recorded:
     return Recorded(key, run_id, as_of.isoformat())
 
 
-@task(name="gate", task_run_name="gate", cache_policy=NO_CACHE, **NETWORK)
+@retried("gate")
 def judge_candidate(p: Params, space: Workspace, registry: Registry, run: Recorded) -> Verdict:
     """Finish a promotion or rollback that was cut off, then ask the gate."""
     finish_open(registry)
@@ -300,7 +300,7 @@ def _refuse_other_key(raw: Path, p: Params, champion: Version | None) -> None:
         )
 
 
-@task(name="promote", task_run_name="promote", cache_policy=NO_CACHE, **NETWORK)
+@retried("promote")
 def carry_out(
     p: Params, registry: Registry, run: Recorded, verdict: Verdict, *, decision: str
 ) -> tuple[Verdict, int | None]:
@@ -338,7 +338,7 @@ def read_reports(p: Params, root: Path) -> dict[str, Any]:
     return {name: json.loads((root / path).read_text()) for name, path in files.items()}
 
 
-@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+@retried("publish")
 def publish(done: Retrained, p: Params) -> None:
     """The artifacts that the Prefect UI shows beside the run."""
     create_markdown_artifact(render_verdict(done.verdict), key="verdict", description=f"as of {done.as_of}")

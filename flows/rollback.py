@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows import cli
 from flows.forms import hide_from_form
-from flows.network import NETWORK
+from flows.runs import retried
 from tasks import params
 from tasks.data import state
 from tasks.monitoring import monitor
@@ -70,12 +69,12 @@ def rollback(
     return done
 
 
-@task(name="check as_of", task_run_name="check as_of", cache_policy=NO_CACHE, **NETWORK)
+@retried("check as_of")
 def check_as_of(p: Params, as_of: datetime, *, force: bool) -> None:
     monitor.refuse_beyond(p, open_journal(p.journal), as_of, force=force)
 
 
-@task(name="move back", task_run_name="move back", cache_policy=NO_CACHE, **NETWORK)
+@retried("move back")
 def move_back(
     p: Params, to: int | None, champion: int | None, *, reason: str, as_of: datetime, decision: str
 ) -> RolledBack:
@@ -87,7 +86,7 @@ def move_back(
     return RolledBack(now.number, entry.champion, entry.as_of, reason)
 
 
-@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+@retried("publish")
 def publish(done: RolledBack) -> None:
     create_markdown_artifact(describe(done), key="rollback", description=f"as of {done.as_of}")
     get_run_logger().info("%s", describe(done))

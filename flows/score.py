@@ -10,14 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from flows import cli
-from flows.network import NETWORK
 from flows.retrain import run_stages
-from flows.ticks import name_tick, skip_if_busy
+from flows.runs import name_tick, retried, skip_if_busy
 from tasks import params
 from tasks.data import state
 from tasks.params import Clock, Params
@@ -81,13 +79,13 @@ def _tick(settings: Clock, done: Scored) -> None:
     clock.advance(settings, done.as_of)
 
 
-@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **NETWORK)
+@retried("publish")
 def publish(done: Scored) -> None:
     """Show the run's figures beside it in the Prefect UI."""
     create_markdown_artifact(describe(done), key="scored", description=f"as of {done.as_of}")
 
 
-@task(name="journal", task_run_name="journal", cache_policy=NO_CACHE, **NETWORK)
+@retried("journal")
 def journal_predictions(p: Params, root: Path) -> Scored:
     """Append the predictions and outcomes to the journal, and merge its small files."""
     with closing(open_journal(p.journal)) as journal:

@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
-from flows.network import NETWORK
+from flows.runs import retried
 from tasks.monitoring import skew
 from tasks.params import Params
 from tasks.promotion.registry import Registry
 from tasks.serving.journal import open_journal
 
 
-@task(name="compare features", task_run_name="compare features", cache_policy=NO_CACHE, **NETWORK)
+@retried("compare features")
 def compare_features(p: Params, root: Path, registry: Registry) -> skew.Skew | None:
     """Warn of each feature whose value, computed today, differs from the one that the champion predicted with. The
     retrain goes on: late data may change a feature, and the candidate is judged on its own holdout."""

@@ -9,13 +9,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows import network
-from flows.network import NETWORK, Steps, send_event
+from flows import runs
+from flows.runs import Steps, retried, send_event
 from infra.servers import free_port
 from tests.flows.conftest import shown
 
@@ -56,7 +55,7 @@ class Gate:
         """As a task's condition for another try."""
         self.failures += 1
         self.open()
-        return network.may_pass(*state)
+        return runs.may_pass(*state)
 
 
 def copy(one: socket.socket, other: socket.socket) -> None:
@@ -84,8 +83,7 @@ def test_an_artifact_and_an_event_wait_for_a_prefect_api_that_is_away(gate: Gate
         send_event("evergreen.test", resource="evergreen.model.away", payload={"decision": "d"})
         return "done"
 
-    again = NETWORK | {"retry_delay_seconds": 0.1, "retry_condition_fn": lambda *state: gate.reopen(*state)}
-    step = task(name="publish", cache_policy=NO_CACHE, **again)(publish)
+    step = retried("publish", retry_delay_seconds=0.1, retry_condition_fn=lambda *state: gate.reopen(*state))(publish)
     assert flow(name="asking")(lambda: step())() == "done"
     assert gate.failures == 1
     assert shown("away") == ["It came through."]
