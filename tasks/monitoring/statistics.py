@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tasks.training import moderation, relation
+from tasks.training import joint, moderation
 from tasks.training.columns import Column
 from tasks.training.model import Floats
 from tasks.training.profile import Profile
@@ -218,7 +218,7 @@ class Relation:
         span = self.history.profile.span
         mean, deviation = _of_others(self.relations, span)
         deviation = np.maximum(deviation, self.history.least_term_deviation)
-        fall = relation.measure_loosening(self.relations, mean, deviation)
+        fall = joint.measure_loosening(self.relations, mean, deviation)
         windows = moderation.count_disjoint(len(self.relations), span)
         return self.history.to_columns(moderation.weigh_new_values(fall, windows, span))
 
@@ -230,7 +230,7 @@ class Relation:
         if not values.size or not self.relations.size:
             return np.zeros(0)
         deviation = np.maximum(self.relations.std(axis=0), self.history.least_term_deviation)
-        fall = relation.measure_loosening(values, self.relations.mean(axis=0), deviation)
+        fall = joint.measure_loosening(values, self.relations.mean(axis=0), deviation)
         return moderation.weigh_new_values(fall, np.array(self.history.windows), self.history.profile.span)
 
 

@@ -20,7 +20,7 @@ from tasks.data.featurerows import Rows
 from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
 from tasks.runtime import files, stage
-from tasks.training import curves, labels, model, split
+from tasks.training import metrics, model, profile, split
 from tasks.training.baselines import BASELINES
 from tasks.training.holdout import CANDIDATE, write_holdout
 from tasks.training.metrics import measure
@@ -47,12 +47,12 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     board = {name: measure(twin.spec, held.label, values) for name, values in predictions.items()}
     board[CANDIDATE] |= {"unseen_class_rows": len(due) - len(held)} if p.label.task == "multiclass" else {}
     contributions = twin.contributions(held.table.take(draw_evenly(len(held), SHAP_ROWS)))
-    importances = curves.list_importances(twin.spec, contributions)
+    importances = metrics.list_importances(twin.spec, contributions)
     _write_board(p, reports, board)
     files.publish_json(reports / "slices.json", _measure_slices(p, twin.spec, held, scores))
-    curves.write_csv(reports / "importance.csv", importances)
-    curves.write_csv(reports / "curves" / "roc.csv", curves.draw_roc(twin.spec, held.label, scores))
-    curves.write_csv(reports / "curves" / "calibration.csv", curves.draw_calibration(twin.spec, held.label, scores))
+    metrics.write_csv(reports / "importance.csv", importances)
+    metrics.write_csv(reports / "curves" / "roc.csv", metrics.draw_roc(twin.spec, held.label, scores))
+    metrics.write_csv(reports / "curves" / "calibration.csv", metrics.draw_calibration(twin.spec, held.label, scores))
     for path in sorted((models / "twins").glob("*.ubj")):
         predictions[f"{CANDIDATE}_{path.stem}"] = Model.load(path).predict(held.table)
     # A number such as 1e9 + delay has more digits than float32 holds.
@@ -131,7 +131,7 @@ def _profile_history(
         until=as_of,
         window=p.monitor.window,
         settings=p.drift,
-        labelled=labels.find_least_share(labelled, history.event_time[mature], p.monitor.window),
+        labelled=profile.find_labelled_share(labelled, history.event_time[mature], p.monitor.window),
     )
 
 

@@ -1,20 +1,28 @@
-"""Boosters: their rows, XGBoost's parameters and matrices, and fits that run side by side and stop together."""
+"""Boosters: XGBoost's parameters and matrices, fits that run side by side and stop together, and the folds of a search.
 
+The folds' rows are binned matrices that are made once; one trial's fit goes over all folds.
+"""
+
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
+
+import numpy as np
 
 from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.training import model, split
-from tasks.training.model import Spec
+from tasks.training.model import Floats, Spec
 
 T = TypeVar("T")
 METRIC = {"binary": "logloss", "multiclass": "mlogloss", "regression": "rmse"}
 OBJECTIVE = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}
 MAX_BIN = 256  # where tune.space names none: XGBoost's own
+LEAST_RARE_ROWS = 200  # of the rarest class that a search on fewer rows keeps
 
 
 class Stopped(RuntimeError):  # noqa: N818 (it says what happened)
@@ -55,16 +63,18 @@ def make_matrix(spec: Spec, rows: Rows, drawn: dict[str, Any], *, threads: int, 
     )
 
 
-def make_stopper(stop: threading.Event) -> Any:
-    """XGBoost's callback that ends a fit when `stop` is set."""
+def make_watcher(stop: threading.Event, report: Callable[[int, list[float]], None] | None = None) -> Any:
+    """XGBoost's callback that ends a fit when `stop` is set, and else reports each round's validation scores so far."""
 
-    class Stopper(model.import_xgboost().callback.TrainingCallback):  # type: ignore[misc]  # its class is known at run time
-        def after_iteration(self, _model: Any, _epoch: int, _evals_log: Any) -> bool:
+    class Watcher(model.import_xgboost().callback.TrainingCallback):  # type: ignore[misc]  # its class is known at run time
+        def after_iteration(self, _model: Any, epoch: int, evals_log: Any) -> bool:
             if stop.is_set():
                 raise Stopped
+            if report:
+                report(epoch, next(iter(evals_log["valid"].values())))
             return False
 
-    return Stopper()
+    return Watcher()
 
 
 def run_side_by_side(works: Sequence[Callable[[], T]], workers: int, *, stop: threading.Event) -> list[T]:
@@ -89,3 +99,138 @@ def run_side_by_side(works: Sequence[Callable[[], T]], workers: int, *, stop: th
         except BaseException as error:
             stop.set()
             raise next((first for first in errors if not isinstance(first, Stopped)), error) from None
+
+
+@dataclass(frozen=True)
+class Binned:
+    """One fold, binned for one max_bin: XGBoost matrices, and the training rows' class codes."""
+
+    train: Any
+    valid: Any
+    codes: Floats
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The folds that a trial has behind it: the sum of their rows' losses, their rows, and how many folds.
+
+    `unit` is what a loss of 1 is in the label's own units: XGBoost learns a number on a scale of its own.
+    """
+
+    total: float = 0.0
+    rows: int = 0
+    folds: int = 0
+    unit: float = 1.0
+
+    def plus(self, score: float, rows: int) -> "Progress":
+        return replace(self, total=self.total + score * self.unit * rows, rows=self.rows + rows, folds=self.folds + 1)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.rows
+
+
+class Folds:
+    """The folds' rows as numbers, and their binned matrices, each made once for each side and kept."""
+
+    def __init__(self, p: Params, rows: Rows, as_of: datetime) -> None:
+        start = split.find_cuts(as_of, p.split, deadline=p.label.deadline).start
+        labelled = model.is_labelled(rows.label)
+        folds = split.make_folds(rows.event_time, start, p.split, deadline=p.label.deadline, labelled=labelled)
+        used = rows.take(np.any([fold.train | fold.valid for fold in folds], axis=0))
+        self.spec: Spec = model.make_spec(
+            used.table, used.label, task=p.label.task, native=p.train.categories == "native"
+        )
+        if self.spec.classes:
+            folds = split.keep_trained_classes(folds, rows.label, self.spec.classes)
+        self._whole = [(rows.take(fold.train), rows.take(fold.valid)) for fold in folds]
+        self._parts = [(thin_rows(train, p.tune.rows, self.spec), valid) for train, valid in self._whole]
+        self._threads = p.stage.threads
+        self._binned: dict[tuple[Any, int], list[Binned]] = {}
+
+    @property
+    def are_thinned(self) -> bool:
+        return any(len(part[0]) < len(whole[0]) for part, whole in zip(self._parts, self._whole, strict=True))
+
+    def bin_thinned(self, drawn: dict[str, Any], side: int) -> list[Binned]:
+        """With at most tune.rows of training, for one of the trials that run side by side: a trial's weights are set
+        on its matrices."""
+        key = drawn.get("max_bin"), side
+        if key not in self._binned:
+            self._binned[key] = [self._bin(train, valid, drawn) for train, valid in self._parts]
+        return self._binned[key]
+
+    def bin_whole(self, drawn: dict[str, Any]) -> Iterator[Binned]:
+        """With all their rows, one fold in memory at a time."""
+        return (self._bin(train, valid, drawn) for train, valid in self._whole)
+
+    def _bin(self, train: Rows, valid: Rows, drawn: dict[str, Any]) -> Binned:
+        """A category that these training rows do not have is missing in validation, as it will be when serving."""
+        spec = replace(self.spec, categories=model.find_categories(train.table, self.spec))
+        data = make_matrix(spec, train, drawn, threads=self._threads)
+        held_out = make_matrix(spec, valid, drawn, threads=self._threads, ref=data)
+        return Binned(data, held_out, spec.encode_label(train.label))
+
+
+def thin_rows(rows: Rows, most: int | None, spec: Spec) -> Rows:
+    """At most so many rows, evenly over time: to rank parameters, not all of history is needed.
+
+    More where a class is rare: at least 200 of its rows, or all that there are, since the classes keep their shares.
+    """
+    if most is not None and spec.classes:
+        counts = np.bincount(spec.encode_label(rows.label).astype(int))
+        rarest = int(counts[counts > 0].min())
+        most = max(most, math.ceil(len(rows) * min(1.0, LEAST_RARE_ROWS / rarest)))
+    if most is None or len(rows) <= most:
+        return rows
+    return rows.take(np.isin(np.arange(len(rows)), np.linspace(0, len(rows) - 1, most).astype(int)))
+
+
+def fit_folds(
+    drawn: dict[str, Any], parts: Iterable[Binned], spec: Spec, p: Params, watch: Callable[[Progress, int], Any]
+) -> tuple[Progress, int]:
+    """Fits the folds one after the other: what they came to, and the mean of their best rounds.
+
+    Args:
+        drawn: a trial's parameters.
+        watch: makes XGBoost's callback for a fold, from the folds before it and the fold's validation rows.
+    """
+    settings = to_booster_params(drawn, p, classes=len(spec.classes))
+    progress, rounds = Progress(unit=spec.scale), []
+    for binned in parts:
+        if "class_weight" in drawn and spec.classes:
+            _weigh_classes(binned, spec, drawn["class_weight"])
+        rows = binned.valid.num_row()
+        booster = fit_fold(settings, binned, p, watch(progress, rows))
+        progress = progress.plus(float(booster.best_score), rows)
+        rounds.append(booster.best_iteration + 1)
+    return progress, round(float(np.mean(rounds)))
+
+
+def fit_fold(settings: dict[str, Any], binned: Binned, p: Params, watcher: Any) -> Any:
+    """A fold's booster, stopped when its validation score has been its best for tune.patience rounds."""
+    return model.import_xgboost().train(
+        settings,
+        binned.train,
+        p.tune.rounds,
+        evals=[(binned.valid, "valid")],
+        early_stopping_rounds=p.tune.patience,
+        callbacks=[watcher],
+        verbose_eval=False,
+    )
+
+
+def _weigh_classes(binned: Binned, spec: Spec, strength: float) -> None:
+    """Weighs the classes in training, and takes the weights out of what is scored.
+
+    Weights shift all margins alike, which calibration would undo. So each matrix begins at its own classes' shares
+    (Saerens et al. 2002), and the score shows what weighting does to the trees.
+    """
+    codes = binned.codes.astype(int)
+    weights = model.weigh_classes(binned.codes, spec.classes, strength)
+    counts = np.bincount(codes, minlength=len(spec.classes)).astype(float)
+    binned.train.set_weight(weights[codes])
+    for data, shares in ((binned.train, counts * weights), (binned.valid, counts)):
+        logs = np.log(np.maximum(shares, 1e-9) / shares.sum())
+        rows = data.num_row()
+        data.set_base_margin(np.full(rows, logs[1] - logs[0]) if spec.task == "binary" else np.tile(logs, (rows, 1)))

@@ -1,8 +1,12 @@
-"""A model's history as its columns go together: what linear regressions leave of each term in each window.
+"""A model's history as its columns go together: what linear regressions leave of each term, and how far terms relate.
 
 A season moves columns together. A column that moves alone breaks its relation to the others, and shows in the mean of
-what a regression on the others leaves of it, in standard deviations of what it leaves. A column that is shuffled keeps
-its mean, and loses its correlation with the others (tasks/training/relation.py).
+what a regression on the others leaves of it, in standard deviations of what it leaves.
+
+A column that is shuffled, shifted by a row or has its sign turned keeps its distribution and its mean; it loses its
+relation: its correlation with what the others predict of it. A correlation is given as its Fisher transform, whose
+spread hardly depends on its size (Fisher 1915). Each day of a window counts alike, without the most extreme ones, as in
+tasks/training/windows.py.
 """
 
 from collections.abc import Sequence
@@ -14,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks.training import moderation, relation, windows
+from tasks.training import moderation, windows
 from tasks.training.columns import Column, as_array, as_numbers
 from tasks.training.digits import to_tuples
 from tasks.training.windows import Codes, Floats
@@ -23,6 +27,10 @@ MOST_INDICATORS = 8  # levels of a category that take part
 RIDGE = 0.005  # on correlations: a column that others give exactly is taken to leave that much of itself
 CLIPPED_SHARE = 0.002  # of a number's rows at each end, taken for the nearest of the rest
 LEAST_ROWS = 5  # in a window, on average, of a level that takes part: a rarer one is there or not by chance
+LARGEST_CORRELATION = 0.9999  # a correlation of 1 has no Fisher transform
+LEAST_TIES = 4.0  # deviations of a relation from none, below which it is not watched
+LEAST_FALL = 0.1  # of a correlation, as a share: a smaller fall is none
+LEAST_VARIANCE = 1e-9  # a smaller one is a constant's
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class Joint:
         """How far each term goes with the others in a window (k), of its standardised terms (n, k)."""
         sums, products = _sum_by_unit(values, units)
         rows = np.bincount(units).astype(float)
-        return relation.correlate(sums, products, rows, relation.find_slopes(np.asarray(self.inverse)))
+        return correlate(sums, products, rows, find_slopes(np.asarray(self.inverse)))
 
 
 def profile_joint(table: pa.Table, columns: Sequence[Column], units: Codes, span: int) -> Joint:
@@ -112,7 +120,7 @@ def profile_joint(table: pa.Table, columns: Sequence[Column], units: Codes, span
         joint,
         inverse=to_tuples(inverse),
         history=to_tuples(history),
-        relations=to_tuples(relation.fill_constant(np.array(relations))),
+        relations=to_tuples(fill_constant(np.array(relations))),
         unrelated=to_tuples(unrelated),
         outside=to_tuples(outside[windows.find_usable(units, span)]),
     )
@@ -133,8 +141,8 @@ def _leave_windows_out(sums: Floats, products: Floats, units: Codes, span: int) 
         rest, rest_sums = all_rows - rows[inside].sum(), all_sums - sums[inside].sum(axis=0)
         inverse = _invert(all_products - products[inside].sum(axis=0), rest_sums, rest)
         history.append(leave(_mean_by_unit(sums[inside], rows[inside]) - rest_sums / max(rest, 1), inverse))
-        slopes = relation.find_slopes(inverse)
-        relations.append(relation.correlate(sums[inside], products[inside], rows[inside], slopes))
+        slopes = find_slopes(inverse)
+        relations.append(correlate(sums[inside], products[inside], rows[inside], slopes))
     return history, relations
 
 
@@ -195,3 +203,59 @@ def _invert(products: Floats, sums: Floats, rows: float) -> Floats:
     mean = sums / max(rows, 1)
     covariance = products / max(rows, 1) - np.outer(mean, mean)
     return np.asarray(np.linalg.inv(covariance + RIDGE * np.eye(len(mean)))) if len(mean) else np.zeros((0, 0))
+
+
+def find_slopes(inverse: Floats) -> Floats:
+    """The inverse of the terms' covariances (k, k) → the regression of each term on the others, a column each."""
+    slopes = -inverse / np.diag(inverse)
+    np.fill_diagonal(slopes, 0.0)
+    return slopes
+
+
+def correlate(sums: Floats, products: Floats, rows: Floats, slopes: Floats) -> Floats:
+    """Of each term the Fisher transform of its correlation with what the others predict (k); NaN for a constant.
+
+    Args:
+        sums: of the terms, by unit (units, k).
+        products: of the terms, by unit (units, k, k).
+        rows: in each unit (units).
+        slopes: the regressions (k, k), of `find_slopes`.
+    """
+    if not slopes.size or not rows.any():
+        return np.full(len(slopes), np.nan)
+    sums, products, rows = sums[rows > 0], products[rows > 0], rows[rows > 0]
+    centre, means = sums.sum(axis=0) / rows.sum(), sums / rows[:, None]
+    across = means[:, :, None] * centre
+    spread = products / rows[:, None, None] - across - across.transpose(0, 2, 1) + np.outer(centre, centre)
+    with_others = spread @ slopes
+    parts = np.stack(
+        [
+            np.diagonal(with_others, axis1=1, axis2=2),  # the term with its prediction
+            np.diagonal(spread, axis1=1, axis2=2),  # the term's variance
+            (with_others * slopes).sum(axis=1),  # the prediction's variance
+        ]
+    )
+    together, own, predicted = windows.trimmed_mean(parts.transpose(0, 2, 1))
+    constant = (own < LEAST_VARIANCE) | (predicted < LEAST_VARIANCE)
+    correlation = together / np.sqrt(np.where(constant, 1.0, own * predicted))
+    return np.asarray(
+        np.where(constant, np.nan, np.arctanh(np.clip(correlation, -LARGEST_CORRELATION, LARGEST_CORRELATION)))
+    )
+
+
+def fill_constant(relations: Floats) -> Floats:
+    """The relations of windows (m, k), with the usual one where a term is constant in a window: that says nothing."""
+    present = ~np.isnan(relations)
+    usual = np.where(present, relations, 0.0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
+    return np.asarray(np.where(present, relations, usual))
+
+
+def measure_loosening(now: Floats, usual: Floats, deviation: Floats) -> Floats:
+    """By how many deviations terms go less with the others than usual (..., k); 0 where they do not.
+
+    Terms that hardly go with the others are left out: their parting would not show, and they would add chance only.
+    A fall by a few hundredths counts for nothing, however sure it is.
+    """
+    now = np.where(np.isnan(now), usual, now)
+    shows = (usual > LEAST_TIES * deviation) & (np.tanh(now) < (1 - LEAST_FALL) * np.tanh(usual))
+    return np.asarray(np.where(shows, (usual - now) / deviation, 0.0))

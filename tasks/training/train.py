@@ -118,7 +118,7 @@ def fit_rows(
         data.set_weight(model.weigh_rows(spec.encode_label(seen.label), spec.classes, drawn["class_weight"]))
     settings = fitting.to_booster_params(drawn, p, classes=len(spec.classes))
     settings |= {"seed": p.tune.seed + seed, "nthread": threads}
-    callbacks = [fitting.make_stopper(stop)] if stop else []  # Ctrl-C must not wait for whole fits
+    callbacks = [fitting.make_watcher(stop)] if stop else []  # Ctrl-C must not wait for whole fits
     return Model(model.import_xgboost().train(settings, data, tuned.rounds, callbacks=callbacks), spec)
 
 

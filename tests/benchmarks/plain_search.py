@@ -19,17 +19,17 @@ from tasks import params
 from tasks.data import featurerows
 from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
-from tasks.training import model, space, split
+from tasks.training import model, split, studies
 
 Fold = tuple[pd.DataFrame, np.ndarray, pd.DataFrame, np.ndarray]
 
 
 def search(p: Params) -> "optuna.Study":
     folds = read_folds(p)
-    space = {name: space.to_distribution(each) for name, each in sorted(p.tune.space.items())}
+    space = {name: studies.to_distribution(each) for name, each in sorted(p.tune.space.items())}
     study = optuna.create_study()
     for number in range(p.tune.trials):
-        study.sampler = space.make_sampler(p, number)  # so that both draw the same while they know the same
+        study.sampler = studies.make_sampler(p, number)  # so that both draw the same while they know the same
         trial = study.ask(space)
         study.tell(trial, score(trial.params, folds, p))
     return study
@@ -83,7 +83,7 @@ def fit(drawn: dict[str, Any], fold: Fold, p: Params) -> float:
 
 
 def log_odds(y: np.ndarray, weight: np.ndarray) -> float:
-    """Weights are taken out of what is scored, as training/folds.py does: else the two would score different things."""
+    """Weights are taken out of what is scored, as in training/fitting.py: else the two would score different things."""
     return float(np.log(weight[y == 1].sum() / weight[y == 0].sum()))
 
 

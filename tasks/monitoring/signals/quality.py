@@ -10,7 +10,7 @@ from tasks.monitoring.signal import Signal
 from tasks.monitoring.watched import Watched
 from tasks.monitoring.window import Window
 from tasks.params import spell
-from tasks.training import labels
+from tasks.training import profile
 
 SHOWN_FAULTS = 5  # in a sentence
 
@@ -56,7 +56,7 @@ def check_volume(window: Window, _watched: Watched) -> Check:
 
 def check_labels(window: Window, watched: Watched) -> Check:
     """Fails when surely fewer mature rows have a label than in any window of the history."""
-    fault = labels.find_fault(window.mature.is_labelled, watched.profile.labelled)
+    fault = profile.find_label_fault(window.mature.is_labelled, watched.profile.labelled)
     return Check(f"{fault}." if fault else "", alarm=fault is not None)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tasks.data import featurerows
 from tasks.params import Task
+from tasks.training import studies
 from tests.conftest import FEATURES_SQL, Made
 from tests.tasks.data.cleaned import copy_cleaned, write_cleaned
 
@@ -124,8 +125,7 @@ def test_names_that_only_look_odd_are_taken(made: Made) -> None:
 
 
 def test_a_parameter_that_tune_sets_itself_may_not_be_searched(made: Made) -> None:
-    from tasks.training import space as spaces
 
     space = {"objective": {"choice": ["reg:gamma"]}, "base_score": {"low": 0, "high": 1}}
     with pytest.raises(ValueError, match=r"tune.space must leave \['base_score', 'objective'\] to tune"):
-        spaces.check_space(made.params(**{"tune.space": space}))
+        studies.check_space(made.params(**{"tune.space": space}))

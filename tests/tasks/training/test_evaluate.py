@@ -18,8 +18,8 @@ from sklearn import metrics
 
 from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
-from tasks.training import curves, evaluate, train
-from tasks.training.metrics import calibration_error, measure
+from tasks.training import evaluate, train
+from tasks.training.metrics import calibration_error, draw_roc, measure
 from tasks.training.model import Floats, Spec
 from tests.tasks import small
 
@@ -148,7 +148,7 @@ def test_one_class_alone_in_a_holdout_has_figures_and_no_curve() -> None:
     told = measure(spec, label, found)
     assert all(np.isfinite(value) for value in told.values())
     assert (told["auc"], told["recall"]) == (0.5, 0)
-    assert curves.draw_roc(spec, label, found) == [{"false_positive_rate": 0.0, "true_positive_rate": 0.0}]
+    assert draw_roc(spec, label, found) == [{"false_positive_rate": 0.0, "true_positive_rate": 0.0}]
 
 
 # --- the rows

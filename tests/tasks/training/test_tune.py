@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tasks.data import featurerows
 from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
-from tasks.training import fitting, folds, model, pruning, search, space, split, train, trial_log, tune
+from tasks.training import fitting, model, split, studies, train, tune
 from tasks.training.model import Model, Spec
-from tasks.training.pruning import Curve, is_behind
+from tasks.training.studies import Curve, is_behind
 from tasks.training.trials import Tuned, read_trials
 from tests.tasks import small
 
@@ -147,7 +147,7 @@ def test_no_trial_sees_a_row_of_the_holdout(tmp_path: Path, monkeypatch: pytest.
 @given(st.integers(1, 200), st.none() | st.integers(1, 300))
 def test_a_search_on_fewer_rows_takes_them_evenly_over_time(count: int, most: int | None) -> None:
     rows = small.made_rows(per_day=200, days=1).take(np.arange(200) < count)
-    kept = folds.thin_rows(rows, most, Spec("regression", (), {}))
+    kept = fitting.thin_rows(rows, most, Spec("regression", (), {}))
     assert len(kept) == min(count, most or count)
     assert kept.event_time[0] == rows.event_time[0]
     gaps = np.diff(np.flatnonzero(np.isin(rows.table["jam"].to_numpy(), kept.table["jam"].to_numpy())))
@@ -186,9 +186,9 @@ def test_the_best_on_fewer_rows_are_ranked_again_on_all(tmp_path: Path) -> None:
 
 def on_all_rows(p: Params, folder: Path, drawn: dict[str, Any]) -> tuple[float, int]:
     rows = featurerows.read_rows(folder / p.paths.features)
-    made = folds.Folds(p, rows, small.AS_OF)
-    stopper = fitting.make_stopper(threading.Event())
-    progress, rounds = folds.fit_folds(drawn, made.bin_whole(drawn), made.spec, p, lambda *_: stopper)
+    made = fitting.Folds(p, rows, small.AS_OF)
+    stopper = fitting.make_watcher(threading.Event())
+    progress, rounds = fitting.fit_folds(drawn, made.bin_whole(drawn), made.spec, p, lambda *_: stopper)
     return progress.mean, rounds
 
 
@@ -218,8 +218,8 @@ def test_a_search_on_fewer_rows_keeps_enough_of_a_rare_class() -> None:
     rare = rows.take((rows.label == 0) | (np.arange(len(rows)) % 50 == 0))
     spec = model.make_spec(rare.table, rare.label, task="binary")
     there = int((rare.label == 1).sum())
-    kept = folds.thin_rows(rare, 100, spec)
-    assert int((kept.label == 1).sum()) >= 0.9 * min(there, folds.LEAST_RARE_ROWS)
+    kept = fitting.thin_rows(rare, 100, spec)
+    assert int((kept.label == 1).sum()) >= 0.9 * min(there, fitting.LEAST_RARE_ROWS)
 
 
 def test_a_category_that_a_folds_training_lacks_is_missing_in_its_validation(tmp_path: Path) -> None:
@@ -352,14 +352,14 @@ def test_what_is_written_between_trials_counts_for_the_budget_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     p, folder = project(tmp_path)
-    now, append = [0.0], trial_log.append_rows
+    now, append = [0.0], studies.append_rows
 
     def append_slowly(path: Path, lines: list[dict[str, Any]]) -> None:
         append(path, lines)
         now[0] += 10
 
-    monkeypatch.setattr(search, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(trial_log, "append_rows", append_slowly)
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(studies, "append_rows", append_slowly)
     result = searched(with_trials(p, 20, budget=timedelta(seconds=15)), folder)
     assert (result["trials"], result["ended_by"]) == (3 * p.tune.parallel, "budget")
 
@@ -385,11 +385,11 @@ def test_a_second_process_on_the_same_search_waits_and_takes_what_the_first_did(
     done = outputs(p, folder)
     caplog.set_level(logging.INFO)
     second = threading.Thread(target=tune.tune, args=(p, folder))
-    with trial_log.open_log(p, folder / p.paths.features, small.AS_OF):
+    with studies.open_log(p, folder / p.paths.features, small.AS_OF):
         second.start()
         second.join(1.0)
         assert second.is_alive()
-        assert "another process runs this very search; waiting for it" in caplog.text
+        assert "another run is under way" in caplog.text
     second.join(60)
     assert "3 trials taken up" in caplog.text
     assert outputs(p, folder) == done
@@ -409,7 +409,7 @@ def test_pruning_saves_rounds_and_loses_less_than_a_thousandth(tmp_path: Path, m
         longer = {"tune.space": HARD, "tune.trials": 16, "tune.rounds": 120, "tune.seed": seed}
         p, folder = project(tmp_path / str(seed), rows=rows, **longer)
         monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / f"home {prunes}"))
-        monkeypatch.setattr(pruning, "LEAST_ELDERS", 4 if prunes else 10**9)
+        monkeypatch.setattr(studies, "LEAST_ELDERS", 4 if prunes else 10**9)
         one = searched(p, folder)
         found[prunes].append((one["score"], one["pruned"], rounds(p, folder)))
     (score, pruned, cost), (other, none, more) = (np.mean(found[each], axis=0) for each in (True, False))
@@ -446,7 +446,7 @@ def test_a_trial_is_behind_when_it_is_worse_than_the_median_of_its_elders(score:
 
 
 def test_nobody_is_behind_before_enough_elders_have_ended() -> None:
-    assert not is_behind(curve(0.6, 0.5, 9.0), ELDERS[: pruning.LEAST_ELDERS - 1], rounds=100)
+    assert not is_behind(curve(0.6, 0.5, 9.0), ELDERS[: studies.LEAST_ELDERS - 1], rounds=100)
 
 
 def test_a_small_eta_is_slow_and_not_behind() -> None:
@@ -557,9 +557,9 @@ def test_the_first_trial_is_xgboosts_own_recipe(tmp_path: Path) -> None:
     p, folder = project(tmp_path, **{"tune.space": wide, "tune.trials": 1})
     found = searched(p, folder)
     assert found["params"] == own
-    made = folds.Folds(p, featurerows.read_rows(folder / p.paths.features), small.AS_OF)
-    stopper = fitting.make_stopper(threading.Event())
-    plain, _ = folds.fit_folds({}, made.bin_whole({}), made.spec, p, lambda *_: stopper)
+    made = fitting.Folds(p, featurerows.read_rows(folder / p.paths.features), small.AS_OF)
+    stopper = fitting.make_watcher(threading.Event())
+    plain, _ = fitting.fit_folds({}, made.bin_whole({}), made.spec, p, lambda *_: stopper)
     assert found["score"] == pytest.approx(plain.mean, abs=1e-7), "what XGBoost makes of no parameters at all"
 
 
@@ -587,7 +587,7 @@ def test_the_first_trial_stays_within_the_space(
     dimensions: dict[str, Any], first: dict[str, Any], tmp_path: Path
 ) -> None:
     p, folder = project(tmp_path, **{"tune.space": dimensions, "tune.trials": 1, "tune.rounds": 3})
-    assert space.make_first_trial(p.tune.space) == first
+    assert studies.make_first_trial(p.tune.space) == first
     assert searched(p, folder)["params"].items() >= first.items()
 
 

@@ -1,4 +1,4 @@
-"""training.windows and training.relation: a value of one window is new; only columns that part are found."""
+"""training.windows and training.joint: a value of one window is new; only columns that part are found."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from tasks.monitoring.statistics import History
-from tasks.training import relation, windows
+from tasks.training import joint, windows
 from tests.benchmarks import drift as bench
 from tests.benchmarks import still_columns
 from tests.tasks import stream
@@ -133,8 +133,8 @@ def test_the_agreement_is_the_correlation_with_the_regressions_prediction() -> N
     terms = rng.normal(size=(7, 500, 3)) @ np.array([[1, 0.5, 0.2], [0, 1, 0.4], [0, 0, 1]])
     sums, products = terms.sum(axis=1), np.einsum("unj,unk->ujk", terms, terms)
     together = terms.reshape(-1, 3)
-    by = relation.find_slopes(np.linalg.inv(np.cov(together.T)))
-    found = np.tanh(relation.correlate(sums, products, np.full(7, 500.0), by))
+    by = joint.find_slopes(np.linalg.inv(np.cov(together.T)))
+    found = np.tanh(joint.correlate(sums, products, np.full(7, 500.0), by))
     for i in range(3):
         others = np.delete(together, i, axis=1)
         predicted = others @ np.linalg.lstsq(others, together[:, i], rcond=None)[0]
@@ -143,11 +143,11 @@ def test_the_agreement_is_the_correlation_with_the_regressions_prediction() -> N
 
 def test_a_term_that_is_constant_in_a_window_says_nothing() -> None:
     shape: Any = (7, 2)
-    found = relation.correlate(np.zeros(shape), np.zeros((*shape, 2)), np.full(7, 5.0), np.array([[0, 0.5], [0.5, 0]]))
+    found = joint.correlate(np.zeros(shape), np.zeros((*shape, 2)), np.full(7, 5.0), np.array([[0, 0.5], [0.5, 0]]))
     assert np.isnan(found).all()
-    assert relation.fill_constant(np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])).tolist() == [
+    assert joint.fill_constant(np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])).tolist() == [
         [1, 0],
         [3, 0],
         [2, 0],
     ]
-    assert relation.measure_loosening(found, np.ones(2), np.full(2, 0.1)).tolist() == [0, 0]
+    assert joint.measure_loosening(found, np.ones(2), np.full(2, 0.1)).tolist() == [0, 0]

@@ -1,0 +1,261 @@
+"""A search as Optuna knows it: its space, its sampler, which trial is behind the others, and the log of its trials.
+
+A parameter is added in params.yaml alone. Its name here, in DEFAULTS, lets the first trial begin at XGBoost's value.
+
+A trial is compared with its elders, the trials that have ended, when they had come as far in that fold. As far means
+that eta times the rounds is the same: a small eta is slow, not bad. The README has the measurements.
+
+A search that is killed and started again goes on from its log: a line for each trial that has ended, in <home>/studies.
+The log's name is a hash of all that decides the search, so that a search on other rows or with other code begins anew.
+A second file, *.finals.jsonl, has a line for each finalist.
+"""
+
+import json
+import math
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna import distributions
+from optuna.trial import FrozenTrial, TrialState
+
+from tasks import log, params
+from tasks.data import cache, features, periods
+from tasks.params import Params, Range
+from tasks.runtime import files, locks
+from tasks.training import fitting, model, split
+from tasks.training.fitting import Progress
+from tasks.training.trials import Trial
+
+CODE = cache.hash_code(__file__, *(str(one.__file__) for one in (features, fitting, model, split)))  # decide a trial
+ROUNDS_BETWEEN_REPORTS = 10
+WARM_UP_ROUNDS = 20  # of each fold, in which no trial is pruned
+LEAST_ELDERS = 4  # trials that end before any is pruned
+RANDOM_TRIALS = 6  # drawn blindly before the sampler learns
+RESERVED = {  # set by fitting.to_booster_params, or by the centre that a number is learnt from
+    *("objective", "eval_metric", "tree_method", "nthread", "n_jobs", "device", "seed", "random_state", "verbosity"),
+    *("num_class", "base_score"),
+}
+# The first trial, as far as tune.space goes: XGBoost's own values, so that no search is worse than none.
+DEFAULTS: dict[str, Any] = {
+    "eta": 0.3,
+    "learning_rate": 0.3,
+    "max_depth": 6,
+    "max_leaves": 0,
+    "min_child_weight": 1.0,
+    "subsample": 1.0,
+    "colsample_bytree": 1.0,
+    "colsample_bylevel": 1.0,
+    "colsample_bynode": 1.0,
+    "lambda": 1.0,
+    "reg_lambda": 1.0,
+    "alpha": 0.0,
+    "reg_alpha": 0.0,
+    "gamma": 0.0,
+    "min_split_loss": 0.0,
+    "max_delta_step": 0.0,
+    "scale_pos_weight": 1.0,
+    "num_parallel_tree": 1,
+    "grow_policy": "depthwise",
+    "sampling_method": "uniform",
+    "booster": "gbtree",
+    "max_bin": fitting.MAX_BIN,
+    "max_cat_to_onehot": 4,
+    "max_cat_threshold": 64,
+    "class_weight": 0.0,
+}
+
+
+def check_space(p: Params) -> None:
+    """Raises ValueError when XGBoost does not know a name in tune.space, or refuses an end of its range."""
+    if reserved := sorted(RESERVED & p.tune.space.keys()):
+        raise ValueError(f"tune.space must leave {reserved} to tune, which sets them itself: take them out")
+    ends = {name: dimension.choice or _bounds(dimension) for name, dimension in p.tune.space.items()}
+    for end in (0, -1):
+        if unknown := _find_unknown({name: values[end] for name, values in ends.items()}, p):
+            raise ValueError(f"tune.space must hold parameters of XGBoost, or class_weight, but it holds {unknown}")
+
+
+def _find_unknown(drawn: dict[str, Any], p: Params) -> list[str]:
+    """The names that XGBoost only warns of, and goes on without."""
+    xgb, codes = model.import_xgboost(), np.array([0, 1], dtype=np.float32)
+    data = xgb.DMatrix(codes.reshape(-1, 1), label=codes)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            xgb.train(fitting.to_booster_params(drawn, p, classes=2) | {"device": "cpu"}, data, 1)
+        except xgb.core.XGBoostError as error:
+            raise ValueError(f"tune.space: {str(error).splitlines()[0]}") from None
+    text = " ".join(str(warning.message) for warning in caught)
+    return [name for name in drawn if f'"{name}"' in text]
+
+
+def _bounds(dimension: Range) -> tuple[Any, Any]:
+    kind = int if dimension.integer else float
+    return kind(dimension.low or 0.0), kind(dimension.high or 0.0)  # neither is None: params.Range saw to that
+
+
+def to_distribution(dimension: Range) -> distributions.BaseDistribution:
+    """A dimension of the search as Optuna knows it."""
+    if dimension.choice:
+        return distributions.CategoricalDistribution(dimension.choice)
+    kind = distributions.IntDistribution if dimension.integer else distributions.FloatDistribution
+    return kind(*_bounds(dimension), log=dimension.log)
+
+
+def make_first_trial(space: dict[str, Range]) -> dict[str, Any]:
+    """XGBoost's own values, each moved to the nearest that the space allows; a name without one is left to the draw."""
+    return {name: _nearest(DEFAULTS[name], space[name]) for name in space if name in DEFAULTS}
+
+
+def _nearest(value: Any, dimension: Range) -> Any:
+    """Of a choice the value itself, else the nearest number, else the first."""
+    if not dimension.choice:
+        low, high = _bounds(dimension)
+        return type(low)(min(max(value, low), high))
+    numbers = [choice for choice in dimension.choice if isinstance(choice, int | float)]
+    if value in dimension.choice or isinstance(value, str) or not numbers:
+        return value if value in dimension.choice else dimension.choice[0]
+    return min(numbers, key=lambda choice: abs(choice - value))
+
+
+def make_sampler(p: Params, number: int) -> optuna.samplers.BaseSampler:
+    """A sampler of its own for each trial: what it draws depends on the trials before and on nothing else."""
+    seed = (p.tune.seed + number * 1_000_003) % 2**32
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS, multivariate=True, constant_liar=False)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A trial's reports by step, which is its fold times tune.rounds and the round; and how far a round takes it."""
+
+    scores: dict[int, float]
+    eta: float
+
+    def best(self, fold: int, reach: float, rounds: int) -> float:
+        """The best score in a fold by the time that eta times the rounds came to `reach`."""
+        parts = ((*divmod(step, rounds), score) for step, score in self.scores.items())
+        inside = (score for part, epoch, score in parts if part == fold and (epoch + 1) * self.eta <= reach)
+        return min(inside, default=math.inf)
+
+
+def is_behind(own: Curve, elders: Sequence[Curve], *, rounds: int) -> bool:
+    """Whether a trial's last report is worse than the median of its elders when they had come as far in that fold."""
+    step = max(own.scores)
+    fold, epoch = divmod(step, rounds)
+    then = [elder.best(fold, (epoch + 1) * own.eta, rounds) for elder in elders]
+    return len(then) >= LEAST_ELDERS and own.scores[step] > float(np.median(then))
+
+
+def read_curves(study: optuna.Study) -> list[Curve]:
+    """Of the trials that have ended."""
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [Curve(trial.intermediate_values, trial.params.get("eta", 1.0)) for trial in ended]
+
+
+def watch_trial(
+    trial: optuna.Trial, elders: Sequence[Curve], p: Params, stop: threading.Event, progress: Progress, rows: int
+) -> Any:
+    """XGBoost's callback for one fold: it reports the score so far every few rounds, and prunes a trial that is behind.
+
+    Args:
+        stop: set when the fit must end.
+        progress: the folds before this one.
+        rows: of validation in this fold.
+    """
+    own = Curve({}, trial.params.get("eta", 1.0))
+
+    def report(epoch: int, scores: Sequence[float]) -> None:
+        if epoch % ROUNDS_BETWEEN_REPORTS != ROUNDS_BETWEEN_REPORTS - 1:
+            return
+        if not math.isfinite(scores[-1]):
+            raise optuna.TrialPruned  # labels beyond what float32 holds
+        step = progress.folds * p.tune.rounds + epoch
+        own.scores[step] = progress.plus(min(scores), rows).mean
+        trial.report(own.scores[step], step)
+        if epoch >= WARM_UP_ROUNDS and is_behind(own, elders, rounds=p.tune.rounds):
+            raise optuna.TrialPruned
+
+    return fitting.make_watcher(stop, report)
+
+
+@contextmanager
+def open_log(p: Params, source: Path, as_of: datetime, *, home: Path | None = None) -> Iterator[Path]:
+    """The log of this very search (same rows, space, code and libraries), held by one process at a time.
+
+    Args:
+        home: the folder of shared state, where not EVERGREEN_HOME.
+    """
+    rows = [cache.hash_file(path) for _, path in periods.list_files(source)]
+    search = p.tune.model_dump(exclude={"trials", "budget", "finalists"})
+    task = p.label.task, p.label.deadline, p.split.model_dump(), p.train.categories, p.train.device
+    libraries = optuna.__version__, np.__version__, model.import_xgboost().__version__
+    name = cache.hash_inputs(rows, as_of, search, task, CODE, libraries)
+    folder = (home or params.home()) / "studies"
+    with locks.take_turn(folder, name=name):
+        yield folder / f"{name}.jsonl"
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line each, on disk before the next trial begins."""
+    with path.open("a") as stream:
+        stream.write("".join(json.dumps(row) + "\n" for row in rows))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_lines(path: Path) -> list[str]:
+    """The log's lines. A torn last one is cut off."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        files.publish_text(path, "".join(whole))
+    return whole
+
+
+def to_row(trial: FrozenTrial) -> Trial:
+    """A trial as plain data, without anything of the clock."""
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "value": trial.value if trial.state.name == "COMPLETE" else None,
+        "params": trial.params,
+        "rounds": trial.user_attrs.get("rounds"),
+        "steps": {str(step): value for step, value in trial.intermediate_values.items()},
+    }
+
+
+def restore_trials(study: optuna.Study, path: Path, p: Params) -> float:
+    """Puts the log's trials back into the study; returns the seconds they took.
+
+    Of trials that ran side by side a kill may have left some alone: they are cut off.
+    """
+    lines = read_lines(path)
+    alone = len(lines) % p.tune.parallel if len(lines) < p.tune.trials else 0
+    if alone:
+        lines = lines[:-alone]
+        files.publish_text(path, "".join(lines))
+    rows = [json.loads(line) for line in lines[: p.tune.trials]]
+    space = {name: to_distribution(dimension) for name, dimension in p.tune.space.items()}
+    for row in rows:
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState[row["state"]],
+                value=row["value"],
+                params=row["params"],
+                distributions={name: space[name] for name in row["params"]},
+                intermediate_values={int(step): value for step, value in row["steps"].items()},
+                user_attrs={"rounds": row["rounds"]} if row["rounds"] else {},
+            )
+        )
+    if rows:
+        log.info("%s trials taken up from the log of this search", len(rows))
+    return float(sum(row["seconds"] for row in rows))
