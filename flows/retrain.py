@@ -36,7 +36,7 @@ from flows.forms import Json, hide_from_form
 from flows.runs import retried
 from flows.skew import compare_features
 from tasks import params
-from tasks.data import dryrun, feasibility, state
+from tasks.data import feasibility, state
 from tasks.data.manifest import FeaturesManifest, RawManifest
 from tasks.params import Params
 from tasks.promotion import changes, judge, record, tracking
@@ -220,7 +220,7 @@ def run_stages(
 def _refuse_faulty_sql(space: Workspace) -> None:
     """Check features.sql before the sources are read."""
     try:
-        dryrun.dry_run(params.load(space.root / "params.yaml"), space.root)
+        feasibility.dry_run(params.load(space.root / "params.yaml"), space.root)
     except ValueError as error:
         raise StageFailed(FIRST, str(error)) from None
 

@@ -1,9 +1,12 @@
-"""Do the lengths and counts of params.yaml fit the table's row rate? Each that does not, with a value that would.
+"""Does params.yaml fit the table? Its SQL is tried before any stage runs; its lengths and counts, after ingest.
 
-Only the event times are needed, so the question is asked after ingest, before features, search and training are spent.
-Rows can only get fewer on the way (quarantine, missing labels), so what is refused here would have failed, or been
-held, after all of it. The programs of ingest and tune ask, so `dvc repro` by hand is checked as a retrain is. Ingest
-warns, since scoring and a look at clean data need no holdout; tune refuses.
+A fault in an expression, the label or features.sql needs no row to be seen: all SQL runs on empty tables.
+
+Whether lengths and counts fit the row rate shows in the event times alone, before features, search and training are
+spent. Each that does not fit is named with a value that would. Rows can only get fewer on the way (quarantine, missing
+labels), so what is refused here would have failed, or been held, after all of it. The programs of ingest and tune ask,
+so `dvc repro` by hand is checked as a retrain is. Ingest warns, since scoring and a look at clean data need no holdout;
+tune refuses.
 """
 
 import math
@@ -15,15 +18,31 @@ from pathlib import Path
 import numpy as np
 
 from tasks import log
-from tasks.data import manifest, periods, timeline
-from tasks.data.manifest import RawManifest
+from tasks.data import expressions, featuresql, manifest, periods, timeline
 from tasks.data.timeline import Times
 from tasks.params import Params, spell
 from tasks.runtime import stage
-from tasks.runtime.sql import parquet
+from tasks.runtime.sql import parquet, quote
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+ALWAYS = periods.Period("all", datetime(1970, 1, 1), datetime(2200, 1, 1))
 DRIFT_WINDOWS = 3  # without overlap, that drift's thresholds need of a history (tasks/monitoring/drift.py)
+
+
+def dry_run(p: Params, folder: Path = Path()) -> None:
+    """Raises ValueError for SQL that cannot run over tables of the contract's types."""
+    with stage.connect(p) as con:
+        for name, source in p.sources.items():  # in the order of params.yaml: SQL may use the tables above
+            kinds = {column: rule.type for column, rule in p.contract[name].columns.items()}
+            delivered = [column for column in kinds if column not in source.derive]
+            values = ", ".join(f"CAST(NULL AS {kinds[column]}) AS {quote(column)}" for column in delivered)
+            plan = expressions.plan_expressions(con, name, source, f"SELECT {values or '1'} WHERE FALSE", delivered)
+            con.execute(f"CREATE TEMP TABLE {quote(name)} AS {plan.sql}")
+    with featuresql.connect(p) as con:
+        for name in p.contract:
+            featuresql.create_table(con, p, name, [], where="TRUE")
+        featuresql.create_spine(con, p, ALWAYS)
+        featuresql.compute_features(con, p, (folder / featuresql.SQL).read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -62,32 +81,22 @@ def check_workspace(p: Params, root: Path) -> list[Problem]:
     raw = root / p.paths.raw
     if not (raw / manifest.NAME).exists():
         return []
-    return find_problems(read_event_times(p, root), RawManifest.read(raw).as_of, p)
+    return find_problems(read_event_times(p, root), manifest.RawManifest.read(raw).as_of, p)
 
 
-def warn_after(ingest: Callable[[Params], None]) -> Callable[[Params], None]:
-    """The program of ingest: it warns of what tune will refuse."""
-
-    def work(p: Params) -> None:
-        ingest(p)
-        if reason := explain_refusal(check_workspace(p, Path())):
-            log.warning("%s", reason)
-
-    return work
+def warn(p: Params) -> None:
+    """Log what tune will refuse."""
+    if reason := explain_refusal(check_workspace(p, Path())):
+        log.warning("%s", reason)
 
 
-def refuse_before(tune: Callable[[Params], None]) -> Callable[[Params], None]:
-    """The program of tune: it raises ValueError before the search where params.yaml does not fit the table."""
-
-    def work(p: Params) -> None:
-        problems = check_workspace(p, Path())
-        if reason := explain_refusal(problems):
-            raise ValueError(reason)
-        for problem in problems:
-            log.warning("%s", problem.message)
-        tune(p)
-
-    return work
+def refuse(p: Params) -> None:
+    """Raises ValueError where params.yaml does not fit the table; logs what a retrain can do without."""
+    problems = check_workspace(p, Path())
+    if reason := explain_refusal(problems):
+        raise ValueError(reason)
+    for problem in problems:
+        log.warning("%s", problem.message)
 
 
 def explain_refusal(problems: list[Problem]) -> str | None:
@@ -102,27 +111,27 @@ def _check_holdout(times: Times, as_of: datetime, p: Params) -> Iterator[Problem
     if first >= start:
         room = end - first
         way = f"Set split.holdout to {_round(room / 2)} or less" if room > 2 * HOUR else "Wait for more data"
-        message = (
+        yield Problem(
+            "split.holdout",
             f"split.holdout is {spell(p.split.holdout)}, but the rows reach from {first} to {end} (label.deadline "
-            f"before as_of), so nothing is left to train on. {way}."
+            f"before as_of), so nothing is left to train on. {way}.",
+            stops=True,
         )
-        yield Problem("split.holdout", message, stops=True)
         return
     holdout = _between(times, start, end)
     if len(holdout) < p.gate.min_rows:
-        message = _explain_few("gate.min_rows", p.gate.min_rows, times, end, len(holdout), p)
-        yield Problem("gate.min_rows", message, stops=True)
+        yield _name_few("gate.min_rows", p.gate.min_rows, times, end, len(holdout), p)
     blocks = len(np.unique(holdout.astype(np.int64) // int(p.gate.block / timedelta(microseconds=1))))
     if blocks < p.gate.min_blocks:
-        message = (
+        yield Problem(
+            "gate.min_blocks",
             f"gate.min_blocks is {p.gate.min_blocks}, but split.holdout ({spell(p.split.holdout)}) holds rows in "
             f"{blocks} blocks of gate.block ({spell(p.gate.block)}). Set split.holdout to "
-            f"{_round(p.gate.min_blocks * p.gate.block, math.ceil)} or more, or use shorter blocks."
+            f"{_round(p.gate.min_blocks * p.gate.block, math.ceil)} or more, or use shorter blocks.",
+            stops=True,
         )
-        yield Problem("gate.min_blocks", message, stops=True)
     if p.evaluate.slices and len(holdout) < p.evaluate.slice_rows:
-        message = _explain_few("evaluate.slice_rows", p.evaluate.slice_rows, times, end, len(holdout), p)
-        yield Problem("evaluate.slice_rows", f"{message} No slice is reported.", stops=False)
+        yield _name_few("evaluate.slice_rows", p.evaluate.slice_rows, times, end, len(holdout), p)
     yield from _check_folds(times, first, start - p.label.deadline, p)
 
 
@@ -137,12 +146,13 @@ def _check_folds(times: Times, first: datetime, end: datetime, p: Params) -> Ite
     room = end - p.label.deadline - first - sum(gaps, timedelta())
     fold = _round(room / (p.split.folds + 1))
     way = f"Set split.fold to {fold} or less" if room > (p.split.folds + 1) * HOUR else "Use fewer folds"
-    message = (
+    yield Problem(
+        "split.folds",
         f"split.folds: {p.split.folds} folds of split.fold {spell(p.split.fold)} before the holdout begin "
         f"{spans[0].begin}, with {trained:,} rows to train on before them and {min(rows):,} in the emptiest; the rows "
-        f"begin {first}. {way}, or shorten split.holdout."
+        f"begin {first}. {way}, or shorten split.holdout.",
+        stops=True,
     )
-    yield Problem("split.folds", message, stops=True)
 
 
 def _check_window(times: Times, as_of: datetime, p: Params) -> Iterator[Problem]:
@@ -152,30 +162,35 @@ def _check_window(times: Times, as_of: datetime, p: Params) -> Iterator[Problem]
     newest = len(_between(times, as_of - p.monitor.window, as_of))
     rows = max(newest, int(rate_s * p.monitor.window.total_seconds()))
     if rows < p.policy.min_rows:
-        message = (
+        yield Problem(
+            "policy.min_rows",
             f"policy.min_rows is {p.policy.min_rows:,}, but a monitor.window of {spell(p.monitor.window)} holds about "
             f"{rows:,} rows, so no alarm ever asks for a retrain. Set policy.min_rows to {max(rows, 1):,} or less, or "
-            f"monitor.window to {_round(timedelta(seconds=p.policy.min_rows / rate_s), math.ceil)}."
+            f"monitor.window to {_round(timedelta(seconds=p.policy.min_rows / rate_s), math.ceil)}.",
+            stops=False,
         )
-        yield Problem("policy.min_rows", message, stops=False)
     history = extent - p.split.holdout - p.label.deadline
     if history < DRIFT_WINDOWS * p.monitor.window:
-        message = (
+        yield Problem(
+            "monitor.window",
             f"monitor.window is {spell(p.monitor.window)}, but the history before the holdout spans "
             f"{_round(max(history, HOUR))}, and drift needs {DRIFT_WINDOWS} windows of it, so drift stays off. Set "
-            f"monitor.window to {_round(max(history / DRIFT_WINDOWS, HOUR))} or less, or wait for more data."
+            f"monitor.window to {_round(max(history / DRIFT_WINDOWS, HOUR))} or less, or wait for more data.",
+            stops=False,
         )
-        yield Problem("monitor.window", message, stops=False)
 
 
-def _explain_few(setting: str, wanted: int, times: Times, end: datetime, rows: int, p: Params) -> str:
-    before = times[times < np.datetime64(end)]
-    longer = ""
+def _name_few(setting: str, wanted: int, times: Times, end: datetime, rows: int, p: Params) -> Problem:
+    """The holdout has fewer rows than the setting wants. Without slices a retrain goes on."""
+    before, way = times[times < np.datetime64(end)], f"{setting} to {max(rows, 1):,} or less"
     if len(before) > wanted:
-        longer = f"split.holdout to {_round(end - before[-wanted].item() + HOUR, math.ceil)}, or "
-    return (
-        f"{setting} is {wanted:,}, but split.holdout ({spell(p.split.holdout)}) holds {rows:,} rows. Set "
-        f"{longer}{setting} to {max(rows, 1):,} or less."
+        way = f"split.holdout to {_round(end - before[-wanted].item() + HOUR, math.ceil)}, or {way}"
+    stops = setting == "gate.min_rows"
+    return Problem(
+        setting,
+        f"{setting} is {wanted:,}, but split.holdout ({spell(p.split.holdout)}) holds {rows:,} rows. Set {way}."
+        + ("" if stops else " No slice is reported."),
+        stops=stops,
     )
 
 

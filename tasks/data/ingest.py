@@ -339,4 +339,4 @@ def _place_columns(con: duckdb.DuckDBPyConnection, feed: Feed) -> list[str]:
 
 
 if __name__ == "__main__":
-    stage.main("ingest", feasibility.warn_after(ingest))
+    stage.main("ingest", ingest, feasibility.warn)

@@ -39,15 +39,16 @@ WAITS_S = (2.0, 10.0, 30.0, 60.0, 120.0)  # before a service that did not answer
 T = TypeVar("T")
 
 
-def main(name: str, work: Callable[[Params], None]) -> None:
-    """Run one stage as a program: exit 0, or 1 with the error in one line, or 124 past its limit."""
+def main(name: str, *acts: Callable[[Params], None]) -> None:
+    """Run one stage as a program, its acts in order: exit 0, or 1 with the error in one line, or 124 past its limit."""
     die_with_parent()
     _log_to(name)
     try:
         p = parameters.load()
         check_settings(p)
         limit_time(name, p.stage.limits.get(name))
-        work(p)
+        for act in acts:
+            act(p)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

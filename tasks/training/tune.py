@@ -178,4 +178,4 @@ class Search:
 
 
 if __name__ == "__main__":
-    stage.main("tune", feasibility.refuse_before(tune))
+    stage.main("tune", feasibility.refuse, tune)

@@ -20,11 +20,12 @@ from tasks.monitoring.drift import Comparison
 from tasks.monitoring.signals.drift import measure_drift, measure_prediction
 from tasks.monitoring.window import Window
 from tasks.params import Params
-from tests.conftest import BEGIN, Made
+from tests.conftest import BEGIN, FEATURES_SQL, Made
 from tests.programs import PROGRAMS
 from tests.tasks import stream
 from tests.tasks.small import settings
 
+ROOT = Path(__file__).parents[3]
 HOURLY = timedelta(hours=1)
 AS_OF = BEGIN + timedelta(days=150)
 
@@ -196,3 +197,47 @@ def test_sizes_that_do_not_fit_end_dvc_repro_by_hand_before_the_search(made: Mad
     made.params(**{"gate.min_rows": int(rows[1].replace(",", ""))})
     assert program(made, "ingest").stderr.count("does not fit") == 0
     assert program(made, "tune").returncode == 0
+
+
+def refusal(made: Made, sql: str = FEATURES_SQL, **overrides: Any) -> str:
+    """Of a project whose sources are not even there."""
+    (made.folder / "tasks" / "features.sql").write_text(sql)
+    for path in (made.folder / "source").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError) as caught:
+        feasibility.dry_run(made.params(**overrides), made.folder)
+    return str(caught.value)
+
+
+def test_the_made_world_and_the_flights_pass(made: Made) -> None:
+    feasibility.dry_run(made.params(), made.folder)
+    feasibility.dry_run(params.load(ROOT / "params.yaml"), ROOT)
+
+
+@pytest.mark.parametrize(
+    ("sql", "rule"),
+    [
+        ("SELECT row_id, amuont FROM spine", "features.sql, column 16: there is no column `amuont` here."),
+        ("SELECT row_id, now() AS x FROM spine", "line 1, calls now()"),
+        ("SELECT row_id FROM spine", "gives back no feature"),
+        ("SELECT row_id, event_time FROM spine", "`event_time` is a TIMESTAMP, but a feature is"),
+        ('SELECT row_id, amount AS "a[1]" FROM spine', "a feature's name must be printable"),
+    ],
+)
+def test_features_that_will_not_do_are_told_at_once(made: Made, sql: str, rule: str) -> None:
+    assert rule in refusal(made, sql)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expression", "rule"),
+    [
+        ("label.expression", "dealy > 3", "there is no column `dealy` here. Did you mean `delay`?"),
+        ("label.expression", "placed", "gives a TIMESTAMP, but label.task binary needs"),
+        ("sources.orders.event_time", "plcaed", "there is no column `plcaed` here. Did you mean `placed`?"),
+        ("sources.orders.event_time", "amount", "must be a TIMESTAMP"),
+        ("sources.orders.known_at", "placed +", "no SQL that can be read"),
+        ("sources.orders.derive", {"far": "dist > 2"}, "sources.orders.derive.far `dist > 2`, column 1: there is no"),
+    ],
+)
+def test_expressions_that_will_not_do_are_told_at_once(made: Made, setting: str, expression: Any, rule: str) -> None:
+    assert rule in refusal(made, **{setting: expression})
