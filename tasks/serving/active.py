@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasks import log
 from tasks.data import state
@@ -24,9 +23,6 @@ from tasks.serving.versions import (
     load_and_warm,
     read_pointer,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

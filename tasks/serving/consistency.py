@@ -8,7 +8,10 @@ import json
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+from duckdb import DuckDBPyConnection
 
 from tasks.data import contract, expressions
 from tasks.data.expressions import Step
@@ -16,9 +19,6 @@ from tasks.params import Column, Params
 from tasks.runtime import stage
 from tasks.runtime.sql import quote
 from tasks.serving.tables import Refused, column_of
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
 
 GIVEN = "\x1fgiven "  # begins the name of a column as the row gives it
 WHEN = Column(type="TIMESTAMP")
@@ -28,7 +28,7 @@ WHEN = Column(type="TIMESTAMP")
 class ConsistencyChecker:
     """The steps of the contract that a row can be held to. One thread at a time computes."""
 
-    con: "DuckDBPyConnection"
+    con: DuckDBPyConnection
     table: str
     columns: Mapping[str, Column]
     steps: tuple[Step, ...]
@@ -89,14 +89,12 @@ def _contradicts(step: Step, column: Column, kind: str) -> str:
 
 
 def _table(values: Mapping[str, Sequence[Any]], columns: Mapping[str, Column]) -> Any:
-    import pyarrow as pa
-
     count = len(next(iter(values.values())))
     numbered = {GIVEN: pa.array(range(count), pa.int64())}
     return pa.table(numbered | {GIVEN + name: column_of(values[name], columns[name].type) for name in columns})
 
 
-def _usable(con: "DuckDBPyConnection", steps: Sequence[Step], columns: Collection[str]) -> list[Step]:
+def _usable(con: DuckDBPyConnection, steps: Sequence[Step], columns: Collection[str]) -> list[Step]:
     """The steps whose columns a row gives, or that such steps make."""
     names, usable = {name.lower() for name in columns}, []
     for step in steps:
@@ -108,7 +106,7 @@ def _usable(con: "DuckDBPyConnection", steps: Sequence[Step], columns: Collectio
     return usable
 
 
-def _references(con: "DuckDBPyConnection", expression: str) -> set[str] | None:
+def _references(con: DuckDBPyConnection, expression: str) -> set[str] | None:
     """The columns that an expression reads; None where it reads more than its row, or nothing."""
     rows = con.execute("SELECT json_serialize_sql(?)", [f"SELECT ({expression}\n)"]).fetchall()
     tree = json.loads(rows[0][0])

@@ -12,18 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import duckdb
 import numpy as np
+import pyarrow as pa
+from duckdb import DuckDBPyConnection
 
 from tasks import log
 from tasks.data import featuresql, sandbox
 from tasks.data.featuresql import is_text
 from tasks.params import Params
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from duckdb import DuckDBPyConnection
 
 Line = tuple[Any, ...]  # the features of a row: a float or a text each, or None
 
@@ -31,7 +30,7 @@ Line = tuple[Any, ...]  # the features of a row: a float or a text each, or None
 class RowSource:
     """A table that DuckDB reads anew at each run: other rows may take their place while a plan is kept."""
 
-    def __init__(self, rows: "pa.Table") -> None:
+    def __init__(self, rows: pa.Table) -> None:
         self.rows = rows
 
     def __arrow_c_schema__(self) -> object:
@@ -45,12 +44,12 @@ class RowSource:
 class FeatureQuery:
     """For one thread at a time. `kinds` are the features, and DuckDB's type of each."""
 
-    con: "DuckDBPyConnection"
+    con: DuckDBPyConnection
     spine: RowSource
     statement: str
     kinds: Mapping[str, str]
 
-    def run(self, spine: "pa.Table") -> list[Line]:
+    def run(self, spine: pa.Table) -> list[Line]:
         """What features.compute gives for this spine, in the order of its row_id, a tuple for each row.
 
         Raises ValueError for rows that are lost or repeated, and duckdb.Error for SQL that fails.
@@ -62,15 +61,11 @@ class FeatureQuery:
         return list(zip(*map(_plain, columns, self.kinds.values()), strict=True))
 
     @cached_property
-    def schema(self) -> "pa.Schema":
-        import pyarrow as pa
-
+    def schema(self) -> pa.Schema:
         text = {name: is_text(kind) for name, kind in self.kinds.items()}
         return pa.schema([(name, pa.string() if text[name] else pa.float32()) for name in text])
 
-    def table(self, lines: Sequence[Line]) -> "pa.Table":
-        import pyarrow as pa
-
+    def table(self, lines: Sequence[Line]) -> pa.Table:
         columns = zip(*lines, strict=True) if lines else [()] * len(self.schema)
         return pa.table(
             [pa.array(values, field.type) for values, field in zip(columns, self.schema, strict=True)],
@@ -78,9 +73,7 @@ class FeatureQuery:
         )
 
 
-def prepare_query(
-    tables: Mapping[str, "pa.Table"], p: Params, sql: str, *, tried: Sequence["pa.Table"]
-) -> FeatureQuery:
+def prepare_query(tables: Mapping[str, pa.Table], p: Params, sql: str, *, tried: Sequence[pa.Table]) -> FeatureQuery:
     """Of SQL that features.compute takes. `tried` are spines; with no row in them no plan is kept."""
     why = _why_not(tables, p, sql, tried)
     if why is None:
@@ -89,15 +82,13 @@ def prepare_query(
     return prepare_each_time(tables, p, sql, tried[0])
 
 
-def prepare_each_time(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> FeatureQuery:
+def prepare_each_time(tables: Mapping[str, pa.Table], p: Params, sql: str, spine: pa.Table) -> FeatureQuery:
     """One that plans the SQL at each run."""
     settings = ("disabled_optimizers = 'join_order'",)  # of a dozen small tables it takes longest to plan
     return _opened(tables, p, sql, spine, settings=settings)
 
 
-def _why_not(tables: Mapping[str, "pa.Table"], p: Params, sql: str, tried: Sequence["pa.Table"]) -> str | None:
-    import duckdb
-
+def _why_not(tables: Mapping[str, pa.Table], p: Params, sql: str, tried: Sequence[pa.Table]) -> str | None:
     if not any(spine.num_rows for spine in tried):
         return "the state has no row to try it on"
     wanted = [_computed(tables, p, sql, spine) for spine in tried]
@@ -110,7 +101,7 @@ def _why_not(tables: Mapping[str, "pa.Table"], p: Params, sql: str, tried: Seque
     return None if same else "run again, it gives other features"
 
 
-def _computed(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> "pa.Table":
+def _computed(tables: Mapping[str, pa.Table], p: Params, sql: str, spine: pa.Table) -> pa.Table:
     """As for training."""
     con = featuresql.connect(p)
     for name, rows in {**tables, "spine": spine}.items():
@@ -118,14 +109,14 @@ def _computed(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.
     return featuresql.compute_features(con, p, sql)
 
 
-def _prepared(tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table") -> FeatureQuery:
+def _prepared(tables: Mapping[str, pa.Table], p: Params, sql: str, spine: pa.Table) -> FeatureQuery:
     plan = _opened(tables, p, sql, spine)
     plan.con.execute(f"PREPARE asked AS {plan.statement}")
     return replace(plan, statement="EXECUTE asked")
 
 
 def _opened(
-    tables: Mapping[str, "pa.Table"], p: Params, sql: str, spine: "pa.Table", *, settings: Sequence[str] = ()
+    tables: Mapping[str, pa.Table], p: Params, sql: str, spine: pa.Table, *, settings: Sequence[str] = ()
 ) -> FeatureQuery:
     """The rules for the SQL are those of training: a version that was promoted before a rule came is refused too."""
     featuresql.check_sql(p, sql)

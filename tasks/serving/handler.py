@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
+import pyarrow as pa
 from fastapi import HTTPException
 
 from tasks import log
@@ -30,9 +31,6 @@ from tasks.serving.schema import make_entry
 from tasks.serving.tables import Tables, hide_personal_data, pii_key_of, subjects_of
 from tasks.serving.traffic import Part
 from tasks.serving.versions import Champion
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SMALL_ROWS = 32  # a request with more rows is a batch of its own, apart from the event loop
 BATCH_ROWS = 64  # rows of requests that are answered together
@@ -279,9 +277,7 @@ class Handler:
         except OSError as error:
             log.warning("the challenger's scores in the shadow could not be journalled: %s", error)
 
-    def _outcome_rows(self, outcomes: Sequence[Any]) -> "pa.Table":
-        import pyarrow as pa
-
+    def _outcome_rows(self, outcomes: Sequence[Any]) -> pa.Table:
         now, count = datetime.now(UTC).replace(tzinfo=None), len(outcomes)
         event_now = self.active.event_now() or now
         labels = [_label_of(outcome) for outcome in outcomes]

@@ -12,16 +12,19 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import fsspec.core
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from tasks import params
 from tasks.runtime import formats, locks
 from tasks.serving import schema
 from tasks.serving.journal_log import Log, prepare_sync, read_frames, remove_log
 from tasks.serving.schema import FORMAT, KINDS, SHADOW, Kind
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 MERGE_FILES = 8  # a day with so many Parquet files gets one instead
 READ_ATTEMPTS = 5  # of a reader whose files are merged by another process meanwhile
@@ -41,7 +44,7 @@ class Journal:
     address: str
     _open: dict[Kind, Log] = field(default_factory=dict)
 
-    def append(self, kind: Kind, rows: "pa.Table", *, sync: bool = True) -> int:
+    def append(self, kind: Kind, rows: pa.Table, *, sync: bool = True) -> int:
         """Write rows with the columns of their kind (schema.py). They are on disk when this returns, or it raises.
 
         Args:
@@ -77,7 +80,7 @@ class Journal:
         until: datetime | None = None,
         columns: Sequence[str] | None = None,
         shadows: bool = False,
-    ) -> "pa.Table":
+    ) -> pa.Table:
         """Every row with since <= event_time < until, once, in the order of event time and entry.
 
         Args:
@@ -87,8 +90,6 @@ class Journal:
         Raises:
             ValueError: the journal is of another format.
         """
-        import pyarrow.compute as pc
-
         drops_shadows = kind == "predictions" and not shadows
         wanted = [*dict.fromkeys([*columns, *(["arm"] if drops_shadows else [])])] if columns else None
         logged = [table for path in self._logs(kind) for table in read_frames(path)]  # before the Parquet: see compact
@@ -118,7 +119,7 @@ class Journal:
 
     def _read_days(
         self, kind: Kind, since: datetime | None, until: datetime | None, columns: Sequence[str] | None
-    ) -> "list[pa.Table]":
+    ) -> list[pa.Table]:
         """A file that a merge removes after it was listed is in a file that a new listing shows."""
         files, root = _open_address(f"{self.address}/{kind}")
         for attempt in range(1, READ_ATTEMPTS + 1):
@@ -137,9 +138,6 @@ class Journal:
 
     def _move(self, kind: Kind, path: Path) -> None:
         """A day's file is named for the log: written twice, it is the same file."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         if not path.exists():  # another process was faster
             return
         files, root = _open_address(f"{self.address}/{kind}")
@@ -170,8 +168,6 @@ class Journal:
 
 def _open_address(address: str) -> tuple[Any, str]:
     """An fsspec file system, and the path in it."""
-    import fsspec.core
-
     files, root = fsspec.core.url_to_fs(address)
     return files, str(root)
 
@@ -180,9 +176,7 @@ def _day_of(path: str) -> date:
     return date.fromisoformat(path.rsplit("/", 2)[-2].removeprefix("day="))
 
 
-def _read_parquet(files: Any, path: str, columns: Sequence[str] | None) -> "pa.Table":
-    import pyarrow.parquet as pq
-
+def _read_parquet(files: Any, path: str, columns: Sequence[str] | None) -> pa.Table:
     with files.open(path, "rb") as stream:
         file = pq.ParquetFile(stream)
         mark = (file.schema_arrow.metadata or {}).get(formats.KEY.encode())
@@ -190,9 +184,7 @@ def _read_parquet(files: Any, path: str, columns: Sequence[str] | None) -> "pa.T
         return file.read(columns)
 
 
-def _write_parquet(files: Any, path: str, rows: "pa.Table") -> None:
-    import pyarrow.parquet as pq
-
+def _write_parquet(files: Any, path: str, rows: pa.Table) -> None:
     files.makedirs(path.rpartition("/")[0], exist_ok=True)
     buffer = io.BytesIO()
     pq.write_table(rows.replace_schema_metadata(schema.METADATA), buffer, compression="zstd")
@@ -200,12 +192,8 @@ def _write_parquet(files: Any, path: str, rows: "pa.Table") -> None:
     files.mv(f"{path}.new", path)
 
 
-def _unite(parts: "Sequence[pa.Table]", since: datetime | None, until: datetime | None) -> "pa.Table":
+def _unite(parts: Sequence[pa.Table], since: datetime | None, until: datetime | None) -> pa.Table:
     """The rows of all parts with since <= event_time < until; of each entry the first."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if not parts:
         return pa.table({})
     rows = pa.concat_tables(_align_types(parts), promote_options="permissive").replace_schema_metadata()
@@ -216,10 +204,8 @@ def _unite(parts: "Sequence[pa.Table]", since: datetime | None, until: datetime 
     return rows.take(first).sort_by([("event_time", "ascending"), ("entry", "ascending")])
 
 
-def _align_types(parts: "Sequence[pa.Table]") -> "Iterator[pa.Table]":
+def _align_types(parts: Sequence[pa.Table]) -> Iterator[pa.Table]:
     """A feature may be a number in one version and text in the next: together it is text."""
-    import pyarrow as pa
-
     texts = {column.name for part in parts for column in part.schema if pa.types.is_string(column.type)}
     for part in parts:
         columns = [column.with_type(pa.string()) if column.name in texts else column for column in part.schema]

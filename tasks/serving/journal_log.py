@@ -14,17 +14,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+import pyarrow as pa
 from filelock import FileLock
 
 from tasks import log
 from tasks.runtime import files
 from tasks.runtime.locks import owner_lock
 from tasks.serving.schema import FORMAT
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 HEADER = struct.Struct(">3sBBQI")  # of a frame: MAGIC, FORMAT's version, its content, its length and its CRC-32
 MAGIC, OLD_MAGIC = b"EVL", b"EVJ"  # OLD_MAGIC: of logs from before FORMAT
@@ -51,7 +49,7 @@ class Log:
         files.sync(folder)
         return Log(path, lock, file)
 
-    def append(self, rows: "pa.Table", *, sync: bool = True) -> int:
+    def append(self, rows: pa.Table, *, sync: bool = True) -> int:
         content, data = self._pack(rows)
         end = self.file.tell()
         try:
@@ -65,9 +63,7 @@ class Log:
         self.schema = rows.schema
         return HEADER.size + len(data)
 
-    def _pack(self, rows: "pa.Table") -> tuple[int, bytes]:
-        import pyarrow as pa
-
+    def _pack(self, rows: pa.Table) -> tuple[int, bytes]:
         batches = rows.to_batches()
         if len(batches) == 1 and self.schema is not None and rows.schema.equals(self.schema):
             return BATCH, batches[0].serialize().to_pybytes()
@@ -101,14 +97,12 @@ def _sync_files(numbers: Sequence[int]) -> None:
             os.fsync(number)
 
 
-def read_frames(path: Path) -> "Iterator[pa.Table]":
+def read_frames(path: Path) -> Iterator[pa.Table]:
     """The whole frames of a log. Another process may be writing it, or compaction may just have removed it.
 
     Raises:
         ValueError: the log is of another format.
     """
-    import pyarrow as pa
-
     schema: Any = None
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         while frame := _read_frame(file):

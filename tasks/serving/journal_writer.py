@@ -11,16 +11,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from tasks import log
 from tasks.serving.journal import Journal
 from tasks.serving.journal_log import prepare_sync
 from tasks.serving.microbatch import MicroBatches
 from tasks.serving.schema import Kind
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 LOG_BYTES = 32_000_000  # of a log before another is begun
 
@@ -39,7 +37,7 @@ class JournalWriter:
         self._waiting: MicroBatches[None, OSError | None] = MicroBatches(self._sync_all, most=10_000)
         self.error: OSError | None = None  # of the last write, if it failed
 
-    async def write(self, kind: Kind, rows: "pa.Table") -> None:
+    async def write(self, kind: Kind, rows: pa.Table) -> None:
         """Returns when the rows are kept. Raises OSError when they cannot be."""
         try:
             await self._write(kind, rows)
@@ -48,7 +46,7 @@ class JournalWriter:
             raise
         self.error = None
 
-    async def _write(self, kind: Kind, rows: "pa.Table") -> None:
+    async def _write(self, kind: Kind, rows: pa.Table) -> None:
         self._written += self.journal.append(kind, rows, sync=False)
         if not self.sync:
             if error := await asyncio.shield(self._waiting.ask(None)):

@@ -11,18 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tasks.serving.schema import FEATURE, KEY, SHADOW, SOURCE, Arm, By, make_entry
 from tasks.serving.tables import Refused
 from tasks.serving.versions import Champion
 from tasks.training.model import Feature, Floats, Spec
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 EPOCH, TICK = datetime(1970, 1, 1), timedelta(microseconds=1)
 LONGEST = 1000  # characters of a text
@@ -39,7 +37,7 @@ class Answered:
     version: int
     entries: list[str]
     scores: Floats
-    rows: "pa.Table"
+    rows: pa.Table
     spec: Spec
     stale: Sequence[bool] = ()  # whether the state was too old for each row; empty where it was not
 
@@ -76,7 +74,7 @@ def decide(scores: Floats, spec: Spec) -> list[Any]:
 
 def answer(
     champion: Champion,
-    table: "pa.Table",
+    table: pa.Table,
     *,
     by: By,
     arm: Arm = "champion",
@@ -135,8 +133,6 @@ def answer_columns(
 
 
 def _column(feature: Feature, codes: Floats, sent: Mapping[str, Sequence[Any]]) -> Any:
-    import pyarrow as pa
-
     if feature.kind == "number":
         return pa.array(codes, from_pandas=True)  # what is no number is missing
     return pa.array(sent[feature.name], pa.string()) if feature.name in sent else pa.nulls(len(codes), pa.string())
@@ -155,8 +151,6 @@ def _answered(
     stale: Sequence[bool],
     sources: Sequence[str] | None,
 ) -> Answered:
-    import pyarrow as pa
-
     scores, count = champion.model.predict_matrix(matrix).astype(np.float64), len(entries)
     rows = {
         "entry": pa.array(entries, pa.string()),
@@ -175,17 +169,13 @@ def _answered(
     return Answered(champion.number, entries, scores, pa.table(rows), champion.model.spec, stale)
 
 
-def score_column(scores: Floats) -> "pa.Array":
+def score_column(scores: Floats) -> pa.Array:
     """A number for each row, or a list of a probability for each class."""
-    import pyarrow as pa
-
     return pa.array(scores.tolist(), pa.float64() if scores.ndim == 1 else pa.list_(pa.float64()))
 
 
-def timestamps(times: Sequence[datetime]) -> "pa.Array":
+def timestamps(times: Sequence[datetime]) -> pa.Array:
     """Moments as an Arrow column. Where all are the same, one conversion is enough: each costs microseconds."""
-    import pyarrow as pa
-
     kind = pa.timestamp("us")
     alike = len(times) > 1 and times.count(times[0]) == len(times)
     return pa.repeat(pa.scalar(times[0], kind), len(times)) if alike else pa.array(times, kind)
@@ -272,11 +262,9 @@ def _fits(feature: Feature, value: Any) -> bool:
 # --- reasons -------------------------------------------------------------------------------------------------------
 
 
-def reasons(champion: Champion, rows: "pa.Table", most: int) -> list[list[dict[str, Any]]]:
+def reasons(champion: Champion, rows: pa.Table, most: int) -> list[list[dict[str, Any]]]:
     """Of each of the journal's rows, the features that moved its score most, the strongest first: by SHAP, in units of
     the margin (log-odds for probabilities), of the likeliest class where there are several."""
-    import pyarrow as pa
-
     spec = champion.model.spec
     table = pa.table({name: rows[f"{FEATURE}{name}"] for name in spec.names})
     parts = champion.model.contributions(table)

@@ -1,23 +1,21 @@
 """predictions: what readers of the journal's predictions need: which rows count, and the features in them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from tasks.serving.schema import FEATURE
 from tasks.training.model import Spec
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from numpy.typing import NDArray
 
-
-def drop_stale(rows: "pa.Table") -> "pa.Table":
+def drop_stale(rows: pa.Table) -> pa.Table:
     """Without the answers of a state that was too old for their rows: their features lack what was known."""
     return rows.filter(~_is_stale(rows))
 
 
-def drop_superseded(rows: "pa.Table") -> "pa.Table":
+def drop_superseded(rows: pa.Table) -> pa.Table:
     """Without the stale answers to rows that were predicted again since: such a row counts once, with its features."""
     stale = _is_stale(rows)
     if not stale.any():
@@ -26,11 +24,11 @@ def drop_superseded(rows: "pa.Table") -> "pa.Table":
     return rows.filter(~(stale & np.isin(subjects, subjects[~stale])))
 
 
-def _is_stale(rows: "pa.Table") -> "NDArray[np.bool_]":
+def _is_stale(rows: pa.Table) -> NDArray[np.bool_]:
     return np.array(rows["stale"].to_pylist() if rows.num_rows else [], dtype=bool)
 
 
-def last_of_each_subject(rows: "pa.Table") -> "pa.Table":
+def last_of_each_subject(rows: pa.Table) -> pa.Table:
     """Of several predictions of one row, which the API may have been asked for, the last that was made."""
     if not rows.num_rows:
         return rows
@@ -39,19 +37,15 @@ def last_of_each_subject(rows: "pa.Table") -> "pa.Table":
     return rows.take(sorted(last.values()))
 
 
-def features_of(rows: "pa.Table", spec: Spec) -> "pa.Table":
+def features_of(rows: pa.Table, spec: Spec) -> pa.Table:
     """A model's features as the journal's rows hold them; one that was not journalled is missing."""
-    import pyarrow as pa
-
     types = {"number": pa.float64(), "category": pa.string()}
     columns = {feature.name: (f"{FEATURE}{feature.name}", types[feature.kind]) for feature in spec.features}
     return pa.table({name: _typed(column, kind, rows) for name, (column, kind) in columns.items()})
 
 
-def _typed(name: str, kind: "pa.DataType", rows: "pa.Table") -> Any:
+def _typed(name: str, kind: pa.DataType, rows: pa.Table) -> Any:
     """A column that another version journalled as text is read as numbers again, or is missing."""
-    import pyarrow as pa
-
     if name not in rows.column_names:
         return pa.nulls(rows.num_rows, kind)
     if pa.types.is_floating(kind) and not pa.types.is_string(rows[name].type):

@@ -7,13 +7,12 @@ who made it and for whom stands in columns.
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import pyarrow as pa
 
 from tasks.runtime import formats
 from tasks.runtime.formats import Format
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 FORMAT = Format("journal", 1)  # stands in the header of each frame of a log, and in the metadata of each Parquet file
 METADATA = {formats.KEY: FORMAT.mark}
@@ -50,10 +49,8 @@ COLUMNS: Mapping[Kind, Mapping[str, str]] = {
 KINDS = tuple(COLUMNS)
 
 
-def check_rows(kind: Kind, schema: "pa.Schema") -> None:
+def check_rows(kind: Kind, schema: pa.Schema) -> None:
     """Raises ValueError for rows that lack a column of their kind, or have it in another type."""
-    import pyarrow as pa
-
     if missing := sorted(COLUMNS[kind].keys() - set(schema.names)):
         raise ValueError(f"a row of the journal's {kind} needs {missing}, but there are {schema.names}")
     for name, alias in COLUMNS[kind].items():

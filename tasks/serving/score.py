@@ -8,9 +8,12 @@ import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from tasks import log
 from tasks.data import featurerows, manifest
@@ -25,10 +28,6 @@ from tasks.serving.predict import score_column
 from tasks.serving.predictions import drop_stale
 from tasks.serving.schema import FEATURE, KEY, make_entry
 from tasks.training import model
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from numpy.typing import NDArray
 
 EVER = datetime(1700, 1, 1)
 NO_OUTCOME: dict[str, Any] = {"label": None, "entry": None}
@@ -70,27 +69,22 @@ def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> S
     return Scored(as_of, champion.number, count, len(new_outcomes), newest, limit)
 
 
-def _possible(made: "pa.Table", limit: datetime | None) -> "pa.Table":
+def _possible(made: pa.Table, limit: datetime | None) -> pa.Table:
     """Without predictions for times beyond the data: that date was wrong, and the row is predicted again."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if limit is None or not made.num_rows:
         return made
     return made.filter(pc.less_equal(made["event_time"], pa.scalar(limit, pa.timestamp("us"))))
 
 
-def _name_again(new: "pa.Table", made: "pa.Table") -> "pa.Table":
+def _name_again(new: pa.Table, made: pa.Table) -> pa.Table:
     """Rows whose entry the journal has already, under a wrong date, get another entry."""
-    import pyarrow as pa
-
     taken = set(made["entry"].to_pylist()) if made.num_rows else set()
     rows = zip(new["entry"].to_pylist(), new["event_time"].to_pylist(), strict=True)
     entries = [make_entry(entry, time) if entry in taken else entry for entry, time in rows]
     return new.set_column(new.column_names.index("entry"), "entry", pa.array(entries, pa.string()))
 
 
-def subjects_of_keys(rows: Rows) -> "NDArray[Any]":
+def subjects_of_keys(rows: Rows) -> NDArray[Any]:
     """What each row's prediction is about (n), made from its key. Raises ValueError for a spine without one."""
     if rows.keys is None or not rows.keys.num_columns:
         raise ValueError("predictions are told apart by their key: name the spine table's in contract.<table>.key")
@@ -100,19 +94,17 @@ def subjects_of_keys(rows: Rows) -> "NDArray[Any]":
 
 def _arrived(
     rows: Rows,
-    subjects: "NDArray[Any]",
-    made: "pa.Table",
+    subjects: NDArray[Any],
+    made: pa.Table,
     champion: Version,
     as_of: datetime,
     limit: datetime | None = None,
-) -> "NDArray[np.bool_]":
+) -> NDArray[np.bool_]:
     """The rows that nobody has predicted since the first tick, or before the first tick since the champion's own time.
 
     A stale answer does not count: its features lack what has become known since. The API's predictions say nothing of
     ticks: it is asked about events to come.
     """
-    import pyarrow.compute as pc
-
     ticks = made.filter(pc.equal(made["by"], "batch"))["event_time"].to_pylist() if made.num_rows else []
     begin = ticks[0] if ticks else _begin(champion, as_of, limit)
     if ticks and ticks[-1] > as_of:
@@ -133,15 +125,13 @@ def predict_arrived(
     p: Params,
     folder: Path,
     rows: Rows,
-    subjects: "NDArray[Any]",
-    which: "NDArray[np.bool_]",
+    subjects: NDArray[Any],
+    which: NDArray[np.bool_],
     *,
     registry: Registry,
     champion: Version,
-) -> "pa.Table":
+) -> pa.Table:
     """The journal's rows of these predictions (schema.py), with the features that the champion's own SQL makes."""
-    import pyarrow as pa
-
     with tempfile.TemporaryDirectory() as scratch:
         recipe = fetch_recipe(registry, champion, Path(scratch))
         own = rebuild_features(recipe, p, folder, rows)
@@ -164,10 +154,8 @@ def predict_arrived(
     return pa.table(columns | {f"{FEATURE}{name}": table[name] for name in recipe.model.spec.names})
 
 
-def find_outcomes(rows: Rows, subjects: "NDArray[Any]", predicted: set[str], journal: Journal) -> "pa.Table":
+def find_outcomes(rows: Rows, subjects: NDArray[Any], predicted: set[str], journal: Journal) -> pa.Table:
     """The labels of predicted rows that the journal does not have, or has otherwise: a correction is a new row."""
-    import pyarrow as pa
-
     latest = {row["subject"]: row for row in in_order(journal.read("outcomes")) if row["subject"]}
     is_new = model.is_labelled(rows.label) & np.isin(subjects, list(predicted))
     new = [i for i in np.flatnonzero(is_new) if latest.get(str(subjects[i]), NO_OUTCOME)["label"] != rows.label[i]]

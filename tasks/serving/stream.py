@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pyarrow as pa
 from prometheus_client import start_http_server
 
 from tasks import log, params
@@ -34,9 +34,6 @@ from tasks.serving.predict import TICK, Answered
 from tasks.serving.stream_answers import Answer, Answerer, by_entry
 from tasks.serving.stream_messages import DeadLetter, KafkaMessage, Partition, Reply, RowReader, StreamRow, make_fault
 from tasks.serving.stream_metrics import StreamMetrics
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 BATCH_MESSAGES = 500
 BATCH_WAIT_S = 0.05  # for a batch to fill
@@ -175,10 +172,8 @@ class Stream:
         self.answerable = row
         return True
 
-    def _write(self, answers: Sequence[Answered], shadows: "Sequence[pa.Table]") -> None:
+    def _write(self, answers: Sequence[Answered], shadows: Sequence[pa.Table]) -> None:
         """All rows are on disk when this returns, or none."""
-        import pyarrow as pa
-
         if not answers:
             return
         rows = pa.concat_tables([*(answered.rows for answered in answers), *shadows], promote_options="permissive")

@@ -4,9 +4,10 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tasks import log
 from tasks.params import Params
@@ -17,9 +18,6 @@ from tasks.serving.tables import Refused, Tables
 from tasks.serving.traffic import Part
 from tasks.serving.versions import Champion
 from tasks.training.model import Spec
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Answer = dict[str, Any]  # as it is sent
 
@@ -61,7 +59,7 @@ class Answerer:
                     answers.append(self._answer(Part(self.champion, part.places, "champion"), rows))
         return answers
 
-    def score_shadows(self, rows: Sequence[StreamRow]) -> "list[pa.Table]":
+    def score_shadows(self, rows: Sequence[StreamRow]) -> list[pa.Table]:
         """The journal's rows of what is sent to nobody. It may fail, and then there are none."""
         try:
             return [self._answer(part, rows).rows for part in self._parts(rows) if part.is_shadow]
@@ -89,7 +87,7 @@ class Answerer:
             sources=None if part.is_shadow else [row.message.source for row in chosen],
         )
 
-    def restore(self, rows: "pa.Table", home: Path) -> dict[str, Answer]:
+    def restore(self, rows: pa.Table, home: Path) -> dict[str, Answer]:
         """What was answered, by entry, from the journal's rows of it. Without its version's model the decision is
         missing."""
         answers: dict[str, Answer] = {}

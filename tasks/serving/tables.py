@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import duckdb
+import pyarrow as pa
 
 from tasks import log, params
 from tasks.data import contract, state
@@ -14,10 +17,6 @@ from tasks.params import Params
 from tasks.serving.feature_query import FeatureQuery, Line, prepare_each_time, prepare_query
 from tasks.serving.schema import make_entry
 from tasks.serving.versions import Champion
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 
 KNOWN = 10_000  # rows whose features are kept
 
@@ -42,7 +41,7 @@ class Tables:
 
     p: Params
     state: State
-    rows: "Mapping[str, pa.Table]"
+    rows: Mapping[str, pa.Table]
     lock: threading.Lock = field(default_factory=threading.Lock)
     plans: dict[int, FeatureQuery] = field(default_factory=dict)  # of each version
     unfit: set[int] = field(default_factory=set)  # versions whose SQL fails on these tables
@@ -98,7 +97,7 @@ class Tables:
             f"{ahead}. Run the score flow for a newer state, or set serving.beyond to stale"
         )
 
-    def features(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
+    def features(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         """By the champion's own SQL over this state, one row for each, in their order. What was asked lately is
         known: neither the SQL nor this state changes."""
         places = [_place(champion, row) for row in rows]
@@ -116,8 +115,6 @@ class Tables:
     def prepare(self, champion: Champion) -> bool:
         """Whether the features of this version can be made of this state. The first time it takes a moment, for which
         no request of another version waits."""
-        import duckdb
-
         if champion.number not in self.plans and champion.number not in self.unfit:
             try:
                 self._planned(champion)
@@ -139,8 +136,6 @@ class Tables:
 
     def _made(self, champion: Champion, plan: FeatureQuery, rows: list[Mapping[str, Any]]) -> list[Line]:
         """Raises Refused for a row that the champion's SQL fails on."""
-        import duckdb
-
         if not rows:
             return []
         mixed = self._mixed(champion)
@@ -165,10 +160,8 @@ class Tables:
         return [rows[-1:], rows[:1], rows]
 
 
-def _tried_anew(anew: FeatureQuery, p: Params, rows: Sequence[Mapping[str, Any]], spine: "pa.Table") -> list[Line]:
+def _tried_anew(anew: FeatureQuery, p: Params, rows: Sequence[Mapping[str, Any]], spine: pa.Table) -> list[Line]:
     """What failed by a kept plan. If it fails by a new one too, a row is to blame, and the first such is named."""
-    import duckdb
-
     try:
         return anew.run(spine)
     except duckdb.Error as error:
@@ -190,10 +183,8 @@ def _place(champion: Champion, row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (champion.number, row["event_time"], *(row.get(name) for name in champion.p.spine.columns))
 
 
-def spine_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
+def spine_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """The rows as features.sql wants them: row_id, event_time, and spine.columns in the contract's types."""
-    import pyarrow as pa
-
     columns = p.contract[p.spine.table].columns
     spine = {"row_id": pa.array(range(1, len(rows) + 1), pa.int64())}
     spine["event_time"] = column_of([row["event_time"] for row in rows], "TIMESTAMP")
@@ -202,10 +193,8 @@ def spine_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
     return pa.table(spine)
 
 
-def column_of(values: Sequence[Any], kind: str) -> "pa.Array":
+def column_of(values: Sequence[Any], kind: str) -> pa.Array:
     """Plain values in one of the contract's types."""
-    import pyarrow as pa
-
     types = {
         "VARCHAR": pa.string(),
         "INTEGER": pa.int32(),

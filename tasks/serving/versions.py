@@ -8,16 +8,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
 
 from tasks import params
 from tasks.data import cache
 from tasks.params import Params
 from tasks.training.model import Model
-
-if TYPE_CHECKING:
-    pass
-
 
 FILES = ("model.ubj", "features.sql", "params.yaml")
 
@@ -110,8 +108,6 @@ def load_version(home: Path, number: int) -> Champion:
 
 def load_and_warm(home: Path, number: int) -> Champion:
     """A version from the local copy. The first answer of a model takes longest: nobody should wait for it."""
-    import pyarrow as pa
-
     champion = load_version(home, number)
     kinds = {"number": pa.float32(), "category": pa.string()}
     empty = pa.table({feature.name: pa.nulls(1, kinds[feature.kind]) for feature in champion.model.spec.features})
