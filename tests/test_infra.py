@@ -19,8 +19,7 @@ from prometheus_client import generate_latest
 from flows import automations
 from tasks import TELEMETRY_OFF
 from tasks.serving.active import Active
-from tasks.serving.metrics import Metrics
-from tasks.serving.stream_metrics import StreamMetrics
+from tasks.serving.metrics import Metrics, StreamMetrics
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / "infra" / "Dockerfile"

@@ -29,8 +29,7 @@ from tasks.promotion.recipe import fetch_model
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Outcome, Verdict, describe_gain, hold
 from tasks.serving.journal import Journal
-from tasks.serving.outcomes import read_outcomes
-from tasks.serving.predictions import features_of, last_of_each_subject
+from tasks.serving.predictions import features_of, last_of_each_subject, read_outcomes
 from tasks.training.model import Model
 
 if TYPE_CHECKING:

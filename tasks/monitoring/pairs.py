@@ -16,8 +16,7 @@ import numpy as np
 
 from tasks.promotion.contest import align_classes
 from tasks.promotion.registry import Version
-from tasks.serving.outcomes import in_order
-from tasks.serving.predictions import features_of
+from tasks.serving.predictions import features_of, in_order
 from tasks.training.model import Floats, Model, Spec
 
 if TYPE_CHECKING:

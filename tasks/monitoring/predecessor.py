@@ -26,8 +26,7 @@ from tasks.promotion.recipe import fetch_model
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Verdict, describe_gain, hold
 from tasks.serving.journal import Journal
-from tasks.serving.outcomes import latest_outcomes, read_outcomes
-from tasks.serving.predictions import features_of, last_of_each_subject
+from tasks.serving.predictions import features_of, last_of_each_subject, latest_outcomes, read_outcomes
 from tasks.training.model import Floats, Model, Spec
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from tasks.monitoring.watched import Watched
 from tasks.promotion.registry import Version
 from tasks.serving import predictions
 from tasks.serving.journal import Journal
-from tasks.serving.outcomes import Outcomes, latest_outcomes, read_outcomes
+from tasks.serving.predictions import Outcomes, latest_outcomes, read_outcomes
 from tasks.serving.schema import FEATURE
 from tasks.training.model import Floats
 

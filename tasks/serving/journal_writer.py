@@ -15,8 +15,7 @@ from datetime import timedelta
 import pyarrow as pa
 
 from tasks import log
-from tasks.serving.journal import Journal
-from tasks.serving.journal_log import prepare_sync
+from tasks.serving.journal import Journal, prepare_sync
 from tasks.serving.microbatch import MicroBatches
 from tasks.serving.schema import Kind
 

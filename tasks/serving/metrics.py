@@ -1,11 +1,13 @@
-"""metrics: what the API's /metrics reports to Prometheus, of one process, or of all that share a port.
+"""metrics: what /metrics reports to Prometheus: of the API, one process or all that share a port, and of the stream.
 
-A new metric is a field of Metrics, made in `begin`, and a call where its value is known (README.md shows the places).
-Several processes keep their values in files of one folder, PROMETHEUS_MULTIPROC_DIR, which tasks/serving/__main__.py
-makes at each start; the process that is asked adds them up. Counts of a process that died stay, its gauges go.
+A new metric is a field of Metrics or StreamMetrics, made where the others are, and a call where its value is known
+(README.md shows the places). Several processes of the API keep their values in files of one folder,
+PROMETHEUS_MULTIPROC_DIR, which tasks/serving/__main__.py makes at each start; the process that is asked adds them up.
+Counts of a process that died stay, its gauges go.
 """
 
 import contextlib
+import json
 import os
 import re
 from bisect import bisect_left
@@ -17,8 +19,11 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from tasks.serving.active import Active
+
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+BATCH_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)  # of the stream
 TENTHS = tuple(i / 10 for i in range(1, 11))
 CAUSES = {401: "key", 403: "scope", 404: "path", 405: "method", 413: "size", 422: "row", 503: "busy"}
 GAUGE_FILE = re.compile(r"gauge_live.*_(\d+)\.db")
@@ -128,3 +133,51 @@ def _lives(pid: int) -> bool:
     except PermissionError:  # another user's
         pass
     return True
+
+
+@dataclass(frozen=True)
+class StreamMetrics:
+    registry: CollectorRegistry
+    rows: Counter
+    again: Counter
+    dead: Counter
+    failed: Counter
+    seconds: Histogram
+    lag: Gauge
+    up: Gauge
+
+    @staticmethod
+    def of(active: Active) -> "StreamMetrics":
+        registry = CollectorRegistry()
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        gauge("evergreen_version", "Number of the model version that serves.").set_function(
+            lambda: active.champion.number if active.champion else 0
+        )
+        gauge("evergreen_state_age_seconds", "Seconds since the state was published.").set_function(
+            lambda: active.tables.state.age().total_seconds() if active.tables else float("nan")
+        )
+        return StreamMetrics(
+            registry,
+            rows=counter("evergreen_stream_rows", "Predicted rows, by model version.", ["version"]),
+            again=counter("evergreen_stream_again", "Rows that were in the journal already and were sent again."),
+            dead=counter("evergreen_stream_dead", "Rows that could not be answered, by the broken rule.", ["rule"]),
+            failed=counter("evergreen_stream_failed", "Batches that failed and were done again."),
+            seconds=Histogram(
+                "evergreen_stream_batch_seconds", "Seconds for a batch.", buckets=BATCH_SECONDS, registry=registry
+            ),
+            lag=gauge("evergreen_stream_lag", "Messages that wait, by partition.", ["topic", "partition"]),
+            up=gauge("evergreen_stream_up", "1 if a broker can be reached, else 0."),
+        )
+
+    def read_statistics(self, statistics: str) -> None:
+        """librdkafka's own figures, as JSON, every other second."""
+        figures = json.loads(statistics)
+        self.up.set(any(broker["state"] == "UP" for broker in figures["brokers"].values()))
+        for topic, details in figures["topics"].items():
+            for number, partition in details["partitions"].items():
+                if partition["consumer_lag"] >= 0:
+                    self.lag.labels(topic, number).set(partition["consumer_lag"])
+
+    def forget_partition(self, partition: tuple[str, int]) -> None:
+        with contextlib.suppress(KeyError):
+            self.lag.remove(partition[0], str(partition[1]))

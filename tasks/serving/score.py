@@ -23,9 +23,8 @@ from tasks.params import Params
 from tasks.promotion.recipe import fetch_recipe, rebuild_features
 from tasks.promotion.registry import Registry, Version
 from tasks.serving.journal import Journal
-from tasks.serving.outcomes import in_order
 from tasks.serving.predict import score_column
-from tasks.serving.predictions import drop_stale
+from tasks.serving.predictions import drop_stale, in_order
 from tasks.serving.schema import FEATURE, KEY, make_entry
 from tasks.training import model
 

@@ -30,10 +30,10 @@ from tasks.serving.active import Active
 from tasks.serving.journal import Journal
 from tasks.serving.journal_writer import LOG_BYTES
 from tasks.serving.kafka import KafkaClient, is_fatal
+from tasks.serving.metrics import StreamMetrics
 from tasks.serving.predict import TICK, Answered
 from tasks.serving.stream_answers import Answer, Answerer, by_entry
 from tasks.serving.stream_messages import DeadLetter, KafkaMessage, Partition, Reply, RowReader, StreamRow, make_fault
-from tasks.serving.stream_metrics import StreamMetrics
 
 BATCH_MESSAGES = 500
 BATCH_WAIT_S = 0.05  # for a batch to fill

@@ -23,7 +23,7 @@ from tasks.promotion import registry
 from tasks.runtime import clock, overrides, workspaces
 from tasks.serving import journal
 from tasks.serving import score as work
-from tasks.serving.outcomes import latest_outcomes
+from tasks.serving.predictions import latest_outcomes
 from tasks.serving.score import Scored
 from tasks.training.model import Model
 from tests.conftest import BEGIN

@@ -31,7 +31,7 @@ from tasks.promotion.bundle import Bundle
 from tasks.promotion.contest import row_losses
 from tasks.promotion.registry import Registry, Version
 from tasks.serving.journal import Journal
-from tasks.serving.outcomes import latest_outcomes
+from tasks.serving.predictions import latest_outcomes
 from tasks.serving.schema import make_entry
 from tasks.training import evaluate, model, train
 from tests.tasks import journalled, small

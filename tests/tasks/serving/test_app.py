@@ -29,7 +29,7 @@ from tasks.promotion import changes, registry
 from tasks.promotion.bundle import Bundle
 from tasks.promotion.registry import Registry
 from tasks.serving import active, app, handler, journal, predict, registry_mirror, score, tables, versions
-from tasks.serving.outcomes import latest_outcomes
+from tasks.serving.predictions import latest_outcomes
 from tasks.training.model import Model
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
 from tests.programs import PROGRAMS
