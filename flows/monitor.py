@@ -24,13 +24,13 @@ from flows.alert import alert
 from flows.runs import Steps, name_tick, retried, send_event, skip_if_busy
 from tasks import params
 from tasks.data import state
-from tasks.monitoring import alerts, canary, decisions, page, predecessor, watched, window
+from tasks.monitoring import alerts, canary, decisions, page, predecessor, window
 from tasks.monitoring import monitor as work
 from tasks.monitoring.monitor import Measured
 from tasks.monitoring.policy import Decision
 from tasks.monitoring.report import draw_report
 from tasks.monitoring.signal import Signal, read_signals
-from tasks.monitoring.watched import Watched
+from tasks.monitoring.window import Watched
 from tasks.params import Params
 from tasks.promotion import changes
 from tasks.promotion.ledger import Entry
@@ -134,7 +134,7 @@ def load_champion(p: Params) -> tuple[Registry, Watched | None]:
     """The version that serves, and what its windows are compared with."""
     registry = open_registry(p.registry)
     version = registry.find_champion()
-    return registry, watched.load_watched(p, registry, version) if version else None
+    return registry, window.load_watched(p, registry, version) if version else None
 
 
 @retried("now")

@@ -38,8 +38,7 @@ from tasks.replay import history
 from tasks.replay.compare import Comparison, compare_policies
 from tasks.replay.history import Candidate, History
 from tasks.replay.report import list_points, render_markdown, summarize, tabulate, write_report
-from tasks.replay.rules import Grid, check_policy, find_earliest
-from tasks.replay.walk import Past
+from tasks.replay.walk import Grid, Past, check_policy, find_earliest
 from tasks.runtime import clock, locks, workspaces
 
 LAST = "features"  # of the pipeline's stages: what comes after it is trained for each as_of

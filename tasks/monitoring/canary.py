@@ -11,14 +11,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from tasks import log, params
 from tasks.monitoring.pairs import Arm, Pairs, Selection, latest_labels, pair_rows, select_subjects
-from tasks.monitoring.schedule import list_looks, make_look
-from tasks.monitoring.signal import Signal
+from tasks.monitoring.signal import Signal, list_looks, make_look
 from tasks.params import Params
 from tasks.promotion import changes
 from tasks.promotion.contest import compare_predictions
@@ -31,10 +33,6 @@ from tasks.promotion.verdict import Outcome, Verdict, describe_gain, hold
 from tasks.serving.journal import Journal
 from tasks.serving.predictions import features_of, last_of_each_subject, read_outcomes
 from tasks.training.model import Model
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from numpy.typing import NDArray
 
 PREFIX = "canary-"  # of the decision that ends a canary by a look
 COMPARISONS = {
@@ -117,9 +115,7 @@ def _fetch_feature_recipe(registry: Registry, version: Version) -> tuple[Any, ..
     return sql, p.features, p.spine
 
 
-def _select_version(predictions: "pa.Table", version: Version) -> "pa.Table":
-    import pyarrow.compute as pc
-
+def _select_version(predictions: pa.Table, version: Version) -> pa.Table:
     if not predictions.num_rows:
         return predictions
     return last_of_each_subject(predictions.filter(pc.equal(predictions["version"], version.number)))
@@ -163,7 +159,7 @@ def _give_reasons(outcome: Outcome, won: Verdict, figures: Mapping[str, Any]) ->
     return (f"{level} {gain if outcome == 'PROMOTE' else loss}.",)
 
 
-def _read_slices(p: Params, rows: "pa.Table") -> "dict[str, NDArray[Any]]":
+def _read_slices(p: Params, rows: pa.Table) -> dict[str, NDArray[Any]]:
     """The columns of evaluate.slices that the journal holds, as a feature or as a part of the key."""
     columns = {}
     for name in p.evaluate.slices:

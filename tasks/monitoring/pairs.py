@@ -6,22 +6,21 @@ both versions make their features alike, by the same features.sql and the same s
 another recipe calls by the same name may mean something else.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from tasks.promotion.contest import align_classes
 from tasks.promotion.registry import Version
 from tasks.serving.predictions import features_of, in_order
 from tasks.training.model import Floats, Model, Spec
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from numpy.typing import NDArray
 
 MIN_COVERED = 0.99  # of the champion's rows; which ones a challenger misses may be no accident
 SAME_REQUEST = timedelta(minutes=1)  # between the answer to a request and the challenger's score of it in the shadow
@@ -33,7 +32,7 @@ class Arm:
 
     version: Version
     model: Model
-    rows: "pa.Table"
+    rows: pa.Table
     recipe: tuple[Any, ...] | None = None  # of its features; None where it is not stored
 
     @cached_property
@@ -54,12 +53,10 @@ class Arm:
         """Whether the features that the other arm left in the journal are this one's own."""
         return self.shares_recipe(other) and explain_mismatch(self.model.spec, other.model.spec) is None
 
-    def take(self, subjects: Sequence[str]) -> "pa.Table":
-        import pyarrow as pa
-
+    def take(self, subjects: Sequence[str]) -> pa.Table:
         return self.rows.take(pa.array([self.places[name] for name in subjects], pa.int64()))
 
-    def list_scores(self, subjects: Sequence[str], rows: "pa.Table", *, own: Collection[str]) -> Floats:
+    def list_scores(self, subjects: Sequence[str], rows: pa.Table, *, own: Collection[str]) -> Floats:
         """The journalled scores of the subjects in `own`, and new ones of the others, from the features in `rows`."""
         is_own = np.array([name in own for name in subjects], dtype=bool)
         parts: list[tuple[NDArray[np.bool_], Floats]] = []
@@ -107,14 +104,14 @@ class Selection:
 class Pairs:
     """The labelled rows (n) with a score of each arm."""
 
-    rows: "pa.Table"
+    rows: pa.Table
     codes: Floats  # the labels as numbers
     champion: Floats
     challenger: Floats
     both: int  # rows that both scored when they were asked
 
     @property
-    def times(self) -> "NDArray[np.datetime64]":
+    def times(self) -> NDArray[np.datetime64]:
         return np.array(self.rows["event_time"].to_pylist(), dtype="datetime64[us]")
 
 
@@ -147,7 +144,7 @@ def _list_answered(champion: Arm, challenger: Arm) -> set[str]:
     return {name for name, place in champion.places.items() if times[place] >= first}
 
 
-def _has_same_features(champion: Arm, challenger: Arm, subjects: Sequence[str]) -> "NDArray[np.bool_]":
+def _has_same_features(champion: Arm, challenger: Arm, subjects: Sequence[str]) -> NDArray[np.bool_]:
     """Whether both scored each subject of the same features.
 
     Where their recipes differ, features of one name may differ too. Then it is enough that both were asked at one time.
@@ -165,10 +162,8 @@ def _has_same_features(champion: Arm, challenger: Arm, subjects: Sequence[str]) 
     return np.asarray(equal | (apart <= np.timedelta64(SAME_REQUEST)))
 
 
-def _equals(one: Any, other: Any) -> "NDArray[np.bool_]":
+def _equals(one: Any, other: Any) -> NDArray[np.bool_]:
     """Where two columns hold the same. What is missing in both is the same."""
-    import pyarrow.compute as pc
-
     missing = pc.and_(pc.is_null(one, nan_is_null=True), pc.is_null(other, nan_is_null=True))
     equal = pc.or_(pc.fill_null(pc.equal(one, other), False), missing)
     return np.asarray(equal.to_numpy(), dtype=bool)
@@ -176,15 +171,13 @@ def _equals(one: Any, other: Any) -> "NDArray[np.bool_]":
 
 def pair_rows(selection: Selection, champion: Arm, challenger: Arm, *, outcomes: Mapping[str, Any]) -> Pairs | None:
     """The selected rows that have an outcome, with each arm's scores; None where there are none."""
-    import pyarrow as pa
-
     by_champion = [*selection.both, *selection.champions]
     parts = [arm.take(names) for arm, names in ((champion, by_champion), (challenger, selection.challengers)) if names]
     if not parts:
         return None
     spec = join_classes(champion.model.spec, challenger.model.spec)
     subjects = np.array([*by_champion, *selection.challengers], dtype=object)
-    codes = encode_outcomes(subjects, outcomes, spec)
+    codes = spec.encode_label(np.array([outcomes.get(name) for name in subjects], dtype=object))
     labelled = ~np.isnan(codes)  # a class that neither has ever seen cannot be predicted by them
     if not labelled.any():
         return None
@@ -203,26 +196,12 @@ def join_classes(champion: Spec, challenger: Spec) -> Spec:
     return replace(champion, classes=(*champion.classes, *more))
 
 
-def latest_labels(outcomes: "pa.Table", predictions: "pa.Table") -> dict[str, Any]:
+def latest_labels(outcomes: pa.Table, predictions: pa.Table) -> dict[str, Any]:
     """The label of each subject: of several, whichever of the predictions they are of, the one journalled last."""
     entries, subjects = (predictions[name].to_pylist() if predictions.num_rows else [] for name in ("entry", "subject"))
     by_entry = dict(zip(entries, subjects, strict=True))
     named = [(row["subject"] or by_entry.get(row["prediction"]), row["label"]) for row in in_order(outcomes)]
     return {subject: label for subject, label in named if subject}
-
-
-def encode_outcomes(subjects: Iterable[str], outcomes: Mapping[str, Any], spec: Spec) -> Floats:
-    """The labels as numbers; NaN where there is none yet."""
-    labels = [outcomes.get(name) for name in subjects]
-    codes = np.full(len(labels), np.nan)
-    is_known = np.array([label is not None for label in labels], dtype=bool)
-    codes[is_known] = encode_labels([label for label in labels if label is not None], spec)
-    return codes
-
-
-def encode_labels(labels: Sequence[Any], spec: Spec) -> Floats:
-    """The labels as numbers; NaN for a class that the spec does not have."""
-    return spec.encode_label(np.array(labels, dtype=object if spec.task == "multiclass" else np.float64))
 
 
 def explain_mismatch(spec: Spec, other: Spec) -> str | None:

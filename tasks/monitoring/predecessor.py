@@ -9,15 +9,16 @@ again. Nothing is rolled back here: tasks/promotion/changes.py does that.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import datetime
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from tasks import log
-from tasks.monitoring.pairs import encode_labels, explain_mismatch
-from tasks.monitoring.schedule import list_looks, make_look
-from tasks.monitoring.signal import Signal
+from tasks.monitoring.pairs import explain_mismatch
+from tasks.monitoring.signal import Signal, list_looks, make_look
+from tasks.monitoring.window import select_unseen
 from tasks.params import Params
 from tasks.promotion.contest import align_classes, compare_predictions
 from tasks.promotion.gate import judge_contest
@@ -29,11 +30,6 @@ from tasks.serving.journal import Journal
 from tasks.serving.predictions import features_of, last_of_each_subject, latest_outcomes, read_outcomes
 from tasks.training.model import Floats, Model, Spec
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from numpy.typing import NDArray
-
-TICK = timedelta(microseconds=1)
 PREFIX = "predecessor-"  # of the decision of a rollback that came of a look
 
 
@@ -41,13 +37,12 @@ PREFIX = "predecessor-"  # of the decision of a rollback that came of a look
 class MatureRows:
     """The journal's rows (n) that the champion predicted, and their outcomes as numbers."""
 
-    rows: "pa.Table"
+    rows: pa.Table
     codes: Floats
 
     @property
-    def times(self) -> "NDArray[np.datetime64]":
-        times: NDArray[np.datetime64] = self.rows["event_time"].to_numpy()
-        return times
+    def times(self) -> NDArray[np.datetime64]:
+        return np.asarray(self.rows["event_time"].to_numpy())
 
 
 def compare(
@@ -86,35 +81,12 @@ def compare(
 
 def read_mature(journal: Journal, champion: Version, spec: Spec, *, until: datetime) -> MatureRows:
     """The champion's predictions of event_time < until that have an outcome; of several outcomes, the latest."""
-    import pyarrow as pa
-
-    listed = select_unseen(
-        journal.read("predictions", until=until, columns=["entry", "event_time", "version"]), champion
-    )
-    if not listed.num_rows:
-        return MatureRows(listed, np.empty(0))
-    since, end = listed["event_time"][0].as_py(), listed["event_time"][-1].as_py() + TICK
-    rows = last_of_each_subject(select_unseen(journal.read("predictions", since=since, until=end), champion))
+    since = champion.learnt_until or datetime.min
+    rows = last_of_each_subject(select_unseen(journal.read("predictions", since=since, until=until), champion))
     labels = latest_outcomes(read_outcomes(journal, since=since)).labels_of(rows)
-    rows = rows.filter(pa.array([label is not None for label in labels], pa.bool_()))
-    codes = encode_labels([label for label in labels if label is not None], spec)
+    codes = spec.encode_label(np.array(labels, dtype=object))
     has_class = ~np.isnan(codes)  # neither can predict a class that the champion has never seen
-    return MatureRows(rows.filter(has_class), codes[has_class])
-
-
-def select_unseen(predictions: "pa.Table", champion: Version) -> "pa.Table":
-    """The champion's own predictions, without those of rows that it was trained on.
-
-    A retrain whose as_of is ahead of the journal leaves such rows for its own model to predict.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not predictions.num_rows:
-        return predictions
-    own = predictions.filter(pc.equal(predictions["version"], champion.number))
-    since = pa.scalar(champion.learnt_until or datetime.min, pa.timestamp("us"))
-    return own.filter(pc.greater_equal(own["event_time"], since))
+    return MatureRows(rows.filter(has_class) if len(codes) else rows, codes[has_class])
 
 
 def _judge(p: Params, mature: MatureRows, serving: Model, earlier: Model, *, looks: int) -> Verdict:

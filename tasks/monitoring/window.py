@@ -1,27 +1,99 @@
-"""window: what the journal holds of a window of event time, read once and compared with the champion's history."""
+"""window: what the journal holds of a window of event time, read once, and the champion whose window it is."""
 
+import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tasks.data import timeline
-from tasks.monitoring import drift, predecessor
-from tasks.monitoring.drift import NOT_COMPARED, Comparison
-from tasks.monitoring.watched import Watched
-from tasks.promotion.registry import Version
+from tasks.monitoring.drift import NOT_COMPARED, Comparison, compare, compare_scores
+from tasks.params import Gate, Params
+from tasks.promotion import interval
+from tasks.promotion.contest import row_losses
+from tasks.promotion.interval import Estimate
+from tasks.promotion.registry import Registry, Version
 from tasks.serving import predictions
 from tasks.serving.journal import Journal
 from tasks.serving.predictions import Outcomes, latest_outcomes, read_outcomes
 from tasks.serving.schema import FEATURE
-from tasks.training.model import Floats
+from tasks.training.holdout import CANDIDATE, Holdout
+from tasks.training.model import Floats, Model
+from tasks.training.profile import Profile
 
+FILES = ("model.ubj", "twin.ubj", "reports/profile.json", "reports/holdout.parquet", "reports/reference.parquet")
+LEAST_BLOCKS = 4  # that the interval of a loss needs
 LEAST_COVERAGE = 0.9  # of a window's rows hold all features of the champion, or its drift is not measured
+
+
+# --- the champion --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The champion and its history."""
+
+    version: Version
+    model: Model
+    twin: Model  # trained without the holdout: what the gate judged
+    p: Params
+    profile: Profile
+    holdout: Holdout
+    holdout_losses: Floats  # the twin's, row by row
+    at_promotion: Estimate  # the same as one figure
+    sample: pa.Table  # rows of the history with their scores, for the report
+
+
+def load_watched(p: Params, registry: Registry, champion: Version) -> Watched:
+    """What the registry holds of the champion."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return read_watched(p, champion, *(registry.runs.fetch(champion.run_id, name, Path(scratch)) for name in FILES))
+
+
+def read_watched(p: Params, version: Version, *files: Path) -> Watched:
+    """The same from FILES, as train and evaluate write them.
+
+    Raises:
+        ValueError: a file is in another format.
+    """
+    model, twin = (Model.load(path) for path in files[:2])
+    profile, holdout, sample = Profile.load(files[2]), Holdout.load(files[3]), pq.read_table(files[4])
+    codes = model.spec.encode_label(holdout.label)
+    losses = row_losses(codes, holdout.predictions[CANDIDATE], metric=p.gate.metric)
+    loss = measure_loss(losses, holdout.times, p.gate)
+    return Watched(version, model, twin, p, profile, holdout, losses, loss, sample)
+
+
+def measure_loss(losses: Floats, times: NDArray[np.datetime64], gate: Gate) -> Estimate:
+    """The metric of row losses (n,), and its interval by a bootstrap over blocks of gate.block.
+
+    Percentiles, drawn out as far as Student's t lies beyond the normal for so few blocks (Hesterberg 2015). The gate's
+    interval is wider: it must hold for gains of any shape, and an alarm that came once in a storm must not need a week
+    of storms to be heard.
+    """
+    block = interval.assign_blocks(times, gate.block)
+    sizes, sums = np.bincount(block), np.bincount(block, weights=losses)
+    root = np.sqrt if gate.metric == "rmse" else np.asarray
+    value, count = float(root(sums.sum() / sizes.sum())), len(sizes)
+    if count < LEAST_BLOCKS:
+        return Estimate(value, None, None)
+    draws = interval.draw_blocks(count, interval.REPLICATES, seed=interval.SEED).astype(np.float64)
+    reach = interval.student_quantile((1 - gate.level) / 2, count - 1) * math.sqrt(count / (count - 1))
+    tail = NormalDist().cdf(-reach)
+    low, high = np.quantile(root((draws @ sums) / (draws @ sizes)), [tail, 1 - tail])
+    return Estimate(value, float(low), float(high))
+
+
+# --- its window ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -68,7 +140,8 @@ class Window:
 
 def read_window(journal: Journal, watched: Watched, as_of: datetime) -> Window:
     """The window that ends at as_of."""
-    p, since = watched.p, as_of - watched.window
+    p, profile = watched.p, watched.profile
+    since = as_of - profile.window  # thresholds hold for windows of the length that they come from
     until = as_of - p.label.deadline
     begin = until - p.monitor.window
     index = journal.read("predictions", columns=["entry", "subject", "by", "event_time", "made_at", "stale"])
@@ -77,7 +150,7 @@ def read_window(journal: Journal, watched: Watched, as_of: datetime) -> Window:
     rows = count_rows(index, since, as_of)
     features, times = select_features(_between(made, since, as_of), watched)
     scores = watched.model.predict(features) if len(times) else np.zeros(0)
-    profile, false_alarms = watched.profile, p.drift.false_alarms
+    false_alarms = p.drift.false_alarms
     return Window(
         since,
         as_of,
@@ -85,11 +158,11 @@ def read_window(journal: Journal, watched: Watched, as_of: datetime) -> Window:
         recent=select_predictions(made, None, watched.version, as_of - p.monitor.window, as_of),
         features=features,
         scores=scores,
-        drift=drift.compare(profile, features, times, false_alarms=false_alarms),
-        score_drift=drift.compare_scores(profile, scores, times, false_alarms=false_alarms),
+        drift=compare(profile, features, times, false_alarms=false_alarms),
+        score_drift=compare_scores(profile, scores, times, false_alarms=false_alarms),
         is_whole=count_rows(index, datetime.min, since + profile.unit) > 0 and len(times) >= LEAST_COVERAGE * rows,
         rows=rows,
-        rows_before=count_rows(index, since - watched.window, since),
+        rows_before=count_rows(index, since - profile.window, since),
         newest=find_newest(index, now=as_of),
     )
 
@@ -98,11 +171,23 @@ def select_predictions(
     made: pa.Table, outcomes: Outcomes | None, champion: Version, since: datetime, until: datetime
 ) -> Predictions:
     """The champion's own of the rows `made`, the last of each subject, with their outcomes."""
-    rows = predictions.last_of_each_subject(predecessor.select_unseen(_between(made, since, until), champion))
+    rows = predictions.last_of_each_subject(select_unseen(_between(made, since, until), champion))
     labels = np.empty(rows.num_rows, dtype=object)
     labels[:] = outcomes.labels_of(rows) if outcomes else None
     scores = np.array(rows["score"].to_pylist() if rows.num_rows else [], dtype=np.float64)
     return Predictions(since, until, _times(rows), scores, labels, rows)
+
+
+def select_unseen(made: pa.Table, champion: Version) -> pa.Table:
+    """The champion's own predictions, without those of rows that it was trained on.
+
+    A retrain whose as_of is ahead of the journal leaves such rows for its own model to predict.
+    """
+    if not made.num_rows:
+        return made
+    own = made.filter(pc.equal(made["version"], champion.number))
+    since = pa.scalar(champion.learnt_until or datetime.min, pa.timestamp("us"))
+    return own.filter(pc.greater_equal(own["event_time"], since))
 
 
 def select_features(rows: pa.Table, watched: Watched) -> tuple[pa.Table, NDArray[np.datetime64]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from tasks import log
 from tasks.data import feasibility
 from tasks.params import spell
 from tasks.promotion.contest import align_classes, compare_losses, estimate_loss, row_losses
-from tasks.promotion.interval import Estimate, assign_blocks
-from tasks.replay.auc import Auc, count_wins
-from tasks.replay.rules import BY_SIGNALS, NEVER, Grid, check_period
-from tasks.replay.walk import Past, PolicyState, Retrain, walk
+from tasks.promotion.interval import SEED, Estimate, assign_blocks, draw_blocks
+from tasks.replay.walk import BY_SIGNALS, NEVER, Grid, Past, PolicyState, Retrain, check_period, walk
 from tasks.training import model
 from tasks.training.model import Floats, Spec
+
+REPLICATES = 2000  # of the bootstrap of an AUC
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _explain_deafness(past: Past, grid: Grid, names: Sequence[str]) -> tuple[str
 
 
 def _summarize(
-    state: PolicyState, stream: "Stream", losses: Mapping[str, Floats], aucs: Mapping[str, Auc | None]
+    state: PolicyState, stream: "Stream", losses: Mapping[str, Floats], aucs: Mapping[str, "Auc | None"]
 ) -> Line:
     p, name = stream.past.p, state.rule.name
     cpu = sum(retrain.cpu for retrain in state.retrains)
@@ -164,7 +165,7 @@ class Stream:
         ]
         return np.asarray(np.concatenate(parts)[self._counts])
 
-    def measure_auc(self, scores: Floats) -> Auc | None:
+    def measure_auc(self, scores: Floats) -> "Auc | None":
         """None but for two classes that both occur."""
         if self.spec.task != "binary" or len(np.unique(self.codes)) < 2:
             return None
@@ -180,3 +181,60 @@ class Stream:
         power = 0.5 if self.past.p.gate.metric == "rmse" else 1
         sums, rows = self.sum_by_stretch(losses)
         return tuple(float(total / count) ** power if count else None for total, count in zip(sums, rows, strict=True))
+
+
+# --- the area under the ROC curve, in draws of its blocks without ranking rows again -------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Auc:
+    """One stream's AUC, and that of draws of its blocks. Two streams of the same rows are drawn alike."""
+
+    wins: Floats  # see count_wins
+
+    @property
+    def value(self) -> float:
+        return float(self.weigh(np.ones((1, len(self.wins))))[0])
+
+    @cached_property
+    def drawn(self) -> Floats:
+        return self.weigh(draw_blocks(len(self.wins), REPLICATES, seed=SEED).astype(np.float64))
+
+    def weigh(self, draws: Floats) -> Floats:
+        """The AUC of each draw (draws, blocks), where each block counts as often as it was drawn."""
+        pairs, positive, negative = self.wins[:, :-2], self.wins[:, -2], self.wins[:, -1]
+        with np.errstate(invalid="ignore"):  # a draw without one of the classes has no AUC
+            shares = ((draws @ pairs) * draws).sum(axis=1) / ((draws @ positive) * (draws @ negative))
+        return np.asarray(shares)
+
+    def estimate(self, level: float) -> Estimate:
+        return _estimate(self.value, self.drawn, level)
+
+    def estimate_gain(self, other: "Auc", level: float) -> Estimate:
+        return _estimate(self.value - other.value, self.drawn - other.drawn, level)
+
+
+def _estimate(value: float, drawn: Floats, level: float) -> Estimate:
+    """By the percentile bootstrap: over months of days it needs no refinement."""
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def count_wins(codes: Floats, scores: Floats, block: NDArray[np.intp]) -> Floats:
+    """How often a positive row of one block has a higher score than a negative one of another; ties count half.
+
+    Returns:
+        (blocks, blocks + 2): the wins, then each block's positive and negative rows. The AUC of any draw of blocks
+        follows from it.
+    """
+    count, positive = int(block.max()) + 1, codes == 1
+    order = np.argsort(scores[positive], kind="stable")
+    high, high_block = scores[positive][order], block[positive][order]
+    wins = np.empty((count, count + 2))
+    for other in range(count):
+        low = np.sort(scores[~positive & (block == other)])
+        beaten = (np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")) / 2
+        wins[:, other] = np.bincount(high_block, beaten, minlength=count)
+        wins[other, -1] = len(low)
+    wins[:, -2] = np.bincount(high_block, minlength=count)
+    return wins

@@ -11,7 +11,7 @@ from tasks.promotion.figures import Course
 from tasks.promotion.interval import Estimate
 from tasks.promotion.verdict import METRIC_NAMES
 from tasks.replay.compare import Comparison, Line
-from tasks.replay.rules import NEVER
+from tasks.replay.walk import NEVER
 from tasks.runtime import files
 from tasks.training.model import Floats
 

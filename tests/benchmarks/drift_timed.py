@@ -22,8 +22,7 @@ from tasks.monitoring import drift
 from tasks.monitoring.report import draw_report
 from tasks.monitoring.signals.drift import measure_drift, measure_prediction
 from tasks.monitoring.signals.quality import measure_quality
-from tasks.monitoring.watched import Watched
-from tasks.monitoring.window import Window
+from tasks.monitoring.window import Watched, Window
 from tasks.params import Drift
 from tasks.promotion.registry import Version
 from tasks.training.profile import SCORE_COLUMN, Profile, build_profile

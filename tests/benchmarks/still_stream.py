@@ -10,7 +10,7 @@ other half comes in windows of a week. Prints counts as JSON.
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,12 @@ from tasks.data import featurerows
 from tasks.data.featurerows import Rows
 from tasks.monitoring import drift
 from tasks.monitoring.drift import Comparison
-from tasks.monitoring.level import Level
 from tasks.monitoring.signals.performance import measure_performance
 from tasks.monitoring.statistics import History
-from tasks.monitoring.watched import Watched
-from tasks.monitoring.window import Predictions, Window
+from tasks.monitoring.window import Predictions, Watched, Window
 from tasks.params import Params
 from tasks.promotion.contest import estimate_loss, row_losses
+from tasks.promotion.interval import Estimate
 from tasks.promotion.registry import Version
 from tasks.training import train
 from tasks.training.columns import as_numbers
@@ -83,7 +82,7 @@ class Watch:
     p: Params
     profile: Profile
     model: Model
-    then: Level
+    then: Estimate
 
     def found(self, rows: Rows) -> Comparison:
         return drift.compare(self.profile, rows.table, rows.event_time, false_alarms=self.p.drift.false_alarms)
@@ -115,7 +114,7 @@ def watch(p: Params, history: Rows, days: int) -> Watch:
     held = _at(history, np.flatnonzero(history.event_time >= cut))
     there = ~np.isnan(held.label)
     losses = row_losses(held.label[there], fitted.predict(held.table)[there], metric=p.gate.metric)
-    then = Level(*astuple(estimate_loss(losses, times=held.event_time[there], gate=p.gate)))
+    then = estimate_loss(losses, times=held.event_time[there], gate=p.gate)
     parts = fitted.contributions(held.table.take(np.arange(0, len(held), max(len(held) // 500, 1))))
     profile = build_profile(
         history.table,

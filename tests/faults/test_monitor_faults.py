@@ -12,7 +12,7 @@ from flows import monitor as flow
 from tasks import params
 from tasks.monitoring import monitor
 from tasks.monitoring.signal import Signal, append_signals, read_signals
-from tasks.monitoring.watched import load_watched
+from tasks.monitoring.window import load_watched
 from tasks.promotion import registry
 from tasks.serving.journal import Journal, open_journal
 from tests.conftest import raw_params, write_params
@@ -27,7 +27,7 @@ import sys, time
 from datetime import datetime
 from pathlib import Path
 from tasks.monitoring import monitor
-from tasks.monitoring.watched import load_watched
+from tasks.monitoring.window import load_watched
 from tasks import params
 from tasks.promotion import registry
 from tasks.serving.journal import open_journal

@@ -24,13 +24,13 @@ PROGRAM = """
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
-from tasks.replay import compare, history, report, rules, walk
+from tasks.replay import compare, history, report, walk
 from tasks import params
 from tasks.runtime import files
 
 p = params.load("params.yaml")
 past = history.History(p, p.paths.features.absolute(), "SELECT 1", Path("shelf").absolute())
-grid = rules.Grid(*map(datetime.fromisoformat, sys.argv[1:3]), timedelta(days=7))
+grid = walk.Grid(*map(datetime.fromisoformat, sys.argv[1:3]), timedelta(days=7))
 shared = walk.Past(past, grid.since, make=history.History.candidate)
 done = compare.compare_policies(shared, grid, ["every:7d"], say=print)
 report.write_report(done, Path("out"))

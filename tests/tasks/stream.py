@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.monitoring import drift
 from tasks.monitoring.drift import Comparison
-from tasks.monitoring.watched import Watched
+from tasks.monitoring.window import Watched
 from tasks.params import Drift, Policy
 from tasks.promotion.registry import Version
 from tasks.training.columns import as_numbers

@@ -10,8 +10,7 @@ from tasks.monitoring.signals.drift import measure_drift, measure_prediction
 from tasks.monitoring.signals.estimate import measure_estimate
 from tasks.monitoring.signals.performance import measure_performance
 from tasks.monitoring.signals.quality import measure_quality
-from tasks.monitoring.watched import Watched
-from tasks.monitoring.window import Window
+from tasks.monitoring.window import Watched, Window
 
 Measure = Callable[[Window, Watched], Signal | None]
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from tasks.monitoring.drift import LEAST_WINDOWS, ColumnDrift, Comparison
 from tasks.monitoring.signal import Signal
-from tasks.monitoring.watched import Watched
-from tasks.monitoring.window import Window
+from tasks.monitoring.window import Watched, Window
 
 SHOWN_COLUMNS = 5  # in a sentence
 

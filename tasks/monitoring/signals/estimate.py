@@ -3,8 +3,7 @@
 import numpy as np
 
 from tasks.monitoring.signal import Signal
-from tasks.monitoring.watched import Watched
-from tasks.monitoring.window import Window
+from tasks.monitoring.window import Watched, Window
 from tasks.promotion.contest import CLIP
 from tasks.training.holdout import CANDIDATE
 from tasks.training.model import Floats

@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.monitoring.level import measure_level, surely_worse_by
 from tasks.monitoring.signal import Signal
-from tasks.monitoring.watched import Watched
-from tasks.monitoring.window import Predictions, Window
+from tasks.monitoring.window import Predictions, Watched, Window, measure_loss
 from tasks.promotion.contest import Metric, row_losses
+from tasks.promotion.interval import Estimate
 from tasks.promotion.verdict import METRIC_NAMES
 from tasks.training.model import Floats, Model
 
@@ -32,7 +31,7 @@ def measure_performance(window: Window, watched: Watched) -> Signal:
     if not is_known.any():
         count = f"all {is_labelled.sum():,} mature outcomes {rows.span}"
         return Signal(**fields, alarm=True, message=f"Performance: {count} are of classes that it never saw.")
-    now = measure_level(losses, rows.times[is_known], p.gate)
+    now = measure_loss(losses, rows.times[is_known], p.gate)
     worse_by = surely_worse_by(before, now)
     interval = f" ({p.gate.level:.0%} interval {now.low:.4f} to {now.high:.4f})" if now.low is not None else ""
     unlabelled = float(1 - is_labelled.mean())
@@ -53,9 +52,14 @@ def measure_performance(window: Window, watched: Watched) -> Signal:
 
 def measure_losses(rows: Predictions, model: Model, *, metric: Metric) -> tuple[NDArray[np.bool_], Floats]:
     """Which rows have an outcome that the model knows (n), and the loss of each of those."""
-    is_known = rows.is_labelled
-    labels = rows.labels[is_known]
-    is_text = isinstance(next(iter(model.spec.classes), 0.0), str)
-    codes = model.spec.encode_label(labels if is_text else labels.astype(np.float64))
-    is_known[is_known] = ~np.isnan(codes)
-    return is_known, row_losses(codes[~np.isnan(codes)], rows.scores[is_known], metric=metric)
+    codes = model.spec.encode_label(rows.labels)
+    is_known = ~np.isnan(codes)
+    return is_known, row_losses(codes[is_known], rows.scores[is_known], metric=metric)
+
+
+def surely_worse_by(before: Estimate, now: Estimate) -> float | None:
+    """The lower end of the interval of now - before, made of the intervals of each (Zou and Donner 2008)."""
+    if now.low is None:
+        return None
+    above = (before.high - before.value) if before.high is not None else 0.0
+    return now.value - before.value - float(np.hypot(now.value - now.low, above))

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tasks.monitoring.signal import Signal
-from tasks.monitoring.watched import Watched
-from tasks.monitoring.window import Window
+from tasks.monitoring.window import Watched, Window
 from tasks.params import spell
 from tasks.training import profile
 

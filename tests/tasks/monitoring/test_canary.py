@@ -12,8 +12,7 @@ import pytest
 from tasks import params
 from tasks.data.featurerows import Rows
 from tasks.monitoring import canary, pairs, predecessor
-from tasks.monitoring.schedule import list_looks
-from tasks.monitoring.signal import Signal
+from tasks.monitoring.signal import Signal, list_looks
 from tasks.monitoring.window import read_newest, select_predictions
 from tasks.promotion import changes, ledger, registry
 from tasks.promotion.contest import align_classes, row_losses
@@ -241,7 +240,7 @@ def test_a_class_that_the_challenger_alone_knows_is_one_that_the_champion_gives_
     one, other = (Spec("multiclass", (), {}, classes=known) for known in (("a", "c"), ("a", "b", "c")))
     both = pairs.join_classes(one, other)
     assert both.classes == ("a", "c", "b")
-    codes = pairs.encode_outcomes(["1", "2", "3"], {"1": "b", "2": "c", "3": "never seen"}, both)
+    codes = both.encode_label(np.array(["b", "c", "never seen"], dtype=object))
     assert codes[:2].tolist() == [2, 1]
     assert np.isnan(codes[2])
     assert align_classes(both, one.classes, np.array([[0.4, 0.6]])).tolist() == [[0.4, 0.6, 0.0]]

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from tasks.monitoring import causes, drift, report
+from tasks.monitoring import drift, monitor, report
 from tasks.monitoring.drift import ColumnDrift, Comparison
 from tasks.monitoring.signal import Signal
 from tasks.monitoring.signals.drift import measure_drift, measure_prediction
@@ -339,7 +339,8 @@ def test_what_moved_the_scores_is_first_among_the_causes(task: Task) -> None:
     week = rows.event_time >= rows.event_time[-1] - np.timedelta64(7, "D")
     now = stream.moved(rows.table.filter(pa.array(week)), "distance", 2)
     moved = stream.compared(of, now, rows.event_time[week])
-    listed = causes.find_causes(twin, now, of, moved)
+    window = Window(BEGIN, BEGIN, features=now, drift=moved)
+    listed = monitor.find_causes(window, replace(stream.watched(of), twin=twin))
     assert listed[0].name == "distance"
     assert len(listed) == len(twin.spec.names)
     assert listed[0].score > 3
@@ -359,7 +360,7 @@ def test_the_slices_that_lost_most_come_first_and_small_ones_do_not_come() -> No
     then = {"store": np.array(["a", "b", "c"] * 100)}
     now: dict[str, NDArray[Any]] = {"store": np.array(["a"] * 50 + ["b"] * 50 + ["c"] * 5 + [None] * 10, dtype=object)}
     losses = np.concatenate([np.full(50, 0.1), np.full(50, 0.9), np.full(15, 5.0)])
-    listed = causes.find_slices(then, np.full(300, 0.3), now, losses, min_rows=20)
+    listed = monitor.compare_slices(then, np.full(300, 0.3), now, losses, min_rows=20)
     assert [(each.name, each.value, each.rows) for each in listed] == [("store", "b", 50), ("store", "a", 50)]
     assert (listed[0].loss_then, listed[0].loss_now) == (pytest.approx(0.3), pytest.approx(0.9))
 

@@ -17,18 +17,26 @@ from tasks import params
 from tasks.data.featurerows import Rows
 from tasks.monitoring import decisions, monitor, page
 from tasks.monitoring.drift import compare_scores
-from tasks.monitoring.level import Level, surely_worse_by
 from tasks.monitoring.monitor import Measured
 from tasks.monitoring.policy import Decision
 from tasks.monitoring.signal import Signal, name_cause, read_signals
 from tasks.monitoring.signals.estimate import expected_loss, measure_estimate
-from tasks.monitoring.signals.performance import measure_performance
-from tasks.monitoring.watched import FILES, Watched, load_watched, read_watched
-from tasks.monitoring.window import Predictions, Window, read_newest, select_features
+from tasks.monitoring.signals.performance import measure_performance, surely_worse_by
+from tasks.monitoring.window import (
+    FILES,
+    Predictions,
+    Watched,
+    Window,
+    load_watched,
+    read_newest,
+    read_watched,
+    select_features,
+)
 from tasks.params import Params, Policy
 from tasks.promotion import changes, registry
 from tasks.promotion.bundle import Bundle
 from tasks.promotion.contest import row_losses
+from tasks.promotion.interval import Estimate
 from tasks.promotion.registry import Registry, Version
 from tasks.serving.journal import Journal
 from tasks.serving.predictions import latest_outcomes
@@ -391,7 +399,7 @@ def test_outcomes_of_classes_that_the_champion_never_saw_are_an_alarm(of: Watche
     labels = np.array(["new"] * 30, dtype=object)
     window = window_of(Predictions(LAST - WINDOW, LAST, times, np.full((30, 2), 0.5), labels))
     one = model.Model(of.model.booster, spec)
-    found = measure_performance(window, replace(of, model=one, at_promotion=Level(0.3)))
+    found = measure_performance(window, replace(of, model=one, at_promotion=Estimate(0.3, None, None)))
     assert found.alarm
     assert "classes that it never saw" in found.message
 
@@ -417,14 +425,14 @@ def test_surely_worse_is_surely_below_the_truth() -> None:
     missed = 0
     for then, now in rng.normal((0.4, 0.4 + truth), errors, (runs, 2)):
         of = [
-            Level(value, value - 1.96 * error, value + 1.96 * error)
+            Estimate(value, value - 1.96 * error, value + 1.96 * error)
             for value, error in zip((then, now), errors, strict=True)
         ]
         worse = surely_worse_by(*of)
         assert worse is not None
         missed += worse > truth
     assert 0.018 < missed / runs < 0.032
-    assert surely_worse_by(Level(0.1), Level(0.9)) is None
+    assert surely_worse_by(Estimate(0.1, None, None), Estimate(0.9, None, None)) is None
 
 
 def test_regression_has_no_estimate_and_its_own_words(tmp_path: Path) -> None:

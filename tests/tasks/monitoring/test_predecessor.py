@@ -15,8 +15,7 @@ import pytest
 from tasks import params
 from tasks.data.featurerows import Rows
 from tasks.monitoring import predecessor
-from tasks.monitoring.schedule import is_look_due, list_looks
-from tasks.monitoring.signal import Signal
+from tasks.monitoring.signal import Signal, is_look_due, list_looks
 from tasks.params import Params
 from tasks.promotion import changes, registry
 from tasks.promotion.bundle import Bundle

@@ -17,12 +17,21 @@ from tasks.monitoring.signal import Signal
 from tasks.params import Params, Policy, SignalKind
 from tasks.promotion.contest import row_losses
 from tasks.replay import history
-from tasks.replay.auc import Auc, count_wins
-from tasks.replay.compare import Comparison, compare_policies
+from tasks.replay.compare import Auc, Comparison, compare_policies, count_wins
 from tasks.replay.history import Candidate, History
 from tasks.replay.report import list_points, list_saved, render_markdown, tabulate, write_report
-from tasks.replay.rules import Grid, check_period, find_earliest, parse_rule
-from tasks.replay.walk import FAILED, Past, PolicyState, Retrain, Serving, explain_retrain
+from tasks.replay.walk import (
+    FAILED,
+    Grid,
+    Past,
+    PolicyState,
+    Retrain,
+    Serving,
+    check_period,
+    explain_retrain,
+    find_earliest,
+    parse_rule,
+)
 from tests.conftest import BEGIN
 from tests.tasks import small
 
