@@ -81,7 +81,7 @@ def test_experiments_of_the_same_names_that_were_made_anew_are_not_those(home: P
 def test_a_file_that_goes_under_a_running_process_is_an_error_and_a_backup_mends_it(home: Path) -> None:
     known = opened(home)
     (home / "mlflow.db").rename(home / "backup")
-    for ask in (known.champion, known.ledger, lambda: known.append(ENTRY), lambda: changes.finish_open(known)):
+    for ask in (known.find_champion, known.read_ledger, lambda: known.append(ENTRY), lambda: changes.finish_open(known)):
         with pytest.raises(ValueError, match=r"mlflow\.db is gone, but"):
             ask()
     assert not (home / "mlflow.db").exists()

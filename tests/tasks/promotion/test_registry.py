@@ -90,7 +90,7 @@ def test_a_ledger_of_another_format_is_refused_with_the_way_out(registry: Regist
         client.set_tag(run.info.run_id, "evergreen.format", mark)
     refusal = rf"is in format {mark or 'unknown'}, but .* reads ledger/1\. .* registry\.experiment"
     for ask in (
-        registry.ledger,
+        registry.read_ledger,
         partial(changes.finish_open, registry),
         partial(registry.append, Entry("verdict", "d2", AS_OF)),
     ):
