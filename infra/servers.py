@@ -26,7 +26,7 @@ import yaml
 
 from infra import HEARTBEAT, PATIENCE
 from tasks import TELEMETRY_OFF, params
-from tasks.promotion import marker, relocate
+from tasks.promotion import database
 from tasks.runtime import stage
 
 HOST = "127.0.0.1"
@@ -103,13 +103,13 @@ def mlflow(port: int, home: Path, env: Mapping[str, str]) -> Part:
 
     Raises ValueError for a database that is gone: the server would make an empty one.
     """
-    marker.check(home / relocate.DATABASE)
+    database.check_whole(home / database.DATABASE)
     command = ("-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", "--no-serve-artifacts")
     places = (
         "--backend-store-uri",
-        relocate.sqlite_uri(home / relocate.DATABASE),
+        database.sqlite_uri(home / database.DATABASE),
         "--default-artifact-root",
-        (home / relocate.ARTIFACTS).as_uri(),
+        (home / database.ARTIFACTS).as_uri(),
     )
     return Part("mlflow", (*command, *places), answers(f"http://{HOST}:{port}/health"), {**env, **LEAN})
 
@@ -230,7 +230,7 @@ def run_prefect() -> Iterator[str]:
 
 def become_mlflow(home: Path) -> None:
     """Replace this process by MLflow's server for a home, on its usual port."""
-    relocate.relocate_home(home)
+    database.relocate_home(home)
     part = mlflow(free_port(MLFLOW_PORT), home, {**QUIET, **os.environ})
     os.execve(sys.executable, [sys.executable, *part.arguments], dict(part.env))
 

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from infra import servers
 from infra.servers import HOST, Running
 from tasks import params
-from tasks.promotion import relocate
+from tasks.promotion import database
 from tasks.runtime import stage
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -85,7 +85,7 @@ def _lock(home: Path) -> AbstractContextManager[object]:
 
 def _start(running: list[Running], ports: Ports, *, checkout: Path, home: Path) -> None:
     """Start the parts one after another. Each is added to `running` at once, so that it is stopped whatever comes."""
-    relocate.relocate_home(home)
+    database.relocate_home(home)
     started, logs, pool = time.monotonic(), home / "logs", servers.read_pool(checkout)
     free = Ports(*(_port(name, wanted) for name, wanted in vars(ports).items()))
     addresses = {name: f"http://{HOST}:{port}" for name, port in vars(free).items()}

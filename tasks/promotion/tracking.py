@@ -24,7 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 from filelock import FileLock
 
 from tasks import TELEMETRY_OFF, log, params
-from tasks.promotion import marker, relocate, tags
+from tasks.promotion import database, tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -126,7 +126,7 @@ class Tracking:
 
 def find_address() -> str:
     """Where MLflow is: MLFLOW_TRACKING_URI, else a database in the checkout's home."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or relocate.sqlite_uri(params.home() / relocate.DATABASE)
+    return os.environ.get("MLFLOW_TRACKING_URI") or database.sqlite_uri(params.home() / database.DATABASE)
 
 
 def is_server(uri: str) -> bool:
@@ -141,16 +141,16 @@ def hide_password(uri: str) -> str:
 
 def _find_folder(uri: str) -> Path:
     """The folder for the lock, the marker and, with no server, the artifacts: the database's, else the home."""
-    database = relocate.database_of(uri)
-    return database.parent if database else params.home()
+    path = database.find_file(uri)
+    return path.parent if path else params.home()
 
 
 def _find_database(uri: str) -> Path | None:
     """The database of this address, also behind a server on this machine, as `make up` starts it."""
     if is_server(uri):
         is_local = urlsplit(uri).hostname in ("127.0.0.1", "localhost", "::1")
-        return params.home() / relocate.DATABASE if is_local else None
-    return relocate.database_of(uri)
+        return params.home() / database.DATABASE if is_local else None
+    return database.find_file(uri)
 
 
 # --- mlflow itself -------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def connect(uri: str, *, experiments: Mapping[str, str], model: str) -> Tracking
 
     Args:
         experiments: the experiments' names, and the note that MLflow shows with each.
-        model: the registered model's name, for the marker.
+        model: the registered model's name, for the database.
 
     Raises:
         ConnectionError: a server does not answer; within seconds.
@@ -220,13 +220,13 @@ def connect(uri: str, *, experiments: Mapping[str, str], model: str) -> Tracking
         _probe(uri)
     folder = _find_folder(uri)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / relocate.LOCK, timeout=relocate.LOCK_WAIT_S)
+    lock = FileLock(folder / database.LOCK, timeout=database.LOCK_WAIT_S)
     quiet = warnings.catch_warnings(action="ignore")  # mlflow's imports warn of its own libraries
     with lock, explain_silence(uri), quiet:  # two processes that migrate a fresh database at once would break it
         check_database(uri)
-        if database := relocate.database_of(uri):
-            relocate.relocate_artifacts(database)
-        client, before = load_mlflow().MlflowClient(uri), marker.read(folder, _key_of(uri))
+        if path := database.find_file(uri):
+            database.relocate_artifacts(path)
+        client, before = load_mlflow().MlflowClient(uri), database.read_marker(folder, _key_of(uri))
         opened = [_open_experiment(client, uri, name, note, before=before) for name, note in experiments.items()]
         write_marker(uri, folder, {experiment.name: experiment.creation_time or 0 for experiment in opened}, model)
     return Tracking(client, uri, lock, {experiment.name: str(experiment.experiment_id) for experiment in opened})
@@ -244,16 +244,16 @@ def _probe(uri: str) -> None:
 
 
 def _open_experiment(
-    client: "MlflowClient", uri: str, name: str, note: str, *, before: marker.Contents | None
+    client: "MlflowClient", uri: str, name: str, note: str, *, before: database.Marker | None
 ) -> "Experiment":
     """The experiment; it is made if it is missing and, by the marker, was never there."""
     experiment = client.get_experiment_by_name(name)
     if before:
         made = (experiment.creation_time or 0) if experiment else None
-        if fault := marker.compare_times(before.experiments.get(name), made):
+        if fault := database.compare_times(before.experiments.get(name), made):
             registry = f"the MLflow registry at {hide_password(uri)}"
-            raise ValueError(marker.explain_loss(registry, fault, _find_folder(uri), before))
-    artifacts = None if is_server(uri) else (_find_folder(uri) / relocate.ARTIFACTS / name).as_uri()
+            raise ValueError(database.explain_loss(registry, fault, _find_folder(uri), before))
+    artifacts = None if is_server(uri) else (_find_folder(uri) / database.ARTIFACTS / name).as_uri()
     if experiment is None:
         with contextlib.suppress(load_mlflow().exceptions.MlflowException):  # another machine was faster
             client.create_experiment(name, artifacts, tags={tags.NOTE: note, **KIND})
@@ -270,10 +270,10 @@ def _open_experiment(
 
 def check_database(uri: str) -> None:
     """Raises ValueError for a registry's file that is gone. One that was replaced is opened anew."""
-    if database := _find_database(uri):
-        marker.check(database)
-    if (database := relocate.database_of(uri)) and marker.is_replaced(database):
-        log.warning("%s was replaced: it is opened anew", database)
+    if path := _find_database(uri):
+        database.check_whole(path)
+    if (path := database.find_file(uri)) and database.is_replaced(path):
+        log.warning("%s was replaced: it is opened anew", path)
         for name in STORES:  # mlflow keeps the file open that it opened first, even a deleted one
             engine = importlib.import_module(name).SqlAlchemyStore._engine_map.get(uri)
             if engine is not None:
@@ -281,15 +281,15 @@ def check_database(uri: str) -> None:
 
 
 def _key_of(uri: str) -> str:
-    """The registry's name in the marker."""
-    database = relocate.database_of(uri)
-    return database.name if database else hide_password(uri)
+    """The registry's name in the database."""
+    path = database.find_file(uri)
+    return path.name if path else hide_password(uri)
 
 
-def write_marker(uri: str, folder: Path, experiments: marker.Experiments, model: str) -> None:
-    database = _find_database(uri)
-    key = database.name if database and marker.holds(database, experiments) else _key_of(uri)
-    marker.write(folder, key, experiments, model)
+def write_marker(uri: str, folder: Path, experiments: database.Experiments, model: str) -> None:
+    path = _find_database(uri)
+    key = path.name if path and database.find_fault(path, experiments) is None else _key_of(uri)
+    database.write_marker(folder, key, experiments, model)
     check_database(uri)
 
 

@@ -15,7 +15,7 @@ from tasks.promotion import registry
 from tasks.serving import journal
 from tests.flows.conftest import Project
 from tests.tasks.monitoring.test_predecessor import GOOD_MODEL, Shop
-from tests.tasks.promotion.test_relocate import snapshot
+from tests.tasks.promotion.test_database_moved import snapshot
 
 
 def test_flows_in_a_copy_leave_every_byte_and_time_of_the_original(project: Project, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tasks import params
-from tasks.promotion import changes, relocate
+from tasks.promotion import changes, database
 from tasks.promotion.registry import Registry, open_registry
 from tests.tasks.promotion.conftest import BETTER
 
@@ -35,8 +35,8 @@ def home(template: Path, tmp_path: Path) -> Path:
     """The template as if it had been made here."""
     place = tmp_path / "made here"
     shutil.copytree(template, place)
-    with sqlite3.connect(place / relocate.DATABASE) as connection:
-        for table, columns in relocate.ADDRESSES.items():
+    with sqlite3.connect(place / database.DATABASE) as connection:
+        for table, columns in database.ADDRESSES.items():
             for column in columns:
                 connection.execute(
                     f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (template.as_uri(), place.as_uri())
@@ -59,10 +59,10 @@ def chart(registry: Registry, folder: Path) -> None:
 
 def names_of(home: Path) -> set[str]:
     """The homes that the addresses in a database name."""
-    with contextlib.closing(sqlite3.connect(home / relocate.DATABASE)) as connection:
+    with contextlib.closing(sqlite3.connect(home / database.DATABASE)) as connection:
         found = {
             str(address)
-            for table, columns in relocate.ADDRESSES.items()
+            for table, columns in database.ADDRESSES.items()
             for column in columns
             for (address,) in connection.execute(f"SELECT {column} FROM {table}")
         }
@@ -125,27 +125,27 @@ def test_a_moved_home_finds_its_models_and_makes_no_new_folder_at_the_old_place(
 def test_a_home_that_is_moved_before_a_model_is_made_is_at_home_where_it_stands(home: Path, tmp_path: Path) -> None:
     shutil.rmtree(home / "mlartifacts")
     home.rename(tmp_path / "there")
-    relocate.relocate_home(tmp_path / "there")
+    database.relocate_home(tmp_path / "there")
     assert names_of(tmp_path / "there") == {(tmp_path / "there").as_uri()}
 
 
 def test_a_home_under_another_name_is_left_as_it_is(home: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(home)
-    before = (home / relocate.DATABASE).read_bytes()
-    relocate.relocate_home(link)
-    assert (home / relocate.DATABASE).read_bytes() == before
+    before = (home / database.DATABASE).read_bytes()
+    database.relocate_home(link)
+    assert (home / database.DATABASE).read_bytes() == before
 
 
 def test_a_database_without_its_artifacts_is_refused_and_not_changed(home: Path, tmp_path: Path) -> None:
     copy = tmp_path / "the copy"
     copy.mkdir()
-    shutil.copy(home / relocate.DATABASE, copy)
-    before, original = (copy / relocate.DATABASE).read_bytes(), snapshot(home)
+    shutil.copy(home / database.DATABASE, copy)
+    before, original = (copy / database.DATABASE).read_bytes(), snapshot(home)
     with pytest.raises(ValueError, match="were not brought along") as refusal:
         open_at(copy)
     assert f"Copy {home / 'mlartifacts'} to {copy / 'mlartifacts'}" in str(refusal.value)
-    assert (copy / relocate.DATABASE).read_bytes() == before
+    assert (copy / database.DATABASE).read_bytes() == before
     shutil.copytree(home / "mlartifacts", copy / "mlartifacts")  # the way out
     assert open_at(copy).find_champion()
     assert snapshot(home) == original
@@ -153,7 +153,7 @@ def test_a_database_without_its_artifacts_is_refused_and_not_changed(home: Path,
 
 def test_artifacts_that_a_server_keeps_elsewhere_on_purpose_stay_there(home: Path, tmp_path: Path) -> None:
     (tmp_path / "databases").mkdir()
-    (home / relocate.DATABASE).rename(tmp_path / "databases" / relocate.DATABASE)
+    (home / database.DATABASE).rename(tmp_path / "databases" / database.DATABASE)
     registry = open_at(tmp_path / "databases")
     champion = registry.find_champion()
     assert champion
@@ -162,29 +162,29 @@ def test_artifacts_that_a_server_keeps_elsewhere_on_purpose_stay_there(home: Pat
 
 
 def test_what_a_server_has_logged_by_the_experiments_number_is_moved_too(home: Path, tmp_path: Path) -> None:
-    with sqlite3.connect(home / relocate.DATABASE) as connection:
+    with sqlite3.connect(home / database.DATABASE) as connection:
         connection.execute(
             "UPDATE experiments SET artifact_location = ? || experiment_id", (f"{home.as_uri()}/mlartifacts/",)
         )
     connection.close()
     target = tmp_path / "there"
     home.rename(target)
-    relocate.relocate_home(target)
+    database.relocate_home(target)
     assert names_of(target) == {target.as_uri()}
 
 
 def test_a_database_that_is_not_mlflows_or_not_there_is_left_alone(tmp_path: Path) -> None:
-    assert relocate.relocate_home(tmp_path) == 0
-    sqlite3.connect(tmp_path / relocate.DATABASE).close()
-    assert relocate.relocate_home(tmp_path) == 0
+    assert database.relocate_home(tmp_path) == 0
+    sqlite3.connect(tmp_path / database.DATABASE).close()
+    assert database.relocate_home(tmp_path) == 0
 
 
 def test_a_path_that_no_address_holds_is_refused() -> None:
     with pytest.raises(ValueError, match="must hold no question mark"):
-        relocate.sqlite_uri(Path("/home/what?/mlflow.db"))
+        database.sqlite_uri(Path("/home/what?/mlflow.db"))
 
 
 def test_an_environment_in_which_mlflow_cannot_make_its_tables_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda _: "/home/100%/.venv/lib")
     with pytest.raises(ValueError, match="environment must hold no %"):
-        relocate.sqlite_uri(Path("/home/mlflow.db"))
+        database.sqlite_uri(Path("/home/mlflow.db"))

@@ -10,7 +10,7 @@ import pytest
 
 from infra import servers
 from tasks import params
-from tasks.promotion import changes, marker, tracking
+from tasks.promotion import changes, database, tracking
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, open_registry
 
@@ -81,7 +81,12 @@ def test_experiments_of_the_same_names_that_were_made_anew_are_not_those(home: P
 def test_a_file_that_goes_under_a_running_process_is_an_error_and_a_backup_mends_it(home: Path) -> None:
     known = opened(home)
     (home / "mlflow.db").rename(home / "backup")
-    for ask in (known.find_champion, known.read_ledger, lambda: known.append(ENTRY), lambda: changes.finish_open(known)):
+    for ask in (
+        known.find_champion,
+        known.read_ledger,
+        lambda: known.append(ENTRY),
+        lambda: changes.finish_open(known),
+    ):
         with pytest.raises(ValueError, match=r"mlflow\.db is gone, but"):
             ask()
     assert not (home / "mlflow.db").exists()
@@ -101,7 +106,7 @@ def test_a_server_on_this_machine_does_not_hide_that_the_homes_file_is_gone(
     tracking.write_marker(
         "http://127.0.0.1:9", home, entry["experiments"], "late-flights"
     )  # as after asking the server
-    assert marker.read(home, "mlflow.db") is not None
+    assert database.read_marker(home, "mlflow.db") is not None
     served = opened(home)
     served = replace(served, tracking=replace(served.tracking, uri="http://127.0.0.1:9"))
     assert served.find_champion() is None
@@ -123,7 +128,7 @@ def test_a_home_that_was_moved_or_never_used_is_no_error(home: Path, tmp_path: P
 def test_a_registry_from_before_the_marker_gets_one(home: Path) -> None:
     (home / "registry.json").unlink()
     opened(home)
-    entry = marker.read(home, "mlflow.db")
+    entry = database.read_marker(home, "mlflow.db")
     assert entry is not None
     assert (list(entry.experiments), entry.models) == (["flights", "flights-ledger"], ("late-flights",))
 
