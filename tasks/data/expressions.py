@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from tasks.data import sqlerrors, timezones
+from tasks.data import sqlcheck, timezones
 from tasks.params import FAULT, Source
 from tasks.runtime.sql import literal, quote
 
@@ -74,11 +74,11 @@ def create_table(con: duckdb.DuckDBPyConnection, plan: Plan, beside: list[str]) 
         con.execute(f"{target}({plan.sql})")
         return
     except duckdb.Error as error:
-        sqlerrors.raise_machine_error(error)
+        sqlcheck.raise_machine_error(error)
     try:
         con.execute(f"{target}({plan.guarded})")
     except duckdb.Error as error:
-        sqlerrors.raise_machine_error(error)
+        sqlcheck.raise_machine_error(error)
         raise ValueError(
             f"{plan.table} ({plan.source.address}) does not fit its params: one of {', '.join(plan.unguarded)} fails "
             "for a row, and no single row can be put aside, since it holds a subquery, a window function or random(). "
@@ -95,14 +95,14 @@ def _find_kind(
         kind = str(con.execute(f"{before}{step.expression}\n) AS v FROM ({sql})").fetchall()[0][1])
     except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
         setting = f"sources.{table}.{step.setting} `{step.expression}`"
-        cause = sqlerrors.explain(
+        cause = sqlcheck.explain(
             error, step.expression, setting=setting, before=before, columns=present, tables="the tables above this one"
         )
         raise ValueError(
             f"{table} ({source.address}) does not fit its params: {cause} It must be SQL over the contract's columns."
         ) from None
     except duckdb.Error as error:
-        sqlerrors.raise_machine_error(error)
+        sqlcheck.raise_machine_error(error)
         return "TIMESTAMP" if step.is_time else "VARCHAR"
     if step.is_time and not kind.startswith(TIME_KINDS):
         raise ValueError(

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import log
-from tasks.data import cache, contract, featurerows, featuresql, leaks, periods, sandbox
+from tasks.data import cache, contract, featurerows, featuresql, leaks, periods, sqlcheck
 from tasks.data.featuresql import SQL, check_sql, compute_features, create_spine
 from tasks.data.leaks import Moment, Probed
 from tasks.data.manifest import FeatureColumn, FeaturesManifest, Probes, RawManifest
@@ -33,7 +33,7 @@ from tasks.params import Params, spell
 from tasks.runtime import stage
 from tasks.runtime.sql import parquet, quote, time_sql
 
-CODE = cache.hash_code(__file__, featuresql.__file__, featurerows.__file__, contract.__file__, sandbox.__file__)
+CODE = cache.hash_code(__file__, featuresql.__file__, featurerows.__file__, contract.__file__, sqlcheck.__file__)
 LEAKS_CODE = cache.hash_code(leaks.__file__)  # apart: another way to look for leaks changes no feature
 EDGE_ROWS = 20  # at the beginning of a period, which are computed again with twice the look-back
 
@@ -44,7 +44,7 @@ def features(p: Params, folder: Path = Path()) -> None:
     shutil.rmtree(out, ignore_errors=True)
     sql = (folder / SQL).read_text(encoding="utf-8")
     probed = build(p, folder / p.paths.clean, out, sql)
-    read = sandbox.find_tables(sql)
+    read = sqlcheck.find_tables(sql)
     static = [name for name, source in p.sources.items() if source.event_time is None and name.lower() in read]
     manifest = _describe(p, out, RawManifest.read(folder / p.paths.raw).as_of)
     for warning in manifest.warnings:

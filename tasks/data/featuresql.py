@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.data import contract, sandbox, sqlerrors
+from tasks.data import contract, sqlcheck
 from tasks.data.featurerows import KEY, META
 from tasks.data.periods import Period
 from tasks.params import TIMES, Params, Task
@@ -35,7 +35,7 @@ TASK_NEEDS = {
 def check_sql(p: Params, sql: str) -> None:
     """Raises ValueError for SQL that uses more than the spine, the clean tables and the lead."""
     columns = {name for table in p.contract.values() for name in table.columns}
-    sandbox.check_sql(sql, p.sources, columns)
+    sqlcheck.check_sql(sql, p.sources, columns)
 
 
 def connect(p: Params) -> duckdb.DuckDBPyConnection:
@@ -69,9 +69,9 @@ def create_spine(con: duckdb.DuckDBPyConnection, p: Params, period: Period) -> p
     try:
         con.execute(f"{before}{p.label.expression}{after}")
     except duckdb.Error as error:
-        sqlerrors.raise_machine_error(error)
+        sqlcheck.raise_machine_error(error)
         setting, names = f"label.expression `{p.label.expression}`", [*table.columns, *TIMES]
-        reason = sqlerrors.explain(error, p.label.expression, setting=setting, before=before, columns=names)
+        reason = sqlcheck.explain(error, p.label.expression, setting=setting, before=before, columns=names)
         raise ValueError(reason) from None
     kind = str(con.execute("DESCRIBE SELECT _label FROM _rows").fetchall()[0][1])
     label = label_sql(kind, p.label.task, p.label.expression)
@@ -93,15 +93,15 @@ def compute_features(con: duckdb.DuckDBPyConnection, p: Params, sql: str) -> pa.
         ValueError: the SQL uses more than that, fails (with its line), loses or repeats rows, or gives back an outcome.
     """
     check_sql(p, sql)
-    sandbox.close_connection(con)
+    sqlcheck.close_connection(con)
     before = "CREATE OR REPLACE TEMP TABLE _computed AS "
     try:
         con.execute(before + sql)
     except duckdb.Error as error:
-        sqlerrors.raise_machine_error(error)
+        sqlcheck.raise_machine_error(error)
         # Of all tables: only DuckDB knows which of them can be read at one place of the SQL.
         columns = sorted({"row_id", *TIMES, *(name for table in p.contract.values() for name in table.columns)})
-        reason = sqlerrors.explain(error, sql, setting="features.sql", before=before, columns=columns)
+        reason = sqlcheck.explain(error, sql, setting="features.sql", before=before, columns=columns)
         raise ValueError(reason) from None
     kinds = read_kinds(con, p, "_computed")
     if any(re.search(r"_\d+$", name) for name in kinds):  # DuckDB calls the second of two columns `x` x_1

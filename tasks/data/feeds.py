@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from tasks.data import contract, expressions, rawtable, sqlerrors
+from tasks.data import contract, expressions, rawtable, sqlcheck
 from tasks.data.expressions import HIDDEN
 from tasks.data.rawtable import Delivery
 from tasks.data.sources import Fetched
@@ -68,7 +68,7 @@ class Reader:
                     break
             yield self.con
         except duckdb.Error as error:
-            sqlerrors.raise_machine_error(error)
+            sqlcheck.raise_machine_error(error)
             raise ValueError(
                 f"{feed.name} ({feed.source.address}) does not fit its params: DuckDB cannot compute its rows "
                 f"({type(error).__name__}). Check sources.{feed.name} and contract.{feed.name}."

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from tasks.data import csvfile, sources
 from tasks.data.sources import Fetched
-from tasks.data.sqlerrors import find_closest
+from tasks.data.sqlcheck import find_closest
 from tasks.params import Column, Source
 from tasks.runtime.sql import literal, parquet
 

@@ -172,11 +172,11 @@ def connect(p: Params) -> "DuckDBPyConnection":
         config={
             "threads": p.stage.threads,
             "memory_limit": p.stage.memory,
-            # Of its own: what lies in it may be read even where files may not (tasks/data/sandbox.py).
+            # Of its own: what lies in it may be read even where files may not (tasks/data/sqlcheck.py).
             "temp_directory": str(_spill_folder(Path.cwd()) / secrets.token_hex(8)),
             "temp_file_encryption": True,
             "force_mbedtls_unsafe": "true",
-            "errors_as_json": True,  # with their place, for tasks/data/sqlerrors.py
+            "errors_as_json": True,  # with their place, for tasks/data/sqlcheck.py
         }
     )
     con.execute("SET TimeZone = 'UTC'")

@@ -20,7 +20,7 @@ import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
 from tasks import log
-from tasks.data import featuresql, sandbox
+from tasks.data import featuresql, sqlcheck
 from tasks.data.featuresql import is_text
 from tasks.params import Params
 
@@ -128,7 +128,7 @@ def _opened(
     for name, rows in tables.items():
         con.register(name, RowSource(rows))
     con.register("spine", fed)
-    sandbox.close_connection(con)
+    sqlcheck.close_connection(con)
     con.execute(f"CREATE TEMP VIEW found AS {sql}")
     kinds = featuresql.read_kinds(con, p, "found")
     columns = ", ".join(featuresql.cast_sql(name, kind) for name, kind in kinds.items())

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import params
-from tasks.data import clean, featurerows, features, featuresql, ingest, periods, rawtable, sandbox, sources
+from tasks.data import clean, featurerows, features, featuresql, ingest, periods, rawtable, sources, sqlcheck
 from tasks.data.contract import columns_sql
 from tasks.data.manifest import RawManifest
 from tasks.params import Column, Params, Source
@@ -352,7 +352,7 @@ def test_what_is_not_in_the_tables_is_refused_before_anything_is_spent(made: Mad
 
 
 def test_the_sql_cannot_reach_files_by_what_the_check_has_missed(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "check_sql", lambda *_: None)
+    monkeypatch.setattr(sqlcheck, "check_sql", lambda *_: None)
     assert "which is disabled: it may read only its tables" in refusal(
         made, select("1 AS x", joins="JOIN 'data/clean/orders/2024-01.parquet' ON TRUE")
     )
