@@ -72,11 +72,13 @@ def is_plain(file: Path) -> bool:
     return pairs in (feeds, 0) and (returns == pairs or feeds == 0)
 
 
-def rewrite(file: Path, layout: Layout, target: Path, encoding: str = "utf-8") -> None:
-    """Write the same rows to `target` in UTF-8 with one kind of line end. Raises ValueError that names a faulty line.
+def rewrite(file: Path, layout: Layout, target: Path, encoding: str = "utf-8") -> Path:
+    """Write the same rows to `target`, another file, in UTF-8 with one kind of line end. Returns it.
 
-    An empty line becomes a row of empty fields: whoever reads it can count it, and the rows keep their places.
+    An empty line becomes a row of empty fields: whoever reads it can count it, and the rows keep their places. Raises
+    ValueError that names a faulty line.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
     width = len(layout.names)
     csv.field_size_limit(LONGEST_LINE)
     with (
@@ -98,6 +100,7 @@ def rewrite(file: Path, layout: Layout, target: Path, encoding: str = "utf-8") -
             raise ValueError(f"line {line}: {_fault(error)}") from None
         except UnicodeError:
             raise ValueError(explain_bytes(file, encoding)) from None
+    return target
 
 
 def _fitted(row: list[str], width: int, line: int) -> list[str]:

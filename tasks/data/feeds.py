@@ -1,20 +1,39 @@
-"""The sources of a run, and their typed tables in DuckDB."""
+"""The sources of a run as typed tables in DuckDB: each file's raw values, each row with its place, then typed.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+Each file is read and cast by itself, so that a value means the same whatever other files there are. A column keeps its
+type where the contract's type holds the values of all files without loss; else it becomes text, and the contract's
+rules cast it. NaN is missing in every type. A whole number of type DOUBLE becomes a text without .0. Columns that the
+contract does not name are not read.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from tasks.data import contract, expressions, rawtable, sqlcheck
-from tasks.data.expressions import HIDDEN
-from tasks.data.rawtable import Delivery
+from tasks.data import contract, csvfile, expressions, sources, sqlcheck
 from tasks.data.sources import Fetched
-from tasks.params import PLACE, TIMES, Params, Source, Table
+from tasks.params import PLACE, TIMES, Column, Params, Source, Table
 from tasks.runtime import stage
-from tasks.runtime.sql import quote
+from tasks.runtime.sql import literal, parquet, quote
 
-FILE, ROW = quote(f"{HIDDEN}file"), quote(f"{HIDDEN}row")  # where a row stood
+NAN = ("nan", "NaN", "NAN", "-nan", "-NaN", "NaT")  # spelled out in a CSV, of which only a text column holds them
+SMALL = ("TINYINT", "SMALLINT", "UTINYINT", "USMALLINT")
+LOSSLESS = {  # by the contract's type: the types of files that it holds without loss
+    "VARCHAR": ("VARCHAR",),
+    "INTEGER": (*SMALL, "INTEGER"),
+    "BIGINT": (*SMALL, "INTEGER", "UINTEGER", "BIGINT"),
+    "DOUBLE": (*SMALL, "INTEGER", "UINTEGER", "FLOAT", "DOUBLE"),
+    "BOOLEAN": ("BOOLEAN",),
+    "DATE": ("DATE",),
+    "TIMESTAMP": ("DATE", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP"),
+}
+NUMBERS = ("INTEGER", "BIGINT", "DOUBLE")
+FILE, ROW = quote(f"{expressions.HIDDEN}file"), quote(f"{expressions.HIDDEN}row")  # where a row stood
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,15 @@ class Feed:
         return ", ".join(quote(name) for name in names)
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """What came: the rows of all files, the empty ones among them, and by file the columns that it lacks."""
+
+    rows: int
+    empty: int
+    lacking: dict[int, list[str]]
+
+
 class Reader:
     """The sources as typed tables in DuckDB. Each is read once, and only when it is first asked for."""
 
@@ -57,7 +85,7 @@ class Reader:
         self.outlier: dict[str, str] = {}  # by table: why a row is an outlier in time, as SQL
         self.deliveries: dict[str, Delivery] = {}  # of the tables that have been read
 
-    @contextmanager
+    @contextlib.contextmanager
     def open_table(self, feed: Feed) -> Iterator[duckdb.DuckDBPyConnection]:
         """The connection, with the feed's table and those above it. DuckDB's errors name the table."""
         try:
@@ -75,44 +103,225 @@ class Reader:
             ) from None
 
     def _load(self, feed: Feed) -> None:
-        delivered = {name: column for name, column in feed.table.columns.items() if name not in feed.source.derive}
+        name, source, columns = feed.name, feed.source, feed.table.columns
+        delivered = {column: rule for column, rule in columns.items() if column not in source.derive}
         try:
-            delivery = rawtable.load_table(self.con, feed.fetched, feed.source, delivered, "_arrived")
+            delivery = load_table(self.con, feed.fetched, source, delivered, "_arrived")
         except ValueError as error:
-            raise ValueError(f"{feed.name}: {error}") from None
+            raise ValueError(f"{name}: {error}") from None
         forms = dict(self.con.execute("SELECT column_name, column_type FROM (DESCRIBE _arrived)").fetchall())
-        is_text = {name: forms[f"v{i}"] == "VARCHAR" for i, name in enumerate(delivered)}
-        plan = expressions.plan_expressions(
-            self.con, feed.name, feed.source, _typed_sql(feed, is_text), list(delivered)
-        )
-        expressions.create_table(self.con, plan, _raw_derived(feed, plan.kinds))
+        is_text = {column: forms[f"v{i}"] == "VARCHAR" for i, column in enumerate(delivered)}
+        plan = expressions.plan_expressions(self.con, name, source, _typed_sql(feed, is_text), list(delivered))
+        raw = []
+        for column in (column for column in feed.columns if column in source.derive):
+            kind, wanted = plan.kinds[column], columns[column].type
+            raw.append(f"{raw_sql(quote(column), kind, wanted, choose_form({kind}, wanted))} AS {raw_name(column)}")
+        expressions.create_table(self.con, plan, raw)
         self.con.execute("DROP TABLE _arrived")
-        self.deliveries[feed.name] = delivery
+        self.deliveries[name] = delivery
 
 
 def _typed_sql(feed: Feed, is_text: dict[str, bool]) -> str:
     """The delivered columns typed, each with its raw value beside it, and each row's place."""
     named = [f"v{i} AS {quote(name)}" for i, name in enumerate(is_text)]
-    place = [f"file AS {FILE}", f"rowid - start + 1 AS {ROW}"]
-    arrived = f"SELECT {', '.join([*named, *place])} FROM _arrived WHERE NOT blank"
+    columns = ", ".join([*named, f"file AS {FILE}", f"rowid - start + 1 AS {ROW}"])
     pairs = [
         f"{contract.typed_sql(name, feed.table.columns[name], text=text, decimal=feed.source.decimal)} "
         f"AS {quote(name)}, {quote(name)} AS {raw_name(name)}"
         for name, text in is_text.items()
     ]
-    return f"SELECT {', '.join([*pairs, FILE, ROW])} FROM ({arrived})"
+    return f"SELECT {', '.join([*pairs, FILE, ROW])} FROM (SELECT {columns} FROM _arrived WHERE NOT blank)"
 
 
 def raw_name(name: str) -> str:
     """The column beside a typed one that holds its value as it came."""
-    return quote(f"{HIDDEN}raw {name}")
+    return quote(f"{expressions.HIDDEN}raw {name}")
 
 
-def _raw_derived(feed: Feed, kinds: dict[str, str]) -> list[str]:
-    """The derived columns of the contract, in the form that raw values have."""
-    columns = []
-    for name in (name for name in feed.columns if name in feed.source.derive):
-        wanted = feed.table.columns[name].type
-        form = wanted if kinds[name] in rawtable.LOSSLESS[wanted] else "VARCHAR"
-        columns.append(f"{rawtable.raw_sql(quote(name), kinds[name], wanted, form)} AS {raw_name(name)}")
-    return columns
+# --- files → one table -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file: how to read it, as columns c0, c1, ..., and the names and types of these. Only a CSV has a layout."""
+
+    name: str
+    file: Path
+    sql: str
+    columns: tuple[str, ...]
+    kinds: tuple[str, ...]
+    layout: csvfile.Layout | None = None
+
+    def kind(self, column: str) -> str | None:
+        return self.kinds[self.columns.index(column)] if column in self.columns else None
+
+    @property
+    def blank_sql(self) -> str:
+        """Whether a line has nothing in any field, also in those that nobody reads."""
+        if self.layout is None:
+            return "FALSE"
+        fields = " ".join(f"WHEN trim(c{i}) <> '' THEN FALSE" for i in range(len(self.columns)))
+        return f"CASE {fields} ELSE TRUE END"  # the first field decides for most rows; the others are not looked at
+
+
+def load_table(
+    con: duckdb.DuckDBPyConnection, fetched: Fetched, source: Source, columns: dict[str, Column], into: str
+) -> Delivery:
+    """Read a source into the temporary table `into`: v0, v1, ... for the columns asked, and blank, file and start.
+
+    What is unpacked is gone again at the end: it may hold personal data.
+
+    Raises:
+        ValueError: a file is torn or no table (with its name and the line), or no file has a column.
+    """
+    with sources.open_scratch() as folder:
+        parts = []
+        for i, (file, name) in enumerate(zip(fetched.files, name_files(fetched), strict=True)):
+            with _naming_file(fetched, name):
+                parts.append(_open_part(con, file, folder / str(i), name, source.encoding))
+        _check_names(parts, columns, fetched)
+        forms = [choose_form({part.kind(name) for part in parts}, rule.type) for name, rule in columns.items()]
+        fields = [f"v{i} {form}" for i, form in enumerate(forms)]
+        con.execute(
+            f"CREATE OR REPLACE TEMP TABLE {into} ({', '.join([*fields, 'blank BOOLEAN, file INTEGER, start BIGINT'])})"
+        )
+        for i, part in enumerate(parts):
+            values = [_value_sql(part, *pair, source, form) for pair, form in zip(columns.items(), forms, strict=True)]
+            with _naming_file(fetched, part.name):
+                _append(con, part, [*values, part.blank_sql, str(i)], into, folder / f"{i}.again.csv")
+    rows, empty = con.execute(f"SELECT count(*), count(*) FILTER (blank) FROM {into}").fetchall()[0]
+    lacking = {i: [name for name in columns if name not in part.columns] for i, part in enumerate(parts)}
+    return Delivery(rows, empty, {i: names for i, names in lacking.items() if names})
+
+
+def name_files(fetched: Fetched) -> list[str]:
+    """What each file is called in messages: its name, and its folder where a name comes twice."""
+    for depth in (1, 2):
+        names = ["/".join(file.parts[-depth:]) for file in fetched.files]
+        if len(set(names)) == len(names):
+            return names
+    return [str(file) for file in fetched.files]
+
+
+@contextlib.contextmanager
+def _naming_file(fetched: Fetched, name: str) -> Iterator[None]:
+    """An error names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{fetched.address}: {name} cannot be read as a table: {error}") from None
+
+
+def _open_part(con: duckdb.DuckDBPyConnection, file: Path, folder: Path, name: str, encoding: str) -> Part:
+    plain = sources.unpack(file, folder)
+    if plain.suffix.lower() == ".parquet":
+        try:
+            columns = tuple(pq.read_schema(plain).names)
+            kinds = tuple(str(row[1]) for row in con.execute(f"DESCRIBE FROM {parquet([plain])}").fetchall())
+        except (pa.ArrowException, OSError, duckdb.Error):
+            raise ValueError("it is no Parquet file, or its end is missing. Fetch it again") from None
+        return Part(name, plain, parquet([plain]), columns, kinds)
+    layout = csvfile.read_layout(plain, encoding)
+    if encoding != "utf-8" or not csvfile.is_plain(plain):
+        plain = csvfile.rewrite(plain, layout, folder / "rewritten.csv", encoding)
+    return Part(name, plain, csvfile.csv_sql(plain, layout), layout.names, ("VARCHAR",) * len(layout.names), layout)
+
+
+def _check_names(parts: list[Part], columns: Collection[str], fetched: Fetched) -> None:
+    """Raises ValueError for a file that names a column twice, or none of them: it has no header. Also for a column that
+    no file has; one that some files lack is for the caller to judge."""
+    for part in parts:
+        if twice := [name for name in columns if part.columns.count(name) > 1]:
+            raise ValueError(f"{fetched.address}: {part.name} names the column {', '.join(twice)} more than once")
+        if columns and not any(name in part.columns for name in columns):
+            raise ValueError(
+                f"{fetched.address}: {part.name} names none of the columns {list(columns)}; it lacks the column "
+                f"{_hint_names(columns, part.columns)}. Its first line must be the header. Mend the file, or take it "
+                f"out of {fetched.address}."
+            )
+    present = {name for part in parts for name in part.columns if name}
+    if missing := [name for name in columns if name not in present]:
+        raise ValueError(
+            f"{fetched.address} lacks the column {_hint_names(missing, present)}; it has {sorted(present)}. Mend the "
+            "source or the contract's columns."
+        )
+
+
+def _hint_names(missing: Iterable[str], present: Iterable[str]) -> str:
+    """Each missing name, with the present one that it most likely means."""
+    near = {name: sqlcheck.find_closest(name, filter(None, present)) for name in missing}
+    return ", ".join(f"`{name}`" + (f" (did you mean `{other}`?)" if other else "") for name, other in near.items())
+
+
+def choose_form(kinds: set[str | None], wanted: str) -> str:
+    """The type of the raw values: the contract's own where it holds those of these types without loss, else text."""
+    return wanted if kinds - {None} <= set(LOSSLESS[wanted]) else "VARCHAR"
+
+
+def _append(con: duckdb.DuckDBPyConnection, part: Part, values: list[str], into: str, again: Path) -> None:
+    """Add a file's rows. What DuckDB cannot read is read by Python, which either can, or names the faulty line."""
+    start = con.execute(f"SELECT count(*) FROM {into}").fetchall()[0][0]
+    named = f" AS _({', '.join(f'c{i}' for i in range(len(part.columns)))})"
+    insert = f"INSERT INTO {into} SELECT {', '.join([*values, str(start)])} FROM "
+    try:
+        con.execute(insert + part.sql + named)
+    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
+        raise MemoryError("stage.memory is too small for this file. Raise it in params.yaml") from None
+    except duckdb.Error:
+        if part.layout is None:
+            raise ValueError("its bytes are damaged. Fetch it again") from None
+        csvfile.rewrite(part.file, part.layout, again)
+        try:
+            con.execute(insert + csvfile.csv_sql(again, part.layout) + named)
+        except duckdb.Error:
+            raise ValueError(
+                f"a line may have {csvfile.LONGEST_LINE:,} characters at most. "
+                "Is a quote left open before a longer one?"
+            ) from None
+
+
+def _value_sql(part: Part, name: str, column: Column, source: Source, form: str) -> str:
+    """A file's column as the raw values that the table holds; NULL where the file lacks it."""
+    kind = part.kind(name)
+    if kind is None:
+        return "NULL"
+    missing = [*source.nulls, *(NAN if kind == "VARCHAR" and column.type != "VARCHAR" else ())]
+    return nulls_sql(raw_sql(f"c{part.columns.index(name)}", kind, column.type, form), missing, form)
+
+
+def nulls_sql(value: str, nulls: Iterable[str], form: str) -> str:
+    """The value, NULL where its text stands for a missing one; so does an empty text."""
+    texts = [*nulls, *([""] if form == "VARCHAR" else [])]
+    if not texts:
+        return value
+    text = value if form == "VARCHAR" else text_sql(value, form)
+    return f"CASE WHEN {text} IN ({', '.join(map(literal, texts))}) THEN NULL ELSE {value} END"
+
+
+def raw_sql(value: str, kind: str, wanted: str, form: str) -> str:
+    """A value of type `kind` in the form in which it is kept: as the contract's type, or as text."""
+    if form != "VARCHAR":
+        number = f"CASE WHEN isnan({value}) THEN NULL ELSE {value} END" if kind in ("FLOAT", "DOUBLE") else value
+        return f"CAST({number} AS {form})"
+    if kind == "BOOLEAN" and wanted in NUMBERS:
+        return f"CAST(CAST({value} AS INTEGER) AS VARCHAR)"
+    if kind == "FLOAT" and wanted == "DOUBLE":
+        return text_sql(f"CAST({value} AS DOUBLE)", "DOUBLE")
+    return text_sql(value, kind)
+
+
+def text_sql(value: str, kind: str) -> str:
+    """The same text for the same value, whatever its type: no .0 for a whole number, no zeros at a fraction's end."""
+    if kind == "VARCHAR":
+        return value
+    if kind in ("FLOAT", "DOUBLE"):
+        whole = f"CAST(CAST({value} AS HUGEINT) AS VARCHAR)"
+        is_whole = f"abs({value}) < 1e38 AND {value} = trunc({value})"
+        return f"CASE WHEN isnan({value}) THEN NULL WHEN {is_whole} THEN {whole} ELSE CAST({value} AS VARCHAR) END"
+    if kind.startswith("DECIMAL") and not kind.endswith(",0)"):
+        return f"rtrim(rtrim(CAST({value} AS VARCHAR), '0'), '.')"
+    if kind == "TIMESTAMP WITH TIME ZONE":
+        return f"CAST(timezone('UTC', {value}) AS VARCHAR) || '+00'"
+    if kind == "BLOB":  # bytes that are no text are spelled out: they are not missing
+        return f"coalesce(TRY(decode({value})), CAST({value} AS VARCHAR))"
+    return f"CAST({value} AS VARCHAR)"

@@ -29,7 +29,6 @@ from tasks.data import (
     feasibility,
     feeds,
     periods,
-    rawtable,
     sources,
     timeline,
     timezones,
@@ -42,7 +41,7 @@ from tasks.runtime import sql, stage
 from tasks.runtime.sql import parquet, quote, time_sql
 
 NO_TIME = datetime(1970, 1, 1)  # "now" of a source whose rows all go to quarantine: a constant, for the same bytes
-MODULES = (contract, csvfile, expressions, feeds, rawtable, sources, sql, timeline, timezones)
+MODULES = (contract, csvfile, expressions, feeds, sources, sql, timeline, timezones)
 CODE = cache.hash_code(*map(str, (__file__, *(module.__file__ for module in MODULES))))
 REACH = TypeAdapter[Reach | None](Reach | None)
 # By period: when its first row is there, and the newest moment of which it has news.
@@ -63,11 +62,11 @@ def ingest(p: Params, folder: Path = Path()) -> None:
             f"ingest.pii_key_id is {p.ingest.pii_key_id}, but the key at hand has the id {key_id}: pseudonyms would "
             "change. Set EVERGREEN_PII_KEY to the key of that id, or write the new id into params.yaml."
         )
-    feeds = _fetch_feeds(p, key_id)
-    reader = Reader(p, feeds)
-    reach = _find_reach(reader, feeds[p.spine.table])
+    fed = _fetch_feeds(p, key_id)
+    reader = Reader(p, fed)
+    reach = _find_reach(reader, fed[p.spine.table])
     spans, deliveries = {}, {}
-    for name, feed in feeds.items():
+    for name, feed in fed.items():
         spans[name], deliveries[name] = _find_spans(reader, feed, p.ingest.period, key)
     if reach is None and deliveries[p.spine.table]["misfits"]:
         log.warning("no row of %s has an event time: all of them go to quarantine, with their reasons", p.spine.table)
@@ -77,7 +76,7 @@ def ingest(p: Params, folder: Path = Path()) -> None:
     raw = folder / p.paths.raw
     shutil.rmtree(raw, ignore_errors=True)  # DVC has done so already; by hand, nothing of an older run may stay
     tables = {}
-    for name, feed in feeds.items():
+    for name, feed in fed.items():
         rows = _write(reader, feed, spans[name], as_of, raw / name, key)
         log.info("%s: %s rows in %s periods, as of %s", name, f"{sum(rows.values()):,}", len(rows), as_of)
         tables[name] = _describe_table(feed, rows, deliveries[name])
@@ -150,7 +149,7 @@ def _count(con: duckdb.DuckDBPyConnection, rows: str) -> int:
 
 def _check_lacking(feed: Feed, lacking: dict[str, list[str]]) -> None:
     """Raises ValueError when a file lacks a required column; warns of any other column that it lacks."""
-    names = rawtable.name_files(feed.fetched)
+    names = feeds.name_files(feed.fetched)
     for index, columns in lacking.items():
         file = names[int(index)]
         if required := [name for name in columns if feed.table.columns[name].required]:
@@ -225,7 +224,7 @@ def _write(reader: Reader, feed: Feed, spans: Spans, as_of: datetime, folder: Pa
 
 
 def _describe_table(feed: Feed, rows: dict[str, int], delivery: dict[str, Any]) -> RawTable:
-    names, total = rawtable.name_files(feed.fetched), sum(rows.values())
+    names, total = feeds.name_files(feed.fetched), sum(rows.values())
     return RawTable(
         address=feed.source.address,
         fingerprint=feed.fetched.fingerprint,

@@ -170,7 +170,7 @@ def test_bytes_that_were_seen_before_are_not_read_again(made: Made, monkeypatch:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("read again")
 
-    monkeypatch.setattr("tasks.data.rawtable.load_table", refuse)
+    monkeypatch.setattr("tasks.data.feeds.load_table", refuse)
     made.run("ingest", p=made.params(**{"clock.as_of": "2024-01-20T06:00:00"}))
     assert len(rows(made, "orders")) > 0
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.data import rawtable, sources
+from tasks.data import feeds, sources
 from tasks.params import Column, Source
 
 ROWS = "a,b,c\n1,x,2.5\n2,y,NA\n"
@@ -41,7 +41,7 @@ def read(con: duckdb.DuckDBPyConnection) -> Callable[..., list[Any]]:
         types = dict.fromkeys(columns.split(), "VARCHAR") if isinstance(columns, str) else columns
         wanted = {name: Column(type=kind) for name, kind in types.items()}
         source = Source(address=str(address), **settings)
-        rawtable.load_table(con, sources.fetch_files(str(address)), source, wanted, "arrived")
+        feeds.load_table(con, sources.fetch_files(str(address)), source, wanted, "arrived")
         return [
             tuple(types),
             *con.execute("SELECT * EXCLUDE (blank, file, start) FROM arrived WHERE NOT blank").fetchall(),

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.data import rawtable, sources
-from tasks.data.rawtable import Delivery
+from tasks.data import feeds, sources
+from tasks.data.feeds import Delivery
 from tasks.params import Column, Source
 
 Load = Callable[..., tuple[Delivery, list[tuple[Any, ...]]]]
@@ -36,7 +36,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
             address = f"{tmp_path}/part*"
             wanted = {name: Column(type=kind) for name, kind in columns.items()}
             source = Source(address=address, **settings)
-            found = rawtable.load_table(con, sources.fetch_files(address), source, wanted, "arrived")
+            found = feeds.load_table(con, sources.fetch_files(address), source, wanted, "arrived")
             sql = "SELECT * EXCLUDE (blank, file, start) FROM arrived WHERE NOT blank ORDER BY rowid"
             return found, con.execute(sql).fetchall()
 
@@ -164,3 +164,9 @@ def test_rows_stand_in_the_order_in_which_they_were_delivered(load: Load) -> Non
     big = "a,b\n" + "".join(f"{i},{'x' * 20}\n" for i in range(150_000))
     _, rows = load(big, "a,b\n150000,y\n", columns={"a": "VARCHAR"})
     assert [int(row[0]) for row in rows] == list(range(150_001))
+
+
+def test_rows_of_a_file_that_is_rewritten_are_not_lost_where_a_line_is_too_long(load: Load) -> None:
+    half = "x" * 1_200_000
+    with pytest.raises(ValueError, match=r"part0\.csv cannot be read as a table: a line may have 2,000,000 characters"):
+        load(f"a,b\r\n1,2\n{half},{half}\n", columns={"a": "VARCHAR", "b": "VARCHAR"})
