@@ -294,15 +294,19 @@ def decision_id(look: Signal) -> str:
     return f"{PREFIX}{look.detail['challenger']}-{look.version}-{look.window_end:%Y%m%dT%H%M%S}"
 
 
-def tabulate_arms(look: Signal) -> list[tuple[str, ...]]:
+def tabulate_arms(look: Signal) -> list[dict[str, str]]:
     """A row an arm: which version, the rows that it scored when it was asked, the rows and the loss compared."""
-    versions = (look.version, look.detail["challenger"])
-    losses = (look.detail.get(name) for name in ("champion", "candidate"))
+    detail = look.detail
+    arms = (("champion", look.version, "champion"), ("challenger", detail["challenger"], "candidate"))
     return [
-        (arm, str(version), f"{answers:,}", f"{look.rows:,}", f"{loss:.4f}" if loss is not None else "")
-        for arm, version, answers, loss in zip(
-            ("champion", "challenger"), versions, look.detail["answers"], losses, strict=True
-        )
+        {
+            "arm": arm,
+            "version": str(version),
+            "scored": f"{answers:,}",
+            "compared on": f"{look.rows:,}",
+            "loss": f"{detail[loss]:.4f}" if loss in detail else "",
+        }
+        for (arm, version, loss), answers in zip(arms, detail["answers"], strict=True)
     ]
 
 

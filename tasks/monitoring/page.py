@@ -1,15 +1,13 @@
 """page: a measured window as a person reads it, and as numbers on a chart. Pure."""
 
 import re
-from collections.abc import Sequence
 
 from tasks.monitoring import canary
 from tasks.monitoring.monitor import Measured
 from tasks.monitoring.policy import Decision
+from tasks.promotion.verdict import render_table
 
 NO_CHAMPION = "No champion serves yet: there is nothing to watch."
-ARMS = ("arm", "version", "scored", "compared on", "loss")
-NOT_IN_A_CELL = re.compile(r"[|\x00-\x1f]")
 NOT_IN_A_METRIC = re.compile(r"[^\w ./:-]")  # as MLflow names them
 SHOWN_COLUMNS = 8
 
@@ -40,28 +38,44 @@ def _render_window(measured: Measured, decision: Decision) -> str:
     title = f"# {decision.action} (as of {decision.as_of:%Y-%m-%d %H:%M}, decision {decision.id})"
     parts = [title, "\n".join(f"- {reason}" for reason in decision.reasons)]
     states = [
-        (signal.kind, "ALARM" if signal.alarm else "quiet" if signal.is_measured else "not measured", signal.message)
+        {
+            "signal": signal.kind,
+            "": "ALARM" if signal.alarm else "quiet" if signal.is_measured else "not measured",
+            "what was seen": signal.message,
+        }
         for signal in measured.signals
     ]
-    parts += ["## Signals", render_table(("signal", "", "what was seen"), states)]
+    parts += ["## Signals", render_table(states)]
     if look := measured.challenger:
-        parts += ["## Champion and challenger", render_table(ARMS, canary.tabulate_arms(look)), look.message]
-    if moved := measured.drift.moved[:SHOWN_COLUMNS]:
-        rows = [(column.name, f"{column.score:.1f}", f"{column.threshold:.1f}", column.change) for column in moved]
-        parts += ["## Columns that moved", render_table(("column", "deviations", "threshold", "how"), rows)]
-    if measured.causes:
-        shifts = [(cause.name, f"{cause.shift:+.4f}", f"{cause.score:.1f}", cause.change) for cause in measured.causes]
-        parts += ["## What moved the scores", render_table(("column", "SHAP shift", "deviations", "how"), shifts)]
-    if measured.slices:
-        losses = [
-            (f"{group.name} {group.value}", f"{group.rows:,}", f"{group.loss_then:.4f}", f"{group.loss_now:.4f}")
-            for group in measured.slices
-        ]
-        names = ("slice", "rows", "loss at promotion", "loss now")
-        parts += ["## Slices that lost most", render_table(names, losses)]
+        parts += ["## Champion and challenger", render_table(canary.tabulate_arms(look)), look.message]
+    moved = [
+        {
+            "column": column.name,
+            "deviations": f"{column.score:.1f}",
+            "threshold": f"{column.threshold:.1f}",
+            "how": column.change,
+        }
+        for column in measured.drift.moved[:SHOWN_COLUMNS]
+    ]
+    shifts = [
+        {
+            "column": cause.name,
+            "SHAP shift": f"{cause.shift:+.4f}",
+            "deviations": f"{cause.score:.1f}",
+            "how": cause.change,
+        }
+        for cause in measured.causes
+    ]
+    losses = [
+        {
+            "slice": f"{group.name} {group.value}",
+            "rows": f"{group.rows:,}",
+            "loss at promotion": f"{group.loss_then:.4f}",
+            "loss now": f"{group.loss_now:.4f}",
+        }
+        for group in measured.slices
+    ]
+    tables = {"Columns that moved": moved, "What moved the scores": shifts, "Slices that lost most": losses}
+    for name, rows in tables.items():
+        parts += [f"## {name}", render_table(rows)] if rows else []
     return "\n\n".join(parts) + "\n"
-
-
-def render_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [[NOT_IN_A_CELL.sub("/", cell) for cell in row] for row in (names, ["---"] * len(names), *rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,10 +1,12 @@
 """verdict: what was decided of a candidate, the words for it, and the page that a person reads."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Outcome = Literal["PROMOTE", "HOLD", "REJECT"]
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f]")
 METRIC_NAMES = {"log_loss": "log loss", "rmse": "RMSE"}
 COMPARISONS = {
     ("superior", "PROMOTE"): "Better than",
@@ -55,20 +57,21 @@ def render_verdict(verdict: Verdict) -> str:
     tables = {name: figures.pop(name, None) for name in ("baselines", "slices")}
     parts = [f"# {verdict.outcome}", "\n".join(f"- {reason}" for reason in verdict.reasons)]
     if rows := [{"figure": name, "value": value} for name, value in figures.items() if value is not None]:
-        parts.append(_table(rows))
-    parts += [f"## {name.capitalize()}\n\n{_table(rows)}" for name, rows in tables.items() if rows]
+        parts.append(render_table(rows))
+    parts += [f"## {name.capitalize()}\n\n{render_table(rows)}" for name, rows in tables.items() if rows]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    head = [f"| {' | '.join(rows[0])} |", f"|{' --- |' * len(rows[0])}"]
-    return "\n".join(head + [f"| {' | '.join(_cell(value) for value in row.values())} |" for row in rows])
+def render_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same columns as a Markdown table."""
+    lines = [[*rows[0]], ["---"] * len(rows[0]), *(map(_render_cell, row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(value: Any) -> str:
+def _render_cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.5g}"
     text = " and ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return CONTROL_CHARACTERS.sub(" ", text).replace("|", "\\|")

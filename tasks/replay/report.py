@@ -9,7 +9,7 @@ from tasks.params import spell
 from tasks.promotion import figures
 from tasks.promotion.figures import Course
 from tasks.promotion.interval import Estimate
-from tasks.promotion.verdict import METRIC_NAMES
+from tasks.promotion.verdict import METRIC_NAMES, render_table
 from tasks.replay.compare import Comparison, Line
 from tasks.replay.walk import NEVER
 from tasks.runtime import files
@@ -59,11 +59,9 @@ def summarize(comparison: Comparison) -> str:
 
 
 def render_markdown(comparison: Comparison) -> str:
-    rows = tabulate(comparison)
-    lines = [f"| {' | '.join(rows[0])} |", f"|{' --- |' * len(rows[0])}"]
-    lines += [f"| {' | '.join(row.values())} |" for row in rows]
     title = "# What each retrain policy would have cost, and saved"
-    return "\n".join([title, "", summarize(comparison), "", *lines, "", *comparison.notes])
+    parts = [title, summarize(comparison), render_table(tabulate(comparison)), *comparison.notes]
+    return "\n\n".join(parts) + "\n"
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_better_challenger_in_the_shadow_wins_on_the_rows_that_both_scored(sho
     assert found.low
     assert found.low > 0
     assert "version 2, the challenger, is better than version 1: log loss 0." in found.message
-    assert [line[:3] for line in canary.tabulate_arms(found)] == [
+    assert [tuple(row.values())[:3] for row in canary.tabulate_arms(found)] == [
         ("champion", "1", f"{found.rows:,}"),
         ("challenger", "2", f"{found.rows:,}"),
     ]
