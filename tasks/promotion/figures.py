@@ -29,7 +29,7 @@ LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"
 def draw_record(folder: Path, *, trials: Sequence[Mapping[str, Any]], curves: Path, importance: Path) -> list[Path]:
     """Draw what there are data for: a regression has no ROC. Returns the files that were made."""
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs every font that it meets
-    done = [trial for trial in trials if trial.get("value") is not None and str(trial["state"]).lower() == "complete"]
+    done = [trial for trial in trials if trial["value"] is not None]
     roc, calibration, features = (
         _read_rows(path) for path in (curves / "roc.csv", curves / "calibration.csv", importance)
     )

@@ -24,12 +24,11 @@ from tasks.data import cache, periods
 from tasks.data.manifest import FeaturesManifest, RawManifest
 from tasks.params import Params
 from tasks.promotion import figures, registry, tags
-from tasks.promotion.bundle import Bundle
-from tasks.promotion.runs import Dataset, Runs, Trial
+from tasks.promotion.runs import Bundle, Dataset, Runs
 from tasks.promotion.tracking import hide_password
 from tasks.runtime import code, files, stage
 from tasks.runtime.code import UNKNOWN
-from tasks.training.trials import read_trials
+from tasks.training.trials import Trial, read_trials
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,7 +67,7 @@ class Results:
     features: FeaturesManifest
     quality: Mapping[str, Any]
     tuned: Mapping[str, Any]
-    trials: Sequence[Mapping[str, Any]]
+    trials: Sequence[Trial]
     metrics: Mapping[str, Any]
     leaderboard: Sequence[Mapping[str, Any]]
 
@@ -169,7 +168,7 @@ def _log_run(runs: Runs, results: Results) -> str:
             counts=_count(results),
             tags=_find_lineage(results),
             datasets=list(_list_datasets(results)),
-            trials=[_read_trial(row) for row in results.trials],
+            trials=results.trials,
             files=Path(scratch),
             bundle=_make_bundle(results),
         )
@@ -283,12 +282,6 @@ def _list_datasets(results: Results) -> Iterator[Dataset]:
         yield Dataset(name, context, f"dvc://{path.as_posix()}@{md5}", md5, rows, columns)
     for name, table in results.raw.tables.items():
         yield Dataset(name, "source", table.address, table.fingerprint, table.rows)
-
-
-def _read_trial(row: Mapping[str, Any]) -> Trial:
-    final = row.get("final") or {}
-    rounds = final.get("rounds", row.get("rounds"))
-    return Trial(row["number"], str(row["state"]).lower(), row["value"], row["params"], rounds, final.get("score"))
 
 
 def _make_bundle(results: Results) -> Bundle:

@@ -4,24 +4,30 @@ A run of a record is whole or absent: `log` ends it last, and `find` sees ended 
 """
 
 import contextlib
+import importlib.metadata
 import json
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks import params as parameters
-from tasks.promotion.bundle import TYPES, Bundle
 from tasks.promotion.tags import ARTIFACTS, CONTEXT, MODEL, NOTE, PARENT, RECORD
 from tasks.promotion.tracking import Point, Tracking, asks_mlflow, find, load_mlflow
+from tasks.training.trials import Trial
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MODEL_FILES = ("model.ubj", "twin.ubj")  # of a run's artifacts, these are the logged model's
 MONITOR_NOTE = "How each champion fares: a point a window, at its event time."
+SHIPPED = ("mlflow", "numpy", "pandas", "pyarrow", "xgboost", "xgboost-cpu")  # what serving a model needs
 TRIALS = "trials.json"
+TYPES = {"number": "double", "category": "string"}  # a feature's kind, as a type of MLflow's
 
 
 @dataclass(frozen=True)
@@ -42,21 +48,48 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A trial of the search.
+class Bundle:
+    """The model to serve, as a folder that `mlflow.pyfunc.load_model` takes anywhere.
+
+    It needs nothing of this project and no pickle: pyfunc.py and the code of training/model.py travel in the folder.
 
     Attributes:
-        value: its loss in the search; None for one that did not end.
-        rounds: how many trees it has.
-        final: its loss after a fit on all rows, where the search had fewer.
+        model: the file of the model that serves.
+        twin: the file of its twin, which has not seen the holdout.
+        features: the columns that it wants, each {name, kind}.
+        example: some rows, to show how to ask it.
+        per_class: whether it answers with a probability for each class.
     """
 
-    number: int
-    state: str
-    value: float | None
-    params: Mapping[str, Any]
-    rounds: int | None = None
-    final: float | None = None
+    model: Path
+    twin: Path
+    features: Sequence[Mapping[str, str]]
+    example: "pa.Table"
+    per_class: bool = False
+
+    def save(self, folder: Path, *, run_id: str, model_id: str, location: str) -> None:
+        """Write it as MLflow's model of a run; `location` is where MLflow keeps it."""
+        mlflow, here = load_mlflow(), Path(__file__).parent
+        code = here.parent / "training" / "model.py"
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=str(here / "pyfunc.py"),
+            artifacts={"model": str(self.model), "twin": str(self.twin), "code": str(code)},
+            signature=self._signature(mlflow),
+            input_example=self.example.to_pandas(),
+            pip_requirements=list(_pin_requirements()),  # given: MLflow takes six seconds to find them
+            mlflow_model=mlflow.models.Model(
+                artifact_path=location, run_id=run_id, model_uuid=model_id, model_id=model_id
+            ),
+        )
+
+    def _signature(self, mlflow: Any) -> Any:
+        import numpy as np
+
+        types = mlflow.types
+        columns = [types.ColSpec(TYPES[feature["kind"]], feature["name"]) for feature in self.features]
+        answer = types.TensorSpec(np.dtype("float64"), (-1, -1) if self.per_class else (-1,))
+        return mlflow.models.ModelSignature(types.Schema(columns), types.Schema([answer]))
 
 
 @dataclass(frozen=True)
@@ -148,16 +181,18 @@ class Runs:
 
     def _log_search(self, run_id: str, trials: Sequence[Trial]) -> None:
         """Log all trials as two curves and a table, and the best as runs of their own."""
-        client = self.tracking.client
-        self.tracking.log_points(run_id, list(_trial_curves(trials)))
-        client.log_dict(run_id, _trial_table(trials), TRIALS)
+        client, rows = self.tracking.client, [_trial_row(trial) for trial in trials]
+        completed = [row for row in rows if row["value"] is not None]
+        self.tracking.log_points(run_id, list(_trial_curves(completed)))
+        client.log_dict(run_id, _trial_table(rows), TRIALS)
         client.set_tag(run_id, ARTIFACTS, json.dumps([{"path": TRIALS, "type": "table"}]))
-        for trial in rank(trials)[: self.settings.top_trials]:
-            trial_tags = {PARENT: run_id, NOTE: f"Trial {trial.number} of the search."}
-            trial_id = self.tracking.create_run(self.experiment, f"trial {trial.number}", trial_tags)
-            scores = {"trial_value": trial.value, "trial_final": trial.final, "rounds": trial.rounds}
-            points = [Point(name, value, trial.number) for name, value in scores.items() if value is not None]
-            self.tracking.log_params(trial_id, trial.params)
+        for row in sorted(completed, key=_rank_trial)[: self.settings.top_trials]:
+            number = row["number"]
+            trial_tags = {PARENT: run_id, NOTE: f"Trial {number} of the search."}
+            trial_id = self.tracking.create_run(self.experiment, f"trial {number}", trial_tags)
+            scores = {"trial_value": row["value"], "trial_final": row["final"], "rounds": row["rounds"]}
+            points = [Point(name, value, number) for name, value in scores.items() if value is not None]
+            self.tracking.log_params(trial_id, row["params"])
             self.tracking.log_points(trial_id, points)
             client.set_terminated(trial_id, "FINISHED")
 
@@ -244,31 +279,39 @@ class Runs:
         return self.tracking.client.get_logged_model(model_id)
 
 
-def rank(trials: Sequence[Trial]) -> list[Trial]:
-    """The completed trials, the lowest loss first; before them those that were fitted on all rows, by that loss."""
-    return sorted(
-        (trial for trial in trials if trial.value is not None and trial.state.lower() == "complete"),
-        key=lambda trial: (trial.final is None, trial.value if trial.final is None else trial.final, trial.number),
-    )
+def _trial_row(trial: Trial) -> dict[str, Any]:
+    """`final`, and the trees, are of the fit on all rows, where the search had fewer."""
+    final = trial.get("final") or {}
+    return {
+        "number": trial["number"],
+        "state": trial["state"].lower(),
+        "value": trial["value"],
+        "params": trial["params"],
+        "rounds": final.get("rounds", trial["rounds"]),
+        "final": final.get("score"),
+    }
 
 
-def _trial_curves(trials: Sequence[Trial]) -> Iterator[Point]:
+def _rank_trial(row: Mapping[str, Any]) -> tuple[bool, float, int]:
+    """The lowest loss first; before all those that were fitted on all rows, by that loss."""
+    is_final = row["final"] is not None
+    return not is_final, row["final"] if is_final else row["value"], row["number"]
+
+
+def _trial_curves(completed: Sequence[Mapping[str, Any]]) -> Iterator[Point]:
     """Each completed trial's loss, and the lowest so far."""
     lowest = float("inf")
-    for trial in sorted(rank(trials), key=lambda trial: trial.number):
-        assert trial.value is not None
-        lowest = min(lowest, trial.value)
-        yield Point("trial_value", trial.value, trial.number)
-        yield Point("trial_best", lowest, trial.number)
+    for row in sorted(completed, key=lambda row: row["number"]):
+        lowest = min(lowest, row["value"])
+        yield Point("trial_value", row["value"], row["number"])
+        yield Point("trial_best", lowest, row["number"])
 
 
-def _trial_table(trials: Sequence[Trial]) -> dict[str, Any]:
+def _trial_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All trials in the form of MLflow's log_table, which itself needs pandas and warns."""
-    rows: list[dict[str, Any]] = [asdict(trial) for trial in trials]
-    for row in rows:
-        row.update(row.pop("params"))
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
+    flat = [{name: value for name, value in row.items() if name != "params"} | row["params"] for row in rows]
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    return {"columns": columns, "data": [[row.get(name) for name in columns] for row in flat]}
 
 
 def _to_input(dataset: Dataset) -> Any:
@@ -284,3 +327,9 @@ def _to_input(dataset: Dataset) -> Any:
         profile=json.dumps({"num_rows": dataset.rows}) if dataset.rows is not None else None,
     )
     return entities.DatasetInput(data, [entities.InputTag(CONTEXT, dataset.context)])
+
+
+def _pin_requirements() -> Iterator[str]:
+    for name in SHIPPED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield f"{name}=={importlib.metadata.version(name)}"

@@ -20,8 +20,8 @@ from typing import Any
 from tasks import params
 from tasks.data import featurerows
 from tasks.promotion import changes, registry
-from tasks.promotion.bundle import Bundle
 from tasks.promotion.registry import Registry
+from tasks.promotion.runs import Bundle
 from tasks.serving import versions
 from tasks.training.model import Model
 

@@ -21,9 +21,8 @@ import pytest
 from infra import servers
 from tasks import params
 from tasks.promotion import changes, ledger
-from tasks.promotion.bundle import Bundle
 from tasks.promotion.registry import Registry, open_registry
-from tasks.promotion.runs import Trial
+from tasks.promotion.runs import Bundle
 from tasks.training.model import Model, import_xgboost, make_spec
 from tests.faults import forks
 from tests.waiting import wait_until
@@ -116,7 +115,7 @@ def everything(made: Path) -> dict[str, Any]:
         "counts": {},
         "tags": {},
         "datasets": [],
-        "trials": [Trial(0, "complete", 0.4, {"eta": 0.1})],
+        "trials": [{"number": 0, "state": "COMPLETE", "value": 0.4, "params": {"eta": 0.1}, "rounds": None}],
         "files": made / "files",
         "bundle": Bundle(made / "model.ubj", made / "twin.ubj", features, pa.table({"size": [0.5]})),
     }

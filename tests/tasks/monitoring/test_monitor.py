@@ -34,10 +34,10 @@ from tasks.monitoring.window import (
 )
 from tasks.params import Params, Policy
 from tasks.promotion import changes, registry
-from tasks.promotion.bundle import Bundle
 from tasks.promotion.contest import row_losses
 from tasks.promotion.interval import Estimate
 from tasks.promotion.registry import Registry, Version
+from tasks.promotion.runs import Bundle
 from tasks.serving.journal import Journal
 from tasks.serving.predictions import latest_outcomes
 from tasks.serving.schema import make_entry

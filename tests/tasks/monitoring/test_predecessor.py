@@ -18,9 +18,9 @@ from tasks.monitoring import predecessor
 from tasks.monitoring.signal import Signal, is_look_due, list_looks
 from tasks.params import Params
 from tasks.promotion import changes, registry
-from tasks.promotion.bundle import Bundle
 from tasks.promotion.contest import row_losses
 from tasks.promotion.registry import Registry, Version
+from tasks.promotion.runs import Bundle
 from tasks.serving import predictions
 from tasks.serving.journal import Journal
 from tasks.serving.schema import make_entry

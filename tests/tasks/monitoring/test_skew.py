@@ -17,8 +17,8 @@ from tasks import params
 from tasks.data import featurerows
 from tasks.monitoring import skew
 from tasks.promotion import changes, registry
-from tasks.promotion.bundle import Bundle
 from tasks.promotion.registry import Registry, Version
+from tasks.promotion.runs import Bundle
 from tasks.serving import score
 from tasks.serving.journal import Journal
 from tasks.training.model import Model, import_xgboost, make_spec

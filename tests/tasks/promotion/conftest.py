@@ -8,15 +8,16 @@ import pyarrow as pa
 import pytest
 
 from tasks import params
-from tasks.promotion.bundle import Bundle
 from tasks.promotion.registry import Registry, open_registry
-from tasks.promotion.runs import Dataset, Trial
+from tasks.promotion.runs import Bundle, Dataset
 from tasks.training.model import Model, import_xgboost, make_spec
 
 AS_OF = datetime(2013, 7, 1)
 BETTER = {"outcome": "PROMOTE", "reasons": ["It is better."], "gain": 0.01}
 FEATURES = ({"name": "size", "kind": "number"}, {"name": "store", "kind": "category"})
-TRIALS = tuple(Trial(i, "complete", 1 / (i + 1), {"eta": i / 10}, rounds=10) for i in range(5))
+TRIALS = tuple(
+    {"number": i, "state": "COMPLETE", "value": 1 / (i + 1), "params": {"eta": i / 10}, "rounds": 10} for i in range(5)
+)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "counts": {"constant.log_loss": 0.5},
         "tags": {"evergreen.commit": "3f2a91c"},
         "datasets": [Dataset("features", "training", "dvc://data/features@abc", "a" * 32 + ".dir", 100, FEATURES)],
-        "trials": [*TRIALS, Trial(5, "pruned", None, {"eta": 0.9})],
+        "trials": [*TRIALS, {"number": 5, "state": "PRUNED", "value": None, "params": {"eta": 0.9}, "rounds": None}],
         "files": folder / "files",
         "bundle": Bundle(folder / "model.ubj", folder / "twin.ubj", FEATURES, table.slice(0, 3)),
     }

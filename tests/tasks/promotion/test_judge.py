@@ -17,10 +17,10 @@ from tasks.data import clean, featurerows, features, featuresql, ingest
 from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
 from tasks.promotion import changes, judge, ledger, registry
-from tasks.promotion.bundle import Bundle
 from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, Version
+from tasks.promotion.runs import Bundle
 from tasks.promotion.verdict import Verdict
 from tasks.training import evaluate, split, train
 from tasks.training.holdout import CANDIDATE, MODEL_PREFIX

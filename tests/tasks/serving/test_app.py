@@ -26,8 +26,8 @@ from tasks.data.featurerows import Rows
 from tasks.monitoring.window import select_predictions
 from tasks.params import Challenger, Params
 from tasks.promotion import changes, registry
-from tasks.promotion.bundle import Bundle
 from tasks.promotion.registry import Registry
+from tasks.promotion.runs import Bundle
 from tasks.serving import active, app, handler, journal, predict, registry_mirror, score, tables, versions
 from tasks.serving.predictions import latest_outcomes
 from tasks.training.model import Model
