@@ -44,9 +44,10 @@ def hash_code(*modules: str) -> str:
 
     An edited stage, or another release of theirs, never gives what its older self made.
     """
-    shared = [Path(__file__), Path(str(periods.__file__)), Path(stage.__file__)]  # stage.py opens DuckDB
-    releases = [importlib.metadata.version(name) for name in WRITERS]
-    return hash_inputs([path.read_text() for path in [*map(Path, modules), *shared]], releases)
+    paths = [*modules, __file__, periods.__file__, stage.__file__]  # stage.py opens DuckDB
+    return hash_inputs(
+        [Path(path).read_text() for path in paths], [importlib.metadata.version(name) for name in WRITERS]
+    )
 
 
 def provide(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) -> bool:
@@ -106,7 +107,8 @@ def seal_folder(folder: Path) -> None:
 def find_damage(folder: Path) -> list[str]:
     """The files of a sealed folder that are gone or hold other bytes. A folder that is not sealed is damaged too."""
     try:
-        return [name for name, wanted in _read_hashes(folder).items() if not _has_bytes(folder / name, wanted)]
+        hashes = _read_hashes(folder)
+        return [name for name in hashes if not (folder / name).is_file() or hash_file(folder / name) != hashes[name]]
     except DamagedError:
         return [HASHES]
 
@@ -116,12 +118,6 @@ def _read_hashes(folder: Path) -> Mapping[str, str]:
         if isinstance(hashes := json.loads((folder / HASHES).read_text(encoding="utf-8")), dict):
             return hashes
     raise DamagedError(f"{folder / HASHES} cannot be read")
-
-
-def _has_bytes(path: Path, wanted: str) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return hash_file(path) == wanted
-    return False
 
 
 def _place(folder: Path, name: str, target: Path) -> None:
@@ -136,7 +132,7 @@ def _place(folder: Path, name: str, target: Path) -> None:
         if not (folder / name).exists():
             raise DamagedError(f"{folder / name} is gone")
         files.link_or_copy(folder / name, new)
-        if not _has_bytes(new, hashes[name]):  # of the new name: its bytes are put in place
+        if hash_file(new) != hashes[name]:  # of the new name: its bytes are put in place
             raise DamagedError(f"{folder / name} holds other bytes")
         new.replace(target)
     finally:  # also after success: renaming one link of a file over another link of it does nothing, says POSIX

@@ -7,7 +7,7 @@ here reads or writes a table.
 import hashlib
 import hmac
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
@@ -56,9 +56,7 @@ def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".
         return timezones.timestamp_sql(value)
     if text and column.type == "DATE":
         return timezones.date_sql(value)
-    if (
-        text and column.type == "BOOLEAN"
-    ):  # a program that writes missing values as NaN writes the others as 1.0 and 0.0
+    if text and column.type == "BOOLEAN":  # a program that writes missing values as NaN writes the others as 1.0, 0.0
         number = f"CASE TRY_CAST({value} AS DOUBLE) WHEN 1 THEN TRUE WHEN 0 THEN FALSE END"
         return f"coalesce(TRY_CAST(trim({value}) AS BOOLEAN), {number})"
     return cast
@@ -75,51 +73,39 @@ def build_rules(table: Table, *, texts: Collection[str]) -> list[Rule]:
     return [rule for name, column in table.columns.items() for rule in _column_rules(name, column, name in texts)]
 
 
-def _column_rules(name: str, column: Column, text: bool) -> list[Rule]:
+def _column_rules(name: str, column: Column, text: bool) -> Iterator[Rule]:
     raw, value = f"raw.{quote(name)}", f"typed.{quote(name)}"
     shown = f"CAST({value} AS VARCHAR)"
     misfit = f"{raw} IS NOT NULL AND {value} IS NULL"
-    rules: list[Rule] = []
     if text and column.type in ("TIMESTAMP", "DATE"):
-        rules = _zone_rules(name, raw, value, has_clock=column.type == "TIMESTAMP")
+        yield from _zone_rules(name, raw, value, has_clock=column.type == "TIMESTAMP")
         misfit = f"CASE WHEN {misfit} THEN {timezones.zone_sql(raw)} = '' ELSE FALSE END"
-    rules.append(Rule(f"{name}: type", misfit, _reason_sql(name, f"CAST({raw} AS VARCHAR)", f"is no {column.type}")))
+    yield Rule(f"{name}: type", misfit, _reason_sql(name, f"CAST({raw} AS VARCHAR)", f"is no {column.type}"))
     if column.required:
-        rules.append(Rule(f"{name}: required", f"{raw} IS NULL", literal(f"{name} is missing")))
+        yield Rule(f"{name}: required", f"{raw} IS NULL", literal(f"{name} is missing"))
     if column.min is not None:
-        rules.append(
-            Rule(f"{name}: min", f"{value} < {column.min}", _reason_sql(name, shown, f"is below {column.min:g}"))
-        )
+        yield Rule(f"{name}: min", f"{value} < {column.min}", _reason_sql(name, shown, f"is below {column.min:g}"))
     if column.max is not None:
-        rules.append(
-            Rule(f"{name}: max", f"{value} > {column.max}", _reason_sql(name, shown, f"is above {column.max:g}"))
-        )
+        yield Rule(f"{name}: max", f"{value} > {column.max}", _reason_sql(name, shown, f"is above {column.max:g}"))
     if column.allowed is not None:
-        allowed = ", ".join(map(literal, column.allowed))
-        rules.append(
-            Rule(f"{name}: allowed", f"{shown} NOT IN ({allowed})", _reason_sql(name, shown, "is not allowed"))
-        )
+        other = f"{shown} NOT IN ({', '.join(map(literal, column.allowed))})"
+        yield Rule(f"{name}: allowed", other, _reason_sql(name, shown, "is not allowed"))
     if column.references:
         other, _, field = column.references.partition(".")
         unmatched = f"{value} IS NOT NULL AND NOT EXISTS (FROM {quote(other)} o WHERE o.{quote(field)} = {value})"
         reason = _reason_sql(name, shown, f"is not in {column.references}")
-        rules.append(Rule(f"{name}: references", unmatched, reason, is_bad=column.unmatched == "quarantine"))
-    return rules
+        yield Rule(f"{name}: references", unmatched, reason, is_bad=column.unmatched == "quarantine")
 
 
-def _zone_rules(name: str, raw: str, value: str, *, has_clock: bool) -> list[Rule]:
+def _zone_rules(name: str, raw: str, value: str, *, has_clock: bool) -> Iterator[Rule]:
     """A zone that is not taken is a fault. A time that a change of clocks makes unsure is counted, and kept."""
     zone = timezones.zone_sql(raw)
     broken = f"CASE WHEN {raw} IS NOT NULL AND {value} IS NULL THEN {zone} <> '' ELSE FALSE END"
     way_out = f"concat({literal(name + ' ')}, {raw}, ' has the zone ', {zone}, {literal(ZONE_RULE)})"
-    rules = [Rule(f"{name}: zone", broken, way_out)]
-    if not has_clock:
-        return rules
-    return [
-        *rules,
-        Rule(f"{name}: skipped by the clock", timezones.skipped_sql(raw, value), "''", is_bad=False),
-        Rule(f"{name}: shown twice by the clock", timezones.doubled_sql(raw, value), "''", is_bad=False),
-    ]
+    yield Rule(f"{name}: zone", broken, way_out)
+    if has_clock:
+        yield Rule(f"{name}: skipped by the clock", timezones.skipped_sql(raw, value), "''", is_bad=False)
+        yield Rule(f"{name}: shown twice by the clock", timezones.doubled_sql(raw, value), "''", is_bad=False)
 
 
 def _reason_sql(name: str, value: str, rule: str) -> str:

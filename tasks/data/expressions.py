@@ -15,6 +15,7 @@ from tasks.runtime.sql import literal, quote
 NO_TIME = ": no time"  # after a setting's name: it gives a text that is no time
 TIME_KINDS = ("TIMESTAMP", "DATE", "VARCHAR", '"NULL"')
 HIDDEN = "\x1f"  # begins the names of columns that no header can have
+FAILED = f"{HIDDEN}failed "  # begins the name of the column that says whether an expression failed
 # Beyond these no clock is right, and half of all libraries fail: such a time counts as none.
 SANE = "BETWEEN TIMESTAMP '1700-01-01' AND TIMESTAMP '2200-01-01'"
 
@@ -31,20 +32,17 @@ class Step:
 
 def list_steps(source: Source) -> list[Step]:
     """The expressions of a source, in order: each may use the columns of those before it."""
-    derived = [Step(name, f"derive.{name}", expression) for name, expression in source.derive.items()]
-    if not source.event_time:
-        return derived
-    known_at = source.known_at or "event_time"
-    times = {"event_time": source.event_time, "known_at": known_at}
-    return [*derived, *(Step(name, name, expression, is_time=True) for name, expression in times.items())]
+    steps = [Step(name, f"derive.{name}", expression) for name, expression in source.derive.items()]
+    if source.event_time:
+        steps.append(Step("event_time", "event_time", source.event_time, is_time=True))
+        steps.append(Step("known_at", "known_at", source.known_at or "event_time", is_time=True))
+    return steps
 
 
 @dataclass(frozen=True)
 class Plan:
     """The SQL of a source's rows with all that it derives: plain, and with each expression guarded row by row."""
 
-    table: str
-    source: Source
     sql: str
     guarded: str
     unguarded: list[str]  # settings that DuckDB cannot guard
@@ -64,12 +62,12 @@ def plan_expressions(con: duckdb.DuckDBPyConnection, table: str, source: Source,
             can_guard = False
         guarded = _step_sql(guarded, step, kind, present, guard=can_guard)
         present = [*present, step.name]
-    return Plan(table, source, _marked_sql(sql, source), _marked_sql(guarded, source), unguarded, kinds)
+    return Plan(_marked_sql(sql, source), _marked_sql(guarded, source), unguarded, kinds)
 
 
-def create_table(con: duckdb.DuckDBPyConnection, plan: Plan, beside: list[str]) -> None:
+def create_table(con: duckdb.DuckDBPyConnection, table: str, source: Source, plan: Plan, beside: list[str]) -> None:
     """Make the temporary table, with the columns `beside` (SQL). Raises ValueError when a bad row cannot be marked."""
-    target = f"CREATE TEMP TABLE {quote(plan.table)} AS SELECT {', '.join(['*', *beside])} FROM "
+    target = f"CREATE TEMP TABLE {quote(table)} AS SELECT {', '.join(['*', *beside])} FROM "
     try:
         con.execute(f"{target}({plan.sql})")
         return
@@ -80,7 +78,7 @@ def create_table(con: duckdb.DuckDBPyConnection, plan: Plan, beside: list[str]) 
     except duckdb.Error as error:
         sqlcheck.raise_machine_error(error)
         raise ValueError(
-            f"{plan.table} ({plan.source.address}) does not fit its params: one of {', '.join(plan.unguarded)} fails "
+            f"{table} ({source.address}) does not fit its params: one of {', '.join(plan.unguarded)} fails "
             "for a row, and no single row can be put aside, since it holds a subquery, a window function or random(). "
             "Put TRY(...) around the part that fails; a subquery must give one row at most."
         ) from None
@@ -122,33 +120,24 @@ def _step_sql(sql: str, step: Step, kind: str, present: list[str], *, guard: boo
     hidden = quote(HIDDEN + step.name)
     value, fails = (f"{hidden}.v", f"{hidden} IS NULL") if guard else (hidden, "FALSE")
     inner = f"SELECT *, {_guarded_sql(step) if guard else f'({step.expression}{chr(10)})'} AS {hidden} FROM ({sql})"
-    failure = f"CASE WHEN {fails} THEN {literal(step.setting)} END"
+    failure = f"WHEN {fails} THEN {literal(step.setting)}"
     if step.is_time:
-        moment = timezones.timestamp_sql(value) if kind == "VARCHAR" else f"CAST({value} AS TIMESTAMP)"
+        moment = f"CAST({value} AS TIMESTAMP)"
         if kind == "VARCHAR":
-            failure = (
-                f"CASE WHEN {fails} THEN {literal(step.setting)} "
-                f"WHEN {value} IS NOT NULL AND {moment} IS NULL THEN {literal(step.setting + NO_TIME)} END"
-            )
+            moment = timezones.timestamp_sql(value)
+            no_time = literal(step.setting + NO_TIME)
+            failure += f" WHEN {value} IS NOT NULL AND {moment} IS NULL THEN {no_time}"
         value = f"CASE WHEN {moment} {SANE} THEN {moment} END"
     column = f"{value} AS {quote(step.name)}"
-    star = f"* EXCLUDE ({hidden})"
-    failed = f"{failure} AS {quote(_fault_name(step))}"
-    if step.name in present:
-        return f"SELECT {star} REPLACE ({column}), {failed} FROM ({inner})"
-    return f"SELECT {star}, {column}, {failed} FROM ({inner})"
-
-
-def _fault_name(step: Step) -> str:
-    return f"{HIDDEN}failed {step.name}"
+    columns = f" REPLACE ({column})" if step.name in present else f", {column}"
+    return f"SELECT * EXCLUDE ({hidden}){columns}, CASE {failure} END AS {quote(FAILED + step.name)} FROM ({inner})"
 
 
 def _marked_sql(sql: str, source: Source) -> str:
     """One list of the settings that failed for a row; NULL where none did."""
-    steps = list_steps(source)
-    if not steps:
+    failures = [quote(FAILED + step.name) for step in list_steps(source)]
+    if not failures:
         return f"SELECT *, CAST(NULL AS VARCHAR[]) AS {quote(FAULT)} FROM ({sql})"
-    failures = [quote(_fault_name(step)) for step in steps]
     names = f"list_filter([{', '.join(failures)}], lambda name: name IS NOT NULL)"
     fault = f"CASE WHEN coalesce({', '.join(failures)}) IS NOT NULL THEN {names} END"
     return f"SELECT * EXCLUDE ({', '.join(failures)}), {fault} AS {quote(FAULT)} FROM ({sql})"

@@ -116,7 +116,7 @@ class Reader:
         for column in (column for column in feed.columns if column in source.derive):
             kind, wanted = plan.kinds[column], columns[column].type
             raw.append(f"{raw_sql(quote(column), kind, wanted, choose_form({kind}, wanted))} AS {raw_name(column)}")
-        expressions.create_table(self.con, plan, raw)
+        expressions.create_table(self.con, name, source, plan, raw)
         self.con.execute("DROP TABLE _arrived")
         self.deliveries[name] = delivery
 

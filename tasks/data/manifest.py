@@ -32,8 +32,7 @@ class Manifest(_Model):
         return cls.model_validate(content)
 
     def write(self, folder: Path) -> None:
-        content = self.model_dump(mode="json", by_alias=True)
-        files.publish_json(folder / NAME, content | {"format": self.FORMAT.mark})
+        files.publish_json(folder / NAME, {**self.model_dump(mode="json", by_alias=True), "format": self.FORMAT.mark})
 
 
 class RawTable(_Model):

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from tasks.data import cache
 from tasks.params import home
 from tasks.runtime import locks
 
@@ -59,8 +60,7 @@ def fetch_files(address: str) -> Fetched:
             raise ValueError(f"{address}: {file} is no file; name the files in a folder with *, such as {rest}/*.csv")
         if file.stat().st_size == 0:
             raise ValueError(f"{address}: {file.name} is empty")
-        with file.open("rb") as stream:
-            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        hashes.append(cache.hash_file(file))
     return Fetched(address, tuple(files), hashlib.sha256("".join(hashes).encode()).hexdigest())
 
 

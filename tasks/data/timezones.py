@@ -46,13 +46,10 @@ def skipped_sql(text: str, utc: str) -> str:
 
 def doubled_sql(text: str, utc: str) -> str:
     """Whether the clock showed this local time twice, a day's change of offset around it."""
-    others = [f"{_written(text)} - ({_local(text, near)} - ({near}))" for near in _a_day_around(utc)]
+    around = (f"({utc} - INTERVAL 1 DAY)", f"({utc} + INTERVAL 1 DAY)")
+    others = [f"{_written(text)} - ({_local(text, near)} - ({near}))" for near in around]
     same = " OR ".join(f"(({other}) <> {utc} AND {_local(text, f'({other})')} = {_written(text)})" for other in others)
     return _named(text, utc, f"{_local(text, utc)} = {_written(text)} AND ({same})")
-
-
-def _a_day_around(utc: str) -> tuple[str, str]:
-    return f"({utc} - INTERVAL 1 DAY)", f"({utc} + INTERVAL 1 DAY)"
 
 
 def _named(text: str, utc: str, condition: str) -> str:
