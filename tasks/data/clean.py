@@ -2,9 +2,9 @@
 
     python -m tasks.data.clean
 
-No row is lost: rows read = clean + quarantined + superseded + empty + not known yet. The quality report counts every
-rule (tasks/data/quality.py). A table with more bad rows than clean.max_bad_share fails the stage, after its report is
-written.
+No row is lost: rows read = clean + quarantined + superseded + empty + not known yet. The quality report says how many
+rows of each table are bad, and why: reports/quality.json for programs, quality.html for people. A table with more bad
+rows than clean.max_bad_share fails the stage, after its report is written.
 
 Of two good rows with one key the newest delivery wins: the later file, then the later row; or, where the contract names
 a `version`, the higher version. The other row goes to quarantine with the winner's place. It is bad when both stand in
@@ -12,26 +12,27 @@ one file; else it is superseded, which is no fault. Work goes by period: a key t
 reported, and its row is kept.
 """
 
+import html
 import json
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
 
-from tasks.data import cache, contract, expressions, quality, timeline, timezones
+from tasks import log
+from tasks.data import contract, expressions, manifest, periods, timeline
 from tasks.data.contract import Rule
-from tasks.data.manifest import RawManifest, RawTable
-from tasks.data.quality import Counts
 from tasks.params import FAULT, PLACE, TIMES, Params, Source, Table
 from tasks.runtime import files, sql, stage
 from tasks.runtime.sql import literal, parquet, quote
 
-MODULES = (contract, expressions, sql, timeline, timezones)
-CODE = cache.hash_code(*map(str, (__file__, *(module.__file__ for module in MODULES))))
+CODE = periods.hash_code(__file__, contract.__file__, expressions.__file__, sql.__file__, timeline.__file__)
+Counts = dict[str, Any]  # rows, bad, superseded, and by rule or column: by_rule, reported, nulls
 
 
 def clean(p: Params, folder: Path = Path()) -> None:
@@ -40,10 +41,10 @@ def clean(p: Params, folder: Path = Path()) -> None:
     for output in (p.paths.clean, p.paths.quarantine):
         shutil.rmtree(folder / output, ignore_errors=True)
         (folder / output).mkdir(parents=True)
-    raw = RawManifest.read(folder / p.paths.raw).tables
+    raw = manifest.RawManifest.read(folder / p.paths.raw).tables
     counts = {name: _clean_table(con, name, p, folder, raw[name]) for name in contract.sort_tables(p.contract)}
-    quality.write_report({name: counts[name] for name in p.contract}, p, folder / p.paths.reports)
-    quality.refuse_bad_tables(counts, p)
+    write_report({name: counts[name] for name in p.contract}, p, folder / p.paths.reports)
+    refuse_bad_tables(counts, p)
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ class Job:
     label: str | None
 
 
-def _clean_table(con: duckdb.DuckDBPyConnection, name: str, p: Params, folder: Path, raw: RawTable) -> Counts:
+def _clean_table(con: duckdb.DuckDBPyConnection, name: str, p: Params, folder: Path, raw: manifest.RawTable) -> Counts:
     """Clean one table's periods in turn. Returns their counts added up, with what its files held."""
     label = p.label.expression if name == p.spine.table else None
     table, cleaned = p.contract[name], folder / p.paths.clean / name
     job = Job(con, name, table, p.sources[name], tuple(raw.files), label)
     # The contents of the tables that this one refers to: when they change, so may its bad rows.
     others = [path for other in contract.find_references(table) for path in sorted(cleaned.with_name(other).glob("*"))]
-    references = [cache.hash_file(path) for path in others]
+    references = [periods.hash_file(path) for path in others]
     counts = []
     for file in sorted((folder / p.paths.raw / name).glob("*.parquet")):
         targets = {cleaned / file.name: "clean.parquet", folder / p.paths.quarantine / name / file.name: "held.parquet"}
@@ -74,16 +75,16 @@ def _clean_table(con: duckdb.DuckDBPyConnection, name: str, p: Params, folder: P
         con.execute(f"CREATE VIEW {quote(name)} AS FROM {parquet(paths)}")
     else:  # nothing of it was known by as_of
         con.execute(f"CREATE TABLE {quote(name)} ({contract.columns_sql(table)})")
-    total = quality.add_counts([*counts, _count_across_periods(con, name, table)])
+    total = add_counts([*counts, _count_across_periods(con, name, table)])
     return total | raw.model_dump(include={"read", "empty", "later", "lacking"})
 
 
 def _clean_period(job: Job, file: Path, references: list[str], targets: dict[Path, str]) -> Counts:
     settings = (job.name, job.table.model_dump(), job.source.model_dump(exclude={"address"}), job.label)
-    entry = cache.hash_inputs("clean", cache.hash_file(file), settings, _name_winners(job, file), references, CODE)
+    entry = periods.hash_inputs("clean", periods.hash_file(file), settings, _name_winners(job, file), references, CODE)
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts.json"
-        cache.provide(entry, {**targets, counts: counts.name}, lambda into: _clean_file(job, file, into))
+        periods.provide(entry, {**targets, counts: counts.name}, lambda into: _clean_file(job, file, into))
         return dict(json.loads(counts.read_text()))
 
 
@@ -122,7 +123,7 @@ def _clean_file(job: Job, file: Path, into: Path) -> None:
     held = f"SELECT {as_raw}, {reason} FROM _checked WHERE bad OR loses ORDER BY place"
     pq.write_table(con.sql(good).to_arrow_table(), into / "clean.parquet", compression="zstd")
     pq.write_table(con.sql(held).to_arrow_table(), into / "held.parquet", compression="zstd")
-    files.publish_json(into / "counts.json", quality.count_rows(con, rules, names))
+    files.publish_json(into / "counts.json", count_rows(con, rules, names))
 
 
 def _build_rules(job: Job, texts: Collection[str], columns: Collection[str]) -> list[Rule]:
@@ -214,6 +215,146 @@ def _count_across_periods(con: duckdb.DuckDBPyConnection, name: str, table: Tabl
     again = con.execute(f"SELECT count(*) FROM (FROM {quote(name)} SELECT {key} GROUP BY ALL HAVING count(*) > 1)")
     count = again.fetchall()[0][0]
     return {"reported": {"key: again in another period": count}} if count else {}
+
+
+# --- the quality report ----------------------------------------------------------------------------------------------
+
+
+def count_rows(con: duckdb.DuckDBPyConnection, rules: list[Rule], names: list[str]) -> Counts:
+    """Of one period's table `_checked`, which clean has made."""
+    whole = ("TRUE", "bad", "loses AND NOT bad", "loses AND bad")
+    flags = [f"b{i}" for i in range(len(rules))]
+    nulls = [f"typed.{quote(name)} IS NULL" for name in names]
+    columns = ", ".join(f"count(*) FILTER ({where})" for where in (*whole, *flags, *nulls))
+    rows, bad, superseded, doubled, *others = con.execute(f"SELECT {columns} FROM _checked").fetchall()[0]
+    broken = [(rule, count) for rule, count in zip(rules, others, strict=False) if count]
+    by_rule = {rule.name: count for rule, count in broken if rule.is_bad}
+    return {
+        "rows": rows,
+        "bad": bad,
+        "superseded": superseded,
+        "by_rule": by_rule | ({"key: duplicate": doubled} if doubled else {}),
+        "reported": {rule.name: count for rule, count in broken if not rule.is_bad},
+        "nulls": dict(zip(names, others[len(rules) :], strict=True)),
+    }
+
+
+def add_counts(counts: Iterable[Counts]) -> Counts:
+    total: Counts = {"rows": 0, "bad": 0, "superseded": 0, "by_rule": {}, "reported": {}, "nulls": {}}
+    for part in counts:
+        for field, value in part.items():
+            if isinstance(value, dict):
+                total[field] = {k: total[field].get(k, 0) + value.get(k, 0) for k in {**total[field], **value}}
+            else:
+                total[field] += value
+    return total
+
+
+def write_report(tables: dict[str, Counts], p: Params, reports: Path) -> None:
+    for name, table in tables.items():
+        numbers = (f"{table[field]:,}" for field in ("rows", "bad", "superseded"))
+        log.info("%s: %s rows, %s of them to quarantine, %s superseded", name, *numbers)
+    files.publish_json(reports / "quality.json", {"tables": tables})
+    files.publish_text(reports / "quality.html", _render_page(tables, p.clean.max_bad_share))
+
+
+def refuse_bad_tables(tables: dict[str, Counts], p: Params) -> None:
+    """Raises ValueError when a table has more bad rows than clean.max_bad_share."""
+    reasons = []
+    for name, table in tables.items():
+        if _bad_share(table) > p.clean.max_bad_share:
+            worst = ", ".join(f"{rule} ({count})" for rule, count in _most_first(table["by_rule"])[:3])
+            reasons.append(
+                f"{name}: `bad rows <= clean.max_bad_share` must hold, but {table['bad']} of {table['rows']} are bad "
+                f"({_bad_share(table):.1%} > {p.clean.max_bad_share:.1%}): {worst}. See {p.paths.quarantine / name}; "
+                f"mend the source, contract.{name}, or the bound."
+            )
+    if reasons:
+        raise ValueError("\n".join(reasons))
+
+
+def _bad_share(table: Counts) -> float:
+    return float(table["bad"] / max(table["rows"], 1))
+
+
+def _most_first(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def _render_page(tables: dict[str, Counts], max_bad_share: float) -> str:
+    rows, bad = (sum(table[field] for table in tables.values()) for field in ("rows", "bad"))
+    bound = f"A table with more than {max_bad_share:.1%} there fails the stage (clean.max_bad_share)."
+    overview = []
+    for name, table in tables.items():
+        style = "bad" if _bad_share(table) > max_bad_share else "some" if table["bad"] else "none"
+        link = f'<a href="#{html.escape(name)}">{html.escape(name)}</a>'
+        marked = [f'<span class="{style}">{text}</span>' for text in (f"{table['bad']:,}", f"{_bad_share(table):.3%}")]
+        overview.append((link, f"{table['rows']:,}", *marked))
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Data quality</title>',
+            f"{STYLE}</head><body>",
+            f'<h1>Data quality</h1><p class="soft">{rows:,} rows, {bad:,} of them in quarantine. {bound}</p>',
+            _render_table(("table", "rows", "in quarantine", "share"), overview),
+            *(_render_section(name, table) for name, table in tables.items()),
+            "</body></html>\n",
+        ]
+    )
+
+
+def _render_section(name: str, table: Counts) -> str:
+    """What became of one table's rows: the rules that were broken, and how full its columns are."""
+    good = table["rows"] - table["bad"] - table["superseded"]
+    total = (
+        f"{table['read']:,} rows read = {good:,} kept + {table['bad']:,} in quarantine + {table['superseded']:,} "
+        f"superseded + {table['empty']:,} empty + {table['later']:,} not known yet."
+    )
+    lacking = "".join(f" {file} lacks {', '.join(columns)}." for file, columns in table["lacking"].items())
+    broken = [
+        (html.escape(rule), f"{count:,}", fate)
+        for field, fate in (("by_rule", "quarantine"), ("reported", "kept"))
+        for rule, count in _most_first(table[field])
+    ]
+    rules = _render_table(("rule", "rows that break it", "what happens"), broken)
+    missing = []
+    for column, count in _most_first(table["nulls"]):
+        share = f"{count / max(table['rows'], 1):.1%}"
+        if count:
+            bar = f'<div class="bar" style="width: {share}"></div>'
+            missing.append((html.escape(column), f"{count:,}", share, bar))
+    full = len(table["nulls"]) - len(missing)
+    return "\n".join(
+        [
+            f'<h2 id="{html.escape(name)}">{html.escape(name)}</h2>',
+            f'<p class="soft">{html.escape(total + lacking)}</p>',
+            rules if broken else '<p class="soft">Every row keeps every rule.</p>',
+            _render_table(("column", "missing", "share", ""), missing) if missing else "",
+            f'<p class="soft">{full} of {len(table["nulls"])} columns have a value in every row.</p>',
+        ]
+    )
+
+
+def _render_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    body = ("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return "\n".join([f"<table><thead><tr>{head}</tr></thead><tbody>", *body, "</tbody></table>"])
+
+
+STYLE = """
+<style>
+  :root { color-scheme: light dark; --ink: #1c2430; --soft: #667085; --line: #e4e7ec; --bad: #b42318; --bar: #b9c7de }
+  @media (prefers-color-scheme: dark) {
+    :root { --ink: #e6e9ef; --soft: #98a2b3; --line: #344054; --bad: #f97066; --bar: #475467 }
+  }
+  body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 2.5rem auto; max-width: 54rem }
+  h1 { margin: 0; font-size: 1.6rem } h2 { margin: 2.5rem 0 .5rem; font-size: 1.15rem } a { color: inherit }
+  table { border-collapse: collapse; width: 100%; margin: .5rem 0; font-variant-numeric: tabular-nums }
+  th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); width: 20% }
+  th { color: var(--soft); font-weight: 500; font-size: .85rem } th:first-child, td:first-child { text-align: left }
+  .soft, .none { color: var(--soft) } .bad { color: var(--bad); font-weight: 600 }
+  .bar { height: .55rem; min-width: 1px; background: var(--bar); border-radius: .2rem }
+</style>
+"""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
-"""The contract as SQL: typed columns, rules with their reasons, and the pseudonyms of personal data.
+"""The contract as SQL: typed columns, rules with their reasons, times with zones, pseudonyms of personal data.
 
 One schema in params.yaml serves ingest, clean, training, the API and drift. Here it becomes DuckDB expressions. Nothing
 here reads or writes a table.
+
+Of the zones of a time as text, taken are an offset, Z and Area/City; every other zone means several things. Where
+clocks change, a local time with Area/City may be missing or come twice. The rule: a time that the clock skips is read
+with the offset from before the change (02:30 becomes 03:30), one that comes twice is the later of the two. Both are
+counted in the quality report.
 """
 
 import hashlib
@@ -11,13 +16,17 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
-from tasks.data import timezones
 from tasks.params import TIMES, Column, Table, home
 from tasks.runtime.sql import literal, quote
 
 MAX_EXACT = 2**53  # up to here a DOUBLE holds every whole number
 MIN_KEY_LENGTH = 16  # characters; shorter keys can be found by trying
-
+DATE = r"\d{4}[-/]\d{1,2}[-/]\d{1,2}"
+TIME = r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?"
+PLAIN = rf"\s*{DATE}(?:[T ]{TIME}Z?)?\s*"
+OFFSET = rf"\s*({DATE}[T ]{TIME})\s*(?:([zZ])|([+-](?:0\d|1[0-4])):?([0-5]\d)?)\s*"
+NAMED = rf"\s*({DATE}[T ]{TIME})\s+([A-Za-z_]+(?:/[A-Za-z0-9_+-]+)+)\s*"
+ANY_ZONE = rf"^\s*{DATE}(?:[T ]{TIME})?\s*([A-Za-z+(\[-].*?)\s*$"
 ZONE_RULE = ", but only an offset such as +02:00, Z or a name such as Europe/Berlin is taken"
 
 
@@ -53,9 +62,9 @@ def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".
     if column.type == "DOUBLE":
         return f"CASE WHEN isfinite({cast}) THEN {cast} END"
     if text and column.type == "TIMESTAMP":
-        return timezones.timestamp_sql(value)
+        return timestamp_sql(value)
     if text and column.type == "DATE":
-        return timezones.date_sql(value)
+        return date_sql(value)
     if text and column.type == "BOOLEAN":  # a program that writes missing values as NaN writes the others as 1.0, 0.0
         number = f"CASE TRY_CAST({value} AS DOUBLE) WHEN 1 THEN TRUE WHEN 0 THEN FALSE END"
         return f"coalesce(TRY_CAST(trim({value}) AS BOOLEAN), {number})"
@@ -79,7 +88,7 @@ def _column_rules(name: str, column: Column, text: bool) -> Iterator[Rule]:
     misfit = f"{raw} IS NOT NULL AND {value} IS NULL"
     if text and column.type in ("TIMESTAMP", "DATE"):
         yield from _zone_rules(name, raw, value, has_clock=column.type == "TIMESTAMP")
-        misfit = f"CASE WHEN {misfit} THEN {timezones.zone_sql(raw)} = '' ELSE FALSE END"
+        misfit = f"CASE WHEN {misfit} THEN {zone_sql(raw)} = '' ELSE FALSE END"
     yield Rule(f"{name}: type", misfit, _reason_sql(name, f"CAST({raw} AS VARCHAR)", f"is no {column.type}"))
     if column.required:
         yield Rule(f"{name}: required", f"{raw} IS NULL", literal(f"{name} is missing"))
@@ -99,13 +108,13 @@ def _column_rules(name: str, column: Column, text: bool) -> Iterator[Rule]:
 
 def _zone_rules(name: str, raw: str, value: str, *, has_clock: bool) -> Iterator[Rule]:
     """A zone that is not taken is a fault. A time that a change of clocks makes unsure is counted, and kept."""
-    zone = timezones.zone_sql(raw)
+    zone = zone_sql(raw)
     broken = f"CASE WHEN {raw} IS NOT NULL AND {value} IS NULL THEN {zone} <> '' ELSE FALSE END"
     way_out = f"concat({literal(name + ' ')}, {raw}, ' has the zone ', {zone}, {literal(ZONE_RULE)})"
     yield Rule(f"{name}: zone", broken, way_out)
     if has_clock:
-        yield Rule(f"{name}: skipped by the clock", timezones.skipped_sql(raw, value), "''", is_bad=False)
-        yield Rule(f"{name}: shown twice by the clock", timezones.doubled_sql(raw, value), "''", is_bad=False)
+        yield Rule(f"{name}: skipped by the clock", skipped_sql(raw, value), "''", is_bad=False)
+        yield Rule(f"{name}: shown twice by the clock", doubled_sql(raw, value), "''", is_bad=False)
 
 
 def _reason_sql(name: str, value: str, rule: str) -> str:
@@ -157,3 +166,58 @@ def identify_key(key: bytes) -> str:
 def make_pseudonym(value: str, key: bytes) -> str:
     """HMAC-SHA256 (RFC 2104), cut to 64 bits: the same person, the same name, and no way back without the key."""
     return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+# --- times with zones ------------------------------------------------------------------------------------------------
+
+
+def timestamp_sql(text: str) -> str:
+    """The SQL text → a TIMESTAMP in UTC; NULL where it is none, or its zone is not taken. The session's zone is UTC."""
+    zulu = f"regexp_replace({text}, {literal(f'^{OFFSET}$')}, '\\1Z')"
+    offset = f"regexp_replace({text}, {literal(f'^{OFFSET}$')}, '\\1\\3:\\4')"
+    spelled = f"CASE WHEN regexp_matches({text}, '[zZ]\\s*$') THEN {zulu} ELSE rtrim({offset}, ':') END"
+    return (
+        f"CAST(CASE WHEN regexp_full_match({text}, {literal(PLAIN)}) THEN TRY_CAST({text} AS TIMESTAMPTZ) "
+        f"WHEN regexp_full_match({text}, {literal(OFFSET)}) THEN TRY_CAST({spelled} AS TIMESTAMPTZ) "
+        f"WHEN regexp_full_match({text}, {literal(NAMED)}) THEN TRY_CAST(trim({text}) AS TIMESTAMPTZ) "
+        "END AS TIMESTAMP)"
+    )
+
+
+def date_sql(text: str) -> str:
+    """The SQL text → the DATE that it names, in whatever zone it is given; NULL where a zone is not taken."""
+    forms = " OR ".join(f"regexp_full_match({text}, {literal(form)})" for form in (PLAIN, OFFSET, NAMED))
+    return f"CASE WHEN {forms} THEN TRY_CAST(trim({text}) AS DATE) END"
+
+
+def zone_sql(text: str) -> str:
+    """The zone in a text that is no time; empty where there is none. Only to be asked of a text that was not taken."""
+    return f"regexp_extract({text}, {literal(ANY_ZONE)}, 1)"
+
+
+def skipped_sql(text: str, utc: str) -> str:
+    """Whether the clock was put forward over this local time."""
+    return _named(text, utc, f"{_local(text, utc)} <> {_written(text)}")
+
+
+def doubled_sql(text: str, utc: str) -> str:
+    """Whether the clock showed this local time twice, a day's change of offset around it."""
+    around = (f"({utc} - INTERVAL 1 DAY)", f"({utc} + INTERVAL 1 DAY)")
+    others = [f"{_written(text)} - ({_local(text, near)} - ({near}))" for near in around]
+    same = " OR ".join(f"(({other}) <> {utc} AND {_local(text, f'({other})')} = {_written(text)})" for other in others)
+    return _named(text, utc, f"{_local(text, utc)} = {_written(text)} AND ({same})")
+
+
+def _named(text: str, utc: str, condition: str) -> str:
+    """CASE, since its branches are computed for the rows of their conditions only: an unknown zone is an error."""
+    named = f"{utc} IS NOT NULL AND contains({text}, '/')"
+    inner = f"CASE WHEN regexp_full_match({text}, {literal(NAMED)}) THEN {condition} ELSE FALSE END"
+    return f"CASE WHEN {named} THEN {inner} ELSE FALSE END"
+
+
+def _local(text: str, utc: str) -> str:
+    return f"timezone(regexp_extract({text}, {literal(NAMED)}, 2), timezone('UTC', {utc}))"
+
+
+def _written(text: str) -> str:
+    return f"CAST(regexp_extract({text}, {literal(NAMED)}, 1) AS TIMESTAMP)"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from tasks.data import sqlcheck, timezones
+from tasks.data import contract, sqlcheck
 from tasks.params import FAULT, Source
 from tasks.runtime.sql import literal, quote
 
@@ -124,7 +124,7 @@ def _step_sql(sql: str, step: Step, kind: str, present: list[str], *, guard: boo
     if step.is_time:
         moment = f"CAST({value} AS TIMESTAMP)"
         if kind == "VARCHAR":
-            moment = timezones.timestamp_sql(value)
+            moment = contract.timestamp_sql(value)
             no_time = literal(step.setting + NO_TIME)
             failure += f" WHEN {value} IS NOT NULL AND {moment} IS NULL THEN {no_time}"
         value = f"CASE WHEN {moment} {SANE} THEN {moment} END"

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import log
-from tasks.data import cache, contract, featurerows, featuresql, leaks, periods, sqlcheck
+from tasks.data import contract, featurerows, featuresql, leaks, periods, sqlcheck
 from tasks.data.featuresql import SQL, check_sql, compute_features, create_spine
 from tasks.data.leaks import Moment, Probed
 from tasks.data.manifest import FeatureColumn, FeaturesManifest, Probes, RawManifest
@@ -33,8 +33,8 @@ from tasks.params import Params, spell
 from tasks.runtime import stage
 from tasks.runtime.sql import parquet, quote, time_sql
 
-CODE = cache.hash_code(__file__, featuresql.__file__, featurerows.__file__, contract.__file__, sqlcheck.__file__)
-LEAKS_CODE = cache.hash_code(leaks.__file__)  # apart: another way to look for leaks changes no feature
+CODE = periods.hash_code(__file__, featuresql.__file__, featurerows.__file__, contract.__file__, sqlcheck.__file__)
+LEAKS_CODE = periods.hash_code(leaks.__file__)  # apart: another way to look for leaks changes no feature
 EDGE_ROWS = 20  # at the beginning of a period, which are computed again with twice the look-back
 
 
@@ -72,7 +72,7 @@ def build(p: Params, clean: Path, out: Path, sql: str) -> Probed:
     for place, alone in enumerate(leaks.spread_evenly(at_least, len(names))):
         job = job_of(place)
         target = out / f"{job.period.name}.parquet"
-        if cache.provide(job.key, {target: "rows.parquet"}, job.make):
+        if periods.provide(job.key, {target: "rows.parquet"}, job.make):
             log.info("%s computed", job.period.name)
         results.append(job.check(target, plan[place], alone=alone))
     return Probed(sum(result.moments for result in results), sum(result.rows for result in results))
@@ -113,10 +113,10 @@ class Job:
     @cached_property
     def key(self) -> str:
         files = self.tables.files_between(self.period.start - self.p.features.lookback, self.period.end)
-        contents = [(name, [cache.hash_file(path) for path in paths]) for name, paths in files.items()]
+        contents = [(name, [periods.hash_file(path) for path in paths]) for name, paths in files.items()]
         settings = [section.model_dump() for section in (self.p.spine, self.p.label, self.p.features)]
         key = self.p.contract[self.p.spine.table].key
-        return cache.hash_inputs("features", self.period.name, contents, settings, key, self.sql, CODE)
+        return periods.hash_inputs("features", self.period.name, contents, settings, key, self.sql, CODE)
 
     def make(self, into: Path) -> None:
         con, meta = self._world
@@ -146,8 +146,8 @@ class Job:
         if not moments and not self.look_further:
             return Probed(0, 0)
         asked = [asdict(moment) for moment in moments]
-        entry = cache.hash_inputs("probed", self.key, asked, alone, self.look_further, LEAKS_CODE)
-        return Probed(**cache.remember(entry, "probed.json", probe))
+        entry = periods.hash_inputs("probed", self.key, asked, alone, self.look_further, LEAKS_CODE)
+        return Probed(**periods.remember(entry, "probed.json", probe))
 
     @cached_property
     def _world(self) -> tuple[duckdb.DuckDBPyConnection, pa.Table]:

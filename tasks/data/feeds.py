@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.data import contract, csvfile, expressions, sources, sqlcheck
+from tasks.data import contract, expressions, sources, sqlcheck
 from tasks.data.sources import Fetched
 from tasks.params import PLACE, TIMES, Column, Params, Source, Table
 from tasks.runtime import stage
@@ -150,7 +150,7 @@ class Part:
     sql: str
     columns: tuple[str, ...]
     kinds: tuple[str, ...]
-    layout: csvfile.Layout | None = None
+    layout: sources.Layout | None = None
 
     def kind(self, column: str) -> str | None:
         return self.kinds[self.columns.index(column)] if column in self.columns else None
@@ -221,10 +221,10 @@ def _open_part(con: duckdb.DuckDBPyConnection, file: Path, folder: Path, name: s
         except (pa.ArrowException, OSError, duckdb.Error):
             raise ValueError("it is no Parquet file, or its end is missing. Fetch it again") from None
         return Part(name, plain, parquet([plain]), columns, kinds)
-    layout = csvfile.read_layout(plain, encoding)
-    if encoding != "utf-8" or not csvfile.is_plain(plain):
-        plain = csvfile.rewrite(plain, layout, folder / "rewritten.csv", encoding)
-    return Part(name, plain, csvfile.csv_sql(plain, layout), layout.names, ("VARCHAR",) * len(layout.names), layout)
+    layout = sources.read_layout(plain, encoding)
+    if encoding != "utf-8" or not sources.is_plain(plain):
+        plain = sources.rewrite(plain, layout, folder / "rewritten.csv", encoding)
+    return Part(name, plain, sources.csv_sql(plain, layout), layout.names, ("VARCHAR",) * len(layout.names), layout)
 
 
 def _check_names(parts: list[Part], columns: Collection[str], fetched: Fetched) -> None:
@@ -270,12 +270,12 @@ def _append(con: duckdb.DuckDBPyConnection, part: Part, values: list[str], into:
     except duckdb.Error:
         if part.layout is None:
             raise ValueError("its bytes are damaged. Fetch it again") from None
-        csvfile.rewrite(part.file, part.layout, again)
+        sources.rewrite(part.file, part.layout, again)
         try:
-            con.execute(insert + csvfile.csv_sql(again, part.layout) + named)
+            con.execute(insert + sources.csv_sql(again, part.layout) + named)
         except duckdb.Error:
             raise ValueError(
-                f"a line may have {csvfile.LONGEST_LINE:,} characters at most. "
+                f"a line may have {sources.LONGEST_LINE:,} characters at most. "
                 "Is a quote left open before a longer one?"
             ) from None
 

@@ -21,18 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from tasks import log
-from tasks.data import (
-    cache,
-    contract,
-    csvfile,
-    expressions,
-    feasibility,
-    feeds,
-    periods,
-    sources,
-    timeline,
-    timezones,
-)
+from tasks.data import contract, expressions, feasibility, feeds, periods, sources, timeline
 from tasks.data.feeds import FILE, ROW, Feed, Reader, raw_name
 from tasks.data.manifest import RawManifest, RawTable
 from tasks.data.timeline import Reach
@@ -41,8 +30,15 @@ from tasks.runtime import sql, stage
 from tasks.runtime.sql import parquet, quote, time_sql
 
 NO_TIME = datetime(1970, 1, 1)  # "now" of a source whose rows all go to quarantine: a constant, for the same bytes
-MODULES = (contract, csvfile, expressions, feeds, sources, sql, timeline, timezones)
-CODE = cache.hash_code(*map(str, (__file__, *(module.__file__ for module in MODULES))))
+CODE = periods.hash_code(
+    __file__,
+    contract.__file__,
+    expressions.__file__,
+    feeds.__file__,
+    sources.__file__,
+    sql.__file__,
+    timeline.__file__,
+)
 REACH = TypeAdapter[Reach | None](Reach | None)
 # By period: when its first row is there, and the newest moment of which it has news.
 Spans = dict[str, tuple[datetime, datetime]]
@@ -91,7 +87,7 @@ def _fetch_feeds(p: Params, key_id: str | None) -> dict[str, Feed]:
         columns = [(column, rule.type, rule.pii, rule.outcome) for column, rule in table.columns.items()]
         above = [feed.identity for feed in feeds.values()]
         settings = (source.model_dump(exclude={"address"}), columns, table.key, p.ingest.period)
-        identity = cache.hash_inputs(name, fetched.fingerprint, *settings, key_id, above, CODE)
+        identity = periods.hash_inputs(name, fetched.fingerprint, *settings, key_id, above, CODE)
         feeds[name] = Feed(name, source, table, fetched, identity)
     return feeds
 
@@ -106,8 +102,8 @@ def _find_reach(reader: Reader, feed: Feed) -> Reach | None:
         with reader.open_table(feed) as con:
             return REACH.dump_python(timeline.measure_reach(con, feed.name, feed.outcomes), mode="json")
 
-    entry = cache.hash_inputs("reach", feed.identity)
-    reach = REACH.validate_python(cache.remember(entry, "reach.json", measure))
+    entry = periods.hash_inputs("reach", feed.identity)
+    reach = REACH.validate_python(periods.remember(entry, "reach.json", measure))
     reader.outlier[feed.name] = timeline.outlier_sql(reach, feed.outcomes)
     return reach
 
@@ -126,8 +122,8 @@ def _find_spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> tuple[Span
             delivery = {**asdict(reader.deliveries[feed.name]), "misfits": _has_misfits(con, feed)}
             return {"spans": spans, "delivery": delivery}
 
-    entry = cache.hash_inputs("spans", feed.identity, feed.name in reader.outlier)
-    content = cache.remember(entry, "spans.json", measure)
+    entry = periods.hash_inputs("spans", feed.identity, feed.name in reader.outlier)
+    content = periods.remember(entry, "spans.json", measure)
     _check_lacking(feed, content["delivery"]["lacking"])
     moments = {period: map(datetime.fromisoformat, span) for period, span in content["spans"].items()}
     return {period: (first, last) for period, (first, last) in moments.items()}, content["delivery"]
@@ -246,8 +242,8 @@ def _provide_period(reader: Reader, feed: Feed, period: str, key: bytes, *target
             rows = _select_period(con, feed, period, key, reader.outlier.get(feed.name))
             pq.write_table(rows, into / "rows.parquet", compression="zstd")
 
-    entry = cache.hash_inputs("whole", feed.identity, period, feed.name in reader.outlier)
-    cache.provide(entry, dict.fromkeys(targets, "rows.parquet"), make)
+    entry = periods.hash_inputs("whole", feed.identity, period, feed.name in reader.outlier)
+    periods.provide(entry, dict.fromkeys(targets, "rows.parquet"), make)
 
 
 def _cut_period(con: duckdb.DuckDBPyConnection, feed: Feed, period: str, as_of: datetime, target: Path) -> None:
@@ -257,7 +253,7 @@ def _cut_period(con: duckdb.DuckDBPyConnection, feed: Feed, period: str, as_of: 
         rows = con.sql(_known_sql(feed, as_of, target)).to_arrow_table()
         pq.write_table(rows, into / "rows.parquet", compression="zstd")
 
-    cache.provide(cache.hash_inputs("cut", feed.identity, period, as_of), {target: "rows.parquet"}, make)
+    periods.provide(periods.hash_inputs("cut", feed.identity, period, as_of), {target: "rows.parquet"}, make)
 
 
 def _known_sql(feed: Feed, as_of: datetime, whole: Path) -> str:

@@ -1,14 +1,36 @@
-"""The calendar periods that the data's stages work by."""
+"""The calendar periods that the data's stages work by, and a content-addressed cache of the files made of one period.
 
-from collections.abc import Iterator
+DVC empties a stage's outputs before it runs, so a stage links the periods it has made before from
+`EVERGREEN_PERIODS` (default <home>/periods) and works on the new ones only. A period's key is a hash of everything
+that its files are made of, the code included: deleting the cache changes time, never bytes.
+
+An entry's files are read-only, and their hashes stand beside them. Each file is hashed when it is put in place, at
+1 GB/s, whatever its size and time say: a program that wrote into it and a disk that lost bits are noticed alike. An
+entry with other bytes is made again, and the log says so.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
+
+from tasks import log, params
+from tasks.runtime import files, stage
 
 FORMATS = {"day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m"}
 WHOLE = "all"  # the one period of a table without event times
 UNKNOWN = "unknown"  # the period of rows whose event time cannot be told
 OUTLIERS = "outliers"  # of rows that lie far from all others in time
+WRITERS = ("duckdb", "pyarrow")
+HASHES = "hashes.json"  # in a sealed folder: the hash of each of its other files
+TRIES = 3  # an entry that is damaged again and again is the disk's fault
 
 
 @dataclass(frozen=True)
@@ -44,3 +66,118 @@ def list_files(folder: Path) -> Iterator[tuple[Period, Path]]:
     for path in sorted(folder.glob("*.parquet")):
         if path.stem not in (WHOLE, UNKNOWN, OUTLIERS):
             yield parse_name(path.stem), path
+
+
+# --- the files made of a period, in the cache ------------------------------------------------------------------------
+
+
+def hash_inputs(*inputs: Any) -> str:
+    """One hash of everything that an entry's files are made of."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """The hash of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_code(*modules: str) -> str:
+    """The hash of modules' source text (`__file__`s), of what all stages share, and of the libraries that compute.
+
+    An edited stage, or another release of theirs, never gives what its older self made.
+    """
+    paths = [*modules, __file__, stage.__file__]  # stage.py opens DuckDB
+    return hash_inputs(
+        [Path(path).read_text() for path in paths], [importlib.metadata.version(name) for name in WRITERS]
+    )
+
+
+def provide(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) -> bool:
+    """Put a period's files in place, made now or linked from the cache. True when they were made.
+
+    `make(folder)` writes the files that `targets` asks for by name. An entry appears whole, by a rename, or not at all.
+    One that no longer holds the bytes that were made is made again.
+    """
+    root = Path(os.environ.get("EVERGREEN_PERIODS") or params.home() / "periods")
+    folder, made = root / entry[:2] / entry, False
+    for _ in range(TRIES):
+        if not folder.is_dir():
+            _make(folder, make)
+            made = True
+        try:
+            for target, name in targets.items():
+                _place(folder, name, target)
+            return made
+        except DamagedError as error:
+            log.warning("the cache of periods no longer holds what was made, and it is made again: %s", error)
+            files.discard_folder(folder)
+    raise OSError(f"{folder} was damaged {TRIES} times in a row, each time after it was made. Check the disk.")
+
+
+def remember(entry: str, name: str, compute: Callable[[], Any]) -> Any:
+    """A JSON value, computed now or read from the cache, which holds it in a file of this name."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / name
+        provide(entry, {target: name}, lambda into: files.publish_json(into / name, compute()))
+        return json.loads(target.read_text())
+
+
+class DamagedError(Exception):
+    """A file in a sealed folder that is gone, or holds other bytes than when the folder was sealed."""
+
+
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    try:
+        with files.publish_folder(folder) as scratch:
+            make(scratch)
+            seal_folder(scratch)
+    except OSError:
+        if not folder.is_dir():  # another process was faster: its files hold the same bytes
+            raise
+
+
+def seal_folder(folder: Path) -> None:
+    """Put the files of a folder on disk, read-only, with their hashes beside them, which `find_damage` compares."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    hashes = {str(path.relative_to(folder)): hash_file(path) for path in paths}
+    files.publish_json(folder / HASHES, hashes)
+    for path in [*paths, folder / HASHES]:
+        path.chmod(files.READ_ONLY)
+        files.sync(path)
+
+
+def find_damage(folder: Path) -> list[str]:
+    """The files of a sealed folder that are gone or hold other bytes. A folder that is not sealed is damaged too."""
+    try:
+        hashes = _read_hashes(folder)
+        return [name for name in hashes if not (folder / name).is_file() or hash_file(folder / name) != hashes[name]]
+    except DamagedError:
+        return [HASHES]
+
+
+def _read_hashes(folder: Path) -> Mapping[str, str]:
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(hashes := json.loads((folder / HASHES).read_text(encoding="utf-8")), dict):
+            return hashes
+    raise DamagedError(f"{folder / HASHES} cannot be read")
+
+
+def _place(folder: Path, name: str, target: Path) -> None:
+    """Put an entry's file under another name. Raises DamagedError, with nothing in place, for other bytes."""
+    hashes = _read_hashes(folder)
+    if name not in hashes:
+        raise FileNotFoundError(f"{folder} must hold {name}, but what made it wrote only {sorted(hashes)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        if not (folder / name).exists():
+            raise DamagedError(f"{folder / name} is gone")
+        files.link_or_copy(folder / name, new)
+        if hash_file(new) != hashes[name]:  # of the new name: its bytes are put in place
+            raise DamagedError(f"{folder / name} holds other bytes")
+        new.replace(target)
+    finally:  # also after success: renaming one link of a file over another link of it does nothing, says POSIX
+        new.unlink(missing_ok=True)
+    os.utime(folder)  # so that gc knows when it was last used, where nothing is linked

@@ -1,4 +1,4 @@
-"""A source's address → its files, in the order of their delivery, and a fingerprint of their bytes.
+"""A source's address → its files, in the order of their delivery, unpacked, and in the form that DuckDB reads.
 
 Addresses: a path or file://path (with * for many files), package://name/path for data inside an installed package.
 A new scheme is a function here and an entry of SCHEMES.
@@ -6,13 +6,19 @@ A new scheme is a function here and an entry of SCHEMES.
 `*` is the only mark of a pattern, and a name that exists is never a pattern. Files are in the order of their names,
 numbers in them as numbers: part2 comes before part10. A relative path starts at the working directory or, where a run's
 workspace lacks it, at the checkout that the workspace was made of.
+
+DuckDB is fast and strict. A CSV that it cannot read, or would read wrongly (line ends of two kinds, empty lines,
+another encoding), is rewritten by Python's csv module, which names each fault by its line. Only the delimiter is
+guessed. No message shows a value of a row: it may be personal data.
 """
 
 import contextlib
+import csv
 import glob
 import gzip
 import hashlib
 import importlib.util
+import itertools
 import os
 import re
 import secrets
@@ -24,9 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from tasks.data import cache
+from tasks.data import periods
 from tasks.params import home
 from tasks.runtime import locks
+from tasks.runtime.sql import literal, path_text
 
 TORN = (  # the last two: locked, packed in an exotic way
     zipfile.BadZipFile,
@@ -36,6 +43,11 @@ TORN = (  # the last two: locked, packed in an exotic way
     RuntimeError,
     NotImplementedError,
 )
+DELIMITERS = ",;\t|"
+CHUNK = 1 << 20
+LONGEST_LINE = 2_000_000  # characters that DuckDB takes
+MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+QUOTED = re.compile(r'^ *"(.*)"$', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ def fetch_files(address: str) -> Fetched:
             raise ValueError(f"{address}: {file} is no file; name the files in a folder with *, such as {rest}/*.csv")
         if file.stat().st_size == 0:
             raise ValueError(f"{address}: {file.name} is empty")
-        hashes.append(cache.hash_file(file))
+        hashes.append(periods.hash_file(file))
     return Fetched(address, tuple(files), hashlib.sha256("".join(hashes).encode()).hexdigest())
 
 
@@ -163,3 +175,129 @@ def _gunzip(file: Path) -> Iterator[tuple[str, BinaryIO]]:
 
 
 PACKED = {".zip": _unzip, ".gz": _gunzip}
+
+
+# --- CSV -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a CSV is written: its delimiter and its columns' names, empty for a column without one."""
+
+    delimiter: str
+    names: tuple[str, ...]
+
+
+def read_layout(file: Path, encoding: str = "utf-8") -> Layout:
+    """The delimiter is the one that the first line has most of, quotes left out. Raises ValueError for no CSV."""
+    try:
+        with file.open(encoding=_codec(encoding), newline="") as stream:
+            lines = (line for line in stream if line.strip())
+            first = next(lines, "")
+            delimiter = max(DELIMITERS, key=re.sub(r'"[^"]*"', "", first).count)
+            names = next(csv.reader(itertools.chain([first], lines), delimiter=delimiter), [])
+    except UnicodeError:
+        raise ValueError(explain_bytes(file, encoding)) from None
+    except csv.Error:
+        raise ValueError("its first line cannot be read as the names of its columns") from None
+    return Layout(delimiter, tuple(name.strip() for name in names))
+
+
+def _codec(encoding: str) -> str:
+    return "utf-8-sig" if encoding == "utf-8" else encoding
+
+
+def csv_sql(file: Path, layout: Layout) -> str:
+    """The table function that reads it: text columns c0, c1, ... in the order of the header."""
+    columns = ", ".join(f"c{i}: 'VARCHAR'" for i in range(len(layout.names)))
+    return (
+        f"read_csv({literal(path_text(file))}, columns = {{{columns}}}, auto_detect = FALSE, header = TRUE, "
+        f"delim = {literal(layout.delimiter)}, quote = '\"', escape = '\"', nullstr = [''], hive_partitioning = FALSE)"
+    )
+
+
+def is_plain(file: Path) -> bool:
+    """Whether all lines end alike and none is empty: what DuckDB reads as it is written."""
+    pairs = feeds = returns = 0
+    with file.open("rb") as stream:
+        tail = b"\n"  # an empty first line is an empty line
+        while chunk := stream.read(CHUNK):
+            text = tail + chunk
+            if b"\n\n" in text or b"\n\r\n" in text or b"\r\r" in text:
+                return False
+            pairs += chunk.count(b"\r\n") + (tail[-1:] == b"\r" and chunk[:1] == b"\n")
+            feeds += chunk.count(b"\n")
+            returns += chunk.count(b"\r")
+            tail = text[-2:]
+    return pairs in (feeds, 0) and (returns == pairs or feeds == 0)
+
+
+def rewrite(file: Path, layout: Layout, target: Path, encoding: str = "utf-8") -> Path:
+    """Write the same rows to `target`, another file, in UTF-8 with one kind of line end. Returns it.
+
+    An empty line becomes a row of empty fields: whoever reads it can count it, and the rows keep their places. Raises
+    ValueError that names a faulty line.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    width = len(layout.names)
+    csv.field_size_limit(LONGEST_LINE)
+    with (
+        file.open(encoding=_codec(encoding), newline="") as source,
+        target.open("w", encoding="utf-8", newline="") as out,
+    ):
+        rows = csv.reader(source, delimiter=layout.delimiter, strict=True)
+        writer = csv.writer(out, delimiter=layout.delimiter, lineterminator="\n")
+        line, started = 1, False
+        try:
+            for row in rows:
+                if any(field.strip() for field in row):
+                    writer.writerow(_fitted(row, width, line) if started else row)
+                    started = True
+                elif started:
+                    writer.writerow([""] * width)
+                line = rows.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"line {line}: {_fault(error)}") from None
+        except UnicodeError:
+            raise ValueError(explain_bytes(file, encoding)) from None
+    return target
+
+
+def _fitted(row: list[str], width: int, line: int) -> list[str]:
+    """A row with as many fields as the header. Empty fields beyond them are dropped."""
+    if len(row) > width and not any(field.strip() for field in row[width:]):
+        row = row[:width]
+    if len(row) != width:
+        raise ValueError(
+            f"line {line} has {len(row)} fields, but the header names {width} columns. Mend the line, put "
+            "quotes around a field that holds the delimiter, or export the table again"
+        )
+    # Blanks before a quoted field are no part of it, as DuckDB reads it.
+    quotes = [QUOTED.match(field) if field.startswith(" ") else None for field in row]
+    return [quote[1].replace('""', '"') if quote else field for field, quote in zip(row, quotes, strict=True)]
+
+
+def _fault(error: csv.Error) -> str:
+    if "unexpected end of data" in str(error):
+        return "a quote is opened and never closed. The file may be cut off: export the table again"
+    if "field larger" in str(error):
+        return f"a field is longer than {LONGEST_LINE:,} characters. Is a quote left open before it?"
+    return "a quoted field goes on after its closing quote. A quote inside a quoted field is written twice"
+
+
+def explain_bytes(file: Path, encoding: str) -> str:
+    """What is wrong with bytes that are not in the encoding, with the first line that is not."""
+    with file.open("rb") as stream:
+        mark = MARKS.get(stream.read(2))
+        if mark and encoding == "utf-8":
+            return f"it is written in {mark}, not in utf-8: set the source's `encoding: {mark}`"
+        stream.seek(0)
+        number = 1
+        for i, line in enumerate(stream, 1):
+            try:
+                line.decode(encoding)
+            except UnicodeError:
+                number = i
+                break
+    other = "cp1252 or latin-1" if encoding == "utf-8" else "utf-8"
+    return f"line {number} is not {encoding}: set the source's `encoding`, such as {other}"

@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from tasks import log, params
-from tasks.data import cache, features, featuresql
+from tasks.data import features, featuresql, periods
 from tasks.data.manifest import RawManifest
 from tasks.params import Params
 from tasks.runtime import files
@@ -77,7 +77,7 @@ def publish(p: Params, folder: Path, *, home: Path | None = None) -> State | Non
 def identify_tables(p: Params) -> str:
     """The kind of the tables that these params describe: a state of another kind does not fit them."""
     tables = {name: table.model_dump() for name, table in p.contract.items()}
-    return cache.hash_inputs(p.registry.model, tables, p.spine.model_dump(), str(p.features.lookback))[:16]
+    return periods.hash_inputs(p.registry.model, tables, p.spine.model_dump(), str(p.features.lookback))[:16]
 
 
 def _write_tables(p: Params, folder: Path, state: State) -> None:
@@ -89,7 +89,7 @@ def _write_tables(p: Params, folder: Path, state: State) -> None:
             where = f"event_time >= {time_sql(since)}" if name in tables.timed else "TRUE"
             featuresql.create_table(con, p, name, paths, where=where)
             con.execute(f"COPY {quote(name)} TO {literal(str(new / f'{name}.parquet'))} (FORMAT parquet)")
-        cache.seal_folder(new)
+        periods.seal_folder(new)
 
 
 def read_current(home: Path | None = None) -> State | None:
@@ -132,7 +132,7 @@ def load_tables(p: Params, state: State) -> dict[str, pa.Table]:
         ValueError: they are not those that were published.
     """
     con = featuresql.connect(p)
-    damaged = cache.find_damage(state.folder)
+    damaged = periods.find_damage(state.folder)
     if not state.folder.exists():
         raise FileNotFoundError(f"{state.folder}: newer state has been published")
     if damaged:

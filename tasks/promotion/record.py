@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tasks import log
-from tasks.data import cache, periods
+from tasks.data import periods
 from tasks.data.manifest import FeaturesManifest, RawManifest
 from tasks.params import Params
 from tasks.promotion import figures, registry, tags
@@ -308,7 +308,7 @@ def _find_lineage(results: Results) -> dict[str, str]:
         tags.AS_OF: results.raw.as_of.isoformat(),
         tags.COMMIT: results.commit,
         tags.DIRTY: "true" if results.patch else "false",
-        tags.ENVIRONMENT: cache.hash_file(lock) if lock.exists() else UNKNOWN,
+        tags.ENVIRONMENT: periods.hash_file(lock) if lock.exists() else UNKNOWN,
         tags.FLOW_RUN: results.flow_run,
         tags.PII_KEY_ID: results.raw.pii_key_id,
         tags.DATA_FROM: features.begin,

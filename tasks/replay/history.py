@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks import log
-from tasks.data import cache, featurerows, features, periods
+from tasks.data import featurerows, features, periods
 from tasks.data.featurerows import META, Rows
 from tasks.data.manifest import FeaturesManifest
 from tasks.data.periods import Period
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 PARAMS, SQL, COST = "params.yaml", "tasks/features.sql", "cost.json"  # of a candidate's folder, beside the stages' own
 PARTIAL_PREFIX = ".new-"  # how the name of a folder begins that is not whole
 MADE_BY = (str(features.__file__), *map(str, sorted(Path(str(model.__file__)).parent.glob("*.py"))))
-CODE = cache.hash_code(__file__, *MADE_BY)
+CODE = periods.hash_code(__file__, *MADE_BY)
 LIBRARIES = ("numpy", "optuna", "scikit-learn")  # that decide what is made; XGBoost goes by two names
 
 
@@ -111,7 +111,7 @@ class History:
         settings = [section.model_dump() for section in sections] + [p.monitor.window]
         contents = [(part.period.name, part.content) for part in self._parts if part.period.start <= as_of]
         releases = [importlib.metadata.version(name) for name in LIBRARIES]
-        return cache.hash_inputs(
+        return periods.hash_inputs(
             as_of, contents, settings, self.sql, CODE, releases, model.import_xgboost().__version__
         )
 
@@ -125,7 +125,7 @@ class History:
         with files.publish_folder(place, prefix=PARTIAL_PREFIX) as folder:
             self.write(as_of, folder)
             files.publish_json(folder / COST, {"cpu": round(_train(self.p, folder), 2)})
-            cache.seal_folder(folder)
+            periods.seal_folder(folder)
 
     def write(self, as_of: datetime, folder: Path) -> None:
         """A folder as the pipeline's features stage leaves it at `as_of`. A period that nothing came to later is
@@ -164,12 +164,12 @@ def _part(period: Period, path: Path) -> _Part:
 
     times = pq.read_table(path, columns=list(META[:2]))
     newest = [time for name in META[:2] if (time := pc.max(times[name]).as_py())]
-    return _Part(period, path, cache.hash_file(path), max(newest, default=period.start))
+    return _Part(period, path, periods.hash_file(path), max(newest, default=period.start))
 
 
 def _discard_damaged(place: Path) -> None:
     """A candidate holds links of feature files: whoever writes into one of those writes into it."""
-    if place.is_dir() and (names := cache.find_damage(place)):
+    if place.is_dir() and (names := periods.find_damage(place)):
         log.warning("%s no longer holds what was made (%s): it is trained again", place, ", ".join(names))
         shutil.rmtree(place)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import log, params
-from tasks.data import cache, state
+from tasks.data import periods, state
 from tasks.params import Params
 from tasks.promotion import registry
 from tasks.promotion.registry import Registry, Version
@@ -129,7 +129,7 @@ def _copy(source: Registry, version: Version, here: Path) -> None:
 
 def _told(source: Registry, version: Version, made: Path) -> dict[str, Any]:
     card = {"number": version.number, "as_of": version.as_of, "commit": version.commit, "tags": dict(version.tags)}
-    files = {name: cache.hash_file(made / name) for name in versions.FILES}
+    files = {name: periods.hash_file(made / name) for name in versions.FILES}
     data = source.runs.read_data(version.run_id)
     card |= {"metrics": dict(data.metrics), "card": data.tags.get(NOTE, "")}
     return card | {"model": source.model, "run_id": version.run_id, "files": files}

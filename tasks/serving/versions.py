@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks import params
-from tasks.data import cache
+from tasks.data import periods
 from tasks.params import Params
 from tasks.training.model import Model
 
@@ -80,7 +80,7 @@ def read_card(here: Path) -> dict[str, Any]:
             f"`files` must be names and hashes in {here / 'version.json'}, but got {files!r}. {COPY_AGAIN}"
         )
     for name, wanted in files.items():
-        if (digest := cache.hash_file(here / name)) != wanted:
+        if (digest := periods.hash_file(here / name)) != wanted:
             raise ValueError(f"{here / name} must have the hash {wanted}, but it has {digest}. {COPY_AGAIN}")
     return card
 

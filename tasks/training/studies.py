@@ -28,14 +28,14 @@ from optuna import distributions
 from optuna.trial import FrozenTrial, TrialState
 
 from tasks import log, params
-from tasks.data import cache, features, periods
+from tasks.data import features, periods
 from tasks.params import Params, Range
 from tasks.runtime import files, locks
 from tasks.training import fitting, model, split
 from tasks.training.fitting import Progress
 from tasks.training.trials import Trial
 
-CODE = cache.hash_code(__file__, *(str(one.__file__) for one in (features, fitting, model, split)))  # decide a trial
+CODE = periods.hash_code(__file__, *(str(one.__file__) for one in (features, fitting, model, split)))  # decide a trial
 ROUNDS_BETWEEN_REPORTS = 10
 WARM_UP_ROUNDS = 20  # of each fold, in which no trial is pruned
 LEAST_ELDERS = 4  # trials that end before any is pruned
@@ -194,11 +194,11 @@ def open_log(p: Params, source: Path, as_of: datetime, *, home: Path | None = No
     Args:
         home: the folder of shared state, where not EVERGREEN_HOME.
     """
-    rows = [cache.hash_file(path) for _, path in periods.list_files(source)]
+    rows = [periods.hash_file(path) for _, path in periods.list_files(source)]
     search = p.tune.model_dump(exclude={"trials", "budget", "finalists"})
     task = p.label.task, p.label.deadline, p.split.model_dump(), p.train.categories, p.train.device
     libraries = optuna.__version__, np.__version__, model.import_xgboost().__version__
-    name = cache.hash_inputs(rows, as_of, search, task, CODE, libraries)
+    name = periods.hash_inputs(rows, as_of, search, task, CODE, libraries)
     folder = (home or params.home()) / "studies"
     with locks.take_turn(folder, name=name):
         yield folder / f"{name}.jsonl"

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.data import cache, contract, ingest
+from tasks.data import contract, ingest, periods
 from tests.conftest import BEGIN, KEY, Made, tree
 
 World = Callable[..., Made]
@@ -154,7 +154,7 @@ def test_a_later_as_of_works_on_the_open_periods_only_and_ends_where_a_full_buil
     before = entries(made)
     p = made.run("ingest", p=made.params(**{"clock.as_of": "2024-03-05"}))
     cut = {
-        cache.hash_inputs("cut", feed.identity, "2024-03", p.clock.as_of)
+        periods.hash_inputs("cut", feed.identity, "2024-03", p.clock.as_of)
         for feed in ingest._fetch_feeds(p, contract.identify_key(KEY.encode())).values()
     }
     assert entries(made) - before <= cut
