@@ -8,7 +8,6 @@ from typing import ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.runtime import files
-from tasks.runtime.formats import Format
 
 NAME = "manifest.json"
 
@@ -20,7 +19,7 @@ class _Model(BaseModel):
 class Manifest(_Model):
     """What the two manifests have in common. The file also holds `format`, the mark of FORMAT."""
 
-    FORMAT: ClassVar[Format]
+    FORMAT: ClassVar[files.Format]
 
     as_of: datetime
 
@@ -55,7 +54,7 @@ class RawTable(_Model):
 class RawManifest(Manifest):
     """What ingest wrote. `limit`: the latest as_of that the rows allow."""
 
-    FORMAT = Format("raw manifest", 1)
+    FORMAT = files.Format("raw manifest", 1)
 
     limit: datetime
     pii_key_id: str | None
@@ -78,7 +77,7 @@ class Probes(_Model):
 class FeaturesManifest(Manifest):
     """What features wrote. A folder that replay cuts to an earlier moment says as_of and columns only."""
 
-    FORMAT = Format("features manifest", 1)
+    FORMAT = files.Format("features manifest", 1)
 
     columns: list[FeatureColumn] = []
     rows: int | None = None

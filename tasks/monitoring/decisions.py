@@ -19,7 +19,7 @@ from tasks.params import Params, spell
 from tasks.promotion import gate, judge, ledger
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, Version
-from tasks.runtime.formats import Format
+from tasks.runtime.files import Format
 from tasks.serving.journal import Journal
 from tasks.serving.schema import make_entry
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tasks.params import SignalKind
 from tasks.promotion.verdict import Verdict
-from tasks.runtime.formats import Format
+from tasks.runtime.files import Format
 from tasks.serving.journal import Journal
 from tasks.serving.schema import make_entry
 

@@ -14,21 +14,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from tasks.promotion import tags
-from tasks.runtime import formats
-from tasks.runtime.formats import Format
+from tasks.runtime import files
 
 Mark = Literal[
     "verdict", "intent", "alias moved", "done", "superseded", "rollback", "rolled back", "canary", "canary over"
 ]
 CHAMPION_CHANGES = ("alias moved", "rolled back")  # marks after which their version is the champion
 ANSWERS = ("verdict", "done", "superseded")  # marks after which nothing is to be done for their decision
-ENDS: Mapping[Mark, Mark] = {
-    "intent": "done",
-    "rollback": "rolled back",
-}  # what begins a change of the champion: what ends it
+# What begins a change of the champion: what ends it.
+ENDS: Mapping[Mark, Mark] = {"intent": "done", "rollback": "rolled back"}
 PIECE_CHARACTERS = 4000  # a tag holds 8,000
 
-LEDGER = Format("ledger", 1)  # of the tags. A field with a default may be added; anything else raises the version.
+# Of the tags. A field with a default may be added; anything else raises the version.
+LEDGER = files.Format("ledger", 1)
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,12 @@ def to_tags(entry: Entry) -> dict[str, str]:
     names = ("mark", "decision", "as_of", "run", "version", "champion", "outcome")
     shown = {f"{tags.PREFIX}{name}": str(value) for name in names if (value := getattr(entry, name)) is not None}
     note = f"**{entry.outcome or entry.mark}** {' '.join(entry.reasons)[:PIECE_CHARACTERS]}"
-    return {formats.KEY: LEDGER.mark, **pieces, **shown, tags.NOTE: note}
+    return {files.FORMAT_KEY: LEDGER.mark, **pieces, **shown, tags.NOTE: note}
 
 
 def from_tags(run_tags: Mapping[str, str], *, model: str) -> Entry:
     """The entry of a run. Raises ValueError for one that another version of this project wrote."""
-    mark = run_tags.get(formats.KEY)
+    mark = run_tags.get(files.FORMAT_KEY)
     if mark != LEDGER.mark:
         raise ValueError(
             f"the ledger of {model!r} in MLflow is in format {mark or 'unknown'}, but this evergreen reads "

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from tasks import log, params
-from tasks.runtime import files, formats, locks
+from tasks.runtime import files, locks
 from tasks.serving import schema
 from tasks.serving.schema import FORMAT, KINDS, SHADOW, Kind
 
@@ -292,7 +292,7 @@ def _day_of(path: str) -> date:
 def _read_parquet(store: Any, path: str, columns: Sequence[str] | None) -> pa.Table:
     with store.open(path, "rb") as stream:
         file = pq.ParquetFile(stream)
-        mark = (file.schema_arrow.metadata or {}).get(formats.KEY.encode())
+        mark = (file.schema_arrow.metadata or {}).get(files.FORMAT_KEY.encode())
         FORMAT.check(mark and mark.decode(), path)
         return file.read(columns)
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from tasks.runtime import formats
-from tasks.runtime.formats import Format
+from tasks.runtime import files
 
-FORMAT = Format("journal", 1)  # stands in the header of each frame of a log, and in the metadata of each Parquet file
-METADATA = {formats.KEY: FORMAT.mark}
+# Stands in the header of each frame of a log, and in the metadata of each Parquet file.
+FORMAT = files.Format("journal", 1)
+METADATA = {files.FORMAT_KEY: FORMAT.mark}
 FEATURE, KEY = "x_", "key_"  # before a feature's name, and before the name of a column of the spine table's key
 SHADOW = "shadow"  # the arm whose scores are journalled and never sent
 SOURCE = "source"  # stream's rows have it: the topic, partition and offset of the message

@@ -22,12 +22,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tasks.data.featurerows import Rows
-from tasks.runtime import files, formats
-from tasks.runtime.formats import Format
+from tasks.runtime import files
 from tasks.training.model import Floats
 from tasks.training.windows import Times
 
-FORMAT = Format("holdout", 1)
+FORMAT = files.Format("holdout", 1)
 TIME, LABEL = "event_time", "label"
 MODEL_PREFIX, SLICE_PREFIX = "by_", "in_"
 CANDIDATE = "candidate"
@@ -51,7 +50,7 @@ class Holdout:
     def load(path: Path) -> "Holdout":
         """Raises ValueError for a file in another format."""
         table = pq.read_table(path)
-        mark = (table.schema.metadata or {}).get(formats.KEY.encode())
+        mark = (table.schema.metadata or {}).get(files.FORMAT_KEY.encode())
         FORMAT.check(mark.decode() if mark else None, path)
         predictions, slices = (
             {name.removeprefix(prefix): _read(table[name]) for name in table.column_names if name.startswith(prefix)}
@@ -70,7 +69,7 @@ def write_holdout(path: Path, rows: Rows, predictions: Mapping[str, Floats], sli
     columns: dict[str, Any] = {TIME: pa.array(rows.event_time), LABEL: pa.array(rows.label)}
     columns |= {MODEL_PREFIX + name: pa.array(list(values)) for name, values in predictions.items()}
     columns |= {SLICE_PREFIX + name: rows.table[name] for name in slices}
-    table = pa.table(columns).replace_schema_metadata({formats.KEY: FORMAT.mark})
+    table = pa.table(columns).replace_schema_metadata({files.FORMAT_KEY: FORMAT.mark})
     files.publish(path, lambda new: pq.write_table(table, new, compression="zstd"))
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tasks.params import Drift
-from tasks.runtime.formats import Format
+from tasks.runtime.files import Format
 from tasks.training import windows
 from tasks.training.columns import Column, profile_column
 from tasks.training.digits import to_tuples

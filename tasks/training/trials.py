@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from tasks.runtime import files
-from tasks.runtime.formats import Format
 
-TUNED = Format("tuned", 1)
-TRIALS = Format("trials", 1)
+TUNED = files.Format("tuned", 1)
+TRIALS = files.Format("trials", 1)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A file under its final name is whole."""
+"""A file under its final name is whole, and one of another version is refused with the way out."""
 
 import json
 import os
@@ -48,3 +48,11 @@ def test_a_full_disk_leaves_no_half_file_under_its_final_name(tmp_path: Path) ->
     assert done.returncode == 1
     assert b"OSError: [Errno 27] File too large" in done.stderr
     assert tree(tmp_path) == {}
+
+
+def test_a_format_takes_its_own_mark_alone() -> None:
+    journal = files.Format("journal", 2)
+    journal.check("journal/2", "a.parquet")
+    for mark in ("journal/1", "journal/3", "ledger/2", None):
+        with pytest.raises(ValueError, match=r"^a\.parquet is in format .* reads journal/2.* EVERGREEN_HOME"):
+            journal.check(mark, "a.parquet")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.runtime.formats import Format
+from tasks.runtime.files import Format
 from tasks.serving import journal
 from tasks.serving.journal import Journal
 from tests.tasks import journalled
