@@ -79,9 +79,8 @@ class Delivery:
 class Reader:
     """The sources as typed tables in DuckDB. Each is read once, and only when it is first asked for."""
 
-    def __init__(self, p: Params, feeds: dict[str, Feed]) -> None:
-        self.con = stage.connect(p)
-        self._feeds = feeds
+    def __init__(self, p: Params, feeds: dict[str, Feed], key: bytes) -> None:
+        self.con, self.feeds, self.key = stage.connect(p), feeds, key
         self.outlier: dict[str, str] = {}  # by table: why a row is an outlier in time, as SQL
         self.deliveries: dict[str, Delivery] = {}  # of the tables that have been read
 
@@ -89,9 +88,9 @@ class Reader:
     def open_table(self, feed: Feed) -> Iterator[duckdb.DuckDBPyConnection]:
         """The connection, with the feed's table and those above it. DuckDB's errors name the table."""
         try:
-            for name in self._feeds:
+            for name, needed in self.feeds.items():
                 if name not in self.deliveries:
-                    self._load(self._feeds[name])
+                    self._load(needed)
                 if name == feed.name:
                     break
             yield self.con

@@ -21,10 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from tasks import log
-from tasks.data import contract, expressions, feasibility, feeds, periods, sources, timeline
-from tasks.data.feeds import FILE, ROW, Feed, Reader, raw_name
-from tasks.data.manifest import RawManifest, RawTable
-from tasks.data.timeline import Reach
+from tasks.data import contract, expressions, feasibility, feeds, manifest, periods, sources, timeline
 from tasks.params import FAULT, PLACE, TIMES, Params, to_utc
 from tasks.runtime import sql, stage
 from tasks.runtime.sql import parquet, quote, time_sql
@@ -39,7 +36,7 @@ CODE = periods.hash_code(
     sql.__file__,
     timeline.__file__,
 )
-REACH = TypeAdapter[Reach | None](Reach | None)
+REACH = TypeAdapter[timeline.Reach | None](timeline.Reach | None)
 # By period: when its first row is there, and the newest moment of which it has news.
 Spans = dict[str, tuple[datetime, datetime]]
 
@@ -58,12 +55,11 @@ def ingest(p: Params, folder: Path = Path()) -> None:
             f"ingest.pii_key_id is {p.ingest.pii_key_id}, but the key at hand has the id {key_id}: pseudonyms would "
             "change. Set EVERGREEN_PII_KEY to the key of that id, or write the new id into params.yaml."
         )
-    fed = _fetch_feeds(p, key_id)
-    reader = Reader(p, fed)
-    reach = _find_reach(reader, fed[p.spine.table])
+    reader = feeds.Reader(p, _fetch_feeds(p, key_id), key)
+    reach = _find_reach(reader, reader.feeds[p.spine.table])
     spans, deliveries = {}, {}
-    for name, feed in fed.items():
-        spans[name], deliveries[name] = _find_spans(reader, feed, p.ingest.period, key)
+    for name, feed in reader.feeds.items():
+        spans[name], deliveries[name] = _find_spans(reader, feed, p.ingest.period)
     if reach is None and deliveries[p.spine.table]["misfits"]:
         log.warning("no row of %s has an event time: all of them go to quarantine, with their reasons", p.spine.table)
         as_of = limit = to_utc(p.clock.as_of) if p.clock.as_of else NO_TIME
@@ -71,44 +67,43 @@ def ingest(p: Params, folder: Path = Path()) -> None:
         as_of, limit = _choose_as_of(p, spans[p.spine.table], reach)
     raw = folder / p.paths.raw
     shutil.rmtree(raw, ignore_errors=True)  # DVC has done so already; by hand, nothing of an older run may stay
-    tables = {}
-    for name, feed in fed.items():
-        rows = _write(reader, feed, spans[name], as_of, raw / name, key)
-        log.info("%s: %s rows in %s periods, as of %s", name, f"{sum(rows.values()):,}", len(rows), as_of)
-        tables[name] = _describe_table(feed, rows, deliveries[name])
-    RawManifest(as_of=as_of, limit=limit, pii_key_id=key_id, tables=tables).write(raw)
+    tables = {
+        name: _write_table(reader, feed, spans[name], as_of, raw / name, deliveries[name])
+        for name, feed in reader.feeds.items()
+    }
+    manifest.RawManifest(as_of=as_of, limit=limit, pii_key_id=key_id, tables=tables).write(raw)
 
 
-def _fetch_feeds(p: Params, key_id: str | None) -> dict[str, Feed]:
+def _fetch_feeds(p: Params, key_id: str | None) -> dict[str, feeds.Feed]:
     """In the order of params.yaml: a table's expressions may use the tables above it."""
-    feeds: dict[str, Feed] = {}
+    fetched_feeds: dict[str, feeds.Feed] = {}
     for name, source in p.sources.items():
         fetched, table = sources.fetch_files(source.address), p.contract[name]
         columns = [(column, rule.type, rule.pii, rule.outcome) for column, rule in table.columns.items()]
-        above = [feed.identity for feed in feeds.values()]
+        above = [feed.identity for feed in fetched_feeds.values()]
         settings = (source.model_dump(exclude={"address"}), columns, table.key, p.ingest.period)
         identity = periods.hash_inputs(name, fetched.fingerprint, *settings, key_id, above, CODE)
-        feeds[name] = Feed(name, source, table, fetched, identity)
-    return feeds
+        fetched_feeds[name] = feeds.Feed(name, source, table, fetched, identity)
+    return fetched_feeds
 
 
 # --- what the sources hold -----------------------------------------------------------------------------------------
 
 
-def _find_reach(reader: Reader, feed: Feed) -> Reach | None:
+def _find_reach(reader: feeds.Reader, feed: feeds.Feed) -> timeline.Reach | None:
     """How far the spine's rows reach in time. From now on its outliers go to quarantine, and into no other period."""
 
     def measure() -> Any:
         with reader.open_table(feed) as con:
             return REACH.dump_python(timeline.measure_reach(con, feed.name, feed.outcomes), mode="json")
 
-    entry = periods.hash_inputs("reach", feed.identity)
-    reach = REACH.validate_python(periods.remember(entry, "reach.json", measure))
+    content = periods.remember(periods.hash_inputs("reach", feed.identity), "reach.json", measure)
+    reach = REACH.validate_python(content)
     reader.outlier[feed.name] = timeline.outlier_sql(reach, feed.outcomes)
     return reach
 
 
-def _find_spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> tuple[Spans, dict[str, Any]]:
+def _find_spans(reader: feeds.Reader, feed: feeds.Feed, unit: str) -> tuple[Spans, dict[str, Any]]:
     """The span of each period, and what the files held.
 
     Once the source is open, all its periods go to the cache, later ones too: the same bytes are never parsed again.
@@ -118,9 +113,9 @@ def _find_spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> tuple[Span
         with reader.open_table(feed) as con:
             spans = _measure_spans(con, feed, unit, reader.outlier.get(feed.name))
             for period in spans:
-                _provide_period(reader, feed, period, key)
-            delivery = {**asdict(reader.deliveries[feed.name]), "misfits": _has_misfits(con, feed)}
-            return {"spans": spans, "delivery": delivery}
+                _provide_period(reader, feed, period)
+            misfits = feed.has_times and _has_misfits(con, feed)
+            return {"spans": spans, "delivery": {**asdict(reader.deliveries[feed.name]), "misfits": misfits}}
 
     entry = periods.hash_inputs("spans", feed.identity, feed.name in reader.outlier)
     content = periods.remember(entry, "spans.json", measure)
@@ -129,12 +124,10 @@ def _find_spans(reader: Reader, feed: Feed, unit: str, key: bytes) -> tuple[Span
     return {period: (first, last) for period, (first, last) in moments.items()}, content["delivery"]
 
 
-def _has_misfits(con: duckdb.DuckDBPyConnection, feed: Feed) -> bool:
+def _has_misfits(con: duckdb.DuckDBPyConnection, feed: feeds.Feed) -> bool:
     """Whether a row has no event time because one of its values is no time, or cannot be made one."""
-    if not feed.has_times:
-        return False
     times = [name for name in feed.columns if feed.table.columns[name].type in ("DATE", "TIMESTAMP")]
-    misfits = [f"({raw_name(name)} IS NOT NULL AND {quote(name)} IS NULL)" for name in times]
+    misfits = [f"({feeds.raw_name(name)} IS NOT NULL AND {quote(name)} IS NULL)" for name in times]
     where = " OR ".join([f"{FAULT} IS NOT NULL", *misfits])
     return _count(con, f"{quote(feed.name)} WHERE event_time IS NULL AND ({where})") > 0
 
@@ -143,7 +136,7 @@ def _count(con: duckdb.DuckDBPyConnection, rows: str) -> int:
     return int(con.execute(f"SELECT count(*) FROM {rows}").fetchall()[0][0])
 
 
-def _check_lacking(feed: Feed, lacking: dict[str, list[str]]) -> None:
+def _check_lacking(feed: feeds.Feed, lacking: dict[str, list[str]]) -> None:
     """Raises ValueError when a file lacks a required column; warns of any other column that it lacks."""
     names = feeds.name_files(feed.fetched)
     for index, columns in lacking.items():
@@ -157,7 +150,7 @@ def _check_lacking(feed: Feed, lacking: dict[str, list[str]]) -> None:
 
 
 def _measure_spans(
-    con: duckdb.DuckDBPyConnection, feed: Feed, unit: str, outlier: str | None
+    con: duckdb.DuckDBPyConnection, feed: feeds.Feed, unit: str, outlier: str | None
 ) -> dict[str, tuple[str, str]]:
     arrival = "event_time" if feed.outcomes else "greatest(event_time, known_at)"
     span = f"min({arrival}), max(greatest(event_time, known_at))" if feed.has_times else "NULL, NULL"
@@ -175,7 +168,7 @@ def _measure_spans(
     return dict(sorted(spans.items()))
 
 
-def _choose_as_of(p: Params, spans: Spans, reach: Reach | None) -> tuple[datetime, datetime]:
+def _choose_as_of(p: Params, spans: Spans, reach: timeline.Reach | None) -> tuple[datetime, datetime]:
     """as_of and the latest as_of that the spine's rows allow, to which the flows hold a person (runtime/clock.py).
 
     as_of is clock.as_of, else the newest moment of which the rows have news (data/timeline.py).
@@ -205,23 +198,22 @@ def _choose_as_of(p: Params, spans: Spans, reach: Reach | None) -> tuple[datetim
 # --- what is written -----------------------------------------------------------------------------------------------
 
 
-def _write(reader: Reader, feed: Feed, spans: Spans, as_of: datetime, folder: Path, key: bytes) -> dict[str, int]:
-    """Put one table's periods in place. Returns the rows of each."""
+def _write_table(
+    reader: feeds.Reader, feed: feeds.Feed, spans: Spans, as_of: datetime, folder: Path, delivery: dict[str, Any]
+) -> manifest.RawTable:
+    """Put one table's periods in place. Returns what was written, and what became of the rows that were delivered."""
     rows = {}
     for period, (first, newest) in spans.items():
         if first > as_of:
             continue
         target = folder / f"{period}.parquet"
-        _provide_period(reader, feed, period, key, target)
+        _provide_period(reader, feed, period, target)
         if newest > as_of:
             _cut_period(reader.con, feed, period, as_of, target)
         rows[period] = pq.read_metadata(target).num_rows
-    return rows
-
-
-def _describe_table(feed: Feed, rows: dict[str, int], delivery: dict[str, Any]) -> RawTable:
     names, total = feeds.name_files(feed.fetched), sum(rows.values())
-    return RawTable(
+    log.info("%s: %s rows in %s periods, as of %s", feed.name, f"{total:,}", len(rows), as_of)
+    return manifest.RawTable(
         address=feed.source.address,
         fingerprint=feed.fetched.fingerprint,
         rows=total,
@@ -234,31 +226,21 @@ def _describe_table(feed: Feed, rows: dict[str, int], delivery: dict[str, Any]) 
     )
 
 
-def _provide_period(reader: Reader, feed: Feed, period: str, key: bytes, *targets: Path) -> None:
+def _provide_period(reader: feeds.Reader, feed: feeds.Feed, period: str, *targets: Path) -> None:
     """A period with all that the source has of it: every as_of is cut from it."""
 
     def make(into: Path) -> None:
-        with reader.open_table(feed) as con:
-            rows = _select_period(con, feed, period, key, reader.outlier.get(feed.name))
-            pq.write_table(rows, into / "rows.parquet", compression="zstd")
+        with reader.open_table(feed):
+            pq.write_table(_select_period(reader, feed, period), into / "rows.parquet", compression="zstd")
 
     entry = periods.hash_inputs("whole", feed.identity, period, feed.name in reader.outlier)
     periods.provide(entry, dict.fromkeys(targets, "rows.parquet"), make)
 
 
-def _cut_period(con: duckdb.DuckDBPyConnection, feed: Feed, period: str, as_of: datetime, target: Path) -> None:
-    """Replace a period that as_of falls into, or that had outcomes to come, by what was known at as_of."""
+def _cut_period(con: duckdb.DuckDBPyConnection, feed: feeds.Feed, period: str, as_of: datetime, target: Path) -> None:
+    """Replace a period that as_of falls into, or that had outcomes to come, by what was known at as_of.
 
-    def make(into: Path) -> None:
-        rows = con.sql(_known_sql(feed, as_of, target)).to_arrow_table()
-        pq.write_table(rows, into / "rows.parquet", compression="zstd")
-
-    periods.provide(periods.hash_inputs("cut", feed.identity, period, as_of), {target: "rows.parquet"}, make)
-
-
-def _known_sql(feed: Feed, as_of: datetime, whole: Path) -> str:
-    """A row is there from its event on, its outcomes from known_at on; a table without outcomes is there from known_at.
-
+    A row is there from its event on, its outcomes from known_at on; a table without outcomes is there from known_at.
     A row without an event time stays: nobody could say when it came, and clean puts it aside.
     """
     moment = time_sql(as_of)
@@ -267,25 +249,29 @@ def _known_sql(feed: Feed, as_of: datetime, whole: Path) -> str:
     where = f"coalesce(event_time <= {moment}, TRUE)"
     if not feed.outcomes:
         where += f" AND coalesce(known_at <= {moment}, TRUE)"
-    return f"SELECT * REPLACE ({masked}) FROM {parquet([whole])} WHERE {where} ORDER BY {feed.order}"
+    query = f"SELECT * REPLACE ({masked}) FROM {parquet([target])} WHERE {where} ORDER BY {feed.order}"
+
+    def make(into: Path) -> None:
+        pq.write_table(con.sql(query).to_arrow_table(), into / "rows.parquet", compression="zstd")
+
+    periods.provide(periods.hash_inputs("cut", feed.identity, period, as_of), {target: "rows.parquet"}, make)
 
 
-def _select_period(
-    con: duckdb.DuckDBPyConnection, feed: Feed, period: str, key: bytes, outlier: str | None
-) -> pa.Table:
+def _select_period(reader: feeds.Reader, feed: feeds.Feed, period: str) -> pa.Table:
     """One period's rows: raw columns in the contract's order, with pseudonyms, in a fixed order."""
+    con, outlier = reader.con, reader.outlier.get(feed.name)
     where = _period_sql(period, outlier) if feed.has_times else "TRUE"
     con.execute(f"CREATE OR REPLACE TEMP TABLE _chosen AS SELECT * FROM {quote(feed.name)} WHERE {where}")
     columns, joins = [], ""
     for name in feed.columns:
-        value = raw_name(name)
+        value = feeds.raw_name(name)
         if name in feed.outcomes:
             # An outcome without a known_at is dropped: nobody could say when to use it. One that does not fit its type
             # stays: known_at may be missing for that very reason, and clean must see it.
             is_misfit = "FALSE" if name in feed.source.derive else f"{quote(name)} IS NULL"
             value = f"CASE WHEN known_at IS NOT NULL OR {is_misfit} THEN {value} END"
         if feed.table.columns[name].pii:
-            joins += _join_pseudonyms(con, name, value, key)
+            joins += _join_pseudonyms(con, name, value, reader.key)
             value = f"{quote('pii ' + name)}.pseudonym"
         columns.append(f"{value} AS {quote(name)}")
     columns += [*_place_columns(con, feed), FAULT, *(TIMES if feed.has_times else ())]
@@ -316,7 +302,7 @@ def _join_pseudonyms(con: duckdb.DuckDBPyConnection, name: str, value: str, key:
     return f" LEFT JOIN {table} ON {table}.clear = CAST({value} AS VARCHAR)"
 
 
-def _place_columns(con: duckdb.DuckDBPyConnection, feed: Feed) -> list[str]:
+def _place_columns(con: duckdb.DuckDBPyConnection, feed: feeds.Feed) -> list[str]:
     """The place of the rows of `_chosen` whose key comes twice in their period: clean decides by it.
 
     Other rows have none, so that their bytes stay the same when a source grows or shrinks at its beginning.
@@ -330,7 +316,10 @@ def _place_columns(con: duckdb.DuckDBPyConnection, feed: Feed) -> list[str]:
         return [f"CAST(NULL AS INTEGER) AS {PLACE[0]}", f"CAST(NULL AS BIGINT) AS {PLACE[1]}"]
     same = " AND ".join(f"_doubled.{name} = _chosen.{name}" for name in names)  # a missing key equals none
     twice = f"EXISTS (FROM _doubled WHERE {same})"
-    return [f"CASE WHEN {twice} THEN {column} END AS {name}" for column, name in zip((FILE, ROW), PLACE, strict=True)]
+    return [
+        f"CASE WHEN {twice} THEN {column} END AS {name}"
+        for column, name in zip((feeds.FILE, feeds.ROW), PLACE, strict=True)
+    ]
 
 
 if __name__ == "__main__":
