@@ -13,10 +13,8 @@ reported, and its row is kept.
 """
 
 import html
-import json
 import shutil
-import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +63,8 @@ def _clean_table(con: duckdb.DuckDBPyConnection, name: str, p: Params, folder: P
     table, cleaned = p.contract[name], folder / p.paths.clean / name
     job = Job(con, name, table, p.sources[name], tuple(raw.files), label)
     # The contents of the tables that this one refers to: when they change, so may its bad rows.
-    others = [path for other in contract.find_references(table) for path in sorted(cleaned.with_name(other).glob("*"))]
-    references = [periods.hash_file(path) for path in others]
+    others = [sorted(cleaned.with_name(other).glob("*")) for other in contract.find_references(table)]
+    references = [periods.hash_file(path) for paths in others for path in paths]
     counts = []
     for file in sorted((folder / p.paths.raw / name).glob("*.parquet")):
         targets = {cleaned / file.name: "clean.parquet", folder / p.paths.quarantine / name / file.name: "held.parquet"}
@@ -82,10 +80,12 @@ def _clean_table(con: duckdb.DuckDBPyConnection, name: str, p: Params, folder: P
 def _clean_period(job: Job, file: Path, references: list[str], targets: dict[Path, str]) -> Counts:
     settings = (job.name, job.table.model_dump(), job.source.model_dump(exclude={"address"}), job.label)
     entry = periods.hash_inputs("clean", periods.hash_file(file), settings, _name_winners(job, file), references, CODE)
-    with tempfile.TemporaryDirectory() as folder:
-        counts = Path(folder) / "counts.json"
-        periods.provide(entry, {**targets, counts: counts.name}, lambda into: _clean_file(job, file, into))
-        return dict(json.loads(counts.read_text()))
+
+    def make(into: Path) -> None:
+        _clean_file(job, file, into)
+
+    periods.provide(entry, targets, make)
+    return dict(periods.read_json(entry, "counts.json", make))
 
 
 def _name_winners(job: Job, file: Path) -> list[tuple[int, str]]:
@@ -105,7 +105,7 @@ def _clean_file(job: Job, file: Path, into: Path) -> None:
         name: contract.typed_sql(name, columns[name], text=name in texts, decimal=job.source.decimal) for name in names
     }
     typed |= {name: name for name in TIMES if name in schema.names}
-    rules = _build_rules(job, texts, schema.names)
+    rules = list(_build_rules(job, texts, schema.names))
     con.execute(f"CREATE OR REPLACE TEMP TABLE _unlabelled AS {_unlabelled_sql(job, typed, file)}")
     checked = _checked_sql(typed, rules, file)
     reasons = [f"CASE WHEN b{i} THEN {rule.reason} END" for i, rule in enumerate(rules) if rule.is_bad]
@@ -126,25 +126,22 @@ def _clean_file(job: Job, file: Path, into: Path) -> None:
     files.publish_json(into / "counts.json", count_rows(con, rules, names))
 
 
-def _build_rules(job: Job, texts: Collection[str], columns: Collection[str]) -> list[Rule]:
+def _build_rules(job: Job, texts: Collection[str], columns: Collection[str]) -> Iterator[Rule]:
     """The contract's rules, then those that concern the whole row. `columns` are those of the raw file."""
-    rules = [rule for rule in contract.build_rules(job.table, texts=texts) if rule.name.split(":")[0] not in TIMES]
+    yield from (rule for rule in contract.build_rules(job.table, texts=texts) if rule.name.split(":")[0] not in TIMES)
     for step in expressions.list_steps(job.source):
         setting = f"sources.{job.name}.{step.setting}"
-        reason = f"{setting} cannot be computed for this row"
-        rules.append(Rule(f"{step.setting}: fails", _fault_sql(step.setting), literal(reason)))
+        reason = literal(f"{setting} cannot be computed for this row")
+        yield Rule(f"{step.setting}: fails", _fault_sql(step.setting), reason)
         if step.is_time:
-            reason = f"{setting} gives a text that is no time{contract.ZONE_RULE}"
-            no_time = _fault_sql(step.setting + expressions.NO_TIME)
-            rules.append(Rule(f"{step.setting}: type", no_time, literal(reason)))
+            reason = literal(f"{setting} gives a text that is no time{contract.ZONE_RULE}")
+            yield Rule(f"{step.setting}: type", _fault_sql(step.setting + expressions.NO_TIME), reason)
     if job.label is not None:
-        reason = literal("label.expression cannot be computed")
-        rules.append(Rule("label: fails", "place IN (FROM _unlabelled)", reason))
+        yield Rule("label: fails", "place IN (FROM _unlabelled)", literal("label.expression cannot be computed"))
     if "event_time" in columns:
-        rules.append(Rule("event_time: required", "raw.event_time IS NULL", literal("event_time cannot be told")))
+        yield Rule("event_time: required", "raw.event_time IS NULL", literal("event_time cannot be told"))
     if timeline.OUTLIER in columns:
-        rules.append(Rule("time: outlier", f"raw.{timeline.OUTLIER} IS NOT NULL", f"raw.{timeline.OUTLIER}"))
-    return rules
+        yield Rule("time: outlier", f"raw.{timeline.OUTLIER} IS NOT NULL", f"raw.{timeline.OUTLIER}")
 
 
 def _fault_sql(fault: str) -> str:
@@ -158,12 +155,7 @@ def _unlabelled_sql(job: Job, typed: dict[str, str], file: Path) -> str:
         return none
     values = ", ".join(f"{value} AS {quote(name)}" for name, value in typed.items())
     rows = f"(SELECT {values}, file_row_number FROM {parquet([file], file_row_number='TRUE')})"
-    try:
-        job.con.execute(f"SELECT count(({job.label}\n)) FROM {rows}")
-        return none
-    except duckdb.Error:
-        failing = f"TRY(struct_pack(v := ({job.label}\n))) IS NULL"
-    query = f"SELECT file_row_number AS place FROM {rows} WHERE {failing}"
+    query = f"SELECT file_row_number AS place FROM {rows} WHERE TRY(struct_pack(v := ({job.label}\n))) IS NULL"
     try:
         job.con.execute(f"DESCRIBE {query}")
     except duckdb.Error:
@@ -286,10 +278,10 @@ def _render_page(tables: dict[str, Counts], max_bad_share: float) -> str:
     bound = f"A table with more than {max_bad_share:.1%} there fails the stage (clean.max_bad_share)."
     overview = []
     for name, table in tables.items():
-        style = "bad" if _bad_share(table) > max_bad_share else "some" if table["bad"] else "none"
+        share = _bad_share(table)
+        mark = f'<span class="{"bad" if share > max_bad_share else "some" if share else "none"}">'
         link = f'<a href="#{html.escape(name)}">{html.escape(name)}</a>'
-        marked = [f'<span class="{style}">{text}</span>' for text in (f"{table['bad']:,}", f"{_bad_share(table):.3%}")]
-        overview.append((link, f"{table['rows']:,}", *marked))
+        overview.append((link, f"{table['rows']:,}", f"{mark}{table['bad']:,}</span>", f"{mark}{share:.3%}</span>"))
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Data quality</title>',
@@ -316,12 +308,12 @@ def _render_section(name: str, table: Counts) -> str:
         for rule, count in _most_first(table[field])
     ]
     rules = _render_table(("rule", "rows that break it", "what happens"), broken)
-    missing = []
-    for column, count in _most_first(table["nulls"]):
-        share = f"{count / max(table['rows'], 1):.1%}"
-        if count:
-            bar = f'<div class="bar" style="width: {share}"></div>'
-            missing.append((html.escape(column), f"{count:,}", share, bar))
+    shares = {column: f"{count / max(table['rows'], 1):.1%}" for column, count in table["nulls"].items()}
+    missing = [
+        (html.escape(column), f"{count:,}", shares[column], f'<div class="bar" style="width: {shares[column]}"></div>')
+        for column, count in _most_first(table["nulls"])
+        if count
+    ]
     full = len(table["nulls"]) - len(missing)
     return "\n".join(
         [

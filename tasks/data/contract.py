@@ -123,8 +123,7 @@ def _reason_sql(name: str, value: str, rule: str) -> str:
 
 def find_references(table: Table) -> dict[str, str]:
     """The other tables that a table's columns point to, each with the column that is pointed to."""
-    pairs = [column.references.partition(".") for column in table.columns.values() if column.references]
-    return {other: field for other, _, field in pairs}
+    return dict(column.references.split(".", 1) for column in table.columns.values() if column.references)
 
 
 def sort_tables(tables: dict[str, Table]) -> list[str]:

@@ -25,10 +25,7 @@ import pyarrow.parquet as pq
 
 from tasks import log
 from tasks.data import contract, featurerows, featuresql, leaks, periods, sqlcheck
-from tasks.data.featuresql import SQL, check_sql, compute_features, create_spine
-from tasks.data.leaks import Moment, Probed
 from tasks.data.manifest import FeatureColumn, FeaturesManifest, Probes, RawManifest
-from tasks.data.periods import Period
 from tasks.params import Params, spell
 from tasks.runtime import stage
 from tasks.runtime.sql import parquet, quote, time_sql
@@ -42,47 +39,45 @@ def features(p: Params, folder: Path = Path()) -> None:
     """Write <features>/<period>.parquet and <features>/manifest.json. Raises ValueError for SQL that fails or leaks."""
     out = folder / p.paths.features
     shutil.rmtree(out, ignore_errors=True)
-    sql = (folder / SQL).read_text(encoding="utf-8")
-    probed = build(p, folder / p.paths.clean, out, sql)
-    read = sqlcheck.find_tables(sql)
-    static = [name for name, source in p.sources.items() if source.event_time is None and name.lower() in read]
-    manifest = _describe(p, out, RawManifest.read(folder / p.paths.raw).as_of)
+    probes = build(p, folder / p.paths.clean, out, (folder / featuresql.SQL).read_text(encoding="utf-8"))
+    manifest = _describe(p, out, RawManifest.read(folder / p.paths.raw).as_of, probes)
     for warning in manifest.warnings:
         log.warning(warning)
     log.info("%s rows, %s features", f"{manifest.rows:,}", len(manifest.columns))
-    log.info(leaks.describe(probed, static))
-    manifest.model_copy(update={"probes": Probes(**asdict(probed), unseen=static)}).write(out)
+    log.info(leaks.describe(probes))
+    manifest.write(out)
 
 
-def build(p: Params, clean: Path, out: Path, sql: str) -> Probed:
+def build(p: Params, clean: Path, out: Path, sql: str) -> Probes:
     """The features of every period of the spine's table, from the cache where nothing that they read has changed.
 
     Returns how much was probed for leaks. Raises ValueError for SQL that fails or leaks.
     """
-    check_sql(p, sql)
+    featuresql.check_sql(p, sql)
     tables, at_least = open_tables(p, clean), p.features.leak_probes
-    names = [period for period, _ in tables.timed[p.spine.table]]
+    spans = [period for period, _ in tables.timed[p.spine.table]]
 
     def job_of(place: int) -> Job:
-        return Job(p, tables, names[place], sql, look_further=at_least > 0 and place >= len(names) - 2)
+        return Job(p, tables, spans[place], sql, look_further=at_least > 0 and place >= len(spans) - 2)
 
     read_times = functools.cache(lambda place: job_of(place).read_times())
-    plan = leaks.plan_moments(read_times, [period.name for period in names], at_least=at_least, lead=p.features.lead)
-    results = []
-    for place, alone in enumerate(leaks.spread_evenly(at_least, len(names))):
-        job = job_of(place)
-        target = out / f"{job.period.name}.parquet"
+    plan = leaks.plan_moments(read_times, [period.name for period in spans], at_least=at_least, lead=p.features.lead)
+    rows = 0
+    for place, alone in enumerate(leaks.spread_evenly(at_least, len(spans))):
+        job, target = job_of(place), out / f"{spans[place].name}.parquet"
         if periods.provide(job.key, {target: "rows.parquet"}, job.make):
             log.info("%s computed", job.period.name)
-        results.append(job.check(target, plan[place], alone=alone))
-    return Probed(sum(result.moments for result in results), sum(result.rows for result in results))
+        rows += job.check(target, plan[place], alone=alone)
+    read = sqlcheck.find_tables(sql)
+    static = [name for name in tables.static if name.lower() in read]
+    return Probes(moments=sum(map(len, plan)), rows=rows, unseen=static)
 
 
 @dataclass(frozen=True)
 class Tables:
     """The files of the clean tables: static ones whole, the others by period."""
 
-    timed: dict[str, list[tuple[Period, Path]]]
+    timed: dict[str, list[tuple[periods.Period, Path]]]
     static: dict[str, list[Path]]
 
     def files_between(self, since: datetime, until: datetime = datetime.max) -> dict[str, list[Path]]:
@@ -106,7 +101,7 @@ class Job:
 
     p: Params
     tables: Tables
-    period: Period
+    period: periods.Period
     sql: str
     look_further: bool = False
 
@@ -120,7 +115,7 @@ class Job:
 
     def make(self, into: Path) -> None:
         con, meta = self._world
-        computed = compute_features(con, self.p, self.sql)
+        computed = featuresql.compute_features(con, self.p, self.sql)
         rows = pa.table({name: table[name] for table in (meta, computed) for name in table.column_names})
         pq.write_table(rows, into / "rows.parquet", compression="zstd")
 
@@ -130,30 +125,35 @@ class Job:
         spine = dict(self.tables.timed[self.p.spine.table])[self.period]
         return leaks.read_times(spine, [files[name] for name in self.tables.timed], self.p.features.lead)
 
-    def check(self, target: Path, moments: Sequence[Moment], *, alone: int) -> Probed:
-        """Look for leaks and for a short look-back in the features at `target`, unless that was done before."""
+    def check(self, target: Path, moments: Sequence[leaks.Moment], *, alone: int) -> int:
+        """Look for leaks and for a short look-back in the features at `target`, unless that was done before.
+
+        Returns how many rows were computed again.
+        """
 
         def probe() -> Any:
             con, meta = self._world
-            world = leaks.World(con, list(self.tables.timed), lambda: compute_features(con, self.p, self.sql))
+            world = leaks.World(
+                con, list(self.tables.timed), lambda: featuresql.compute_features(con, self.p, self.sql)
+            )
             rows = pq.read_table(target)
             stored = rows.select([name for name in rows.column_names if not name.startswith("_")])
             leaks.refuse_leaks(world, stored, meta["_event_time"], moments, alone=alone)
             if self.look_further:
                 self._refuse_short_lookback(stored.slice(0, EDGE_ROWS), meta["_event_time"].to_pylist()[:EDGE_ROWS])
-            return asdict(leaks.count_rows(moments))
+            return leaks.count_rows(moments)
 
         if not moments and not self.look_further:
-            return Probed(0, 0)
+            return 0
         asked = [asdict(moment) for moment in moments]
         entry = periods.hash_inputs("probed", self.key, asked, alone, self.look_further, LEAKS_CODE)
-        return Probed(**periods.remember(entry, "probed.json", probe))
+        return int(periods.remember(entry, "probed.json", probe))
 
     @cached_property
     def _world(self) -> tuple[duckdb.DuckDBPyConnection, pa.Table]:
         """The period's tables and spine in DuckDB; and its rows' keys, times and labels."""
         con = self._connect(self.p.features.lookback, self.period.end)
-        return con, create_spine(con, self.p, self.period)
+        return con, featuresql.create_spine(con, self.p, self.period)
 
     def _connect(self, lookback: timedelta, until: datetime) -> duckdb.DuckDBPyConnection:
         """The clean tables in memory, cut to what the period's rows before `until` may look at."""
@@ -169,8 +169,8 @@ class Job:
         """The period's first rows look back furthest: with twice the look-back they must come out the same."""
         lookback = 2 * self.p.features.lookback
         con = self._connect(lookback, event_times[-1] + timedelta(microseconds=1))
-        create_spine(con, self.p, self.period)
-        again = compute_features(con, self.p, self.sql).slice(0, len(first))
+        featuresql.create_spine(con, self.p, self.period)
+        again = featuresql.compute_features(con, self.p, self.sql).slice(0, len(first))
         for name, difference in leaks.find_differences(first, again).items():
             raise ValueError(
                 f"features.sql looks back further than features.lookback ({spell(self.p.features.lookback)}): `{name}` "
@@ -179,7 +179,7 @@ class Job:
             )
 
 
-def _describe(p: Params, out: Path, as_of: datetime) -> FeaturesManifest:
+def _describe(p: Params, out: Path, as_of: datetime, probes: Probes) -> FeaturesManifest:
     """What the features hold. Its warnings name features without a value, or with only one."""
     rows = parquet(path for _, path in periods.list_files(out))
     con = featuresql.connect(p)
@@ -192,10 +192,8 @@ def _describe(p: Params, out: Path, as_of: datetime) -> FeaturesManifest:
         featuresql.check_class_count(classes)
     warnings = [f"the label is {label} in every row that has one: nothing can be learnt of it"] if classes == 1 else []
     kinds = {name: kind for name, kind, *_ in con.execute(f"DESCRIBE FROM {rows}").fetchall() if name[0] != "_"}
-    names = [quote(name) for name in kinds]
-    summary = con.execute(
-        f"SELECT {', '.join(f'count({name}) = 0, min({name}) = max({name})' for name in names)} FROM {rows}"
-    ).fetchall()[0]
+    tests = ", ".join(f"count({name}) = 0, min({name}) = max({name})" for name in map(quote, kinds))
+    summary = con.execute(f"SELECT {tests} FROM {rows}").fetchall()[0]
     for name, is_empty, is_constant in zip(kinds, summary[::2], summary[1::2], strict=True):
         if is_empty or is_constant:
             warnings.append(
@@ -210,6 +208,7 @@ def _describe(p: Params, out: Path, as_of: datetime) -> FeaturesManifest:
         end=str(end),
         columns=[FeatureColumn(name=name, kind="category" if kinds[name] == "VARCHAR" else "number") for name in kinds],
         warnings=warnings,
+        probes=probes,
     )
 
 

@@ -142,25 +142,23 @@ def raw_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """One file: how to read it, as columns c0, c1, ..., and the names and types of these. Only a CSV has a layout."""
+    """One file: how to read it, as columns c0, c1, ..., with these names and types. Only a CSV has a delimiter."""
 
     name: str
     file: Path
     sql: str
     columns: tuple[str, ...]
     kinds: tuple[str, ...]
-    layout: sources.Layout | None = None
+    delimiter: str = ""
 
     def kind(self, column: str) -> str | None:
         return self.kinds[self.columns.index(column)] if column in self.columns else None
 
     @property
     def blank_sql(self) -> str:
-        """Whether a line has nothing in any field, also in those that nobody reads."""
-        if self.layout is None:
-            return "FALSE"
+        """Whether a line has nothing in any field, read or not. The first field decides for most lines."""
         fields = " ".join(f"WHEN trim(c{i}) <> '' THEN FALSE" for i in range(len(self.columns)))
-        return f"CASE {fields} ELSE TRUE END"  # the first field decides for most rows; the others are not looked at
+        return f"CASE {fields} ELSE TRUE END" if self.delimiter else "FALSE"
 
 
 def load_table(
@@ -220,10 +218,11 @@ def _open_part(con: duckdb.DuckDBPyConnection, file: Path, folder: Path, name: s
         except (pa.ArrowException, OSError, duckdb.Error):
             raise ValueError("it is no Parquet file, or its end is missing. Fetch it again") from None
         return Part(name, plain, parquet([plain]), columns, kinds)
-    layout = sources.read_layout(plain, encoding)
+    delimiter, columns = sources.read_layout(plain, encoding)
+    width = len(columns)
     if encoding != "utf-8" or not sources.is_plain(plain):
-        plain = sources.rewrite(plain, layout, folder / "rewritten.csv", encoding)
-    return Part(name, plain, sources.csv_sql(plain, layout), layout.names, ("VARCHAR",) * len(layout.names), layout)
+        plain = sources.rewrite(plain, delimiter, width, folder / "rewritten.csv", encoding)
+    return Part(name, plain, sources.csv_sql(plain, delimiter, width), columns, ("VARCHAR",) * width, delimiter)
 
 
 def _check_names(parts: list[Part], columns: Collection[str], fetched: Fetched) -> None:
@@ -260,18 +259,19 @@ def choose_form(kinds: set[str | None], wanted: str) -> str:
 def _append(con: duckdb.DuckDBPyConnection, part: Part, values: list[str], into: str, again: Path) -> None:
     """Add a file's rows. What DuckDB cannot read is read by Python, which either can, or names the faulty line."""
     start = con.execute(f"SELECT count(*) FROM {into}").fetchall()[0][0]
-    named = f" AS _({', '.join(f'c{i}' for i in range(len(part.columns)))})"
+    width = len(part.columns)
+    named = f" AS _({', '.join(f'c{i}' for i in range(width))})"
     insert = f"INSERT INTO {into} SELECT {', '.join([*values, str(start)])} FROM "
     try:
         con.execute(insert + part.sql + named)
     except (duckdb.OutOfMemoryException, duckdb.InterruptException):
         raise MemoryError("stage.memory is too small for this file. Raise it in params.yaml") from None
     except duckdb.Error:
-        if part.layout is None:
+        if not part.delimiter:
             raise ValueError("its bytes are damaged. Fetch it again") from None
-        sources.rewrite(part.file, part.layout, again)
+        sources.rewrite(part.file, part.delimiter, width, again)
         try:
-            con.execute(insert + sources.csv_sql(again, part.layout) + named)
+            con.execute(insert + sources.csv_sql(again, part.delimiter, width) + named)
         except duckdb.Error:
             raise ValueError(
                 f"a line may have {sources.LONGEST_LINE:,} characters at most. "

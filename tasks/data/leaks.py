@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tasks.data.manifest import Probes
 from tasks.runtime.sql import quote, time_sql
 
 MOMENT_ROWS = 500  # rows that are probed of one moment at most, the newest
@@ -60,14 +61,6 @@ class Moment:
         return self.end - self.first
 
 
-@dataclass(frozen=True)
-class Probed:
-    """How much was probed: moments, and different rows."""
-
-    moments: int
-    rows: int
-
-
 # --- which moments ---------------------------------------------------------------------------------------------------
 
 
@@ -75,21 +68,17 @@ def read_times(spine: Path, timed: Sequence[Sequence[Path]], lead: timedelta) ->
     """The times of a period's file of the spine's table, and of the files of each timed table around it."""
     rows = pq.read_table(spine, columns=["event_time", "known_at"])
     event_time, known_at = _microseconds(rows["event_time"]), _microseconds(rows["known_at"])
-    has_outcome = rows["known_at"].is_valid().to_numpy()
-    order = np.argsort(event_time, kind="stable")
-    delays = (known_at - event_time)[has_outcome]
-    delay = max(int(np.median(delays)), 0) if len(delays) else 0
+    has_outcome, order = rows["known_at"].is_valid().to_numpy(), np.argsort(event_time, kind="stable")
+    delay = int(np.median((known_at - event_time)[has_outcome])) if has_outcome.any() else 0
     news = [[pq.read_table(path, columns=["known_at"])["known_at"] for path in paths] for paths in timed]
     arrivals = tuple(
         np.sort(np.concatenate([_microseconds(part.drop_null()) for part in parts])) for parts in news if parts
     )
-    return Times(event_time[order] - _length(lead), np.flatnonzero(has_outcome[order]), delay, arrivals)
+    return Times(event_time[order] - _length(lead), np.flatnonzero(has_outcome[order]), max(delay, 0), arrivals)
 
 
 def _microseconds(column: pa.ChunkedArray) -> Microseconds:
-
-    values: Microseconds = column.cast(pa.timestamp("us")).cast(pa.int64()).fill_null(0).to_numpy()
-    return values
+    return np.asarray(column.cast(pa.timestamp("us")).cast(pa.int64()).fill_null(0), dtype=np.int64)
 
 
 def _length(length: timedelta) -> int:
@@ -128,9 +117,8 @@ def _end_before_news(times: Times, place: int, turn: int, lead: timedelta) -> in
 
 
 def _moment_at(times: Times, end: int, lead: timedelta) -> Moment:
-    at = int(times.asked[end - 1])
+    at, near = int(times.asked[end - 1]), min(_length(NEAR), times.delay or _length(NEAR))
     first = max(int(np.searchsorted(times.asked, at - _span(times, lead), side="left")), end - MOMENT_ROWS)
-    near = min(_length(NEAR), times.delay or _length(NEAR))
     since = max(int(np.searchsorted(times.asked, at - near, side="right")), first)
     return Moment(EPOCH + timedelta(microseconds=at), first, end, end - since)
 
@@ -144,12 +132,11 @@ def plan_moments(
     read_times: Callable[[int], Times], names: Sequence[str], *, at_least: int, lead: timedelta
 ) -> list[list[Moment]]:
     """The moments of each period, oldest first: as many as it takes to have NEAR_ROWS rows close before them."""
-    chosen: list[list[Moment]] = [[] for _ in names]
+    chosen: list[list[Moment]] = []
     for total in range(at_least, MOST_PROBES_FACTOR * at_least + 1):
-        counts = spread_evenly(total, len(names))
         chosen = [
-            choose_moments(read_times(place), count, lead=lead, seed=name) if count else []
-            for place, (name, count) in enumerate(zip(names, counts, strict=True))
+            choose_moments(read_times(place), count, lead=lead, seed=names[place]) if count else []
+            for place, count in enumerate(spread_evenly(total, len(names)))
         ]
         if sum(moment.near for moments in chosen for moment in moments) >= NEAR_ROWS:
             break
@@ -161,19 +148,20 @@ def spread_evenly(total: int, places: int) -> list[int]:
     return [total // places + (places - 1 - i < total % places) for i in range(places)] if places else []
 
 
-def count_rows(moments: Sequence[Moment]) -> Probed:
-    return Probed(len(moments), len({place for moment in moments for place in range(moment.first, moment.end)}))
+def count_rows(moments: Sequence[Moment]) -> int:
+    """Different rows that are computed again."""
+    return len({place for moment in moments for place in range(moment.first, moment.end)})
 
 
-def describe(probed: Probed, unseen: Sequence[str]) -> str:
+def describe(probes: Probes) -> str:
     """One line for people: what was probed, and what was not."""
-    if not probed.moments:
+    if not probes.moments:
         return "no leak was looked for: no moment was probed (features.leak_probes)"
-    line = f"no leak in {probed.rows:,} rows at {probed.moments} moments"
-    if probed.rows < FEW_ROWS:
+    line = f"no leak in {probes.rows:,} rows at {probes.moments} moments"
+    if probes.rows < FEW_ROWS:
         line += f"; the rows lie too far apart to probe {FEW_ROWS}, so a leak in few of them may go unseen"
-    if unseen:
-        line += f"; no probe sees into {', '.join(unseen)}: a static table has no known_at"
+    if probes.unseen:
+        line += f"; no probe sees into {', '.join(probes.unseen)}: a static table has no known_at"
     return line
 
 
@@ -194,10 +182,9 @@ def find_differences(one: pa.Table, other: pa.Table) -> dict[str, Difference]:
     """The columns that differ between two tables of the same rows."""
     differences = {}
     for name in one.column_names:
-        places = np.flatnonzero(_is_different(one[name], other[name]))
-        if len(places):
-            last = int(places[-1])
-            differences[name] = Difference(len(places), last, one[name][last].as_py(), other[name][last].as_py())
+        if places := np.flatnonzero(_is_different(one[name], other[name])).tolist():
+            values = (table[name][places[-1]].as_py() for table in (one, other))
+            differences[name] = Difference(len(places), places[-1], *values)
     return differences
 
 

@@ -117,10 +117,14 @@ def provide(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) 
 
 def remember(entry: str, name: str, compute: Callable[[], Any]) -> Any:
     """A JSON value, computed now or read from the cache, which holds it in a file of this name."""
+    return read_json(entry, name, lambda into: files.publish_json(into / name, compute()))
+
+
+def read_json(entry: str, name: str, make: Callable[[Path], None]) -> Any:
+    """What an entry's JSON file of this name holds."""
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / name
-        provide(entry, {target: name}, lambda into: files.publish_json(into / name, compute()))
-        return json.loads(target.read_text())
+        provide(entry, {Path(folder) / name: name}, make)
+        return json.loads((Path(folder) / name).read_text())
 
 
 class DamagedError(Exception):

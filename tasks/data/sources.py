@@ -180,16 +180,10 @@ PACKED = {".zip": _unzip, ".gz": _gunzip}
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a CSV is written: its delimiter and its columns' names, empty for a column without one."""
+def read_layout(file: Path, encoding: str = "utf-8") -> tuple[str, tuple[str, ...]]:
+    """A CSV's delimiter and the names of its columns, empty for a column without one.
 
-    delimiter: str
-    names: tuple[str, ...]
-
-
-def read_layout(file: Path, encoding: str = "utf-8") -> Layout:
-    """The delimiter is the one that the first line has most of, quotes left out. Raises ValueError for no CSV."""
+    The delimiter is the one that the first line has most of, quotes left out. Raises ValueError for no CSV."""
     try:
         with file.open(encoding=_codec(encoding), newline="") as stream:
             lines = (line for line in stream if line.strip())
@@ -200,19 +194,19 @@ def read_layout(file: Path, encoding: str = "utf-8") -> Layout:
         raise ValueError(explain_bytes(file, encoding)) from None
     except csv.Error:
         raise ValueError("its first line cannot be read as the names of its columns") from None
-    return Layout(delimiter, tuple(name.strip() for name in names))
+    return delimiter, tuple(name.strip() for name in names)
 
 
 def _codec(encoding: str) -> str:
     return "utf-8-sig" if encoding == "utf-8" else encoding
 
 
-def csv_sql(file: Path, layout: Layout) -> str:
+def csv_sql(file: Path, delimiter: str, width: int) -> str:
     """The table function that reads it: text columns c0, c1, ... in the order of the header."""
-    columns = ", ".join(f"c{i}: 'VARCHAR'" for i in range(len(layout.names)))
+    columns = ", ".join(f"c{i}: 'VARCHAR'" for i in range(width))
     return (
         f"read_csv({literal(path_text(file))}, columns = {{{columns}}}, auto_detect = FALSE, header = TRUE, "
-        f"delim = {literal(layout.delimiter)}, quote = '\"', escape = '\"', nullstr = [''], hive_partitioning = FALSE)"
+        f"delim = {literal(delimiter)}, quote = '\"', escape = '\"', nullstr = [''], hive_partitioning = FALSE)"
     )
 
 
@@ -232,21 +226,20 @@ def is_plain(file: Path) -> bool:
     return pairs in (feeds, 0) and (returns == pairs or feeds == 0)
 
 
-def rewrite(file: Path, layout: Layout, target: Path, encoding: str = "utf-8") -> Path:
+def rewrite(file: Path, delimiter: str, width: int, target: Path, encoding: str = "utf-8") -> Path:
     """Write the same rows to `target`, another file, in UTF-8 with one kind of line end. Returns it.
 
     An empty line becomes a row of empty fields: whoever reads it can count it, and the rows keep their places. Raises
     ValueError that names a faulty line.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    width = len(layout.names)
     csv.field_size_limit(LONGEST_LINE)
     with (
         file.open(encoding=_codec(encoding), newline="") as source,
         target.open("w", encoding="utf-8", newline="") as out,
     ):
-        rows = csv.reader(source, delimiter=layout.delimiter, strict=True)
-        writer = csv.writer(out, delimiter=layout.delimiter, lineterminator="\n")
+        rows = csv.reader(source, delimiter=delimiter, strict=True)
+        writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
         line, started = 1, False
         try:
             for row in rows:

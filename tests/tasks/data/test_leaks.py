@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from tasks import params
 from tasks.data import features, leaks
-from tasks.data.leaks import Probed, Times
-from tasks.data.manifest import RawManifest
+from tasks.data.leaks import Times
+from tasks.data.manifest import Probes, RawManifest
 from tasks.params import Params
 from tests.conftest import BEGIN, FEATURES_SQL, STORES, raw_params
 
@@ -50,7 +50,7 @@ class World:
     p: Params
     folder: Path
 
-    def build(self, sql: str, **changes: Any) -> Probed:
+    def build(self, sql: str, **changes: Any) -> Probes:
         p = self.p.model_copy(update={"features": self.p.features.model_copy(update=changes)})
         return features.build(p, self.folder / "data/clean", self.folder / "data/features", sql)
 
@@ -188,7 +188,7 @@ def test_cached_periods_keep_their_numbers_and_nothing_is_probed_twice(
 
 
 def test_no_moment_is_probed_where_none_is_asked_for(parcels: World) -> None:
-    assert parcels.build(LEAKS["own label"], leak_probes=0) == Probed(0, 0)
+    assert parcels.build(LEAKS["own label"], leak_probes=0) == Probes(moments=0, rows=0, unseen=["customers"])
 
 
 def test_the_build_says_what_it_probed_and_what_no_probe_sees(parcels: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -207,9 +207,9 @@ def test_the_build_says_what_it_probed_and_what_no_probe_sees(parcels: World, ca
 
 
 def test_a_sparse_table_is_said_to_be_one() -> None:
-    assert "a leak in few of them may go unseen" in leaks.describe(Probed(48, 60), [])
-    assert "unseen" not in leaks.describe(Probed(9, 1080), [])
-    assert "no leak was looked for" in leaks.describe(Probed(0, 0), ["customers"])
+    assert "a leak in few of them may go unseen" in leaks.describe(Probes(moments=48, rows=60, unseen=[]))
+    assert "unseen" not in leaks.describe(Probes(moments=9, rows=1080, unseen=[]))
+    assert "no leak was looked for" in leaks.describe(Probes(moments=0, rows=0, unseen=["customers"]))
 
 
 # --- which moments
