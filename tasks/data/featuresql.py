@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from tasks.data import contract, sqlcheck
 from tasks.data.featurerows import KEY, META
 from tasks.data.periods import Period
-from tasks.params import TIMES, Params, Task
+from tasks.params import TIMES, Label, Params
 from tasks.runtime import stage
 from tasks.runtime.sql import parquet, quote, time_sql
 
@@ -54,31 +54,28 @@ def create_table(con: duckdb.DuckDBPyConnection, p: Params, name: str, paths: li
 
 def create_spine(con: duckdb.DuckDBPyConnection, p: Params, period: Period) -> pa.Table:
     """Make the table `spine` of the period's rows, numbered in a fixed order. Returns their keys, times and labels."""
-    table = p.contract[p.spine.table]
-    key = table.key
+    table, label = p.contract[p.spine.table], p.label
     # Without a key, outcomes come last: the number of a row must not give them away.
     early_first = sorted(table.columns, key=lambda name: table.columns[name].outcome)
-    order = ", ".join(quote(name) for name in ["event_time", *(key or early_first)])
-    keys = "".join(f", {quote(name)} AS {quote(KEY + name)}" for name in key)
-    due = f"known_at <= event_time + INTERVAL {int(p.label.deadline.total_seconds())} SECONDS"
+    order = ", ".join(quote(name) for name in ["event_time", *(table.key or early_first)])
+    keys = "".join(f", {quote(name)} AS {quote(KEY + name)}" for name in table.key)
+    due = f"known_at <= event_time + INTERVAL {int(label.deadline.total_seconds())} SECONDS"
     before = (
         f"CREATE TEMP TABLE _rows AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, *{keys}, "
         f"event_time AS _event_time, known_at AS _known_at, CASE WHEN {due} THEN ("
     )
     after = f"\n) END AS _label FROM {quote(p.spine.table)} WHERE event_time >= {time_sql(period.start)}"
     try:
-        con.execute(f"{before}{p.label.expression}{after}")
+        con.execute(f"{before}{label.expression}{after}")
     except duckdb.Error as error:
-        sqlcheck.raise_machine_error(error)
-        setting, names = f"label.expression `{p.label.expression}`", [*table.columns, *TIMES]
-        reason = sqlcheck.explain(error, p.label.expression, setting=setting, before=before, columns=names)
+        setting, names = f"label.expression `{label.expression}`", [*table.columns, *TIMES]
+        reason = sqlcheck.explain(error, label.expression, setting=setting, before=before, columns=names)
         raise ValueError(reason) from None
     kind = str(con.execute("DESCRIBE SELECT _label FROM _rows").fetchall()[0][1])
-    label = label_sql(kind, p.label.task, p.label.expression)
-    meta = ", ".join(quote(name) for name in [*(KEY + name for name in key), *META[:2]])
-    rows = con.sql(f"SELECT {meta}, {label} AS _label FROM _rows ORDER BY row_id").to_arrow_table()
-    check_labels(rows["_label"], rows["_event_time"], p.label.task, p.label.expression)
-    columns = ", ".join(["row_id", "event_time", *(quote(name) for name in p.spine.columns)])
+    meta = ", ".join(quote(name) for name in [*(KEY + name for name in table.key), *META[:2]])
+    rows = con.sql(f"SELECT {meta}, {_label_sql(kind, label)} AS _label FROM _rows ORDER BY row_id").to_arrow_table()
+    _check_labels(rows["_label"], rows["_event_time"], label)
+    columns = ", ".join(["row_id", "event_time", *map(quote, p.spine.columns)])
     con.execute(f"CREATE TEMP TABLE spine AS SELECT {columns} FROM _rows ORDER BY row_id")
     con.execute("DROP TABLE _rows")  # it holds the labels: features.sql must not find it
     return rows
@@ -98,7 +95,6 @@ def compute_features(con: duckdb.DuckDBPyConnection, p: Params, sql: str) -> pa.
     try:
         con.execute(before + sql)
     except duckdb.Error as error:
-        sqlcheck.raise_machine_error(error)
         # Of all tables: only DuckDB knows which of them can be read at one place of the SQL.
         columns = sorted({"row_id", *TIMES, *(name for table in p.contract.values() for name in table.columns)})
         reason = sqlcheck.explain(error, sql, setting="features.sql", before=before, columns=columns)
@@ -108,10 +104,10 @@ def compute_features(con: duckdb.DuckDBPyConnection, p: Params, sql: str) -> pa.
         _check_same_names([str(row[0]) for row in con.execute(f"DESCRIBE {sql}").fetchall()])
     selected = ", ".join(_feature_sql(name, kind) for name, kind in kinds.items())
     computed = con.sql(f"SELECT row_id, {selected} FROM _computed ORDER BY row_id").to_arrow_table()
-    wanted = con.sql("SELECT row_id FROM spine ORDER BY row_id").to_arrow_table()
+    wanted = con.sql("SELECT row_id FROM spine ORDER BY row_id").to_arrow_table()["row_id"]
     con.execute("DROP TABLE _computed")
-    if not computed["row_id"].combine_chunks().equals(wanted["row_id"].combine_chunks()):
-        refuse_miscounted(computed["row_id"].to_pylist(), wanted["row_id"].to_pylist())
+    if not computed["row_id"].equals(wanted):
+        refuse_miscounted(computed["row_id"].to_pylist(), wanted.to_pylist())
     return computed.drop_columns(["row_id"])
 
 
@@ -175,7 +171,7 @@ def is_text(kind: str) -> bool:
     return kind.partition("(")[0] in ("VARCHAR", "ENUM")
 
 
-def label_sql(kind: str, task: Task, expression: str) -> str:
+def _label_sql(kind: str, label: Label) -> str:
     """The label's column as it is stored: a text, true or false, or a DOUBLE in which not-a-number is missing.
 
     Raises ValueError for a type that the task cannot learn.
@@ -186,9 +182,10 @@ def label_sql(kind: str, task: Task, expression: str) -> str:
         "multiclass": is_text(kind) or (base in NUMBERS and base != "BOOLEAN"),
         "regression": base in NUMBERS,
     }
-    if kind.endswith("]") or not fits[task]:
+    if kind.endswith("]") or not fits[label.task]:
         raise ValueError(
-            f"label.expression `{expression}` gives a {kind}, but label.task {task} needs {TASK_NEEDS[task]}."
+            f"label.expression `{label.expression}` gives a {kind}, but label.task {label.task} needs "
+            f"{TASK_NEEDS[label.task]}."
         )
     if is_text(kind):
         return "CAST(_label AS VARCHAR)"
@@ -197,11 +194,11 @@ def label_sql(kind: str, task: Task, expression: str) -> str:
     )
 
 
-def check_labels(labels: pa.ChunkedArray, times: pa.ChunkedArray, task: Task, expression: str) -> None:
+def _check_labels(labels: pa.ChunkedArray, times: pa.ChunkedArray, label: Label) -> None:
     """Raises ValueError for the first label (n), of the event at its time (n), that is out of the task's range."""
     if not pa.types.is_floating(labels.type):
         return
-    if task == "binary":
+    if label.task == "binary":
         wrong, rule = pc.invert(pc.is_in(labels, value_set=pa.array([0.0, 1.0, None]))), "0 or 1"
     else:
         wrong, rule = (
@@ -211,9 +208,9 @@ def check_labels(labels: pa.ChunkedArray, times: pa.ChunkedArray, task: Task, ex
     place = pc.index(pc.fill_null(wrong, False), True).as_py()
     if place >= 0:
         raise ValueError(
-            f"label.expression `{expression}` gives {labels[place].as_py():g} for the row at {times[place].as_py()}, "
-            f"but with label.task {task} a label must be {rule}. Divide it, make it null where it means nothing, or "
-            "bound the column in the contract (max)."
+            f"label.expression `{label.expression}` gives {labels[place].as_py():g} for the row at "
+            f"{times[place].as_py()}, but with label.task {label.task} a label must be {rule}. Divide it, make it null "
+            "where it means nothing, or bound the column in the contract (max)."
         )
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from tasks.data import contract, expressions, sources, sqlcheck
 from tasks.data.sources import Fetched
 from tasks.params import PLACE, TIMES, Column, Params, Source, Table
-from tasks.runtime import stage
+from tasks.runtime import locks, stage
 from tasks.runtime.sql import literal, parquet, quote
 
 NAN = ("nan", "NaN", "NAN", "-nan", "-NaN", "NaT")  # spelled out in a CSV, of which only a text column holds them
@@ -171,7 +171,7 @@ def load_table(
     Raises:
         ValueError: a file is torn or no table (with its name and the line), or no file has a column.
     """
-    with sources.open_scratch() as folder:
+    with locks.open_folder(sources.scratch_root()) as folder:
         parts = []
         for i, (file, name) in enumerate(zip(fetched.files, name_files(fetched), strict=True)):
             with _naming_file(fetched, name):

@@ -21,7 +21,6 @@ import importlib.util
 import itertools
 import os
 import re
-import secrets
 import shutil
 import zipfile
 import zlib
@@ -61,7 +60,7 @@ class Fetched:
 
 def fetch_files(address: str) -> Fetched:
     """Bring a source here. Raises ValueError when it is missing or empty."""
-    for root in {path.with_suffix("") for path in _scratch_root().glob("*")}:  # of processes that were killed
+    for root in {path.with_suffix("") for path in scratch_root().glob("*")}:  # of processes that were killed
         locks.remove_ownerless(root)
     scheme, _, rest = address.rpartition("://")
     if scheme not in SCHEMES:
@@ -120,23 +119,8 @@ def find_package_files(path: str) -> list[Path]:
 SCHEMES: dict[str, Callable[[str], list[Path]]] = {"": find_files, "file": find_files, "package": find_package_files}
 
 
-@contextlib.contextmanager
-def open_scratch() -> Iterator[Path]:
-    """A folder in the home, not among the system's: what is unpacked may hold personal data, in clear.
-
-    Its lock lives as long as this process, so that the next process sees what a killed one left.
-    """
-    _scratch_root().mkdir(mode=0o700, parents=True, exist_ok=True)
-    root = _scratch_root() / secrets.token_hex(6)
-    with locks.own(root):
-        root.mkdir(mode=0o700)
-        try:
-            yield root
-        finally:
-            shutil.rmtree(root, ignore_errors=True)
-
-
-def _scratch_root() -> Path:
+def scratch_root() -> Path:
+    """Where files are unpacked: in the home, not among the system's, for they may hold personal data, in clear."""
     return home() / "unpacked"
 
 

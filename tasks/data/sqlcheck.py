@@ -183,7 +183,11 @@ def explain(
     Args:
         columns: Names that the SQL may use, to suggest one of them.
         tables: Which tables it may use, in words.
+
+    Raises:
+        Exception: the error is no row's fault (`raise_machine_error`).
     """
+    raise_machine_error(error)
     position = _read(error).get("position")  # the byte in the whole statement
     where, token = _place(sql, -1 if position is None else int(position) - len(before.encode()))
     return f"{setting}{where} {_sentence(error, sql, token, columns, tables)}"

@@ -16,9 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from tasks import log, params
-from tasks.data import features, featuresql, periods
-from tasks.data.manifest import RawManifest
-from tasks.params import Params
+from tasks.data import features, featuresql, manifest, periods
 from tasks.runtime import files
 from tasks.runtime.sql import literal, parquet, quote, time_sql
 
@@ -47,15 +45,13 @@ class State:
         return self.as_of + self.age()
 
 
-def publish(p: Params, folder: Path, *, home: Path | None = None) -> State | None:
+def publish(p: params.Params, folder: Path, *, home: Path | None = None) -> State | None:
     """Publish the clean tables of `folder`. None where newer ones of the same kind are there.
 
     Time never goes back, but for a state from beyond the data: only a clock that was set wrong can have made that.
     """
-    root = (home or params.home()) / "state"
-    raw = RawManifest.read(folder / p.paths.raw)
-    as_of = raw.as_of
-    before, kind = None, identify_tables(p)
+    root, raw = (home or params.home()) / "state", manifest.RawManifest.read(folder / p.paths.raw)
+    as_of, before, kind = raw.as_of, None, identify_tables(p)
     try:
         before = read_current(home)
     except ValueError as error:
@@ -74,13 +70,13 @@ def publish(p: Params, folder: Path, *, home: Path | None = None) -> State | Non
     return state
 
 
-def identify_tables(p: Params) -> str:
+def identify_tables(p: params.Params) -> str:
     """The kind of the tables that these params describe: a state of another kind does not fit them."""
     tables = {name: table.model_dump() for name, table in p.contract.items()}
     return periods.hash_inputs(p.registry.model, tables, p.spine.model_dump(), str(p.features.lookback))[:16]
 
 
-def _write_tables(p: Params, folder: Path, state: State) -> None:
+def _write_tables(p: params.Params, folder: Path, state: State) -> None:
     """One file a table, in a folder that gets its name when all are there."""
     con, tables = featuresql.connect(p), features.open_tables(p, folder / p.paths.clean)
     since = state.since - p.features.lookback
@@ -124,23 +120,20 @@ def remove_folders(folders: Iterable[Path]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load_tables(p: Params, state: State) -> dict[str, pa.Table]:
+def load_tables(p: params.Params, state: State) -> dict[str, pa.Table]:
     """The tables in memory, by their names.
 
     Raises:
         FileNotFoundError: they have been replaced since.
         ValueError: they are not those that were published.
     """
-    con = featuresql.connect(p)
     damaged = periods.find_damage(state.folder)
-    if not state.folder.exists():
-        raise FileNotFoundError(f"{state.folder}: newer state has been published")
-    if damaged:
+    if damaged and state.folder.exists():
         raise ValueError(
             f"the state must hold the bytes that were published, but these files are gone or hold others: "
             f"{', '.join(str(state.folder / name) for name in damaged)}. The next tick of the loop publishes it anew."
         )
-    paths = {name: state.folder / f"{name}.parquet" for name in p.sources}
+    con, paths = featuresql.connect(p), {name: state.folder / f"{name}.parquet" for name in p.sources}
     try:
         return {
             name: con.sql(f"FROM {parquet([path])}").to_arrow_table().combine_chunks() for name, path in paths.items()

@@ -241,19 +241,15 @@ def place_folds(times: Times, end: datetime, *, folds: int, fold: timedelta) -> 
     `times` (n, in any order) are those of the rows.
     """
     gaps = find_gaps(times, longer=SHORT_SHARE * fold)
-    ends = [end]
+    spans: list[Span] = []
     for _ in range(folds):
-        ends.append(_before(ends[-1], fold, gaps))
-    return [Span(ends[i + 1], ends[i]) for i in reversed(range(folds))]
-
-
-def _before(end: datetime, length: timedelta, gaps: list[Span]) -> datetime:
-    """The moment `length` before `end`, with pauses left out."""
-    begin = end - length
-    for gap in reversed(gaps):
-        if gap.begin < end and begin < gap.end:
-            begin -= min(gap.end, end) - gap.begin
-    return begin
+        begin = end - fold
+        for gap in reversed(gaps):
+            if gap.begin < end and begin < gap.end:
+                begin -= min(gap.end, end) - gap.begin
+        spans.insert(0, Span(begin, end))
+        end = begin
+    return spans
 
 
 def find_longest_gap(times: Times) -> Span:

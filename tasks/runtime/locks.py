@@ -6,6 +6,7 @@ the process holds as long as it lives, so that others can tell what a killed pro
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -99,6 +100,19 @@ def act_if_ownerless(path: Path, act: Callable[[], None]) -> bool:
         Path(lock.lock_file).unlink(missing_ok=True)
         return True
     return False
+
+
+@contextlib.contextmanager
+def open_folder(root: Path) -> Iterator[Path]:
+    """A new private folder in `root`, for the block. This process owns it; what a killed process leaves has no owner."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = root / secrets.token_hex(8)
+    with own(folder):
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_ownerless(path: Path) -> bool:

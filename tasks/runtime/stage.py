@@ -198,13 +198,8 @@ def _own_folder(root: Path) -> Path:
     """A new folder that this process owns while it lives; the folders of dead processes are removed."""
     from tasks.runtime import locks
 
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
     for lock in root.glob("*.lock"):
         locks.remove_ownerless(lock.with_suffix(""))
-    folder = root / secrets.token_hex(8)
     owning = contextlib.ExitStack()
-    owning.enter_context(locks.own(folder))
-    owning.callback(shutil.rmtree, folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
     atexit.register(owning.close)
-    return folder
+    return owning.enter_context(locks.open_folder(root))

@@ -250,7 +250,8 @@ import sys, time
 from pathlib import Path
 from tasks.data import sources
 from tasks.params import Column, Source
-with sources.open_scratch() as scratch:
+from tasks.runtime import locks
+with locks.open_folder(sources.scratch_root()) as scratch:
     sources.unpack(Path(sys.argv[1]), scratch / "0")
     print(scratch, flush=True)
     time.sleep(60)
