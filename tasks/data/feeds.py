@@ -280,21 +280,16 @@ def _append(con: duckdb.DuckDBPyConnection, part: Part, values: list[str], into:
 
 
 def _value_sql(part: Part, name: str, column: Column, source: Source, form: str) -> str:
-    """A file's column as the raw values that the table holds; NULL where the file lacks it."""
+    """A file's column as the raw values that the table holds. NULL where the file lacks it, or its text is empty or
+    stands for a missing value."""
     kind = part.kind(name)
     if kind is None:
         return "NULL"
-    missing = [*source.nulls, *(NAN if kind == "VARCHAR" and column.type != "VARCHAR" else ())]
-    return nulls_sql(raw_sql(f"c{part.columns.index(name)}", kind, column.type, form), missing, form)
-
-
-def nulls_sql(value: str, nulls: Iterable[str], form: str) -> str:
-    """The value, NULL where its text stands for a missing one; so does an empty text."""
-    texts = [*nulls, *([""] if form == "VARCHAR" else [])]
-    if not texts:
-        return value
-    text = value if form == "VARCHAR" else text_sql(value, form)
-    return f"CASE WHEN {text} IN ({', '.join(map(literal, texts))}) THEN NULL ELSE {value} END"
+    value = raw_sql(f"c{part.columns.index(name)}", kind, column.type, form)
+    nulls = [*source.nulls, *(NAN if kind == "VARCHAR" and column.type != "VARCHAR" else ())]
+    nulls += [""] if form == "VARCHAR" else []
+    texts = ", ".join(map(literal, nulls))
+    return f"CASE WHEN {text_sql(value, form)} IN ({texts}) THEN NULL ELSE {value} END" if texts else value
 
 
 def raw_sql(value: str, kind: str, wanted: str, form: str) -> str:

@@ -12,7 +12,6 @@ another encoding), is rewritten by Python's csv module, which names each fault b
 guessed. No message shows a value of a row: it may be personal data.
 """
 
-import contextlib
 import csv
 import glob
 import gzip
@@ -24,10 +23,10 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any
 
 from tasks.data import periods
 from tasks.params import home
@@ -45,8 +44,14 @@ TORN = (  # the last two: locked, packed in an exotic way
 DELIMITERS = ",;\t|"
 CHUNK = 1 << 20
 LONGEST_LINE = 2_000_000  # characters that DuckDB takes
+CODECS = {"utf-8": "utf-8-sig"}  # a mark at the beginning of the file is no part of it
 MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 QUOTED = re.compile(r'^ *"(.*)"$', re.DOTALL)
+FAULTS = {  # what Python's csv module says, and what is wrong
+    "unexpected end of data": ("a quote is opened and never closed. The file may be cut off: export the table again"),
+    "field larger": f"a field is longer than {LONGEST_LINE:,} characters. Is a quote left open before it?",
+}
+OTHER_FAULT = "a quoted field goes on after its closing quote. A quote inside a quoted field is written twice"
 
 
 @dataclass(frozen=True)
@@ -126,39 +131,33 @@ def scratch_root() -> Path:
 
 def unpack(file: Path, folder: Path) -> Path:
     """The file itself, or what a .zip or .gz holds, written to `folder`. Raises ValueError when it is torn."""
-    packed = PACKED.get(file.suffix.lower())
-    if packed is None:
+    if (suffix := file.suffix.lower()) not in PACKED:
         return file
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with packed(file) as (name, source):
-            target = folder / name
-            with target.open("wb") as copy:
-                shutil.copyfileobj(source, copy)
-            return target
+        name, source = PACKED[suffix](file)
+        with source, (folder / name).open("wb") as copy:
+            shutil.copyfileobj(source, copy)
     except TORN:
         raise ValueError(
             f"{file.name} is torn or locked: what it holds cannot be unpacked. Fetch it again, without a password"
         ) from None
+    return folder / name
 
 
-@contextlib.contextmanager
-def _unzip(file: Path) -> Iterator[tuple[str, BinaryIO]]:
-    with zipfile.ZipFile(file) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")]
-        if len(names) != 1:
-            raise ValueError(f"{file.name}: a zip must hold one file, but it holds {names or 'none'}")
-        with archive.open(names[0]) as source:
-            yield Path(names[0]).name, cast(BinaryIO, source)
+def _open_zip(file: Path) -> tuple[str, Any]:
+    archive = zipfile.ZipFile(file)
+    names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")]
+    if len(names) != 1:
+        raise ValueError(f"{file.name}: a zip must hold one file, but it holds {names or 'none'}")
+    return Path(names[0]).name, archive.open(names[0])
 
 
-@contextlib.contextmanager
-def _gunzip(file: Path) -> Iterator[tuple[str, BinaryIO]]:
-    with gzip.open(file) as source:
-        yield file.stem, cast(BinaryIO, source)
+def _open_gzip(file: Path) -> tuple[str, Any]:
+    return file.stem, gzip.open(file)
 
 
-PACKED = {".zip": _unzip, ".gz": _gunzip}
+PACKED = {".zip": _open_zip, ".gz": _open_gzip}
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
@@ -169,7 +168,7 @@ def read_layout(file: Path, encoding: str = "utf-8") -> tuple[str, tuple[str, ..
 
     The delimiter is the one that the first line has most of, quotes left out. Raises ValueError for no CSV."""
     try:
-        with file.open(encoding=_codec(encoding), newline="") as stream:
+        with file.open(encoding=CODECS.get(encoding, encoding), newline="") as stream:
             lines = (line for line in stream if line.strip())
             first = next(lines, "")
             delimiter = max(DELIMITERS, key=re.sub(r'"[^"]*"', "", first).count)
@@ -179,10 +178,6 @@ def read_layout(file: Path, encoding: str = "utf-8") -> tuple[str, tuple[str, ..
     except csv.Error:
         raise ValueError("its first line cannot be read as the names of its columns") from None
     return delimiter, tuple(name.strip() for name in names)
-
-
-def _codec(encoding: str) -> str:
-    return "utf-8-sig" if encoding == "utf-8" else encoding
 
 
 def csv_sql(file: Path, delimiter: str, width: int) -> str:
@@ -219,7 +214,7 @@ def rewrite(file: Path, delimiter: str, width: int, target: Path, encoding: str 
     target.parent.mkdir(parents=True, exist_ok=True)
     csv.field_size_limit(LONGEST_LINE)
     with (
-        file.open(encoding=_codec(encoding), newline="") as source,
+        file.open(encoding=CODECS.get(encoding, encoding), newline="") as source,
         target.open("w", encoding="utf-8", newline="") as out,
     ):
         rows = csv.reader(source, delimiter=delimiter, strict=True)
@@ -234,7 +229,8 @@ def rewrite(file: Path, delimiter: str, width: int, target: Path, encoding: str 
                     writer.writerow([""] * width)
                 line = rows.line_num + 1
         except csv.Error as error:
-            raise ValueError(f"line {line}: {_fault(error)}") from None
+            fault = next((sentence for text, sentence in FAULTS.items() if text in str(error)), OTHER_FAULT)
+            raise ValueError(f"line {line}: {fault}") from None
         except UnicodeError:
             raise ValueError(explain_bytes(file, encoding)) from None
     return target
@@ -254,27 +250,17 @@ def _fitted(row: list[str], width: int, line: int) -> list[str]:
     return [quote[1].replace('""', '"') if quote else field for field, quote in zip(row, quotes, strict=True)]
 
 
-def _fault(error: csv.Error) -> str:
-    if "unexpected end of data" in str(error):
-        return "a quote is opened and never closed. The file may be cut off: export the table again"
-    if "field larger" in str(error):
-        return f"a field is longer than {LONGEST_LINE:,} characters. Is a quote left open before it?"
-    return "a quoted field goes on after its closing quote. A quote inside a quoted field is written twice"
-
-
 def explain_bytes(file: Path, encoding: str) -> str:
     """What is wrong with bytes that are not in the encoding, with the first line that is not."""
+    way_out = f"set the source's `encoding`, such as {'cp1252 or latin-1' if encoding == 'utf-8' else 'utf-8'}"
     with file.open("rb") as stream:
         mark = MARKS.get(stream.read(2))
         if mark and encoding == "utf-8":
             return f"it is written in {mark}, not in utf-8: set the source's `encoding: {mark}`"
         stream.seek(0)
-        number = 1
-        for i, line in enumerate(stream, 1):
+        for number, line in enumerate(stream, 1):
             try:
                 line.decode(encoding)
             except UnicodeError:
-                number = i
-                break
-    other = "cp1252 or latin-1" if encoding == "utf-8" else "utf-8"
-    return f"line {number} is not {encoding}: set the source's `encoding`, such as {other}"
+                return f"line {number} is not {encoding}: {way_out}"
+    return f"it is not {encoding}: {way_out}"

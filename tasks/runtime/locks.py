@@ -104,7 +104,7 @@ def act_if_ownerless(path: Path, act: Callable[[], None]) -> bool:
 
 @contextlib.contextmanager
 def open_folder(root: Path) -> Iterator[Path]:
-    """A new private folder in `root`, for the block. This process owns it; what a killed process leaves has no owner."""
+    """A new private folder in `root` for the block. This process owns it: what a killed process leaves has no owner."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = root / secrets.token_hex(8)
     with own(folder):
