@@ -20,7 +20,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.cache_policies import NO_CACHE
 
 from flows import cli
-from flows.alert import alert
+from flows.people import alert
 from flows.runs import Steps, name_tick, retried, send_event, skip_if_busy
 from tasks import params
 from tasks.data import state

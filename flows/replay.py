@@ -10,44 +10,26 @@ the picture are artifacts of the run, and files of an MLflow run. What really se
 import base64
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
-from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
+from prefect import artifacts, cache_policies, flow, get_run_logger, runtime, task
 from pydantic import Field
 from rich.console import Group
 from rich.table import Table
 
-from flows import cli
-from flows.forms import Names
-from flows.retrain import run_stages
+from flows import cli, forms, stages
 from flows.runs import retried
 from tasks import params
-from tasks.params import Params
-from tasks.promotion import tracking
+from tasks.promotion import tags
 from tasks.promotion.registry import open_registry
-from tasks.promotion.tags import FLOW_RUN, REPLAY
-from tasks.replay import history
-from tasks.replay.compare import Comparison, compare_policies
-from tasks.replay.history import Candidate, History
-from tasks.replay.report import list_points, render_markdown, summarize, tabulate, write_report
-from tasks.replay.walk import Grid, Past, check_policy, find_earliest
-from tasks.runtime import clock, locks, workspaces
-
-LAST = "features"  # of the pipeline's stages: what comes after it is trained for each as_of
+from tasks.replay import compare, history, report, walk
+from tasks.runtime import clock, locks
 
 
 def name_run() -> str:
     """The run's name in the UI: the flow's, and its period when somebody gave one."""
-    times = [str(flow_run.parameters[name])[:10] for name in ("since", "until") if flow_run.parameters.get(name)]
-    return " ".join(["replay", *times])
+    given = runtime.flow_run.parameters
+    return " ".join(["replay", *(str(given[name])[:10] for name in ("since", "until") if given.get(name))])
 
 
 @flow(name="replay", flow_run_name=name_run)
@@ -55,10 +37,10 @@ def replay(
     *,
     since: datetime | None = None,
     until: datetime | None = None,
-    policies: Names = None,
+    policies: forms.Names = None,
     trials: Annotated[int | None, Field(ge=1)] = None,
     force: bool = False,
-) -> Comparison:
+) -> compare.Comparison:
     """Features as of the end, then every policy over the same weeks; the table, the picture, and an MLflow run.
 
     Args:
@@ -69,87 +51,80 @@ def replay(
         force: On: take an end beyond the data, or ahead of the clock, as it is.
     """
     own = params.load()
-    names = [check_policy(name) for name in policies or own.replay.policies]
+    names = [walk.check_policy(name) for name in policies or own.replay.policies]
     with locks.take_turn(params.home(), name="replay", say=get_run_logger().info):
         if until:
             clock.refuse_ahead(own.clock, params.to_utc(until), force=force)
-        overrides = _overrides(until or clock.now(own.clock), trials)
-        with workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
-            tracking.preload()
-            run_stages(space, last=LAST, force=force)
+        overrides = {"clock.as_of": until or clock.now(own.clock), "replay.trials": trials}
+        with stages.make_features(overrides, force=force) as space:
             done = walk_policies(space.root, params.to_utc(since) if since else None, names)
     publish(done, own)
     return done
 
 
-def _overrides(until: datetime | None, trials: int | None) -> dict[str, Any]:
-    asked = {"clock.as_of": until and params.to_utc(until).isoformat(), "replay.trials": trials}
-    return {name: value for name, value in asked.items() if value is not None}
-
-
-def walk_policies(root: Path, since: datetime | None, names: list[str]) -> Comparison:
+def walk_policies(root: Path, since: datetime | None, names: list[str]) -> compare.Comparison:
     """Walk every policy over the features that a workspace holds, until they end."""
     p = params.load(root / "params.yaml")
-    sql, candidates = (root / history.SQL).read_text(), candidates_folder(params.home())
-    past = History(history.reduce_search(p), root / p.paths.features, sql, candidates)
-    grid = Grid(since or find_earliest(past.rows, p), past.as_of, p.replay.step)
-    return compare_policies(Past(past, grid.since, make=candidate), grid, names, say=get_run_logger().info)
+    sql, candidates = (root / history.SQL).read_text(), params.home() / "replay" / "candidates"
+    past = history.History(history.reduce_search(p), root / p.paths.features, sql, candidates)
+    grid = walk.Grid(since or walk.find_earliest(past.rows, p), past.as_of, p.replay.step)
+    walked = walk.Past(past, grid.since, make=candidate)
+    return compare.compare_policies(walked, grid, names, say=get_run_logger().info)
 
 
-def candidates_folder(home: Path) -> Path:
-    return home / "replay" / "candidates"
-
-
-@task(name="candidate", task_run_name="candidate {as_of:%Y-%m-%d}", cache_policy=NO_CACHE)
-def candidate(past: History, as_of: datetime) -> Candidate:
+@task(name="candidate", task_run_name="candidate {as_of:%Y-%m-%d}", cache_policy=cache_policies.NO_CACHE)
+def candidate(past: history.History, as_of: datetime) -> history.Candidate:
     """The model of one moment, trained now or by an earlier replay."""
     return past.candidate(as_of)
 
 
-def result_folder(done: Comparison, home: Path) -> Path:
+def result_folder(done: compare.Comparison) -> Path:
     """The folder of the newest replay of a period."""
-    return home / "replay" / f"{done.since:%Y-%m-%d}_{done.until:%Y-%m-%d}"
+    return params.home() / "replay" / f"{done.since:%Y-%m-%d}_{done.until:%Y-%m-%d}"
 
 
 @retried("publish")
-def publish(done: Comparison, p: Params) -> None:
+def publish(done: compare.Comparison, p: params.Params) -> None:
     """Write the files, log the MLflow run, and make what the Prefect UI shows beside the run."""
-    folder = result_folder(done, params.home())
-    write_report(done, folder)
+    folder, page, summary = result_folder(done), report.render_markdown(done), report.summarize(done)
+    report.write_report(done, folder)
     run_id, link = log_comparison(done, folder, p)
-    create_markdown_artifact(render_markdown(done), key="replay", description=f"files: {folder}")
-    create_table_artifact([dict(row) for row in tabulate(done)], key="replay-table", description=summarize(done))
-    create_image_artifact(_picture(folder / "replay.png"), key="replay-picture", description=summarize(done))
-    create_link_artifact(link, key="mlflow-run", link_text=f"the MLflow run {run_id[:8]}")
-    get_run_logger().info("%s", render_markdown(done))
+    # The picture itself is the address: the UI's reader need not be on the machine that drew it.
+    picture = f"data:image/png;base64,{base64.b64encode((folder / 'replay.png').read_bytes()).decode()}"
+    artifacts.create_markdown_artifact(page, key="replay", description=f"files: {folder}")
+    table = [dict(row) for row in report.tabulate(done)]
+    artifacts.create_table_artifact(table, key="replay-table", description=summary)
+    artifacts.create_image_artifact(picture, key="replay-picture", description=summary)
+    artifacts.create_link_artifact(link, key="mlflow-run", link_text=f"the MLflow run {run_id[:8]}")
+    get_run_logger().info("%s", page)
 
 
 @retried("log")
-def log_comparison(done: Comparison, folder: Path, p: Params) -> tuple[str, str]:
+def log_comparison(done: compare.Comparison, folder: Path, p: params.Params) -> tuple[str, str]:
     """Log the comparison as one MLflow run. Returns the run's id, and its address in the UI."""
     registry = open_registry(p.registry)
-    name = f"replay {done.since:%Y-%m-%d} to {done.until:%Y-%m-%d}"
-    tags = {REPLAY: ",".join(line.policy for line in done.lines), FLOW_RUN: str(flow_run.id or "")}
     run_id = registry.runs.log_files(
-        name, note=render_markdown(done), metrics=list_points(done), files=folder, tags=tags
+        f"replay {done.since:%Y-%m-%d} to {done.until:%Y-%m-%d}",
+        note=report.render_markdown(done),
+        metrics=report.list_points(done),
+        files=folder,
+        tags={
+            tags.REPLAY: ",".join(line.policy for line in done.lines),
+            tags.FLOW_RUN: str(runtime.flow_run.id or ""),
+        },
     )
     return run_id, registry.tracking.find_link(run_id)
 
 
-def _picture(path: Path) -> str:
-    """The picture itself as an address: the UI's reader need not be on the machine that drew it."""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def describe(done: Comparison) -> Group:
+def describe(done: compare.Comparison) -> Group:
     """The replay as a person reads it in a terminal."""
-    rows = tabulate(done)
+    rows = report.tabulate(done)
     table = Table()
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "policy" else "right")
     for row in rows:
         table.add_row(*row.values())
-    return Group(summarize(done), table, f"files: {result_folder(done, params.home())}")
+    return Group(report.summarize(done), table, f"files: {result_folder(done)}")
 
 
 if __name__ == "__main__":

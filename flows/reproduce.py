@@ -22,8 +22,8 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from flows import cli
-from flows.retrain import stage_task
 from flows.runs import retried
+from flows.stages import stage_task
 from tasks import params
 from tasks.data.manifest import RawManifest
 from tasks.params import Params

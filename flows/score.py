@@ -8,85 +8,70 @@ The scheduled tick of the loop. With clock.step each run brings that much more o
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
+from prefect import artifacts, flow, get_run_logger
 
-from flows import cli
-from flows.retrain import run_stages
-from flows.runs import name_tick, retried, skip_if_busy
+from flows import cli, runs, stages
 from tasks import params
 from tasks.data import state
-from tasks.params import Clock, Params
-from tasks.promotion import tracking
 from tasks.promotion.registry import open_registry
-from tasks.runtime import clock, locks, workspaces
+from tasks.runtime import clock, locks
 from tasks.serving import score as work
 from tasks.serving.journal import open_journal
-from tasks.serving.score import Scored
-
-LAST = "features"  # of the pipeline's stages: what comes after it is training
 
 
-@flow(name="score", flow_run_name=name_tick)
+@flow(name="score", flow_run_name=runs.name_tick)
 def score(
     *,
     as_of: datetime | None = None,
     force: bool = False,
-) -> Scored:
+) -> work.Scored:
     """Run the stages up to features at as_of, and journal the champion's predictions and the outcomes that came.
 
     Args:
         as_of: Event time "now", in UTC, such as 2013-07-01T00:00:00Z. Empty: the clock of params.yaml.
         force: On: take an as_of beyond the data, or ahead of the clock, as it is.
     """
-    if skip := skip_if_busy("score"):
+    if skip := runs.skip_if_busy("score"):
         return skip  # type: ignore[no-any-return]  # the run's end: Prefect hands it to nobody
-    say = get_run_logger().info
-    with locks.take_turn(params.home(), name="score", say=say):
+    with locks.take_turn(params.home(), name="score", say=get_run_logger().info):
         settings = params.load().clock
         moment = params.to_utc(as_of) if as_of else clock.now_at_next_tick(settings)
         if moment:
             clock.refuse_ahead(settings, moment, force=force, ticks=True)
-        overrides: dict[str, Any] = {"clock.as_of": moment.isoformat()} if moment else {}
-        with workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
-            tracking.preload()
-            run_stages(space, last=LAST, force=force)
+        with stages.make_features({"clock.as_of": moment}, force=force) as space:
             done = journal_predictions(params.load(space.root / "params.yaml"), space.root)
         _tick(settings, done)
     publish(done)
     return done
 
 
-def _tick(settings: Clock, done: Scored) -> None:
+def _tick(settings: params.Clock, done: work.Scored) -> None:
     """Advance the stored clock, up to the end of the sources. It advances without a champion too: a first model that is
     held must not be judged on the same rows for ever."""
     if done.limit and (stored := clock.reset_beyond(settings, limit=done.limit, end=done.as_of)):
         get_run_logger().warning("the stored clock was at %s, beyond the data: it is at %s now", stored, done.as_of)
         return
     before = clock.now(settings)
-    if done.newest is None:
-        return
-    if settings.step and before and done.newest < before:
+    if done.newest and settings.step and before and done.newest < before:
         get_run_logger().warning(
             "no row arrived from %s to %s, so the clock stays: the sources end there, or clock.step (%s) is too short",
             before,
             done.as_of,
             params.spell(settings.step),
         )
-        return
-    clock.advance(settings, done.as_of)
+    elif done.newest:
+        clock.advance(settings, done.as_of)
 
 
-@retried("publish")
-def publish(done: Scored) -> None:
+@runs.retried("publish")
+def publish(done: work.Scored) -> None:
     """Show the run's figures beside it in the Prefect UI."""
-    create_markdown_artifact(describe(done), key="scored", description=f"as of {done.as_of}")
+    artifacts.create_markdown_artifact(describe(done), key="scored", description=f"as of {done.as_of}")
 
 
-@retried("journal")
-def journal_predictions(p: Params, root: Path) -> Scored:
+@runs.retried("journal")
+def journal_predictions(p: params.Params, root: Path) -> work.Scored:
     """Append the predictions and outcomes to the journal, and merge its small files."""
     with closing(open_journal(p.journal)) as journal:
         state.publish(p, root)
@@ -96,7 +81,7 @@ def journal_predictions(p: Params, root: Path) -> Scored:
     return done
 
 
-def describe(done: Scored) -> str:
+def describe(done: work.Scored) -> str:
     """The run as a person reads it."""
     if done.version is None:
         return "No champion serves yet: nothing was scored. Run the retrain flow first."

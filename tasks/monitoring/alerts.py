@@ -1,4 +1,4 @@
-"""alerts: what a person should hear of, each cause once. Pure; flows/alert.py sends them."""
+"""alerts: what a person should hear of, each cause once. Pure; flows/people.py sends them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
-from flows import alert
+from flows import people
 from tasks.params import Monitor, Params
 from tasks.serving.journal import Journal
 from tests.tasks import small
@@ -75,7 +75,7 @@ def kept(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alert, "DELAYS", [0.1, 0.1, 0.1])
+    monkeypatch.setattr(people, "DELAYS", [0.1, 0.1, 0.1])
 
 
 def settings(block: str | None = BLOCK) -> Params:
@@ -93,7 +93,7 @@ def save_block(port: int) -> None:
 @flow(name="alerting")
 def tell(causes: list[str], kept: Journal, p: Params) -> list[bool]:
     """As the flows do: in a run."""
-    return [alert.alert(f"About {cause}", "It drifts.", cause=cause, journal=kept, p=p) for cause in causes]
+    return [people.alert(f"About {cause}", "It drifts.", cause=cause, journal=kept, p=p) for cause in causes]
 
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -140,7 +140,7 @@ def test_what_could_not_be_delivered_is_told_by_the_next_run(
 def test_a_receiver_that_never_answers_holds_nobody_up(
     receiver: Receiver, kept: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(alert, "LIMIT", 0.5)
+    monkeypatch.setattr(people, "LIMIT", 0.5)
     receiver.free.clear()
     save_block(receiver.port)
     assert tell(["drift"], kept, settings()) == [False]

@@ -16,7 +16,7 @@ from prefect.client.schemas.sorting import ArtifactSort
 from prefect.flow_runs import resume_flow_run
 from prefect.runtime import flow_run
 
-from flows import approval, retrain
+from flows import people, retrain
 from flows.retrain import Recorded, Retrained
 from tasks import params
 from tasks.promotion import ledger, registry
@@ -35,7 +35,7 @@ def required(within: timedelta) -> params.Gate:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(approval, "POLL", 0.2)
+    monkeypatch.setattr(people, "POLL", 0.2)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def asked(
     @flow(name="asking")
     def asking() -> Verdict:
         ids.append(UUID(str(flow_run.id)))
-        return approval.ask_approval(BETTER, required(within))
+        return people.ask_approval(BETTER, required(within))
 
     def person() -> None:
         seen.append(paused(ids))
@@ -145,7 +145,7 @@ def test_the_verdict_is_shown_where_it_is_decided() -> None:
     ids=["no approval asked", "nothing to approve"],
 )
 def test_without_anything_to_approve_nobody_is_asked(verdict: Verdict, settings: params.Gate) -> None:
-    assert approval.ask_approval(verdict, settings) is verdict
+    assert people.ask_approval(verdict, settings) is verdict
 
 
 # --- what the retrain flow makes of it

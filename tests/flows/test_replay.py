@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.replay import candidates_folder, replay
+from flows.replay import replay
 from tasks import params
 from tasks.promotion import registry
 from tasks.replay.compare import Comparison
@@ -40,7 +40,7 @@ def story(project: Project) -> Story:
 
 
 def changed(home: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in candidates_folder(home).glob("2*")}
+    return {path.name: path.stat().st_mtime_ns for path in (home / "replay" / "candidates").glob("2*")}
 
 
 def test_every_policy_is_walked_and_charged(story: Story) -> None:

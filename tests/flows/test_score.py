@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from prefect import flow
 
-from flows.retrain import run_stages
+from flows.retrain import compare_features
 from flows.score import score
-from flows.skew import compare_features
+from flows.stages import run_stages
 from tasks import params
 from tasks.data import state
 from tasks.data.featurerows import Rows

@@ -1,0 +1,96 @@
+"""stages: the pipeline's stages, each as a task run of its name. What each needs and makes is said by dvc.yaml."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, runtime, task
+from prefect.cache_policies import NO_CACHE
+
+from tasks import params
+from tasks.data import feasibility
+from tasks.data.manifest import RawManifest
+from tasks.promotion import tracking
+from tasks.runtime import clock, pipeline
+from tasks.runtime.workspaces import Workspace, open_workspace
+
+FIRST = "ingest"  # it knows what the sources have
+LAST_OF_DATA = "features"  # what comes after it is training
+
+
+@contextmanager
+def make_features(overrides: Mapping[str, Any], *, force: bool) -> Iterator[Workspace]:
+    """A workspace in which the stages up to features have run. An override that is None leaves params.yaml's value."""
+    values = {name: value for name, value in overrides.items() if value is not None}
+    with open_workspace(Path.cwd(), overrides=values) as space:
+        tracking.preload()
+        run_stages(space, last=LAST_OF_DATA, force=force)
+        yield space
+
+
+def run_stages(
+    space: Workspace,
+    *,
+    last: str | None = None,
+    force: bool = False,
+    stops: Callable[[datetime, datetime | None], bool] = lambda *_: False,
+) -> tuple[pipeline.StageRun, ...] | None:
+    """The stages of dvc.yaml, all or up to `last`, each as a task run of its name that waits for those it needs.
+
+    Args:
+        stops: Called with what ingest has found, its as_of and the end of the data, before the stages that cost. If it
+            says so, no further stage runs and the result is None.
+
+    Raises ValueError, before anything is spent, for an as_of beyond what ingest has brought, unless it is forced.
+    """
+    p = params.load(space.root / "params.yaml")
+    try:
+        feasibility.dry_run(p, space.root)
+    except ValueError as error:  # a faulty features.sql is told before the sources are read
+        raise pipeline.StageFailed(FIRST, str(error)) from None
+    futures: dict[str, Any] = {}
+    for stage in pipeline.list_stages(space.root):
+        needs = [futures[name] for name in stage.upstream]
+        futures[stage.name] = stage_task(stage.name).submit(space, stage.name, wait_for=needs)
+        futures[stage.name].wait()
+        if stage.name == FIRST and futures[stage.name].state.is_completed():
+            manifest = RawManifest.read(space.root / p.paths.raw)
+            clock.refuse_beyond(manifest.limit, manifest.as_of, force=force)
+            if stops(manifest.as_of, manifest.limit):
+                return None
+            if last is None:
+                _refuse_misfit(p, space.root)
+        if stage.name == last:
+            break
+    return tuple(future.result() for future in futures.values())
+
+
+def _refuse_misfit(p: params.Params, root: Path) -> None:
+    """Fail early if there are too few rows for a verdict; warn of lesser problems."""
+    problems = feasibility.check_workspace(p, root)
+    for problem in problems:
+        get_run_logger().warning("%s", problem.message)
+    if reason := feasibility.explain_refusal(problems):
+        raise pipeline.StageFailed(FIRST, reason)
+
+
+def stage_task(name: str) -> Any:
+    """The Prefect task of a stage. DVC decides what is cached, so Prefect does not."""
+    return task(name=name, task_run_name=name, cache_policy=NO_CACHE)(run_stage)
+
+
+def run_stage(space: Workspace, name: str, *, force: bool = False) -> pipeline.StageRun:
+    """One stage; what its program says goes to the log as it says it."""
+    say = get_run_logger().info
+    done = pipeline.run_stage(space.root, name, env=list_lineage(space), on_line=say, force=force)
+    say("%s: %s, %.1f s, %.1f s of CPU", name, done.status, done.wall, done.cpu)
+    return done
+
+
+def list_lineage(space: Workspace) -> dict[str, str]:
+    """The environment of the stages: what `record` cannot find out inside a workspace."""
+    diff = {"EVERGREEN_DIFF": str(space.diff)} if space.diff else {}
+    run_id = str(runtime.flow_run.id or "")
+    return {**space.env, "EVERGREEN_COMMIT": space.commit, **diff, "EVERGREEN_FLOW_RUN": run_id}
