@@ -3,19 +3,32 @@
 These defaults are set before prefect is imported. Telemetry is off. A run without a server waits 120 seconds, not 20,
 for the one that Prefect starts. A server that is away for minutes is asked again. The interval of heartbeats is
 infra's, whatever the environment says, since an automation counts on it.
+
+A run survives the death of its worker. A worker reads what its runs print; when it is killed, the next print of a run
+fails and would end a healthy run. So each output that nobody reads any more is replaced by /dev/null; logs still reach
+the server. In a terminal, a closed pipe (`| head`) is meant to end the program.
 """
 
 import os
+import select
+import threading
 
-from flows.orphans import outlive_worker
 from infra import HEARTBEAT, PATIENCE
 from tasks import TELEMETRY_OFF
 
-for _name, _value in (
-    *TELEMETRY_OFF.items(),
-    ("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120"),
-    *PATIENCE.items(),
-):
-    os.environ.setdefault(_name, _value)
-os.environ.update(HEARTBEAT)
-outlive_worker()
+
+def _outlive_reader(output: int) -> None:
+    """Sleep until a pipe loses its reader, and replace it."""
+    poll = select.poll()
+    poll.register(output, 0)
+    poll.poll()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)
+
+
+_defaults = {**TELEMETRY_OFF, "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120", **PATIENCE}
+os.environ.update({**_defaults, **os.environ, **HEARTBEAT})
+if "PREFECT__FLOW_RUN_ID" in os.environ:  # a worker has started this process
+    for _output in (1, 2):
+        threading.Thread(target=_outlive_reader, args=[_output], name="outlive reader", daemon=True).start()

@@ -1,6 +1,6 @@
 """answers: the ledger's entry for a decision whose retrain gives no verdict: answered before, too early, or failed.
 
-Every decision gets an answer, whatever ends its retrain. A crashed retrain gets another attempt (flows/automations.py);
+Every decision gets an answer, whatever ends its retrain. A crashed retrain gets another attempt (flows/deploy.py);
 if no attempt gets this far, the monitor answers (tasks/monitoring/decisions.py).
 """
 

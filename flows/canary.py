@@ -13,19 +13,14 @@ last of these. Nothing is compared here.
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
-from prefect.runtime import flow_run
+from prefect import artifacts, flow, get_run_logger, runtime
 
 from flows import cli
 from flows.runs import retried
 from tasks import params
 from tasks.data import state
 from tasks.monitoring import canary as work
-from tasks.monitoring import monitor
-from tasks.monitoring.signal import read_signals
-from tasks.monitoring.window import read_newest
-from tasks.params import Params
+from tasks.monitoring import monitor, signal, window
 from tasks.promotion import changes
 from tasks.promotion.registry import Registry, open_registry
 from tasks.runtime import clock
@@ -67,21 +62,21 @@ def canary(
     p = params.load()
     registry, journal, moment = open_stores(p, as_of, force=force)
     if begin is not None:
-        message = begin_canary(registry, begin, reason=reason, as_of=moment, decision=f"begin-{flow_run.id}")
+        message = begin_canary(registry, begin, reason=reason, as_of=moment, decision=f"begin-{runtime.flow_run.id}")
     elif end:
-        message = end_canary(registry, reason=reason, as_of=moment, decision=f"end-{flow_run.id}")
+        message = end_canary(registry, reason=reason, as_of=moment, decision=f"end-{runtime.flow_run.id}")
     else:
         message = accept_challenger(registry, journal, as_of=moment)
     return publish(registry, message, moment)
 
 
 @retried("open")
-def open_stores(p: Params, as_of: datetime | None, *, force: bool) -> tuple[Registry, Journal, datetime]:
+def open_stores(p: params.Params, as_of: datetime | None, *, force: bool) -> tuple[Registry, Journal, datetime]:
     """The registry, the journal, and event time "now"."""
     registry, journal = open_registry(p.registry), open_journal(p.journal)
     if as_of:
         monitor.refuse_beyond(p, journal, params.to_utc(as_of), force=force)
-    newest = read_newest(journal, now=state.read_event_now())
+    newest = window.read_newest(journal, now=state.read_event_now())
     return registry, journal, params.to_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
 
 
@@ -109,7 +104,9 @@ def accept_challenger(registry: Registry, journal: Journal, *, as_of: datetime) 
     settled, serving = work.settle(registry, as_of=as_of), registry.find_champion()
     if over := settled.over or (None if settled.on else work.find_last_winner(registry)):
         return work.explain_end(over)
-    look = work.find_pending(read_signals(journal), serving.number, settled.on) if settled.on and serving else None
+    look = (
+        work.find_pending(signal.read_signals(journal), serving.number, settled.on) if settled.on and serving else None
+    )
     if look is None or not work.is_promotion(look) or (done := work.carry_out(registry, look, as_of=as_of)) is None:
         raise ValueError("the monitor has found no challenger that may be promoted: wait for it")
     return f"Version {done.version} is promoted. {look.message}"
@@ -120,7 +117,7 @@ def publish(registry: Registry, message: str, as_of: datetime) -> Tried:
     """Tell who serves and who is tried beside it."""
     serving, challenger = registry.find_champion(), registry.find_challenger()
     done = Tried(serving.number if serving else None, challenger.number if challenger else None, as_of, message)
-    create_markdown_artifact(describe(done), key="canary", description=f"as of {as_of}")
+    artifacts.create_markdown_artifact(describe(done), key="canary", description=f"as of {as_of}")
     get_run_logger().info("%s", describe(done))
     return done
 

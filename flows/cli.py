@@ -10,10 +10,11 @@ on stderr and the exit status 1; `--debug` shows where it came from.
 import copy
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -64,7 +65,8 @@ def launch(
         result = command(*bound.args, **bound.kwargs)
         if command.__name__ not in FLOWS:
             return result if isinstance(result, int) else 0
-        show(import_module(f"flows.{command.__name__}").describe(result))
+        shown = import_module(f"flows.{command.__name__}").describe(result)
+        print(shown) if isinstance(shown, str) else Console().print(shown)
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -93,28 +95,16 @@ def word_error(error: Exception) -> str:
     return str(error) if expected else f"{type(error).__name__}: {error}"
 
 
-def show(result: Any) -> None:
-    print(result) if isinstance(result, str) else Console().print(result)
-
-
-class NoTraceback(logging.Formatter):
-    """What another formatter makes of a record without its traceback."""
-
-    def __init__(self, inner: logging.Formatter) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def format(self, record: logging.LogRecord) -> str:
-        bare = copy.copy(record)  # the Prefect server gets the whole of it
-        bare.exc_info = bare.exc_text = None
-        return self.inner.format(bare)
-
-
 def hide_tracebacks() -> None:
     """On the console, which Prefect's logging writes to by way of the root logger."""
     for handler in logging.getLogger().handlers:
-        if handler.formatter:
-            handler.setFormatter(NoTraceback(handler.formatter))
+        handler.format = partial(format_bare, handler.format)  # type: ignore[method-assign]
+
+
+def format_bare(inner: Callable[[logging.LogRecord], str], record: logging.LogRecord) -> str:
+    bare = copy.copy(record)  # the Prefect server gets the whole of it
+    bare.exc_info = bare.exc_text = None
+    return inner(bare)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

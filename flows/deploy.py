@@ -5,59 +5,95 @@
 `make deploy` and `make up` run it; as often as you like. What a person has paused or edited on the server stays: a
 deployment that is there keeps its schedules, and an automation that is off stays off. `--schedules` puts the schedules
 of prefect.yaml in their place.
+
+The automations are what the server does by itself: it starts a retrain that is wanted, and answers runs that die. A run
+is never scheduled again under its own id: Prefect may then execute it twice at once. A retrain that died is a new run
+with the same parameters. How often is bounded here, on the server, since a run that dies before its first line counts
+nothing: each further attempt is an automation of its own, which answers only the crash of the run that the one before
+it has started. The last attempt trains nothing and answers the decision.
 """
 
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import yaml
+from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture, RunDeployment
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas import filters, objects
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed
 
-from flows import automations, cli
-from infra import HEARTBEAT, PATIENCE
+from flows import cli, runs
+from infra import HEARTBEAT, HEARTBEAT_S, PATIENCE
 from infra.servers import read_pool
 from tasks import params
 
 TIMEOUT_S = 120
+SILENCE = timedelta(seconds=5 * HEARTBEAT_S)  # so long that a server may be away for a minute, and nobody is missed
+ONCE = timedelta(minutes=10)  # a worker may report one death twice
+LEFT = "left behind by a worker that is gone"
+BEAT = "prefect.flow-run.heartbeat"
+DIED = "prefect.flow-run.Crashed"
+BEGAN = {f"prefect.flow-run.{state}" for state in ("Pending", "Running")}
+ENDED = {DIED, *(f"prefect.flow-run.{state}" for state in ("Completed", runs.SKIPPED, "Failed", "Cancelled"))}
+ANY: dict[str, str | list[str]] = {"prefect.resource.id": ["prefect.flow-run.*"]}
+AGAIN = (  # a run by hand has no decision, and promotes under its own id: the new one promotes under the same
+    "{{ dict(flow_run.parameters, attempt=(flow_run.parameters.attempt or 0) + 1, "
+    "decision=flow_run.parameters.decision or 'retrain-' ~ flow_run.id) | tojson }}"
+)
+RETRAIN, RETRAIN_AGAIN = "retrain", "retrain-again"  # the deployments
 
 
-def deploy(checkout: Path, client: SyncPrefectClient, *, schedules: bool = False, no_worker_runs: bool = False) -> None:
-    """Put everything on the server. Raises RuntimeError with Prefect's own words where a deployment is refused."""
-    pool = read_pool(checkout)
-    make_pool(pool, client)
-    plan = yaml.safe_load((checkout / "prefect.yaml").read_text())
-    present = read_deployments(plan, client)
-    put_deployments(checkout, adapt_plan(plan, present, schedules=schedules))
-    automations.put_automations(client, attempts=params.load(checkout / "params.yaml").policy.attempts)
-    if no_worker_runs:
-        for run in automations.rerun_left_behind(pool, client):
-            print(f"{run.name}: {automations.LEFT}")
+def main(*, schedules: bool = False, no_worker_runs: bool = False) -> None:
+    """Put prefect.yaml's deployments and the automations on the server at PREFECT_API_URL.
+
+    Args:
+        schedules: Take prefect.yaml's schedules, whatever the server has.
+        no_worker_runs: Take each run that the server calls running for dead.
+    """
+    with get_client(sync_client=True) as client:
+        names = deploy(Path.cwd(), client, schedules=schedules, no_worker_runs=no_worker_runs)
+    print(f"deployed: {', '.join(names)}")
 
 
-def make_pool(name: str, client: SyncPrefectClient) -> None:
-    """Of processes, unless somebody has made it otherwise."""
+def deploy(
+    checkout: Path, client: SyncPrefectClient, *, schedules: bool = False, no_worker_runs: bool = False
+) -> list[str]:
+    """Put everything on the server. Returns the deployments' names.
+
+    Raises RuntimeError with Prefect's own words where a deployment is refused."""
+    pool, plan = read_pool(checkout), yaml.safe_load((checkout / "prefect.yaml").read_text())
     try:
-        client.read_work_pool(name)
-    except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        client.read_work_pool(pool)
+    except ObjectNotFound:  # somebody may have made it of another type
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    put_deployments(checkout, adapt_plan(plan, read_deployments(plan, client), schedules=schedules))
+    put_automations(client, attempts=params.load(checkout / "params.yaml").policy.attempts)
+    if no_worker_runs:
+        for run in rerun_left_behind(pool, client):
+            print(f"{run.name}: {LEFT}")
+    return [deployment["name"] for deployment in plan["deployments"]]
+
+
+# --- the deployments -----------------------------------------------------------------------------------------------
 
 
 def read_deployments(plan: Mapping[str, Any], client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
     """Those of the plan that the server has already, by name."""
     present = {}
     for deployment in plan["deployments"]:
-        flow = deployment["entrypoint"].rpartition(":")[2]
-        try:
-            present[deployment["name"]] = client.read_deployment_by_name(f"{flow}/{deployment['name']}")
-        except ObjectNotFound:
-            continue
+        flow, name = deployment["entrypoint"].rpartition(":")[2], deployment["name"]
+        with suppress(ObjectNotFound):
+            present[name] = client.read_deployment_by_name(f"{flow}/{name}")
     return present
 
 
@@ -106,20 +142,131 @@ def put_deployments(checkout: Path, plan: Mapping[str, Any]) -> None:
         raise RuntimeError(f"the deployments were refused:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
 
 
-def main(*, schedules: bool = False, no_worker_runs: bool = False) -> None:
-    """Put prefect.yaml's deployments and the automations on the server at PREFECT_API_URL.
+# --- the automations -----------------------------------------------------------------------------------------------
 
-    Args:
-        schedules: Take prefect.yaml's schedules, whatever the server has.
-        no_worker_runs: Take each run that the server calls running for dead.
+
+def put_automations(client: SyncPrefectClient, *, attempts: int) -> None:
+    """Put all automations on the server, and remove those of more attempts than policy.attempts allows."""
+    first = client.read_deployment_by_name(f"{RETRAIN}/{RETRAIN}").id
+    further = client.read_deployment_by_name(f"{RETRAIN}/{RETRAIN_AGAIN}").id
+    for automation in (start(first), end_silent(), *(rerun(number, further) for number in range(1, attempts + 2))):
+        put_automation(automation, client)
+    number = attempts + 2
+    while surplus := client.read_automations_by_name(name_rerun(number)):
+        for automation in surplus:
+            client.delete_automation(automation.id)
+        number += 1
+
+
+def start(deployment: UUID) -> AutomationCore:
+    """Start a retrain when the monitor decides on one."""
+    parameters = {name: f"{{{{ event.payload.{name} }}}}" for name in ("as_of", "decision", "reason")}
+    return AutomationCore(
+        name="retrain when it is wanted",
+        description="A decision to retrain starts the deployment `retrain`.",
+        trigger=EventTrigger(
+            expect={"evergreen.retrain.wanted"},
+            match={"prefect.resource.id": "evergreen.model.*"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[RunDeployment(source="selected", deployment_id=deployment, parameters=parameters)],
+    )
+
+
+def end_silent() -> AutomationCore:
+    """Mark a run without heartbeats as crashed: nobody else reports a worker that was killed with its run."""
+    message = f"no heartbeat for {SILENCE.total_seconds():.0f} s"
+    return AutomationCore(
+        name="a silent run has crashed",
+        description="A run whose heartbeats have stopped is marked Crashed.",
+        trigger=EventTrigger(
+            after={BEAT, *BEGAN},
+            expect={BEAT, *BEGAN, *ENDED},
+            match=ANY,
+            # Others on this server may send their heartbeats as they like.
+            match_related={"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.evergreen"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=SILENCE,
+        ),
+        actions=[ChangeFlowRunState(state=objects.StateType.CRASHED, message=message)],
+    )
+
+
+def rerun(number: int, deployment: UUID) -> AutomationCore:
+    """Run a crashed retrain, or a crashed earlier attempt, again with the same parameters and one attempt more."""
+    crashed = RETRAIN if number == 1 else RETRAIN_AGAIN
+    related = [{"prefect.resource.role": "deployment", "prefect.resource.name": crashed}]
+    if number > 1:
+        related.append({"prefect.resource.role": "creator", "prefect.resource.name": name_rerun(number - 1)})
+    same = {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": AGAIN}}
+    return AutomationCore(
+        name=name_rerun(number),
+        description="As a new run, with its decision's id: policy.attempts times, and a last one answers the decision.",
+        trigger=EventTrigger(
+            expect={DIED},
+            match={**ANY, "prefect.state-message": f"!{LEFT}"},  # those are run again by `rerun_left_behind`
+            match_related=related,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=ONCE,
+        ),
+        actions=[RunDeployment(source="selected", deployment_id=deployment, parameters=same)],
+    )
+
+
+def name_rerun(number: int) -> str:
+    return f"a crashed retrain runs again ({number})"
+
+
+def put_automation(one: AutomationCore, client: SyncPrefectClient) -> None:
+    """Create or update the automation of this name, and delete duplicates. One that is up to date is left alone, since
+    it may be counting; one that somebody has turned off stays off."""
+    present = client.read_automations_by_name(one.name)
+    for duplicate in present[1:]:
+        client.delete_automation(duplicate.id)
+    if not present:
+        client.create_automation(one)
+    elif _content(present[0]) != _content(one):
+        client.update_automation(present[0].id, one.model_copy(update={"enabled": present[0].enabled}))
+
+
+def _content(automation: AutomationCore) -> object:
+    return automation.model_dump(include={"description", "trigger", "actions"}, exclude={"trigger": {"id"}})
+
+
+def rerun_left_behind(pool: str, client: SyncPrefectClient) -> list[objects.FlowRun]:
+    """Mark runs that still count as running without a worker as crashed, and run a retrain among them again, once.
+
+    The automations would do that too, but late: a server that was started since keeps the event of such a crash back
+    for a quarter of an hour, since it has not seen the event before it.
     """
-    with get_client(sync_client=True) as client:
-        deploy(Path.cwd(), client, schedules=schedules, no_worker_runs=no_worker_runs)
-    print(f"deployed: {', '.join(read_names(Path.cwd()))}")
+    states = [objects.StateType[name] for name in ("PENDING", "RUNNING", "CANCELLING", "PAUSED")]
+    begun = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=states))
+    left = client.read_flow_runs(
+        work_pool_filter=filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[pool])),
+        flow_run_filter=filters.FlowRunFilter(state=begun),
+    )
+    for run in left:
+        if run.deployment_id and client.read_flow(run.flow_id).name == RETRAIN:
+            _run_again(run, client)  # before it is marked: a kill between them does not lose it
+        client.set_flow_run_state(run.id, Crashed(message=LEFT), force=True)
+    return left
 
 
-def read_names(checkout: Path) -> list[str]:
-    return [deployment["name"] for deployment in yaml.safe_load((checkout / "prefect.yaml").read_text())["deployments"]]
+def _run_again(run: objects.FlowRun, client: SyncPrefectClient) -> None:
+    """What `rerun` does; under a key of the run's, so that there is one however often it is asked for."""
+    before = run.parameters
+    more = {"attempt": before.get("attempt", 0) + 1, "decision": before.get("decision") or f"retrain-{run.id}"}
+    client.create_flow_run_from_deployment(
+        client.read_deployment_by_name(f"{RETRAIN}/{RETRAIN}").id,
+        parameters={**before, **more},
+        idempotency_key=f"{run.id} again",
+    )
 
 
 if __name__ == "__main__":

@@ -7,25 +7,23 @@ parameter: events, automations and code pass it, and people are not asked for it
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 from prefect import Flow
 
 F = TypeVar("F", bound=Flow[..., Any])
 
 
-def _parse_json(_type: Any, tokens: Sequence[Token]) -> Any:
-    return json.loads(tokens[0].value)
-
-
-def _split_names(_type: Any, tokens: Sequence[Token]) -> list[str]:
-    return [name for token in tokens for name in token.value.split(",")]
-
-
-Json = Annotated[dict[str, Any] | None, Parameter(converter=_parse_json, accepts_keys=False, n_tokens=1)]
-Names = Annotated[list[str] | None, Parameter(converter=_split_names, n_tokens=1)]  # in a terminal: never,every:28d
+Json = Annotated[
+    dict[str, Any] | None,
+    Parameter(converter=lambda _type, tokens: json.loads(tokens[0].value), accepts_keys=False, n_tokens=1),
+]
+Names = Annotated[  # in a terminal: never,every:28d
+    list[str] | None,
+    Parameter(converter=lambda _type, tokens: ",".join(token.value for token in tokens).split(","), n_tokens=1),
+]
 
 
 def hide_from_form(*names: str) -> Callable[[F], F]:

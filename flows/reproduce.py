@@ -11,40 +11,37 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
+from prefect import artifacts, flow, get_run_logger
 from pydantic import Field
 
-from flows import cli
+from flows import cli, stages
 from flows.runs import retried
-from flows.stages import stage_task
 from tasks import params
 from tasks.data.manifest import RawManifest
-from tasks.params import Params
+from tasks.promotion import tags
 from tasks.promotion.registry import Version, open_registry
-from tasks.promotion.tags import DIRTY, ENVIRONMENT, PII_KEY_ID
-from tasks.runtime import overrides, pipeline, workspaces
-from tasks.runtime.workspaces import Workspace
+from tasks.runtime import overrides, pipeline
+from tasks.runtime.workspaces import Workspace, open_workspace
 
 UNBOUND = "30d"  # of search: the recorded number of trials is what ends it
 RECORD = "record"  # logs to MLflow and makes nothing of the model
+FILES = ("dvc.lock", "params.yaml", "reports/tuned.json", "reports/metrics.json", "model.ubj", "twin.ubj")
+RESULTS = {"model.ubj": "models", "twin.ubj": "models", "reports/metrics.json": "reports"}  # and where each lies
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a version was made of, as recorded in its MLflow run."""
+    """What a version was made of, as recorded in its MLflow run. `patch`: the edits that were not committed."""
 
     version: Version
-    lock: Mapping[str, Any]
-    tuned: Mapping[str, Any]
-    patch: Path | None
     files: Mapping[str, Path]
+    patch: Path | None
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,13 @@ def reproduce(
     Args:
         version: The number of the registered version to rebuild.
     """
-    p = params.load()
     with tempfile.TemporaryDirectory() as scratch:
-        origin = fetch(p, version, Path(scratch))
-        commit, patch = origin.version.commit, origin.patch
-        with workspaces.open_workspace(Path.cwd(), commit=commit, patch=patch, fresh=True) as space:
+        origin = fetch(params.load(), version, Path(scratch))
+        with open_workspace(Path.cwd(), commit=origin.version.commit, patch=origin.patch, fresh=True) as space:
             restore_params(origin, space)
-            rebuild(space)
+            for stage in pipeline.list_stages(space.root):
+                if stage.name != RECORD:
+                    stages.stage_task(stage.name)(space, stage.name, force=True)
             differences = list(find_differences(origin, space))
     publish(version, differences)
     if any(difference.kind == "result" for difference in differences):
@@ -82,89 +79,59 @@ def reproduce(
 
 
 @retried("lineage")
-def fetch(p: Params, number: int, into: Path) -> Origin:
+def fetch(p: params.Params, number: int, into: Path) -> Origin:
     registry = open_registry(p.registry)
     version = registry.read_version(number)
-    is_dirty = version.tags.get(DIRTY) == "true"
-    names = ("dvc.lock", "params.yaml", "reports/tuned.json", "reports/metrics.json", "model.ubj", "twin.ubj")
+    names = (*FILES, "uncommitted.patch") if version.tags.get(tags.DIRTY) == "true" else FILES
     files = {name: registry.runs.fetch(version.run_id, name, into) for name in names}
-    return Origin(
-        version,
-        yaml.safe_load(files["dvc.lock"].read_text())["stages"],
-        json.loads(files["reports/tuned.json"].read_text()),
-        registry.runs.fetch(version.run_id, "uncommitted.patch", into) if is_dirty else None,
-        files,
-    )
+    return Origin(version, files, files.get("uncommitted.patch"))
 
 
 def restore_params(origin: Origin, space: Workspace) -> None:
     """The params of then; the search ends with the number of trials that were done."""
     shutil.copyfile(origin.files["params.yaml"], space.root / "params.yaml")
     as_of = {"clock.as_of": origin.version.as_of.isoformat()} if origin.version.as_of else {}
-    search = {"tune.trials": origin.tuned["trials"], "tune.budget": UNBOUND}
-    overrides.override_params(space.root / "params.yaml", {**search, **as_of})
-
-
-def rebuild(space: Workspace) -> None:
-    """Every stage that makes the model, forced; each as a task run of its name."""
-    for stage in pipeline.list_stages(space.root):
-        if stage.name != RECORD:
-            stage_task(stage.name)(space, stage.name, force=True)
+    trials = json.loads(origin.files["reports/tuned.json"].read_text())["trials"]
+    values = {"tune.trials": trials, "tune.budget": UNBOUND, **as_of}
+    overrides.override_params(space.root / "params.yaml", values)
 
 
 def find_differences(origin: Origin, space: Workspace) -> Iterator[Difference]:
     """What differs from then, causes before results."""
-    now, paths = pipeline.read_lock(space.root)["stages"], _read_paths(space)
-    same = {(paths["models"] / "tuned.json").as_posix()} if _is_same_search(origin, space) else set()
-    yield from _compare_environments(origin)
-    yield from _compare_keys(origin, space)
-    for stage, entry in origin.lock.items():
-        if stage != RECORD:
-            yield from _compare_stage(stage, entry, now.get(stage, {}), same=same)
-    places = {"model.ubj": "models", "twin.ubj": "models", "reports/metrics.json": "reports"}
-    for name, folder in places.items():
-        then, made = _hash(origin.files[name]), _hash(space.root / paths[folder] / Path(name).name)
-        if then != made:
-            yield Difference("result", name, then, made)
-
-
-def _read_paths(space: Workspace) -> dict[str, Path]:
-    """Where the version's own params put things. As they stand: today's rules for a params.yaml may be others."""
+    # The version's own params, as they stand: today's rules for a params.yaml may be others.
     paths = yaml.safe_load((space.root / "params.yaml").read_text())["paths"]
-    return {name: Path(path) for name, path in paths.items()}
-
-
-def _is_same_search(origin: Origin, space: Workspace) -> bool:
-    """Whether the search found the same. What ended it is another matter: here it is always the number of trials."""
-    now = json.loads((space.root / _read_paths(space)["models"] / "tuned.json").read_text())
-    return {**origin.tuned, "ended_by": None} == {**now, "ended_by": None}
-
-
-def _compare_keys(origin: Origin, space: Workspace) -> Iterator[Difference]:
-    """Another key gives other pseudonyms, and so other rows in another order."""
-    then = origin.version.tags.get(PII_KEY_ID)
-    now = RawManifest.read(space.root / _read_paths(space)["raw"]).pii_key_id
-    if then != now:
-        yield Difference("key", "the id of EVERGREEN_PII_KEY (or pii.key)", then or "none", now or "none")
-
-
-def _compare_environments(origin: Origin) -> Iterator[Difference]:
-    """The lock of the libraries: what is installed now against what was then."""
-    then = origin.version.tags.get(ENVIRONMENT, "")
+    folders = {name: space.root / path for name, path in paths.items()}
+    then = origin.version.tags.get(tags.ENVIRONMENT, "")
     now = hashlib.sha256((Path.cwd() / "requirements.lock").read_bytes()).hexdigest()
     if then and then != now:
         yield Difference("environment", "requirements.lock", then, now)
+    old_key, new_key = origin.version.tags.get(tags.PII_KEY_ID), RawManifest.read(folders["raw"]).pii_key_id
+    if old_key != new_key:  # another key gives other pseudonyms, and so other rows in another order
+        yield Difference("key", "the id of EVERGREEN_PII_KEY (or pii.key)", old_key or "none", new_key or "none")
+    yield from _compare_stages(origin, space, tuned=folders["models"] / "tuned.json")
+    for name, folder in RESULTS.items():
+        then, now = _hash(origin.files[name]), _hash(folders[folder] / Path(name).name)
+        if then != now:
+            yield Difference("result", name, then, now)
 
 
-def _compare_stage(
-    stage: str, then: Mapping[str, Any], now: Mapping[str, Any], *, same: Container[str]
-) -> Iterator[Difference]:
-    for side in ("deps", "outs"):
-        hashes = {file["path"]: file["md5"] for file in now.get(side, [])}
-        for path, before in ((file["path"], file["md5"]) for file in then.get(side, [])):
-            if hashes.get(path) != before and path not in same:
-                kind = "code" if path.startswith("tasks/") else "data"
-                yield Difference(kind, f"{stage} {side[:-1]} {path}", before, hashes.get(path, "missing"))
+def _compare_stages(origin: Origin, space: Workspace, *, tuned: Path) -> Iterator[Difference]:
+    """Files that a stage reads or makes. What ended the search is no difference: here it is the number of trials."""
+    search, again = (json.loads(path.read_text()) for path in (origin.files["reports/tuned.json"], tuned))
+    is_same = {**search, "ended_by": None} == {**again, "ended_by": None}
+    stages_now = pipeline.read_lock(space.root)["stages"]
+    for stage, before in yaml.safe_load(origin.files["dvc.lock"].read_text())["stages"].items():
+        for side in ("deps", "outs"):
+            now = _read_hashes(stages_now.get(stage, {}), side)
+            for path, then in _read_hashes(before, side).items():
+                is_search = is_same and space.root / path == tuned
+                if now.get(path) != then and not is_search and stage != RECORD:
+                    kind = "code" if path.startswith("tasks/") else "data"
+                    yield Difference(kind, f"{stage} {side[:-1]} {path}", then, now.get(path, "missing"))
+
+
+def _read_hashes(stage: Mapping[str, Any], side: str) -> dict[str, str]:
+    return {file["path"]: file["md5"] for file in stage.get(side, [])}
 
 
 def _hash(path: Path) -> str:
@@ -174,7 +141,7 @@ def _hash(path: Path) -> str:
 @retried("publish")
 def publish(version: int, differences: list[Difference]) -> None:
     """Show the comparison beside the run in the Prefect UI."""
-    create_markdown_artifact(f"# Version {version}\n\n{describe(differences)}\n", key="reproduction")
+    artifacts.create_markdown_artifact(f"# Version {version}\n\n{describe(differences)}\n", key="reproduction")
 
 
 def describe(differences: list[Difference]) -> str:

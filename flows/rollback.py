@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
-from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
-from prefect.runtime import flow_run
+from prefect import artifacts, flow, get_run_logger, runtime
 from pydantic import Field
 
 from flows import cli
@@ -22,7 +20,6 @@ from flows.runs import retried
 from tasks import params
 from tasks.data import state
 from tasks.monitoring import monitor
-from tasks.params import Params
 from tasks.promotion import changes
 from tasks.promotion.registry import open_registry
 from tasks.runtime import clock
@@ -64,19 +61,21 @@ def rollback(
     if as_of:
         check_as_of(p, params.to_utc(as_of), force=force)
     moment = params.to_utc(as_of or clock.now(p.clock) or state.read_event_now() or datetime.now(UTC))
-    done = move_back(p, to, champion, reason=reason, as_of=moment, decision=decision or f"rollback-{flow_run.id}")
+    done = move_back(
+        p, to, champion, reason=reason, as_of=moment, decision=decision or f"rollback-{runtime.flow_run.id}"
+    )
     publish(done)
     return done
 
 
 @retried("check as_of")
-def check_as_of(p: Params, as_of: datetime, *, force: bool) -> None:
+def check_as_of(p: params.Params, as_of: datetime, *, force: bool) -> None:
     monitor.refuse_beyond(p, open_journal(p.journal), as_of, force=force)
 
 
 @retried("move back")
 def move_back(
-    p: Params, to: int | None, champion: int | None, *, reason: str, as_of: datetime, decision: str
+    p: params.Params, to: int | None, champion: int | None, *, reason: str, as_of: datetime, decision: str
 ) -> RolledBack:
     """The registry's own lock is enough: it is held for as long as the alias moves, and no longer. Cut off and tried
     again, it is the same rollback: the decision names it."""
@@ -88,7 +87,7 @@ def move_back(
 
 @retried("publish")
 def publish(done: RolledBack) -> None:
-    create_markdown_artifact(describe(done), key="rollback", description=f"as of {done.as_of}")
+    artifacts.create_markdown_artifact(describe(done), key="rollback", description=f"as of {done.as_of}")
     get_run_logger().info("%s", describe(done))
 
 

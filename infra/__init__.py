@@ -1,6 +1,6 @@
 """Where the project runs: what starts its servers on this machine, images, dashboards; and what these must agree on.
 
-A run's heartbeats and the automation that misses them (flows/automations.py) must agree, so the interval is set once,
+A run's heartbeats and the automation that misses them (flows/deploy.py) must agree, so the interval is set once,
 here: for this process (flows/__init__.py), for servers and workers (servers.py), and in the job variables of each
 deployment (flows/deploy.py).
 """

@@ -91,8 +91,7 @@ def environment(home: Path, *, api: str, mlflow: str | None = None) -> dict[str,
 
 
 def prefect(port: int, env: Mapping[str, str]) -> Part:
-    command = ("-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
-    return Part("prefect", command, answers(f"http://{HOST}:{port}/api/health"), {**env, **LEAN})
+    return _server("prefect", port, "/api/health", env, "prefect", "server", "start", "--host", HOST)
 
 
 def mlflow(port: int, home: Path, env: Mapping[str, str]) -> Part:
@@ -104,26 +103,26 @@ def mlflow(port: int, home: Path, env: Mapping[str, str]) -> Part:
     Raises ValueError for a database that is gone: the server would make an empty one.
     """
     database.check_whole(home / database.DATABASE)
-    command = ("-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", "--no-serve-artifacts")
-    places = (
-        "--backend-store-uri",
-        database.sqlite_uri(home / database.DATABASE),
-        "--default-artifact-root",
-        (home / database.ARTIFACTS).as_uri(),
-    )
-    return Part("mlflow", (*command, *places), answers(f"http://{HOST}:{port}/health"), {**env, **LEAN})
+    store, artifacts = database.sqlite_uri(home / database.DATABASE), (home / database.ARTIFACTS).as_uri()
+    options = ("--workers", "1", "--backend-store-uri", store, "--default-artifact-root", artifacts)
+    return _server("mlflow", port, "/health", env, "mlflow", "server", "--host", HOST, "--no-serve-artifacts", *options)
 
 
 def evidently(port: int, workspace: Path, env: Mapping[str, str]) -> Part:
     workspace.mkdir(parents=True, exist_ok=True)
-    command = ("-m", "evidently.cli", "ui", "--workspace", str(workspace), "--host", HOST, "--port", str(port))
-    return Part("evidently", command, answers(f"http://{HOST}:{port}/"), {**env, **LEAN})
+    options = ("--workspace", str(workspace), "--host", HOST)
+    return _server("evidently", port, "/", env, "evidently.cli", "ui", *options)
 
 
 def serving(port: int, env: Mapping[str, str]) -> Part:
     """The API. It is ready as soon as it runs; /ready tells whether a champion serves."""
-    command = ("-m", "tasks.serving", "--port", str(port))
-    return Part("api", command, answers(f"http://{HOST}:{port}/health"), {**env, **LEAN})
+    return _server("api", port, "/health", env, "tasks.serving")
+
+
+def _server(name: str, port: int, page: str, env: Mapping[str, str], module: str, *options: str) -> Part:
+    """A module that listens on a port, and is ready when it answers a page."""
+    arguments = ("-m", module, *options, "--port", str(port))
+    return Part(name, arguments, answers(f"http://{HOST}:{port}{page}"), {**env, **LEAN})
 
 
 def worker(pool: str, env: Mapping[str, str]) -> Part:

@@ -10,23 +10,18 @@ stops them when the outer one is gone; the outer one ends whatever is left when 
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import FrameType
 
 import cyclopts
 from filelock import FileLock, Timeout
 
 from infra import servers
-from infra.servers import HOST, Running
 from tasks import params
 from tasks.promotion import database
-from tasks.runtime import stage
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 NAMES = {"prefect": "Prefect", "mlflow": "MLflow", "evidently": "Evidently", "api": "API"}
@@ -34,23 +29,15 @@ WORKER_STOP_TIMEOUT_S = 20.0  # the worker stops its runs first
 DEPLOY_TIMEOUT_S = 120.0
 
 
-@dataclass(frozen=True)
-class Ports:
-    prefect: int = 4200
-    mlflow: int = servers.MLFLOW_PORT
-    evidently: int = 8000
-    api: int = 8080
-
-
 # --- the inner process ---------------------------------------------------------------------------------------------
 
 
-def up(ports: Ports) -> int:
+def up(ports: Mapping[str, int]) -> int:
     """Start all, deploy, stay until a part ends (1) or somebody asks to stop (0)."""
     checkout, home = Path.cwd(), params.home()
-    running: list[Running] = []
+    running: list[servers.Running] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     try:
         with _lock(home):
             try:
@@ -68,10 +55,6 @@ def up(ports: Ports) -> int:
         return 1
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def _lock(home: Path) -> AbstractContextManager[object]:
     """Two servers over one database would take each other's runs."""
     home.mkdir(parents=True, exist_ok=True)
@@ -83,19 +66,19 @@ def _lock(home: Path) -> AbstractContextManager[object]:
         ) from None
 
 
-def _start(running: list[Running], ports: Ports, *, checkout: Path, home: Path) -> None:
+def _start(running: list[servers.Running], ports: Mapping[str, int], *, checkout: Path, home: Path) -> None:
     """Start the parts one after another. Each is added to `running` at once, so that it is stopped whatever comes."""
     database.relocate_home(home)
     started, logs, pool = time.monotonic(), home / "logs", servers.read_pool(checkout)
-    free = Ports(*(_port(name, wanted) for name, wanted in vars(ports).items()))
-    addresses = {name: f"http://{HOST}:{port}" for name, port in vars(free).items()}
+    free = {name: _port(name, wanted) for name, wanted in ports.items()}
+    addresses = {name: f"http://{servers.HOST}:{port}" for name, port in free.items()}
     env = servers.environment(home, api=f"{addresses['prefect']}/api", mlflow=addresses["mlflow"])
     print("starting Prefect, MLflow, Evidently, the API and a worker: half a minute", flush=True)
     for part in (
-        servers.prefect(free.prefect, env),
-        servers.mlflow(free.mlflow, home, env),
-        servers.evidently(free.evidently, home / "evidently", env),
-        servers.serving(free.api, env),
+        servers.prefect(free["prefect"], env),
+        servers.mlflow(free["mlflow"], home, env),
+        servers.evidently(free["evidently"], home / "evidently", env),
+        servers.serving(free["api"], env),
     ):
         running.append(servers.start(part, logs))
     servers.wait(running[0], beside=running)
@@ -118,25 +101,14 @@ def _port(name: str, wanted: int) -> int:
         raise ValueError(f"{error}. End what has it, or give --{name}-port another (0: any).") from None
 
 
-def _deploy(env: dict[str, str], logs: Path) -> None:
+def _deploy(env: Mapping[str, str], logs: Path) -> None:
     """Run flows.deploy to its end."""
-    log = logs / "deploy.log"
-    with log.open("wb") as sink:
-        done = subprocess.run(
-            [sys.executable, "-m", "flows.deploy", "--no-worker-runs"],
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=sink,
-            env=env,
-            timeout=DEPLOY_TIMEOUT_S,
-            start_new_session=True,
-            preexec_fn=stage.die_with_parent,
-        )
-    if done.returncode:
-        raise RuntimeError(f"deploy ended with status {done.returncode}; see {log}")
+    running = servers.start(servers.Part("deploy", ("-m", "flows.deploy", "--no-worker-runs"), lambda: True, env), logs)
+    if running.process.wait(DEPLOY_TIMEOUT_S):
+        raise RuntimeError(running.describe_end())
 
 
-def _watch(running: Sequence[Running]) -> int:
+def _watch(running: Sequence[servers.Running]) -> int:
     while True:
         if ends := [end for part in running if (end := part.describe_end())]:
             print(f"make up: {'; '.join(ends)}. Stopping the rest.", file=sys.stderr, flush=True)
@@ -144,12 +116,11 @@ def _watch(running: Sequence[Running]) -> int:
         time.sleep(0.5)
 
 
-def _stop(running: Sequence[Running]) -> None:
+def _stop(running: Sequence[servers.Running]) -> None:
     """Stop the parts, the last first: the worker stops its runs while the servers still listen."""
     processes = descendants(os.getpid())
     for part in reversed(running):
-        is_worker = part.part.name == "worker"
-        servers.stop(part, seconds=WORKER_STOP_TIMEOUT_S if is_worker else servers.STOP_TIMEOUT_S)
+        servers.stop(part, seconds=WORKER_STOP_TIMEOUT_S if part.part.name == "worker" else servers.STOP_TIMEOUT_S)
     kill(processes)
 
 
@@ -165,29 +136,17 @@ def guarded(work: Callable[[], int]) -> int:
         os._exit(work() if os.getppid() == outer else 1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
-    status = _wait_for(child)
+    pid, status = os.wait()
+    while pid != child:  # whoever else ends before it
+        pid, status = os.wait()
     end = time.monotonic() + servers.STOP_TIMEOUT_S
     while (left := descendants(outer)) and time.monotonic() < end:
         kill(left)
-        _reap()
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                continue
         time.sleep(0.05)
-    return status
-
-
-def _wait_for(child: int) -> int:
-    """The child's exit status, reaping whoever else ends before it."""
-    while True:
-        pid, status = os.wait()
-        if pid == child:
-            return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
-
-
-def _reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
+    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
 def _prctl(option: int, value: int) -> None:
@@ -199,14 +158,10 @@ def descendants(root: int) -> dict[int, str]:
     """The processes below one, by pid, each with its start: a pid alone may be another process's later."""
     pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
     table = {pid: status for pid in pids if (status := _read_status(pid))}
-    below: dict[int, str] = {}
-    parents = [root]
-    while parents:
-        above = parents.pop()
-        children = {pid: start for pid, (parent, start) in table.items() if parent == above}
-        below |= children
-        parents += children
-    return below
+    family = [root]
+    for above in family:  # which grows meanwhile
+        family += [pid for pid, (parent, _) in table.items() if parent == above]
+    return {pid: table[pid][1] for pid in family[1:]}
 
 
 def kill(processes: dict[int, str]) -> None:
@@ -227,10 +182,10 @@ def _read_status(pid: int) -> tuple[int, str] | None:
 
 def main(
     *,
-    prefect_port: int = Ports.prefect,
-    mlflow_port: int = Ports.mlflow,
-    evidently_port: int = Ports.evidently,
-    api_port: int = Ports.api,
+    prefect_port: int = 4200,
+    mlflow_port: int = servers.MLFLOW_PORT,
+    evidently_port: int = 8000,
+    api_port: int = 8080,
 ) -> int:
     """Start everything on this machine, until Ctrl-C.
 
@@ -240,7 +195,8 @@ def main(
         evidently_port: Of the drift reports. 0: a free one.
         api_port: Of the prediction API. 0: a free one.
     """
-    return guarded(lambda: up(Ports(prefect_port, mlflow_port, evidently_port, api_port)))
+    ports = {"prefect": prefect_port, "mlflow": mlflow_port, "evidently": evidently_port, "api": api_port}
+    return guarded(lambda: up(ports))
 
 
 if __name__ == "__main__":

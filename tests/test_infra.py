@@ -16,7 +16,7 @@ import yaml
 from prefect.automations import EventTrigger, RunDeployment
 from prometheus_client import generate_latest
 
-from flows import automations
+from flows import deploy
 from tasks import TELEMETRY_OFF
 from tasks.serving.active import Active
 from tasks.serving.metrics import Metrics, StreamMetrics
@@ -172,7 +172,7 @@ def arguments_of(path: str, function: str) -> set[str]:
 
 
 def test_what_the_monitor_says_is_what_the_retrain_waits_for() -> None:
-    automation = automations.start(uuid4())
+    automation = deploy.start(uuid4())
     source = (ROOT / "flows/monitor.py").read_text()
     assert isinstance(automation.trigger, EventTrigger)
     assert {f'WANTED = "{name}"' in source for name in automation.trigger.expect} == {True}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
 
-from flows import demo
+from infra.servers import run_prefect
 from tests.benchmarks.place import Bench, Checkout, environment
 from tests.benchmarks.row import Row, benchmark, row, seconds
 
@@ -46,5 +46,5 @@ def retrain(place: Checkout, address: str) -> float:
 @contextmanager
 def server(place: Checkout) -> Iterator[str]:
     """The demo's server, with a home that is no run's."""
-    with environment(place.env), demo.server() as address:
+    with environment(place.env), run_prefect() as address:
         yield address

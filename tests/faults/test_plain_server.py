@@ -12,7 +12,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Scheduled
 
-from flows import automations
+from flows import deploy
 from infra import HEARTBEAT
 from tasks.runtime import locks
 from tests.faults.test_worker_faults import of
@@ -89,7 +89,7 @@ def test_a_retrain_that_dies_before_its_first_line_is_tried_so_often_and_no_ofte
     assert {run.parameters["decision"] for run in runs} == {"in vain"}
     names = [run.created_by.display_value if run.created_by else None for run in runs[1:]]
     assert names == [f"a crashed retrain runs again ({number})" for number in range(1, ATTEMPTS + 2)]
-    assert not here.client.read_automations_by_name(automations._name(ATTEMPTS + 2))  # nothing answers the last crash
+    assert not here.client.read_automations_by_name(deploy.name_rerun(ATTEMPTS + 2))  # nothing answers the last crash
 
 
 def crashed(here: Station) -> list[FlowRun] | None:

@@ -17,7 +17,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 
-from flows import automations
+from flows import deploy
 from infra import servers, up
 from tasks import params
 from tasks.promotion import registry
@@ -100,11 +100,11 @@ def hear_silence(here: Station, run: FlowRun) -> None:
 
     It begins to count anew when it is changed, so the run's last sign of life comes once more.
     """
-    automation = automations.end_silent()
+    automation = deploy.end_silent()
     trigger = automation.trigger.model_copy(update={"match": resource_of(run), "within": SILENCE})
     (known,) = here.client.read_automations_by_name(automation.name)
     here.client.update_automation(known.id, automation.model_copy(update={"trigger": trigger}))
-    signs = EventNameFilter(name=[automations.BEAT, *automations.BEGAN])
+    signs = EventNameFilter(name=[deploy.BEAT, *deploy.BEGAN])
     wanted = EventFilter(event=signs, resource=EventResourceFilter(id=list(resource_of(run).values())))
     last = until(lambda: here.client.read_events(wanted, limit=1).events, 60, here.worker.log)[0]
     again = last.model_copy(update={"id": uuid4(), "occurred": datetime.now(UTC), "follows": None})

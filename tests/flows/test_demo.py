@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 DIVERT = """
 import logging, os, sys
 from pathlib import Path
-from flows.screen import divert_output
+from flows.demo import divert_output
 with divert_output(Path(sys.argv[1])) as screen:
     print("printed")
     os.system("echo by a child; echo an error of a child >&2")

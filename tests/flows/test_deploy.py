@@ -16,7 +16,7 @@ from prefect.server.events.schemas.automations import EventTrigger as ServerTrig
 from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.settings import get_current_settings
 
-from flows import automations, deploy
+from flows import deploy
 from infra import HEARTBEAT, HEARTBEAT_S
 
 ROOT = Path(__file__).parents[2]
@@ -54,15 +54,15 @@ def test_a_flow_from_a_terminal_sends_its_heartbeats_as_often(monkeypatch: pytes
 
 def test_silence_is_a_minutes_outage_and_two_heartbeats_and_no_more_than_a_few() -> None:
     beat = timedelta(seconds=HEARTBEAT_S)
-    assert timedelta(minutes=1) + 2 * beat < automations.SILENCE <= 6 * beat
+    assert timedelta(minutes=1) + 2 * beat < deploy.SILENCE <= 6 * beat
 
 
 def test_other_peoples_flows_on_the_server_are_left_alone() -> None:
     labels = Resource({"prefect.resource.id": f"prefect.flow-run.{uuid4()}"})
     tag = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.evergreen"}
-    theirs = Event(event=automations.BEAT, resource=labels)
-    assert covers(automations.end_silent(), theirs.model_copy(update={"related": [RelatedResource(tag)]}))
-    assert not covers(automations.end_silent(), theirs)
+    theirs = Event(event=deploy.BEAT, resource=labels)
+    assert covers(deploy.end_silent(), theirs.model_copy(update={"related": [RelatedResource(tag)]}))
+    assert not covers(deploy.end_silent(), theirs)
 
 
 def trigger_of(automation: AutomationCore) -> EventTrigger:
@@ -82,7 +82,7 @@ def crash_of(deployment: str, creator: str | None) -> Event:
         )
     labels = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.state-message": "exit 1"}
     return Event(
-        event=automations.DIED,
+        event=deploy.DIED,
         resource=Resource(labels),
         related=[RelatedResource(each) for each in related],
     )
@@ -106,7 +106,7 @@ def on_the_server(automation: AutomationCore) -> ServerTrigger:
 
 def test_each_crash_has_one_answer_and_that_of_the_last_attempt_none() -> None:
     attempts = 2
-    chain = [automations.rerun(number, uuid4()) for number in range(1, attempts + 2)]
+    chain = [deploy.rerun(number, uuid4()) for number in range(1, attempts + 2)]
     crash = crash_of("retrain", "retrain when it is wanted")
     for automation in chain:
         assert [each.name for each in chain if answers(each, crash)] == [automation.name]
@@ -118,8 +118,8 @@ def test_each_crash_has_one_answer_and_that_of_the_last_attempt_none() -> None:
 
 def test_what_was_left_behind_is_run_again_by_the_deploy_alone() -> None:
     crash = crash_of("retrain", None)
-    left = Resource({**crash.resource.root, "prefect.state-message": automations.LEFT})
-    assert not answers(automations.rerun(1, uuid4()), crash.model_copy(update={"resource": left}))
+    left = Resource({**crash.resource.root, "prefect.state-message": deploy.LEFT})
+    assert not answers(deploy.rerun(1, uuid4()), crash.model_copy(update={"resource": left}))
 
 
 # --- what people have set
@@ -185,7 +185,7 @@ def test_fewer_attempts_remove_what_is_too_much_and_no_deployment_has_a_limit(
     client: SyncPrefectClient, checkout: Path
 ) -> None:
     deploy.deploy(checkout, client)
-    automations.put_automations(client, attempts=0)
+    deploy.put_automations(client, attempts=0)
     names = {each.name for each in client.read_automations()}
     assert {name for name in names if name.startswith("a crashed retrain")} == {"a crashed retrain runs again (1)"}
     for name in (SCORE, "retrain/retrain", "retrain/retrain-again"):

@@ -12,7 +12,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
-from flows import automations
+from flows import deploy
 from flows.forms import hide_from_form
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_what_a_trigger_passes_is_accepted_by_the_servers_schema_and_by_the_flow
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (retrain,) = (each for each in DEPLOYMENTS if each["name"] == "retrain")
-    (action,) = automations.start(uuid4()).actions
+    (action,) = deploy.start(uuid4()).actions
     assert isinstance(action, RunDeployment)
     assert action.parameters
     of_people = load_flow(retrain, monkeypatch)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import automations
+from flows import deploy
 from infra import servers, up
 from tests.waiting import wait_until
 
@@ -102,7 +102,7 @@ def test_the_parts_send_heartbeats_as_the_detector_expects_whatever_the_environm
 ) -> None:
     monkeypatch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "180")
     env = servers.environment(tmp_path, api="http://127.0.0.1:1/api")
-    assert timedelta(seconds=2 * int(env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])) < automations.SILENCE
+    assert timedelta(seconds=2 * int(env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])) < deploy.SILENCE
 
 
 def test_the_parameters_of_a_crashed_run_are_passed_on_with_their_types() -> None:
@@ -115,7 +115,7 @@ def test_the_parameters_of_a_crashed_run_are_passed_on_with_their_types() -> Non
         "id": "7",
         "parameters": {"as_of": str(datetime(2024, 3, 1)), "trials": 3, "settings": {"train.refit": False}},
     }
-    told = json.loads(render_user_template_sync(automations.AGAIN, {"flow_run": run}))
+    told = json.loads(render_user_template_sync(deploy.AGAIN, {"flow_run": run}))
     assert told == {**run["parameters"], "attempt": 1, "decision": "retrain-7"}
     run["parameters"] = told
-    assert json.loads(render_user_template_sync(automations.AGAIN, {"flow_run": run})) == {**told, "attempt": 2}
+    assert json.loads(render_user_template_sync(deploy.AGAIN, {"flow_run": run})) == {**told, "attempt": 2}
