@@ -8,25 +8,21 @@ from datetime import UTC, datetime
 
 from prefect import get_run_logger, runtime
 
-from flows import people
-from flows.runs import retried
+from flows import people, runs
 from tasks import params
 from tasks.data import state
-from tasks.params import Params
-from tasks.promotion import changes, judge
-from tasks.promotion.ledger import Entry, find_answered
+from tasks.promotion import changes, judge, ledger
 from tasks.promotion.registry import Registry, open_registry
-from tasks.runtime import clock
-from tasks.runtime.pipeline import StageFailed
+from tasks.runtime import clock, pipeline
 
 
-@retried("is it answered")
-def is_answered(p: Params, decision: str) -> bool:
+@runs.retried("is it answered")
+def is_answered(p: params.Params, decision: str) -> bool:
     """Whether the ledger answers a decision: an event may come twice, and a run that crashed after its verdict is run
     again."""
     registry = open_registry(p.registry)
     finish_open(registry)
-    if decision not in find_answered(registry.read_ledger()):
+    if decision not in ledger.find_answered(registry.read_ledger()):
         return False
     get_run_logger().info("decision %s was answered already: see the ledger", decision)
     return True
@@ -37,9 +33,9 @@ def finish_open(registry: Registry) -> None:
         get_run_logger().warning("version %s serves: a killed run had decided that, and left it open", version.number)
 
 
-def answer_fault(p: Params, decision: str, as_of: datetime | None, error: Exception) -> None:
+def answer_fault(p: params.Params, decision: str, as_of: datetime | None, error: Exception) -> None:
     """Answer the decision of a run that fails. If the ledger cannot be reached either, the monitor asks again."""
-    if isinstance(error, (StageFailed, clock.AheadError)):
+    if isinstance(error, (pipeline.StageFailed, clock.AheadError)):
         reason = f"No candidate could be made: {error}"
     else:
         reason = (
@@ -52,14 +48,14 @@ def answer_fault(p: Params, decision: str, as_of: datetime | None, error: Except
         get_run_logger().error("decision %s is not answered: %s: %s", decision, type(failure).__name__, failure)
 
 
-@retried("give up")
-def give_up(p: Params, decision: str, as_of: datetime | None, reason: str) -> None:
+@runs.retried("give up")
+def give_up(p: params.Params, decision: str, as_of: datetime | None, reason: str) -> None:
     """Answer a decision whose retrain failed, or it would be asked for again, at full cost, for ever. The failure costs
     no cool-down and no budget. The policy pauses after it, and a person is told. `as_of` is None until ingest has found
     it."""
     registry = open_registry(p.registry)
     finish_open(registry)  # a promotion that was begun is the answer
-    if decision in find_answered(registry.read_ledger()):
+    if decision in ledger.find_answered(registry.read_ledger()):
         return
     moment = as_of or state.read_event_now() or params.to_utc(datetime.now(UTC))
     _hold(registry, decision, moment, reason, failed=True)
@@ -67,8 +63,8 @@ def give_up(p: Params, decision: str, as_of: datetime | None, reason: str) -> No
     people.tell(p, subject, reason, cause=f"failed {decision}")
 
 
-@retried("is it too early")
-def is_too_early(p: Params, decision: str | None, as_of: datetime, limit: datetime | None = None) -> bool:
+@runs.retried("is it too early")
+def is_too_early(p: params.Params, decision: str | None, as_of: datetime, limit: datetime | None = None) -> bool:
     """Whether the gate would judge no candidate yet; the ledger then says why. Asked before the stages run or, without
     clock.as_of, as soon as ingest has found the time. `limit` is the end of the data, if it is known."""
     registry = open_registry(p.registry)
@@ -86,7 +82,7 @@ def _hold(registry: Registry, decision: str, as_of: datetime, reason: str, *, fa
     """Write into the ledger that nothing was judged, and why."""
     serving = registry.find_champion()
     registry.append(
-        Entry(
+        ledger.Entry(
             "verdict",
             decision,
             as_of,

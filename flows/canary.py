@@ -13,10 +13,9 @@ last of these. Nothing is compared here.
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from prefect import artifacts, flow, get_run_logger, runtime
+from prefect import flow, runtime
 
-from flows import cli
-from flows.runs import retried
+from flows import cli, runs
 from tasks import params
 from tasks.data import state
 from tasks.monitoring import canary as work
@@ -67,10 +66,12 @@ def canary(
         message = end_canary(registry, reason=reason, as_of=moment, decision=f"end-{runtime.flow_run.id}")
     else:
         message = accept_challenger(registry, journal, as_of=moment)
-    return publish(registry, message, moment)
+    done = find_tried(registry, message, moment)
+    runs.publish(describe(done), key="canary", description=f"as of {moment}")
+    return done
 
 
-@retried("open")
+@runs.retried("open")
 def open_stores(p: params.Params, as_of: datetime | None, *, force: bool) -> tuple[Registry, Journal, datetime]:
     """The registry, the journal, and event time "now"."""
     registry, journal = open_registry(p.registry), open_journal(p.journal)
@@ -80,7 +81,7 @@ def open_stores(p: params.Params, as_of: datetime | None, *, force: bool) -> tup
     return registry, journal, params.to_utc(as_of or newest or clock.now(p.clock) or datetime.now(UTC))
 
 
-@retried("begin")
+@runs.retried("begin")
 def begin_canary(registry: Registry, candidate: str, *, reason: str, as_of: datetime, decision: str) -> str:
     """Put a candidate up. A number is a version; anything else is a run."""
     over = work.settle(registry, as_of=as_of).over  # what serves by now must not stand in the way
@@ -90,14 +91,14 @@ def begin_canary(registry: Registry, candidate: str, *, reason: str, as_of: date
     return f"{work.explain_end(over)} {message}" if over else message
 
 
-@retried("end")
+@runs.retried("end")
 def end_canary(registry: Registry, *, reason: str, as_of: datetime, decision: str) -> str:
     """Take the challenger away."""
     entry = changes.take_away(registry, decision=decision, as_of=as_of, reasons=[reason])
     return f"Version {entry.version} was taken away: {reason}" if entry else "No challenger was up."
 
 
-@retried("accept")
+@runs.retried("accept")
 def accept_challenger(registry: Registry, journal: Journal, *, as_of: datetime) -> str:
     """Promote the challenger that the monitor found better, for the person whom gate.approval asks for. One that was
     promoted already, by a run that was cut off before it could say so, is told of."""
@@ -112,14 +113,11 @@ def accept_challenger(registry: Registry, journal: Journal, *, as_of: datetime) 
     return f"Version {done.version} is promoted. {look.message}"
 
 
-@retried("publish")
-def publish(registry: Registry, message: str, as_of: datetime) -> Tried:
-    """Tell who serves and who is tried beside it."""
+@runs.retried("look")
+def find_tried(registry: Registry, message: str, as_of: datetime) -> Tried:
+    """Who serves, and who is tried beside it."""
     serving, challenger = registry.find_champion(), registry.find_challenger()
-    done = Tried(serving.number if serving else None, challenger.number if challenger else None, as_of, message)
-    artifacts.create_markdown_artifact(describe(done), key="canary", description=f"as of {as_of}")
-    get_run_logger().info("%s", describe(done))
-    return done
+    return Tried(serving.number if serving else None, challenger.number if challenger else None, as_of, message)
 
 
 def describe(done: Tried) -> str:

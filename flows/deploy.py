@@ -24,17 +24,14 @@ from typing import Any
 from uuid import UUID
 
 import yaml
+from prefect import exceptions, get_client, states
 from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture, RunDeployment
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas import filters, objects
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas import actions, filters, objects
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.exceptions import ObjectNotFound
-from prefect.states import Crashed
 
 from flows import cli, runs
-from infra import HEARTBEAT, HEARTBEAT_S, PATIENCE
-from infra.servers import read_pool
+from infra import HEARTBEAT, HEARTBEAT_S, PATIENCE, servers
 from tasks import params
 
 TIMEOUT_S = 120
@@ -71,11 +68,11 @@ def deploy(
     """Put everything on the server. Returns the deployments' names.
 
     Raises RuntimeError with Prefect's own words where a deployment is refused."""
-    pool, plan = read_pool(checkout), yaml.safe_load((checkout / "prefect.yaml").read_text())
+    pool, plan = servers.read_pool(checkout), yaml.safe_load((checkout / "prefect.yaml").read_text())
     try:
         client.read_work_pool(pool)
-    except ObjectNotFound:  # somebody may have made it of another type
-        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    except exceptions.ObjectNotFound:  # somebody may have made it of another type
+        client.create_work_pool(actions.WorkPoolCreate(name=pool, type="process"))
     put_deployments(checkout, adapt_plan(plan, read_deployments(plan, client), schedules=schedules))
     put_automations(client, attempts=params.load(checkout / "params.yaml").policy.attempts)
     if no_worker_runs:
@@ -92,7 +89,7 @@ def read_deployments(plan: Mapping[str, Any], client: SyncPrefectClient) -> dict
     present = {}
     for deployment in plan["deployments"]:
         flow, name = deployment["entrypoint"].rpartition(":")[2], deployment["name"]
-        with suppress(ObjectNotFound):
+        with suppress(exceptions.ObjectNotFound):
             present[name] = client.read_deployment_by_name(f"{flow}/{name}")
     return present
 
@@ -245,8 +242,8 @@ def rerun_left_behind(pool: str, client: SyncPrefectClient) -> list[objects.Flow
     The automations would do that too, but late: a server that was started since keeps the event of such a crash back
     for a quarter of an hour, since it has not seen the event before it.
     """
-    states = [objects.StateType[name] for name in ("PENDING", "RUNNING", "CANCELLING", "PAUSED")]
-    begun = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=states))
+    types = [objects.StateType[name] for name in ("PENDING", "RUNNING", "CANCELLING", "PAUSED")]
+    begun = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=types))
     left = client.read_flow_runs(
         work_pool_filter=filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[pool])),
         flow_run_filter=filters.FlowRunFilter(state=begun),
@@ -254,7 +251,7 @@ def rerun_left_behind(pool: str, client: SyncPrefectClient) -> list[objects.Flow
     for run in left:
         if run.deployment_id and client.read_flow(run.flow_id).name == RETRAIN:
             _run_again(run, client)  # before it is marked: a kill between them does not lose it
-        client.set_flow_run_state(run.id, Crashed(message=LEFT), force=True)
+        client.set_flow_run_state(run.id, states.Crashed(message=LEFT), force=True)
     return left
 
 

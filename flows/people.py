@@ -20,11 +20,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
-from prefect import artifacts, get_client, get_run_logger, pause_flow_run, runtime, task
+from prefect import artifacts, cache_policies, exceptions, get_client, get_run_logger, pause_flow_run, runtime, task
 from prefect.blocks import core, notifications  # noqa: F401 (a server keeps a block's kind by name: this makes them known)
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.responses import SetStateStatus
-from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from pydantic import Field
 
@@ -68,8 +66,13 @@ def deliver(subject: str, body: str, block: str | None) -> bool:
         logger.warning("%s\n%s", subject, body)
         return True
     try:
-        retry = task(name=f"alert by {block}", cache_policy=NO_CACHE, retries=len(DELAYS), retry_delay_seconds=DELAYS)
-        retry(send)(subject, body, by=core.Block.load(block))
+        tried_again = task(
+            name=f"alert by {block}",
+            cache_policy=cache_policies.NO_CACHE,
+            retries=len(DELAYS),
+            retry_delay_seconds=DELAYS,
+        )
+        tried_again(send)(subject, body, by=core.Block.load(block))
     except Exception as error:  # a faulty block must not end the flow
         logger.error("%s\n%s\n(not delivered by %s: %s; the next run tries again)", subject, body, block, error)
         return False
@@ -141,7 +144,7 @@ def wait_for_answer(verdict: Verdict, within: timedelta) -> Approval | None:
                 timeout=round((within + MARGIN).total_seconds()),
                 poll_interval=POLL,
             )
-        except FlowPauseTimeout:  # the server could not be reached when our time was up
+        except exceptions.FlowPauseTimeout:  # the server could not be reached when our time was up
             return None
     return None if time_out.is_set() else answer
 

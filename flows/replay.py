@@ -17,8 +17,7 @@ from pydantic import Field
 from rich.console import Group
 from rich.table import Table
 
-from flows import cli, forms, stages
-from flows.runs import retried
+from flows import cli, forms, runs, stages
 from tasks import params
 from tasks.promotion import tags
 from tasks.promotion.registry import open_registry
@@ -83,7 +82,7 @@ def result_folder(done: compare.Comparison) -> Path:
     return params.home() / "replay" / f"{done.since:%Y-%m-%d}_{done.until:%Y-%m-%d}"
 
 
-@retried("publish")
+@runs.retried("publish")
 def publish(done: compare.Comparison, p: params.Params) -> None:
     """Write the files, log the MLflow run, and make what the Prefect UI shows beside the run."""
     folder, page, summary = result_folder(done), report.render_markdown(done), report.summarize(done)
@@ -91,15 +90,14 @@ def publish(done: compare.Comparison, p: params.Params) -> None:
     run_id, link = log_comparison(done, folder, p)
     # The picture itself is the address: the UI's reader need not be on the machine that drew it.
     picture = f"data:image/png;base64,{base64.b64encode((folder / 'replay.png').read_bytes()).decode()}"
-    artifacts.create_markdown_artifact(page, key="replay", description=f"files: {folder}")
+    runs.publish(page, key="replay", description=f"files: {folder}")
     table = [dict(row) for row in report.tabulate(done)]
     artifacts.create_table_artifact(table, key="replay-table", description=summary)
     artifacts.create_image_artifact(picture, key="replay-picture", description=summary)
     artifacts.create_link_artifact(link, key="mlflow-run", link_text=f"the MLflow run {run_id[:8]}")
-    get_run_logger().info("%s", page)
 
 
-@retried("log")
+@runs.retried("log")
 def log_comparison(done: compare.Comparison, folder: Path, p: params.Params) -> tuple[str, str]:
     """Log the comparison as one MLflow run. Returns the run's id, and its address in the UI."""
     registry = open_registry(p.registry)

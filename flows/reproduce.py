@@ -17,17 +17,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from prefect import artifacts, flow, get_run_logger
+from prefect import flow, get_run_logger
 from pydantic import Field
 
-from flows import cli, stages
-from flows.runs import retried
+from flows import cli, runs, stages
 from tasks import params
 from tasks.data.manifest import RawManifest
 from tasks.promotion import tags
 from tasks.promotion.registry import Version, open_registry
-from tasks.runtime import overrides, pipeline
-from tasks.runtime.workspaces import Workspace, open_workspace
+from tasks.runtime import overrides, pipeline, workspaces
 
 UNBOUND = "30d"  # of search: the recorded number of trials is what ends it
 RECORD = "record"  # logs to MLflow and makes nothing of the model
@@ -65,20 +63,22 @@ def reproduce(
     """
     with tempfile.TemporaryDirectory() as scratch:
         origin = fetch(params.load(), version, Path(scratch))
-        with open_workspace(Path.cwd(), commit=origin.version.commit, patch=origin.patch, fresh=True) as space:
+        with workspaces.open_workspace(
+            Path.cwd(), commit=origin.version.commit, patch=origin.patch, fresh=True
+        ) as space:
             restore_params(origin, space)
             for stage in pipeline.list_stages(space.root):
                 if stage.name != RECORD:
                     stages.stage_task(stage.name)(space, stage.name, force=True)
             differences = list(find_differences(origin, space))
-    publish(version, differences)
+    runs.publish(f"# Version {version}\n\n{describe(differences)}\n", key="reproduction")
     if any(difference.kind == "result" for difference in differences):
         raise ValueError(f"version {version} does not come out as it was:\n{describe(differences)}")
     get_run_logger().info("version %s comes out byte for byte", version)
     return differences
 
 
-@retried("lineage")
+@runs.retried("lineage")
 def fetch(p: params.Params, number: int, into: Path) -> Origin:
     registry = open_registry(p.registry)
     version = registry.read_version(number)
@@ -87,7 +87,7 @@ def fetch(p: params.Params, number: int, into: Path) -> Origin:
     return Origin(version, files, files.get("uncommitted.patch"))
 
 
-def restore_params(origin: Origin, space: Workspace) -> None:
+def restore_params(origin: Origin, space: workspaces.Workspace) -> None:
     """The params of then; the search ends with the number of trials that were done."""
     shutil.copyfile(origin.files["params.yaml"], space.root / "params.yaml")
     as_of = {"clock.as_of": origin.version.as_of.isoformat()} if origin.version.as_of else {}
@@ -96,7 +96,7 @@ def restore_params(origin: Origin, space: Workspace) -> None:
     overrides.override_params(space.root / "params.yaml", values)
 
 
-def find_differences(origin: Origin, space: Workspace) -> Iterator[Difference]:
+def find_differences(origin: Origin, space: workspaces.Workspace) -> Iterator[Difference]:
     """What differs from then, causes before results."""
     # The version's own params, as they stand: today's rules for a params.yaml may be others.
     paths = yaml.safe_load((space.root / "params.yaml").read_text())["paths"]
@@ -115,7 +115,7 @@ def find_differences(origin: Origin, space: Workspace) -> Iterator[Difference]:
             yield Difference("result", name, then, now)
 
 
-def _compare_stages(origin: Origin, space: Workspace, *, tuned: Path) -> Iterator[Difference]:
+def _compare_stages(origin: Origin, space: workspaces.Workspace, *, tuned: Path) -> Iterator[Difference]:
     """Files that a stage reads or makes. What ended the search is no difference: here it is the number of trials."""
     search, again = (json.loads(path.read_text()) for path in (origin.files["reports/tuned.json"], tuned))
     is_same = {**search, "ended_by": None} == {**again, "ended_by": None}
@@ -136,12 +136,6 @@ def _read_hashes(stage: Mapping[str, Any], side: str) -> dict[str, str]:
 
 def _hash(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-
-
-@retried("publish")
-def publish(version: int, differences: list[Difference]) -> None:
-    """Show the comparison beside the run in the Prefect UI."""
-    artifacts.create_markdown_artifact(f"# Version {version}\n\n{describe(differences)}\n", key="reproduction")
 
 
 def describe(differences: list[Difference]) -> str:

@@ -18,21 +18,16 @@ from typing import Annotated, Any
 from prefect import artifacts, flow, get_run_logger, runtime
 from pydantic import Field
 
-from flows import answers, cli, people
-from flows.forms import Json, hide_from_form
+from flows import answers, cli, forms, people
 from flows.runs import retried
 from flows.stages import list_lineage, run_stages
 from tasks import params
 from tasks.data import manifest, state
 from tasks.monitoring import skew
-from tasks.params import Params
-from tasks.promotion import changes, judge, record, tags, tracking
-from tasks.promotion.ledger import Entry
+from tasks.promotion import changes, judge, ledger, record, tags, tracking
 from tasks.promotion.registry import Registry, Version, open_registry
 from tasks.promotion.verdict import Verdict, render_verdict
-from tasks.runtime import clock, locks
-from tasks.runtime.pipeline import StageRun
-from tasks.runtime.workspaces import Workspace, open_workspace
+from tasks.runtime import clock, locks, pipeline, workspaces
 from tasks.serving.journal import open_journal
 
 LONGEST = timedelta(hours=6)  # of a retrain, for those that wait for it
@@ -40,22 +35,18 @@ LONGEST = timedelta(hours=6)  # of a retrain, for those that wait for it
 
 @dataclass(frozen=True)
 class Retrained:
-    """The result of a retrain. `cpu` counts the seconds of CPU of the stages that ran; restored ones cost nothing."""
+    """The result of a retrain. `version` is None unless it was promoted."""
 
     as_of: str
     record: str
     verdict: Verdict
     run_id: str
     version: int | None
-    stages: tuple[StageRun, ...]
+    stages: tuple[pipeline.StageRun, ...]
     reports: Mapping[str, Any]
 
-    @property
-    def cpu(self) -> float:
-        return sum(stage.cpu for stage in self.stages)
 
-
-@hide_from_form("decision", "attempt")
+@forms.hide_from_form("decision", "attempt")
 @flow(name="retrain", flow_run_name="retrain {reason}")
 def retrain(
     *,
@@ -64,7 +55,7 @@ def retrain(
     budget: timedelta | None = None,
     reason: str = "by hand",  # noqa: ARG001 (flow_run_name)
     decision: str | None = None,
-    settings: Json = None,
+    settings: forms.Json = None,
     attempt: Annotated[int, Field(ge=0)] = 0,
     force: bool = False,
 ) -> Retrained | None:
@@ -89,7 +80,7 @@ def retrain(
     given = {"clock.as_of": moment, "tune.trials": trials, "tune.budget": budget and params.spell(budget)}
     overrides = {name: value for name, value in given.items() if value is not None} | (settings or {})
     try:
-        with take_turn(p), open_workspace(Path.cwd(), overrides=overrides) as space:
+        with take_turn(p), workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
             done = make_and_judge(space, decision, attempt, force=force)
     except Exception as error:
         if decision:
@@ -100,7 +91,7 @@ def retrain(
     return done
 
 
-def take_turn(p: Params) -> AbstractContextManager[None]:
+def take_turn(p: params.Params) -> AbstractContextManager[None]:
     """One retrain at a time in this home, by a lock that ends with its process.
 
     Not by a limit of Prefect's: a server that is killed may count a place as taken for ever, and a run that pauses for
@@ -110,7 +101,7 @@ def take_turn(p: Params) -> AbstractContextManager[None]:
     return locks.take_turn(params.home(), say=get_run_logger().info, timeout=waits.total_seconds())
 
 
-def make_and_judge(space: Workspace, decision: str | None, attempt: int, *, force: bool) -> Retrained | None:
+def make_and_judge(space: workspaces.Workspace, decision: str | None, attempt: int, *, force: bool) -> Retrained | None:
     """The retrain in its workspace. None where no candidate is wanted."""
     p = params.load(space.root / "params.yaml")
     if decision and answers.is_answered(p, decision):
@@ -139,7 +130,7 @@ def make_and_judge(space: Workspace, decision: str | None, attempt: int, *, forc
     return Retrained(run.as_of, run.record, verdict, run.run_id, version, stages, read_reports(p, space.root))
 
 
-def _refuse_further_attempt(p: Params, attempt: int) -> None:
+def _refuse_further_attempt(p: params.Params, attempt: int) -> None:
     """The automations that run a crashed retrain again do not count its attempts: this error ends them."""
     if attempt > p.policy.attempts:
         raise ValueError(
@@ -150,7 +141,7 @@ def _refuse_further_attempt(p: Params, attempt: int) -> None:
 
 
 @retried("compare features")
-def compare_features(p: Params, root: Path, registry: Registry) -> skew.Skew | None:
+def compare_features(p: params.Params, root: Path, registry: Registry) -> skew.Skew | None:
     """Warn of each feature whose value, computed today, differs from the one that the champion predicted with. The
     retrain goes on: late data may change a feature, and the candidate is judged on its own holdout."""
     champion, logger = registry.find_champion(), get_run_logger()
@@ -171,7 +162,7 @@ def compare_features(p: Params, root: Path, registry: Registry) -> skew.Skew | N
 
 
 @retried("tell who approves")
-def tell_who_approves(p: Params, verdict: Verdict, decision: str | None) -> None:
+def tell_who_approves(p: params.Params, verdict: Verdict, decision: str | None) -> None:
     if p.gate.approval == "required" and verdict.promotes:
         why = f"{' '.join(verdict.reasons)} The run's page in the Prefect UI asks whether to promote it."
         cause = f"approve {decision or runtime.flow_run.id}"
@@ -186,7 +177,7 @@ class Recorded:
 
 
 @retried("on record")
-def record_run(p: Params, space: Workspace, registry: Registry) -> Recorded:
+def record_run(p: params.Params, space: workspaces.Workspace, registry: Registry) -> Recorded:
     """Find the MLflow run of what the stages made, or log it if their results were restored from elsewhere."""
     key = record.record(p, space.root, environment=list_lineage(space))
     run_id = registry.runs.find(key)
@@ -196,7 +187,7 @@ def record_run(p: Params, space: Workspace, registry: Registry) -> Recorded:
 
 
 @retried("gate")
-def judge_candidate(p: Params, space: Workspace, registry: Registry, run: Recorded) -> Verdict:
+def judge_candidate(p: params.Params, space: workspaces.Workspace, registry: Registry, run: Recorded) -> Verdict:
     """Finish a promotion or rollback that was cut off, then ask the gate."""
     answers.finish_open(registry)
     champion = registry.find_champion()
@@ -206,7 +197,7 @@ def judge_candidate(p: Params, space: Workspace, registry: Registry, run: Record
     return verdict
 
 
-def _refuse_other_key(raw: Path, p: Params, champion: Version | None) -> None:
+def _refuse_other_key(raw: Path, p: params.Params, champion: Version | None) -> None:
     """Another key gives every person another pseudonym: a change must be declared in params.yaml."""
     now = manifest.RawManifest.read(raw).pii_key_id
     then = champion.tags.get(tags.PII_KEY_ID) if champion else None
@@ -219,7 +210,7 @@ def _refuse_other_key(raw: Path, p: Params, champion: Version | None) -> None:
 
 @retried("promote")
 def carry_out(
-    p: Params, registry: Registry, run: Recorded, verdict: Verdict, *, decision: str
+    p: params.Params, registry: Registry, run: Recorded, verdict: Verdict, *, decision: str
 ) -> tuple[Verdict, int | None]:
     """Write the verdict to the ledger and, on PROMOTE, move the alias. Returns the verdict and the new version."""
     as_of = datetime.fromisoformat(run.as_of)
@@ -233,7 +224,7 @@ def carry_out(
             )
             return verdict, done.number
         registry.append(
-            Entry(
+            ledger.Entry(
                 "verdict",
                 decision,
                 as_of,
@@ -248,7 +239,7 @@ def carry_out(
     return verdict, None
 
 
-def read_reports(p: Params, root: Path) -> dict[str, Any]:
+def read_reports(p: params.Params, root: Path) -> dict[str, Any]:
     """Read the stages' reports, since the workspace is removed when the run ends."""
     files = {"quality": p.paths.reports / "quality.json", "tuned": p.paths.models / "tuned.json"}
     files |= {name: p.paths.reports / f"{name}.json" for name in ("metrics", "leaderboard", "slices")}
@@ -256,7 +247,7 @@ def read_reports(p: Params, root: Path) -> dict[str, Any]:
 
 
 @retried("publish")
-def publish(done: Retrained, p: Params) -> None:
+def publish(done: Retrained, p: params.Params) -> None:
     """The artifacts that the Prefect UI shows beside the run."""
     artifacts.create_markdown_artifact(render_verdict(done.verdict), key="verdict", description=f"as of {done.as_of}")
     artifacts.create_table_artifact(

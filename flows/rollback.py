@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
-from prefect import artifacts, flow, get_run_logger, runtime
+from prefect import flow, runtime
 from pydantic import Field
 
-from flows import cli
-from flows.forms import hide_from_form
-from flows.runs import retried
+from flows import cli, forms, runs
 from tasks import params
 from tasks.data import state
 from tasks.monitoring import monitor
@@ -36,7 +34,7 @@ class RolledBack:
     reason: str
 
 
-@hide_from_form("champion", "decision")
+@forms.hide_from_form("champion", "decision")
 @flow(name="rollback", flow_run_name="rollback {reason}")
 def rollback(
     *,
@@ -64,16 +62,16 @@ def rollback(
     done = move_back(
         p, to, champion, reason=reason, as_of=moment, decision=decision or f"rollback-{runtime.flow_run.id}"
     )
-    publish(done)
+    runs.publish(describe(done), key="rollback", description=f"as of {done.as_of}")
     return done
 
 
-@retried("check as_of")
+@runs.retried("check as_of")
 def check_as_of(p: params.Params, as_of: datetime, *, force: bool) -> None:
     monitor.refuse_beyond(p, open_journal(p.journal), as_of, force=force)
 
 
-@retried("move back")
+@runs.retried("move back")
 def move_back(
     p: params.Params, to: int | None, champion: int | None, *, reason: str, as_of: datetime, decision: str
 ) -> RolledBack:
@@ -83,12 +81,6 @@ def move_back(
     now = changes.rollback(registry, decision=decision, as_of=as_of, reasons=[reason], to=to, champion=champion)
     (entry,) = (one for one in registry.read_ledger() if (one.mark, one.decision) == ("rolled back", decision))
     return RolledBack(now.number, entry.champion, entry.as_of, reason)
-
-
-@retried("publish")
-def publish(done: RolledBack) -> None:
-    artifacts.create_markdown_artifact(describe(done), key="rollback", description=f"as of {done.as_of}")
-    get_run_logger().info("%s", describe(done))
 
 
 def describe(done: RolledBack) -> str:

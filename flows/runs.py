@@ -13,11 +13,8 @@ and starts again.
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from prefect import Task, get_run_logger, runtime, task
-from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
+from prefect import Task, artifacts, cache_policies, events, get_client, get_run_logger, runtime, task
 from prefect.context import FlowRunContext
-from prefect.events import Event, Resource
 from prefect.states import Completed
 
 from tasks import params
@@ -37,12 +34,20 @@ def retried(name: str, **options: Any) -> Callable[[Callable[P, T]], Task[P, T]]
     """A decorator: the function becomes a task of this name, and is tried again while a service is away."""
     waits = list(stage.WAITS_S)
     again = {"retries": len(waits), "retry_delay_seconds": waits, "retry_condition_fn": may_pass, **options}
-    return task(name=name, task_run_name=name, cache_policy=NO_CACHE, **again)
+    return task(name=name, task_run_name=name, cache_policy=cache_policies.NO_CACHE, **again)
+
+
+@retried("publish")
+def publish(page: str, *, key: str, description: str | None = None) -> None:
+    """Show a page of Markdown beside the run in the Prefect UI, and in its log."""
+    artifacts.create_markdown_artifact(page, key=key, description=description)
+    get_run_logger().info("%s", page)
 
 
 def send_event(name: str, *, resource: str, payload: Mapping[str, str]) -> None:
     """Send an event. Raises if the Prefect API does not take it; Prefect's own `emit_event` would lose it silently."""
-    event = Event(event=name, resource=Resource({"prefect.resource.id": resource}), payload=dict(payload))
+    source = events.Resource({"prefect.resource.id": resource})
+    event = events.Event(event=name, resource=source, payload=dict(payload))
     with get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[event.model_dump(mode="json")])
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
-from prefect import artifacts, flow, get_run_logger
+from prefect import flow, get_run_logger
 
 from flows import cli, runs, stages
 from tasks import params
@@ -42,7 +42,7 @@ def score(
         with stages.make_features({"clock.as_of": moment}, force=force) as space:
             done = journal_predictions(params.load(space.root / "params.yaml"), space.root)
         _tick(settings, done)
-    publish(done)
+    runs.publish(describe(done), key="scored", description=f"as of {done.as_of}")
     return done
 
 
@@ -64,12 +64,6 @@ def _tick(settings: params.Clock, done: work.Scored) -> None:
         clock.advance(settings, done.as_of)
 
 
-@runs.retried("publish")
-def publish(done: work.Scored) -> None:
-    """Show the run's figures beside it in the Prefect UI."""
-    artifacts.create_markdown_artifact(describe(done), key="scored", description=f"as of {done.as_of}")
-
-
 @runs.retried("journal")
 def journal_predictions(p: params.Params, root: Path) -> work.Scored:
     """Append the predictions and outcomes to the journal, and merge its small files."""
@@ -77,7 +71,6 @@ def journal_predictions(p: params.Params, root: Path) -> work.Scored:
         state.publish(p, root)
         done = work.score(p, root, registry=open_registry(p.registry), journal=journal)
         journal.compact()
-    get_run_logger().info("%s", describe(done))
     return done
 
 

@@ -6,32 +6,30 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger, runtime, task
-from prefect.cache_policies import NO_CACHE
+from prefect import cache_policies, get_run_logger, runtime, task
 
 from tasks import params
 from tasks.data import feasibility
 from tasks.data.manifest import RawManifest
 from tasks.promotion import tracking
-from tasks.runtime import clock, pipeline
-from tasks.runtime.workspaces import Workspace, open_workspace
+from tasks.runtime import clock, pipeline, workspaces
 
 FIRST = "ingest"  # it knows what the sources have
 LAST_OF_DATA = "features"  # what comes after it is training
 
 
 @contextmanager
-def make_features(overrides: Mapping[str, Any], *, force: bool) -> Iterator[Workspace]:
+def make_features(overrides: Mapping[str, Any], *, force: bool) -> Iterator[workspaces.Workspace]:
     """A workspace in which the stages up to features have run. An override that is None leaves params.yaml's value."""
     values = {name: value for name, value in overrides.items() if value is not None}
-    with open_workspace(Path.cwd(), overrides=values) as space:
+    with workspaces.open_workspace(Path.cwd(), overrides=values) as space:
         tracking.preload()
         run_stages(space, last=LAST_OF_DATA, force=force)
         yield space
 
 
 def run_stages(
-    space: Workspace,
+    space: workspaces.Workspace,
     *,
     last: str | None = None,
     force: bool = False,
@@ -78,10 +76,10 @@ def _refuse_misfit(p: params.Params, root: Path) -> None:
 
 def stage_task(name: str) -> Any:
     """The Prefect task of a stage. DVC decides what is cached, so Prefect does not."""
-    return task(name=name, task_run_name=name, cache_policy=NO_CACHE)(run_stage)
+    return task(name=name, task_run_name=name, cache_policy=cache_policies.NO_CACHE)(run_stage)
 
 
-def run_stage(space: Workspace, name: str, *, force: bool = False) -> pipeline.StageRun:
+def run_stage(space: workspaces.Workspace, name: str, *, force: bool = False) -> pipeline.StageRun:
     """One stage; what its program says goes to the log as it says it."""
     say = get_run_logger().info
     done = pipeline.run_stage(space.root, name, env=list_lineage(space), on_line=say, force=force)
@@ -89,7 +87,7 @@ def run_stage(space: Workspace, name: str, *, force: bool = False) -> pipeline.S
     return done
 
 
-def list_lineage(space: Workspace) -> dict[str, str]:
+def list_lineage(space: workspaces.Workspace) -> dict[str, str]:
     """The environment of the stages: what `record` cannot find out inside a workspace."""
     diff = {"EVERGREEN_DIFF": str(space.diff)} if space.diff else {}
     run_id = str(runtime.flow_run.id or "")

@@ -5,7 +5,6 @@ The picture is the loop at a glance: each version's loss by week, and what the v
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,9 @@ from flows.monitor import Monitored, monitor
 from flows.retrain import retrain
 from flows.score import score
 from tasks import params
-from tasks.monitoring import decisions
-from tasks.monitoring.predecessor import read_mature
+from tasks.monitoring import decisions, predecessor
 from tasks.monitoring.signal import Signal, read_signals
-from tasks.promotion import contest, ledger
-from tasks.promotion.recipe import fetch_model
+from tasks.promotion import contest, ledger, recipe
 from tasks.promotion.registry import Registry, open_registry
 from tasks.serving.journal import Journal, open_journal
 from tasks.serving.predictions import features_of
@@ -105,9 +102,11 @@ class Tour:
         losses = ", ".join(f"{row['model']} {row['log_loss']:.3f}" for row in done.reports["leaderboard"])
         colour = OUTCOME_COLOURS[done.verdict.outcome]
         serving = f"version {done.version} serves now" if done.version else "the champion stays"
-        self.say(f"  {rows:,} rows read, {bad:,} put aside; {done.reports['tuned']['trials']} trials")
-        self.say(f"  log loss on the holdout, which only the gate sees: {losses}")
-        self.say(f"  [bold {colour}]{done.verdict.outcome}[/], {serving}. {done.verdict.reasons[0]}")
+        self.say(
+            f"  {rows:,} rows read, {bad:,} put aside; {done.reports['tuned']['trials']} trials\n"
+            f"  log loss on the holdout, which only the gate sees: {losses}\n"
+            f"  [bold {colour}]{done.verdict.outcome}[/], {serving}. {done.verdict.reasons[0]}"
+        )
 
     def show_weeks(self, since: datetime, until: datetime) -> None:
         signals = read_signals(open_journal(self.p.journal))
@@ -132,12 +131,14 @@ class Tour:
             loss, before = comparison.detail["champion"], comparison.detail["predecessor"]
             self.say(
                 f"Its log loss on the {comparison.rows:,} flights since: {loss:.4f}; "
-                f"version {before} would have had {comparison.detail['candidate']:.4f}."
+                f"version {before} would have had {comparison.detail['candidate']:.4f}.\n"
+                f"  to go back to {before}   .venv/bin/evergreen rollback --reason 'why'"
             )
-            self.say(f"  to go back to {before}   .venv/bin/evergreen rollback --reason 'why'")
-        self.say(f"  the picture       {picture}")
-        self.say("  the same, live    .venv/bin/evergreen up")
-        self.say("  your own table    see README.md")
+        self.say(
+            f"  the picture       {picture}\n"
+            "  the same, live    .venv/bin/evergreen up\n"
+            "  your own table    see README.md"
+        )
 
     def say(self, line: str) -> None:
         self.screen.lines.print(line, highlight=False, soft_wrap=True)
@@ -152,15 +153,6 @@ def word(signal: Signal) -> tuple[str, str]:
 # --- the picture -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Curve:
-    """The mean loss of a version, by week."""
-
-    version: int
-    weeks: list[datetime]  # their ends
-    losses: list[float]
-
-
 def draw_loop(p: params.Params, registry: Registry, journal: Journal, *, until: datetime, path: Path) -> None:
     """Draw who served when, what it lost, and the drift alarms. Only outcomes that are mature at `until` count."""
     from matplotlib import dates, pyplot
@@ -173,12 +165,10 @@ def draw_loop(p: params.Params, registry: Registry, journal: Journal, *, until: 
     for number, moment in promotions.items():
         axes.axvline(moment, color=colours.get(number), linewidth=1)
         axes.annotate(f" version {number} serves", (moment, 1.02), xycoords=("data", "axes fraction"))
-        for curve in measure_curves(p, registry, journal, number, until=until):
-            is_own = curve.version == number
-            label = f"version {curve.version}{'' if is_own else f', on the rows of {number}'}"
-            axes.plot(
-                curve.weeks, curve.losses, "o-" if is_own else "o:", color=colours.get(curve.version), label=label
-            )
+        for version, weeks, losses in measure_curves(p, registry, journal, number, until=until):
+            label = f"version {version}{'' if version == number else f', on the rows of {number}'}"
+            style = "o-" if version == number else "o:"
+            axes.plot(weeks, losses, style, color=colours.get(version), label=label)
     alarms = [signal.window_end for signal in read_signals(journal) if signal.kind == "drift" and signal.alarm]
     axes.plot(alarms, np.full(len(alarms), axes.get_ylim()[0]), "v", color="#c44e52", label="drift alarm")
     axes.set_ylabel("log loss of the week")
@@ -198,11 +188,14 @@ def read_promotions(registry: Registry) -> dict[int, datetime]:
 
 def measure_curves(
     p: params.Params, registry: Registry, journal: Journal, number: int, *, until: datetime
-) -> Iterator[Curve]:
-    """The weekly losses on the rows that a version predicted: its own, and its predecessor's on the same rows."""
+) -> Iterator[tuple[int, list[datetime], list[float]]]:
+    """The mean losses by week on the rows that a version predicted: its own, and its predecessor's on the same rows.
+
+    Yields the version, the ends of the weeks, and its losses.
+    """
     version = registry.read_version(number)
-    model = fetch_model(registry, version)
-    rows = read_mature(journal, version, model.spec, until=until - p.label.deadline)
+    model = recipe.fetch_model(registry, version)
+    rows = predecessor.read_mature(journal, version, model.spec, until=until - p.label.deadline)
     if not len(rows.codes):
         return
     start = rows.times[0].astype("datetime64[D]")
@@ -212,9 +205,9 @@ def measure_curves(
     ends = [(start + np.timedelta64(WEEK) * (week + 1)).astype(datetime) for week in weeks]
     scores: dict[int, Floats] = {number: np.array(rows.rows["score"].to_pylist(), dtype=np.float64)}
     if before := registry.find_predecessor(version):
-        earlier = fetch_model(registry, before)
+        earlier = recipe.fetch_model(registry, before)
         again = earlier.predict(features_of(rows.rows, earlier.spec))
         scores[before.number] = contest.align_classes(model.spec, earlier.spec.classes, again)
     for scored_by, values in scores.items():
         losses = contest.row_losses(rows.codes, values, metric=p.gate.metric)
-        yield Curve(scored_by, ends, [float(losses[week_of == week].mean()) for week in weeks])
+        yield scored_by, ends, [float(losses[week_of == week].mean()) for week in weeks]

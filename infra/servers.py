@@ -16,7 +16,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
@@ -163,14 +162,21 @@ def _request(request: urllib.request.Request) -> bytes | None:
 # --- starting and stopping -----------------------------------------------------------------------------------------
 
 
-def free_port(wanted: int = 0) -> int:
-    """The wanted port, or some free one for 0. Raises ValueError when another program has it."""
+def free_port(wanted: int = 0, *, option: str = "") -> int:
+    """The wanted port, or some free one for 0. Raises ValueError when another program has it.
+
+    Args:
+        option: Of the command, by which a person can give another one.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, wanted))
         except OSError as error:
-            raise ValueError(f"port {wanted} of {HOST} cannot be had ({error.strerror})") from None
+            way_out = f", or give {option} another (0: any)" if option else ""
+            raise ValueError(
+                f"port {wanted} of {HOST} cannot be had ({error.strerror}). End what has it{way_out}."
+            ) from None
         return int(probe.getsockname()[1])
 
 
@@ -213,7 +219,7 @@ def stop(running: Running, *, seconds: float = STOP_TIMEOUT_S) -> None:
     running.process.wait()
 
 
-@contextmanager
+@contextlib.contextmanager
 def run_prefect() -> Iterator[str]:
     """A Prefect server on a free port, its state in <home>/prefect, while the block lasts; yields its API's address."""
     home, port = params.home(), free_port()

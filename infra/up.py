@@ -70,7 +70,7 @@ def _start(running: list[servers.Running], ports: Mapping[str, int], *, checkout
     """Start the parts one after another. Each is added to `running` at once, so that it is stopped whatever comes."""
     database.relocate_home(home)
     started, logs, pool = time.monotonic(), home / "logs", servers.read_pool(checkout)
-    free = {name: _port(name, wanted) for name, wanted in ports.items()}
+    free = {name: servers.free_port(wanted, option=f"--{name}-port") for name, wanted in ports.items()}
     addresses = {name: f"http://{servers.HOST}:{port}" for name, port in free.items()}
     env = servers.environment(home, api=f"{addresses['prefect']}/api", mlflow=addresses["mlflow"])
     print("starting Prefect, MLflow, Evidently, the API and a worker: half a minute", flush=True)
@@ -92,13 +92,6 @@ def _start(running: list[servers.Running], ports: Mapping[str, int], *, checkout
         f"for `evergreen` and `prefect` in another terminal: export PREFECT_API_URL={env['PREFECT_API_URL']}",
         flush=True,
     )
-
-
-def _port(name: str, wanted: int) -> int:
-    try:
-        return servers.free_port(wanted)
-    except ValueError as error:
-        raise ValueError(f"{error}. End what has it, or give --{name}-port another (0: any).") from None
 
 
 def _deploy(env: Mapping[str, str], logs: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_port_that_is_taken_is_named() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} of 127.0.0.1 cannot be had .* --mlflow-port another"):
-            up._port("mlflow", port)
+            servers.free_port(port, option="--mlflow-port")
 
 
 def test_a_part_that_ends_before_it_answers_says_where_its_log_is(tmp_path: Path) -> None:
