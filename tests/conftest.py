@@ -207,11 +207,11 @@ def _mean_delay(store: str, minute: int, distance: float, jam: float) -> float:
 
 def _walk(rng: np.random.Generator, steps: int) -> np.ndarray:
     """A slow walk between 0 and 2: what was so an hour ago is nearly so now."""
-    level, found = 1.0, np.empty(steps)
+    level, levels = 1.0, np.empty(steps)
     for i, push in enumerate(rng.normal(0, 0.15, steps)):
         level = min(max(level + push + 0.02 * (1 - level), 0.0), 2.0)
-        found[i] = level
-    return found
+        levels[i] = level
+    return levels
 
 
 def _line(*values: Any) -> str:

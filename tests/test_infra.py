@@ -89,7 +89,7 @@ def test_nothing_is_fetched_but_packages() -> None:
 def test_everything_that_is_copied_exists() -> None:
     sources = [step.split()[:-1] for step in steps("COPY") if not step.startswith("--from")]
     assert sources
-    assert [name for each in sources for name in each if not (ROOT / name).exists()] == []
+    assert [name for source in sources for name in source if not (ROOT / name).exists()] == []
 
 
 def test_the_environment_is_the_lock_with_its_hashes() -> None:
@@ -148,12 +148,12 @@ def test_ci_may_only_read_and_ends() -> None:
     for job in workflow()["jobs"].values():
         assert job["timeout-minutes"] <= 90
         uses = [step["uses"] for step in job["steps"] if "uses" in step]
-        assert all(re.search(r"@v\d+$", each) for each in uses)
+        assert all(re.search(r"@v\d+$", use) for use in uses)
 
 
 # --- the deployments
 
-DEPLOYMENTS = {each["name"]: each for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+DEPLOYMENTS = {one["name"]: one for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
@@ -165,9 +165,9 @@ def test_a_deployment_runs_a_flow_of_this_project_with_parameters_that_it_has(na
 
 
 def arguments_of(path: str, function: str) -> set[str]:
-    found = [each for each in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(each, ast.FunctionDef)]
+    functions = [one for one in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(one, ast.FunctionDef)]
     return next(
-        {arg.arg for arg in (*each.args.args, *each.args.kwonlyargs)} for each in found if each.name == function
+        {arg.arg for arg in (*one.args.args, *one.args.kwonlyargs)} for one in functions if one.name == function
     )
 
 
@@ -190,16 +190,16 @@ DASHBOARD = json.loads((ROOT / "infra" / "grafana" / "dashboard.json").read_text
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 
 
-def told(text: str) -> set[str]:
+def list_metrics(text: str) -> set[str]:
     """The names of the series that a page of /metrics gives, or will give once something is counted."""
     families = re.findall(r"^# TYPE (\w+) (\w+)$", text, re.M)
     return {name.removesuffix("_total") + end for name, kind in families for end in SUFFIXES[kind]}
 
 
-def asked() -> dict[str, set[str]]:
+def list_shown() -> dict[str, set[str]]:
     """Of each panel the series that it asks for."""
-    found = {each["title"]: " ".join(target["expr"] for target in each["targets"]) for each in DASHBOARD["panels"]}
-    return {title: set(re.findall(r"evergreen_\w+", text)) for title, text in found.items()}
+    queries = {one["title"]: " ".join(target["expr"] for target in one["targets"]) for one in DASHBOARD["panels"]}
+    return {title: set(re.findall(r"evergreen_\w+", text)) for title, text in queries.items()}
 
 
 def test_the_dashboard_asks_for_what_metrics_gives(tmp_path: Path) -> None:
@@ -207,14 +207,14 @@ def test_the_dashboard_asks_for_what_metrics_gives(tmp_path: Path) -> None:
         Metrics.begin().text(),
         generate_latest(StreamMetrics.of(Active(tmp_path)).registry),
     )
-    given = {name for page in pages for name in told(page.decode())}
+    given = {name for page in pages for name in list_metrics(page.decode())}
     assert len(given) > 10
-    assert {title: names - given for title, names in asked().items() if names - given} == {}
-    assert all(asked().values())
+    assert {title: names - given for title, names in list_shown().items() if names - given} == {}
+    assert all(list_shown().values())
 
 
 def test_the_dashboard_shows_all_that_is_asked_of_an_api() -> None:
-    names = {name for each in asked().values() for name in each}
+    names = {name for one in list_shown().values() for name in one}
     wanted = {
         "requests_total",
         "request_seconds_bucket",
@@ -230,5 +230,5 @@ def test_the_dashboard_shows_all_that_is_asked_of_an_api() -> None:
 def test_prometheus_asks_where_the_api_and_the_stream_answer() -> None:
     serving = yaml.safe_load((ROOT / "params.yaml").read_text())["serving"]
     jobs = yaml.safe_load((ROOT / "infra" / "prometheus.yml").read_text())["scrape_configs"]
-    targets = [target for job in jobs for each in job["static_configs"] for target in each["targets"]]
+    targets = [target for job in jobs for one in job["static_configs"] for target in one["targets"]]
     assert targets == [f"127.0.0.1:{serving['port']}", f"127.0.0.1:{serving['stream']['port']}"]

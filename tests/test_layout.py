@@ -101,10 +101,10 @@ def test_the_page_of_a_package_lists_its_files(package: str) -> None:
 
 
 def test_make_help_lists_every_target() -> None:
-    said = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None
-    assert [name for name in phony[1].split() if name not in ("help", "key") and f"make {name} " not in said] == []
+    assert [name for name in phony[1].split() if name not in ("help", "key") and f"make {name} " not in output] == []
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])

@@ -68,7 +68,7 @@ def test_a_notebook_runs_right_after_a_clone(path: Path, tmp_path: Path, kernel:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     notebook = execute(path, tmp_path)
     assert pictures(notebook) > 0
-    assert said(notebook, "stderr") == ""
+    assert read_output(notebook, "stderr") == ""
 
 
 @each_notebook
@@ -87,8 +87,8 @@ def test_a_notebook_reads_whatever_table_params_names(
     write_params(raw, tmp_path)
     notebook = execute(path, tmp_path)
     assert pictures(notebook) > 0
-    assert said(notebook, "stderr") == ""
-    assert "orders: 2,400 rows" in said(notebook, "stdout")
+    assert read_output(notebook, "stderr") == ""
+    assert "orders: 2,400 rows" in read_output(notebook, "stdout")
 
 
 @each_notebook
@@ -115,7 +115,7 @@ def pictures(notebook: Any) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs(notebook))
 
 
-def said(notebook: Any, stream: str) -> str:
+def read_output(notebook: Any, stream: str) -> str:
     return "".join(output.text for output in outputs(notebook) if output.get("name") == stream)
 
 

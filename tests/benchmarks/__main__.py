@@ -36,7 +36,7 @@ def main() -> int:
     asked = arguments()
     console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=False)
     if asked.list:
-        console.print("\n".join(name for each in BENCHMARKS for name in each.names), highlight=False)
+        console.print("\n".join(name for entry in BENCHMARKS for name in entry.names), highlight=False)
         return 0
     target = (
         ROOT / params.load(ROOT / "params.yaml").paths.reports / ("bench-quick.json" if asked.quick else "bench.json")
@@ -44,7 +44,7 @@ def main() -> int:
     found, failed = run(chosen(asked.rows), console, target, quick=asked.quick)
     console.print(table(found))
     console.print(f"written to {target.relative_to(ROOT)}" + (f"; {failed} could not be measured" if failed else ""))
-    return int(failed > 0 or not all(each.holds for each in found))
+    return int(failed > 0 or not all(one.holds for one in found))
 
 
 def arguments() -> argparse.Namespace:
@@ -59,10 +59,10 @@ def arguments() -> argparse.Namespace:
 
 def chosen(parts: list[str]) -> list[Benchmark]:
     """Raises SystemExit for a name that no row has."""
-    names = [name for each in BENCHMARKS for name in each.names]
+    names = [name for entry in BENCHMARKS for name in entry.names]
     if unknown := [part for part in parts if not any(part in name for name in names)]:
         raise SystemExit(f"no row's name holds {unknown}; there are:\n" + "\n".join(names))
-    return [each for each in BENCHMARKS if not parts or any(part in name for part in parts for name in each.names)]
+    return [entry for entry in BENCHMARKS if not parts or any(part in name for part in parts for name in entry.names)]
 
 
 def run(wanted: list[Benchmark], console: Console, target: Path, *, quick: bool) -> tuple[list[Row], int]:
@@ -71,14 +71,14 @@ def run(wanted: list[Benchmark], console: Console, target: Path, *, quick: bool)
     failed = 0
     with tempfile.TemporaryDirectory(prefix="evergreen-bench-") as scratch:
         bench = Bench(Path(scratch).resolve(), quick=quick)
-        for each in wanted:
+        for entry in wanted:
             began = time.monotonic()
-            console.print(f"measuring {' and '.join(each.names)} ...", highlight=False)
+            console.print(f"measuring {' and '.join(entry.names)} ...", highlight=False)
             try:
-                rows = each.run(bench)
+                rows = entry.run(bench)
             except Exception:  # the others are measured all the same, and the end says so
                 console.print(traceback.format_exc(), markup=False, highlight=False)
-                failed += len(each.names)
+                failed += len(entry.names)
                 continue
             found += rows
             write(rows, target)
@@ -89,8 +89,8 @@ def run(wanted: list[Benchmark], console: Console, target: Path, *, quick: bool)
 def write(rows: list[Row], target: Path) -> None:
     """Add the rows to the file, in the place of those of the same name."""
     before = json.loads(target.read_text()) if target.exists() else []
-    kept = {each["row"]: each for each in before} | {each.row: each.to_dict() for each in rows}
-    names = [name for each in BENCHMARKS for name in each.names]
+    kept = {one["row"]: one for one in before} | {row.row: row.to_dict() for row in rows}
+    names = [name for entry in BENCHMARKS for name in entry.names]
     files.publish_json(target, [kept[name] for name in names if name in kept])
 
 
@@ -98,10 +98,10 @@ def table(rows: list[Row]) -> Table:
     shown = Table(title="benchmarks", title_justify="left")
     for name, side in (("row", "left"), ("ratio", "right"), ("bar", "right"), ("holds", "left"), ("detail", "left")):
         shown.add_column(name, justify=side, overflow="fold")  # type: ignore[arg-type]
-    for each in rows:
-        colour = "green" if each.holds else "red"
-        bar = f"{SIGNS[each.sense]} {each.bar:g}"
-        shown.add_row(each.row, f"{each.ratio:.3f}", bar, f"[{colour}]{'yes' if each.holds else 'NO'}[/]", each.detail)
+    for row in rows:
+        colour = "green" if row.holds else "red"
+        bar = f"{SIGNS[row.sense]} {row.bar:g}"
+        shown.add_row(row.row, f"{row.ratio:.3f}", bar, f"[{colour}]{'yes' if row.holds else 'NO'}[/]", row.detail)
     return shown
 
 

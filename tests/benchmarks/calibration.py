@@ -47,7 +47,7 @@ def made_tables(bench: Bench) -> list[Row]:
 
 def share_kept(results: list[Result]) -> float:
     large = [result for result in results if result.bent and result.rows == SIZES[-1]]
-    return sum(each.before - each.after for each in large) / sum(each.before - each.full for each in large)
+    return sum(one.before - one.after for one in large) / sum(one.before - one.full for one in large)
 
 
 def table(number: int) -> Result:
@@ -59,7 +59,7 @@ def table(number: int) -> Result:
     drawn = [draw(rng, count, spread, level) for count in (rows, FRESH)]
     (margins, codes), (fresh, wanted) = [((true - shift) @ np.linalg.inv(coef).T, classes_) for true, classes_ in drawn]
     choice = calibration.choose_map(margins, codes)
-    before, after = (calibration.log_losses(each, wanted).mean() for each in (fresh, choice.map(fresh)))
+    before, after = (calibration.log_losses(one, wanted).mean() for one in (fresh, choice.map(fresh)))
     full = full_map_loss(margins, codes, fresh, wanted)
     return Result(rows, bool(number % 2), choice.family, float(before), float(after), full)
 

@@ -36,8 +36,8 @@ def false_alarms(told: dict[str, Any]) -> Row:
     """Each stream has a threshold of its own, a quantile of so many windows: that is a sample too."""
     p = params.load(ROOT / "params.yaml")
     stated = p.drift.false_alarms * p.monitor.window.days / 30
-    streams = [[any(alarms) for seed, *alarms in told["windows"] if seed == each] for each in seeds(told)]
-    low, high = likely([len(each) for each in streams], stated, told["windows_of_history"])
+    streams = [[any(alarms) for seed, *alarms in told["windows"] if seed == one] for one in seeds(told)]
+    low, high = likely([len(stream) for stream in streams], stated, told["windows_of_history"])
     count, windows = sum(map(sum, streams)), sum(map(len, streams))
     by_drift, lost = sum(alarm for _, alarm, _ in told["windows"]), told["quiet_labels"]
     detail = (
@@ -62,10 +62,10 @@ def likely(windows: Sequence[int], stated: float, history: float) -> tuple[int, 
 
 def found(told: dict[str, Any]) -> Row:
     """Every column's shift counts alike; turned labels are one more."""
-    by_shift = {name: mean(any(each) for each in seen) for name, seen in told["found"].items()}
+    by_shift = {name: mean(any(one) for one in seen) for name, seen in told["found"].items()}
     share = mean([*by_shift.values(), mean(told["labels"])])
-    by_drift = mean(mean(each[0] for each in seen) for seen in told["found"].values())
-    worst = sorted(by_shift.items(), key=lambda each: each[1])[:4]
+    by_drift = mean(mean(one[0] for one in seen) for seen in told["found"].values())
+    worst = sorted(by_shift.items(), key=lambda one: one[1])[:4]
     detail = (
         f"{len(by_shift)} shifts of numbers and categories, {by_drift:.1%} by the drift signal, the rest by quality; "
         f"labels turned in 20 % of rows: {mean(told['labels']):.0%}; "
@@ -82,17 +82,13 @@ def time(bench: Bench) -> list[Row]:
     for _ in range(bench.times(3)):
         for asked, told in runs.items():
             told.append(place.run("tests.benchmarks.drift_timed", *asked).told)
-    took = {asked: [each["seconds"] for each in told] for asked, told in runs.items()}
+    took = {asked: [one["seconds"] for one in told] for asked, told in runs.items()}
     ours, theirs = (runs[who, large][0]["said"] for who in ("ours", "theirs"))
     odd = [case for case in ours if ours[case] != theirs[case]]
     detail = (
         f"{large} rows × 30 columns, imports left out: {seconds(took['ours', large])}; Evidently "
         f"{seconds(took['theirs', large])}; "
-        + (
-            f"NOT THE SAME VERDICT: {[(each, ours[each], theirs[each]) for each in odd]}"
-            if odd
-            else "the same verdicts"
-        )
+        + (f"NOT THE SAME VERDICT: {[(one, ours[one], theirs[one]) for one in odd]}" if odd else "the same verdicts")
     )
     growth = f"{large} rows {seconds(took['ours', large])}, {small} rows {seconds(took['ours', small])}"
     return [

@@ -84,9 +84,9 @@ def _signals_and_report(profile: Profile, then: pa.Table, now: pa.Table, times: 
     champion = Watched(version, unknown, unknown, params.load(), profile, unknown, unknown, unknown, unknown)
     for measure in (measure_drift, measure_prediction, measure_quality):
         measure(window, champion)
-    samples = [each.take(np.linspace(0, each.num_rows - 1, settings.sample).astype(int)) for each in (then, now)]
+    samples = [one.take(np.linspace(0, one.num_rows - 1, settings.sample).astype(int)) for one in (then, now)]
     draw_report(found, samples[0], samples[1], until=UNTIL, html=Path("drift.html"))
-    return sorted(each.name for each in found.moved) if found.alarm else []
+    return sorted(one.name for one in found.moved) if found.alarm else []
 
 
 def theirs(count: int) -> dict[str, Any]:
@@ -99,9 +99,9 @@ def theirs(count: int) -> dict[str, Any]:
     )
     told: dict[str, Any] = {"said": {}}
     for case, now, _ in _windows(count):
-        frames = [each.to_pandas() for each in (now, then)]
+        frames = [one.to_pandas() for one in (now, then)]
         began = time.perf_counter()
-        data = [Dataset.from_pandas(each, data_definition=definition) for each in frames]
+        data = [Dataset.from_pandas(frame, data_definition=definition) for frame in frames]
         snapshot = Report([DataDriftPreset()], include_tests=True).run(*data)
         snapshot.save_html("theirs.html")
         told.setdefault("seconds", time.perf_counter() - began)
@@ -110,9 +110,9 @@ def theirs(count: int) -> dict[str, Any]:
 
 
 def _failed(snapshot: Any) -> Iterator[str]:
-    for each in snapshot.dict()["tests"]:
-        name = str(each["metric_config"]["params"].get("column", ""))
-        if name and "FAIL" in str(each["status"]).upper():
+    for one in snapshot.dict()["tests"]:
+        name = str(one["metric_config"]["params"].get("column", ""))
+        if name and "FAIL" in str(one["status"]).upper():
             yield name
 
 

@@ -59,7 +59,7 @@ def differences(root: Path, ours: str, theirs: str) -> list[str]:
 def equal(left: Any, right: Any) -> bool:
     if pa.types.is_string(left.type):
         return bool(pc.fill_null(left, "").equals(pc.fill_null(right.cast(pa.string()), "")))
-    one, other = (each.cast(pa.float64()).to_numpy() for each in (left, right))
+    one, other = (item.cast(pa.float64()).to_numpy() for item in (left, right))
     return bool(np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True))
 
 
@@ -67,7 +67,7 @@ def equal(left: Any, right: Any) -> bool:
 def growth(bench: Bench) -> list[Row]:
     """Made flights, equally dense. Without the leak probes: so many for each would hide what a period costs."""
     rows, months = (2_000, 3) if bench.quick else (20_000, 3)
-    many, few = (made(bench, months=each, rows=rows) for each in (10 * months, months))
+    many, few = (made(bench, months=one, rows=rows) for one in (10 * months, months))
     over, under = [], []
     for _ in range(bench.times(3)):
         over.append(build(many))
@@ -82,6 +82,6 @@ def made(bench: Bench, *, months: int, rows: int) -> Checkout:
 
 
 def grown(name: str, unit: str, over: list[Any], under: list[Any], *, bar: float) -> Row:
-    large, small = ([each[unit] for each in found] for found in (over, under))
+    large, small = ([one[unit] for one in found] for found in (over, under))
     detail = f"made flights, equally dense: {median(large):.1f} and {median(small):.1f} {unit}"
     return row(name, over=large, under=small, bar=bar, detail=detail)

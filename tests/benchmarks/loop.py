@@ -23,8 +23,8 @@ def loop(bench: Bench) -> list[Row]:
             first.append(retrain(place, address))
             second.append(retrain(place, address))
             plain.append(empty(bench).run("tests.benchmarks.plain_loop"))
-    whole, parts = [each.seconds for each in plain], [each.told for each in plain]
-    told = ", ".join(f"{name} {median(each[name] for each in parts):.1f}" for name in parts[0])
+    whole, parts = [one.seconds for one in plain], [one.told for one in plain]
+    told = ", ".join(f"{name} {median(part[name] for part in parts):.1f}" for name in parts[0])
     cost = f"{seconds(first)}; plain {seconds(whole)}: {told}; aim 1.15"
     again = f"{seconds(second)} after {seconds(first)}; aim 0.05"
     return [

@@ -46,7 +46,7 @@ def read_folds(p: Params) -> list[Fold]:
     for name in table.select_dtypes("str"):
         codes = table[name].astype("category").cat.codes
         table[name] = codes.where(codes >= 0)
-    return [(table[each.train], rows.label[each.train], table[each.valid], rows.label[each.valid]) for each in found]
+    return [(table[one.train], rows.label[one.train], table[one.valid], rows.label[one.valid]) for one in found]
 
 
 def score(drawn: dict[str, Any], folds: list[Fold], p: Params) -> float:

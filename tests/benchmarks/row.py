@@ -58,4 +58,4 @@ def row(name: str, *, over: list[float], under: list[float], bar: float, detail:
 
 def seconds(found: list[float]) -> str:
     """'12.1 s (11.9, 12.1, 12.6)': the median, and what it is the median of."""
-    return f"{median(found):.1f} s ({', '.join(f'{each:.1f}' for each in found)})"
+    return f"{median(found):.1f} s ({', '.join(f'{one:.1f}' for one in found)})"

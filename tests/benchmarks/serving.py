@@ -69,7 +69,7 @@ def beside(bench: Bench) -> list[Row]:
         for name, url in urls.items():
             load(url, one[name], connections=4, seconds=seconds / 2)  # to warm up
         single = turns(bench, urls, one, connections=CONNECTIONS, seconds=seconds)
-        most = max(load(urls["peer"], one["peer"], connections=each, seconds=seconds).rate for each in FEWER)
+        most = max(load(urls["peer"], one["peer"], connections=item, seconds=seconds).rate for item in FEWER)
         tail = turns(bench, urls, one, connections=CONNECTIONS, seconds=3 * seconds, rate=most / 2)
         columns = bodies.columnar(place)
         many = turns(bench, urls, dict.fromkeys(urls, columns), connections=1, seconds=seconds)
@@ -92,7 +92,7 @@ def turns(
 
 
 def over_peer(name: str, found: dict[str, list[Load]], figure: str, *, bar: float, told: str, **more: Any) -> Row:
-    over, under = ([getattr(each, figure) for each in found[side]] for side in ("ours", "peer"))
+    over, under = ([getattr(one, figure) for one in found[side]] for side in ("ours", "peer"))
     return row(name, over=over, under=under, bar=bar, detail=told, **more)
 
 
@@ -102,7 +102,7 @@ def told(found: dict[str, list[Load]]) -> str:
 
 
 def of_loads(found: Sequence[Load]) -> str:
-    rate, p50, p99 = (statistics.median(getattr(each, name) for each in found) for name in ("rate", "p50", "p99"))
+    rate, p50, p99 = (statistics.median(getattr(one, name) for one in found) for name in ("rate", "p50", "p99"))
     return f"{rate:,.0f}/s (p50 {p50 * 1e3:.1f}, p99 {p99 * 1e3:.1f} ms)"
 
 
@@ -114,7 +114,7 @@ def agree(place: Checkout, theirs: Server, mine: Server) -> bool:
     """Whether both give the same scores for the same 1,000 rows."""
     (asked,) = bodies.some(bodies.columnar(place), 1)
     found = post(theirs.address + PEER, asked)["predictions"]
-    told = [each["score"] for each in post(mine.address + FEATURES, asked)["predictions"]]
+    told = [one["score"] for one in post(mine.address + FEATURES, asked)["predictions"]]
     return len(found) == bodies.MANY and bool(np.allclose(found, told, rtol=0, atol=1e-9))
 
 
@@ -134,10 +134,10 @@ def raw_keys(bench: Bench) -> list[Row]:
     warm, *asked, last = bodies.raw(place, times + 2)
     with ours(place) as mine:
         load(mine.address + ROWS, warm, connections=1, seconds=seconds / 2)
-        alone = [load(mine.address + ROWS, each, connections=1, seconds=seconds) for each in asked]
+        alone = [load(mine.address + ROWS, one, connections=1, seconds=seconds) for one in asked]
         four = load(mine.address + ROWS, last, connections=4, seconds=seconds)
     detail = f"{of_loads(alone)}; on 4 connections {of_loads([four])}; aim 5"
-    return [row(RAW, over=[each.p50 * 1e3 for each in alone], under=[1.0], bar=10, detail=detail)]
+    return [row(RAW, over=[one.p50 * 1e3 for one in alone], under=[1.0], bar=10, detail=detail)]
 
 
 @benchmark(BATCH)
@@ -178,8 +178,8 @@ def journal_cost(bench: Bench) -> list[Row]:
         sound = kept == 0 and log_bytes(place) > before
         alone = turns(bench, urls, asked, connections=1, seconds=seconds)
         full = turns(bench, urls, asked, connections=CONNECTIONS, seconds=seconds)
-    p50 = {name: [each.p50 for each in alone[name]] for name in alone}
-    rate = {name: [each.rate for each in full[name]] for name in full}
+    p50 = {name: [one.p50 for one in alone[name]] for name in alone}
+    rate = {name: [one.rate for one in full[name]] for name in full}
     return [
         row(COST, over=p50["with"], under=p50["without"], bar=1.1, detail=told(alone), sound=sound),
         row(COST_RATE, over=rate["without"], under=rate["with"], bar=1.1, detail=told(full), sound=sound),
@@ -222,11 +222,11 @@ def swap(bench: Bench) -> list[Row]:
     with ours(place) as mine, promoter(place, count, seconds) as one:
         client = Client(mine.address + FEATURES, asked)
         told = asyncio.run(asked_while(client, one, seconds))
-    versions = [first, *(Served(**each) for each in told)]
-    failed = sum(each.status != 200 for each in client.answers)
-    good = [each for each in client.answers if each.status == 200]
+    versions = [first, *(Served(**item) for item in told)]
+    failed = sum(answer.status != 200 for answer in client.answers)
+    good = [answer for answer in client.answers if answer.status == 200]
     matrix = base.spec.encode(bodies.ready(place).slice(0, ASKED_ROWS))
-    scores = {each.number: promotes.shifted(base, each.shift).predict_matrix(matrix) for each in versions}
+    scores = {version.number: promotes.shifted(base, version.shift).predict_matrix(matrix) for version in versions}
     untimely, mixed = faults(good, versions, scores)
     live = [waited for waited in waits(good, versions) if waited is not None]
     detail = (
@@ -264,23 +264,25 @@ async def asked_while(client: Client, one: "subprocess.Popen[str]", seconds: flo
 def faults(answers: Sequence[Answer], versions: Sequence[Served], scores: Mapping[int, Floats]) -> tuple[int, int]:
     """How many answers name a version that could not have answered, and how many another than their score comes of."""
     ends = {one.number: after.ended for one, after in pairwise(versions)}
-    begins = {each.number: each.began for each in versions}
+    begins = {version.number: version.began for version in versions}
     untimely = mixed = 0
-    for each in answers:
-        number = each.told["version"]
-        timely = begins.get(number, np.inf) <= each.ended and each.began - LIVE <= ends.get(number, np.inf)
+    for answer in answers:
+        number = answer.told["version"]
+        timely = begins.get(number, np.inf) <= answer.ended and answer.began - LIVE <= ends.get(number, np.inf)
         untimely += not timely
-        mixed += timely and abs(each.told["predictions"][0]["score"] - scores[number][each.of]) >= 1e-9
+        mixed += timely and abs(answer.told["predictions"][0]["score"] - scores[number][answer.of]) >= 1e-9
     return untimely, mixed
 
 
 def waits(answers: Sequence[Answer], versions: Sequence[Served]) -> list[float | None]:
     """Of each promotion, the seconds until no older version took a request any more; None where it was never seen."""
-    seen = {each.told["version"] for each in answers}
-    older = {one.number: [each.number for each in versions[:place]] for place, one in enumerate(versions)}
+    seen = {answer.told["version"] for answer in answers}
+    older = {one.number: [version.number for version in versions[:place]] for place, one in enumerate(versions)}
     found: list[float | None] = []
     for one in versions[1:]:
-        last = max((each.began for each in answers if each.told["version"] in older[one.number]), default=one.ended)
+        last = max(
+            (answer.began for answer in answers if answer.told["version"] in older[one.number]), default=one.ended
+        )
         found.append(max(last - one.ended, 0.0) if one.number in seen else None)
     return found
 
@@ -299,8 +301,8 @@ def killed(bench: Bench) -> list[Row]:
         with ours(place) as mine:
             client = Client(mine.address + FEATURES, share)
             asyncio.run(asked_until_killed(client, mine, moments.uniform(0.3, 2.0)))
-        good = [each for each in client.answers if each.status == 200]
-        acknowledged += [one["id"] for each in good for one in each.told["predictions"]]
+        good = [answer for answer in client.answers if answer.status == 200]
+        acknowledged += [one["id"] for answer in good for one in answer.told["predictions"]]
     found = journalled(place)
     missing = len(set(acknowledged) - set(found))
     detail = f"{missing} of {len(acknowledged):,} missing, {len(found) - len(set(found))} twice, after {count} kills"

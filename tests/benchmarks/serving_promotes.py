@@ -42,7 +42,7 @@ def made(known: Registry, files: Path, table: Any, place: int) -> str:
         beside.mkdir()
         for name in ("params.yaml", "features.sql"):
             shutil.copy(files / name, beside)
-        listed = [{"name": each.name, "kind": each.kind} for each in one.spec.features]
+        listed = [{"name": feature.name, "kind": feature.kind} for feature in one.spec.features]
         bundle = Bundle(path, path, listed, table.select(one.spec.names).slice(0, 2))
         empty: dict[str, Any] = {"params": {}, "metrics": {}, "counts": {}, "datasets": [], "trials": []}
         return known.runs.log(

@@ -58,7 +58,7 @@ class Stream:
         """The rows that come from day `first` to before day `last`, at their new times."""
         places = [np.arange(self.starts[day], self.starts[day + 1]) for day in self.days[first:last]]
         found = _at(self.rows, np.concatenate(places))
-        lengths = [len(each) for each in places]
+        lengths = [len(place) for place in places]
         of_day = found.event_time - found.event_time.astype("datetime64[D]")
         times = BEGIN + np.repeat(np.arange(first, last), lengths) * DAY + of_day
         return Rows(found.table, times, times, found.label)
@@ -95,7 +95,7 @@ class Watch:
     def performance(self, rows: Rows, label: Any) -> bool:
         """On outcomes that are all mature."""
         since, until = _moment(rows.event_time[0]), _moment(rows.event_time[-1])
-        shown = np.array([None if np.isnan(each) else each for each in label], dtype=object)
+        shown = np.array([None if np.isnan(one) else one for one in label], dtype=object)
         unknown: Any = None
         version = Version(1, "", "", "", until, "", {})
         champion = Watched(version, self.model, unknown, self.p, self.profile, unknown, unknown, self.then, unknown)
@@ -190,7 +190,7 @@ def count(p: Params, seeds: int) -> dict[str, Any]:
         weeks = range(half, len(made.days) - WEEK + 1, WEEK)
         told["windows"] += [(seed, *held.alarms(made.take(day, day + WEEK))) for day in weeks]
         for day in list(weeks)[:-1:6]:
-            _plant(told, held, history, [made.take(each, each + WEEK) for each in (day, day + WEEK)], seed)
+            _plant(told, held, history, [made.take(one, one + WEEK) for one in (day, day + WEEK)], seed)
     return told | {
         "windows_of_history": History(held.profile, p.drift.false_alarms, held.profile.columns, True).windows
     }
@@ -204,10 +204,10 @@ def _whole_days(rows: Rows) -> Rows:
 
 def _plant(told: dict[str, Any], held: Watch, history: Rows, pair: list[Rows], seed: int) -> None:
     for name, plant in shifts(held.profile, history):
-        seen = [held.alarms(plant(each)) for each in pair]
-        told["found"].setdefault(name, []).append([any(each) for each in zip(*seen, strict=True)])
-    told["labels"].append(any(held.performance(each, flipped(each.label, seed)) for each in pair))
-    told["quiet_labels"] += [held.performance(each, each.label) for each in pair]
+        seen = [held.alarms(plant(one)) for one in pair]
+        told["found"].setdefault(name, []).append([any(one) for one in zip(*seen, strict=True)])
+    told["labels"].append(any(held.performance(one, flipped(one.label, seed)) for one in pair))
+    told["quiet_labels"] += [held.performance(one, one.label) for one in pair]
 
 
 def main(seeds: int) -> None:

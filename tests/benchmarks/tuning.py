@@ -23,8 +23,8 @@ def against_a_plain_loop(bench: Bench) -> list[Row]:
         ours.append(tuned(place))
         theirs.append(place.run("tests.benchmarks.plain_search").told)
     worse = median(one["score"] - other["score"] for one, other in zip(ours, theirs, strict=True))
-    over, under = ([60 * trials / each["seconds"] for each in found] for found in (ours, theirs))
-    pruned = median(each["pruned"] for each in ours)
+    over, under = ([60 * trials / item["seconds"] for item in found] for found in (ours, theirs))
+    pruned = median(item["pruned"] for item in ours)
     detail = (
         f"{trials} trials: {median(over):.1f} and {median(under):.1f} a minute, {pruned:.0f} of ours pruned; "
         f"best log loss {scores(ours)} and {scores(theirs)}: {'' if worse <= NEAR else 'NOT '}within {NEAR} or better"
@@ -41,4 +41,4 @@ def tuned(place: Checkout) -> dict[str, Any]:
 
 
 def scores(found: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{each['score']:.4f}" for each in found)
+    return ", ".join(f"{one['score']:.4f}" for one in found)

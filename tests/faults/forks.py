@@ -102,7 +102,7 @@ def kill_after(changes: int, kill: Callable[[], None] = kill_this_process) -> Ca
 
 
 def _cut(path: Path) -> None:
-    files = [each for each in (path, *path.rglob("*")) if each.is_file()]
+    files = [one for one in (path, *path.rglob("*")) if one.is_file()]
     if files:
         newest = max(files, key=lambda file: file.stat().st_mtime_ns)
         newest.chmod(0o600)

@@ -91,10 +91,10 @@ def test_a_full_disk_is_told_in_words_and_leaves_no_half_file(
     """The limit on a file's size stands in for the full disk."""
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))"
     program = start(made, name, limit)
-    _, said = program.communicate(timeout=120)
+    _, errors = program.communicate(timeout=120)
     assert program.returncode == 1
-    assert b"OSError: [Errno 27]" in said
-    assert b"File too large" in said
+    assert b"OSError: [Errno 27]" in errors
+    assert b"File too large" in errors
     whole(made.folder)
     assert not [path for path in tree(Path(os.environ["EVERGREEN_PERIODS"])) if "/.new-" in path]
     program = start(made, name)
@@ -110,10 +110,10 @@ def test_a_stage_that_hangs_too_hard_to_speak_is_ended_all_the_same(made: Made) 
     hang = "from tasks.runtime import stage\nimport ctypes\ndef work(p): ctypes.PyDLL(None).sleep(100)\n"
     script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{hang}stage.main('ingest', work)"
     program = subprocess.Popen([sys.executable, "-c", script], cwd=made.folder, stderr=subprocess.PIPE)
-    _, said = program.communicate(timeout=90)  # before the hundred seconds are over
+    _, errors = program.communicate(timeout=90)  # before the hundred seconds are over
     assert program.returncode != 0
-    assert b"Timeout" in said
-    assert b"in work" in said
+    assert b"Timeout" in errors
+    assert b"in work" in errors
 
 
 def test_two_ingests_at_once_make_the_same_cache(made: Made, unbroken: dict[str, dict[str, bytes]]) -> None:
@@ -122,7 +122,7 @@ def test_two_ingests_at_once_make_the_same_cache(made: Made, unbroken: dict[str,
 
     other = Made(made.folder.with_name("other"), made.raw, made.monkeypatch)
     shutil.copytree(made.folder, other.folder)
-    both = [start(each, "ingest") for each in (made, other)]
+    both = [start(one, "ingest") for one in (made, other)]
     assert [program.communicate(timeout=120) and program.returncode for program in both] == [0, 0]
     assert outputs(made, "ingest") == outputs(other, "ingest") == unbroken["ingest"]
     whole(Path(os.environ["EVERGREEN_PERIODS"]))

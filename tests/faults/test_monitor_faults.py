@@ -36,11 +36,11 @@ known = registry.open_registry(p.registry)
 of = load_watched(p, known, known.find_champion())
 print("ready", flush=True)
 sys.stdin.readline()
-kept = open_journal(p.journal)
+journal = open_journal(p.journal)
 for end in map(datetime.fromisoformat, sys.argv[2:]):
-    monitor.measure_window(of, journal=kept, registry=known, as_of=end)
+    monitor.measure_window(of, journal=journal, registry=known, as_of=end)
     print(end, flush=True)
-kept.close()
+journal.close()
 """
 
 
@@ -71,18 +71,18 @@ def shop(
     p = params.load(folder / "params.yaml")
     known = registry.open_registry(p.registry)
     champion = known.find_champion() or crowned(known, folder, tmp_path, name=request.node.name)
-    kept = open_journal(p.journal)
-    one = Shop(load_watched(p, known, champion), known, kept)
+    journal = open_journal(p.journal)
+    one = Shop(load_watched(p, known, champion), known, journal)
     one.lives()
     yield one
-    kept.close()
+    journal.close()
     if server.process is None:
         server.start()
 
 
-def rows(kept: Journal) -> list[tuple[str, str]]:
-    found = kept.read("signals")
-    return [(str(each["event_time"]), each["kind"]) for each in found.to_pylist()] if found.num_rows else []
+def rows(journal: Journal) -> list[tuple[str, str]]:
+    signals = journal.read("signals")
+    return [(str(row["event_time"]), row["kind"]) for row in signals.to_pylist()] if signals.num_rows else []
 
 
 def begin(folder: Path, *ends: str) -> "subprocess.Popen[str]":
@@ -107,15 +107,15 @@ ENDS = [(FIRST + days * DAY).isoformat() for days in (8, 12, 16, 20)]
 def test_two_monitors_at_once_leave_one_row_for_each_signal_and_window(shop: Shop, folder: Path) -> None:
     """Without the flow's lock, which would let one wait for the other."""
     both = [begin(folder, *ENDS) for _ in range(2)]
-    for each in both:
-        go(each)
-    for each in both:
-        each.communicate(timeout=120)
-    assert [each.returncode for each in both] == [0, 0]
-    found = rows(shop.kept)
-    assert len(found) == len(set(found)) == 5 * len(ENDS)
+    for process in both:
+        go(process)
+    for process in both:
+        process.communicate(timeout=120)
+    assert [process.returncode for process in both] == [0, 0]
+    measured = rows(shop.kept)
+    assert len(measured) == len(set(measured)) == 5 * len(ENDS)
     shop.kept.compact()
-    assert rows(shop.kept) == found
+    assert rows(shop.kept) == measured
 
 
 @pytest.mark.timeout(300)
@@ -132,7 +132,7 @@ def test_a_monitor_that_is_killed_leaves_whole_windows_and_the_next_measures_the
     for end in monitor.find_due(read_signals(shop.kept), shop.kept, shop.of.version, shop.of.p, newest=LAST):
         shop.measures(end)
     assert set(rows(shop.kept)) >= set(before)
-    assert sorted({end for end, _ in rows(shop.kept)}) == [each.replace("T", " ") for each in ENDS]
+    assert sorted({end for end, _ in rows(shop.kept)}) == [item.replace("T", " ") for item in ENDS]
 
 
 @pytest.mark.timeout(300)
@@ -143,7 +143,7 @@ def test_a_monitor_that_finds_mlflow_away_asks_again_and_goes_on_when_it_is_back
     back.start()
     done = flow.monitor(as_of=LAST, report="never")
     back.join()
-    assert {each.kind for each in done.signals} >= {"performance", "drift", "quality"}
+    assert {signal.kind for signal in done.signals} >= {"performance", "drift", "quality"}
     assert done.decision
     assert len(rows(shop.kept)) == len(done.signals)
 
@@ -163,9 +163,9 @@ def test_where_mlflow_stays_away_the_failure_is_clear_no_signal_is_lost_and_the_
     assert rows(shop.kept) == before
     server.start()
     later = flow.monitor(as_of=LAST, report="never")
-    found = rows(shop.kept)
-    assert len(found) == 4 * len(first.signals)  # the windows that nobody could measure are made good
-    assert set(found) > set(before)
+    later_rows = rows(shop.kept)
+    assert len(later_rows) == 4 * len(first.signals)  # the windows that nobody could measure are made good
+    assert set(later_rows) > set(before)
     assert later.decision
 
 
@@ -177,9 +177,9 @@ def test_mlflow_that_goes_away_when_all_is_measured_costs_a_point_on_a_chart_and
     gone = flow.decide
 
     def decided(*args: object, **kwargs: object) -> object:
-        found = gone(*args, **kwargs)  # type: ignore[arg-type]
+        decision = gone(*args, **kwargs)  # type: ignore[arg-type]
         server.stop()
-        return found
+        return decision
 
     monkeypatch.setattr(flow, "decide", decided)
     for name in ("send_alerts", "chart"):  # the tasks that come after
@@ -187,15 +187,15 @@ def test_mlflow_that_goes_away_when_all_is_measured_costs_a_point_on_a_chart_and
     with pytest.raises(ConnectionError, match="does not answer"):
         flow.monitor(as_of=LAST, report="never")
     assert len(rows(shop.kept)) == 5
-    (kept,) = shop.kept.read("decisions").to_pylist()
-    assert kept["action"] == "wait"
+    (decision,) = shop.kept.read("decisions").to_pylist()
+    assert decision["action"] == "wait"
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("prefect_server")
 def test_a_look_whose_predecessor_may_serve_no_more_is_told_and_stops_nothing(shop: Shop) -> None:
-    version, said = shop.of.version.number, "The one before would be better."
-    look = Signal("predecessor", FIRST, LAST - DAY, version, 900, True, said, detail={"looked": True})
+    version, message = shop.of.version.number, "The one before would be better."
+    look = Signal("predecessor", FIRST, LAST - DAY, version, 900, True, message, detail={"looked": True})
     append_signals(shop.kept, [look])
     done = flow.monitor(as_of=LAST, report="never")
     assert done.rolled_back is None

@@ -35,13 +35,13 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterat
 def away_before(task: Any, server: Server, threads: list[threading.Timer]) -> Callable[..., Any]:
     """The same task, on a server that has just gone and comes back in a few seconds."""
 
-    def asked(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         server.stop()
         threads.append(threading.Timer(4, server.start))
         threads[-1].start()
         return task(*args, **kwargs)
 
-    return asked
+    return call
 
 
 @pytest.mark.parametrize("name", ["record_run", "judge_candidate", "carry_out"])

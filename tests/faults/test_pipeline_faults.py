@@ -112,8 +112,8 @@ def hanging(mark: str) -> str:
 
 
 def running(mark: str) -> list[int]:
-    found = subprocess.run(["pgrep", "-f", f"first.py {mark}"], capture_output=True, text=True).stdout
-    return [int(pid) for pid in found.split()]
+    pids = subprocess.run(["pgrep", "-f", f"first.py {mark}"], capture_output=True, text=True).stdout
+    return [int(pid) for pid in pids.split()]
 
 
 def is_in_its_middle(checkout: Path) -> bool:
@@ -218,9 +218,9 @@ def test_two_runs_of_the_same_stages_side_by_side_make_the_same(checkout: Path, 
     (tmp_path / "meeting").mkdir()
     overrides = json.dumps({"meeting": str(tmp_path / "meeting")})
     flows = [start(checkout, overrides, "force") for _ in range(3)]
-    said = [flow.communicate(timeout=120) for flow in flows]
-    assert [flow.returncode for flow in flows] == [0, 0, 0], said
-    assert len({out.splitlines()[-1] for out, _ in said}) == 1
+    outputs = [flow.communicate(timeout=120) for flow in flows]
+    assert [flow.returncode for flow in flows] == [0, 0, 0], outputs
+    assert len({out.splitlines()[-1] for out, _ in outputs}) == 1
     is_clean(checkout)
 
 

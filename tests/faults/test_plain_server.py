@@ -32,8 +32,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
     raw = yaml.safe_load((folder / "params.yaml").read_text())
     raw["policy"]["attempts"] = ATTEMPTS
     (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    with station(folder, plain=True) as found:
-        yield found
+    with station(folder, plain=True) as one:
+        yield one
 
 
 def test_a_run_sends_its_heartbeats_as_the_detector_expects_them(here: Station) -> None:

@@ -55,8 +55,8 @@ def begin(folder: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
     return dict(json.loads((folder / "out/replay.json").read_text()))
 
 
@@ -77,20 +77,20 @@ def kill_when(met: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 def test_a_killed_replay_goes_on_where_it_was(folder: Path) -> None:
     kill_when(lambda: len(whole(folder)) == 1 and bool(half(folder)), begin(folder))
-    kept = whole(folder)
-    assert len(kept) == 1, "it was to be killed in its second training"
+    before = whole(folder)
+    assert len(before) == 1, "it was to be killed in its second training"
     assert half(folder)
     assert not (folder / "out").exists()
 
     kill_when(lambda: len(whole(folder)) == 2, begin(folder))
-    assert kept.items() < whole(folder).items(), "what was whole is not made again"
-    kept = whole(folder)
+    assert before.items() < whole(folder).items(), "what was whole is not made again"
+    before = whole(folder)
 
     resumed = finish(begin(folder), folder)
     assert len(whole(folder)) == 4
-    assert kept.items() < whole(folder).items()
+    assert before.items() < whole(folder).items()
     assert half(folder) == []
-    assert [each["outcome"] for each in resumed["lines"][1]["retrains"]]
+    assert [retrain["outcome"] for retrain in resumed["lines"][1]["retrains"]]
 
     again = finish(begin(folder), folder)
     assert again == resumed
@@ -108,5 +108,5 @@ def test_a_killed_replay_comes_to_what_an_unbroken_one_comes_to(folder: Path) ->
 def timeless(done: dict[str, Any]) -> dict[str, Any]:
     lines = [{**line, "cpu": 0, "cost": 0, "cost_per_percent": 0} for line in done["lines"]]
     for line in lines:
-        line["retrains"] = [{**each, "cpu": 0} for each in line["retrains"]]
+        line["retrains"] = [{**one, "cpu": 0} for one in line["retrains"]]
     return {**done, "first_cpu": 0, "lines": lines}

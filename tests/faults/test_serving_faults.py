@@ -36,10 +36,12 @@ def process(
 ) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     """It answers when this yields. `folder` has other params than the shop's, `page` is what must be well."""
     port = servers.free_port()
-    told = {"EVERGREEN_HOME": str(shop.home), "EVERGREEN_PII_KEY": KEY, "PYTHONPATH": str(ROOT), **env}
+    variables = {"EVERGREEN_HOME": str(shop.home), "EVERGREEN_PII_KEY": KEY, "PYTHONPATH": str(ROOT), **env}
     command = [sys.executable, "-m", "tasks.serving", "--port", str(port)]
     with log_of(shop).open("wb") as log:
-        one = subprocess.Popen(command, cwd=folder or shop.folder, env={**os.environ, **told}, stdout=log, stderr=log)
+        one = subprocess.Popen(
+            command, cwd=folder or shop.folder, env={**os.environ, **variables}, stdout=log, stderr=log
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         with Client() as client:
@@ -83,7 +85,7 @@ def test_what_was_acknowledged_is_in_the_journal_after_a_kill(shop: Shop) -> Non
                 answer = client.post(
                     f"{address}/v1/predict/features", json={"rows": [{"store": "south", "amount": amount}]}
                 )
-                acknowledged.extend(each["id"] for each in answer.json()["predictions"])
+                acknowledged.extend(one["id"] for one in answer.json()["predictions"])
 
     for _ in range(3):
         before = len(acknowledged)
@@ -168,18 +170,18 @@ def test_a_state_that_is_old_is_said_at_ready(narrow: str) -> None:
 
 
 def test_a_wrong_key_and_a_wrong_scope_get_no_further(shop: Shop, narrow: str) -> None:
-    asked, told = {"rows": [{"store": "south"}]}, {"outcomes": [{"id": "of nobody", "label": True}]}
+    rows, outcomes = {"rows": [{"store": "south"}]}, {"outcomes": [{"id": "of nobody", "label": True}]}
     before = kept(shop).read("predictions").num_rows
     with Client(base_url=narrow, timeout=30) as client:
 
         def status(path: str, name: str, body: object) -> int:
             return client.post(path, json=body, headers=by(name)).status_code
 
-        assert [status("/v1/predict/features", name, asked) for name in ("nobody", "tells")] == [401, 403]
-        assert [status("/v1/outcomes", name, told) for name in ("nobody", "asks")] == [401, 403]
+        assert [status("/v1/predict/features", name, rows) for name in ("nobody", "tells")] == [401, 403]
+        assert [status("/v1/outcomes", name, outcomes) for name in ("nobody", "asks")] == [401, 403]
         assert kept(shop).read("predictions").num_rows == before
         assert [client.get("/metrics", headers=by(name)).status_code for name in KEYS] == [403, 403, 200]
-        assert [status("/v1/predict/features", name, asked) for name in ("asks", "all")] == [200, 200]
+        assert [status("/v1/predict/features", name, rows) for name in ("asks", "all")] == [200, 200]
 
 
 def test_over_load_it_says_when_to_ask_again_and_keeps_what_it_acknowledged(shop: Shop, narrow: str) -> None:
@@ -196,13 +198,13 @@ def test_over_load_it_says_when_to_ask_again_and_keeps_what_it_acknowledged(shop
         thread.start()
     for thread in threads:
         thread.join()
-    refused = [each for each in answers if each.status_code == 503]
-    taken = [each for each in answers if each.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code == 503]
+    taken = [answer for answer in answers if answer.status_code == 200]
     assert len(answers) == len(refused) + len(taken) == 320
     assert refused
     assert taken
-    assert all(int(each.headers["retry-after"]) > 0 for each in refused)
-    acknowledged = {one["id"] for each in taken for one in each.json()["predictions"]}
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
+    acknowledged = {one["id"] for item in taken for one in item.json()["predictions"]}
     assert len(acknowledged) == len(taken)
     assert acknowledged <= set(kept(shop).read("predictions")["entry"].to_pylist())
 
@@ -212,26 +214,26 @@ def test_over_load_it_says_when_to_ask_again_and_keeps_what_it_acknowledged(shop
 
 @pytest.fixture(scope="module")
 def two(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    with process(shop, folder=settled(shop, tmp_path_factory.mktemp("two"), workers=2)) as found:
-        wait_until(lambda: len(workers_of(found[0])) == 2)
-        yield found
+    with process(shop, folder=settled(shop, tmp_path_factory.mktemp("two"), workers=2)) as two:
+        wait_until(lambda: len(workers_of(two[0])) == 2)
+        yield two
 
 
 def workers_of(one: "subprocess.Popen[bytes]") -> list[int]:
     """Those of its children that listen for the port, not multiprocessing's own."""
-    found = map(int, Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text().split())
-    return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    children = map(int, Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text().split())
+    return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def asked_apart(address: str, count: int = 24) -> set[int]:
     """The versions that answer, each time on a connection of its own: whichever process takes it."""
-    found = set()
+    versions = set()
     for _ in range(count):
         with Client(base_url=address, timeout=30) as client:
             answer = client.post("/v1/predict/features", json={"rows": [{"store": "south"}]})
             assert answer.status_code == 200, answer.text
-            found.add(answer.json()["version"])
-    return found
+            versions.add(answer.json()["version"])
+    return versions
 
 
 def test_a_promotion_and_its_rollback_go_live_in_each_process(
@@ -273,11 +275,11 @@ def _well_all(address: str) -> bool:
 
 def counted(address: str) -> set[float]:
     """The requests that /metrics counts, as it says several times."""
-    found = set()
+    sums = set()
     for _ in range(8):
         with Client(base_url=address, timeout=30) as client:
             text = client.get("/metrics").text
-        told = re.findall(r'^evergreen_requests_total\{path="/v1/predict/features",status="200"\} (\S+)$', text, re.M)
+        counts = re.findall(r'^evergreen_requests_total\{path="/v1/predict/features",status="200"\} (\S+)$', text, re.M)
         assert text.count("# TYPE evergreen_requests_total") == 1
-        found.add(sum(map(float, told)))
-    return found
+        sums.add(sum(map(float, counts)))
+    return sums

@@ -54,10 +54,10 @@ def checkout(shop: Shop, cluster: Cluster, home: Path) -> Path:
 
 @contextmanager
 def process(checkout: Path, *how: str) -> Iterator["subprocess.Popen[bytes]"]:
-    told = {"EVERGREEN_HOME": str(checkout / "home"), "EVERGREEN_PII_KEY": KEY, "PYTHONPATH": str(ROOT)}
+    variables = {"EVERGREEN_HOME": str(checkout / "home"), "EVERGREEN_PII_KEY": KEY, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *(how or ("-m", "tasks.serving.stream")), "--no-mirror"]
-    with (checkout / "said.txt").open("ab") as said:
-        one = subprocess.Popen(command, cwd=checkout, env={**os.environ, **told}, stdout=said, stderr=said)
+    with (checkout / "said.txt").open("ab") as output:
+        one = subprocess.Popen(command, cwd=checkout, env={**os.environ, **variables}, stdout=output, stderr=output)
     try:
         yield one
     finally:
@@ -81,16 +81,16 @@ def test_killed_between_any_two_steps_it_answers_every_row_and_journals_none_twi
     assert before
     with process(checkout) as one:
         cluster.put(*rows[30:])
-        found = cluster.take(40)
+        messages = cluster.take(40)
         one.terminate()
         assert one.wait(60) == 0
     made = entries(checkout)
     assert made[: len(before)] == before
     assert len(made) == len(set(made)) == 40
-    told = [json.loads(each.value or b"") for each in found]
-    assert {each["id"] for each in told} == set(made)
+    answers = [json.loads(item.value or b"") for item in messages]
+    assert {item["id"] for item in answers} == set(made)
     scores = {row["entry"]: row["score"] for row in written(checkout / "home")}
-    assert all(each["score"] == scores[each["id"]] for each in told)
+    assert all(item["score"] == scores[item["id"]] for item in answers)
 
 
 CUT = """\
@@ -134,12 +134,12 @@ def test_killed_at_any_moment_under_load_it_answers_every_row_and_journals_none_
     with process(checkout) as one:
         cluster.put(*lines(shop.asked[:10]))  # so that there is something left for it
         sent = cluster.put_so_far
-        found = cluster.take(sent)
+        messages = cluster.take(sent)
         one.terminate()
         assert one.wait(60) == 0
     made = [row["source"] for row in written(checkout / "home")]
     assert len(made) == len(set(made)) == sent
-    assert {source(each) for each in found} == set(made)
+    assert {source(item) for item in messages} == set(made)
 
 
 def test_it_stops_when_told_to_also_when_the_broker_is_away(shop: Shop, cluster: Cluster, checkout: Path) -> None:
@@ -151,6 +151,6 @@ def test_it_stops_when_told_to_also_when_the_broker_is_away(shop: Shop, cluster:
         assert one.poll() is None
         one.terminate()
         assert one.wait(60) == 0
-    said = (checkout / "said.txt").read_text()
-    assert "Traceback" not in said
-    assert len(said.splitlines()) < 15
+    output = (checkout / "said.txt").read_text()
+    assert "Traceback" not in output
+    assert len(output.splitlines()) < 15

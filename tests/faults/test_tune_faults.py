@@ -61,9 +61,9 @@ def begin(folder: Path, home: Path, *program: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    return said
+    _, output = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
 
 
 def outputs(p: Params, folder: Path) -> tuple[bytes, bytes]:
@@ -80,8 +80,8 @@ def logged(home: Path) -> list[dict[str, Any]]:
 def killed_after(count: int, folder: Path, home: Path) -> None:
     """SIGKILL, some rounds into the trial that follows so many of its own."""
     process = begin(folder, home, "-c", DYING, str(count))
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == -signal.SIGKILL, said
+    _, output = process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL, output
 
 
 def test_a_search_that_is_killed_and_resumed_is_the_search_that_nobody_killed(
@@ -104,7 +104,7 @@ def test_a_search_that_is_killed_and_resumed_is_the_search_that_nobody_killed(
 def test_two_processes_that_begin_one_search_make_each_trial_once(project: tuple[Params, Path], tmp_path: Path) -> None:
     p, folder = project
     both = [begin(folder, tmp_path / "home") for _ in range(2)]
-    said = [finish(process) for process in both]
-    assert sum(f"{TRIALS} trials taken up" in text for text in said) == 1
+    outputs = [finish(process) for process in both]
+    assert sum(f"{TRIALS} trials taken up" in text for text in outputs) == 1
     assert [row["number"] for row in logged(tmp_path / "home")] == list(range(TRIALS))
     assert json.loads(outputs(p, folder)[0])["trials"] == TRIALS

@@ -21,7 +21,7 @@ from flows import deploy
 from infra import servers, up
 from tasks import params
 from tasks.promotion import registry
-from tasks.serving import journal
+from tasks.serving.journal import open_journal
 from tests.flows.station import Station, program, station, until
 from tests.flows.test_loop import FIRST, made
 
@@ -54,8 +54,8 @@ def _hold(whole):
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
     folder = tmp_path_factory.mktemp("faults")
     made(folder)
-    with station(folder) as found:
-        yield found
+    with station(folder) as one:
+        yield one
 
 
 def open_registry(here: Station) -> registry.Registry:
@@ -71,7 +71,7 @@ def next_of(here: Station, run: FlowRun, *, seconds: float = 60) -> FlowRun:
     """The run that came of the crash of another."""
 
     def came() -> FlowRun | None:
-        return next((each for each in here.runs("retrain") if each.created and each.created > run.created), None)
+        return next((one for one in here.runs("retrain") if one.created and one.created > run.created), None)
 
     return until(came, seconds, here.worker.log)
 
@@ -145,12 +145,12 @@ def test_a_score_that_is_killed_is_made_whole_by_the_next_and_predicts_nothing_t
     assert [path for path in logs.glob("*.log") if path.stat().st_size]
     assert here.ended(run).state_name == "Crashed"
     here.run("score", as_of=as_of)
-    kept = journal.open_journal(params.Journal(), home=here.home)
-    entries = kept.read("predictions")["entry"].to_pylist()
+    journal = open_journal(params.Journal(), home=here.home)
+    entries = journal.read("predictions")["entry"].to_pylist()
     assert len(entries) == len(set(entries)) == len(arrived(here, FIRST, FIRST + WEEK))
-    outcomes = kept.read("outcomes").num_rows
+    outcomes = journal.read("outcomes").num_rows
     here.run("score", as_of=as_of)
-    assert (kept.read("predictions").num_rows, kept.read("outcomes").num_rows) == (len(entries), outcomes)
+    assert (journal.read("predictions").num_rows, journal.read("outcomes").num_rows) == (len(entries), outcomes)
 
 
 def arrived(here: Station, since: datetime, until_: datetime) -> list[str]:
@@ -161,8 +161,8 @@ def arrived(here: Station, since: datetime, until_: datetime) -> list[str]:
 @pytest.mark.timeout(600)
 def test_a_worker_that_is_killed_with_its_run_is_noticed_and_the_run_is_made_again_once(here: Station) -> None:
     before = len(here.runs("retrain"))
-    said, run = here.listen(), here.ask("retrain", decision="second", as_of=(FIRST + WEEK).isoformat())
-    until(lambda: said("Task run 'clean'"), 120, here.worker.log)
+    has_said, run = here.listen(), here.ask("retrain", decision="second", as_of=(FIRST + WEEK).isoformat())
+    until(lambda: has_said("Task run 'clean'"), 120, here.worker.log)
     kill(here.worker.process.pid)
     here.worker.process.wait()
     other = servers.start(servers.worker("evergreen", here.env), here.home / "other-logs")

@@ -50,8 +50,8 @@ def prefect_server() -> Iterator[None]:
 def shown(key: str) -> list[str]:
     """What the session's server shows under this key; other modules' runs are on it too, so look among all."""
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
-    return [str(each.data) for each in found]
+        artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+    return [str(one.data) for one in artifacts]
 
 
 def task_runs(name: str) -> list[TaskRun]:
@@ -87,9 +87,9 @@ def project_params() -> dict[str, Any]:
 def repro(checkout: Path, home: Path) -> None:
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("EVERGREEN_", "MLFLOW_"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    told = {"EVERGREEN_HOME": str(home), "EVERGREEN_PII_KEY": KEY, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    own = {"EVERGREEN_HOME": str(home), "EVERGREEN_PII_KEY": KEY, "PATH": path, "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", "repro", "-q"], cwd=checkout, env={**mine, **told}, capture_output=True, text=True
+        [sys.executable, "-m", "dvc", "repro", "-q"], cwd=checkout, env={**mine, **own}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

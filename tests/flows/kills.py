@@ -262,8 +262,8 @@ def taken_places(station: Station) -> list[str]:
 
 def count_doubled_records(station: Station) -> int:
     """MLflow runs beyond the first of one record."""
-    found = open_registry(station)
-    runs = found._search(found.experiment, "attributes.status = 'FINISHED'")
+    known = open_registry(station)
+    runs = known.tracking.search_runs(known.runs.experiment, "attributes.status = 'FINISHED'")
     records = [record for run in runs if (record := run.data.tags.get("evergreen.record"))]
     return len(records) - len(set(records))
 

@@ -64,8 +64,8 @@ class Station:
 
     def runs(self, name: str) -> list[FlowRun]:
         """Those of a flow that somebody asked for, the oldest first; schedules make others in advance."""
-        found = self.client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[name])), limit=50)
-        return sorted((each for each in found if not each.auto_scheduled), key=lambda each: str(each.created))
+        runs = self.client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[name])), limit=50)
+        return sorted((one for one in runs if not one.auto_scheduled), key=lambda one: str(one.created))
 
     def listen(self) -> Callable[[str], bool]:
         """Whether the worker has said a text since now."""
@@ -73,9 +73,9 @@ class Station:
         return lambda text: text.encode() in self.worker.log.read_bytes()[begin:]
 
 
-def until(found: Callable[[], T | None], seconds: float, log: Path | None = None, *, every: float = 0.2) -> T:
+def until(ask: Callable[[], T | None], seconds: float, log: Path | None = None, *, every: float = 0.2) -> T:
     """What is found, once it is. All in seconds, of which a busy machine may take some more."""
-    return wait_until(found, max(seconds, PATIENCE_S), log=log, every=every)
+    return wait_until(ask, max(seconds, PATIENCE_S), log=log, every=every)
 
 
 @contextmanager
@@ -93,8 +93,8 @@ def station(folder: Path, *, plain: bool = False) -> Iterator[Station]:
         with SyncPrefectClient(api) as client:
             yield Station(folder, env, client, running)
     finally:
-        for each in reversed(running):
-            servers.stop(each)
+        for part in reversed(running):
+            servers.stop(part)
 
 
 def plain_environment(folder: Path, api: str) -> dict[str, str]:
@@ -108,8 +108,8 @@ def environment(folder: Path, api: str) -> dict[str, str]:
     """What `make up` gives its parts, for this folder."""
     given = {"EVERGREEN_HOME": str(folder / ".evergreen"), "PREFECT_HOME": str(folder / ".evergreen" / "prefect")}
     theirs = servers.environment(folder / ".evergreen", api=api)
-    kept = {name: value for name, value in theirs.items() if name not in os.environ}
-    return {**plain_environment(folder, api), **kept, **given}
+    added = {name: value for name, value in theirs.items() if name not in os.environ}
+    return {**plain_environment(folder, api), **added, **given}
 
 
 def program(folder: Path, env: Mapping[str, str], *arguments: str) -> str:

@@ -26,7 +26,7 @@ class Receiver:
 
     port: int = 0
     got: list[dict[str, str]] = field(default_factory=list)
-    asked: int = 0
+    requests: int = 0
     fails: int = 0
     free: threading.Event = field(default_factory=threading.Event)  # it answers nobody before
 
@@ -38,18 +38,18 @@ class Server(ThreadingHTTPServer):
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    found = Receiver()
-    found.free.set()
+    receiver = Receiver()
+    receiver.free.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found.asked += 1
-            found.free.wait(PATIENCE_S)
-            if found.asked <= found.fails:
+            receiver.requests += 1
+            receiver.free.wait(PATIENCE_S)
+            if receiver.requests <= receiver.fails:
                 self.send_response(503)
             else:
-                found.got.append(body)
+                receiver.got.append(body)
                 self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -58,16 +58,16 @@ def receiver() -> Iterator[Receiver]:
             pass
 
     with Server(("127.0.0.1", 0), Handler) as server:
-        found.port = server.server_address[1]
+        receiver.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield found
+        yield receiver
         server.shutdown()
         thread.join()
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[Journal]:
+def journal(tmp_path: Path) -> Iterator[Journal]:
     one = Journal(tmp_path / "logs", str(tmp_path / "parquet"))
     yield one
     one.close()
@@ -85,87 +85,89 @@ def settings(block: str | None = BLOCK) -> Params:
 def save_block(port: int) -> None:
     from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
-    told = {"title": "{{subject}}", "text": "{{body}}"}
+    template = {"title": "{{subject}}", "text": "{{body}}"}
     url = f"http://127.0.0.1:{port}/alerts"
-    CustomWebhookNotificationBlock(name="ops", url=url, json_data=told, timeout=5).save("ops", overwrite=True)
+    CustomWebhookNotificationBlock(name="ops", url=url, json_data=template, timeout=5).save("ops", overwrite=True)
 
 
 @flow(name="alerting")
-def tell(causes: list[str], kept: Journal, p: Params) -> list[bool]:
+def tell(causes: list[str], journal: Journal, p: Params) -> list[bool]:
     """As the flows do: in a run."""
-    return [people.alert(f"About {cause}", "It drifts.", cause=cause, journal=kept, p=p) for cause in causes]
+    return [people.alert(f"About {cause}", "It drifts.", cause=cause, journal=journal, p=p) for cause in causes]
 
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def test_a_cause_is_told_once_and_two_are_told_twice(receiver: Receiver, kept: Journal) -> None:
+def test_a_cause_is_told_once_and_two_are_told_twice(receiver: Receiver, journal: Journal) -> None:
     save_block(receiver.port)
-    assert tell(["drift", "drift", "loss"], kept, settings()) == [True, False, True]
+    assert tell(["drift", "drift", "loss"], journal, settings()) == [True, False, True]
     assert receiver.got == [{"title": f"About {cause}", "text": "It drifts."} for cause in ("drift", "loss")]
-    rows = kept.read("alerts").to_pylist()
+    rows = journal.read("alerts").to_pylist()
     assert [(row["cause"], row["subject"]) for row in rows] == [("drift", "About drift"), ("loss", "About loss")]
 
 
-def test_a_later_run_does_not_tell_it_again(receiver: Receiver, kept: Journal) -> None:
+def test_a_later_run_does_not_tell_it_again(receiver: Receiver, journal: Journal) -> None:
     save_block(receiver.port)
-    assert tell(["drift"], kept, settings()) == [True]
-    kept.close()
-    assert kept.compact() == 1
-    assert tell(["drift"], Journal(kept.logs, kept.address), settings()) == [False]
+    assert tell(["drift"], journal, settings()) == [True]
+    journal.close()
+    assert journal.compact() == 1
+    assert tell(["drift"], Journal(journal.logs, journal.address), settings()) == [False]
     assert len(receiver.got) == 1
 
 
-def test_a_receiver_that_stumbles_is_tried_again(receiver: Receiver, kept: Journal) -> None:
+def test_a_receiver_that_stumbles_is_tried_again(receiver: Receiver, journal: Journal) -> None:
     receiver.fails = 3
     save_block(receiver.port)
-    assert tell(["drift"], kept, settings()) == [True]
-    assert (receiver.asked, len(receiver.got)) == (4, 1)
+    assert tell(["drift"], journal, settings()) == [True]
+    assert (receiver.requests, len(receiver.got)) == (4, 1)
 
 
 def test_what_could_not_be_delivered_is_told_by_the_next_run(
-    receiver: Receiver, kept: Journal, caplog: pytest.LogCaptureFixture
+    receiver: Receiver, journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiver.fails = 4
     save_block(receiver.port)
-    assert tell(["drift"], kept, settings()) == [False]
+    assert tell(["drift"], journal, settings()) == [False]
     assert receiver.got == []
-    assert kept.read("alerts").num_rows == 0
-    errors = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
-    assert any("not delivered by custom-webhook/ops" in each and "It drifts." in each for each in errors)
-    assert tell(["drift"], kept, settings()) == [True]
+    assert journal.read("alerts").num_rows == 0
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert any("not delivered by custom-webhook/ops" in error and "It drifts." in error for error in errors)
+    assert tell(["drift"], journal, settings()) == [True]
     assert len(receiver.got) == 1
 
 
 def test_a_receiver_that_never_answers_holds_nobody_up(
-    receiver: Receiver, kept: Journal, monkeypatch: pytest.MonkeyPatch
+    receiver: Receiver, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(people, "LIMIT", 0.5)
     receiver.free.clear()
     save_block(receiver.port)
-    assert tell(["drift"], kept, settings()) == [False]
+    assert tell(["drift"], journal, settings()) == [False]
     assert not receiver.got
     receiver.free.set()
-    assert kept.read("alerts").num_rows == 0
+    assert journal.read("alerts").num_rows == 0
 
 
-def test_a_block_that_would_keep_quiet_about_a_failure_does_not(receiver: Receiver, kept: Journal) -> None:
+def test_a_block_that_would_keep_quiet_about_a_failure_does_not(receiver: Receiver, journal: Journal) -> None:
     from prefect.blocks.notifications import SlackWebhook
 
     receiver.fails = 4
     SlackWebhook(url=f"json://127.0.0.1:{receiver.port}/").save("ops", overwrite=True)
     p = settings("slack-webhook/ops")
-    assert [tell(["drift"], kept, p) for _ in range(2)] == [[False], [True]]
-    assert [each["title"] for each in receiver.got] == ["About drift"]
+    assert [tell(["drift"], journal, p) for _ in range(2)] == [[False], [True]]
+    assert [message["title"] for message in receiver.got] == ["About drift"]
 
 
-def test_a_block_that_does_not_exist_fails_no_flow(kept: Journal, caplog: pytest.LogCaptureFixture) -> None:
-    assert tell(["drift"], kept, settings("slack-webhook/nobody")) == [False]
+def test_a_block_that_does_not_exist_fails_no_flow(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
+    assert tell(["drift"], journal, settings("slack-webhook/nobody")) == [False]
     assert "slack-webhook/nobody" in caplog.text
-    assert kept.read("alerts").num_rows == 0
+    assert journal.read("alerts").num_rows == 0
 
 
-def test_without_a_block_the_log_is_told_once(kept: Journal, caplog: pytest.LogCaptureFixture) -> None:
-    assert tell(["drift", "drift"], kept, settings(None)) == [True, False]
-    (warned,) = (each for each in caplog.records if each.levelno == logging.WARNING and "drift" in each.getMessage())
+def test_without_a_block_the_log_is_told_once(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
+    assert tell(["drift", "drift"], journal, settings(None)) == [True, False]
+    (warned,) = (
+        record for record in caplog.records if record.levelno == logging.WARNING and "drift" in record.getMessage()
+    )
     assert warned.getMessage() == "About drift\nIt drifts."

@@ -22,7 +22,7 @@ from tasks.params import Params
 from tasks.promotion import registry
 from tasks.promotion.ledger import Entry, find_answered, find_retrains
 from tasks.promotion.registry import Registry
-from tasks.serving import journal
+from tasks.serving.journal import Journal, open_journal
 from tests.conftest import write_params
 from tests.flows.conftest import Project, task_runs
 from tests.tasks.monitoring.test_predecessor import GOOD_MODEL, Shop
@@ -107,7 +107,7 @@ def test_a_crash_is_not_answered_since_another_attempt_follows(ledger: Ledger, m
 def test_an_error_in_a_promotion_that_was_begun_finishes_it_and_is_no_second_answer(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Shop(ledger.known, journal.open_journal(ledger.p.journal), tmp_path).logged("one", GOOD_MODEL)
+    run = Shop(ledger.known, open_journal(ledger.p.journal), tmp_path).logged("one", GOOD_MODEL)
 
     def half(*_: Any, **__: Any) -> None:
         ledger.known.append(Entry("intent", "half", FIRST, run=run, outcome="PROMOTE"))
@@ -173,8 +173,8 @@ def test_the_monitor_asks_for_a_first_model_where_none_serves_and_waits_for_its_
 def test_a_decision_whose_runs_die_before_their_first_line_is_answered_by_the_monitor(ledger: Ledger) -> None:
     """A parameter that the flow does not know: Prefect fails the run, and no line of ours is reached."""
     run_id = ledger.known.tracking.create_run(ledger.known.runs.experiment, "long ago", {})
-    with journal_of(ledger.p) as kept:  # which all tests share; each has a ledger of its own
-        others = [request.decision for request in decisions.read_open(kept, answered=set())]
+    with journal_of(ledger.p) as journal:  # which all tests share; each has a ledger of its own
+        others = [request.decision for request in decisions.read_open(journal, answered=set())]
     for decision in ["long ago", *others]:
         ledger.known.append(Entry("verdict", decision, FIRST - 30 * DAY, run=run_id, outcome="HOLD"))
     first = monitor(as_of=FIRST).decision
@@ -187,10 +187,10 @@ def test_a_decision_whose_runs_die_before_their_first_line_is_answered_by_the_mo
     assert ended.state
     assert ended.state.is_failed()
     assert ledger.answers(first.id) == []
-    with journal_of(ledger.p) as kept:
+    with journal_of(ledger.p) as journal:
         for hours in (30, 24, 18):  # as if time had passed
-            kept.append("decisions", asked(first.id, hours))
-        rows = kept.read("decisions").to_pylist()
+            journal.append("decisions", request_row(first.id, hours))
+        rows = journal.read("decisions").to_pylist()
     assert len([row for row in rows if row["id"] == first.id]) == 4
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.monitoring.decisions.PATIENCE", timedelta(0))
@@ -201,19 +201,19 @@ def test_a_decision_whose_runs_die_before_their_first_line_is_answered_by_the_mo
     assert rests
     assert rests.action == "wait"
     assert "The last retrain failed" in rests.reasons[0]
-    with journal_of(ledger.p) as kept:
-        assert f"failed {first.id}" in kept.read("alerts")["cause"].to_pylist()
-        assert decisions.read_open(kept, answered=find_answered(ledger.known.read_ledger())) == []
+    with journal_of(ledger.p) as journal:
+        assert f"failed {first.id}" in journal.read("alerts")["cause"].to_pylist()
+        assert decisions.read_open(journal, answered=find_answered(ledger.known.read_ledger())) == []
 
 
 @contextmanager
-def journal_of(p: Params) -> Iterator[journal.Journal]:
-    kept = journal.open_journal(p.journal)
-    yield kept
-    kept.close()
+def journal_of(p: Params) -> Iterator[Journal]:
+    journal = open_journal(p.journal)
+    yield journal
+    journal.close()
 
 
-def asked(decision: str, hours: int) -> pa.Table:
+def request_row(decision: str, hours: int) -> pa.Table:
     moment = datetime.now(UTC).replace(tzinfo=None) - timedelta(hours=hours)
     row = {"format": decisions.FORMAT.mark, "entry": f"{decision} {hours}", "action": "retrain", "id": decision}
     row |= {"version": 0, "reasons": "Because."}

@@ -47,7 +47,7 @@ class Asked:
     paused: FlowRun
 
 
-def asked(
+def ask_person(
     answer: dict[str, Any] | None, *, within: timedelta = timedelta(minutes=2), meanwhile: Callable[[], None] = print
 ) -> Asked:
     """A run whose verdict a person answers, once its page asks for it."""
@@ -90,12 +90,12 @@ def form(run_id: UUID | None) -> dict[str, str]:
     """What the page of a paused run shows: the schema of the form, and the text above it."""
     assert run_id
     with get_client(sync_client=True) as client:
-        found = client.filter_flow_run_input(run_id, key_prefix="", limit=10, exclude_keys=set())
-    return {each.key.rpartition("-")[2]: each.value for each in found}
+        inputs = client.filter_flow_run_input(run_id, key_prefix="", limit=10, exclude_keys=set())
+    return {one.key.rpartition("-")[2]: one.value for one in inputs}
 
 
 def test_what_a_person_approves_is_promoted_and_the_ledger_has_the_note() -> None:
-    done = asked({"approve": True, "note": "Ann: looks right"})
+    done = ask_person({"approve": True, "note": "Ann: looks right"})
     assert done.verdict.outcome == "PROMOTE"
     assert done.verdict.reasons == ("A person approved it: Ann: looks right.", "Better than the champion.")
     assert done.run.state
@@ -103,18 +103,18 @@ def test_what_a_person_approves_is_promoted_and_the_ledger_has_the_note() -> Non
 
 
 def test_what_a_person_refuses_is_rejected_and_spends_the_look() -> None:
-    done = asked({"approve": False, "note": "Bob: not before the holidays"})
+    done = ask_person({"approve": False, "note": "Bob: not before the holidays"})
     assert done.verdict.outcome == "REJECT"
     assert done.verdict.reasons[0] == "A person refused it: Bob: not before the holidays."
     assert done.verdict.counts_as_look
 
 
 def test_an_answer_that_says_nothing_refuses() -> None:
-    assert asked({}).verdict.outcome == "REJECT"
+    assert ask_person({}).verdict.outcome == "REJECT"
 
 
 def test_when_nobody_decides_in_time_it_is_held_and_the_run_ends_well() -> None:
-    done = asked(None, within=timedelta(seconds=4))
+    done = ask_person(None, within=timedelta(seconds=4))
     assert done.verdict.outcome == "HOLD"
     assert done.verdict.reasons[0] == "Nobody decided within gate.approval_within (4s)."
     assert done.run.state
@@ -130,10 +130,10 @@ def test_the_verdict_is_shown_where_it_is_decided() -> None:
             listed = client.read_artifacts(
                 sort=ArtifactSort.CREATED_DESC, limit=200
             )  # the server is other modules' too
-            shown.extend(each for each in listed if each.key == "verdict")
-        texts.extend(form(each.flow_run_id)["description"] for each in shown[:1])
+            shown.extend(one for one in listed if one.key == "verdict")
+        texts.extend(form(page.flow_run_id)["description"] for page in shown[:1])
 
-    asked({"approve": True}, meanwhile=look)
+    ask_person({"approve": True}, meanwhile=look)
     assert "Better than the champion." in str(shown[0].data)
     assert "Better than the champion." in texts[0]
     assert "Promote this candidate?" in texts[0]
@@ -213,12 +213,12 @@ def test_what_was_judged_against_a_champion_that_serves_no_longer_is_held(
     assert (verdict.outcome, version) == ("HOLD", None)
     assert "version 7 served, and now version 1 does" in verdict.reasons[0]
     assert (ledger.count_looks(known.read_ledger(), 1), ledger.count_looks(known.read_ledger(), 7)) == (before, 0)
-    assert [each.number for each in known.list_versions()] == [1]
+    assert [one.number for one in known.list_versions()] == [1]
 
 
 def acted(
     project: Project, done: Retrained, known: Registry, verdict: Verdict, decision: str
 ) -> tuple[Verdict, int | None]:
     p = params.load(project.folder / "params.yaml")
-    found = Recorded(done.record, done.run_id, done.as_of)
-    return retrain.carry_out.fn(p, known, found, verdict, decision=decision)
+    recorded = Recorded(done.record, done.run_id, done.as_of)
+    return retrain.carry_out.fn(p, known, recorded, verdict, decision=decision)

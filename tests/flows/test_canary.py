@@ -74,17 +74,17 @@ def test_a_challenger_that_is_worse_is_taken_away_and_never_comes_back(story: St
 def test_a_challenger_that_is_no_better_waits(story: Story) -> None:
     assert story.waits.canary is None
     assert story.won.decision
-    assert not any("was taken down" in each for each in story.won.decision.reasons)
-    (found,) = (each for each in story.waits.signals if each.kind == "challenger")
-    assert (found.alarm, found.detail["outcome"], found.detail["looks"]) == (False, "HOLD", 1)
+    assert not any("was taken down" in reason for reason in story.won.decision.reasons)
+    (signal,) = (signal for signal in story.waits.signals if signal.kind == "challenger")
+    assert (signal.alarm, signal.detail["outcome"], signal.detail["looks"]) == (False, "HOLD", 1)
     assert (story.away.serves, story.away.challenger) == (2, None)
     assert story.shop.known.read_ledger()[-1].outcome is None  # it may be put up again
 
 
 def test_what_became_of_each_is_told_once(story: Story) -> None:
     subjects = story.shop.kept.read("alerts")["subject"].to_pylist()
-    told = [each for each in subjects if "challenger" in each]
-    assert told == [
+    about_challengers = [subject for subject in subjects if "challenger" in subject]
+    assert about_challengers == [
         "evergreen: the challenger of made, version 2, was promoted",
         "evergreen: the challenger of made, version 3, was taken away: it is never put up or promoted again",
     ]
@@ -92,9 +92,9 @@ def test_what_became_of_each_is_told_once(story: Story) -> None:
 
 @pytest.mark.usefixtures("story")
 def test_the_prefect_ui_shows_the_arms_and_who_is_tried() -> None:
-    assert any("## Champion and challenger\n\n| arm | version |" in each for each in shown("decision"))
-    assert any("The canary is over: version 2 was promoted." in each for each in shown("decision"))
-    heads = [each.partition("(")[0] for each in shown("canary")]
+    assert any("## Champion and challenger\n\n| arm | version |" in page for page in shown("decision"))
+    assert any("The canary is over: version 2 was promoted." in page for page in shown("decision"))
+    heads = [page.partition("(")[0] for page in shown("canary")]
     assert "# Version 1 serves, version 2 is tried beside it " in heads
     assert "# Version 2 serves, no challenger is up " in heads
 
@@ -108,11 +108,11 @@ def test_a_promotion_that_a_person_must_approve_waits_for_one(story: Story, proj
     with pytest.raises(ValueError, match="the monitor has found no challenger that may be promoted"):
         canary(accept=True)
     assert outcome(monitor(as_of=LAST + 9 * DAY, report="never", force=True)) is None
-    assert any("waits for approval" in each for each in shop.kept.read("alerts")["subject"].to_pylist())
+    assert any("waits for approval" in row for row in shop.kept.read("alerts")["subject"].to_pylist())
     done = canary(accept=True)
     assert (done.serves, done.challenger) == (4, None)
     again = canary(accept=True)  # as after a cut: it is told, and nothing is done twice
     assert (again.serves, again.message.partition(".")[0]) == (4, "The canary is over: version 4 was promoted")
-    assert any("The challenger waits for approval" in each for each in shown("decision"))
+    assert any("The challenger waits for approval" in page for page in shown("decision"))
     with pytest.raises(ValueError, match="ask for one"):
         canary(end=True, accept=True)

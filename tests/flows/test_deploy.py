@@ -84,7 +84,7 @@ def crash_of(deployment: str, creator: str | None) -> Event:
     return Event(
         event=deploy.DIED,
         resource=Resource(labels),
-        related=[RelatedResource(each) for each in related],
+        related=[RelatedResource(one) for one in related],
     )
 
 
@@ -109,11 +109,11 @@ def test_each_crash_has_one_answer_and_that_of_the_last_attempt_none() -> None:
     chain = [deploy.rerun(number, uuid4()) for number in range(1, attempts + 2)]
     crash = crash_of("retrain", "retrain when it is wanted")
     for automation in chain:
-        assert [each.name for each in chain if answers(each, crash)] == [automation.name]
+        assert [one.name for one in chain if answers(one, crash)] == [automation.name]
         crash = crash_of("retrain-again", automation.name)
-    assert not any(answers(each, crash) for each in chain)
+    assert not any(answers(one, crash) for one in chain)
     assert answers(chain[0], crash_of("retrain", None))  # by hand
-    assert not any(answers(each, crash_of("score", None)) for each in chain)
+    assert not any(answers(one, crash_of("score", None)) for one in chain)
 
 
 def test_what_was_left_behind_is_run_again_by_the_deploy_alone() -> None:
@@ -127,8 +127,8 @@ def test_what_was_left_behind_is_run_again_by_the_deploy_alone() -> None:
 
 @pytest.fixture(scope="module")
 def client(prefect_server: None) -> Iterator[SyncPrefectClient]:  # noqa: ARG001
-    with get_client(sync_client=True) as found:
-        yield found
+    with get_client(sync_client=True) as one:
+        yield one
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def checkout(tmp_path: Path) -> Path:
         text = f"from prefect import flow\n\n@flow\ndef {flow}() -> None: ...\n"
         (tmp_path / "flows" / f"{flow}.py").write_text(text)
     wanted = {name for listed in names.values() for name in listed}
-    plan = {**PLAN, "deployments": [each for each in PLAN["deployments"] if each["name"] in wanted]}
+    plan = {**PLAN, "deployments": [one for one in PLAN["deployments"] if one["name"] in wanted]}
     (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(plan))
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     return tmp_path
@@ -167,8 +167,8 @@ def test_what_somebody_has_paused_or_edited_survives_a_deploy(
     client.pause_deployment(client.read_deployment_by_name("retrain/retrain").id)
 
     deploy.deploy(checkout, client)
-    (kept,) = client.read_deployment_by_name(SCORE).schedules
-    assert (kept.id, kept.active, getattr(kept.schedule, "cron", None)) == (schedule.id, False, "5 * * * *")
+    (stays,) = client.read_deployment_by_name(SCORE).schedules
+    assert (stays.id, stays.active, getattr(stays.schedule, "cron", None)) == (schedule.id, False, "5 * * * *")
     (same,) = client.read_automations_by_name("retrain when it is wanted")
     assert (same.id, same.enabled) == (wanted.id, False)
     assert client.read_deployment_by_name("retrain/retrain").paused
@@ -186,7 +186,7 @@ def test_fewer_attempts_remove_what_is_too_much_and_no_deployment_has_a_limit(
 ) -> None:
     deploy.deploy(checkout, client)
     deploy.put_automations(client, attempts=0)
-    names = {each.name for each in client.read_automations()}
+    names = {automation.name for automation in client.read_automations()}
     assert {name for name in names if name.startswith("a crashed retrain")} == {"a crashed retrain runs again (1)"}
     for name in (SCORE, "retrain/retrain", "retrain/retrain-again"):
         assert client.read_deployment_by_name(name).global_concurrency_limit is None

@@ -52,7 +52,7 @@ def test_a_form_asks_for_what_people_choose_and_for_nothing_else(
 def test_what_a_trigger_passes_is_accepted_by_the_servers_schema_and_by_the_flow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (retrain,) = (each for each in DEPLOYMENTS if each["name"] == "retrain")
+    (retrain,) = (deployment for deployment in DEPLOYMENTS if deployment["name"] == "retrain")
     (action,) = deploy.start(uuid4()).actions
     assert isinstance(action, RunDeployment)
     assert action.parameters
@@ -63,7 +63,7 @@ def test_what_a_trigger_passes_is_accepted_by_the_servers_schema_and_by_the_flow
 
 
 def test_a_limit_of_a_field_is_in_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    (retrain,) = (each for each in DEPLOYMENTS if each["name"] == "retrain")
+    (retrain,) = (deployment for deployment in DEPLOYMENTS if deployment["name"] == "retrain")
     form = parameter_schema(load_flow(retrain, monkeypatch))
     assert form.properties["trials"]["anyOf"][0] == {"minimum": 1, "type": "integer"}
 

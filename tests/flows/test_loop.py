@@ -40,8 +40,8 @@ class Story:
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
     folder = tmp_path_factory.mktemp("loop")
     made(folder)
-    with station(folder) as found:
-        yield found
+    with station(folder) as one:
+        yield one
 
 
 def made(folder: Path) -> None:
@@ -90,8 +90,8 @@ def story(here: Station) -> Story:
     tick(here, QUIET)
     waited = here.runs("retrain")
     tick(here, LOUD)
-    (asked,) = until(lambda: here.runs("retrain")[1:], 30, here.worker.log)
-    retrained = here.completed(asked)
+    (wanted,) = until(lambda: here.runs("retrain")[1:], 30, here.worker.log)
+    retrained = here.completed(wanted)
     p = params.load(here.folder / "params.yaml")
     known = registry.open_registry(p.registry, uri=f"sqlite:///{here.home / 'mlflow.db'}")
     return Story(first, waited, retrained, known, journal.open_journal(p.journal, home=here.home))
@@ -161,7 +161,10 @@ def test_deploying_again_changes_nothing(here: Station) -> None:
 
 def placed(here: Station) -> list[str]:
     automations = here.client.read_automations()
-    return sorted([each.name for each in automations] + [str(each.id) for each in here.client.read_deployments()])
+    return sorted(
+        [automation.name for automation in automations]
+        + [str(deployment.id) for deployment in here.client.read_deployments()]
+    )
 
 
 def test_a_retrain_that_was_left_behind_runs_again_once_and_one_attempt_too_many_fails(

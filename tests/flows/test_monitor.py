@@ -14,7 +14,7 @@ from flows.score import score
 from tasks import params
 from tasks.monitoring.decisions import append_decision
 from tasks.promotion import ledger, registry
-from tasks.serving import journal
+from tasks.serving.journal import open_journal
 from tests.conftest import write_params
 from tests.flows.conftest import Project, shown
 from tests.waiting import wait_until
@@ -63,7 +63,7 @@ def turned(text: str) -> str:
 
 
 def alarms(done: Monitored) -> dict[str, bool]:
-    return {each.kind: each.alarm for each in done.signals}
+    return {signal.kind: signal.alarm for signal in done.signals}
 
 
 def test_without_a_champion_there_is_nothing_to_watch(story: Story) -> None:
@@ -78,10 +78,10 @@ def test_a_quiet_stream_is_left_alone(story: Story) -> None:
 
 def test_only_mature_outcomes_count(story: Story, project: Project) -> None:
     deadline = params.load(project.folder / "params.yaml").label.deadline
-    kept = journal.open_journal(params.Journal(), home=project.home)
+    journal = open_journal(params.Journal(), home=project.home)
     until = FIRST + 10 * DAY - deadline
-    rows = kept.read("predictions", since=until - 4 * DAY, until=until).num_rows
-    (signal,) = (each for each in story.first.signals if each.kind == "performance")
+    rows = journal.read("predictions", since=until - 4 * DAY, until=until).num_rows
+    (signal,) = (one for one in story.first.signals if one.kind == "performance")
     assert 0.9 * rows < signal.rows <= rows
 
 
@@ -118,12 +118,12 @@ def test_the_event_carries_the_decision_and_its_time(story: Story) -> None:
 
 
 def test_signals_and_decisions_are_in_the_journal(story: Story, project: Project) -> None:
-    kept = journal.open_journal(params.Journal(), home=project.home)
-    measured = kept.read("signals")
+    journal = open_journal(params.Journal(), home=project.home)
+    measured = journal.read("signals")
     windows = {4, 8, 10, 14}  # the eighth was missed, and made good by the run of the tenth
-    assert {(each - FIRST).days for each in measured["event_time"].to_pylist()} == windows
+    assert {(one - FIRST).days for one in measured["event_time"].to_pylist()} == windows
     assert measured.num_rows == len(windows) * len(story.second.signals)
-    decided = [(row["id"], row["action"]) for row in kept.read("decisions").to_pylist()]
+    decided = [(row["id"], row["action"]) for row in journal.read("decisions").to_pylist()]
     assert story.second.decision
     assert (story.second.decision.id, "retrain") in decided
 
@@ -135,25 +135,25 @@ def test_each_window_is_a_point_on_the_champions_chart_also_one_that_was_missed(
     assert champion
     assert champion.as_of
     client = known.tracking.client
-    (experiment,) = (each for each in client.search_experiments() if each.name.endswith("-monitor"))
+    (experiment,) = (one for one in client.search_experiments() if one.name.endswith("-monitor"))
     (run,) = client.search_runs([experiment.experiment_id])
     points = client.get_metric_history(run.info.run_id, "drift")
     moments = {point.step: datetime.fromtimestamp(point.timestamp / 1000, UTC).replace(tzinfo=None) for point in points}
-    assert {(each - FIRST).days for each in moments.values()} == {4, 8, 10, 14}
-    assert all(each - champion.as_of == timedelta(hours=step) for step, each in moments.items())
+    assert {(one - FIRST).days for one in moments.values()} == {4, 8, 10, 14}
+    assert all(moment - champion.as_of == timedelta(hours=step) for step, moment in moments.items())
 
 
 def test_what_a_run_decided_that_was_killed_before_it_could_say_so_is_told_by_the_next(story: Story) -> None:
     p = params.load()
     assert story.second.decision
-    kept, known = journal.open_journal(p.journal), registry.open_registry(p.registry)
-    append_decision(kept, replace(story.second.decision, id="lost"))
-    kept.close()
+    journal, known = open_journal(p.journal), registry.open_registry(p.registry)
+    append_decision(journal, replace(story.second.decision, id="lost"))
+    journal.close()
     known.append(ledger.Entry("rolled back", "predecessor-9-lost", FIRST, version=1, champion=9))
     for _ in range(2):
         monitor(as_of=FIRST + 14 * DAY, report="never")
-    causes = kept.read("alerts")["cause"].to_pylist()
-    assert [causes.count(each) for each in ("lost", "down 9", story.second.decision.id)] == [1, 1, 1]
+    causes = journal.read("alerts")["cause"].to_pylist()
+    assert [causes.count(one) for one in ("lost", "down 9", story.second.decision.id)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["send_alerts", "decide", "draw", "chart"])

@@ -45,9 +45,9 @@ def changed(home: Path) -> dict[str, int]:
 
 def test_every_policy_is_walked_and_charged(story: Story) -> None:
     assert [line.policy for line in story.first.lines] == ["never", "every:14d"]
-    (found,) = story.first.line("every:14d").retrains
-    assert found.as_of == SINCE + 2 * WEEK
-    assert story.first.line("every:14d").cost == pytest.approx(found.cpu, abs=0.01)
+    (retrain,) = story.first.line("every:14d").retrains
+    assert retrain.as_of == SINCE + 2 * WEEK
+    assert story.first.line("every:14d").cost == pytest.approx(retrain.cpu, abs=0.01)
 
 
 def test_again_nothing_is_trained_and_never_is_always_there(story: Story, project: Project) -> None:
@@ -75,7 +75,7 @@ def test_mlflow_has_the_files_and_the_curves(project: Project) -> None:
     runs = known.tracking.client.search_runs([known.runs.experiment], "tags.`evergreen.replay` != ''")
     assert [run.info.status for run in runs] == ["FINISHED"] * 2
     newest = max(runs, key=lambda run: run.info.start_time)
-    assert {each.path for each in known.tracking.client.list_artifacts(newest.info.run_id)} == {
+    assert {artifact.path for artifact in known.tracking.client.list_artifacts(newest.info.run_id)} == {
         "replay.json",
         "replay.md",
         "replay.png",

@@ -19,7 +19,7 @@ from tasks import params
 from tasks.promotion import ledger, registry
 from tasks.runtime import pipeline, workspaces
 from tasks.runtime.pipeline import StageFailed
-from tasks.serving import journal
+from tasks.serving.journal import open_journal
 from tests.flows.conftest import Project, shown, task_runs
 
 STAGES = ["ingest", "clean", "features", "tune", "train", "evaluate", "record"]
@@ -116,8 +116,8 @@ def test_a_version_leads_back_to_its_commit_lock_params_and_period(story: Story,
 
 def test_the_checkout_is_not_edited(story: Story, project: Project) -> None:
     assert story
-    said = subprocess.run(["git", "status", "--porcelain"], cwd=project.folder, capture_output=True, text=True)
-    assert said.stdout == ""
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=project.folder, capture_output=True, text=True)
+    assert status.stdout == ""
     assert not (project.folder / "dvc.lock").exists()
 
 
@@ -157,17 +157,19 @@ def test_a_decision_whose_retrain_fails_is_answered_with_the_reason_and_told_onc
     with pytest.raises(Exception, match="max_bad_share"):
         retrain(settings=bad, decision="in vain", as_of=LATER)
     assert retrain(settings=bad, decision="in vain", as_of=LATER) is None  # answered
-    (line,) = (each for each in story.known.read_ledger() if each.decision == "in vain")
+    (line,) = (entry for entry in story.known.read_ledger() if entry.decision == "in vain")
     assert (line.mark, line.outcome, line.as_of) == ("verdict", "HOLD", LATER)
     assert "max_bad_share" in line.reasons[0]
     assert ledger.count_looks(story.known.read_ledger(), line.champion) == len(looks_before(story, line))
-    kept = journal.open_journal(params.load().journal)
-    assert kept.read("alerts")["cause"].to_pylist().count("failed in vain") == 1
+    journal = open_journal(params.load().journal)
+    assert journal.read("alerts")["cause"].to_pylist().count("failed in vain") == 1
 
 
 def looks_before(story: Story, line: ledger.Entry) -> list[ledger.Entry]:
-    lines = [each for each in story.known.read_ledger() if each.mark == "verdict" and each.champion == line.champion]
-    return [each for each in lines if each.counts_as_look]
+    lines = [
+        entry for entry in story.known.read_ledger() if entry.mark == "verdict" and entry.champion == line.champion
+    ]
+    return [one for one in lines if one.counts_as_look]
 
 
 def test_a_promotion_that_something_newer_overtook_is_an_answer(story: Story) -> None:
@@ -183,7 +185,7 @@ def test_the_back_off_is_asked_before_the_stages_run_and_answers_the_decision(st
     later, settings = LATER + timedelta(hours=1), {"gate.backoff": "7d"}
     assert retrain(as_of=later, settings=settings, decision="too soon") is None
     assert len(task_runs("ingest")) == before
-    (line,) = (each for each in story.known.read_ledger() if each.decision == "too soon")
+    (line,) = (entry for entry in story.known.read_ledger() if entry.decision == "too soon")
     assert (line.outcome, line.counts_as_look) == ("HOLD", False)
     assert "The last look, at 2024-03-12 00:00, did not promote." in line.reasons[0]
 

@@ -44,15 +44,15 @@ def test_the_version_before_serves_again(story: Story) -> None:
 
 def test_the_ledger_says_what_and_why(story: Story) -> None:
     lines = [line for line in story.known.read_ledger() if line.mark in ("rollback", "rolled back")]
-    told = [(line.version, line.champion, line.as_of, line.reasons) for line in lines]
-    assert told == [(2, 3, LATER, ("it is slow",))] * 2
+    entries = [(line.version, line.champion, line.as_of, line.reasons) for line in lines]
+    assert entries == [(2, 3, LATER, ("it is slow",))] * 2
     assert {line.decision.partition("-")[0] for line in lines} == {"rollback"}
 
 
 def test_the_prefect_ui_shows_what_serves(story: Story) -> None:
-    told = "\n".join(shown("rollback"))
-    assert f"# Version {story.back.serves} serves" in told
-    assert "it is slow" in told
+    pages = "\n".join(shown("rollback"))
+    assert f"# Version {story.back.serves} serves" in pages
+    assert "it is slow" in pages
 
 
 def test_a_finding_about_another_champion_takes_nothing_down(story: Story) -> None:

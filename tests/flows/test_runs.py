@@ -45,11 +45,11 @@ class Gate:
                     threading.Thread(target=copy, args=pair, daemon=True).start()
 
     def shut(self) -> None:
-        for each in (self.listener, *self.connections):
+        for one in (self.listener, *self.connections):
             with suppress(OSError):
-                if each:
-                    each.shutdown(socket.SHUT_RDWR)
-                    each.close()
+                if one:
+                    one.shutdown(socket.SHUT_RDWR)
+                    one.close()
 
     def reopen(self, *state: Any) -> bool:
         """As a task's condition for another try."""

@@ -88,12 +88,12 @@ def test_what_is_journalled_is_what_the_champion_says_of_the_journalled_features
 
 
 def test_an_outcome_joins_its_prediction_when_it_is_known_and_not_before(story: Story) -> None:
-    made = {each["entry"]: each for each in predictions(story).to_pylist()}
+    made = {row["entry"]: row for row in predictions(story).to_pylist()}
     came = story.kept.read("outcomes").to_pylist()
     assert len(came) == story.week.outcomes + story.next.outcomes > 0
-    assert {each["subject"] for each in came} < made.keys()
-    assert all(each["known_at"] <= FIRST + 2 * WEEK for each in came)
-    assert all(each["event_time"] == made[each["subject"]]["event_time"] < each["known_at"] for each in came)
+    assert {one["subject"] for one in came} < made.keys()
+    assert all(one["known_at"] <= FIRST + 2 * WEEK for one in came)
+    assert all(one["event_time"] == made[one["subject"]]["event_time"] < one["known_at"] for one in came)
 
 
 @pytest.mark.usefixtures("story")
@@ -184,7 +184,7 @@ def test_ticks_move_the_stored_clock_by_a_step(project: Project) -> None:
     begin, step = FIRST + 2 * WEEK + timedelta(hours=12), timedelta(hours=6)
     with stepping(project, "6h", begin):
         first, second = score(), score()
-        assert [each.as_of for each in (first, second)] == [begin + each * step for each in (1, 2)]
+        assert [one.as_of for one in (first, second)] == [begin + one * step for one in (1, 2)]
         assert json.loads((project.home / clock.NAME).read_text()) == {"as_of": second.as_of.isoformat()}
         assert first.predictions > 0
 

@@ -115,7 +115,7 @@ def test_the_parameters_of_a_crashed_run_are_passed_on_with_their_types() -> Non
         "id": "7",
         "parameters": {"as_of": str(datetime(2024, 3, 1)), "trials": 3, "settings": {"train.refit": False}},
     }
-    told = json.loads(render_user_template_sync(deploy.AGAIN, {"flow_run": run}))
-    assert told == {**run["parameters"], "attempt": 1, "decision": "retrain-7"}
-    run["parameters"] = told
-    assert json.loads(render_user_template_sync(deploy.AGAIN, {"flow_run": run})) == {**told, "attempt": 2}
+    parameters = json.loads(render_user_template_sync(deploy.AGAIN, {"flow_run": run}))
+    assert parameters == {**run["parameters"], "attempt": 1, "decision": "retrain-7"}
+    run["parameters"] = parameters
+    assert json.loads(render_user_template_sync(deploy.AGAIN, {"flow_run": run})) == {**parameters, "attempt": 2}
