@@ -33,25 +33,27 @@ SIGNS = {"at most": "≤", "at least": "≥"}
 
 
 def main() -> int:
-    asked = arguments()
+    options = arguments()
     console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=False)
-    if asked.list:
+    if options.list:
         console.print("\n".join(name for entry in BENCHMARKS for name in entry.names), highlight=False)
         return 0
     target = (
-        ROOT / params.load(ROOT / "params.yaml").paths.reports / ("bench-quick.json" if asked.quick else "bench.json")
+        ROOT / params.load(ROOT / "params.yaml").paths.reports / ("bench-quick.json" if options.quick else "bench.json")
     )
-    found, failed = run(chosen(asked.rows), console, target, quick=asked.quick)
-    console.print(table(found))
+    rows, failed = run(chosen(options.rows), console, target, quick=options.quick)
+    console.print(table(rows))
     console.print(f"written to {target.relative_to(ROOT)}" + (f"; {failed} could not be measured" if failed else ""))
-    return int(failed > 0 or not all(one.holds for one in found))
+    return int(failed > 0 or not all(one.holds for one in rows))
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", help="only the rows whose names hold one of these")
     parser.add_argument(
-        "--quick", action="store_true", help="little data, few trials: tries the benchmarks, tells nothing"
+        "--quick",
+        action="store_true",
+        help="little data and few trials: shows that the benchmarks run, measures nothing",
     )
     parser.add_argument("--list", action="store_true", help="the rows' names")
     return parser.parse_args()
@@ -67,7 +69,7 @@ def chosen(parts: list[str]) -> list[Benchmark]:
 
 def run(wanted: list[Benchmark], console: Console, target: Path, *, quick: bool) -> tuple[list[Row], int]:
     """The rows that could be measured, and how many could not. Each is written as it comes."""
-    found: list[Row] = []
+    measured: list[Row] = []
     failed = 0
     with tempfile.TemporaryDirectory(prefix="evergreen-bench-") as scratch:
         bench = Bench(Path(scratch).resolve(), quick=quick)
@@ -80,18 +82,18 @@ def run(wanted: list[Benchmark], console: Console, target: Path, *, quick: bool)
                 console.print(traceback.format_exc(), markup=False, highlight=False)
                 failed += len(entry.names)
                 continue
-            found += rows
+            measured += rows
             write(rows, target)
             console.print(f"  {', '.join(f'{one.ratio:.3f}' for one in rows)} after {time.monotonic() - began:.0f} s")
-    return found, failed
+    return measured, failed
 
 
 def write(rows: list[Row], target: Path) -> None:
     """Add the rows to the file, in the place of those of the same name."""
     before = json.loads(target.read_text()) if target.exists() else []
-    kept = {one["row"]: one for one in before} | {row.row: row.to_dict() for row in rows}
+    entries = {one["row"]: one for one in before} | {row.row: row.to_dict() for row in rows}
     names = [name for entry in BENCHMARKS for name in entry.names]
-    files.publish_json(target, [kept[name] for name in names if name in kept])
+    files.publish_json(target, [entries[name] for name in names if name in entries])
 
 
 def table(rows: list[Row]) -> Table:

@@ -28,18 +28,18 @@ def still(bench: Bench) -> list[Row]:
     place = bench.checkout(clock={"as_of": "2013-05-01" if bench.quick else YEAR})
     for stage in ("ingest", "clean", "features"):
         place.run(PROGRAMS[stage])
-    told = place.run("tests.benchmarks.still_stream", "1" if bench.quick else str(STREAMS)).told
-    return [false_alarms(told), found(told)]
+    result = place.run("tests.benchmarks.still_stream", "1" if bench.quick else str(STREAMS)).output
+    return [false_alarms(result), detection(result)]
 
 
-def false_alarms(told: dict[str, Any]) -> Row:
+def false_alarms(result: dict[str, Any]) -> Row:
     """Each stream has a threshold of its own, a quantile of so many windows: that is a sample too."""
     p = params.load(ROOT / "params.yaml")
     stated = p.drift.false_alarms * p.monitor.window.days / 30
-    streams = [[any(alarms) for seed, *alarms in told["windows"] if seed == one] for one in seeds(told)]
-    low, high = likely([len(stream) for stream in streams], stated, told["windows_of_history"])
+    streams = [[any(alarms) for seed, *alarms in result["windows"] if seed == one] for one in seeds(result)]
+    low, high = likely([len(stream) for stream in streams], stated, result["windows_of_history"])
     count, windows = sum(map(sum, streams)), sum(map(len, streams))
-    by_drift, lost = sum(alarm for _, alarm, _ in told["windows"]), told["quiet_labels"]
+    by_drift, lost = sum(alarm for _, alarm, _ in result["windows"]), result["quiet_labels"]
     detail = (
         f"{count} of {windows} windows ({by_drift} by drift, the rest by quality alone); stated {stated:.1%}, "
         f"and chance allows {low} to {high}; performance alarmed in {sum(lost)} of {len(lost)}"
@@ -47,8 +47,8 @@ def false_alarms(told: dict[str, Any]) -> Row:
     return Row(FALSE, count / max(high, 1), 1, command(FALSE), detail, sound=count >= low)
 
 
-def seeds(told: dict[str, Any]) -> list[int]:
-    return sorted({seed for seed, *_ in told["windows"]})
+def seeds(result: dict[str, Any]) -> list[int]:
+    return sorted({seed for seed, *_ in result["windows"]})
 
 
 def likely(windows: Sequence[int], stated: float, history: float) -> tuple[int, int]:
@@ -60,16 +60,16 @@ def likely(windows: Sequence[int], stated: float, history: float) -> tuple[int, 
     return int(low), int(high)
 
 
-def found(told: dict[str, Any]) -> Row:
+def detection(result: dict[str, Any]) -> Row:
     """Every column's shift counts alike; turned labels are one more."""
-    by_shift = {name: mean(any(one) for one in seen) for name, seen in told["found"].items()}
-    share = mean([*by_shift.values(), mean(told["labels"])])
-    by_drift = mean(mean(one[0] for one in seen) for seen in told["found"].values())
+    by_shift = {name: mean(any(one) for one in seen) for name, seen in result["alarms"].items()}
+    share = mean([*by_shift.values(), mean(result["labels"])])
+    by_drift = mean(mean(one[0] for one in seen) for seen in result["alarms"].values())
     worst = sorted(by_shift.items(), key=lambda one: one[1])[:4]
     detail = (
         f"{len(by_shift)} shifts of numbers and categories, {by_drift:.1%} by the drift signal, the rest by quality; "
-        f"labels turned in 20 % of rows: {mean(told['labels']):.0%}; "
-        f"the hardest: {', '.join(f'{name} {each:.0%}' for name, each in worst)}"
+        f"labels turned in 20 % of rows: {mean(result['labels']):.0%}; "
+        f"the hardest: {', '.join(f'{name} {share:.0%}' for name, share in worst)}"
     )
     return Row(FOUND, share, 0.9, command(FOUND), detail, "at least")
 
@@ -80,10 +80,10 @@ def time(bench: Bench) -> list[Row]:
     large, small = ("30000", "3000") if bench.quick else ("300000", "30000")
     runs: dict[tuple[str, str], list[Any]] = {("ours", large): [], ("theirs", large): [], ("ours", small): []}
     for _ in range(bench.times(3)):
-        for asked, told in runs.items():
-            told.append(place.run("tests.benchmarks.drift_timed", *asked).told)
-    took = {asked: [one["seconds"] for one in told] for asked, told in runs.items()}
-    ours, theirs = (runs[who, large][0]["said"] for who in ("ours", "theirs"))
+        for options, results in runs.items():
+            results.append(place.run("tests.benchmarks.drift_timed", *options).output)
+    took = {options: [one["seconds"] for one in results] for options, results in runs.items()}
+    ours, theirs = (runs[who, large][0]["moved"] for who in ("ours", "theirs"))
     odd = [case for case in ours if ours[case] != theirs[case]]
     detail = (
         f"{large} rows × 30 columns, imports left out: {seconds(took['ours', large])}; Evidently "
@@ -100,7 +100,7 @@ def time(bench: Bench) -> list[Row]:
 @benchmark(COLUMNS, PARTED)
 def columns(bench: Bench) -> list[Row]:
     place = bench.checkout()
-    kinds = place.run("tests.benchmarks.still_columns", "2" if bench.quick else str(MADE_STREAMS)).told
+    kinds = place.run("tests.benchmarks.still_columns", "2" if bench.quick else str(MADE_STREAMS)).output
     return [column_alarms(kinds), parted(kinds)]
 
 
@@ -123,7 +123,7 @@ def column_alarms(kinds: dict[str, Any]) -> Row:
 
 def parted(kinds: dict[str, Any]) -> Row:
     """Of a column that goes with another by 0.7, in one week of 420 rows."""
-    shares = {how: mean(mean(result["found"][how]) for result in kinds.values()) for how in kinds["plain"]["found"]}
+    shares = {how: mean(mean(result["alarms"][how]) for result in kinds.values()) for how in kinds["plain"]["alarms"]}
     detail = ", ".join(f"{how} {share:.0%}" for how, share in shares.items())
     return Row(PARTED, mean(shares[how] for how in still_columns.BROKEN), 0.95, command(PARTED), detail, "at least")
 

@@ -68,25 +68,25 @@ def ours(count: int) -> dict[str, Any]:
         window=timedelta(days=WEEK),
         settings=params.load().drift,
     )
-    told: dict[str, Any] = {"said": {}}
+    result: dict[str, Any] = {"moved": {}}
     for case, now, times in _windows(count):
         began = time.perf_counter()
-        told["said"][case] = _signals_and_report(profile, then, now, times, params.load().drift)
-        told.setdefault("seconds", time.perf_counter() - began)
-    return told
+        result["moved"][case] = _signals_and_report(profile, then, now, times, params.load().drift)
+        result.setdefault("seconds", time.perf_counter() - began)
+    return result
 
 
 def _signals_and_report(profile: Profile, then: pa.Table, now: pa.Table, times: Any, settings: Drift) -> list[str]:
-    found = drift.compare(profile, now, times, false_alarms=settings.false_alarms)
-    window = Window(UNTIL - timedelta(days=WEEK), UNTIL, drift=found, score_drift=found, rows=found.rows)
+    comparison = drift.compare(profile, now, times, false_alarms=settings.false_alarms)
+    window = Window(UNTIL - timedelta(days=WEEK), UNTIL, drift=comparison, score_drift=comparison, rows=comparison.rows)
     unknown: Any = None
     version = Version(1, "", "", "", UNTIL, "", {})
     champion = Watched(version, unknown, unknown, params.load(), profile, unknown, unknown, unknown, unknown)
     for measure in (measure_drift, measure_prediction, measure_quality):
         measure(window, champion)
     samples = [one.take(np.linspace(0, one.num_rows - 1, settings.sample).astype(int)) for one in (then, now)]
-    draw_report(found, samples[0], samples[1], until=UNTIL, html=Path("drift.html"))
-    return sorted(one.name for one in found.moved) if found.alarm else []
+    draw_report(comparison, samples[0], samples[1], until=UNTIL, html=Path("drift.html"))
+    return sorted(one.name for one in comparison.moved) if comparison.alarm else []
 
 
 def theirs(count: int) -> dict[str, Any]:
@@ -97,16 +97,16 @@ def theirs(count: int) -> dict[str, Any]:
     definition = DataDefinition(
         numerical_columns=[f"n{i}" for i in range(NUMBERS)], categorical_columns=[f"c{i}" for i in range(CATEGORIES)]
     )
-    told: dict[str, Any] = {"said": {}}
+    result: dict[str, Any] = {"moved": {}}
     for case, now, _ in _windows(count):
         frames = [one.to_pandas() for one in (now, then)]
         began = time.perf_counter()
         data = [Dataset.from_pandas(frame, data_definition=definition) for frame in frames]
         snapshot = Report([DataDriftPreset()], include_tests=True).run(*data)
         snapshot.save_html("theirs.html")
-        told.setdefault("seconds", time.perf_counter() - began)
-        told["said"][case] = sorted(_failed(snapshot))
-    return told
+        result.setdefault("seconds", time.perf_counter() - began)
+        result["moved"][case] = sorted(_failed(snapshot))
+    return result
 
 
 def _failed(snapshot: Any) -> Iterator[str]:

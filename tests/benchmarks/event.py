@@ -46,10 +46,10 @@ def standing(place: Checkout) -> Iterator[tuple[str, "subprocess.Popen[str]", fl
     process = subprocess.Popen(command, cwd=place.root, env=place.env, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
-        said = next((line for line in process.stdout if line.startswith("ready")), "")
-        if not said:
+        line = next((line for line in process.stdout if line.startswith("ready")), "")
+        if not line:
             raise RuntimeError(f"make up did not come up; see {place.home / 'logs'}")
-        yield said.partition("Prefect ")[2].split()[0] + "/api", process, time.monotonic() - began
+        yield line.partition("Prefect ")[2].split()[0] + "/api", process, time.monotonic() - began
     finally:
         process.terminate()
         process.wait()

@@ -29,8 +29,8 @@ def against_pandas(bench: Bench) -> list[Row]:
     stage, sql, pandas = [], [], []
     for _ in range(bench.times(5)):
         stage.append(build(place)["seconds"])
-        sql.append(place.run("tests.benchmarks.stage_timed", "sql").told["seconds"])
-        pandas.append(place.run("tests.benchmarks.plain_features", "data/clean", "plain.parquet").told["seconds"])
+        sql.append(place.run("tests.benchmarks.stage_timed", "sql").output["seconds"])
+        pandas.append(place.run("tests.benchmarks.plain_features", "data/clean", "plain.parquet").output["seconds"])
     odd = [name for made in ("sql.parquet", "data/features") for name in differences(place.root, made, "plain.parquet")]
     detail = (
         f"from clean to feature Parquet, the year at once: {seconds(sql)}; pandas {seconds(pandas)}; "
@@ -43,7 +43,7 @@ def against_pandas(bench: Bench) -> list[Row]:
 def build(place: Checkout) -> Any:
     """features.build with an empty period cache → its seconds and its peak of memory."""
     place.empty_periods()
-    return place.run("tests.benchmarks.stage_timed", "features").told
+    return place.run("tests.benchmarks.stage_timed", "features").output
 
 
 def differences(root: Path, ours: str, theirs: str) -> list[str]:
@@ -82,6 +82,6 @@ def made(bench: Bench, *, months: int, rows: int) -> Checkout:
 
 
 def grown(name: str, unit: str, over: list[Any], under: list[Any], *, bar: float) -> Row:
-    large, small = ([one[unit] for one in found] for found in (over, under))
+    large, small = ([one[unit] for one in runs] for runs in (over, under))
     detail = f"made flights, equally dense: {median(large):.1f} and {median(small):.1f} {unit}"
     return row(name, over=large, under=small, bar=bar, detail=detail)

@@ -23,9 +23,9 @@ def loop(bench: Bench) -> list[Row]:
             first.append(retrain(place, address))
             second.append(retrain(place, address))
             plain.append(empty(bench).run("tests.benchmarks.plain_loop"))
-    whole, parts = [one.seconds for one in plain], [one.told for one in plain]
-    told = ", ".join(f"{name} {median(part[name] for part in parts):.1f}" for name in parts[0])
-    cost = f"{seconds(first)}; plain {seconds(whole)}: {told}; aim 1.15"
+    whole, parts = [one.seconds for one in plain], [one.output for one in plain]
+    stages = ", ".join(f"{name} {median(part[name] for part in parts):.1f}" for name in parts[0])
+    cost = f"{seconds(first)}; plain {seconds(whole)}: {stages}; aim 1.15"
     again = f"{seconds(second)} after {seconds(first)}; aim 0.05"
     return [
         row(OVERHEAD, over=first, under=whole, bar=1.35, detail=cost),

@@ -65,10 +65,10 @@ def weather(rng: np.random.Generator, start: datetime, end: datetime) -> dict[st
     hours = np.arange(np.datetime64(start, "us"), np.datetime64(end, "us"), np.timedelta64(1, "h"))
     moments, count = np.tile(hours, len(ORIGINS)), len(hours) * len(ORIGINS)
     scales = {"temp": 90, "dewp": 50, "humid": 100, "wind_speed": 30, "wind_gust": 40, "precip": 1, "visib": 10}
-    found = {name: rng.uniform(0, scale, count) for name, scale in scales.items()}
+    readings = {name: rng.uniform(0, scale, count) for name, scale in scales.items()}
     times = {"time_hour": moments, "event_time": moments, "known_at": moments}
     origins, directions = np.repeat(ORIGINS, len(hours)), rng.integers(0, 360, count)
-    return {"origin": origins, "wind_dir": directions, "pressure": rng.uniform(980, 1040, count), **found, **times}
+    return {"origin": origins, "wind_dir": directions, "pressure": rng.uniform(980, 1040, count), **readings, **times}
 
 
 def flights(rng: np.random.Generator, start: datetime, end: datetime, rows: int) -> dict[str, Any]:
@@ -101,12 +101,12 @@ def flights(rng: np.random.Generator, start: datetime, end: datetime, rows: int)
 
 def _save(p: Params, clean: Path, name: str, period: str, columns: dict[str, Any]) -> None:
     """In the contract's order and types; what is not made of the contract is NULL."""
-    kinds = {each: ARROW[column.type] for each, column in p.contract[name].columns.items()}
+    kinds = {field: ARROW[column.type] for field, column in p.contract[name].columns.items()}
     kinds |= TIMES if p.sources[name].event_time else {}
     count = len(next(iter(columns.values())))
     arrays = {
-        each: pa.array(columns[each]).cast(kind) if each in columns else pa.nulls(count, kind)
-        for each, kind in kinds.items()
+        field: pa.array(columns[field]).cast(kind) if field in columns else pa.nulls(count, kind)
+        for field, kind in kinds.items()
     }
     (clean / name).mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(arrays), clean / name / f"{period}.parquet", compression="zstd")

@@ -36,7 +36,7 @@ class Ran:
     """How long a process took from its start to its end, and the JSON that was the last line it printed, if any."""
 
     seconds: float
-    told: Any
+    output: Any
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class Checkout:
             raise RuntimeError(
                 f"{' '.join(command[1:])} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
             )
-        return Ran(took, _told(done.stdout))
+        return Ran(took, _read_last_line(done.stdout))
 
 
-def _told(text: str) -> Any:
+def _read_last_line(text: str) -> Any:
     last = text.strip().rpartition("\n")[2]
     return json.loads(last) if last.startswith(("{", "[")) else None
 

@@ -32,66 +32,66 @@ SHOWN = ["origin", "carrier", "dest", "distance"]
 
 def compute(flights: pd.DataFrame, weather: pd.DataFrame, planes: pd.DataFrame) -> pd.DataFrame:
     """A row of features for every flight, in the order of time and key."""
-    asked = flights.sort_values(["event_time", "carrier", "flight", "origin"], ignore_index=True)
-    asked["asked_at"] = asked["event_time"] - LEAD
-    asked["row_id"] = asked.index
-    parts = [schedule(asked), of_plane(asked, planes), sky(asked, weather), recent(asked), last_arrival(asked)]
+    spine = flights.sort_values(["event_time", "carrier", "flight", "origin"], ignore_index=True)
+    spine["asked_at"] = spine["event_time"] - LEAD
+    spine["row_id"] = spine.index
+    parts = [schedule(spine), of_plane(spine, planes), sky(spine, weather), recent(spine), last_arrival(spine)]
     return pd.concat(parts, axis=1)
 
 
-def schedule(asked: pd.DataFrame) -> pd.DataFrame:
-    local = asked["event_time"].dt.tz_localize("UTC").dt.tz_convert("America/New_York")
-    return asked[SHOWN].assign(
-        sched_minute=asked["sched_dep_time"] // 100 * 60 + asked["sched_dep_time"] % 100,
+def schedule(spine: pd.DataFrame) -> pd.DataFrame:
+    local = spine["event_time"].dt.tz_localize("UTC").dt.tz_convert("America/New_York")
+    return spine[SHOWN].assign(
+        sched_minute=spine["sched_dep_time"] // 100 * 60 + spine["sched_dep_time"] % 100,
         weekday=local.dt.dayofweek + 1,
-        sched_duration=(asked["sched_arrival"] - asked["event_time"]).dt.total_seconds() / 60,
+        sched_duration=(spine["sched_arrival"] - spine["event_time"]).dt.total_seconds() / 60,
     )
 
 
-def of_plane(asked: pd.DataFrame, planes: pd.DataFrame) -> pd.DataFrame:
-    found = asked[["tailnum"]].merge(planes, on="tailnum", how="left")
-    age = asked["event_time"].dt.year - found["year"]
-    return pd.DataFrame({"plane_age": age, "seats": found["seats"], "manufacturer": found["manufacturer"]})
+def of_plane(spine: pd.DataFrame, planes: pd.DataFrame) -> pd.DataFrame:
+    plane = spine[["tailnum"]].merge(planes, on="tailnum", how="left")
+    age = spine["event_time"].dt.year - plane["year"]
+    return pd.DataFrame({"plane_age": age, "seats": plane["seats"], "manufacturer": plane["manufacturer"]})
 
 
-def sky(asked: pd.DataFrame, weather: pd.DataFrame) -> pd.DataFrame:
+def sky(spine: pd.DataFrame, weather: pd.DataFrame) -> pd.DataFrame:
     """The last observation that was known, if it is not older than a day."""
     right = weather[["origin", "known_at", *SKY]].sort_values("known_at")
-    left = asked[["row_id", "origin", "asked_at"]].sort_values("asked_at")
-    found = pd.merge_asof(left, right, left_on="asked_at", right_on="known_at", by="origin", tolerance=DAY)
-    return found.set_index("row_id")[SKY].sort_index()
+    left = spine[["row_id", "origin", "asked_at"]].sort_values("asked_at")
+    joined = pd.merge_asof(left, right, left_on="asked_at", right_on="known_at", by="origin", tolerance=DAY)
+    return joined.set_index("row_id")[SKY].sort_index()
 
 
-def last_arrival(asked: pd.DataFrame) -> pd.DataFrame:
+def last_arrival(spine: pd.DataFrame) -> pd.DataFrame:
     """Where the aircraft came from: of two arrivals in one minute the later one counts."""
-    right = asked.dropna(subset=["known_at", "tailnum"]).sort_values(["known_at", "arr_delay"])
-    left = asked[["row_id", "tailnum", "asked_at"]].sort_values("asked_at")
+    right = spine.dropna(subset=["known_at", "tailnum"]).sort_values(["known_at", "arr_delay"])
+    left = spine[["row_id", "tailnum", "asked_at"]].sort_values("asked_at")
     right = right[["tailnum", "known_at", "arr_delay"]]
-    found = pd.merge_asof(left, right, left_on="asked_at", right_on="known_at", by="tailnum", tolerance=WEEK)
-    found = found.set_index("row_id").sort_index()
-    idle = (found["asked_at"] - found["known_at"]).dt.total_seconds() / 3600
-    return pd.DataFrame({"tail_last_delay": found["arr_delay"], "tail_idle_hours": idle})
+    joined = pd.merge_asof(left, right, left_on="asked_at", right_on="known_at", by="tailnum", tolerance=WEEK)
+    joined = joined.set_index("row_id").sort_index()
+    idle = (joined["asked_at"] - joined["known_at"]).dt.total_seconds() / 3600
+    return pd.DataFrame({"tail_last_delay": joined["arr_delay"], "tail_idle_hours": idle})
 
 
-def recent(asked: pd.DataFrame) -> pd.DataFrame:
+def recent(spine: pd.DataFrame) -> pd.DataFrame:
     """What was known of other flights: arrivals and questions on one line of time, and windows that look back on it."""
-    line = timeline(asked)
-    found = [
+    line = timeline(spine)
+    means = [
         look_back(line, group, window, list(columns)).rename(columns=columns) for group, window, columns in WINDOWS
     ]
     arrivals = look_back(line, ["origin"], "1h", ["late"], how="count").rename(columns={"late": "origin_arrivals_1h"})
-    together = pd.concat([*found, arrivals], axis=1).assign(row_id=line["row_id"])
+    together = pd.concat([*means, arrivals], axis=1).assign(row_id=line["row_id"])
     return together[together["row_id"] >= 0].set_index("row_id").sort_index()
 
 
-def timeline(asked: pd.DataFrame) -> pd.DataFrame:
+def timeline(spine: pd.DataFrame) -> pd.DataFrame:
     """Arrivals before questions of the same moment, so that a window that ends with a question holds them."""
     keys = ["origin", "carrier", "dest", "flight", "tailnum"]
-    known = asked.dropna(subset=["known_at"])
+    known = spine.dropna(subset=["known_at"])
     arrivals = known[[*keys, "arr_delay", "dep_delay"]].assign(
         moment=known["known_at"], late=(known["arr_delay"] >= 15).astype(float), row_id=-1
     )
-    questions = asked[[*keys, "row_id"]].assign(moment=asked["asked_at"])
+    questions = spine[[*keys, "row_id"]].assign(moment=spine["asked_at"])
     return pd.concat([arrivals, questions]).sort_values(["moment", "row_id"], ignore_index=True)
 
 
@@ -107,9 +107,9 @@ def main(clean: Path, out: Path) -> None:
     began = time.perf_counter()
     tables = {name: pd.read_parquet(clean / name) for name in ("flights", "weather", "planes")}
     read = time.perf_counter()
-    found = compute(tables["flights"], tables["weather"], tables["planes"])
+    features = compute(tables["flights"], tables["weather"], tables["planes"])
     done = time.perf_counter()
-    found.to_parquet(out, index=False)
+    features.to_parquet(out, index=False)
     print(json.dumps({"seconds": time.perf_counter() - began, "compute": done - read}))
 
 

@@ -26,7 +26,8 @@ def write_lock() -> None:
     paths = yaml.safe_load(Path("params.yaml").read_text())["paths"]
     outs = {name: [*stage.get("outs", []), *stage.get("metrics", [])] for name, stage in stages.items()}
     lock = {
-        name: {"outs": [{"path": _spelled(out, paths), "md5": "0" * 32} for out in each]} for name, each in outs.items()
+        name: {"outs": [{"path": _spelled(out, paths), "md5": "0" * 32} for out in outs_of]}
+        for name, outs_of in outs.items()
     }
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": lock}))
 
@@ -43,12 +44,12 @@ def verdict(p: params.Params, made: str) -> None:
 
 
 def main() -> None:
-    p, found = params.load(), dict[str, float]()
+    p, seconds = params.load(), dict[str, float]()
 
     def timed(name: str, work: Callable[[], object]) -> object:
         began = time.perf_counter()
         done = work()
-        found[name] = round(time.perf_counter() - began, 2)
+        seconds[name] = round(time.perf_counter() - began, 2)
         return done
 
     for stage in STAGES:
@@ -56,7 +57,7 @@ def main() -> None:
     write_lock()
     made = timed("record", lambda: record.record(p))
     timed("judge", lambda: verdict(p, str(made)))
-    print(json.dumps(found))
+    print(json.dumps(seconds))
 
 
 if __name__ == "__main__":

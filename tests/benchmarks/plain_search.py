@@ -26,7 +26,7 @@ Fold = tuple[pd.DataFrame, np.ndarray, pd.DataFrame, np.ndarray]
 
 def search(p: Params) -> "optuna.Study":
     folds = read_folds(p)
-    space = {name: studies.to_distribution(each) for name, each in sorted(p.tune.space.items())}
+    space = {name: studies.to_distribution(dimension) for name, dimension in sorted(p.tune.space.items())}
     study = optuna.create_study()
     for number in range(p.tune.trials):
         study.sampler = studies.make_sampler(p, number)  # so that both draw the same while they know the same
@@ -41,12 +41,12 @@ def read_folds(p: Params) -> list[Fold]:
     as_of = FeaturesManifest.read(p.paths.features).as_of
     where = split.find_cuts(as_of, p.split, deadline=p.label.deadline)
     there = model.is_labelled(rows.label)
-    found = split.make_folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there)
+    folds = split.make_folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there)
     table = rows.table.to_pandas()
     for name in table.select_dtypes("str"):
         codes = table[name].astype("category").cat.codes
         table[name] = codes.where(codes >= 0)
-    return [(table[one.train], rows.label[one.train], table[one.valid], rows.label[one.valid]) for one in found]
+    return [(table[one.train], rows.label[one.train], table[one.valid], rows.label[one.valid]) for one in folds]
 
 
 def score(drawn: dict[str, Any], folds: list[Fold], p: Params) -> float:
@@ -69,7 +69,9 @@ def fit(drawn: dict[str, Any], fold: Fold, p: Params) -> float:
         **settings,
     )
     weight = model.weigh_rows(y, [0, 1], drawn["class_weight"])
-    margin, held_margin = (np.full(len(each), log_odds(y, w)) for each, w in ((y, weight), (held_y, np.ones(len(y)))))
+    margin, held_margin = (
+        np.full(len(labels), log_odds(y, w)) for labels, w in ((y, weight), (held_y, np.ones(len(y))))
+    )
     fitted.fit(
         x,
         y,

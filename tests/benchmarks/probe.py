@@ -15,16 +15,15 @@ COMMAND = '.venv/bin/python -m tests.benchmarks "{}"'
 @benchmark(FOUND, FALSE)
 def planted(bench: Bench) -> list[Row]:
     """Each leak in another 1 % of the rows for each of some draws; the real SQL with moments of other draws."""
-    told = bench.cleaned.run("tests.benchmarks.probe_timed", "leaks", str(bench.times(5))).told
-    missed = ", ".join(f"{name} in draw {draw}" for name, draw in told["missed"])
-    ratio = 1 - len(told["missed"]) / told["planted"]
-    detail = f"{told['planted']} planted, five kinds; missed: {missed or 'none'}"
-    found = Row(FOUND, ratio, 1.0, COMMAND.format(FOUND), detail, sense="at least")
-    quiet = (
-        f"{told['rows']:,} rows at {told['moments']} moments of {told['draws']} draws; {told['alarm'] or 'no alarm'}"
-    )
-    alarms = Row(FALSE, float(bool(told["alarm"])), 0.0, COMMAND.format(FALSE), quiet)
-    return [found, alarms]
+    result = bench.cleaned.run("tests.benchmarks.probe_timed", "leaks", str(bench.times(5))).output
+    missed = ", ".join(f"{name} in draw {draw}" for name, draw in result["missed"])
+    ratio = 1 - len(result["missed"]) / result["planted"]
+    detail = f"{result['planted']} planted, five kinds; missed: {missed or 'none'}"
+    leaks = Row(FOUND, ratio, 1.0, COMMAND.format(FOUND), detail, sense="at least")
+    where = f"{result['rows']:,} rows at {result['moments']} moments of {result['draws']} draws"
+    quiet = f"{where}; {result['alarm'] or 'no alarm'}"
+    alarms = Row(FALSE, float(bool(result["alarm"])), 0.0, COMMAND.format(FALSE), quiet)
+    return [leaks, alarms]
 
 
 @benchmark(COST)
@@ -41,4 +40,4 @@ def cost(bench: Bench) -> list[Row]:
 
 def build(place: Checkout, how: str) -> Any:
     place.empty_periods()
-    return place.run("tests.benchmarks.probe_timed", how).told
+    return place.run("tests.benchmarks.probe_timed", how).output

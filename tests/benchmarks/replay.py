@@ -33,24 +33,24 @@ def replay(bench: Bench) -> list[Row]:
 
 def run(place: Checkout, period: tuple[str, str], policies: tuple[str, ...], address: str) -> dict[str, Any]:
     since, until = period
-    asked = ("--since", since, "--until", until, "--policies", ",".join(policies))
-    place.run("flows.replay", *asked, PREFECT_API_URL=address)
-    found = json.loads((place.home / "replay" / f"{since}_{until}" / "replay.json").read_text())
-    return {line["policy"]: line for line in found["lines"]}
+    options = ("--since", since, "--until", until, "--policies", ",".join(policies))
+    place.run("flows.replay", *options, PREFECT_API_URL=address)
+    result = json.loads((place.home / "replay" / f"{since}_{until}" / "replay.json").read_text())
+    return {line["policy"]: line for line in result["lines"]}
 
 
 def rows(lines: dict[str, Any], even: str) -> list[Row]:
     both, weekly = lines["both"], lines["every:7d"]
     lag = weekly["auc"]["value"] - both["auc"]["value"]
-    told = "; ".join(told_of(line) for line in lines.values())
+    detail = "; ".join(describe(line) for line in lines.values())
     share = both["cpu"] / weekly["cpu"]
     even_auc = both["auc"]["value"] / lines[even]["auc"]["value"]
     return [
-        Row(LOSS, reach(both["gain"]), 1, command(LOSS), told, "at least"),
+        Row(LOSS, reach(both["gain"]), 1, command(LOSS), detail, "at least"),
         Row(AUC, reach(both["auc_gain"]), 1, command(AUC), signed(both["auc_gain"]), "at least"),
         Row(WEEKLY, lag / NEAR, 1, command(WEEKLY), f"{lag:+.4f} of AUC"),
         Row(COST, share, 0.4, command(COST), f"{both['cpu']:,.0f} and {weekly['cpu']:,.0f} s"),
-        Row(SPACED, even_auc, 1, command(SPACED), f"{told_of(both)}; {told_of(lines[even])}", "at least"),
+        Row(SPACED, even_auc, 1, command(SPACED), f"{describe(both)}; {describe(lines[even])}", "at least"),
     ]
 
 
@@ -60,13 +60,13 @@ def reach(gain: dict[str, float]) -> float:
     return gain["value"] / width if width else 0.0
 
 
-def told_of(line: dict[str, Any]) -> str:
+def describe(line: dict[str, Any]) -> str:
     count = f"{len(line['retrains'])} retrains, {line['promotions']} promoted"
     return f"{line['policy']} {line['metric']['value']:.4f} / {line['auc']['value']:.4f} ({count})"
 
 
-def signed(found: dict[str, float]) -> str:
-    return f"{found['value']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})"
+def signed(interval: dict[str, float]) -> str:
+    return f"{interval['value']:+.4f} ({interval['low']:+.4f} to {interval['high']:+.4f})"
 
 
 def command(name: str) -> str:

@@ -56,6 +56,6 @@ def row(name: str, *, over: list[float], under: list[float], bar: float, detail:
     return Row(name, median(over) / median(under), bar, command, detail, **more)
 
 
-def seconds(found: list[float]) -> str:
+def seconds(times: list[float]) -> str:
     """'12.1 s (11.9, 12.1, 12.6)': the median, and what it is the median of."""
-    return f"{median(found):.1f} s ({', '.join(f'{one:.1f}' for one in found)})"
+    return f"{median(times):.1f} s ({', '.join(f'{one:.1f}' for one in times)})"

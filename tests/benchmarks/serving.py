@@ -75,47 +75,51 @@ def beside(bench: Bench) -> list[Row]:
         many = turns(bench, urls, dict.fromkeys(urls, columns), connections=1, seconds=seconds)
         more = {name: load(url, columns, connections=4, seconds=seconds).rate for name, url in urls.items()}
     return [
-        over_peer(SINGLE, single, "rate", bar=10, sense="at least", told=told(single), sound=same),
-        over_peer(TAIL, tail, "p99", bar=0.2, sense="at most", told=f"{told(tail)}, at {most / 2:.0f}/s", sound=same),
-        over_peer(MANY, many, "rate", bar=3, sense="at least", told=f"{told(many)} requests; {four(more)}", sound=same),
+        over_peer(SINGLE, single, "rate", bar=10, sense="at least", detail=describe(single), sound=same),
+        over_peer(
+            TAIL, tail, "p99", bar=0.2, sense="at most", detail=f"{describe(tail)}, at {most / 2:.0f}/s", sound=same
+        ),
+        over_peer(
+            MANY, many, "rate", bar=3, sense="at least", detail=f"{describe(many)} requests; {four(more)}", sound=same
+        ),
     ]
 
 
 def turns(
-    bench: Bench, urls: dict[str, str], asked: dict[str, Path], *, connections: int, **more: Any
+    bench: Bench, urls: dict[str, str], requests: dict[str, Path], *, connections: int, **more: Any
 ) -> dict[str, list[Load]]:
-    found: dict[str, list[Load]] = {name: [] for name in urls}
+    loads: dict[str, list[Load]] = {name: [] for name in urls}
     for _ in range(bench.times(3)):
         for name, url in urls.items():
-            found[name].append(load(url, asked[name], connections=connections, **more))
-    return found
+            loads[name].append(load(url, requests[name], connections=connections, **more))
+    return loads
 
 
-def over_peer(name: str, found: dict[str, list[Load]], figure: str, *, bar: float, told: str, **more: Any) -> Row:
-    over, under = ([getattr(one, figure) for one in found[side]] for side in ("ours", "peer"))
-    return row(name, over=over, under=under, bar=bar, detail=told, **more)
+def over_peer(name: str, loads: dict[str, list[Load]], figure: str, *, bar: float, detail: str, **more: Any) -> Row:
+    over, under = ([getattr(one, figure) for one in loads[side]] for side in ("ours", "peer"))
+    return row(name, over=over, under=under, bar=bar, detail=detail, **more)
 
 
-def told(found: dict[str, list[Load]]) -> str:
+def describe(loads: dict[str, list[Load]]) -> str:
     """'ours 4,100/s (p50 7.1, p99 9.9 ms), peer ...': medians."""
-    return ", ".join(f"{name} {of_loads(found[name])}" for name in sorted(found))
+    return ", ".join(f"{name} {of_loads(loads[name])}" for name in sorted(loads))
 
 
-def of_loads(found: Sequence[Load]) -> str:
-    rate, p50, p99 = (statistics.median(getattr(one, name) for one in found) for name in ("rate", "p50", "p99"))
+def of_loads(loads: Sequence[Load]) -> str:
+    rate, p50, p99 = (statistics.median(getattr(one, name) for one in loads) for name in ("rate", "p50", "p99"))
     return f"{rate:,.0f}/s (p50 {p50 * 1e3:.1f}, p99 {p99 * 1e3:.1f} ms)"
 
 
-def four(found: dict[str, float]) -> str:
-    return f"on 4 connections {found['ours']:.1f} and {found['peer']:.1f}/s"
+def four(loads: dict[str, float]) -> str:
+    return f"on 4 connections {loads['ours']:.1f} and {loads['peer']:.1f}/s"
 
 
 def agree(place: Checkout, theirs: Server, mine: Server) -> bool:
     """Whether both give the same scores for the same 1,000 rows."""
-    (asked,) = bodies.some(bodies.columnar(place), 1)
-    found = post(theirs.address + PEER, asked)["predictions"]
-    told = [one["score"] for one in post(mine.address + FEATURES, asked)["predictions"]]
-    return len(found) == bodies.MANY and bool(np.allclose(found, told, rtol=0, atol=1e-9))
+    (request,) = bodies.some(bodies.columnar(place), 1)
+    peers = post(theirs.address + PEER, request)["predictions"]
+    own = [one["score"] for one in post(mine.address + FEATURES, request)["predictions"]]
+    return len(peers) == bodies.MANY and bool(np.allclose(peers, own, rtol=0, atol=1e-9))
 
 
 def post(url: str, body: bytes) -> Any:
@@ -131,10 +135,10 @@ def raw_keys(bench: Bench) -> list[Row]:
     """One flight a request, no flight twice: features.sql makes its features."""
     place, seconds = stand(bench), 2 if bench.quick else 10
     times = bench.times(3)
-    warm, *asked, last = bodies.raw(place, times + 2)
+    warm, *requests, last = bodies.raw(place, times + 2)
     with ours(place) as mine:
         load(mine.address + ROWS, warm, connections=1, seconds=seconds / 2)
-        alone = [load(mine.address + ROWS, one, connections=1, seconds=seconds) for one in asked]
+        alone = [load(mine.address + ROWS, one, connections=1, seconds=seconds) for one in requests]
         four = load(mine.address + ROWS, last, connections=4, seconds=seconds)
     detail = f"{of_loads(alone)}; on 4 connections {of_loads([four])}; aim 5"
     return [row(RAW, over=[one.p50 * 1e3 for one in alone], under=[1.0], bar=10, detail=detail)]
@@ -148,10 +152,10 @@ def batch(bench: Bench) -> list[Row]:
     table = bodies.ready(place).slice(0, BATCH_ROWS)
     pq.write_table(table, place.root / "batch.parquet")
     file = stands.champion(place)[1] / "model.ubj"
-    found = place.run("tests.benchmarks.serving_batch", str(file), "batch.parquet", str(bench.times(7))).told
-    rates = [statistics.median(found[name]) for name in ("ours", "bare")]
+    times = place.run("tests.benchmarks.serving_batch", str(file), "batch.parquet", str(bench.times(7))).output
+    rates = [statistics.median(times[name]) for name in ("ours", "bare")]
     detail = f"{rates[0]:,.0f} and {rates[1]:,.0f} rows/s of {table.num_rows:,}; {whole_flow(bench)}"
-    return [row(BATCH, over=found["ours"], under=found["bare"], bar=0.5, detail=detail, sense="at least")]
+    return [row(BATCH, over=times["ours"], under=times["bare"], bar=0.5, detail=detail, sense="at least")]
 
 
 def whole_flow(bench: Bench) -> str:
@@ -168,21 +172,21 @@ def whole_flow(bench: Bench) -> str:
 def journal_cost(bench: Bench) -> list[Row]:
     """The same application twice, one with a journal whose write returns at once."""
     place, seconds = stand(bench), 2 if bench.quick else 10
-    asked = dict.fromkeys(("with", "without"), bodies.single(place, "rows"))
+    requests = dict.fromkeys(("with", "without"), bodies.single(place, "rows"))
     with ours(place) as mine, ours(place, "tests.benchmarks.serving_silent") as silent:
         urls = {"with": mine.address + FEATURES, "without": silent.address + FEATURES}
         before = log_bytes(place)
-        load(urls["without"], asked["without"], connections=4, seconds=seconds / 2)
-        kept = log_bytes(place) - before
-        load(urls["with"], asked["with"], connections=4, seconds=seconds / 2)
-        sound = kept == 0 and log_bytes(place) > before
-        alone = turns(bench, urls, asked, connections=1, seconds=seconds)
-        full = turns(bench, urls, asked, connections=CONNECTIONS, seconds=seconds)
+        load(urls["without"], requests["without"], connections=4, seconds=seconds / 2)
+        written = log_bytes(place) - before
+        load(urls["with"], requests["with"], connections=4, seconds=seconds / 2)
+        sound = written == 0 and log_bytes(place) > before
+        alone = turns(bench, urls, requests, connections=1, seconds=seconds)
+        full = turns(bench, urls, requests, connections=CONNECTIONS, seconds=seconds)
     p50 = {name: [one.p50 for one in alone[name]] for name in alone}
     rate = {name: [one.rate for one in full[name]] for name in full}
     return [
-        row(COST, over=p50["with"], under=p50["without"], bar=1.1, detail=told(alone), sound=sound),
-        row(COST_RATE, over=rate["without"], under=rate["with"], bar=1.1, detail=told(full), sound=sound),
+        row(COST, over=p50["with"], under=p50["without"], bar=1.1, detail=describe(alone), sound=sound),
+        row(COST_RATE, over=rate["without"], under=rate["with"], bar=1.1, detail=describe(full), sound=sound),
     ]
 
 
@@ -196,8 +200,10 @@ def log_bytes(place: Checkout) -> int:
 
 
 def journalled(place: Checkout) -> list[str]:
-    found = journal.open_journal(params.load(place.root / "params.yaml").journal, home=place.home).read("predictions")
-    return found["entry"].to_pylist() if found.num_rows else []
+    predictions = journal.open_journal(params.load(place.root / "params.yaml").journal, home=place.home).read(
+        "predictions"
+    )
+    return predictions["entry"].to_pylist() if predictions.num_rows else []
 
 
 # --- promotions
@@ -217,12 +223,12 @@ class Served:
 def swap(bench: Bench) -> list[Row]:
     """Wrong: a version that was not champion at any time from 5 s before the request to its end, or another's score."""
     place, count, seconds = bench.copy(stand(bench)), 4 if bench.quick else 20, 12 if bench.quick else 60
-    asked = bodies.some(bodies.single(place, "rows"), ASKED_ROWS)
+    requests = bodies.some(bodies.single(place, "rows"), ASKED_ROWS)
     first, base = Served(stands.champion(place)[0], 0.0, 0.0, 0.0), stands.model(place)
     with ours(place) as mine, promoter(place, count, seconds) as one:
-        client = Client(mine.address + FEATURES, asked)
-        told = asyncio.run(asked_while(client, one, seconds))
-    versions = [first, *(Served(**item) for item in told)]
+        client = Client(mine.address + FEATURES, requests)
+        served = asyncio.run(ask_while(client, one, seconds))
+    versions = [first, *(Served(**item) for item in served)]
     failed = sum(answer.status != 200 for answer in client.answers)
     good = [answer for answer in client.answers if answer.status == 200]
     matrix = base.spec.encode(bodies.ready(place).slice(0, ASKED_ROWS))
@@ -249,16 +255,16 @@ def promoter(place: Checkout, count: int, seconds: float) -> "subprocess.Popen[s
     return one
 
 
-async def asked_while(client: Client, one: "subprocess.Popen[str]", seconds: float) -> list[dict[str, Any]]:
+async def ask_while(client: Client, one: "subprocess.Popen[str]", seconds: float) -> list[dict[str, Any]]:
     """Full load from before the first promotion to after the last is live."""
     asking = asyncio.create_task(client.ask(CONNECTIONS))
-    said, _ = await asyncio.gather(asyncio.to_thread(one.communicate, "now\n"), asyncio.sleep(seconds + LIVE))
+    output, _ = await asyncio.gather(asyncio.to_thread(one.communicate, "now\n"), asyncio.sleep(seconds + LIVE))
     client.stopped = True
     await asking
     if one.returncode:
         raise RuntimeError(f"the promotions ended with {one.returncode}")
-    found: list[dict[str, Any]] = json.loads(said[0].strip().rpartition("\n")[2])
-    return found
+    served: list[dict[str, Any]] = json.loads(output[0].strip().rpartition("\n")[2])
+    return served
 
 
 def faults(answers: Sequence[Answer], versions: Sequence[Served], scores: Mapping[int, Floats]) -> tuple[int, int]:
@@ -267,24 +273,24 @@ def faults(answers: Sequence[Answer], versions: Sequence[Served], scores: Mappin
     begins = {version.number: version.began for version in versions}
     untimely = mixed = 0
     for answer in answers:
-        number = answer.told["version"]
+        number = answer.body["version"]
         timely = begins.get(number, np.inf) <= answer.ended and answer.began - LIVE <= ends.get(number, np.inf)
         untimely += not timely
-        mixed += timely and abs(answer.told["predictions"][0]["score"] - scores[number][answer.of]) >= 1e-9
+        mixed += timely and abs(answer.body["predictions"][0]["score"] - scores[number][answer.of]) >= 1e-9
     return untimely, mixed
 
 
 def waits(answers: Sequence[Answer], versions: Sequence[Served]) -> list[float | None]:
     """Of each promotion, the seconds until no older version took a request any more; None where it was never seen."""
-    seen = {answer.told["version"] for answer in answers}
+    seen = {answer.body["version"] for answer in answers}
     older = {one.number: [version.number for version in versions[:place]] for place, one in enumerate(versions)}
-    found: list[float | None] = []
+    seconds: list[float | None] = []
     for one in versions[1:]:
         last = max(
-            (answer.began for answer in answers if answer.told["version"] in older[one.number]), default=one.ended
+            (answer.began for answer in answers if answer.body["version"] in older[one.number]), default=one.ended
         )
-        found.append(max(last - one.ended, 0.0) if one.number in seen else None)
-    return found
+        seconds.append(max(last - one.ended, 0.0) if one.number in seen else None)
+    return seconds
 
 
 # --- kills
@@ -294,24 +300,26 @@ def waits(answers: Sequence[Answer], versions: Sequence[Served]) -> list[float |
 def killed(bench: Bench) -> list[Row]:
     """SIGKILL at a moment that nobody chose; whatever had been acknowledged must be in the journal, once."""
     place, count = without_journal(bench.copy(stand(bench))), 2 if bench.quick else 20
-    asked, moments = bodies.some(bodies.single(place, "rows"), bodies.SINGLE), random.Random(1)
+    requests, moments = bodies.some(bodies.single(place, "rows"), bodies.SINGLE), random.Random(1)
     acknowledged: list[str] = []
     for turn in range(count):
-        share = asked[turn::count]
+        share = requests[turn::count]
         with ours(place) as mine:
             client = Client(mine.address + FEATURES, share)
-            asyncio.run(asked_until_killed(client, mine, moments.uniform(0.3, 2.0)))
+            asyncio.run(ask_until_killed(client, mine, moments.uniform(0.3, 2.0)))
         good = [answer for answer in client.answers if answer.status == 200]
-        acknowledged += [one["id"] for answer in good for one in answer.told["predictions"]]
-    found = journalled(place)
-    missing = len(set(acknowledged) - set(found))
-    detail = f"{missing} of {len(acknowledged):,} missing, {len(found) - len(set(found))} twice, after {count} kills"
+        acknowledged += [one["id"] for answer in good for one in answer.body["predictions"]]
+    entries = journalled(place)
+    missing = len(set(acknowledged) - set(entries))
+    detail = (
+        f"{missing} of {len(acknowledged):,} missing, {len(entries) - len(set(entries))} twice, after {count} kills"
+    )
     command = f'.venv/bin/python -m tests.benchmarks "{KILLED}"'
-    sound = len(acknowledged) > 50 * count and len(found) == len(set(found))
+    sound = len(acknowledged) > 50 * count and len(entries) == len(set(entries))
     return [Row(KILLED, missing, 0, command, detail, sound=sound)]
 
 
-async def asked_until_killed(client: Client, server: Server, seconds: float) -> None:
+async def ask_until_killed(client: Client, server: Server, seconds: float) -> None:
     asking = asyncio.create_task(client.ask(CONNECTIONS))
     await asyncio.sleep(seconds)
     server.process.send_signal(signal.SIGKILL)

@@ -25,15 +25,15 @@ def rate(rows: int, work: Callable[[], Any]) -> float:
 def main(model: str, features: str, times: str) -> None:
     one, table = Model.load(model), pq.read_table(features)
     matrix = one.spec.encode(table)
-    found: dict[str, list[float]] = {"ours": [], "bare": []}
+    rates: dict[str, list[float]] = {"ours": [], "bare": []}
     for i in range(int(times) + 1):
         turn = {
             "ours": rate(table.num_rows, lambda: one.predict(table)),
             "bare": rate(table.num_rows, lambda: one.booster.inplace_predict(matrix)),
         }
-        for name in found if i else ():  # the first turn warms up
-            found[name].append(turn[name])
-    print(json.dumps(found))
+        for name in rates if i else ():  # the first turn warms up
+            rates[name].append(turn[name])
+    print(json.dumps(rates))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tests.benchmarks.place import Checkout
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SINGLE = 40_000  # requests of one row: more than a load comes to, so that no row is asked for twice
+SINGLE = 40_000  # requests of one row: more than a load comes to, so that no row is requests for twice
 MANY = 1000  # rows of a request of many
 LARGE = 100  # such requests
 MINUTES = 30  # raw rows are the last day's flights, and the same some minutes later
@@ -48,21 +48,21 @@ def columnar(place: Checkout) -> Path:
 
 def raw(place: Checkout, loads: int) -> list[Path]:
     """A flight a request, as its airline knows it: /v1/predict makes the features. A file for each load, and no flight
-    in two of them: what was asked lately is answered from memory."""
-    asked = [{"rows": [row]} for row in flights(place)]
-    return [_written(place.root / f"raw-{i}.jsonl", asked[i::loads]) for i in range(loads)]
+    in two of them: what was requests lately is answered from memory."""
+    requests = [{"rows": [row]} for row in flights(place)]
+    return [_written(place.root / f"raw-{i}.jsonl", requests[i::loads]) for i in range(loads)]
 
 
 def flights(place: Checkout) -> Iterator[dict[str, Any]]:
-    p, found = params.load(place.root / "params.yaml"), state.read_current(place.home)
-    assert found is not None
-    whole, names = state.load_tables(p, found)[p.spine.table].sort_by("event_time").to_pylist(), tail_numbers()
-    rows = [row for row in whole if row["event_time"] >= found.since]
+    p, current = params.load(place.root / "params.yaml"), state.read_current(place.home)
+    assert current is not None
+    whole, names = state.load_tables(p, current)[p.spine.table].sort_by("event_time").to_pylist(), tail_numbers()
+    rows = [row for row in whole if row["event_time"] >= current.since]
     for minutes in range(MINUTES):
         for row in rows:
-            told = {name: row[name] for name in p.spine.columns} | {"tailnum": names.get(flight(row))}
+            values = {name: row[name] for name in p.spine.columns} | {"tailnum": names.get(flight(row))}
             moved = row["event_time"] + timedelta(minutes=minutes)
-            yield told | {"event_time": moved, "sched_arrival": row["sched_arrival"]}
+            yield values | {"event_time": moved, "sched_arrival": row["sched_arrival"]}
 
 
 def flight(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -80,8 +80,8 @@ def tail_numbers() -> dict[tuple[Any, ...], str]:
     assert spec is not None
     assert spec.origin is not None
     columns = ["time_hour", "minute", "carrier", "flight", "origin", "tailnum"]
-    told = pd.read_csv(Path(spec.origin).with_name("data") / "flights.csv.zip", usecols=columns).dropna()
-    rows = (dict(zip(columns, values, strict=True)) for values in told[columns].itertuples(index=False))
+    table = pd.read_csv(Path(spec.origin).with_name("data") / "flights.csv.zip", usecols=columns).dropna()
+    rows = (dict(zip(columns, values, strict=True)) for values in table[columns].itertuples(index=False))
     return {flight(row): row["tailnum"] for row in rows}
 
 

@@ -24,7 +24,7 @@ class Answer:
     began: float
     ended: float
     status: int | None
-    told: Any = None
+    body: Any = None
 
 
 @dataclass
@@ -59,13 +59,13 @@ class Client:
             of, began = next(self._turn) % len(self.bodies), time.monotonic()
             body = self.bodies[of]
             writer.write(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-            status, told = None, b""
+            status, text = None, b""
             try:
                 async with asyncio.timeout(LATE):
-                    status, told = await _answer(reader)
+                    status, text = await _answer(reader)
             finally:
-                found = json.loads(told) if status == 200 else None
-                self.answers.append(Answer(of, began, time.monotonic(), status, found))
+                answer = json.loads(text) if status == 200 else None
+                self.answers.append(Answer(of, began, time.monotonic(), status, answer))
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:

@@ -51,9 +51,9 @@ def made(known: Registry, files: Path, table: Any, place: int) -> str:
 
 
 def promoted(known: Registry, run: str, place: int) -> dict[str, Any]:
-    told = {"outcome": "PROMOTE", "reasons": ["A benchmark wants it."]}
+    verdict = {"outcome": "PROMOTE", "reasons": ["A benchmark wants it."]}
     began = time.monotonic()
-    done = changes.promote(known, run, decision=f"shifted {place}", verdict=told, as_of=AS_OF, tags={})
+    done = changes.promote(known, run, decision=f"shifted {place}", verdict=verdict, as_of=AS_OF, tags={})
     return {"number": done.number, "shift": place * STEP, "began": began, "ended": time.monotonic()}
 
 
@@ -64,11 +64,11 @@ def main(count: int, seconds: float) -> None:
     runs = [made(known, files, table, place) for place in range(1, count + 1)]
     print("made", flush=True)
     sys.stdin.readline()
-    begin, told = time.monotonic(), []
+    begin, served = time.monotonic(), []
     for place, run in enumerate(runs, 1):
         time.sleep(max(begin + (place - 1) * seconds / count - time.monotonic(), 0))
-        told.append(promoted(known, run, place))
-    print(json.dumps(told))
+        served.append(promoted(known, run, place))
+    print(json.dumps(served))
 
 
 if __name__ == "__main__":

@@ -63,8 +63,8 @@ def model(place: Checkout) -> Model:
 def ours(place: Checkout, module: str = "tasks.serving") -> Iterator[Server]:
     port = free_port()
     command = [sys.executable, "-m", module, "--port", str(port)]
-    with _standing(command, place, f"http://127.0.0.1:{port}", ready="/ready") as found:
-        yield found
+    with _standing(command, place, f"http://127.0.0.1:{port}", ready="/ready") as server:
+        yield server
 
 
 @contextmanager
@@ -73,8 +73,8 @@ def peer(place: Checkout) -> Iterator[Server]:
     port, name = free_port(), params.load(place.root / "params.yaml").registry.model
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{name}@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    with _standing(command, place, f"http://127.0.0.1:{port}", ready="/ping") as found:
-        yield found
+    with _standing(command, place, f"http://127.0.0.1:{port}", ready="/ping") as server:
+        yield server
 
 
 @contextmanager
@@ -83,8 +83,8 @@ def _standing(command: list[str], place: Checkout, address: str, *, ready: str) 
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     env = place.env | {"PATH": tools, "MLFLOW_TRACKING_URI": f"sqlite:///{place.home / 'mlflow.db'}"}
     log = place.root / f"{ready.strip('/')}.log"
-    with log.open("ab") as said:
-        one = subprocess.Popen(command, cwd=place.root, env=env, stdout=said, stderr=said, start_new_session=True)
+    with log.open("ab") as output:
+        one = subprocess.Popen(command, cwd=place.root, env=env, stdout=output, stderr=output, start_new_session=True)
     try:
         _wait(one, address + ready, log)
         yield Server(address, one)

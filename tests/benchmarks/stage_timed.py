@@ -41,8 +41,8 @@ def at_once(p: Params) -> None:
         f"CREATE TEMP TABLE spine AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, {columns} "
         f"FROM {quote(p.spine.table)}"
     )
-    found = featuresql.compute_features(con, p, featuresql.SQL.read_text())
-    pq.write_table(found, "sql.parquet", compression="zstd")
+    features = featuresql.compute_features(con, p, featuresql.SQL.read_text())
+    pq.write_table(features, "sql.parquet", compression="zstd")
 
 
 def import_for_features() -> None:

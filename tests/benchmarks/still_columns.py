@@ -91,7 +91,7 @@ def raised(table: pa.Table, name: str, deviations: float) -> pa.Table:
 
 def count(kind: str, seeds: int) -> dict[str, Any]:
     """Alarms of each week (drift, quality), the planted shifts that were found, and the history's windows."""
-    result: dict[str, Any] = {"windows": [], "found": {}, "windows_of_history": 0.0}
+    result: dict[str, Any] = {"windows": [], "alarms": {}, "windows_of_history": 0.0}
     for seed in range(seeds):
         table, times = rows(kind, HISTORY + WEEKS * WEEK, seed)
         cut, week = HISTORY * PER_DAY, WEEK * PER_DAY
@@ -103,9 +103,9 @@ def count(kind: str, seeds: int) -> dict[str, Any]:
             result["windows"].append((seed, drifted.alarm, bool(drifted.faulty)))
         rng = np.random.default_rng(seed)
         for how in BROKEN:
-            result["found"].setdefault(how, []).append(compare(model, broken(now, how, rng), when).alarm)
+            result["alarms"].setdefault(how, []).append(compare(model, broken(now, how, rng), when).alarm)
         for name in ("noise", "size"):
-            result["found"].setdefault(f"{name} raised", []).append(compare(model, raised(now, name, 0.6), when).alarm)
+            result["alarms"].setdefault(f"{name} raised", []).append(compare(model, raised(now, name, 0.6), when).alarm)
     return result
 
 

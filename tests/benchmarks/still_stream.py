@@ -57,11 +57,11 @@ class Stream:
     def take(self, first: int, last: int) -> Rows:
         """The rows that come from day `first` to before day `last`, at their new times."""
         places = [np.arange(self.starts[day], self.starts[day + 1]) for day in self.days[first:last]]
-        found = _at(self.rows, np.concatenate(places))
+        rows = _at(self.rows, np.concatenate(places))
         lengths = [len(place) for place in places]
-        of_day = found.event_time - found.event_time.astype("datetime64[D]")
+        of_day = rows.event_time - rows.event_time.astype("datetime64[D]")
         times = BEGIN + np.repeat(np.arange(first, last), lengths) * DAY + of_day
-        return Rows(found.table, times, times, found.label)
+        return Rows(rows.table, times, times, rows.label)
 
 
 def _at(rows: Rows, places: Any) -> Rows:
@@ -84,13 +84,13 @@ class Watch:
     model: Model
     then: Estimate
 
-    def found(self, rows: Rows) -> Comparison:
+    def compare(self, rows: Rows) -> Comparison:
         return drift.compare(self.profile, rows.table, rows.event_time, false_alarms=self.p.drift.false_alarms)
 
     def alarms(self, rows: Rows) -> tuple[bool, bool]:
         """Of drift and of quality."""
-        found = self.found(rows)
-        return found.alarm, bool(found.faulty or found.gone)
+        comparison = self.compare(rows)
+        return comparison.alarm, bool(comparison.faulty or comparison.gone)
 
     def performance(self, rows: Rows, label: Any) -> bool:
         """On outcomes that are all mature."""
@@ -181,17 +181,17 @@ def flipped(label: Any, seed: int) -> Any:
 
 def count(p: Params, seeds: int) -> dict[str, Any]:
     rows = _whole_days(featurerows.read_rows(Path(p.paths.features)))
-    told: dict[str, Any] = {"windows": [], "found": {}, "labels": [], "quiet_labels": []}
+    result: dict[str, Any] = {"windows": [], "alarms": {}, "labels": [], "quiet_labels": []}
     for seed in range(seeds):
         made = stream(rows, seed)
         half = len(made.days) // 2
         history = made.take(0, half)
         held = watch(p, history, half)
         weeks = range(half, len(made.days) - WEEK + 1, WEEK)
-        told["windows"] += [(seed, *held.alarms(made.take(day, day + WEEK))) for day in weeks]
+        result["windows"] += [(seed, *held.alarms(made.take(day, day + WEEK))) for day in weeks]
         for day in list(weeks)[:-1:6]:
-            _plant(told, held, history, [made.take(one, one + WEEK) for one in (day, day + WEEK)], seed)
-    return told | {
+            _plant(result, held, history, [made.take(one, one + WEEK) for one in (day, day + WEEK)], seed)
+    return result | {
         "windows_of_history": History(held.profile, p.drift.false_alarms, held.profile.columns, True).windows
     }
 
@@ -202,12 +202,12 @@ def _whole_days(rows: Rows) -> Rows:
     return rows.take((rows.event_time >= begin) & (rows.event_time < end))
 
 
-def _plant(told: dict[str, Any], held: Watch, history: Rows, pair: list[Rows], seed: int) -> None:
+def _plant(result: dict[str, Any], held: Watch, history: Rows, pair: list[Rows], seed: int) -> None:
     for name, plant in shifts(held.profile, history):
         seen = [held.alarms(plant(one)) for one in pair]
-        told["found"].setdefault(name, []).append([any(one) for one in zip(*seen, strict=True)])
-    told["labels"].append(any(held.performance(one, flipped(one.label, seed)) for one in pair))
-    told["quiet_labels"] += [held.performance(one, one.label) for one in pair]
+        result["alarms"].setdefault(name, []).append([any(one) for one in zip(*seen, strict=True)])
+    result["labels"].append(any(held.performance(one, flipped(one.label, seed)) for one in pair))
+    result["quiet_labels"] += [held.performance(one, one.label) for one in pair]
 
 
 def main(seeds: int) -> None:

@@ -21,9 +21,9 @@ def against_a_plain_loop(bench: Bench) -> list[Row]:
     for turn in range(bench.times(2)):
         place.set(tune={"trials": trials, "budget": "2h", "seed": SEED + turn})
         ours.append(tuned(place))
-        theirs.append(place.run("tests.benchmarks.plain_search").told)
+        theirs.append(place.run("tests.benchmarks.plain_search").output)
     worse = median(one["score"] - other["score"] for one, other in zip(ours, theirs, strict=True))
-    over, under = ([60 * trials / item["seconds"] for item in found] for found in (ours, theirs))
+    over, under = ([60 * trials / item["seconds"] for item in runs] for runs in (ours, theirs))
     pruned = median(item["pruned"] for item in ours)
     detail = (
         f"{trials} trials: {median(over):.1f} and {median(under):.1f} a minute, {pruned:.0f} of ours pruned; "
@@ -35,10 +35,10 @@ def against_a_plain_loop(bench: Bench) -> list[Row]:
 def tuned(place: Checkout) -> dict[str, Any]:
     """tasks.training.tune without what it remembers of an earlier search."""
     shutil.rmtree(place.home / "studies", ignore_errors=True)
-    told = place.run("tests.benchmarks.stage_timed", "tune").told
+    result = place.run("tests.benchmarks.stage_timed", "tune").output
     made = json.loads((place.root / "models/tuned.json").read_text())
-    return {**told, "score": made["score"], "pruned": made["pruned"]}
+    return {**result, "score": made["score"], "pruned": made["pruned"]}
 
 
-def scores(found: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{one['score']:.4f}" for one in found)
+def scores(runs: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{one['score']:.4f}" for one in runs)
