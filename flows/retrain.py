@@ -8,7 +8,7 @@ of its name. The run has a workspace of its own; the checkout is never edited.
 
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -79,8 +79,12 @@ def retrain(
     moment = params.to_utc(moment) if moment else None
     given = {"clock.as_of": moment, "tune.trials": trials, "tune.budget": budget and params.spell(budget)}
     overrides = {name: value for name, value in given.items() if value is not None} | (settings or {})
+    # One at a time in this home, by a lock that ends with its process. Not by a limit of Prefect's: a server that is
+    # killed may count a place as taken for ever, and a run that pauses for an approval loses its place.
+    waits = LONGEST + (p.gate.approval_within if p.gate.approval == "required" else timedelta(0))
+    turn = locks.take_turn(params.home(), say=get_run_logger().info, timeout=waits.total_seconds())
     try:
-        with take_turn(p), workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
+        with turn, workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
             done = make_and_judge(space, decision, attempt, force=force)
     except Exception as error:
         if decision:
@@ -89,16 +93,6 @@ def retrain(
     if done:
         publish(done, p)
     return done
-
-
-def take_turn(p: params.Params) -> AbstractContextManager[None]:
-    """One retrain at a time in this home, by a lock that ends with its process.
-
-    Not by a limit of Prefect's: a server that is killed may count a place as taken for ever, and a run that pauses for
-    an approval loses its place.
-    """
-    waits = LONGEST + (p.gate.approval_within if p.gate.approval == "required" else timedelta(0))
-    return locks.take_turn(params.home(), say=get_run_logger().info, timeout=waits.total_seconds())
 
 
 def make_and_judge(space: workspaces.Workspace, decision: str | None, attempt: int, *, force: bool) -> Retrained | None:

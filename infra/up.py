@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import cyclopts
@@ -38,8 +38,9 @@ def up(ports: Mapping[str, int]) -> int:
     running: list[servers.Running] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    home.mkdir(parents=True, exist_ok=True)
     try:
-        with _lock(home):
+        with FileLock(home / "up.lock", timeout=0):  # two servers over one database would take each other's runs
             try:
                 _start(running, ports, checkout=checkout, home=home)
                 return _watch(running)
@@ -51,19 +52,9 @@ def up(ports: Mapping[str, int]) -> int:
         print("\nstopping", flush=True)
         return 0
     except (RuntimeError, ValueError, OSError) as error:
-        print(f"make up: {error}", file=sys.stderr, flush=True)
+        runs_already = f"`make up` runs already for {home}: stop that one, or set EVERGREEN_HOME to another folder"
+        print(f"make up: {runs_already if isinstance(error, Timeout) else error}", file=sys.stderr, flush=True)
         return 1
-
-
-def _lock(home: Path) -> AbstractContextManager[object]:
-    """Two servers over one database would take each other's runs."""
-    home.mkdir(parents=True, exist_ok=True)
-    try:
-        return FileLock(home / "up.lock").acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"`make up` runs already for {home}: stop that one, or set EVERGREEN_HOME to another folder"
-        ) from None
 
 
 def _start(running: list[servers.Running], ports: Mapping[str, int], *, checkout: Path, home: Path) -> None:
