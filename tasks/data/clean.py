@@ -59,9 +59,10 @@ class Job:
 
 def _clean_table(con: duckdb.DuckDBPyConnection, name: str, p: Params, folder: Path, raw: manifest.RawTable) -> Counts:
     """Clean one table's periods in turn. Returns their counts added up, with what its files held."""
-    label = p.label.expression if name == p.spine.table else None
     table, cleaned = p.contract[name], folder / p.paths.clean / name
-    job = Job(con, name, table, p.sources[name], tuple(raw.files), label)
+    job = Job(
+        con, name, table, p.sources[name], tuple(raw.files), p.label.expression if name == p.spine.table else None
+    )
     # The contents of the tables that this one refers to: when they change, so may its bad rows.
     others = [sorted(cleaned.with_name(other).glob("*")) for other in contract.find_references(table)]
     references = [periods.hash_file(path) for paths in others for path in paths]
@@ -78,8 +79,14 @@ def _clean_table(con: duckdb.DuckDBPyConnection, name: str, p: Params, folder: P
 
 
 def _clean_period(job: Job, file: Path, references: list[str], targets: dict[Path, str]) -> Counts:
-    settings = (job.name, job.table.model_dump(), job.source.model_dump(exclude={"address"}), job.label)
-    entry = periods.hash_inputs("clean", periods.hash_file(file), settings, _name_winners(job, file), references, CODE)
+    entry = periods.hash_inputs(
+        "clean",
+        periods.hash_file(file),
+        (job.name, job.table.model_dump(), job.source.model_dump(exclude={"address"}), job.label),
+        _name_winners(job, file),
+        references,
+        CODE,
+    )
 
     def make(into: Path) -> None:
         _clean_file(job, file, into)
@@ -118,11 +125,17 @@ def _clean_file(job: Job, file: Path, into: Path) -> None:
     as_typed, as_raw = (
         ", ".join(f"{form}.{quote(name)} AS {quote(name)}" for name in typed) for form in ("typed", "raw")
     )
-    good = f"SELECT {as_typed} FROM _checked WHERE NOT bad AND NOT loses ORDER BY place"
     reason = f"concat_ws('; ', {', '.join(reasons) or 'NULL'}) AS reason"
-    held = f"SELECT {as_raw}, {reason} FROM _checked WHERE bad OR loses ORDER BY place"
-    pq.write_table(con.sql(good).to_arrow_table(), into / "clean.parquet", compression="zstd")
-    pq.write_table(con.sql(held).to_arrow_table(), into / "held.parquet", compression="zstd")
+    pq.write_table(
+        con.sql(f"SELECT {as_typed} FROM _checked WHERE NOT bad AND NOT loses ORDER BY place").to_arrow_table(),
+        into / "clean.parquet",
+        compression="zstd",
+    )
+    pq.write_table(
+        con.sql(f"SELECT {as_raw}, {reason} FROM _checked WHERE bad OR loses ORDER BY place").to_arrow_table(),
+        into / "held.parquet",
+        compression="zstd",
+    )
     files.publish_json(into / "counts.json", count_rows(con, rules, names))
 
 
@@ -204,8 +217,9 @@ def _count_across_periods(con: duckdb.DuckDBPyConnection, name: str, table: Tabl
     if not table.key or "event_time" in table.key:
         return {}
     key = ", ".join(map(quote, table.key))
-    again = con.execute(f"SELECT count(*) FROM (FROM {quote(name)} SELECT {key} GROUP BY ALL HAVING count(*) > 1)")
-    count = again.fetchall()[0][0]
+    count = con.execute(
+        f"SELECT count(*) FROM (FROM {quote(name)} SELECT {key} GROUP BY ALL HAVING count(*) > 1)"
+    ).fetchall()[0][0]
     return {"reported": {"key: again in another period": count}} if count else {}
 
 
@@ -215,17 +229,18 @@ def _count_across_periods(con: duckdb.DuckDBPyConnection, name: str, table: Tabl
 def count_rows(con: duckdb.DuckDBPyConnection, rules: list[Rule], names: list[str]) -> Counts:
     """Of one period's table `_checked`, which clean has made."""
     whole = ("TRUE", "bad", "loses AND NOT bad", "loses AND bad")
-    flags = [f"b{i}" for i in range(len(rules))]
     nulls = [f"typed.{quote(name)} IS NULL" for name in names]
-    columns = ", ".join(f"count(*) FILTER ({where})" for where in (*whole, *flags, *nulls))
+    columns = ", ".join(
+        f"count(*) FILTER ({where})" for where in (*whole, *[f"b{i}" for i in range(len(rules))], *nulls)
+    )
     rows, bad, superseded, doubled, *others = con.execute(f"SELECT {columns} FROM _checked").fetchall()[0]
     broken = [(rule, count) for rule, count in zip(rules, others, strict=False) if count]
-    by_rule = {rule.name: count for rule, count in broken if rule.is_bad}
     return {
         "rows": rows,
         "bad": bad,
         "superseded": superseded,
-        "by_rule": by_rule | ({"key: duplicate": doubled} if doubled else {}),
+        "by_rule": {rule.name: count for rule, count in broken if rule.is_bad}
+        | ({"key: duplicate": doubled} if doubled else {}),
         "reported": {rule.name: count for rule, count in broken if not rule.is_bad},
         "nulls": dict(zip(names, others[len(rules) :], strict=True)),
     }
@@ -307,7 +322,6 @@ def _render_section(name: str, table: Counts) -> str:
         for field, fate in (("by_rule", "quarantine"), ("reported", "kept"))
         for rule, count in _most_first(table[field])
     ]
-    rules = _render_table(("rule", "rows that break it", "what happens"), broken)
     shares = {column: f"{count / max(table['rows'], 1):.1%}" for column, count in table["nulls"].items()}
     missing = [
         (html.escape(column), f"{count:,}", shares[column], f'<div class="bar" style="width: {shares[column]}"></div>')
@@ -319,7 +333,9 @@ def _render_section(name: str, table: Counts) -> str:
         [
             f'<h2 id="{html.escape(name)}">{html.escape(name)}</h2>',
             f'<p class="soft">{html.escape(total + lacking)}</p>',
-            rules if broken else '<p class="soft">Every row keeps every rule.</p>',
+            _render_table(("rule", "rows that break it", "what happens"), broken)
+            if broken
+            else '<p class="soft">Every row keeps every rule.</p>',
             _render_table(("column", "missing", "share", ""), missing) if missing else "",
             f'<p class="soft">{full} of {len(table["nulls"])} columns have a value in every row.</p>',
         ]

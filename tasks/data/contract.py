@@ -73,8 +73,12 @@ def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".
 
 def columns_sql(table: Table, *, has_times: bool = True) -> str:
     """The columns of a clean table, as CREATE TABLE wants them."""
-    columns = [f"{quote(name)} {column.type}" for name, column in table.columns.items() if name not in TIMES]
-    return ", ".join([*columns, *(f"{name} TIMESTAMP" for name in TIMES if has_times)])
+    return ", ".join(
+        [
+            *[f"{quote(name)} {column.type}" for name, column in table.columns.items() if name not in TIMES],
+            *(f"{name} TIMESTAMP" for name in TIMES if has_times),
+        ]
+    )
 
 
 def build_rules(table: Table, *, texts: Collection[str]) -> list[Rule]:
@@ -101,17 +105,22 @@ def _column_rules(name: str, column: Column, text: bool) -> Iterator[Rule]:
         yield Rule(f"{name}: allowed", other, _reason_sql(name, shown, "is not allowed"))
     if column.references:
         other, _, field = column.references.partition(".")
-        unmatched = f"{value} IS NOT NULL AND NOT EXISTS (FROM {quote(other)} o WHERE o.{quote(field)} = {value})"
-        reason = _reason_sql(name, shown, f"is not in {column.references}")
-        yield Rule(f"{name}: references", unmatched, reason, is_bad=column.unmatched == "quarantine")
+        yield Rule(
+            f"{name}: references",
+            f"{value} IS NOT NULL AND NOT EXISTS (FROM {quote(other)} o WHERE o.{quote(field)} = {value})",
+            _reason_sql(name, shown, f"is not in {column.references}"),
+            is_bad=column.unmatched == "quarantine",
+        )
 
 
 def _zone_rules(name: str, raw: str, value: str, *, has_clock: bool) -> Iterator[Rule]:
     """A zone that is not taken is a fault. A time that a change of clocks makes unsure is counted, and kept."""
     zone = zone_sql(raw)
-    broken = f"CASE WHEN {raw} IS NOT NULL AND {value} IS NULL THEN {zone} <> '' ELSE FALSE END"
-    way_out = f"concat({literal(name + ' ')}, {raw}, ' has the zone ', {zone}, {literal(ZONE_RULE)})"
-    yield Rule(f"{name}: zone", broken, way_out)
+    yield Rule(
+        f"{name}: zone",
+        f"CASE WHEN {raw} IS NOT NULL AND {value} IS NULL THEN {zone} <> '' ELSE FALSE END",
+        f"concat({literal(name + ' ')}, {raw}, ' has the zone ', {zone}, {literal(ZONE_RULE)})",
+    )
     if has_clock:
         yield Rule(f"{name}: skipped by the clock", skipped_sql(raw, value), "''", is_bad=False)
         yield Rule(f"{name}: shown twice by the clock", doubled_sql(raw, value), "''", is_bad=False)

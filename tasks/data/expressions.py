@@ -92,9 +92,13 @@ def _find_kind(
     try:
         kind = str(con.execute(f"{before}{step.expression}\n) AS v FROM ({sql})").fetchall()[0][1])
     except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
-        setting = f"sources.{table}.{step.setting} `{step.expression}`"
         cause = sqlcheck.explain(
-            error, step.expression, setting=setting, before=before, columns=present, tables="the tables above this one"
+            error,
+            step.expression,
+            setting=f"sources.{table}.{step.setting} `{step.expression}`",
+            before=before,
+            columns=present,
+            tables="the tables above this one",
         )
         raise ValueError(
             f"{table} ({source.address}) does not fit its params: {cause} It must be SQL over the contract's columns."

@@ -69,8 +69,9 @@ def find_problems(times: Times, as_of: datetime, p: Params) -> list[Problem]:
     if not len(times):
         return []
     times = times.astype("datetime64[us]")
-    problems = [*_check_holdout(times, as_of, p), *_check_window(times, as_of, p)]
-    return sorted(problems, key=lambda problem: not problem.stops)
+    return sorted(
+        [*_check_holdout(times, as_of, p), *_check_window(times, as_of, p)], key=lambda problem: not problem.stops
+    )
 
 
 def check_workspace(p: Params, root: Path) -> list[Problem]:
@@ -144,8 +145,11 @@ def _check_folds(times: Times, first: datetime, end: datetime, p: Params) -> Ite
         return
     gaps = [gap.end - gap.begin for gap in timeline.find_gaps(times, longer=p.split.fold) if gap.end <= end]
     room = end - p.label.deadline - first - sum(gaps, timedelta())
-    fold = _round(room / (p.split.folds + 1))
-    way = f"Set split.fold to {fold} or less" if room > (p.split.folds + 1) * HOUR else "Use fewer folds"
+    way = (
+        f"Set split.fold to {_round(room / (p.split.folds + 1))} or less"
+        if room > (p.split.folds + 1) * HOUR
+        else "Use fewer folds"
+    )
     yield Problem(
         "split.folds",
         f"split.folds: {p.split.folds} folds of split.fold {spell(p.split.fold)} before the holdout begin "
@@ -159,8 +163,7 @@ def _check_window(times: Times, as_of: datetime, p: Params) -> Iterator[Problem]
     """The newest window or the mean of all, whichever holds more: a table that is just quiet this week fits."""
     extent = max(as_of - times[0].item(), HOUR)
     rate_s = len(times) / extent.total_seconds()
-    newest = len(_between(times, as_of - p.monitor.window, as_of))
-    rows = max(newest, int(rate_s * p.monitor.window.total_seconds()))
+    rows = max(len(_between(times, as_of - p.monitor.window, as_of)), int(rate_s * p.monitor.window.total_seconds()))
     if rows < p.policy.min_rows:
         yield Problem(
             "policy.min_rows",

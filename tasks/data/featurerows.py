@@ -32,8 +32,13 @@ class Rows:
         return len(self.event_time)
 
     def take(self, mask: NDArray[np.bool_]) -> "Rows":
-        keys = None if self.keys is None else self.keys.filter(mask)
-        return Rows(self.table.filter(mask), self.event_time[mask], self.known_at[mask], self.label[mask], keys)
+        return Rows(
+            self.table.filter(mask),
+            self.event_time[mask],
+            self.known_at[mask],
+            self.label[mask],
+            None if self.keys is None else self.keys.filter(mask),
+        )
 
 
 def read_rows(features: Path) -> Rows:
@@ -42,7 +47,6 @@ def read_rows(features: Path) -> Rows:
     if not parts:
         raise ValueError(f"{features} holds no feature rows: run the stages before this one (dvc repro)")
     table = pa.concat_tables(parts)
-    features_only = table.select([name for name in table.column_names if not name.startswith("_")])
     event_time, known_at, label = (table[name] for name in META)
     if pa.types.is_boolean(label.type):
         label = label.cast(pa.int8())
@@ -50,4 +54,10 @@ def read_rows(features: Path) -> Rows:
         label = label.cast(pa.float64())
     keys = table.select([name for name in table.column_names if name.startswith(KEY)])
     keys = keys.rename_columns([name.removeprefix(KEY) for name in keys.column_names])
-    return Rows(features_only, event_time.to_numpy(), known_at.to_numpy(), label.to_numpy(), keys)
+    return Rows(
+        table.select([name for name in table.column_names if not name.startswith("_")]),
+        event_time.to_numpy(),
+        known_at.to_numpy(),
+        label.to_numpy(),
+        keys,
+    )

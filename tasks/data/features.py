@@ -60,8 +60,12 @@ def build(p: Params, clean: Path, out: Path, sql: str) -> Probes:
     def job_of(place: int) -> Job:
         return Job(p, tables, spans[place], sql, look_further=at_least > 0 and place >= len(spans) - 2)
 
-    read_times = functools.cache(lambda place: job_of(place).read_times())
-    plan = leaks.plan_moments(read_times, [period.name for period in spans], at_least=at_least, lead=p.features.lead)
+    plan = leaks.plan_moments(
+        functools.cache(lambda place: job_of(place).read_times()),
+        [period.name for period in spans],
+        at_least=at_least,
+        lead=p.features.lead,
+    )
     rows = 0
     for place, alone in enumerate(leaks.spread_evenly(at_least, len(spans))):
         job, target = job_of(place), out / f"{spans[place].name}.parquet"
@@ -69,8 +73,9 @@ def build(p: Params, clean: Path, out: Path, sql: str) -> Probes:
             log.info("%s computed", job.period.name)
         rows += job.check(target, plan[place], alone=alone)
     read = sqlcheck.find_tables(sql)
-    static = [name for name in tables.static if name.lower() in read]
-    return Probes(moments=sum(map(len, plan)), rows=rows, unseen=static)
+    return Probes(
+        moments=sum(map(len, plan)), rows=rows, unseen=[name for name in tables.static if name.lower() in read]
+    )
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,7 @@ class Tables:
 
 def open_tables(p: Params, clean: Path) -> Tables:
     timed = {name: list(periods.list_files(clean / name)) for name, source in p.sources.items() if source.event_time}
-    static = {name: sorted((clean / name).glob("*.parquet")) for name in p.sources if name not in timed}
-    return Tables(timed, static)
+    return Tables(timed, {name: sorted((clean / name).glob("*.parquet")) for name in p.sources if name not in timed})
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,9 @@ class Job:
         files = self.tables.files_between(self.period.start - self.p.features.lookback, self.period.end)
         contents = [(name, [periods.hash_file(path) for path in paths]) for name, paths in files.items()]
         settings = [section.model_dump() for section in (self.p.spine, self.p.label, self.p.features)]
-        key = self.p.contract[self.p.spine.table].key
-        return periods.hash_inputs("features", self.period.name, contents, settings, key, self.sql, CODE)
+        return periods.hash_inputs(
+            "features", self.period.name, contents, settings, self.p.contract[self.p.spine.table].key, self.sql, CODE
+        )
 
     def make(self, into: Path) -> None:
         con, meta = self._world
@@ -122,8 +127,11 @@ class Job:
     def read_times(self) -> leaks.Times:
         """When the period's rows are asked, and when its tables learn something."""
         files = self.tables.files_between(self.period.start, self.period.end)
-        spine = dict(self.tables.timed[self.p.spine.table])[self.period]
-        return leaks.read_times(spine, [files[name] for name in self.tables.timed], self.p.features.lead)
+        return leaks.read_times(
+            dict(self.tables.timed[self.p.spine.table])[self.period],
+            [files[name] for name in self.tables.timed],
+            self.p.features.lead,
+        )
 
     def check(self, target: Path, moments: Sequence[leaks.Moment], *, alone: int) -> int:
         """Look for leaks and for a short look-back in the features at `target`, unless that was done before.
@@ -145,8 +153,9 @@ class Job:
 
         if not moments and not self.look_further:
             return 0
-        asked = [asdict(moment) for moment in moments]
-        entry = periods.hash_inputs("probed", self.key, asked, alone, self.look_further, LEAKS_CODE)
+        entry = periods.hash_inputs(
+            "probed", self.key, [asdict(moment) for moment in moments], alone, self.look_further, LEAKS_CODE
+        )
         return int(periods.remember(entry, "probed.json", probe))
 
     @cached_property

@@ -34,8 +34,7 @@ TASK_NEEDS = {
 
 def check_sql(p: Params, sql: str) -> None:
     """Raises ValueError for SQL that uses more than the spine, the clean tables and the lead."""
-    columns = {name for table in p.contract.values() for name in table.columns}
-    sqlcheck.check_sql(sql, p.sources, columns)
+    sqlcheck.check_sql(sql, p.sources, {name for table in p.contract.values() for name in table.columns})
 
 
 def connect(p: Params) -> duckdb.DuckDBPyConnection:
@@ -69,8 +68,9 @@ def create_spine(con: duckdb.DuckDBPyConnection, p: Params, period: Period) -> p
         con.execute(f"{before}{label.expression}{after}")
     except duckdb.Error as error:
         setting, names = f"label.expression `{label.expression}`", [*table.columns, *TIMES]
-        reason = sqlcheck.explain(error, label.expression, setting=setting, before=before, columns=names)
-        raise ValueError(reason) from None
+        raise ValueError(
+            sqlcheck.explain(error, label.expression, setting=setting, before=before, columns=names)
+        ) from None
     kind = str(con.execute("DESCRIBE SELECT _label FROM _rows").fetchall()[0][1])
     meta = ", ".join(quote(name) for name in [*(KEY + name for name in table.key), *META[:2]])
     rows = con.sql(f"SELECT {meta}, {_label_sql(kind, label)} AS _label FROM _rows ORDER BY row_id").to_arrow_table()
@@ -97,8 +97,7 @@ def compute_features(con: duckdb.DuckDBPyConnection, p: Params, sql: str) -> pa.
     except duckdb.Error as error:
         # Of all tables: only DuckDB knows which of them can be read at one place of the SQL.
         columns = sorted({"row_id", *TIMES, *(name for table in p.contract.values() for name in table.columns)})
-        reason = sqlcheck.explain(error, sql, setting="features.sql", before=before, columns=columns)
-        raise ValueError(reason) from None
+        raise ValueError(sqlcheck.explain(error, sql, setting="features.sql", before=before, columns=columns)) from None
     kinds = read_kinds(con, p, "_computed")
     if any(re.search(r"_\d+$", name) for name in kinds):  # DuckDB calls the second of two columns `x` x_1
         _check_same_names([str(row[0]) for row in con.execute(f"DESCRIBE {sql}").fetchall()])

@@ -62,8 +62,12 @@ class Feed:
     @property
     def order(self) -> str:
         """A fixed order of the rows. Outcomes come last, so that a row's place does not give them away."""
-        others = [name for name in self.columns if name not in self.outcomes]
-        names = [*TIMES[: self.has_times], *others, *self.outcomes, *(PLACE if self.table.key else ())]
+        names = [
+            *TIMES[: self.has_times],
+            *[name for name in self.columns if name not in self.outcomes],
+            *self.outcomes,
+            *(PLACE if self.table.key else ()),
+        ]
         return ", ".join(quote(name) for name in names)
 
 
@@ -122,8 +126,13 @@ class Reader:
 
 def _typed_sql(feed: Feed, is_text: dict[str, bool]) -> str:
     """The delivered columns typed, each with its raw value beside it, and each row's place."""
-    named = [f"v{i} AS {quote(name)}" for i, name in enumerate(is_text)]
-    columns = ", ".join([*named, f"file AS {FILE}", f"rowid - start + 1 AS {ROW}"])
+    columns = ", ".join(
+        [
+            *[f"v{i} AS {quote(name)}" for i, name in enumerate(is_text)],
+            f"file AS {FILE}",
+            f"rowid - start + 1 AS {ROW}",
+        ]
+    )
     pairs = [
         f"{contract.typed_sql(name, feed.table.columns[name], text=text, decimal=feed.source.decimal)} "
         f"AS {quote(name)}, {quote(name)} AS {raw_name(name)}"

@@ -80,9 +80,10 @@ def _fetch_feeds(p: Params, key_id: str | None) -> dict[str, feeds.Feed]:
     for name, source in p.sources.items():
         fetched, table = sources.fetch_files(source.address), p.contract[name]
         columns = [(column, rule.type, rule.pii, rule.outcome) for column, rule in table.columns.items()]
-        above = [feed.identity for feed in fetched_feeds.values()]
         settings = (source.model_dump(exclude={"address"}), columns, table.key, p.ingest.period)
-        identity = periods.hash_inputs(name, fetched.fingerprint, *settings, key_id, above, CODE)
+        identity = periods.hash_inputs(
+            name, fetched.fingerprint, *settings, key_id, [feed.identity for feed in fetched_feeds.values()], CODE
+        )
         fetched_feeds[name] = feeds.Feed(name, source, table, fetched, identity)
     return fetched_feeds
 
@@ -97,8 +98,7 @@ def _find_reach(reader: feeds.Reader, feed: feeds.Feed) -> timeline.Reach | None
         with reader.open_table(feed) as con:
             return REACH.dump_python(timeline.measure_reach(con, feed.name, feed.outcomes), mode="json")
 
-    content = periods.remember(periods.hash_inputs("reach", feed.identity), "reach.json", measure)
-    reach = REACH.validate_python(content)
+    reach = REACH.validate_python(periods.remember(periods.hash_inputs("reach", feed.identity), "reach.json", measure))
     reader.outlier[feed.name] = timeline.outlier_sql(reach, feed.outcomes)
     return reach
 
@@ -117,8 +117,9 @@ def _find_spans(reader: feeds.Reader, feed: feeds.Feed, unit: str) -> tuple[Span
             misfits = feed.has_times and _has_misfits(con, feed)
             return {"spans": spans, "delivery": {**asdict(reader.deliveries[feed.name]), "misfits": misfits}}
 
-    entry = periods.hash_inputs("spans", feed.identity, feed.name in reader.outlier)
-    content = periods.remember(entry, "spans.json", measure)
+    content = periods.remember(
+        periods.hash_inputs("spans", feed.identity, feed.name in reader.outlier), "spans.json", measure
+    )
     _check_lacking(feed, content["delivery"]["lacking"])
     moments = {period: map(datetime.fromisoformat, span) for period, span in content["spans"].items()}
     return {period: (first, last) for period, (first, last) in moments.items()}, content["delivery"]
@@ -233,8 +234,11 @@ def _provide_period(reader: feeds.Reader, feed: feeds.Feed, period: str, *target
         with reader.open_table(feed):
             pq.write_table(_select_period(reader, feed, period), into / "rows.parquet", compression="zstd")
 
-    entry = periods.hash_inputs("whole", feed.identity, period, feed.name in reader.outlier)
-    periods.provide(entry, dict.fromkeys(targets, "rows.parquet"), make)
+    periods.provide(
+        periods.hash_inputs("whole", feed.identity, period, feed.name in reader.outlier),
+        dict.fromkeys(targets, "rows.parquet"),
+        make,
+    )
 
 
 def _cut_period(con: duckdb.DuckDBPyConnection, feed: feeds.Feed, period: str, as_of: datetime, target: Path) -> None:
@@ -294,11 +298,13 @@ def _join_pseudonyms(con: duckdb.DuckDBPyConnection, name: str, value: str, key:
     """Make a table of this period's values and their pseudonyms. Returns the join that uses it."""
     values = con.execute(f"SELECT DISTINCT CAST({value} AS VARCHAR) FROM _chosen WHERE {value} IS NOT NULL").fetchall()
     clear = [row[0] for row in values]
-    hidden = [contract.make_pseudonym(text, key) for text in clear]
     table = quote(f"pii {name}")
     # Lists as parameters, not con.register: that would import pandas, 1.4 s of it.
-    lists = "unnest($1::VARCHAR[]) AS clear, unnest($2::VARCHAR[]) AS pseudonym"
-    con.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT {lists}", [clear, hidden])
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE {table} AS "
+        "SELECT unnest($1::VARCHAR[]) AS clear, unnest($2::VARCHAR[]) AS pseudonym",
+        [clear, [contract.make_pseudonym(text, key) for text in clear]],
+    )
     return f" LEFT JOIN {table} ON {table}.clear = CAST({value} AS VARCHAR)"
 
 
@@ -310,8 +316,10 @@ def _place_columns(con: duckdb.DuckDBPyConnection, feed: feeds.Feed) -> list[str
     if not feed.table.key:
         return []
     names = [quote(name) for name in feed.table.key]
-    doubled = f"SELECT {', '.join(names)} FROM _chosen GROUP BY ALL HAVING count(*) > 1"
-    con.execute(f"CREATE OR REPLACE TEMP TABLE _doubled AS {doubled}")
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE _doubled AS "
+        f"SELECT {', '.join(names)} FROM _chosen GROUP BY ALL HAVING count(*) > 1"
+    )
     if not _count(con, "_doubled"):
         return [f"CAST(NULL AS INTEGER) AS {PLACE[0]}", f"CAST(NULL AS BIGINT) AS {PLACE[1]}"]
     same = " AND ".join(f"_doubled.{name} = _chosen.{name}" for name in names)  # a missing key equals none

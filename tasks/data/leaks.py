@@ -94,8 +94,7 @@ def choose_moments(times: Times, count: int, *, lead: timedelta, seed: str) -> l
     draw = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=6).digest())
     moments: dict[int, Moment] = {}
     for number in range(count if len(candidates) else 0):
-        share = (draw / 2**48 + number * GOLDEN_RATIO) % 1
-        place = int(candidates[int(share * len(candidates))])
+        place = int(candidates[int(((draw / 2**48 + number * GOLDEN_RATIO) % 1) * len(candidates))])
         end = _end_before_news(times, place, draw + number, lead)
         moments.setdefault(end, _moment_at(times, end, lead))
     return list(moments.values())

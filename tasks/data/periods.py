@@ -87,9 +87,9 @@ def hash_code(*modules: str) -> str:
 
     An edited stage, or another release of theirs, never gives what its older self made.
     """
-    paths = [*modules, __file__, stage.__file__]  # stage.py opens DuckDB
     return hash_inputs(
-        [Path(path).read_text() for path in paths], [importlib.metadata.version(name) for name in WRITERS]
+        [Path(path).read_text() for path in [*modules, __file__, stage.__file__]],
+        [importlib.metadata.version(name) for name in WRITERS],
     )
 
 
@@ -144,8 +144,7 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
 def seal_folder(folder: Path) -> None:
     """Put the files of a folder on disk, read-only, with their hashes beside them, which `find_damage` compares."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    hashes = {str(path.relative_to(folder)): hash_file(path) for path in paths}
-    files.publish_json(folder / HASHES, hashes)
+    files.publish_json(folder / HASHES, {str(path.relative_to(folder)): hash_file(path) for path in paths})
     for path in [*paths, folder / HASHES]:
         path.chmod(files.READ_ONLY)
         files.sync(path)

@@ -165,9 +165,10 @@ def _refused_functions() -> frozenset[str]:
     """By DuckDB's catalog: functions whose value depends on more than their arguments, and macros that use one."""
     with duckdb.connect() as con:
         unstable = "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
-        macros = "SELECT function_name, macro_definition FROM duckdb_functions() WHERE function_type = 'macro'"
         names = {row[0] for row in con.execute(unstable).fetchall()} - HARMLESS | MORE_REFUSED
-        definitions = con.execute(macros).fetchall()
+        definitions = con.execute(
+            "SELECT function_name, macro_definition FROM duckdb_functions() WHERE function_type = 'macro'"
+        ).fetchall()
     inside = re.compile(r"\b(duckdb_\w+|pragma_\w+|" + "|".join(sorted(names | BARE_CLOCKS)) + r")\b")
     return frozenset(names | {name for name, text in definitions if inside.search(text or "")})
 

@@ -72,8 +72,12 @@ def publish(p: params.Params, folder: Path, *, home: Path | None = None) -> Stat
 
 def identify_tables(p: params.Params) -> str:
     """The kind of the tables that these params describe: a state of another kind does not fit them."""
-    tables = {name: table.model_dump() for name, table in p.contract.items()}
-    return periods.hash_inputs(p.registry.model, tables, p.spine.model_dump(), str(p.features.lookback))[:16]
+    return periods.hash_inputs(
+        p.registry.model,
+        {name: table.model_dump() for name, table in p.contract.items()},
+        p.spine.model_dump(),
+        str(p.features.lookback),
+    )[:16]
 
 
 def _write_tables(p: params.Params, folder: Path, state: State) -> None:

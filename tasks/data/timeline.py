@@ -52,8 +52,7 @@ class Timeline:
 
 def draw_timeline(times: Times) -> Timeline:
     """The timeline of rows (n > 0), in any order."""
-    moments = np.sort(times.astype("datetime64[us]").astype(np.int64))
-    slots = _cut_slots(moments)
+    slots = _cut_slots(np.sort(times.astype("datetime64[us]").astype(np.int64)))
     gap = _usual_gap(slots)
     return _draw_few(slots) if gap is None else _draw_many(slots, gap)
 
@@ -229,9 +228,8 @@ def find_gaps(times: Times, *, longer: timedelta) -> list[Span]:
     """
     if len(times) < 2:
         return []
-    least = max(longer, draw_timeline(times).far)
     ordered = np.sort(times.astype("datetime64[us]"))
-    places = np.flatnonzero(np.diff(ordered) > np.timedelta64(least))
+    places = np.flatnonzero(np.diff(ordered) > np.timedelta64(max(longer, draw_timeline(times).far)))
     return [Span(ordered[i].item(), ordered[i + 1].item()) for i in places.tolist()]
 
 
