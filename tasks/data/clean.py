@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 
 from tasks import log
 from tasks.data import contract, expressions, manifest, periods, timeline
-from tasks.data.contract import Rule
 from tasks.params import FAULT, PLACE, TIMES, Params, Source, Table
 from tasks.runtime import files, sql, stage
 from tasks.runtime.sql import literal, parquet, quote
@@ -139,22 +138,24 @@ def _clean_file(job: Job, file: Path, into: Path) -> None:
     files.publish_json(into / "counts.json", count_rows(con, rules, names))
 
 
-def _build_rules(job: Job, texts: Collection[str], columns: Collection[str]) -> Iterator[Rule]:
+def _build_rules(job: Job, texts: Collection[str], columns: Collection[str]) -> Iterator[contract.Rule]:
     """The contract's rules, then those that concern the whole row. `columns` are those of the raw file."""
     yield from (rule for rule in contract.build_rules(job.table, texts=texts) if rule.name.split(":")[0] not in TIMES)
     for step in expressions.list_steps(job.source):
         setting = f"sources.{job.name}.{step.setting}"
         reason = literal(f"{setting} cannot be computed for this row")
-        yield Rule(f"{step.setting}: fails", _fault_sql(step.setting), reason)
+        yield contract.Rule(f"{step.setting}: fails", _fault_sql(step.setting), reason)
         if step.is_time:
             reason = literal(f"{setting} gives a text that is no time{contract.ZONE_RULE}")
-            yield Rule(f"{step.setting}: type", _fault_sql(step.setting + expressions.NO_TIME), reason)
+            yield contract.Rule(f"{step.setting}: type", _fault_sql(step.setting + expressions.NO_TIME), reason)
     if job.label is not None:
-        yield Rule("label: fails", "place IN (FROM _unlabelled)", literal("label.expression cannot be computed"))
+        yield contract.Rule(
+            "label: fails", "place IN (FROM _unlabelled)", literal("label.expression cannot be computed")
+        )
     if "event_time" in columns:
-        yield Rule("event_time: required", "raw.event_time IS NULL", literal("event_time cannot be told"))
+        yield contract.Rule("event_time: required", "raw.event_time IS NULL", literal("event_time cannot be told"))
     if timeline.OUTLIER in columns:
-        yield Rule("time: outlier", f"raw.{timeline.OUTLIER} IS NOT NULL", f"raw.{timeline.OUTLIER}")
+        yield contract.Rule("time: outlier", f"raw.{timeline.OUTLIER} IS NOT NULL", f"raw.{timeline.OUTLIER}")
 
 
 def _fault_sql(fault: str) -> str:
@@ -176,7 +177,7 @@ def _unlabelled_sql(job: Job, typed: dict[str, str], file: Path) -> str:
     return query
 
 
-def _checked_sql(typed: dict[str, str], rules: list[Rule], file: Path) -> str:
+def _checked_sql(typed: dict[str, str], rules: list[contract.Rule], file: Path) -> str:
     """Each row as it came (raw), as the contract types it (typed), and a flag b0, b1, ... for every broken rule."""
     fields = ", ".join(f"{quote(name)} := {value}" for name, value in typed.items())
     rows = (
@@ -226,7 +227,7 @@ def _count_across_periods(con: duckdb.DuckDBPyConnection, name: str, table: Tabl
 # --- the quality report ----------------------------------------------------------------------------------------------
 
 
-def count_rows(con: duckdb.DuckDBPyConnection, rules: list[Rule], names: list[str]) -> Counts:
+def count_rows(con: duckdb.DuckDBPyConnection, rules: list[contract.Rule], names: list[str]) -> Counts:
     """Of one period's table `_checked`, which clean has made."""
     whole = ("TRUE", "bad", "loses AND NOT bad", "loses AND bad")
     nulls = [f"typed.{quote(name)} IS NULL" for name in names]

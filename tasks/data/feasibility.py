@@ -19,7 +19,6 @@ import numpy as np
 
 from tasks import log
 from tasks.data import expressions, featuresql, manifest, periods, timeline
-from tasks.data.timeline import Times
 from tasks.params import Params, spell
 from tasks.runtime import stage
 from tasks.runtime.sql import parquet, quote
@@ -54,7 +53,7 @@ class Problem:
     stops: bool
 
 
-def read_event_times(p: Params, root: Path) -> Times:
+def read_event_times(p: Params, root: Path) -> timeline.Times:
     """The event times of the spine's raw rows in a workspace, in order. Outliers are left out."""
     files = [path for _, path in periods.list_files(root / p.paths.raw / p.spine.table)]
     if not files:
@@ -64,7 +63,7 @@ def read_event_times(p: Params, root: Path) -> Times:
         return np.sort(rows.to_arrow_table()["event_time"].to_numpy().astype("datetime64[us]"))
 
 
-def find_problems(times: Times, as_of: datetime, p: Params) -> list[Problem]:
+def find_problems(times: timeline.Times, as_of: datetime, p: Params) -> list[Problem]:
     """What does not fit the rows of these event times (n, in order), those that stop a retrain first."""
     if not len(times):
         return []
@@ -106,7 +105,7 @@ def explain_refusal(problems: list[Problem]) -> str | None:
     return "\n".join(["params.yaml does not fit the table:", *stopping]) if stopping else None
 
 
-def _check_holdout(times: Times, as_of: datetime, p: Params) -> Iterator[Problem]:
+def _check_holdout(times: timeline.Times, as_of: datetime, p: Params) -> Iterator[Problem]:
     end = as_of - p.label.deadline
     start, first = end - p.split.holdout, times[0].item()
     if first >= start:
@@ -136,7 +135,7 @@ def _check_holdout(times: Times, as_of: datetime, p: Params) -> Iterator[Problem
     yield from _check_folds(times, first, start - p.label.deadline, p)
 
 
-def _check_folds(times: Times, first: datetime, end: datetime, p: Params) -> Iterator[Problem]:
+def _check_folds(times: timeline.Times, first: datetime, end: datetime, p: Params) -> Iterator[Problem]:
     """`end`: where the twin's training ends. Each fold needs rows to train on, which end a deadline before it."""
     spans = timeline.place_folds(times, end, folds=p.split.folds, fold=p.split.fold)
     rows = [len(_between(times, span.begin, span.end)) for span in spans]
@@ -159,7 +158,7 @@ def _check_folds(times: Times, first: datetime, end: datetime, p: Params) -> Ite
     )
 
 
-def _check_window(times: Times, as_of: datetime, p: Params) -> Iterator[Problem]:
+def _check_window(times: timeline.Times, as_of: datetime, p: Params) -> Iterator[Problem]:
     """The newest window or the mean of all, whichever holds more: a table that is just quiet this week fits."""
     extent = max(as_of - times[0].item(), HOUR)
     rate_s = len(times) / extent.total_seconds()
@@ -183,7 +182,7 @@ def _check_window(times: Times, as_of: datetime, p: Params) -> Iterator[Problem]
         )
 
 
-def _name_few(setting: str, wanted: int, times: Times, end: datetime, rows: int, p: Params) -> Problem:
+def _name_few(setting: str, wanted: int, times: timeline.Times, end: datetime, rows: int, p: Params) -> Problem:
     """The holdout has fewer rows than the setting wants. Without slices a retrain goes on."""
     before, way = times[times < np.datetime64(end)], f"{setting} to {max(rows, 1):,} or less"
     if len(before) > wanted:
@@ -197,7 +196,7 @@ def _name_few(setting: str, wanted: int, times: Times, end: datetime, rows: int,
     )
 
 
-def _between(times: Times, start: datetime, end: datetime) -> Times:
+def _between(times: timeline.Times, start: datetime, end: datetime) -> timeline.Times:
     low, high = np.searchsorted(times, np.array([start, end], dtype="datetime64[us]"))
     return times[low:high]
 

@@ -24,14 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import log
-from tasks.data import contract, featurerows, featuresql, leaks, periods, sqlcheck
-from tasks.data.manifest import FeatureColumn, FeaturesManifest, Probes, RawManifest
+from tasks.data import contract, featurerows, featuresql, leaks, manifest, periods, sqlcheck
 from tasks.params import Params, spell
 from tasks.runtime import stage
 from tasks.runtime.sql import parquet, quote, time_sql
 
 CODE = periods.hash_code(__file__, featuresql.__file__, featurerows.__file__, contract.__file__, sqlcheck.__file__)
 LEAKS_CODE = periods.hash_code(leaks.__file__)  # apart: another way to look for leaks changes no feature
+MOST_CLASSES = 1000
 EDGE_ROWS = 20  # at the beginning of a period, which are computed again with twice the look-back
 
 
@@ -40,15 +40,15 @@ def features(p: Params, folder: Path = Path()) -> None:
     out = folder / p.paths.features
     shutil.rmtree(out, ignore_errors=True)
     probes = build(p, folder / p.paths.clean, out, (folder / featuresql.SQL).read_text(encoding="utf-8"))
-    manifest = _describe(p, out, RawManifest.read(folder / p.paths.raw).as_of, probes)
-    for warning in manifest.warnings:
+    described = _describe(p, out, manifest.RawManifest.read(folder / p.paths.raw).as_of, probes)
+    for warning in described.warnings:
         log.warning(warning)
-    log.info("%s rows, %s features", f"{manifest.rows:,}", len(manifest.columns))
+    log.info("%s rows, %s features", f"{described.rows:,}", len(described.columns))
     log.info(leaks.describe(probes))
-    manifest.write(out)
+    described.write(out)
 
 
-def build(p: Params, clean: Path, out: Path, sql: str) -> Probes:
+def build(p: Params, clean: Path, out: Path, sql: str) -> manifest.Probes:
     """The features of every period of the spine's table, from the cache where nothing that they read has changed.
 
     Returns how much was probed for leaks. Raises ValueError for SQL that fails or leaks.
@@ -73,7 +73,7 @@ def build(p: Params, clean: Path, out: Path, sql: str) -> Probes:
             log.info("%s computed", job.period.name)
         rows += job.check(target, plan[place], alone=alone)
     read = sqlcheck.find_tables(sql)
-    return Probes(
+    return manifest.Probes(
         moments=sum(map(len, plan)), rows=rows, unseen=[name for name in tables.static if name.lower() in read]
     )
 
@@ -188,7 +188,9 @@ class Job:
             )
 
 
-def _describe(p: Params, out: Path, as_of: datetime, probes: Probes) -> FeaturesManifest:
+def _describe(
+    p: Params, out: Path, as_of: datetime, probes: manifest.Probes | None = None
+) -> manifest.FeaturesManifest:
     """What the features hold. Its warnings name features without a value, or with only one."""
     rows = parquet(path for _, path in periods.list_files(out))
     con = featuresql.connect(p)
@@ -197,8 +199,11 @@ def _describe(p: Params, out: Path, as_of: datetime, probes: Probes) -> Features
         f"SELECT count(*), count(_label), count(*) FILTER ({mature}), count(_label) FILTER ({mature}), "
         f"min(_event_time), max(_event_time), count(DISTINCT _label), any_value(_label) FROM {rows}"
     ).fetchall()[0]
-    if p.label.task == "multiclass":
-        featuresql.check_class_count(classes)
+    if p.label.task == "multiclass" and classes > MOST_CLASSES:
+        raise ValueError(
+            f"label.task multiclass takes up to {MOST_CLASSES:,} classes, but label.expression gives {classes:,}. "
+            "Merge rare classes, or set label.task to regression for a number."
+        )
     warnings = [f"the label is {label} in every row that has one: nothing can be learnt of it"] if classes == 1 else []
     kinds = {name: kind for name, kind, *_ in con.execute(f"DESCRIBE FROM {rows}").fetchall() if name[0] != "_"}
     tests = ", ".join(f"count({name}) = 0, min({name}) = max({name})" for name in map(quote, kinds))
@@ -208,14 +213,17 @@ def _describe(p: Params, out: Path, as_of: datetime, probes: Probes) -> Features
             warnings.append(
                 f"{name} {'has no value in any row' if is_empty else 'is the same in every row that has it'}"
             )
-    return FeaturesManifest(
+    return manifest.FeaturesManifest(
         as_of=as_of,
         rows=count,
         labelled=labelled,
         unlabelled_share=round(1 - mature_labelled / mature_count, 6) if mature_count else None,
         begin=str(begin),
         end=str(end),
-        columns=[FeatureColumn(name=name, kind="category" if kinds[name] == "VARCHAR" else "number") for name in kinds],
+        columns=[
+            manifest.FeatureColumn(name=name, kind="category" if kinds[name] == "VARCHAR" else "number")
+            for name in kinds
+        ],
         warnings=warnings,
         probes=probes,
     )

@@ -5,6 +5,7 @@ would do.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.data import contract, sqlcheck
-from tasks.data.featurerows import KEY, META
-from tasks.data.periods import Period
+from tasks.data import contract, featurerows, periods, sqlcheck
 from tasks.params import TIMES, Label, Params
 from tasks.runtime import stage
 from tasks.runtime.sql import parquet, quote, time_sql
 
 SQL = Path("tasks/features.sql")  # below the project in whose folder the stage runs, like every other path
 LARGEST_LABEL = 2**53  # float64 tells neighbouring whole numbers apart up to here
-MOST_CLASSES = 1000
 INTEGERS = {f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")}
 NUMBERS = {*INTEGERS, "BOOLEAN", "DECIMAL", "FLOAT", "DOUBLE"}
 TASK_NEEDS = {
@@ -51,13 +49,13 @@ def create_table(con: duckdb.DuckDBPyConnection, p: Params, name: str, paths: li
     con.execute(f"CREATE TEMP TABLE {quote(name)} {content}")
 
 
-def create_spine(con: duckdb.DuckDBPyConnection, p: Params, period: Period) -> pa.Table:
+def create_spine(con: duckdb.DuckDBPyConnection, p: Params, period: periods.Period) -> pa.Table:
     """Make the table `spine` of the period's rows, numbered in a fixed order. Returns their keys, times and labels."""
     table, label = p.contract[p.spine.table], p.label
     # Without a key, outcomes come last: the number of a row must not give them away.
     early_first = sorted(table.columns, key=lambda name: table.columns[name].outcome)
     order = ", ".join(quote(name) for name in ["event_time", *(table.key or early_first)])
-    keys = "".join(f", {quote(name)} AS {quote(KEY + name)}" for name in table.key)
+    keys = "".join(f", {quote(name)} AS {quote(featurerows.KEY + name)}" for name in table.key)
     due = f"known_at <= event_time + INTERVAL {int(label.deadline.total_seconds())} SECONDS"
     before = (
         f"CREATE TEMP TABLE _rows AS SELECT row_number() OVER (ORDER BY {order}) AS row_id, *{keys}, "
@@ -72,7 +70,7 @@ def create_spine(con: duckdb.DuckDBPyConnection, p: Params, period: Period) -> p
             sqlcheck.explain(error, label.expression, setting=setting, before=before, columns=names)
         ) from None
     kind = str(con.execute("DESCRIBE SELECT _label FROM _rows").fetchall()[0][1])
-    meta = ", ".join(quote(name) for name in [*(KEY + name for name in table.key), *META[:2]])
+    meta = ", ".join(quote(name) for name in [*(featurerows.KEY + name for name in table.key), *featurerows.META[:2]])
     rows = con.sql(f"SELECT {meta}, {_label_sql(kind, label)} AS _label FROM _rows ORDER BY row_id").to_arrow_table()
     _check_labels(rows["_label"], rows["_event_time"], label)
     columns = ", ".join(["row_id", "event_time", *map(quote, p.spine.columns)])
@@ -100,7 +98,13 @@ def compute_features(con: duckdb.DuckDBPyConnection, p: Params, sql: str) -> pa.
         raise ValueError(sqlcheck.explain(error, sql, setting="features.sql", before=before, columns=columns)) from None
     kinds = read_kinds(con, p, "_computed")
     if any(re.search(r"_\d+$", name) for name in kinds):  # DuckDB calls the second of two columns `x` x_1
-        _check_same_names([str(row[0]) for row in con.execute(f"DESCRIBE {sql}").fetchall()])
+        names = [str(row[0]) for row in con.execute(f"DESCRIBE {sql}").fetchall()]
+        counts = Counter(name.lower() for name in names)
+        if twice := sorted({name for name in names if counts[name.lower()] > 1}):
+            raise ValueError(
+                f"features.sql gives several columns of one name, {twice} (capital letters make no difference): rename "
+                "them by AS, or leave one out by EXCLUDE"
+            )
     selected = ", ".join(_feature_sql(name, kind) for name, kind in kinds.items())
     computed = con.sql(f"SELECT row_id, {selected} FROM _computed ORDER BY row_id").to_arrow_table()
     wanted = con.sql("SELECT row_id FROM spine ORDER BY row_id").to_arrow_table()["row_id"]
@@ -213,29 +217,10 @@ def _check_labels(labels: pa.ChunkedArray, times: pa.ChunkedArray, label: Label)
         )
 
 
-def check_class_count(count: int) -> None:
-    """Raises ValueError for more classes than a model is made for."""
-    if count > MOST_CLASSES:
-        raise ValueError(
-            f"label.task multiclass takes up to {MOST_CLASSES:,} classes, but label.expression gives {count:,}. Merge "
-            "rare classes, or set label.task to regression for a number."
-        )
-
-
 def check_slices(slices: Iterable[str], names: Sequence[str]) -> None:
     """Raises ValueError for a name in evaluate.slices that no feature has."""
     if missing := [name for name in slices if name not in names]:
         raise ValueError(
             f"evaluate.slices must be features, but {missing} are not among {sorted(names)}: mend the setting, or add "
             "the column to features.sql"
-        )
-
-
-def _check_same_names(names: list[str]) -> None:
-    """Raises ValueError when two columns have one name: DuckDB would rename one of them without a word."""
-    folded = [name.lower() for name in names]
-    if twice := sorted({name for name in names if folded.count(name.lower()) > 1}):
-        raise ValueError(
-            f"features.sql gives several columns of one name, {twice} (capital letters make no difference): rename "
-            "them by AS, or leave one out by EXCLUDE"
         )

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.data import contract, expressions, sources, sqlcheck
-from tasks.data.sources import Fetched
 from tasks.params import PLACE, TIMES, Column, Params, Source, Table
 from tasks.runtime import locks, stage
 from tasks.runtime.sql import literal, parquet, quote
@@ -43,7 +42,7 @@ class Feed:
     name: str
     source: Source
     table: Table
-    fetched: Fetched
+    fetched: sources.Fetched
     identity: str
 
     @property
@@ -171,7 +170,7 @@ class Part:
 
 
 def load_table(
-    con: duckdb.DuckDBPyConnection, fetched: Fetched, source: Source, columns: dict[str, Column], into: str
+    con: duckdb.DuckDBPyConnection, fetched: sources.Fetched, source: Source, columns: dict[str, Column], into: str
 ) -> Delivery:
     """Read a source into the temporary table `into`: v0, v1, ... for the columns asked, and blank, file and start.
 
@@ -200,7 +199,7 @@ def load_table(
     return Delivery(rows, empty, {i: names for i, names in lacking.items() if names})
 
 
-def name_files(fetched: Fetched) -> list[str]:
+def name_files(fetched: sources.Fetched) -> list[str]:
     """What each file is called in messages: its name, and its folder where a name comes twice."""
     for depth in (1, 2):
         names = ["/".join(file.parts[-depth:]) for file in fetched.files]
@@ -210,7 +209,7 @@ def name_files(fetched: Fetched) -> list[str]:
 
 
 @contextlib.contextmanager
-def _naming_file(fetched: Fetched, name: str) -> Iterator[None]:
+def _naming_file(fetched: sources.Fetched, name: str) -> Iterator[None]:
     """An error names the file."""
     try:
         yield
@@ -234,7 +233,7 @@ def _open_part(con: duckdb.DuckDBPyConnection, file: Path, folder: Path, name: s
     return Part(name, plain, sources.csv_sql(plain, delimiter, width), columns, ("VARCHAR",) * width, delimiter)
 
 
-def _check_names(parts: list[Part], columns: Collection[str], fetched: Fetched) -> None:
+def _check_names(parts: list[Part], columns: Collection[str], fetched: sources.Fetched) -> None:
     """Raises ValueError for a file that names a column twice, or none of them: it has no header. Also for a column that
     no file has; one that some files lack is for the caller to judge."""
     for part in parts:

@@ -96,7 +96,10 @@ def choose_moments(times: Times, count: int, *, lead: timedelta, seed: str) -> l
     for number in range(count if len(candidates) else 0):
         place = int(candidates[int(((draw / 2**48 + number * GOLDEN_RATIO) % 1) * len(candidates))])
         end = _end_before_news(times, place, draw + number, lead)
-        moments.setdefault(end, _moment_at(times, end, lead))
+        at, near = int(times.asked[end - 1]), min(_length(NEAR), times.delay or _length(NEAR))
+        first = max(int(np.searchsorted(times.asked, at - _span(times, lead), side="left")), end - MOMENT_ROWS)
+        since = max(int(np.searchsorted(times.asked, at - near, side="right")), first)
+        moments.setdefault(end, Moment(EPOCH + timedelta(microseconds=at), first, end, end - since))
     return list(moments.values())
 
 
@@ -113,13 +116,6 @@ def _end_before_news(times: Times, place: int, turn: int, lead: timedelta) -> in
     if following == len(news) or news[following] - times.asked[place] > _span(times, lead):
         return end
     return int(np.searchsorted(times.asked, news[following], side="left"))
-
-
-def _moment_at(times: Times, end: int, lead: timedelta) -> Moment:
-    at, near = int(times.asked[end - 1]), min(_length(NEAR), times.delay or _length(NEAR))
-    first = max(int(np.searchsorted(times.asked, at - _span(times, lead), side="left")), end - MOMENT_ROWS)
-    since = max(int(np.searchsorted(times.asked, at - near, side="right")), first)
-    return Moment(EPOCH + timedelta(microseconds=at), first, end, end - since)
 
 
 def _span(times: Times, lead: timedelta) -> int:

@@ -83,7 +83,7 @@ def test_a_label_of_any_type_that_fits_is_taken(made: Made, task: Task, label: s
 def test_a_label_of_too_many_classes_is_refused_before_anything_is_trained(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.data.featuresql.MOST_CLASSES", 20)
+    monkeypatch.setattr("tasks.data.features.MOST_CLASSES", 20)
     with pytest.raises(ValueError, match=r"takes up to 20 classes, but label.expression gives .*Merge rare classes"):
         run(made, task="multiclass", label="CAST(number AS VARCHAR)")
 
