@@ -300,7 +300,7 @@ def raw_params(task: Task, days: int) -> dict[str, Any]:
         },
         "registry": {"model": "made", "experiment": "made", "top_trials": 2},
         "monitor": {"window": "7d"},
-        "drift": {"false_alarms": 0.25, "bins": 8, "levels": 20, "sample": 300},
+        "drift": {"false_alarms": 0.25},
         "stage": {"threads": 1, "memory": "1GB", "limits": dict.fromkeys(STAGES, "5m")},
         "paths": {
             "raw": "data/raw",

@@ -244,9 +244,6 @@ class Monitor(Section):
 
 class Drift(Section):
     false_alarms: float = Field(0.25, gt=0)
-    bins: int = Field(16, ge=4, le=200)
-    levels: int = Field(20, ge=2, le=500)
-    sample: int = Field(4000, ge=100)
 
 
 class Policy(Section):

@@ -25,18 +25,16 @@ def predict_constant(seen: Rows, held: Rows, spec: Spec, _threads: int) -> Float
 
 def predict_linear(seen: Rows, held: Rows, spec: Spec, _threads: int) -> Floats:
     """Logistic or ridge regression on scaled numbers and one-hot categories, missing values at the median."""
-    from sklearn.compose import make_column_transformer
-    from sklearn.impute import SimpleImputer
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+    from sklearn import compose, impute, linear_model, pipeline, preprocessing
 
     places = {kind: [i for i, one in enumerate(spec.features) if one.kind == kind] for kind in ("category", "number")}
-    numbers = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
-    texts = OneHotEncoder(handle_unknown="ignore", min_frequency=RARE_ROWS)
-    inputs = make_column_transformer((numbers, places["number"]), (texts, places["category"]))
-    regression = Ridge() if spec.task == "regression" else LogisticRegression(max_iter=300)
-    fitted = make_pipeline(inputs, regression).fit(spec.encode(seen.table), spec.scale_label(seen.label))
+    filled = impute.SimpleImputer(strategy="median", keep_empty_features=True)
+    numbers = pipeline.make_pipeline(filled, preprocessing.StandardScaler())
+    texts = preprocessing.OneHotEncoder(handle_unknown="ignore", min_frequency=RARE_ROWS)
+    inputs = compose.make_column_transformer((numbers, places["number"]), (texts, places["category"]))
+    is_regression = spec.task == "regression"
+    regression = linear_model.Ridge() if is_regression else linear_model.LogisticRegression(max_iter=300)
+    fitted = pipeline.make_pipeline(inputs, regression).fit(spec.encode(seen.table), spec.scale_label(seen.label))
     return _predict(fitted, held, spec)
 
 
@@ -45,9 +43,9 @@ def predict_forest(seen: Rows, held: Rows, spec: Spec, threads: int) -> Floats:
 
     It predicts on one thread: threads would add up the trees in the order in which they end, to other last digits.
     """
-    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn import ensemble
 
-    kind = RandomForestRegressor if spec.task == "regression" else RandomForestClassifier
+    kind = ensemble.RandomForestRegressor if spec.task == "regression" else ensemble.RandomForestClassifier
     forest = kind(
         n_estimators=60,
         min_samples_leaf=10,

@@ -5,7 +5,6 @@ many, each held near the one before by a prior, and compared on rows that they w
 gains there is taken; where none does, margins stay as they are. Nothing here trains a model.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +16,7 @@ from tasks.training.digits import round_digits
 
 Floats = NDArray[np.float64]
 Family = Literal["none", "temperature", "bias", "vector", "matrix"]
+FAMILIES: tuple[Family, ...] = ("temperature", "bias", "vector", "matrix")  # from few numbers to many
 BLOCKS = 5  # contiguous in time: each is scored by maps of the other four
 GROUPS = 25  # contiguous in time: rows of one group may rise and fall together, so their mean counts as one
 DEVIATIONS = 2.0  # standard errors that a gain must exceed
@@ -64,7 +64,9 @@ def choose_map(margins: Floats, codes: NDArray[np.int64]) -> Choice:
     if len(codes) < LEAST_ROWS or len(np.unique(codes)) < 2:
         return nothing
     plain = log_losses(margins, codes)
-    gains = {family: plain - _cross_fit(margins, codes, family) for family in list_families(classes)}
+    # Of two classes a temperature and a bias are all that there is to learn.
+    families = FAMILIES[:2] if classes == 2 else FAMILIES[:3] if classes > MOST_CLASSES else FAMILIES
+    gains = {family: plain - _cross_fit(margins, codes, family) for family in families}
     sure = [family for family, gain in gains.items() if gain.mean() > DEVIATIONS * _error(gain)]
     if not sure:
         return nothing
@@ -74,13 +76,6 @@ def choose_map(margins: Floats, codes: NDArray[np.int64]) -> Choice:
         log.warning("the out-of-fold margins do not rank the outcome: calibration is left out")
         return nothing
     return Choice(best, chosen, float(gains[best].mean()))
-
-
-def list_families(classes: int) -> Sequence[Family]:
-    """Of two classes a temperature and a bias are all that there is to learn."""
-    if classes == 2:
-        return ("temperature", "bias")
-    return ("temperature", "bias", "vector", "matrix") if classes <= MOST_CLASSES else ("temperature", "bias", "vector")
 
 
 def fit_map(margins: Floats, codes: NDArray[np.int64], family: Family) -> Map:
@@ -101,7 +96,8 @@ def _find_most_probable(margins: Floats, codes: NDArray[np.int64], family: Famil
     from threadpoolctl import threadpool_limits
 
     classes = margins.shape[1]
-    free, biased = _free(family, classes), family != "temperature"
+    biased = family != "temperature"
+    free = np.eye(classes, dtype=bool) & (family == "vector") | (family == "matrix")  # beside the common slope
     outcome = np.eye(classes)[codes]
 
     def unpack(numbers: Floats) -> tuple[Floats, Floats]:
@@ -147,13 +143,6 @@ def _error(gains: Floats) -> float:
     """The standard error of a mean gain."""
     means = np.array([group.mean() for group in np.array_split(gains, GROUPS)])
     return float(means.std(ddof=1) / np.sqrt(GROUPS))
-
-
-def _free(family: Family, classes: int) -> NDArray[np.bool_]:
-    """Which numbers of the matrix a family may set beside the common slope."""
-    if family == "matrix":
-        return np.ones((classes, classes), dtype=bool)
-    return np.eye(classes, dtype=bool) & (family == "vector")
 
 
 def _log_shares(scores: Floats) -> Floats:

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks.params import Drift
 from tasks.training import windows
 from tasks.training.digits import to_tuples
 from tasks.training.windows import Codes, Floats
 
+BINS = 16  # of a number's distribution
+LEVELS = 20  # of a category are told apart; the rest are one
 MOST_STEPS = 3000  # a number with no more values than this may be recorded in steps: a value between them is new
 MOST_NEW_SHARE = 0.1  # it is not, where a window of its history holds so large a share of values that are nowhere else
 
@@ -89,7 +90,7 @@ class Column:
         return windows.trimmed_mean(to_shares(by_unit).T)
 
 
-def profile_column(name: str, values: Any, units: Codes, span: int, settings: Drift) -> Column:
+def profile_column(name: str, values: Any, units: Codes, span: int) -> Column:
     """Bins a column of the history, and measures each window of it against the rest.
 
     Args:
@@ -98,7 +99,7 @@ def profile_column(name: str, values: Any, units: Codes, span: int, settings: Dr
         span: units in a window.
     """
     is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-    column = _bin_texts(name, values, settings.levels) if is_text else _bin_numbers(name, values, settings.bins)
+    column = _bin_texts(name, values) if is_text else _bin_numbers(name, values)
     codes = column.assign_bins(values)
     by_unit = windows.count_by_unit(codes, units, column.bins)
     rest = by_unit.sum(axis=0) - windows.sum_windows(by_unit, span)
@@ -121,10 +122,10 @@ def profile_column(name: str, values: Any, units: Codes, span: int, settings: Dr
     return replace(column, counts=counts_of_all, history=to_tuples(history), worst=to_tuples(worst))
 
 
-def _bin_numbers(name: str, values: Any, bins: int) -> Column:
+def _bin_numbers(name: str, values: Any) -> Column:
     numbers = as_numbers(values)
     present = numbers[~np.isnan(numbers)]
-    inner = np.quantile(present, np.linspace(0, 1, bins + 1)[1:-1]) if len(present) else np.zeros(0)
+    inner = np.quantile(present, np.linspace(0, 1, BINS + 1)[1:-1]) if len(present) else np.zeros(0)
     low, high = (present.min(), np.nextafter(present.max(), math.inf)) if len(present) else (0.0, 0.0)
     distinct = np.unique(present)
     in_steps = len(distinct) <= min(MOST_STEPS, len(present) / 20)
@@ -132,11 +133,11 @@ def _bin_numbers(name: str, values: Any, bins: int) -> Column:
     return Column(name, "number", tuple(edges), (), tuple(distinct.tolist()) if in_steps else ())
 
 
-def _bin_texts(name: str, values: Any, levels: int) -> Column:
+def _bin_texts(name: str, values: Any) -> Column:
     counts = {row["values"]: row["counts"] for row in pc.value_counts(as_array(values).drop_null()).to_pylist()}
     texts = sorted(counts)
     by_count = sorted(texts, key=lambda text: -counts[text])
-    return Column(name, "category", (), tuple(by_count[:levels]), tuple(texts))
+    return Column(name, "category", (), tuple(by_count[:LEVELS]), tuple(texts))
 
 
 def _index_values(column: Column, values: Any) -> Codes:

@@ -20,13 +20,12 @@ from tasks.data.featurerows import Rows
 from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
 from tasks.runtime import files, stage
-from tasks.training import metrics, model, profile, split
+from tasks.training import holdout, metrics, model, profile, split
 from tasks.training.baselines import BASELINES
-from tasks.training.holdout import CANDIDATE, write_holdout
-from tasks.training.metrics import measure
+from tasks.training.holdout import CANDIDATE
 from tasks.training.model import Floats, Model, Spec
-from tasks.training.profile import Profile, build_profile, draw_evenly, to_score_columns
 
+SAMPLE_ROWS = 4000  # of the history, in reference.parquet, which the drift report draws
 SHAP_ROWS = 1000  # of the holdout: exact SHAP values of deep trees take about 3 ms a row
 
 
@@ -44,28 +43,28 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     predictions = {CANDIDATE: scores}
     for name in p.evaluate.baselines:
         predictions[name] = BASELINES[name](seen, held, twin.spec, p.stage.threads)
-    board = {name: measure(twin.spec, held.label, values) for name, values in predictions.items()}
+    board = {name: metrics.measure(twin.spec, held.label, values) for name, values in predictions.items()}
     board[CANDIDATE] |= {"unseen_class_rows": len(due) - len(held)} if p.label.task == "multiclass" else {}
-    contributions = twin.contributions(held.table.take(draw_evenly(len(held), SHAP_ROWS)))
+    contributions = twin.contributions(held.table.take(profile.draw_evenly(len(held), SHAP_ROWS)))
     importances = metrics.list_importances(twin.spec, contributions)
     _write_board(p, reports, board)
     files.publish_json(reports / "slices.json", _measure_slices(p, twin.spec, held, scores))
     metrics.write_csv(reports / "importance.csv", importances)
-    metrics.write_csv(reports / "curves" / "roc.csv", metrics.draw_roc(twin.spec, held.label, scores))
-    metrics.write_csv(reports / "curves" / "calibration.csv", metrics.draw_calibration(twin.spec, held.label, scores))
+    for curve, draw in (("roc", metrics.draw_roc), ("calibration", metrics.draw_calibration)):
+        metrics.write_csv(reports / "curves" / f"{curve}.csv", draw(twin.spec, held.label, scores))
     for path in sorted((models / "twins").glob("*.ubj")):
         predictions[f"{CANDIDATE}_{path.stem}"] = Model.load(path).predict(held.table)
     # A number such as 1e9 + delay has more digits than float32 holds.
     kind: type[np.floating[Any]] = np.float64 if p.label.task == "regression" else np.float32
     rounded = {name: values.astype(kind) for name, values in predictions.items()}
-    write_holdout(reports / "holdout.parquet", held, rounded, p.evaluate.slices)
+    holdout.write_holdout(reports / "holdout.parquet", held, rounded, p.evaluate.slices)
+    columns = profile.to_score_columns(scores, twin.spec.classes)
     start = as_of - p.split.window if p.split.window else None
     history = rows.take(split.select_between(rows.event_time, start, as_of))
-    columns = to_score_columns(scores, twin.spec.classes)
     importance = {row["feature"]: row["importance"] for row in importances}
     made = _profile_history(p, history, as_of, held, columns, importance, contributions)
     files.publish_text(reports / "profile.json", made.to_json())
-    write_sample(reports / "reference.parquet", p.drift.sample, history, held, columns)
+    write_sample(reports / "reference.parquet", history, held, columns)
     brief = ", ".join(f"{name} {value:g}" for name, value in list(board[CANDIDATE].items())[:4])
     log.info("holdout %s to %s: %s", cuts.start, cuts.end, brief)
 
@@ -106,7 +105,7 @@ def _measure_slices(p: Params, spec: Spec, held: Rows, scores: Floats) -> list[d
         for value in sorted({value for value in values.tolist() if value is not None}, key=str):
             mask = values == value
             if mask.sum() >= p.evaluate.slice_rows:
-                rows.append({"slice": name, "value": value} | measure(spec, held.label[mask], scores[mask]))
+                rows.append({"slice": name, "value": value} | metrics.measure(spec, held.label[mask], scores[mask]))
     return rows
 
 
@@ -118,10 +117,10 @@ def _profile_history(
     scores: dict[str, Floats],
     importance: dict[str, float],
     contributions: Floats,
-) -> Profile:
-    mature = history.event_time < np.datetime64(as_of - p.label.deadline)
-    labelled = model.is_labelled(history.label[mature])
-    return build_profile(
+) -> profile.Profile:
+    mature = history.take(history.event_time < np.datetime64(as_of - p.label.deadline))
+    with_label = model.is_labelled(mature.label)
+    return profile.build_profile(
         history.table,
         history.event_time,
         importance=importance,
@@ -130,15 +129,14 @@ def _profile_history(
         score_times=held.event_time,
         until=as_of,
         window=p.monitor.window,
-        settings=p.drift,
-        labelled=profile.find_labelled_share(labelled, history.event_time[mature], p.monitor.window),
+        labelled=profile.find_labelled_share(with_label, mature.event_time, p.monitor.window),
     )
 
 
-def write_sample(path: Path, size: int, history: Rows, held: Rows, scores: dict[str, Floats]) -> None:
+def write_sample(path: Path, history: Rows, held: Rows, scores: dict[str, Floats]) -> None:
     """reference.parquet: rows drawn evenly over time, of the history its features, of the holdout the twin's scores."""
-    drawn = history.table.take(draw_evenly(len(history), size))
-    places = draw_evenly(len(held), len(drawn))
+    drawn = history.table.take(profile.draw_evenly(len(history), SAMPLE_ROWS))
+    places = profile.draw_evenly(len(held), len(drawn))
     for name, values in scores.items():
         padded = np.full(len(drawn), np.nan)
         padded[: len(places)] = values[places]

@@ -22,12 +22,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from tasks.runtime.formats import KEY, Format
 
 Floats = NDArray[np.floating[Any]]
 Task = Literal["binary", "multiclass", "regression"]
 # The booster's attributes. The spec is JSON; a field with a default may be added, anything else raises the version.
-SPEC_ATTRIBUTE, FORMAT_ATTRIBUTE = "evergreen", "evergreen.format"
-FORMAT = "model/1"
+SPEC_ATTRIBUTE = "evergreen"
+FORMAT = Format("model", 1)
 SEAL = b"\nevergreen sha256 "
 
 
@@ -69,19 +72,18 @@ class Spec:
             raise ValueError(f"the model needs the features {missing}, but the rows have {there}")
         matrix = np.empty((table.num_rows, len(self.features)), dtype=np.float32)
         for i, feature in enumerate(self.features):
-            matrix[:, i] = self._column(feature, table[feature.name])
+            values = column = table[feature.name]
+            try:
+                if feature.kind == "category":
+                    text = column if pa.types.is_string(column.type) else column.cast(pa.string())
+                    values = pc.index_in(text, value_set=self._known[feature.name])
+                floats = values if pa.types.is_float32(values.type) else values.cast(pa.float32(), safe=False)
+            except pa.ArrowException:  # its sentence would show a row's value
+                raise ValueError(
+                    f"the feature {feature.name} must be a {feature.kind}, but it holds other values ({column.type})"
+                ) from None
+            matrix[:, i] = floats.to_numpy(zero_copy_only=False)
         return matrix
-
-    def _column(self, feature: Feature, column: Any) -> Floats:
-        try:
-            if feature.kind == "number":
-                return _numbers(column)
-            text = column if pa.types.is_string(column.type) else column.cast(pa.string())
-            return _numbers(pc.index_in(text, value_set=self._known[feature.name]))
-        except pa.ArrowException:  # its sentence would show a row's value
-            raise ValueError(
-                f"the feature {feature.name} must be a {feature.kind}, but it holds other values ({column.type})"
-            ) from None
 
     @cached_property
     def _known(self) -> dict[str, Any]:
@@ -91,8 +93,7 @@ class Spec:
     @cached_property
     def codes(self) -> dict[str, dict[str, int]]:
         """Of each feature its categories' codes; none for a number."""
-        categories = ((name, self.categories.get(name, ())) for name in self.names)
-        return {name: {value: code for code, value in enumerate(values)} for name, values in categories}
+        return {name: {text: i for i, text in enumerate(self.categories.get(name, ()))} for name in self.names}
 
     def encode_label(self, label: NDArray[Any]) -> NDArray[np.float64]:
         """Labels (n) → what predictions are compared with: 0/1, the class's number, or the value; NaN without one."""
@@ -110,12 +111,6 @@ class Spec:
     def unscale(self, values: Floats) -> NDArray[np.float64]:
         """What such a booster predicts of a number (n) → values of the label."""
         return values.astype(np.float64) * self.scale + self.center
-
-
-def _numbers(column: Any) -> Floats:
-    floats = column if pa.types.is_float32(column.type) else column.cast(pa.float32(), safe=False)
-    values: Floats = floats.to_numpy(zero_copy_only=False)
-    return values
 
 
 @dataclass(frozen=True)
@@ -158,7 +153,10 @@ class Model:
             positive: Floats = np.exp(-np.logaddexp(0, -(margins.astype(np.float64) * slope + shift)))
             return positive
         scores = margins.astype(np.float64)
-        return softmax(scores @ self._coef.T + np.asarray(self.spec.intercept) if self.spec.coef else scores)
+        if self.spec.coef:
+            scores = scores @ self._coef.T + np.asarray(self.spec.intercept)
+        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
     @cached_property
     def _coef(self) -> Floats:
@@ -170,8 +168,11 @@ class Model:
     def to_bytes(self) -> bytes:
         """The model file: the same model gives the same bytes."""
         spec = json.dumps(asdict(self.spec), sort_keys=True)
-        self.booster.set_attr(**{SPEC_ATTRIBUTE: spec, FORMAT_ATTRIBUTE: FORMAT})
+        self.booster.set_attr(**{SPEC_ATTRIBUTE: spec, KEY: FORMAT.mark})
         return _sealed(bytes(self.booster.save_raw("ubj")))
+
+    def write(self, path: Path) -> None:
+        path.write_bytes(self.to_bytes())
 
     @staticmethod
     def load(path: Path | str) -> "Model":
@@ -184,30 +185,12 @@ class Model:
                 "Copy it again, or train it with tasks.training.train."
             )
         booster = import_xgboost().Booster(model_file=bytearray(raw))
-        if (mark := booster.attr(FORMAT_ATTRIBUTE)) != FORMAT:
-            raise ValueError(
-                f"{path} is in format {mark or 'unknown'}, but this evergreen reads {FORMAT}. Use the evergreen that "
-                "wrote it, or begin a new home: set EVERGREEN_HOME to an empty folder and train again."
-            )
-        return Model(booster, _parse_spec(booster.attr(SPEC_ATTRIBUTE)))
+        FORMAT.check(booster.attr(KEY), path)
+        return Model(booster, TypeAdapter(Spec).validate_json(booster.attr(SPEC_ATTRIBUTE)))
 
 
 def _sealed(raw: bytes) -> bytes:
     return raw + SEAL + hashlib.sha256(raw).hexdigest().encode()
-
-
-def _parse_spec(text: str) -> Spec:
-    raw: dict[str, Any] = json.loads(text)
-    raw["features"] = [Feature(**feature) for feature in raw["features"]]
-    raw["coef"] = [tuple(row) for row in raw["coef"]]
-    raw["categories"] = {name: tuple(values) for name, values in raw["categories"].items()}
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
-    return Spec(**fields)
-
-
-def softmax(scores: Floats) -> Floats:
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
 def make_spec(table: pa.Table, label: NDArray[Any], *, task: Task, native: bool = False) -> Spec:

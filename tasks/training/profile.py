@@ -8,7 +8,7 @@ alike; tasks/monitoring/drift.py compares a new window with it. Nothing here dec
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter
 
-from tasks.params import Drift
 from tasks.runtime.files import Format
 from tasks.training import windows
 from tasks.training.columns import Column, profile_column
 from tasks.training.digits import to_tuples
-from tasks.training.joint import Joint, Term, profile_joint
+from tasks.training.joint import Joint, profile_joint
 from tasks.training.windows import Floats, Times
 
 FORMAT = Format("profile", 1)
@@ -54,7 +54,7 @@ class Profile:
     weights: tuple[float, ...]
     joint: Joint
     scores: tuple[Column, ...]
-    contributions: tuple[Any, ...] = ()
+    contributions: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
     labelled: float | None = None
 
     @cached_property
@@ -67,9 +67,8 @@ class Profile:
         return windows.units_in(self.window)
 
     def to_json(self) -> str:
-        spans = {"until": self.until.isoformat()}
-        spans |= {name: getattr(self, name).total_seconds() for name in ("window", "unit")}
-        return json.dumps({"format": FORMAT.mark} | asdict(self) | spans, separators=(",", ":"))
+        content = ADAPTER.dump_python(self, mode="json")
+        return json.dumps({"format": FORMAT.mark} | content, separators=(",", ":"))
 
     @staticmethod
     def load(path: Path) -> "Profile":
@@ -78,24 +77,10 @@ class Profile:
             raise ValueError(f"{path} is missing: run the evaluate stage, which writes it")
         raw = json.loads(path.read_text())
         FORMAT.check(raw.pop("format", None), path)
-        joint = raw["joint"] | {"terms": [Term(**term) for term in raw["joint"]["terms"]]}
-        typed = {
-            "until": datetime.fromisoformat(raw["until"]),
-            "window": timedelta(seconds=raw["window"]),
-            "unit": timedelta(seconds=raw["unit"]),
-            "columns": [Column(**_freeze_values(column)) for column in raw["columns"]],
-            "joint": Joint(**_freeze_values(joint)),
-            "scores": [Column(**_freeze_values(column)) for column in raw["scores"]],
-        }
-        return Profile(**_freeze_values(raw | typed))
+        return ADAPTER.validate_python(raw)
 
 
-def _freeze_values(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _freeze(value) for name, value in raw.items()}
-
-
-def _freeze(value: Any) -> Any:
-    return tuple(map(_freeze, value)) if isinstance(value, list) else value
+ADAPTER = TypeAdapter(Profile, config=ConfigDict(ser_json_timedelta="float"))  # a length of time in seconds
 
 
 def build_profile(
@@ -108,7 +93,6 @@ def build_profile(
     score_times: Times,
     until: datetime,
     window: timedelta,
-    settings: Drift,
     labelled: float | None = None,
 ) -> Profile:
     """The profile of a history.
@@ -123,7 +107,7 @@ def build_profile(
     unit, span = windows.choose_unit(window), windows.units_in(window)
     names = sorted(table.column_names)
     units = windows.shorten_pauses(windows.number_units(times, unit), span)
-    columns = tuple(profile_column(name, table[name], units, span, settings) for name in names)
+    columns = tuple(profile_column(name, table[name], units, span) for name in names)
     score_units = windows.shorten_pauses(windows.number_units(score_times, unit), span)
     arrays = {name: pa.array(np.asarray(values, dtype=np.float64)) for name, values in scores.items()}
     total = sum(importance.get(name, 0.0) for name in names) or 1.0
@@ -135,7 +119,7 @@ def build_profile(
         columns=columns,
         weights=tuple(round(importance.get(name, 0.0) / total, 6) for name in names),
         joint=profile_joint(table, columns, units, span),
-        scores=tuple(profile_column(name, array, score_units, span, settings) for name, array in arrays.items()),
+        scores=tuple(profile_column(name, array, score_units, span) for name, array in arrays.items()),
         contributions=to_tuples(contributions),
         labelled=labelled,
     )

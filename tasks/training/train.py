@@ -29,9 +29,7 @@ from tasks.training.calibration import Floats
 from tasks.training.model import Model, Spec
 from tasks.training.trials import Tuned
 
-MOST_UNSCORED = (
-    0.01  # the share of training rows whose classes may lack an out-of-fold row where margins are calibrated
-)
+MOST_UNSCORED = 0.01  # share of training rows whose classes may lack an out-of-fold row where margins are calibrated
 
 
 def train(p: Params, folder: Path = Path()) -> None:
@@ -47,12 +45,8 @@ def train(p: Params, folder: Path = Path()) -> None:
     (target / "twins").mkdir()
     models = {f"twins/{seed}.ubj" if seed else "twin.ubj": twin for seed, twin in enumerate(twins)}
     for name, fitted in (models | {"model.ubj": shipped}).items():
-        files.publish(target / name, partial(_write_model, fitted))
+        files.publish(target / name, fitted.write)
     log.info("twin until %s, model until %s, %s rounds each", start, shipped.spec.until, tuned.rounds)
-
-
-def _write_model(fitted: Model, path: Path) -> None:
-    path.write_bytes(fitted.to_bytes())
 
 
 def fit_twins(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, seeds: int) -> list[Model]:

@@ -23,8 +23,8 @@ from tasks.monitoring.report import draw_report
 from tasks.monitoring.signals.drift import measure_drift, measure_prediction
 from tasks.monitoring.signals.quality import measure_quality
 from tasks.monitoring.window import Watched, Window
-from tasks.params import Drift
 from tasks.promotion.registry import Version
+from tasks.training.evaluate import SAMPLE_ROWS
 from tasks.training.profile import SCORE_COLUMN, Profile, build_profile
 
 NUMBERS, CATEGORIES = 24, 6
@@ -66,25 +66,24 @@ def ours(count: int) -> dict[str, Any]:
         score_times=then_times[:2],
         until=UNTIL,
         window=timedelta(days=WEEK),
-        settings=params.load().drift,
     )
     result: dict[str, Any] = {"moved": {}}
     for case, now, times in _windows(count):
         began = time.perf_counter()
-        result["moved"][case] = _signals_and_report(profile, then, now, times, params.load().drift)
+        result["moved"][case] = _signals_and_report(profile, then, now, times, params.load().drift.false_alarms)
         result.setdefault("seconds", time.perf_counter() - began)
     return result
 
 
-def _signals_and_report(profile: Profile, then: pa.Table, now: pa.Table, times: Any, settings: Drift) -> list[str]:
-    comparison = drift.compare(profile, now, times, false_alarms=settings.false_alarms)
+def _signals_and_report(profile: Profile, then: pa.Table, now: pa.Table, times: Any, false_alarms: float) -> list[str]:
+    comparison = drift.compare(profile, now, times, false_alarms=false_alarms)
     window = Window(UNTIL - timedelta(days=WEEK), UNTIL, drift=comparison, score_drift=comparison, rows=comparison.rows)
     unknown: Any = None
     version = Version(1, "", "", "", UNTIL, "", {})
     champion = Watched(version, unknown, unknown, params.load(), profile, unknown, unknown, unknown, unknown)
     for measure in (measure_drift, measure_prediction, measure_quality):
         measure(window, champion)
-    samples = [one.take(np.linspace(0, one.num_rows - 1, settings.sample).astype(int)) for one in (then, now)]
+    samples = [one.take(np.linspace(0, one.num_rows - 1, SAMPLE_ROWS).astype(int)) for one in (then, now)]
     draw_report(comparison, samples[0], samples[1], until=UNTIL, html=Path("drift.html"))
     return sorted(one.name for one in comparison.moved) if comparison.alarm else []
 

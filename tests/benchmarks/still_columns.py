@@ -68,7 +68,6 @@ def profile(table: pa.Table, times: Times) -> Profile:
         score_times=times,
         until=times[-1].astype(object),
         window=timedelta(days=WEEK),
-        settings=SETTINGS,
     )
 
 

@@ -125,7 +125,6 @@ def watch(p: Params, history: Rows, days: int) -> Watch:
         score_times=held.event_time,
         until=_moment(BEGIN + days * DAY),
         window=timedelta(days=WEEK),
-        settings=p.drift,
     )
     return Watch(p, profile, fitted, then)
 

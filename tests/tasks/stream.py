@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tasks.monitoring import drift
 from tasks.monitoring.drift import Comparison
 from tasks.monitoring.window import Watched
-from tasks.params import Drift, Policy
+from tasks.params import Policy
 from tasks.promotion.registry import Version
 from tasks.training.columns import as_numbers
 from tasks.training.profile import SCORE_COLUMN, Profile, build_profile
@@ -24,7 +24,7 @@ BEGIN = datetime(2024, 1, 1)
 DAY = timedelta(days=1)
 WEEK = 7 * DAY
 PER_DAY = 80
-SETTINGS = Drift(bins=8, levels=20, false_alarms=0.25)
+FALSE_ALARMS = 0.25
 IMPORTANCE = {"size": 2.0, "weight": 1.0, "noise": 1.0, "store": 1.0, "count": 0.1, "volume": 1.0}
 Times = NDArray[np.datetime64]
 
@@ -57,7 +57,6 @@ def profile(table: pa.Table, times: Times, *, window: timedelta = WEEK, **change
         "scores": {SCORE_COLUMN: scores(table)},
         "score_times": times,
         "until": BEGIN,
-        "settings": SETTINGS,
     }
     return build_profile(table, times, window=window, **{**given, **changes})
 
@@ -77,7 +76,7 @@ def moved(table: pa.Table, name: str, by: float) -> pa.Table:
 
 
 def compared(of: Profile, table: pa.Table, times: Times) -> Comparison:
-    return drift.compare(of, table, times, false_alarms=SETTINGS.false_alarms)
+    return drift.compare(of, table, times, false_alarms=FALSE_ALARMS)
 
 
 def watched(profile: Profile | None = None, *, min_rows: int = 1) -> Watched:

@@ -52,7 +52,7 @@ def fitted(features: tuple[str, ...], *, rows: Rows = ROWS, rounds: int = 30) ->
 
 def write_history(folder: Path, model: Model) -> None:
     """What the monitor compares windows with: rows before FIRST, the last two weeks of them as the holdout."""
-    p, columns = settings(), list(model.spec.names)
+    columns = list(model.spec.names)
     past = ROWS.take(ROWS.event_time < np.datetime64(FIRST))
     held = past.take(past.event_time >= np.datetime64(FIRST - timedelta(days=14)))
     scores = model.predict(held.table.select(columns))
@@ -67,10 +67,9 @@ def write_history(folder: Path, model: Model) -> None:
         score_times=held.event_time,
         until=FIRST,
         window=timedelta(days=4),
-        settings=p.drift,
     )
     (folder / "profile.json").write_text(made.to_json())
-    write_sample(folder / "reference.parquet", 50, replace(past, table=past.table.select(columns)), held, drawn)
+    write_sample(folder / "reference.parquet", replace(past, table=past.table.select(columns)), held, drawn)
 
 
 @dataclass(frozen=True)

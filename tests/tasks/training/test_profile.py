@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tasks.params import Task
-from tasks.training import joint, windows
+from tasks.training import columns, joint, windows
 from tasks.training.columns import Column, jensen_shannon, to_shares
 from tasks.training.model import Model, import_xgboost, make_spec
 from tasks.training.profile import Profile, to_score_columns
@@ -241,11 +241,11 @@ def test_a_number_that_is_no_number_any_more_is_refused_by_name(values: list[Any
         column(stream.profile(TABLE, TIMES), "size").assign_bins(pa.array(values))
 
 
-def test_a_level_that_the_history_lacks_is_new_and_a_rare_one_is_not() -> None:
+def test_a_level_that_the_history_lacks_is_new_and_a_rare_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [*["common"] * (COUNT - 1), "rare"]
-    settings = stream.SETTINGS.model_copy(update={"levels": 2})
+    monkeypatch.setattr(columns, "LEVELS", 2)
     names = [f"level {i % 5}" for i in range(COUNT - 1)]
-    found = column(stream.profile(pa.table({"t": [*names, "rare"]}), TIMES, settings=settings, importance={}), "t")
+    found = column(stream.profile(pa.table({"t": [*names, "rare"]}), TIMES, importance={}), "t")
     assert (found.levels, len(found.known_values), "rare" in found.known_values) == (("level 0", "level 1"), 6, True)
     assert found.find_new(pa.array(["level 0", "rare", "never", None])).tolist() == [False, False, True, False]
     assert found.assign_bins(pa.array(["level 0", "level 4", "never", None])).tolist() == [0, 2, 3, 4]
