@@ -3,9 +3,8 @@
 An unknown or mistyped key is an error that names the key, the rule and the nearest key that exists.
 """
 
-from tasks.params.file import Params
+from tasks.params.file import Params, load, validate
 from tasks.params.folders import home
-from tasks.params.reading import load, validate
 from tasks.params.sections import (
     FAULT,
     PLACE,

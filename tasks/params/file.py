@@ -1,15 +1,21 @@
-"""The whole of params.yaml as one model, and the rules across its sections."""
+"""The whole of params.yaml as one model: the rules across its sections, and the file read and checked.
+
+An error names the key, the rule, the value and the nearest key that exists.
+"""
 
 import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_args
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
-from tasks.params import sections
-from tasks.params.sections import TAKEN, TIMES, Column
-from tasks.params.values import suggest
+from tasks.params import sections, yamltext
+from tasks.params.sections import TAKEN, TIMES, Column, Section
+from tasks.params.values import spell, suggest
 
 
-class Params(sections.Section):
+class Params(Section):
     clock: sections.Clock
     sources: dict[str, sections.Source]
     contract: dict[str, sections.Table]
@@ -58,11 +64,12 @@ def _check_table(name: str, table: sections.Table, p: Params) -> None:
     timed = p.sources[name].event_time is not None
     if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "spine":
         raise ValueError(f"a table's name is a letter, then letters, digits and _, and not spine, but got {name!r}")
-    if taken := sorted(table.columns.keys() & {*TAKEN, *(() if timed else TIMES)}):
+    allowed = TIMES if timed else ()
+    if taken := [field for field in table.columns if field not in allowed and field.lower() in (*TAKEN, *TIMES)]:
         raise ValueError(f"contract.{name}.columns must not be called {taken}: rename them by sources.{name}.derive")
     if outcomes := [field for field, column in table.columns.items() if column.outcome and not timed]:
         raise ValueError(f"contract.{name} has outcomes {outcomes}, so sources.{name}.event_time must be given")
-    if unknown := [field for field in table.key if field not in {*table.columns, *(TIMES[:1] if timed else ())}]:
+    if unknown := [field for field in table.key if field not in {*table.columns, *allowed[:1]}]:
         near = suggest(unknown[0], table.columns)
         raise ValueError(f"contract.{name}.key must name its columns, but {unknown} are none{near}")
     if optional := [field for field in table.key if field in table.columns and not table.columns[field].required]:
@@ -87,8 +94,6 @@ def _check_names(name: str, table: sections.Table, source: sections.Source) -> N
             )
         if not column.strip() or not column.isprintable():
             raise ValueError(f"contract.{name}.columns must have names that can be read, but got {column!r}")
-    if taken := [column for column in table.columns if column not in TIMES and column.lower() in (*TAKEN, *TIMES)]:
-        raise ValueError(f"contract.{name}.columns must not be called {taken}: rename them by sources.{name}.derive")
     if table.version is not None and table.version not in table.columns:
         near = suggest(table.version, table.columns)
         raise ValueError(f"contract.{name}.version must name one of its columns, but got {table.version!r}{near}")
@@ -126,3 +131,66 @@ def _check_spine(p: Params) -> None:
     if unknown := [name for name in p.serving.challenger.sticky if name not in asked]:
         near = suggest(unknown[0], asked)
         raise ValueError(f"serving.challenger.sticky must name spine columns, but {unknown} are none{near}")
+
+
+def load(path: Path | str = "params.yaml") -> Params:
+    """Read and check the file. Raises ValueError that names file, key, rule and value, a line each."""
+    raw, spelled = yamltext.read(Path(path))
+    try:
+        Params.model_validate(raw)
+    except ValidationError as error:
+        for problem in error.errors():
+            _take_spelling(raw, spelled, dict(problem))
+    return validate(raw, str(path))
+
+
+def _take_spelling(raw: Any, spelled: Any, problem: dict[str, Any]) -> None:
+    """Where a text is wanted, 2024, true or 1e3 is the text that stands there. Nothing is no text, but in a list."""
+    if not problem["loc"] or problem["type"] not in ("string_type", "literal_error", "path_type"):
+        return
+    *path, last = problem["loc"]
+    value = problem["input"]
+    if not isinstance(value, bool | int | float) and not (value is None and isinstance(last, int)):
+        return
+    try:
+        for part in path:
+            raw, spelled = raw[part], spelled[part]
+        text = spelled[last]
+        raw[last] = text if text not in ("", "~") else None
+    except (LookupError, TypeError):  # a place that is no plain path through the file
+        return
+
+
+def validate(raw: Any, name: str = "params.yaml") -> Params:
+    """Check what a file of this name holds. Raises ValueError, a line for each problem."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(dict(problem)) for problem in error.errors()]
+        raise ValueError("\n".join(f"{name}: {line}" for line in lines)) from None
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    place, kind, value = problem["loc"], problem["type"], problem["input"]
+    key = ".".join(map(str, place)) or "the file"
+    if kind == "extra_forbidden":
+        return f"`{key}` is no known key.{_suggest_key(place)}"
+    if kind == "missing":
+        return f"`{key}` is missing."
+    rule = problem["msg"].removeprefix("Value error, ").replace("datetime.timedelta(0)", spell(timedelta(0)))
+    names_value = kind == "value_error" or isinstance(value, dict)  # this project's own messages name their values
+    return f"`{key}`: {rule}" if names_value else f"`{key}`: {rule}, but got {value!r}"
+
+
+def _suggest_key(place: tuple[Any, ...]) -> str:
+    model: Any = Params
+    for part in place[:-1]:
+        fields = getattr(model, "model_fields", {})
+        model = _find_section(fields[part].annotation) if part in fields else model
+    return suggest(str(place[-1]), getattr(model, "model_fields", {})).removeprefix(".")
+
+
+def _find_section(annotation: Any) -> Any:
+    """The section's class inside dict[str, Section] or Section | None."""
+    classes = [_find_section(part) for part in get_args(annotation)] or [annotation]
+    return next((kind for kind in classes if isinstance(kind, type) and issubclass(kind, Section)), annotation)

@@ -62,12 +62,9 @@ def read(path: Path) -> tuple[Any, Any]:
     try:
         return _load(text, _Loader, str(path)), _load(text, _SpellingLoader, str(path))
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path}{_place(error)} is not YAML. {_way_out(error)}") from None
-
-
-def _place(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f", line {mark.line + 1}, column {mark.column + 1}," if mark else ""
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}," if mark else ""
+        raise ValueError(f"{path}{place} is not YAML. {_way_out(error)}") from None
 
 
 def _way_out(error: Exception) -> str:

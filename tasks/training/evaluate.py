@@ -20,7 +20,7 @@ from tasks.data.featurerows import Rows
 from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
 from tasks.runtime import files, stage
-from tasks.training import holdout, metrics, model, profile, split
+from tasks.training import fitting, holdout, metrics, model, profile, split
 from tasks.training.baselines import BASELINES
 from tasks.training.holdout import CANDIDATE
 from tasks.training.model import Floats, Model, Spec
@@ -38,7 +38,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     twin = Model.load(models / "twin.ubj")
     due = rows.take(split.select_holdout(rows.event_time, cuts, labelled))
     held = keep_known_classes(due, twin.spec)
-    seen = rows.take(split.select_training(rows.event_time, cuts.start, p.split, deadline=p.label.deadline) & labelled)
+    seen = fitting.take_training(rows, cuts.start, p)
     scores = twin.predict(held.table)
     predictions = {CANDIDATE: scores}
     for name in p.evaluate.baselines:

@@ -30,9 +30,12 @@ class Stopped(RuntimeError):  # noqa: N818 (it says what happened)
 
 
 def take_training(rows: Rows, cut: datetime, p: Params) -> Rows:
-    """The labelled rows that training up to `cut` may see."""
-    seen = split.select_training(rows.event_time, cut, p.split, deadline=p.label.deadline)
-    return rows.take(seen & model.is_labelled(rows.label))
+    """The labelled rows that training up to `cut` may see. Raises ValueError when there is none."""
+    old_enough = split.select_training(rows.event_time, cut, p.split, deadline=p.label.deadline)
+    seen = old_enough & model.is_labelled(rows.label)
+    if not seen.any():
+        raise ValueError(f"no labelled row lies before {cut}: wait for more data, or shorten split.holdout")
+    return rows.take(seen)
 
 
 def to_booster_params(drawn: dict[str, Any], p: Params, *, classes: int) -> dict[str, Any]:

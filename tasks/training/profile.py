@@ -56,6 +56,7 @@ class Profile:
     scores: tuple[Column, ...]
     contributions: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
     labelled: float | None = None
+    __pydantic_config__ = ConfigDict(ser_json_timedelta="float")  # the file has lengths of time in seconds
 
     @cached_property
     def names(self) -> list[str]:
@@ -67,7 +68,7 @@ class Profile:
         return windows.units_in(self.window)
 
     def to_json(self) -> str:
-        content = ADAPTER.dump_python(self, mode="json")
+        content = TypeAdapter(Profile).dump_python(self, mode="json")
         return json.dumps({"format": FORMAT.mark} | content, separators=(",", ":"))
 
     @staticmethod
@@ -77,10 +78,7 @@ class Profile:
             raise ValueError(f"{path} is missing: run the evaluate stage, which writes it")
         raw = json.loads(path.read_text())
         FORMAT.check(raw.pop("format", None), path)
-        return ADAPTER.validate_python(raw)
-
-
-ADAPTER = TypeAdapter(Profile, config=ConfigDict(ser_json_timedelta="float"))  # a length of time in seconds
+        return TypeAdapter(Profile).validate_python(raw)
 
 
 def build_profile(

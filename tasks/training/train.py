@@ -25,8 +25,7 @@ from tasks.data.manifest import FeaturesManifest
 from tasks.params import Costs, Params, Task
 from tasks.runtime import files, stage
 from tasks.training import calibration, fitting, model, split
-from tasks.training.calibration import Floats
-from tasks.training.model import Model, Spec
+from tasks.training.model import Floats, Model, Spec
 from tasks.training.trials import Tuned
 
 MOST_UNSCORED = 0.01  # share of training rows whose classes may lack an out-of-fold row where margins are calibrated
@@ -40,7 +39,7 @@ def train(p: Params, folder: Path = Path()) -> None:
     tuned = Tuned.load(target / "tuned.json")
     start = split.find_cuts(as_of, p.split, deadline=p.label.deadline).start
     twins = fit_twins(rows, start, tuned, p, seeds=p.train.seeds)
-    shipped = _refit(rows, as_of, tuned, p, twins[0]) if p.train.refit else twins[0]
+    shipped = _refit(rows, as_of, tuned, p, twins[0].spec) if p.train.refit else twins[0]
     shutil.rmtree(target / "twins", ignore_errors=True)
     (target / "twins").mkdir()
     models = {f"twins/{seed}.ubj" if seed else "twin.ubj": twin for seed, twin in enumerate(twins)}
@@ -51,50 +50,25 @@ def train(p: Params, folder: Path = Path()) -> None:
 
 def fit_twins(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, seeds: int) -> list[Model]:
     """The recipe trained up to `cut` with so many seeds, calibrated alike: the first is the one with tune.seed."""
-    stop = threading.Event()
-    works = [partial(fit, rows, cut, tuned, p, seed=seed, threads=1, stop=stop) for seed in range(seeds)]
+    seen, stop = fitting.take_training(rows, cut, p), threading.Event()
+    works = [partial(fit, seen, tuned, p, seed=seed, threads=1, stop=stop) for seed in range(seeds)]
     twins = fitting.run_side_by_side(works, p.stage.threads, stop=stop)
     extras = calibrate(rows, cut, tuned, p, classes=twins[0].spec.classes)
-    return [twin.with_spec(**extras) for twin in twins]
+    return [twin.with_spec(until=cut.isoformat(), **extras) for twin in twins]
 
 
-def _refit(rows: Rows, as_of: datetime, tuned: Tuned, p: Params, twin: Model) -> Model:
-    """The twin's recipe up to as_of, for the classes that the twin was judged on."""
-    is_known = ~np.isnan(twin.spec.encode_label(rows.label))
+def _refit(rows: Rows, as_of: datetime, tuned: Tuned, p: Params, spec: Spec) -> Model:
+    """The twin's recipe up to as_of, with the calibration of its spec, for the classes that it was judged on."""
+    is_known = ~np.isnan(spec.encode_label(rows.label))
     if later := int((model.is_labelled(rows.label) & ~is_known).sum()):
         log.warning("%s rows are of a class that the twin could not learn: left out until it can", later)
-    fitted = fit(rows.take(is_known), as_of, tuned, p, classes=twin.spec.classes)
-    spec = twin.spec
-    return fitted.with_spec(coef=spec.coef, intercept=spec.intercept, threshold=spec.threshold)
+    seen = fitting.take_training(rows.take(is_known), as_of, p)
+    fitted = fit(seen, tuned, p, threads=p.stage.threads, classes=spec.classes)
+    calibration_of_twin = {name: getattr(spec, name) for name in ("coef", "intercept", "threshold")}
+    return fitted.with_spec(until=as_of.isoformat(), **calibration_of_twin)
 
 
 def fit(
-    rows: Rows,
-    cut: datetime,
-    tuned: Tuned,
-    p: Params,
-    *,
-    seed: int = 0,
-    classes: tuple[Any, ...] = (),
-    threads: int | None = None,
-    stop: threading.Event | None = None,
-) -> Model:
-    """A booster on the labelled rows that training up to `cut` may see, without calibration.
-
-    Args:
-        seed: added to tune.seed.
-        classes: of the model, where the rows may lack one.
-        threads: None: stage.threads.
-        stop: ends the fit when it is set.
-    """
-    seen = fitting.take_training(rows, cut, p)
-    if not len(seen):
-        raise ValueError(f"no labelled row lies before {cut}: wait for more data, or shorten split.holdout")
-    fitted = fit_rows(seen, tuned, p, seed=seed, classes=classes, threads=threads or p.stage.threads, stop=stop)
-    return fitted.with_spec(until=cut.isoformat())
-
-
-def fit_rows(
     seen: Rows,
     tuned: Tuned,
     p: Params,
@@ -104,7 +78,13 @@ def fit_rows(
     classes: tuple[Any, ...] = (),
     stop: threading.Event | None = None,
 ) -> Model:
-    """The same on these very rows."""
+    """A booster on these very rows, without calibration.
+
+    Args:
+        seed: added to tune.seed.
+        classes: of the model, where the rows may lack one.
+        stop: ends the fit when it is set.
+    """
     spec = model.make_spec(seen.table, seen.label, task=p.label.task, native=p.train.categories == "native")
     spec, drawn = replace(spec, classes=classes or spec.classes), tuned.params
     data = fitting.make_matrix(spec, seen, drawn, threads=threads)
@@ -155,7 +135,7 @@ def _score_out_of_fold(
     labelled = model.is_labelled(rows.label)
     folds = split.make_folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=labelled)
     folds, stop = split.keep_trained_classes(folds, rows.label, classes), threading.Event()
-    fit_one = partial(fit_rows, tuned=tuned, p=p, classes=classes, threads=1, stop=stop)
+    fit_one = partial(fit, tuned=tuned, p=p, classes=classes, threads=1, stop=stop)
     works = [partial(fit_one, rows.take(fold.train)) for fold in folds]
     margins, codes = [], []
     for fold, fitted in zip(folds, fitting.run_side_by_side(works, p.stage.threads, stop=stop), strict=True):

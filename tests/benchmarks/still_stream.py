@@ -30,7 +30,7 @@ from tasks.params import Params
 from tasks.promotion.contest import estimate_loss, row_losses
 from tasks.promotion.interval import Estimate
 from tasks.promotion.registry import Version
-from tasks.training import train
+from tasks.training import fitting, train
 from tasks.training.columns import as_numbers
 from tasks.training.model import Model
 from tasks.training.profile import SCORE_COLUMN, Profile, build_profile
@@ -110,7 +110,7 @@ def _moment(time: np.datetime64) -> datetime:
 def watch(p: Params, history: Rows, days: int) -> Watch:
     """Trained on all but the newest days of the history, which stand for its holdout."""
     cut = BEGIN + (days - HELD) * DAY
-    fitted = train.fit(history, _moment(cut), TUNED, p)
+    fitted = train.fit(fitting.take_training(history, _moment(cut), p), TUNED, p, threads=p.stage.threads)
     held = _at(history, np.flatnonzero(history.event_time >= cut))
     there = ~np.isnan(held.label)
     losses = row_losses(held.label[there], fitted.predict(held.table)[there], metric=p.gate.metric)

@@ -12,7 +12,7 @@ import pytest
 from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.promotion.contest import row_losses
-from tasks.training import evaluate, model, train, tune
+from tasks.training import evaluate, fitting, model, train, tune
 from tasks.training.holdout import Holdout
 from tasks.training.model import Model
 from tests.tasks import small
@@ -126,7 +126,8 @@ def test_the_center_is_a_label_and_the_scale_a_power_of_two(label: list[float], 
 def test_a_model_file_carries_its_center(tmp_path: Path) -> None:
     rows = whole_numbers(offset=OFFSET)
     p = small.settings("regression")
-    one = train.fit(rows, datetime.fromisoformat("2024-03-01"), small.by_hand({}, rounds=3), p)
+    seen = fitting.take_training(rows, datetime.fromisoformat("2024-03-01"), p)
+    one = train.fit(seen, small.by_hand({}, rounds=3), p, threads=1)
     path = tmp_path / "model.ubj"
     path.write_bytes(one.to_bytes())
     again = Model.load(path)

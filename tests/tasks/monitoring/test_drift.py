@@ -24,7 +24,7 @@ from tasks.params import Task
 from tasks.training.model import Model, import_xgboost, make_spec
 from tasks.training.profile import SCORE_COLUMN, Profile, to_score_columns
 from tests.tasks import small, stream
-from tests.tasks.stream import BEGIN, PER_DAY, SETTINGS, WEEK, Times
+from tests.tasks.stream import BEGIN, FALSE_ALARMS, PER_DAY, WEEK, Times
 
 PAST = 91  # days
 TABLE, TIMES = stream.made(PAST + 7, seed=2)  # whose last week is one of the many that are quiet
@@ -60,7 +60,7 @@ def told(of: Comparison, scores: Comparison | None = None, *, whole: bool = True
 
 def test_a_stream_that_does_not_change_alarms_at_about_the_stated_rate() -> None:
     """Streams of their own, a history and the week after it each: the alarms are binomial."""
-    streams, share = 80, SETTINGS.false_alarms * 7 / 30
+    streams, share = 80, FALSE_ALARMS * 7 / 30
     alarms = sum(stream.compared(*_split(*stream.made(63, seed=seed, per_day=30), 56)).alarm for seed in range(streams))
     low, high = stats.binom.ppf([0.0005, 0.9995], streams, share)
     assert low <= alarms <= high + 0.05 * streams  # the threshold is an estimate of 8 windows, too
@@ -96,7 +96,7 @@ def test_below_three_windows_of_history_nothing_alarms(days: int) -> None:
 def test_the_threshold_of_a_short_history_is_extrapolated_above_all_that_it_shows() -> None:
     """Of three windows none tells what happens once in seventeen."""
     of = stream.profile(TABLE.slice(0, 22 * PER_DAY), TIMES[: 22 * PER_DAY])
-    usual = History(of, SETTINGS.false_alarms, of.columns, with_terms=True)
+    usual = History(of, FALSE_ALARMS, of.columns, with_terms=True)
     seen = usual.signal(usual.own)
     told_by_number = 1 / (usual.windows + 1)
     assert usual.windows == pytest.approx(22 / 7)
@@ -107,7 +107,7 @@ def test_the_threshold_of_a_short_history_is_extrapolated_above_all_that_it_show
 
 
 def test_the_threshold_of_a_long_history_is_a_quantile_of_it() -> None:
-    one = History(stream.profile(*stream.made(140, seed=4)), SETTINGS.false_alarms, PROFILE.columns, with_terms=True)
+    one = History(stream.profile(*stream.made(140, seed=4)), FALSE_ALARMS, PROFILE.columns, with_terms=True)
     usual = replace(one, columns=one.profile.columns)
     seen = usual.signal(usual.own)
     assert usual.threshold == np.quantile(seen, 1 - usual.share, method="higher")
@@ -186,8 +186,7 @@ def test_a_column_of_no_importance_can_still_alarm() -> None:
 def test_predictions_that_move_are_found() -> None:
     scores = stream.scores(NOW)
     quiet, moved = (
-        drift.compare_scores(PROFILE, each, NOW_TIMES, false_alarms=SETTINGS.false_alarms)
-        for each in (scores, np.sqrt(scores))
+        drift.compare_scores(PROFILE, each, NOW_TIMES, false_alarms=FALSE_ALARMS) for each in (scores, np.sqrt(scores))
     )
     assert (quiet.alarm, moved.alarm) == (False, True)
     assert told(found(NOW), moved)["prediction"].alarm
@@ -199,8 +198,8 @@ def test_the_predictions_of_each_class_are_held_against_their_own() -> None:
     classes = ("early", "very late", "fair")
     of = stream.profile(TABLE.slice(0, CUT), TIMES[:CUT], scores=to_score_columns(three[:CUT], classes))
     now = three[CUT:]
-    assert not drift.compare_scores(of, now, NOW_TIMES, false_alarms=SETTINGS.false_alarms).alarm
-    moved = drift.compare_scores(of, now[:, [0, 2, 1]], NOW_TIMES, false_alarms=SETTINGS.false_alarms)
+    assert not drift.compare_scores(of, now, NOW_TIMES, false_alarms=FALSE_ALARMS).alarm
+    moved = drift.compare_scores(of, now[:, [0, 2, 1]], NOW_TIMES, false_alarms=FALSE_ALARMS)
     assert {each.name for each in moved.moved} == {"_score very late", "_score fair"}
 
 
@@ -382,7 +381,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
     of, now = stream.profile(table.slice(0, CUT), TIMES[:CUT]), stream.moved(table.slice(CUT), "noise", 0.8)
     window = now.drop_columns(["size"])
     moved = stream.compared(of, window, NOW_TIMES)
-    said = drift.compare_scores(of, stream.scores(now), NOW_TIMES, false_alarms=SETTINGS.false_alarms)
+    said = drift.compare_scores(of, stream.scores(now), NOW_TIMES, false_alarms=FALSE_ALARMS)
     shown = sample(now).set_column(0, "size", pa.nulls(400, pa.float32()))
     for _ in range(2):
         page = report.draw_report(

@@ -232,12 +232,12 @@ def test_a_setting_that_dvc_wants_is_asked_for_before_the_first_stage_and_its_de
     """DVC keeps nothing of a stage whose parameters are not all in params.yaml, and says so after the stage has run."""
     made = make_world(task, days=3)
     shutil.copy(ROOT / "dvc.yaml", made.folder)
-    for section, key in (("evaluate", "costs"), ("train", "device")):
+    for section, key in (("evaluate", "costs"), ("tune", "seed")):
         made.raw[section].pop(key)
-    with pytest.raises(ValueError, match=r"lacks evaluate\.costs, train\.device") as refusal:
+    with pytest.raises(ValueError, match=r"lacks evaluate\.costs, tune\.seed") as refusal:
         stage.check_settings(made.params(), made.folder)
     told = dict(line.split(": ") for line in re.findall(r"`([^`]+)`", str(refusal.value)))
-    assert told == {"evaluate.costs": "null", "train.device": "cpu"}
+    assert told == {"evaluate.costs": "null", "tune.seed": "0"}
     stage.check_settings(made.params(**{name: yaml.safe_load(value) for name, value in told.items()}), made.folder)
 
 

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,7 @@ def test_a_foreign_xgboost_model_is_refused(binary: Model, tmp_path: Path) -> No
 def test_a_model_of_another_version_is_refused_with_the_way_out(
     mark: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "FORMAT", mark)
+    monkeypatch.setattr(model, "FORMAT", SimpleNamespace(mark=mark))
     path = saved(fitted(), tmp_path)
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"model.ubj is in format .*, but this evergreen reads model/1. Use the"):

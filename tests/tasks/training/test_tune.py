@@ -246,7 +246,7 @@ def one_by_hand(p: Params, folder: Path) -> float:
     total, count = 0.0, 0
     for fold in split.make_folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there):
         train_rows, valid = rows.take(fold.train), rows.take(fold.valid)
-        losses = [loss(train.fit_rows(train_rows, replace(tuned, rounds=n), p, threads=1), valid) for n in range(1, 41)]
+        losses = [loss(train.fit(train_rows, replace(tuned, rounds=n), p, threads=1), valid) for n in range(1, 41)]
         total, count = total + min(losses) * len(valid), count + len(valid)
     return pytest.approx(total / count, rel=1e-4)  # type: ignore[return-value]
 

@@ -122,7 +122,7 @@ def test_relations_raise_no_threshold_where_nothing_parts() -> None:
     """So what was found without them is found with them."""
     joint = replace(PROFILE.joint, relations=())
     with_them, without = (
-        History(profile, stream.SETTINGS.false_alarms, profile.columns, with_terms=True).threshold
+        History(profile, stream.FALSE_ALARMS, profile.columns, with_terms=True).threshold
         for profile in (PROFILE, replace(PROFILE, joint=joint))
     )
     assert with_them == without
