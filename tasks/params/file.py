@@ -11,11 +11,10 @@ from typing import Any, get_args
 from pydantic import ValidationError, model_validator
 
 from tasks.params import sections, yamltext
-from tasks.params.sections import TAKEN, TIMES, Column, Section
 from tasks.params.values import spell, suggest
 
 
-class Params(Section):
+class Params(sections.Section):
     clock: sections.Clock
     sources: dict[str, sections.Source]
     contract: dict[str, sections.Table]
@@ -64,8 +63,8 @@ def _check_table(name: str, table: sections.Table, p: Params) -> None:
     timed = p.sources[name].event_time is not None
     if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "spine":
         raise ValueError(f"a table's name is a letter, then letters, digits and _, and not spine, but got {name!r}")
-    allowed = TIMES if timed else ()
-    if taken := [field for field in table.columns if field not in allowed and field.lower() in (*TAKEN, *TIMES)]:
+    allowed, reserved = sections.TIMES if timed else (), (*sections.TAKEN, *sections.TIMES)
+    if taken := [field for field in table.columns if field not in allowed and field.lower() in reserved]:
         raise ValueError(f"contract.{name}.columns must not be called {taken}: rename them by sources.{name}.derive")
     if outcomes := [field for field, column in table.columns.items() if column.outcome and not timed]:
         raise ValueError(f"contract.{name} has outcomes {outcomes}, so sources.{name}.event_time must be given")
@@ -103,7 +102,7 @@ def _check_names(name: str, table: sections.Table, source: sections.Source) -> N
         raise ValueError(f"contract.{name}.version must be known with its row, but {table.version!r} is an outcome")
 
 
-def _check_reference(name: str, column: Column, others: dict[str, sections.Table]) -> None:
+def _check_reference(name: str, column: sections.Column, others: dict[str, sections.Table]) -> None:
     if not column.references:
         return
     table, _, field = column.references.partition(".")
@@ -193,4 +192,4 @@ def _suggest_key(place: tuple[Any, ...]) -> str:
 def _find_section(annotation: Any) -> Any:
     """The section's class inside dict[str, Section] or Section | None."""
     classes = [_find_section(part) for part in get_args(annotation)] or [annotation]
-    return next((kind for kind in classes if isinstance(kind, type) and issubclass(kind, Section)), annotation)
+    return next((kind for kind in classes if isinstance(kind, type) and issubclass(kind, sections.Section)), annotation)

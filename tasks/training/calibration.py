@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from tasks import log
 from tasks.training.digits import round_digits
+from tasks.training.model import Floats
 
-Floats = NDArray[np.float64]
 Family = Literal["none", "temperature", "bias", "vector", "matrix"]
 FAMILIES: tuple[Family, ...] = ("temperature", "bias", "vector", "matrix")  # from few numbers to many
 BLOCKS = 5  # contiguous in time: each is scored by maps of the other four
@@ -96,32 +96,32 @@ def _find_most_probable(margins: Floats, codes: NDArray[np.int64], family: Famil
     from threadpoolctl import threadpool_limits
 
     classes = margins.shape[1]
-    biased = family != "temperature"
-    free = np.eye(classes, dtype=bool) & (family == "vector") | (family == "matrix")  # beside the common slope
+    inputs = np.column_stack([margins, np.ones(len(margins))])  # the last column is for the biases
+    free = np.eye(classes, classes + 1, dtype=bool) & (family == "vector") | (family == "matrix")
+    free[:, -1] = family != "temperature"
     outcome = np.eye(classes)[codes]
 
-    def unpack(numbers: Floats) -> tuple[Floats, Floats]:
-        extra = np.zeros((classes, classes))
-        extra[free] = numbers[1 : 1 + free.sum()]
-        return extra, numbers[1 + free.sum() :] if biased else np.zeros(classes)
+    def unpack(numbers: Floats) -> Floats:
+        """What is added to the common slope, and the biases (classes, classes + 1)."""
+        added = np.zeros(free.shape)
+        added[free] = numbers[1:]
+        return added
 
     def loss(numbers: Floats) -> tuple[float, Floats]:
-        extra, bias = unpack(numbers)
-        logs = _log_shares(margins @ (numbers[0] * np.eye(classes) + extra).T + bias)
-        residual = np.exp(logs) - outcome
-        slopes = residual.T @ margins
-        penalty = (np.square(extra).sum() + np.square(bias).sum()) / (2 * PRIOR_DEVIATION**2)
-        by_bias = [residual.sum(axis=0) + bias / PRIOR_DEVIATION**2] if biased else []
-        gradient = np.concatenate([[np.trace(slopes)], (slopes + extra / PRIOR_DEVIATION**2)[free], *by_bias])
+        added = unpack(numbers)
+        logs = _log_shares(numbers[0] * margins + inputs @ added.T)
+        slopes = (np.exp(logs) - outcome).T @ inputs
+        penalty = np.square(added).sum() / (2 * PRIOR_DEVIATION**2)
+        gradient = np.concatenate([[np.trace(slopes)], (slopes + added / PRIOR_DEVIATION**2)[free]])
         return float((penalty - logs[outcome == 1].sum()) / len(codes)), gradient / len(codes)
 
-    start = np.zeros(1 + free.sum() + (classes if biased else 0))
+    start = np.zeros(1 + free.sum())
     start[0] = 1.0
     bounds = [(LEAST_SLOPE, None)] + [(None, None)] * (len(start) - 1)
     with threadpool_limits(1):  # threads would end the sums in other digits
         best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"gtol": 1e-7}).x
-    extra, bias = unpack(best)
-    return best[0] * np.eye(classes) + extra, bias, float(best[0])
+    added = unpack(best)
+    return best[0] * np.eye(classes) + added[:, :-1], added[:, -1], float(best[0])
 
 
 def log_losses(margins: Floats, codes: NDArray[np.int64]) -> Floats:
@@ -152,4 +152,4 @@ def _log_shares(scores: Floats) -> Floats:
 
 def _rounded(values: Floats) -> Floats:
     """Ten digits: further ones differ between machines."""
-    return np.asarray([round_digits(value, 10) for value in values.ravel()]).reshape(values.shape)
+    return np.asarray([round_digits(float(value), 10) for value in values.ravel()]).reshape(values.shape)

@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks.training import windows
-from tasks.training.digits import to_tuples
+from tasks.training import digits, windows
 from tasks.training.windows import Codes, Floats
 
 BINS = 16  # of a number's distribution
@@ -119,7 +118,7 @@ def profile_column(name: str, values: Any, units: Codes, span: int) -> Column:
     if not is_text and worst[1] > MOST_NEW_SHARE:
         column, worst[1] = replace(column, known_values=()), 0.0
     counts_of_all = tuple(by_unit.sum(axis=0).tolist())
-    return replace(column, counts=counts_of_all, history=to_tuples(history), worst=to_tuples(worst))
+    return replace(column, counts=counts_of_all, history=digits.to_tuples(history), worst=digits.to_tuples(worst))
 
 
 def _bin_numbers(name: str, values: Any) -> Column:

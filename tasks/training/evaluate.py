@@ -15,14 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import log
-from tasks.data import featurerows, featuresql
-from tasks.data.featurerows import Rows
-from tasks.data.manifest import FeaturesManifest
+from tasks.data import featuresql, manifest
+from tasks.data.featurerows import Rows, read_rows
 from tasks.params import Params
 from tasks.runtime import files, stage
-from tasks.training import fitting, holdout, metrics, model, profile, split
-from tasks.training.baselines import BASELINES
-from tasks.training.holdout import CANDIDATE
+from tasks.training import baselines, fitting, holdout, metrics, model, profile, split
 from tasks.training.model import Floats, Model, Spec
 
 SAMPLE_ROWS = 4000  # of the history, in reference.parquet, which the drift report draws
@@ -32,7 +29,7 @@ SHAP_ROWS = 1000  # of the holdout: exact SHAP values of deep trees take about 3
 def evaluate(p: Params, folder: Path = Path()) -> None:
     """Write the reports. Raises ValueError when history does not reach behind the holdout."""
     source, models, reports = (folder / path for path in (p.paths.features, p.paths.models, p.paths.reports))
-    rows, as_of = featurerows.read_rows(source), FeaturesManifest.read(source).as_of
+    rows, as_of = read_rows(source), manifest.FeaturesManifest.read(source).as_of
     featuresql.check_slices(p.evaluate.slices, rows.table.column_names)
     cuts, labelled = split.find_cuts(as_of, p.split, deadline=p.label.deadline), model.is_labelled(rows.label)
     twin = Model.load(models / "twin.ubj")
@@ -40,11 +37,11 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     held = keep_known_classes(due, twin.spec)
     seen = fitting.take_training(rows, cuts.start, p)
     scores = twin.predict(held.table)
-    predictions = {CANDIDATE: scores}
+    predictions = {holdout.CANDIDATE: scores}
     for name in p.evaluate.baselines:
-        predictions[name] = BASELINES[name](seen, held, twin.spec, p.stage.threads)
+        predictions[name] = baselines.BASELINES[name](seen, held, twin.spec, p.stage.threads)
     board = {name: metrics.measure(twin.spec, held.label, values) for name, values in predictions.items()}
-    board[CANDIDATE] |= {"unseen_class_rows": len(due) - len(held)} if p.label.task == "multiclass" else {}
+    board[holdout.CANDIDATE] |= {"unseen_class_rows": len(due) - len(held)} if p.label.task == "multiclass" else {}
     contributions = twin.contributions(held.table.take(profile.draw_evenly(len(held), SHAP_ROWS)))
     importances = metrics.list_importances(twin.spec, contributions)
     _write_board(p, reports, board)
@@ -53,7 +50,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     for curve, draw in (("roc", metrics.draw_roc), ("calibration", metrics.draw_calibration)):
         metrics.write_csv(reports / "curves" / f"{curve}.csv", draw(twin.spec, held.label, scores))
     for path in sorted((models / "twins").glob("*.ubj")):
-        predictions[f"{CANDIDATE}_{path.stem}"] = Model.load(path).predict(held.table)
+        predictions[f"{holdout.CANDIDATE}_{path.stem}"] = Model.load(path).predict(held.table)
     # A number such as 1e9 + delay has more digits than float32 holds.
     kind: type[np.floating[Any]] = np.float64 if p.label.task == "regression" else np.float32
     rounded = {name: values.astype(kind) for name, values in predictions.items()}
@@ -65,7 +62,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     made = _profile_history(p, history, as_of, held, columns, importance, contributions)
     files.publish_text(reports / "profile.json", made.to_json())
     write_sample(reports / "reference.parquet", history, held, columns)
-    brief = ", ".join(f"{name} {value:g}" for name, value in list(board[CANDIDATE].items())[:4])
+    brief = ", ".join(f"{name} {value:g}" for name, value in list(board[holdout.CANDIDATE].items())[:4])
     log.info("holdout %s to %s: %s", cuts.start, cuts.end, brief)
 
 
@@ -90,9 +87,9 @@ def _write_board(p: Params, reports: Path, board: dict[str, dict[str, float]]) -
         name: {metric: scores[metric] for metric in sorted({p.gate.metric, "auc", "mae"} & scores.keys())}
         for name, scores in board.items()
     }
-    headline = glance.pop(CANDIDATE)
+    headline = glance.pop(holdout.CANDIDATE)
     others = {f"{name}.{metric}": value for name, scores in glance.items() for metric, value in scores.items()}
-    files.publish_json(reports / "metrics.json", board[CANDIDATE] | others)
+    files.publish_json(reports / "metrics.json", board[holdout.CANDIDATE] | others)
     files.publish_json(reports / "headline.json", {"holdout": headline})
     rows: list[dict[str, Any]] = [{"model": name} | scores for name, scores in board.items()]
     files.publish_json(reports / "leaderboard.json", sorted(rows, key=lambda row: row[p.gate.metric]))

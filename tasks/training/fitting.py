@@ -16,7 +16,6 @@ import numpy as np
 from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.training import model, split
-from tasks.training.model import Floats, Spec
 
 T = TypeVar("T")
 METRIC = {"binary": "logloss", "multiclass": "mlogloss", "regression": "rmse"}
@@ -47,7 +46,7 @@ def to_booster_params(drawn: dict[str, Any], p: Params, *, classes: int) -> dict
     return fixed | {name: value for name, value in drawn.items() if name != "class_weight"}
 
 
-def make_matrix(spec: Spec, rows: Rows, drawn: dict[str, Any], *, threads: int, ref: Any = None) -> Any:
+def make_matrix(spec: model.Spec, rows: Rows, drawn: dict[str, Any], *, threads: int, ref: Any = None) -> Any:
     """Rows → XGBoost's binned matrix, with labels.
 
     Args:
@@ -110,7 +109,7 @@ class Binned:
 
     train: Any
     valid: Any
-    codes: Floats
+    codes: model.Floats
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class Folds:
         labelled = model.is_labelled(rows.label)
         folds = split.make_folds(rows.event_time, start, p.split, deadline=p.label.deadline, labelled=labelled)
         used = rows.take(np.any([fold.train | fold.valid for fold in folds], axis=0))
-        self.spec: Spec = model.make_spec(
+        self.spec: model.Spec = model.make_spec(
             used.table, used.label, task=p.label.task, native=p.train.categories == "native"
         )
         if self.spec.classes:
@@ -175,7 +174,7 @@ class Folds:
         return Binned(data, held_out, spec.encode_label(train.label))
 
 
-def thin_rows(rows: Rows, most: int | None, spec: Spec) -> Rows:
+def thin_rows(rows: Rows, most: int | None, spec: model.Spec) -> Rows:
     """At most so many rows, evenly over time: to rank parameters, not all of history is needed.
 
     More where a class is rare: at least 200 of its rows, or all that there are, since the classes keep their shares.
@@ -190,7 +189,7 @@ def thin_rows(rows: Rows, most: int | None, spec: Spec) -> Rows:
 
 
 def fit_folds(
-    drawn: dict[str, Any], parts: Iterable[Binned], spec: Spec, p: Params, watch: Callable[[Progress, int], Any]
+    drawn: dict[str, Any], parts: Iterable[Binned], spec: model.Spec, p: Params, watch: Callable[[Progress, int], Any]
 ) -> tuple[Progress, int]:
     """Fits the folds one after the other: what they came to, and the mean of their best rounds.
 
@@ -223,7 +222,7 @@ def fit_fold(settings: dict[str, Any], binned: Binned, p: Params, watcher: Any) 
     )
 
 
-def _weigh_classes(binned: Binned, spec: Spec, strength: float) -> None:
+def _weigh_classes(binned: Binned, spec: model.Spec, strength: float) -> None:
     """Weighs the classes in training, and takes the weights out of what is scored.
 
     Weights shift all margins alike, which calibration would undo. So each matrix begins at its own classes' shares

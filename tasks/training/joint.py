@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks.training import moderation, windows
+from tasks.training import digits, moderation, windows
 from tasks.training.columns import Column, as_array, as_numbers
-from tasks.training.digits import to_tuples
 from tasks.training.windows import Codes, Floats
 
 MOST_INDICATORS = 8  # levels of a category that take part
@@ -118,11 +117,11 @@ def profile_joint(table: pa.Table, columns: Sequence[Column], units: Codes, span
     unrelated, outside = moderation.simulate_unrelated(_standardise_rest(by_unit, inverse), span)
     return replace(
         joint,
-        inverse=to_tuples(inverse),
-        history=to_tuples(history),
-        relations=to_tuples(fill_constant(np.array(relations))),
-        unrelated=to_tuples(unrelated),
-        outside=to_tuples(outside[windows.find_usable(units, span)]),
+        inverse=digits.to_tuples(inverse),
+        history=digits.to_tuples(history),
+        relations=digits.to_tuples(fill_constant(np.array(relations))),
+        unrelated=digits.to_tuples(unrelated),
+        outside=digits.to_tuples(outside[windows.find_usable(units, span)]),
     )
 
 

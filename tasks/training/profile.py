@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 
 from tasks.runtime.files import Format
-from tasks.training import windows
+from tasks.training import digits, windows
 from tasks.training.columns import Column, profile_column
-from tasks.training.digits import to_tuples
 from tasks.training.joint import Joint, profile_joint
 from tasks.training.windows import Floats, Times
 
@@ -118,7 +117,7 @@ def build_profile(
         weights=tuple(round(importance.get(name, 0.0) / total, 6) for name in names),
         joint=profile_joint(table, columns, units, span),
         scores=tuple(profile_column(name, array, score_units, span) for name, array in arrays.items()),
-        contributions=to_tuples(contributions),
+        contributions=digits.to_tuples(contributions),
         labelled=labelled,
     )
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from tasks import log
 from tasks.data import timeline
-from tasks.data.timeline import Span
 from tasks.params import Split, spell
 
 Mask = NDArray[np.bool_]
@@ -91,7 +90,7 @@ def make_folds(event_time: Times, cut: datetime, split: Split, *, deadline: time
     return listed
 
 
-def _way_out(labelled: Times, span: Span, split: Split, *, deadline: timedelta) -> str:
+def _way_out(labelled: Times, span: timeline.Span, split: Split, *, deadline: timedelta) -> str:
     """Of a fold that lacks rows: is the history too short, or is there a gap where its rows should be?"""
     earlier = select_between(labelled, None, span.begin - deadline)
     if not earlier.any():
@@ -105,7 +104,7 @@ def _way_out(labelled: Times, span: Span, split: Split, *, deadline: timedelta) 
             f"labelled rows lie up to {spell(gap.days)} apart (from {gap.begin} to {gap.end}). Set split.fold to "
             f"{spell(gap.days)} or more."
         )
-    gap = Span(labelled[earlier].max().astype("datetime64[us]").item(), span.begin)
+    gap = timeline.Span(labelled[earlier].max().astype("datetime64[us]").item(), span.begin)
     return (
         f"no labelled row lies between {gap.begin} and {gap.end} less label.deadline. Set split.window to "
         f"{spell(gap.days)} or more, or to null."

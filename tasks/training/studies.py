@@ -24,15 +24,12 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna import distributions
-from optuna.trial import FrozenTrial, TrialState
 
 from tasks import log, params
 from tasks.data import features, periods
 from tasks.params import Params, Range
 from tasks.runtime import files, locks
 from tasks.training import fitting, model, split
-from tasks.training.fitting import Progress
 from tasks.training.trials import Trial
 
 CODE = periods.hash_code(__file__, *(str(one.__file__) for one in (features, fitting, model, split)))  # decide a trial
@@ -103,11 +100,11 @@ def _bounds(dimension: Range) -> tuple[Any, Any]:
     return kind(dimension.low or 0.0), kind(dimension.high or 0.0)  # neither is None: params.Range saw to that
 
 
-def to_distribution(dimension: Range) -> distributions.BaseDistribution:
+def to_distribution(dimension: Range) -> optuna.distributions.BaseDistribution:
     """A dimension of the search as Optuna knows it."""
     if dimension.choice:
-        return distributions.CategoricalDistribution(dimension.choice)
-    kind = distributions.IntDistribution if dimension.integer else distributions.FloatDistribution
+        return optuna.distributions.CategoricalDistribution(dimension.choice)
+    kind = optuna.distributions.IntDistribution if dimension.integer else optuna.distributions.FloatDistribution
     return kind(*_bounds(dimension), log=dimension.log)
 
 
@@ -157,12 +154,17 @@ def is_behind(own: Curve, elders: Sequence[Curve], *, rounds: int) -> bool:
 
 def read_curves(study: optuna.Study) -> list[Curve]:
     """Of the trials that have ended."""
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     return [Curve(trial.intermediate_values, trial.params.get("eta", 1.0)) for trial in ended]
 
 
 def watch_trial(
-    trial: optuna.Trial, elders: Sequence[Curve], p: Params, stop: threading.Event, progress: Progress, rows: int
+    trial: optuna.Trial,
+    elders: Sequence[Curve],
+    p: Params,
+    stop: threading.Event,
+    progress: fitting.Progress,
+    rows: int,
 ) -> Any:
     """XGBoost's callback for one fold: it reports the score so far every few rounds, and prunes a trial that is behind.
 
@@ -221,7 +223,7 @@ def read_lines(path: Path) -> list[str]:
     return whole
 
 
-def to_row(trial: FrozenTrial) -> Trial:
+def to_row(trial: optuna.trial.FrozenTrial) -> Trial:
     """A trial as plain data, without anything of the clock."""
     return {
         "number": trial.number,
@@ -248,7 +250,7 @@ def restore_trials(study: optuna.Study, path: Path, p: Params) -> float:
     for row in rows:
         study.add_trial(
             optuna.trial.create_trial(
-                state=TrialState[row["state"]],
+                state=optuna.trial.TrialState[row["state"]],
                 value=row["value"],
                 params=row["params"],
                 distributions={name: space[name] for name in row["params"]},

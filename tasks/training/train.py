@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import log
-from tasks.data import featurerows
-from tasks.data.featurerows import Rows
+from tasks.data.featurerows import Rows, read_rows
 from tasks.data.manifest import FeaturesManifest
 from tasks.params import Costs, Params, Task
 from tasks.runtime import files, stage
@@ -34,7 +33,7 @@ MOST_UNSCORED = 0.01  # share of training rows whose classes may lack an out-of-
 def train(p: Params, folder: Path = Path()) -> None:
     """Write <models>/twin.ubj, twins/ and model.ubj. Raises ValueError for a target with one class."""
     source, target = folder / p.paths.features, folder / p.paths.models
-    rows = featurerows.read_rows(source)
+    rows = read_rows(source)
     as_of = FeaturesManifest.read(source).as_of
     tuned = Tuned.load(target / "tuned.json")
     start = split.find_cuts(as_of, p.split, deadline=p.label.deadline).start

@@ -17,16 +17,13 @@ from functools import partial
 from pathlib import Path
 
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm import tqdm
 
 from tasks import log
-from tasks.data import feasibility, featurerows, featuresql
-from tasks.data.manifest import FeaturesManifest
+from tasks.data import feasibility, featurerows, featuresql, manifest
 from tasks.params import Params
 from tasks.runtime import files, stage
 from tasks.training import fitting, studies, trials
-from tasks.training.fitting import Folds
 
 
 def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
@@ -38,10 +35,10 @@ def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     studies.check_space(p)
     source, reports = folder / p.paths.features, folder / p.paths.reports
-    as_of = FeaturesManifest.read(source).as_of
+    as_of = manifest.FeaturesManifest.read(source).as_of
     rows = featurerows.read_rows(source)
     featuresql.check_slices(p.evaluate.slices, rows.table.column_names)  # evaluate needs them, when all is spent
-    folds = Folds(p, rows, as_of)
+    folds = fitting.Folds(p, rows, as_of)
     study = optuna.create_study()
     with studies.open_log(p, source, as_of, home=home) as path:
         search = Search(p, folds, study, path)
@@ -82,7 +79,7 @@ class Search:
     """A study on folds, and the path of its log."""
 
     p: Params
-    folds: Folds
+    folds: fitting.Folds
     study: optuna.Study
     path: Path
 
@@ -126,8 +123,8 @@ class Search:
         missing = [number for number in numbers if number not in {final.number for final in finals}]
         return sorted([*(final for final in finals if final.number in numbers), *self._fit_finals(missing, path)])
 
-    def _ended(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    def _ended(self) -> list[optuna.trial.FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
 
     def _run_trials(self, numbers: Sequence[int]) -> None:
         """Trials side by side: all are drawn, and pruned, by what the trials before them all came to."""
@@ -136,16 +133,16 @@ class Search:
             self.folds.bin_thinned(trial.params, side)  # with all threads, before they are shared out
         works = [partial(self._score, trial, side, stop) for side, trial in enumerate(trials)]
         for trial, score in zip(trials, fitting.run_side_by_side(works, len(works), stop=stop), strict=True):
-            self.study.tell(trial, score, state=TrialState.PRUNED if score is None else None)
+            self.study.tell(trial, score, state=optuna.trial.TrialState.PRUNED if score is None else None)
 
-    def _ask(self, number: int) -> Trial:
+    def _ask(self, number: int) -> optuna.trial.Trial:
         self.study.sampler = studies.make_sampler(self.p, number)
         dimensions = self.p.tune.space
         if number == 0:
             self.study.enqueue_trial(studies.make_first_trial(dimensions))
         return self.study.ask({name: studies.to_distribution(dimensions[name]) for name in sorted(dimensions)})
 
-    def _score(self, trial: Trial, side: int, stop: threading.Event) -> float | None:
+    def _score(self, trial: optuna.trial.Trial, side: int, stop: threading.Event) -> float | None:
         """The mean of the folds' best validation scores, weighted by their rows; None when the trial was pruned."""
         elders = studies.read_curves(self.study)
         parts = self.folds.bin_thinned(trial.params, side)
