@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from tasks.runtime.formats import KEY, Format
+from tasks.runtime.files import FORMAT_KEY, Format
 
 Floats = NDArray[np.floating[Any]]
 Task = Literal["binary", "multiclass", "regression"]
@@ -168,7 +168,7 @@ class Model:
     def to_bytes(self) -> bytes:
         """The model file: the same model gives the same bytes."""
         spec = json.dumps(asdict(self.spec), sort_keys=True)
-        self.booster.set_attr(**{SPEC_ATTRIBUTE: spec, KEY: FORMAT.mark})
+        self.booster.set_attr(**{SPEC_ATTRIBUTE: spec, FORMAT_KEY: FORMAT.mark})
         return _sealed(bytes(self.booster.save_raw("ubj")))
 
     def write(self, path: Path) -> None:
@@ -185,7 +185,7 @@ class Model:
                 "Copy it again, or train it with tasks.training.train."
             )
         booster = import_xgboost().Booster(model_file=bytearray(raw))
-        FORMAT.check(booster.attr(KEY), path)
+        FORMAT.check(booster.attr(FORMAT_KEY), path)
         return Model(booster, TypeAdapter(Spec).validate_json(booster.attr(SPEC_ATTRIBUTE)))
 
 
