@@ -23,6 +23,7 @@ from tasks import log
 from tasks.data import featurerows, manifest
 from tasks.data.featurerows import Rows
 from tasks.data.manifest import FeaturesManifest
+from tasks.data.timeline import Span
 from tasks.params import Params, to_utc
 from tasks.promotion import gate, ledger
 from tasks.promotion.contest import align_classes, compare_losses, row_losses
@@ -198,10 +199,10 @@ class Case:
         Raises:
             ValueError: The recipe does not work on today's tables.
         """
-        cuts, spec = self._cuts, self.shipped.spec
+        span, spec = self._span, self.shipped.spec
         rows = rebuild_features(recipe, self.p, self.folder, self.rows)
-        table = self._select_holdout(rows.take(split.select_between(rows.event_time, cuts.start, cuts.end))).table
-        models = _choose_models(self.p, recipe, rows, cuts.start - age)
+        table = self._select_holdout(rows.take(split.select_between(rows.event_time, span.begin, span.end))).table
+        models = _choose_models(self.p, recipe, rows, span.begin - age)
         predictions = [align_classes(spec, twin.spec.classes, twin.predict(table)) for twin in models]
         return Opponent(self._measure_losses(predictions), _trained_until(models[0]))
 
@@ -209,7 +210,7 @@ class Case:
         """On the rows that the champion has not seen."""
         unseen = self.holdout.times >= np.datetime64(opponent.until)
         if not unseen.any():
-            seen = f"it has seen all rows up to {opponent.until}, and the holdout ends {self._cuts.end}"
+            seen = f"it has seen all rows up to {opponent.until}, and the holdout ends {self._span.end}"
             return hold(f"The champion cannot be judged yet: {seen}: wait for newer rows.")
         return gate.judge_contest(
             compare_losses(
@@ -225,8 +226,8 @@ class Case:
         )
 
     @property
-    def _cuts(self) -> split.Cuts:
-        return split.find_cuts(self.as_of, self.p.split, deadline=self.p.label.deadline)
+    def _span(self) -> Span:
+        return split.find_holdout(self.as_of, self.p.split, deadline=self.p.label.deadline)
 
     def _select_holdout(self, rows: Rows) -> Rows:
         """The holdout's rows, in its order. Both come from one spine, sorted by time and key."""

@@ -31,11 +31,11 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     source, models, reports = (folder / path for path in (p.paths.features, p.paths.models, p.paths.reports))
     rows, as_of = read_rows(source), manifest.FeaturesManifest.read(source).as_of
     featuresql.check_slices(p.evaluate.slices, rows.table.column_names)
-    cuts, labelled = split.find_cuts(as_of, p.split, deadline=p.label.deadline), model.is_labelled(rows.label)
+    span, labelled = split.find_holdout(as_of, p.split, deadline=p.label.deadline), model.is_labelled(rows.label)
     twin = Model.load(models / "twin.ubj")
-    due = rows.take(split.select_holdout(rows.event_time, cuts, labelled))
+    due = rows.take(split.select_holdout(rows.event_time, span, labelled))
     held = keep_known_classes(due, twin.spec)
-    seen = fitting.take_training(rows, cuts.start, p)
+    seen = fitting.take_training(rows, span.begin, p)
     scores = twin.predict(held.table)
     predictions = {holdout.CANDIDATE: scores}
     for name in p.evaluate.baselines:
@@ -63,7 +63,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     files.publish_text(reports / "profile.json", made.to_json())
     write_sample(reports / "reference.parquet", history, held, columns)
     brief = ", ".join(f"{name} {value:g}" for name, value in list(board[holdout.CANDIDATE].items())[:4])
-    log.info("holdout %s to %s: %s", cuts.start, cuts.end, brief)
+    log.info("holdout %s to %s: %s", span.begin, span.end, brief)
 
 
 def keep_known_classes(held: Rows, spec: Spec) -> Rows:

@@ -136,7 +136,7 @@ class Folds:
     """The folds' rows as numbers, and their binned matrices, each made once for each side and kept."""
 
     def __init__(self, p: Params, rows: Rows, as_of: datetime) -> None:
-        start = split.find_cuts(as_of, p.split, deadline=p.label.deadline).start
+        start = split.find_holdout(as_of, p.split, deadline=p.label.deadline).begin
         labelled = model.is_labelled(rows.label)
         folds = split.make_folds(rows.event_time, start, p.split, deadline=p.label.deadline, labelled=labelled)
         used = rows.take(np.any([fold.train | fold.valid for fold in folds], axis=0))

@@ -19,20 +19,11 @@ from numpy.typing import NDArray
 
 from tasks import log
 from tasks.data import timeline
+from tasks.data.timeline import Span, Times
 from tasks.params import Split, spell
 
 Mask = NDArray[np.bool_]
 MEND_CLASSES = "Use fewer or longer folds, or merge rare classes in label.expression."
-Times = NDArray[np.datetime64]
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """Where the holdout begins and ends; everything that the gate's twins see lies before its start."""
-
-    as_of: datetime
-    start: datetime
-    end: datetime
 
 
 @dataclass(frozen=True)
@@ -41,9 +32,9 @@ class Fold:
     valid: Mask
 
 
-def find_cuts(as_of: datetime, split: Split, *, deadline: timedelta) -> Cuts:
-    """The holdout is the last `split.holdout` of rows that are mature at as_of."""
-    return Cuts(as_of, as_of - deadline - split.holdout, as_of - deadline)
+def find_holdout(as_of: datetime, split: Split, *, deadline: timedelta) -> Span:
+    """The last `split.holdout` of rows that are mature at as_of. All that the gate's twins see lies before it."""
+    return Span(as_of - deadline - split.holdout, as_of - deadline)
 
 
 def select_between(event_time: Times, start: datetime | None, end: datetime) -> Mask:
@@ -58,16 +49,16 @@ def select_training(event_time: Times, cut: datetime, split: Split, *, deadline:
     return select_between(event_time, start, cut - deadline)
 
 
-def select_holdout(event_time: Times, where: Cuts, labelled: Mask) -> Mask:
+def select_holdout(event_time: Times, span: Span, labelled: Mask) -> Mask:
     """The labelled rows of the holdout. Raises ValueError when history does not reach behind it, or holds no label."""
-    inside: Mask = select_between(event_time, where.start, where.end) & labelled
-    if len(event_time) and np.datetime64(where.start) <= event_time.min():
+    inside: Mask = select_between(event_time, span.begin, span.end) & labelled
+    if len(event_time) and np.datetime64(span.begin) <= event_time.min():
         raise ValueError(
-            f"`split.holdout < history` must hold, but the holdout begins {where.start} and the rows on "
+            f"`split.holdout < history` must hold, but the holdout begins {span.begin} and the rows on "
             f"{event_time.min()}. Shorten split.holdout, or wait for more data."
         )
     if not inside.any():
-        raise ValueError(f"no labelled row lies in the holdout {where.start} to {where.end}: check label and known_at")
+        raise ValueError(f"no labelled row lies in the holdout {span.begin} to {span.end}: check label and known_at")
     return inside
 
 
@@ -90,7 +81,7 @@ def make_folds(event_time: Times, cut: datetime, split: Split, *, deadline: time
     return listed
 
 
-def _way_out(labelled: Times, span: timeline.Span, split: Split, *, deadline: timedelta) -> str:
+def _way_out(labelled: Times, span: Span, split: Split, *, deadline: timedelta) -> str:
     """Of a fold that lacks rows: is the history too short, or is there a gap where its rows should be?"""
     earlier = select_between(labelled, None, span.begin - deadline)
     if not earlier.any():
@@ -104,7 +95,7 @@ def _way_out(labelled: Times, span: timeline.Span, split: Split, *, deadline: ti
             f"labelled rows lie up to {spell(gap.days)} apart (from {gap.begin} to {gap.end}). Set split.fold to "
             f"{spell(gap.days)} or more."
         )
-    gap = timeline.Span(labelled[earlier].max().astype("datetime64[us]").item(), span.begin)
+    gap = Span(labelled[earlier].max().astype("datetime64[us]").item(), span.begin)
     return (
         f"no labelled row lies between {gap.begin} and {gap.end} less label.deadline. Set split.window to "
         f"{spell(gap.days)} or more, or to null."

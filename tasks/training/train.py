@@ -36,7 +36,7 @@ def train(p: Params, folder: Path = Path()) -> None:
     rows = read_rows(source)
     as_of = FeaturesManifest.read(source).as_of
     tuned = Tuned.load(target / "tuned.json")
-    start = split.find_cuts(as_of, p.split, deadline=p.label.deadline).start
+    start = split.find_holdout(as_of, p.split, deadline=p.label.deadline).begin
     twins = fit_twins(rows, start, tuned, p, seeds=p.train.seeds)
     shipped = _refit(rows, as_of, tuned, p, twins[0].spec) if p.train.refit else twins[0]
     shutil.rmtree(target / "twins", ignore_errors=True)

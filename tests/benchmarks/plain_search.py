@@ -39,9 +39,9 @@ def read_folds(p: Params) -> list[Fold]:
     """Categories as codes, which is the faster way here; missing values are NaN."""
     rows = featurerows.read_rows(p.paths.features)
     as_of = FeaturesManifest.read(p.paths.features).as_of
-    where = split.find_cuts(as_of, p.split, deadline=p.label.deadline)
+    where = split.find_holdout(as_of, p.split, deadline=p.label.deadline)
     there = model.is_labelled(rows.label)
-    folds = split.make_folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there)
+    folds = split.make_folds(rows.event_time, where.begin, p.split, deadline=p.label.deadline, labelled=there)
     table = rows.table.to_pandas()
     for name in table.select_dtypes("str"):
         codes = table[name].astype("category").cat.codes

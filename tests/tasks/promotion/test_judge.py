@@ -57,8 +57,8 @@ class Made:
         return featurerows.read_rows(self.folder / self.p.paths.features)
 
     def held(self) -> Rows:
-        rows, where = self.rows(), split.find_cuts(self.as_of, self.p.split, deadline=self.p.label.deadline)
-        return rows.take(split.select_between(rows.event_time, where.start, where.end) & ~np.isnan(rows.label))
+        rows, where = self.rows(), split.find_holdout(self.as_of, self.p.split, deadline=self.p.label.deadline)
+        return rows.take(split.select_between(rows.event_time, where.begin, where.end) & ~np.isnan(rows.label))
 
 
 def run(folder: Path, as_of: datetime, p: Params, tuned: dict[str, Any], *, rows: Rows = ROWS) -> Made:
@@ -302,7 +302,7 @@ def test_the_champions_recipe_is_trained_again_when_the_split_has_changed(
     shorter = run(tmp_path, LATER, settings(**{"split.holdout": "10d"}), GOOD)
     caplog.set_level(logging.INFO)
     found = shelf.judged(shorter, champion)
-    cut = split.find_cuts(LATER, shorter.p.split, deadline=shorter.p.label.deadline).start - (LATER - FIRST)
+    cut = split.find_holdout(LATER, shorter.p.split, deadline=shorter.p.label.deadline).begin - (LATER - FIRST)
     assert f"training its recipe up to {cut}" in caplog.text
     tuned = Tuned.load(old.folder / "models" / "tuned.json")
     expected = train.fit_twins(shorter.rows(), cut, tuned, old.p, seeds=2)

@@ -46,10 +46,17 @@ def rows(seed: int, deadline: timedelta, count: int = 600) -> tuple[Times, Times
     return event, known, (rng.random(count) < 0.95) | (minutes % 360 == 0)
 
 
+def holdout_of(seed: int, setting: Split, deadline: timedelta) -> tuple[Times, Times, Mask, Mask]:
+    """The rows, and which of them are the holdout."""
+    event, known, labelled = rows(seed, deadline)
+    span = split.find_holdout(AS_OF, setting, deadline=deadline)
+    return event, known, labelled, split.select_holdout(event, span, labelled)
+
+
 def folds_of(seed: int, setting: Split, deadline: timedelta) -> list[Fold]:
     event, _, labelled = rows(seed, deadline)
-    where = split.find_cuts(AS_OF, setting, deadline=deadline)
-    return split.make_folds(event, where.start, setting, deadline=deadline, labelled=labelled)
+    where = split.find_holdout(AS_OF, setting, deadline=deadline)
+    return split.make_folds(event, where.begin, setting, deadline=deadline, labelled=labelled)
 
 
 @LAW
@@ -69,9 +76,9 @@ def test_nothing_that_the_twin_learns_from_is_known_in_the_holdout(
     seed: int, setting: Split, deadline: timedelta
 ) -> None:
     event, known, labelled = rows(seed, deadline)
-    where = split.find_cuts(AS_OF, setting, deadline=deadline)
+    where = split.find_holdout(AS_OF, setting, deadline=deadline)
     held = split.select_holdout(event, where, labelled)
-    seen = split.select_training(event, where.start, setting, deadline=deadline)
+    seen = split.select_training(event, where.begin, setting, deadline=deadline)
     assert known[seen].max() < event[held].min()
     assert not (held & seen).any()
 
@@ -81,8 +88,7 @@ def test_nothing_that_the_twin_learns_from_is_known_in_the_holdout(
 def test_the_holdout_is_the_newest_labelled_stretch_whose_labels_had_their_time(
     seed: int, setting: Split, deadline: timedelta
 ) -> None:
-    event, known, labelled = rows(seed, deadline)
-    held = split.select_holdout(event, split.find_cuts(AS_OF, setting, deadline=deadline), labelled)
+    event, known, labelled, held = holdout_of(seed, setting, deadline)
     assert labelled[held].all()
     assert (known[held] < np.datetime64(AS_OF)).all()
     newer = labelled & (event > event[held].max())
@@ -107,8 +113,7 @@ def test_a_fold_learns_only_what_was_known_before_its_validation_begins(
 def test_no_fold_touches_the_holdout_or_what_becomes_known_in_it(
     seed: int, setting: Split, deadline: timedelta
 ) -> None:
-    event, known, labelled = rows(seed, deadline)
-    held = split.select_holdout(event, split.find_cuts(AS_OF, setting, deadline=deadline), labelled)
+    event, known, _, held = holdout_of(seed, setting, deadline)
     for fold in folds_of(seed, setting, deadline):
         assert not (held & (fold.train | fold.valid)).any()
         assert known[fold.train | fold.valid].max() < event[held].min()
@@ -140,14 +145,14 @@ def test_a_holdout_longer_than_history_names_the_way_out() -> None:
     event, _, labelled = rows(0, timedelta(0))
     setting = Split(holdout=timedelta(days=121), folds=1, fold=timedelta(days=1))
     with pytest.raises(ValueError, match=r"`split.holdout < history` must hold, .* Shorten split.holdout"):
-        split.select_holdout(event, split.find_cuts(AS_OF, setting, deadline=timedelta(0)), labelled)
+        split.select_holdout(event, split.find_holdout(AS_OF, setting, deadline=timedelta(0)), labelled)
 
 
 def test_a_holdout_without_a_label_is_an_error() -> None:
     event, _, labelled = rows(0, timedelta(0))
     setting = Split(holdout=timedelta(days=10), folds=1, fold=timedelta(days=1))
     with pytest.raises(ValueError, match=r"no labelled row lies in the holdout .*: check label and known_at"):
-        split.select_holdout(event, split.find_cuts(AS_OF, setting, deadline=timedelta(0)), np.zeros_like(labelled))
+        split.select_holdout(event, split.find_holdout(AS_OF, setting, deadline=timedelta(0)), np.zeros_like(labelled))
 
 
 def test_folds_without_room_name_the_way_out() -> None:
@@ -171,8 +176,8 @@ def test_folds_are_made_of_rows_that_exist_however_long_a_pause_is(day: int, len
     late = timedelta(days=deadline)
     event, labelled = paused(day, length)
     setting = Split(holdout=timedelta(days=10), folds=3, fold=timedelta(days=14))
-    where = split.find_cuts(AS_OF + timedelta(days=length), setting, deadline=late)
-    found = split.make_folds(event, where.start, setting, deadline=late, labelled=labelled)
+    where = split.find_holdout(AS_OF + timedelta(days=length), setting, deadline=late)
+    found = split.make_folds(event, where.begin, setting, deadline=late, labelled=labelled)
     assert len(found) == 3
     for one, later in pairwise(found):
         assert event[one.valid].max() < event[later.valid].min()

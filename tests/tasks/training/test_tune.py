@@ -240,11 +240,11 @@ def one_by_hand(p: Params, folder: Path) -> float:
     tuned = Tuned.load(folder / p.paths.models / "tuned.json")
     rows, where = (
         featurerows.read_rows(folder / p.paths.features),
-        split.find_cuts(small.AS_OF, p.split, deadline=p.label.deadline),
+        split.find_holdout(small.AS_OF, p.split, deadline=p.label.deadline),
     )
     there = model.is_labelled(rows.label)
     total, count = 0.0, 0
-    for fold in split.make_folds(rows.event_time, where.start, p.split, deadline=p.label.deadline, labelled=there):
+    for fold in split.make_folds(rows.event_time, where.begin, p.split, deadline=p.label.deadline, labelled=there):
         train_rows, valid = rows.take(fold.train), rows.take(fold.valid)
         losses = [loss(train.fit(train_rows, replace(tuned, rounds=n), p, threads=1), valid) for n in range(1, 41)]
         total, count = total + min(losses) * len(valid), count + len(valid)
