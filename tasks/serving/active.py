@@ -137,5 +137,9 @@ class Active:
         self.tables = tables
         return f"the state of {newest.as_of} is in use"
 
+    def is_ready(self) -> bool:
+        """Whether rows can be answered."""
+        return self.champion is not None and self.tables is not None
+
     def event_now(self) -> datetime | None:
         return self.tables.state.event_now() if self.tables else None

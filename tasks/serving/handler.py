@@ -5,8 +5,8 @@ as for dozens. Everything in a batch is answered by one champion and from one st
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import accumulate
@@ -29,7 +29,7 @@ from tasks.serving.microbatch import MicroBatches
 from tasks.serving.predict import Answered
 from tasks.serving.schema import make_entry
 from tasks.serving.tables import Tables, hide_personal_data, pii_key_of, subjects_of
-from tasks.serving.traffic import Part
+from tasks.serving.traffic import Job, Part
 from tasks.serving.versions import Champion
 
 SMALL_ROWS = 32  # a request with more rows is a batch of its own, apart from the event loop
@@ -37,42 +37,6 @@ BATCH_ROWS = 64  # rows of requests that are answered together
 Row = Mapping[str, Any]
 Columns = Mapping[str, Sequence[Any]]
 Answers = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Rows that are answered together: which version answers which of them, and how."""
-
-    champion: Champion
-    count: int
-    parts: list[Part]
-    ask: Callable[[Part], Answered]
-    report_failure: Callable[[str, Exception], None]
-
-    def answers(self) -> list[tuple[Part, Answered]]:
-        return [self._answer(part) for part in self.parts if not part.is_shadow]
-
-    def _answer(self, part: Part) -> tuple[Part, Answered]:
-        """Where a challenger cannot answer, the champion does."""
-        try:
-            return part, self.ask(part)
-        except Exception as error:
-            if part.version is self.champion:
-                raise
-            self.report_failure("challenger", error)
-            part = replace(part, version=self.champion, arm="champion")
-            return part, self.ask(part)
-
-    def shadows(self) -> list[tuple[Part, Answered]]:
-        """What nobody waits for: a failure is reported, and harms nobody."""
-        scored = []
-        for part in self.parts:
-            if part.is_shadow:
-                try:
-                    scored.append((part, self.ask(part)))
-                except Exception as error:
-                    self.report_failure("shadow", error)
-        return scored
 
 
 @dataclass(frozen=True)
@@ -204,24 +168,17 @@ class Handler:
             self.checker.check(asked)
         rows = hide_personal_data(self.p, asked, self.pii_key)
         tables.check(champion, rows)
-        names = self.p.contract[self.p.spine.table].key
-        subjects = subjects_of(self.p, rows) if names else [uuid4().hex for _ in rows]
-
-        def ask(part: Part) -> Answered:
-            chosen = [rows[i] for i in part.places]
-            return predict.answer(
-                part.version,
-                tables.features(part.version, chosen),
-                by="api",
-                arm=part.arm,
-                subjects=[subjects[i] for i in part.places],
-                times=[row["event_time"] for row in chosen],
-                keys={name: [row[name] for row in chosen] for name in names},
-                stale=tables.stale(champion, chosen),
-            )
-
-        parts = traffic.split(self.p, champion, self.active.challenger, rows)
-        job = Job(champion, len(rows), parts, ask, self._report_failure)
+        has_key = self.p.contract[self.p.spine.table].key
+        subjects = subjects_of(self.p, rows) if has_key else [uuid4().hex for _ in rows]
+        job = traffic.plan_rows(
+            tables,
+            champion,
+            self.active.challenger,
+            rows,
+            by="api",
+            subjects=subjects,
+            report_failure=self._report_failure,
+        )
         return job, job.answers()
 
     def _report_failure(self, kind: str, error: Exception) -> None:
@@ -249,7 +206,7 @@ class Handler:
             parts = [Part(champion, range(count), "champion")]
         else:
             parts = traffic.split(self.p, champion, challenger, rows or predict.rows_of(columns))
-        return Job(champion, count, parts, ask, self._report_failure)
+        return Job(champion, parts, ask, self._report_failure)
 
     async def _finish(self, job: Job, answers: list[tuple[Part, Answered]]) -> Response:
         """Begin to write the answers and to score the shadow; the answers in the order of the rows."""
@@ -257,8 +214,9 @@ class Handler:
         if any(part.is_shadow for part in job.parts):
             await self._wait_for_shadow()  # one at a time: requests that outrun the shadow are slowed
             self._shadow = asyncio.create_task(self._write_shadow(job))
-        sent: list[Any] = [None] * job.count
-        origin: list[Any] = [None] * job.count
+        count = sum(len(part.places) for part, _ in answers)
+        sent: list[Any] = [None] * count
+        origin: list[Any] = [None] * count
         for part, answered in answers:
             for place, (row, answer) in enumerate(zip(part.places, answered.to_dicts(), strict=True)):
                 sent[row], origin[row] = answer, (part, answered, place)

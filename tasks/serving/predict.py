@@ -83,7 +83,7 @@ def answer(
     keys: Mapping[str, Sequence[Any]],
     stale: Sequence[bool] = (),
     entries: list[str] | None = None,
-    sources: Sequence[str] | None = None,
+    sources: Sequence[str] = (),
 ) -> Answered:
     """Predict rows of features.
 
@@ -98,16 +98,15 @@ def answer(
         ValueError: the features do not fit the model.
     """
     matrix = champion.model.spec.encode(table)
-    if entries is None:
+    if not entries:
         key = f"{champion.number}{' shadow' if arm == SHADOW else ''}".encode()
         parts = zip(subjects, times, matrix, strict=True)
-        entries = [_hash_row(f"{subject} {moment}".encode() + row.tobytes(), key) for subject, moment, row in parts]
+        entries = [
+            hashlib.blake2b(f"{subject} {moment}".encode() + row.tobytes(), digest_size=16, key=key).hexdigest()
+            for subject, moment, row in parts
+        ]
     columns = {name: table[name] for name in champion.model.spec.names}
     return _answered(champion, matrix, columns, entries, by, arm, subjects, times, keys, stale, sources)
-
-
-def _hash_row(data: bytes, key: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16, key=key).hexdigest()
 
 
 def answer_columns(
@@ -129,7 +128,7 @@ def answer_columns(
     matrix = encoded(spec, sent, count)
     columns = {feature.name: _column(feature, matrix[:, i], sent) for i, feature in enumerate(spec.features)}
     entries = [make_entry(subject, champion.number) for subject in subjects]
-    return _answered(champion, matrix, columns, entries, by, arm, subjects, [at] * count, {}, (), None)
+    return _answered(champion, matrix, columns, entries, by, arm, subjects, [at] * count, {}, (), ())
 
 
 def _column(feature: Feature, codes: Floats, sent: Mapping[str, Sequence[Any]]) -> Any:
@@ -149,7 +148,7 @@ def _answered(
     times: Sequence[datetime],
     keys: Mapping[str, Sequence[Any]],
     stale: Sequence[bool],
-    sources: Sequence[str] | None,
+    sources: Sequence[str],
 ) -> Answered:
     scores, count = champion.model.predict_matrix(matrix).astype(np.float64), len(entries)
     rows = {

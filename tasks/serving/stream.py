@@ -10,7 +10,6 @@ to a topic of its own with the reason. The topics must exist, and an answer may 
 """
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -32,8 +31,17 @@ from tasks.serving.journal_writer import LOG_BYTES
 from tasks.serving.kafka import KafkaClient, is_fatal
 from tasks.serving.metrics import StreamMetrics
 from tasks.serving.predict import TICK, Answered
-from tasks.serving.stream_answers import Answer, Answerer, by_entry
-from tasks.serving.stream_messages import DeadLetter, KafkaMessage, Partition, Reply, RowReader, StreamRow, make_fault
+from tasks.serving.stream_messages import (
+    Answer,
+    Answerer,
+    DeadLetter,
+    KafkaMessage,
+    Partition,
+    RowReader,
+    StreamRow,
+    by_entry,
+    make_fault,
+)
 
 BATCH_MESSAGES = 500
 BATCH_WAIT_S = 0.05  # for a batch to fill
@@ -81,7 +89,9 @@ class Stream:
 
     def answer_batch(self) -> None:
         """A batch, whole or not at all: after an error it is done again, as if the process had died of it."""
-        received = self._receive()
+        messages = self.client.receive(BATCH_MESSAGES, BATCH_WAIT_S)
+        # Each message once, of the partitions that are still this process's.
+        received = [*{message.source: message for message in messages if message.partition in self.recoveries}.values()]
         if not received:
             return
         began = time.perf_counter()
@@ -97,45 +107,26 @@ class Stream:
         else:
             self.metrics.seconds.observe(time.perf_counter() - began)
 
-    def _receive(self) -> list[KafkaMessage]:
-        """Each message once, of the partitions that are still this process's."""
-        received = self.client.receive(BATCH_MESSAGES, BATCH_WAIT_S)
-        return list({message.source: message for message in received if message.partition in self.recoveries}.values())
-
     def _answer(self, received: Sequence[KafkaMessage]) -> None:
         champion, tables = self.active.champion, self.active.tables
         assert champion is not None  # nothing is received before they are there
         assert tables is not None
-        answerer = Answerer(self.p, champion, self.active.challenger, tables)
+        answerer = Answerer(champion, self.active.challenger, tables)
         read = [self.reader.read(message) for message in received]
         rows = [row for row in read if isinstance(row, StreamRow)]
         journalled = self._find_journalled(rows, answerer)
         fit, refused = answerer.refuse_unanswerable([row for row in rows if row.entry not in journalled])
         made, failed = self._answer_rows(answerer.answer, fit)
-        self._write(made, answerer.score_shadows(fit))
+        self._write(made, [shadow for _, shadow in answerer.plan(fit).shadows()])
         answers = journalled | {entry: answer for answered in made for entry, answer in by_entry(answered).items()}
         dead = [*(letter for letter in read if isinstance(letter, DeadLetter)), *refused, *failed]
-        self.client.send(
-            [*self._replies(rows, answers), *(letter.reply(self.p.serving.stream.dead) for letter in dead)]
-        )
+        topics = self.p.serving.stream
+        replies = [row.reply(topics.predictions, answers[row.entry]) for row in rows if row.entry in answers]
+        self.client.send([*replies, *(letter.reply(topics.dead) for letter in dead)])
         self.client.commit(received)
         self.metrics.again.inc(len(journalled))
         for letter in dead:
             self.metrics.dead.labels(letter.faults[0]["type"]).inc()
-
-    def _replies(self, rows: Sequence[StreamRow], answers: Mapping[str, Answer]) -> list[Reply]:
-        topic = self.p.serving.stream.predictions
-        return [
-            Reply(
-                row.message.source,
-                topic,
-                row.message.key,
-                json.dumps(answers[row.entry]).encode(),
-                row.message.origin_headers(),
-            )
-            for row in rows
-            if row.entry in answers
-        ]
 
     def _answer_rows(self, ask: Ask, rows: Sequence[StreamRow]) -> tuple[list[Answered], list[DeadLetter]]:
         """All at once; where that fails one by one, to find the row that it fails for."""
@@ -172,11 +163,11 @@ class Stream:
         self.answerable = row
         return True
 
-    def _write(self, answers: Sequence[Answered], shadows: Sequence[pa.Table]) -> None:
+    def _write(self, answers: Sequence[Answered], shadows: Sequence[Answered]) -> None:
         """All rows are on disk when this returns, or none."""
         if not answers:
             return
-        rows = pa.concat_tables([*(answered.rows for answered in answers), *shadows], promote_options="permissive")
+        rows = pa.concat_tables([answered.rows for answered in (*answers, *shadows)], promote_options="permissive")
         self.journal.append("predictions", rows)
         for answered in answers:
             self.metrics.rows.labels(str(answered.version)).inc(len(answered.entries))
@@ -232,27 +223,18 @@ def run(p: Params, home: Path, stop: threading.Event) -> None:
     metrics = StreamMetrics.of(active)
     server, _ = start_http_server(p.serving.stream.port, "127.0.0.1", metrics.registry)
     try:
-        if _wait_until_ready(active, p, stop):
-            threading.Thread(target=_watch, args=[active, p, stop], name="renew", daemon=True).start()
+        _renew(active, p)
+        if not active.is_ready():
+            log.warning("no champion or no state yet: the rows wait for the retrain and score flows")
+        threading.Thread(target=_watch, args=[active, p, stop], name="renew", daemon=True).start()
+        while not (active.is_ready() or stop.is_set()):
+            stop.wait(LOOK_S)
+        if not stop.is_set():
             Stream(p, active, journal.open_journal(p.journal, home=home), metrics, RowReader.of(p), stop).run()
     finally:
         stop.set()
         server.shutdown()
         server.server_close()
-
-
-def _wait_until_ready(active: Active, p: Params, stop: threading.Event) -> bool:
-    """Nothing is received before it can be answered. Whether it can."""
-    is_logged = False
-    while not stop.is_set():
-        _renew(active, p)
-        if active.champion and active.tables:
-            return True
-        if not is_logged:
-            log.warning("no champion or no state yet: the rows wait for the retrain and score flows")
-        is_logged = True
-        stop.wait(LOOK_S)
-    return False
 
 
 def _watch(active: Active, p: Params, stop: threading.Event) -> None:
@@ -261,11 +243,8 @@ def _watch(active: Active, p: Params, stop: threading.Event) -> None:
 
 
 def _renew(active: Active, p: Params) -> None:
-    try:
-        for change in active.renew(p):
-            log.info("%s", change)
-    except Exception:  # whatever it is, what answers must go on
-        log.exception("looking for a newer version or state failed")
+    for change in active.renew(p):
+        log.info("%s", change)
 
 
 def main() -> None:

@@ -1,21 +1,34 @@
-"""stream_messages: a Kafka message, the row or the fault in it, and the message that is sent because of it."""
+"""stream_messages: a Kafka message, the row or the fault in it, its answer, and the message that is sent because of it.
 
+Rows are answered as the API answers them, but their predictions are named for their messages.
+"""
+
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
+from tasks import log
 from tasks.params import Params
-from tasks.serving import messages
+from tasks.serving import messages, traffic, versions
 from tasks.serving.consistency import ConsistencyChecker
+from tasks.serving.predict import Answered
 from tasks.serving.schema import make_entry
-from tasks.serving.tables import Refused, hide_personal_data, pii_key_of, subjects_of
+from tasks.serving.tables import Refused, Tables, hide_personal_data, pii_key_of, subjects_of
+from tasks.serving.traffic import Job
+from tasks.serving.versions import Champion
+from tasks.training.model import Spec
 
 REPORTED_FAULTS = 20  # of a row at most
 Headers = tuple[tuple[str, bytes | None], ...]
+Answer = dict[str, Any]  # as it is sent
 Partition = tuple[str, int]  # a topic and the number of one of its partitions
 Fault = dict[str, Any]  # as in the API's 422: type, loc, msg; never the value, which may be personal
 
@@ -64,6 +77,10 @@ class StreamRow:
     def entry(self) -> str:
         """The name of its prediction, whatever version or state makes it: made twice, the journal has it once."""
         return make_entry(self.subject, self.message.digest)
+
+    def reply(self, topic: str, answer: Answer) -> "Reply":
+        message = self.message
+        return Reply(message.source, topic, message.key, json.dumps(answer).encode(), message.origin_headers())
 
 
 @dataclass(frozen=True)
@@ -133,3 +150,73 @@ class RowReader:
 def make_fault(kind: str, loc: Iterable[int | str], msg: str) -> Fault:
     """Of bounded length: it goes into a header, and a field may have any name."""
     return {"type": kind, "loc": [str(part)[:100] for part in loc], "msg": msg[:300]}
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """The versions and the state that answer one batch."""
+
+    champion: Champion
+    challenger: Champion | None
+    tables: Tables
+
+    def refuse_unanswerable(self, rows: Sequence[StreamRow]) -> tuple[list[StreamRow], list[DeadLetter]]:
+        """The rows that the state can answer, and those that it refuses."""
+        fit, dead = [], []
+        for row in rows:
+            try:
+                self.tables.check(self.champion, [row.row])
+                fit.append(row)
+            except Refused as error:
+                dead.append(DeadLetter(row.message, [make_fault("contract", [error.name], error.rule)]))
+        return fit, dead
+
+    def plan(self, rows: Sequence[StreamRow]) -> Job:
+        """Each row by the arm that it falls to, and the challenger's scores in the shadow."""
+        return traffic.plan_rows(
+            self.tables,
+            self.champion,
+            self.challenger,
+            [row.row for row in rows],
+            by="stream",
+            subjects=[row.subject for row in rows],
+            entries=[row.entry for row in rows],
+            sources=[row.message.source for row in rows],
+            report_failure=_report_failure,
+        )
+
+    def answer(self, rows: Sequence[StreamRow]) -> list[Answered]:
+        return [answered for _, answered in self.plan(rows).answers()]
+
+    def restore(self, rows: pa.Table, home: Path) -> dict[str, Answer]:
+        """What was answered, by entry, from the journal's rows of it. Without its version's model the decision is
+        missing."""
+        answers: dict[str, Answer] = {}
+        for version in sorted(set(rows["version"].to_pylist())):
+            part = rows.filter(np.asarray(rows["version"]) == version)
+            entries, scores = part["entry"].to_pylist(), part["score"].to_pylist()
+            if spec := self._spec_of(version, home):
+                stale = part["stale"].to_pylist()
+                answers |= by_entry(Answered(version, entries, np.array(scores), part, spec, stale))
+            else:
+                pairs = zip(entries, scores, strict=True)
+                answers |= {
+                    entry: {"version": version, "id": entry, "score": score, "decision": None} for entry, score in pairs
+                }
+        return answers
+
+    def _spec_of(self, version: int, home: Path) -> Spec | None:
+        if version == self.champion.number:
+            return self.champion.model.spec
+        with contextlib.suppress(OSError, ValueError):
+            return versions.load_version(home, version).model.spec
+        return None
+
+
+def _report_failure(arm: str, error: Exception) -> None:
+    """Never the error's text: it may hold a value of the row."""
+    log.warning("the challenger's answers as %s fail: %s", arm, type(error).__name__)
+
+
+def by_entry(answered: Answered) -> dict[str, Answer]:
+    return {answer["id"]: answer for answer in answered.to_dicts()}

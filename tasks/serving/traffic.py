@@ -1,4 +1,4 @@
-"""traffic: which version answers which row while a challenger is up. Pure.
+"""traffic: which version answers which row while a challenger is up, and the answers of both.
 
 Shadow: the champion answers every row, and the challenger's scores of the same rows are journalled beside them, for
 the monitor alone. Share: the challenger answers some rows. A keyed hash of the columns that serving.challenger.sticky
@@ -8,12 +8,15 @@ version is up.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks.params import Params
-from tasks.serving.schema import SHADOW, Arm
+from tasks.serving import predict
+from tasks.serving.predict import Answered
+from tasks.serving.schema import SHADOW, Arm, By
+from tasks.serving.tables import Tables
 from tasks.serving.versions import Champion
 
 HASHES = 2**64
@@ -31,6 +34,82 @@ class Part:
     def is_shadow(self) -> bool:
         """Nobody's answer: it may come after the answer was sent, and its failure harms nobody."""
         return self.arm == SHADOW
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows that are answered together: which version answers which of them, and how."""
+
+    champion: Champion
+    parts: Sequence[Part]
+    ask: Callable[[Part], Answered]
+    report_failure: Callable[[str, Exception], None]
+
+    def answers(self) -> list[tuple[Part, Answered]]:
+        """Where a challenger cannot answer, the champion does."""
+        answers = []
+        for part in self.parts:
+            if part.is_shadow:
+                continue
+            try:
+                answers.append((part, self.ask(part)))
+            except Exception as error:
+                if part.version is self.champion:
+                    raise
+                self.report_failure("challenger", error)
+                part = replace(part, version=self.champion, arm="champion")
+                answers.append((part, self.ask(part)))
+        return answers
+
+    def shadows(self) -> list[tuple[Part, Answered]]:
+        """What nobody waits for: a failure is reported, and harms nobody."""
+        scored = []
+        for part in self.parts:
+            if part.is_shadow:
+                try:
+                    scored.append((part, self.ask(part)))
+                except Exception as error:
+                    self.report_failure("shadow", error)
+        return scored
+
+
+def plan_rows(
+    tables: Tables,
+    champion: Champion,
+    challenger: Champion | None,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    by: By,
+    subjects: Sequence[str],
+    report_failure: Callable[[str, Exception], None],
+    entries: Sequence[str] = (),
+    sources: Sequence[str] = (),
+) -> Job:
+    """Raw rows, to be answered by features that are made of these tables.
+
+    Args:
+        entries: the names of the rows' predictions and `sources` where the rows came from, both not of a shadow's; by
+            default they are as predict.answer makes them.
+    """
+    p = tables.p
+    names = p.contract[p.spine.table].key
+
+    def ask(part: Part) -> Answered:
+        chosen, sent = [rows[i] for i in part.places], [] if part.is_shadow else part.places
+        return predict.answer(
+            part.version,
+            tables.features(part.version, chosen),
+            by=by,
+            arm=part.arm,
+            subjects=[subjects[i] for i in part.places],
+            times=[row["event_time"] for row in chosen],
+            keys={name: [row[name] for row in chosen] for name in names},
+            stale=tables.stale(champion, chosen),
+            entries=[entries[i] for i in sent] if entries else [],
+            sources=[sources[i] for i in sent] if sources else [],
+        )
+
+    return Job(champion, split(p, champion, challenger, rows), ask, report_failure)
 
 
 def split(p: Params, champion: Champion, challenger: Champion | None, rows: Sequence[Mapping[str, Any]]) -> list[Part]:

@@ -99,7 +99,7 @@ from tasks.serving import stream
 
 left = int(sys.argv.pop(1))
 stream.BATCH_MESSAGES = 5
-OWN = ("stream.py", "stream_messages.py", "stream_answers.py", "kafka.py", "journal.py")
+OWN = ("stream.py", "stream_messages.py", "kafka.py", "journal.py")
 
 def count(frame, event, argument):
     global left

@@ -28,7 +28,7 @@ from tasks.params import Challenger, Params
 from tasks.promotion import changes, registry
 from tasks.promotion.registry import Registry
 from tasks.promotion.runs import Bundle
-from tasks.serving import active, app, handler, journal, predict, registry_mirror, score, tables, versions
+from tasks.serving import active, app, handler, journal, predict, registry_mirror, score, tables, traffic, versions
 from tasks.serving.predictions import latest_outcomes
 from tasks.training.model import Model
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
@@ -441,7 +441,7 @@ def test_a_shadow_that_takes_longer_than_an_answer_may_stops_nobody(
         answered.wait(PATIENCE_S)
         return []
 
-    monkeypatch.setattr(handler.Job, "shadows", slow)
+    monkeypatch.setattr(traffic.Job, "shadows", slow)
     many = {"rows": shop.rows.table.slice(0, 40).to_pylist()}
     with challenged(shop, timedelta(seconds=0.5), mode="shadow") as (one, _):
         statuses = [one.post("/v1/predict/features", json=many).status_code for _ in range(2)]
