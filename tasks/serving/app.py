@@ -26,17 +26,14 @@ from pydantic import BaseModel, ValidationError
 
 from tasks import log, params
 from tasks.params import Params
-from tasks.serving import journal, registry_mirror
+from tasks.serving import journal, journal_writer, keys, messages, registry_mirror
 from tasks.serving.active import Active
-from tasks.serving.handler import Handler
-from tasks.serving.journal_writer import JournalWriter
-from tasks.serving.keys import Scope, read_keys
-from tasks.serving.messages import Accepted, Messages, Predictions
+from tasks.serving.handler import Answers, Handler
+from tasks.serving.messages import Messages
 from tasks.serving.metrics import Metrics
 from tasks.serving.tables import Refused
 
 LOOK_S = 0.5  # between looks for a newer version or state
-REPORTED_FAULTS, COUNTED_FAULTS = 20, 2000  # of a request; with more than the second, only their number is reported
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"description": "No API key, or an unknown one."},
     403: {"description": "The key does not allow this."},
@@ -57,40 +54,26 @@ async def _read_body(request: Request, kind: type[BaseModel], p: Params) -> Any:
     try:
         return kind.model_validate_json(bytes(body))
     except ValidationError as error:
-        raise RequestValidationError(_list_faults(error)) from None
+        raise RequestValidationError(messages.list_faults(error)) from None
 
 
-def _respond(version: int, predictions: list[dict[str, Any]]) -> Response:
+async def _respond(answering: Awaitable[tuple[int, Answers]], kind: str) -> Response:
+    """The answers as they are sent. Raises a 422 of this kind for a row that breaks a rule which needs more than it."""
+    try:
+        version, predictions = await answering
+    except Refused as error:
+        fault = {"type": kind, "loc": ("rows", error.row, error.name), "msg": error.rule}
+        raise RequestValidationError([fault]) from None
     return Response(orjson.dumps({"version": version, "predictions": predictions}), media_type="application/json")
-
-
-def _list_faults(error: ValidationError) -> list[dict[str, Any]]:
-    """Where each fault is and which rule it breaks; never the value, which may be personal."""
-    if error.error_count() > COUNTED_FAULTS:  # to list so many would take longer than to answer
-        return [{"type": "faults", "loc": ("body",), "msg": f"{error.error_count():,} faults: too many to be told"}]
-    faults = error.errors(include_context=False, include_url=False, include_input=False)[:REPORTED_FAULTS]
-    return [
-        {"type": fault["type"], "loc": [*map(_shorten, fault["loc"])], "msg": fault["msg"][:300]} for fault in faults
-    ]
-
-
-def _shorten(part: int | str) -> int | str:
-    return part if isinstance(part, int) else part[:100]
-
-
-def _fault_of(error: Refused, kind: str) -> RequestValidationError:
-    """The same, of a row that breaks a rule which needs more than the row."""
-    return RequestValidationError([{"type": kind, "loc": ("rows", error.row, error.name), "msg": error.rule}])
 
 
 def create(p: Params, home: Path) -> FastAPI:
     """The application of one process. Raises ValueError for settings that would leave it open to others."""
-    keys = read_keys(p.serving)
     handler = Handler(
         p,
-        keys,
+        keys.read_keys(p.serving),
         Active(home),
-        JournalWriter(journal.open_journal(p.journal, home=home), p.serving.sync),
+        journal_writer.JournalWriter(journal.open_journal(p.journal, home=home), p.serving.sync),
         Messages.of(p),
         Metrics.begin(),
     )
@@ -145,10 +128,7 @@ async def _watch(handler: Handler) -> None:
     with ThreadPoolExecutor(1, "newer") as alone:  # not the threads that answer requests
         while True:
             await asyncio.sleep(LOOK_S)
-            try:
-                await asyncio.get_running_loop().run_in_executor(alone, _renew, handler)
-            except Exception:  # whatever it is: the next look may find better, and what serves serves on
-                log.exception("looking for a newer version or state failed")
+            await asyncio.get_running_loop().run_in_executor(alone, _renew, handler)
 
 
 def _renew(handler: Handler) -> None:
@@ -172,57 +152,46 @@ class FrontDoor:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        handler, began, status = self.handler, time.perf_counter(), 0  # 0: no answer has begun
 
         async def counted(message: Any) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
-        try:
-            answer = self._refusal(scope)
-            await (answer(scope, receive, counted) if answer else self._in_time(scope, receive, counted))
-        finally:
-            route = scope.get("route")
-            path = route.path if route else "other"
-            self.handler.metrics.count_request(path, status, time.perf_counter() - began)
-
-    def _refusal(self, scope: Any) -> Response | None:
-        wanted = _scope_of(scope["path"])
-        if wanted is None or not self.handler.keys.keys:
-            return None
-        given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-        key = self.handler.keys.owner(given.removeprefix("Bearer ")) if given.startswith("Bearer ") else None
-        if key is None:
-            return _refuse(401, "send a known API key as Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
-        if wanted not in key.scopes and "admin" not in key.scopes:
-            return _refuse(403, f"this key is not for {wanted}")
-        return None
-
-    async def _in_time(self, scope: Any, receive: Any, send: Any) -> None:
-        handler, asks = self.handler, scope["path"].startswith("/v1/") and scope["method"] == "POST"
-        if asks and handler.busy >= handler.p.serving.busy:
-            await _refuse(503, "too many requests at once", {"Retry-After": "1"})(scope, receive, send)
-            return
-        begun = False
-
-        async def noted(message: Any) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        handler.busy += asks
+        asks = scope["path"].startswith("/v1/") and scope["method"] == "POST"
+        refusal = self._refusal(scope, asks=asks)
+        works = asks and refusal is None
+        handler.busy += works
         try:
             async with asyncio.timeout(handler.p.serving.within.total_seconds()):
-                await self.app(scope, receive, noted)
+                await (refusal or self.app)(scope, receive, counted)
         except TimeoutError:
-            if not begun:
-                await _refuse(503, "no answer within serving.within", {"Retry-After": "1"})(scope, receive, send)
+            if not status:
+                refusal = _refuse(503, "no answer within serving.within", {"Retry-After": "1"})
+                await refusal(scope, receive, counted)
         finally:
-            handler.busy -= asks
+            handler.busy -= works
+            route = scope.get("route")
+            path = route.path if route else "other"
+            handler.metrics.count_request(path, status or 500, time.perf_counter() - began)
+
+    def _refusal(self, scope: Any, *, asks: bool) -> Response | None:
+        handler, wanted = self.handler, _scope_of(scope["path"])
+        if wanted is not None and handler.keys.keys:
+            given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+            key = handler.keys.owner(given.removeprefix("Bearer ")) if given.startswith("Bearer ") else None
+            if key is None:
+                headers = {"WWW-Authenticate": "Bearer"}
+                return _refuse(401, "send a known API key as Authorization: Bearer ...", headers)
+            if wanted not in key.scopes and "admin" not in key.scopes:
+                return _refuse(403, f"this key is not for {wanted}")
+        if asks and handler.busy >= handler.p.serving.busy:
+            return _refuse(503, "too many requests at once", {"Retry-After": "1"})
+        return None
 
 
-def _scope_of(path: str) -> Scope | None:
+def _scope_of(path: str) -> keys.Scope | None:
     """The scope that a key needs; None for what needs no key: whether the process lives."""
     if path.startswith("/v1/predict"):
         return "predict"
@@ -240,20 +209,20 @@ def _refuse(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 
 def _add_predictions(app: FastAPI, handler: Handler) -> None:
     @app.post(
-        "/v1/predict", response_model=Predictions, responses=ERRORS, openapi_extra=_body_schema(handler.messages.rows)
+        "/v1/predict",
+        response_model=messages.Predictions,
+        responses=ERRORS,
+        openapi_extra=_body_schema(handler.messages.rows),
     )
     async def predict_rows(request: Request) -> Response:
         """Predict raw rows with the columns of the spine. The server computes the features, by the champion's own
         features.sql."""
         body = (await _read_body(request, handler.messages.rows, handler.p)).model_dump(by_alias=True)
-        try:
-            return _respond(*await handler.predict_rows(body["rows"], reasons=body["reasons"]))
-        except Refused as error:
-            raise _fault_of(error, "contract") from None
+        return await _respond(handler.predict_rows(body["rows"], reasons=body["reasons"]), "contract")
 
     @app.post(
         "/v1/predict/features",
-        response_model=Predictions,
+        response_model=messages.Predictions,
         responses=ERRORS,
         openapi_extra=_body_schema(handler.messages.features),
     )
@@ -261,13 +230,13 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
         """Predict ready features, sent as `rows` of names and values or as `inputs`, a list for each column. A feature
         that is not sent is missing."""
         body = await _read_body(request, handler.messages.features, handler.p)
-        try:
-            return _respond(*await handler.predict_features(body.rows, body.inputs, reasons=body.reasons))
-        except Refused as error:
-            raise _fault_of(error, "feature") from None
+        return await _respond(handler.predict_features(body.rows, body.inputs, reasons=body.reasons), "feature")
 
     @app.post(
-        "/v1/outcomes", response_model=Accepted, responses=ERRORS, openapi_extra=_body_schema(handler.messages.outcomes)
+        "/v1/outcomes",
+        response_model=messages.Accepted,
+        responses=ERRORS,
+        openapi_extra=_body_schema(handler.messages.outcomes),
     )
     async def accept_outcomes(request: Request) -> Response:
         """Send the outcomes of predictions, by their ids. A second outcome of one prediction corrects the first."""

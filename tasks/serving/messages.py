@@ -1,15 +1,24 @@
 """messages: what may be asked, as models made of the contract: types, bounds, allowed values, what must be there.
 
 The contract's rules are applied where clean applies them in SQL; what needs another table (references) is checked where
-that table is (live.py). Nothing here computes anything.
+that table is (tables.py). Nothing here computes anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
 
 from tasks.data.featuresql import LARGEST_LABEL
 from tasks.params import Column, Params, to_utc
@@ -17,6 +26,8 @@ from tasks.params import Column, Params, to_utc
 BITS = {"INTEGER": 31, "BIGINT": 63}
 PLAIN: Mapping[str, Any] = {"VARCHAR": str, "BOOLEAN": bool, "DATE": date}
 LONGEST = 1000  # characters of a text
+REPORTED_FAULTS, COUNTED_FAULTS = 20, 2000  # of a message; with more than the second, only their number is reported
+Fault = dict[str, Any]  # as in a 422: type, loc, msg; never the value, which may be personal
 
 
 def _utc(moment: datetime) -> datetime:
@@ -131,6 +142,19 @@ class Messages:
             ),
             _model("Outcomes", {"outcomes": (list[outcome], most)}),  # type: ignore[valid-type]
         )
+
+
+def list_faults(error: ValidationError) -> list[Fault]:
+    """Where each fault is and which rule it breaks."""
+    if error.error_count() > COUNTED_FAULTS:  # to list so many would take longer than to answer
+        return [make_fault("faults", ["body"], f"{error.error_count():,} faults: too many to be listed")]
+    faults = error.errors(include_context=False, include_url=False, include_input=False)[:REPORTED_FAULTS]
+    return [make_fault(fault["type"], fault["loc"], fault["msg"]) for fault in faults]
+
+
+def make_fault(kind: str, loc: Iterable[int | str], msg: str) -> Fault:
+    """Of bounded length: a field may have any name."""
+    return {"type": kind, "loc": [part if isinstance(part, int) else part[:100] for part in loc], "msg": msg[:300]}
 
 
 def _label(p: Params) -> Any:

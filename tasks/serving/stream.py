@@ -29,6 +29,7 @@ from tasks.serving.active import Active
 from tasks.serving.journal import Journal
 from tasks.serving.journal_writer import LOG_BYTES
 from tasks.serving.kafka import KafkaClient, is_fatal
+from tasks.serving.messages import make_fault
 from tasks.serving.metrics import StreamMetrics
 from tasks.serving.predict import TICK, Answered
 from tasks.serving.stream_messages import (
@@ -40,7 +41,6 @@ from tasks.serving.stream_messages import (
     RowReader,
     StreamRow,
     by_entry,
-    make_fault,
 )
 
 BATCH_MESSAGES = 500

@@ -6,7 +6,7 @@ Rows are answered as the API answers them, but their predictions are named for t
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tasks import log
 from tasks.params import Params
 from tasks.serving import messages, traffic, versions
 from tasks.serving.consistency import ConsistencyChecker
+from tasks.serving.messages import Fault, make_fault
 from tasks.serving.predict import Answered
 from tasks.serving.schema import make_entry
 from tasks.serving.tables import Refused, Tables, hide_personal_data, pii_key_of, subjects_of
@@ -26,11 +27,9 @@ from tasks.serving.traffic import Job
 from tasks.serving.versions import Champion
 from tasks.training.model import Spec
 
-REPORTED_FAULTS = 20  # of a row at most
 Headers = tuple[tuple[str, bytes | None], ...]
 Answer = dict[str, Any]  # as it is sent
 Partition = tuple[str, int]  # a topic and the number of one of its partitions
-Fault = dict[str, Any]  # as in the API's 422: type, loc, msg; never the value, which may be personal
 
 
 @dataclass(frozen=True)
@@ -137,19 +136,13 @@ class RowReader:
             if self.checker:
                 self.checker.check([row])
         except ValidationError as error:
-            faults = error.errors(include_context=False, include_url=False, include_input=False)[:REPORTED_FAULTS]
-            return DeadLetter(message, [make_fault(fault["type"], fault["loc"], fault["msg"]) for fault in faults])
+            return DeadLetter(message, messages.list_faults(error))
         except Refused as error:
             return DeadLetter(message, [make_fault("contract", [error.name], error.rule)])
         (hidden,) = hide_personal_data(self.p, [row], self.pii_key)
         has_key = self.p.contract[self.p.spine.table].key
         subject = subjects_of(self.p, [hidden])[0] if has_key else make_entry(message.source, message.timestamp)
         return StreamRow(message, hidden, subject)
-
-
-def make_fault(kind: str, loc: Iterable[int | str], msg: str) -> Fault:
-    """Of bounded length: it goes into a header, and a field may have any name."""
-    return {"type": kind, "loc": [str(part)[:100] for part in loc], "msg": msg[:300]}
 
 
 @dataclass(frozen=True)
