@@ -34,7 +34,6 @@ class Active:
     challenger: Champion | None = None
     tables: Tables | None = None
     loaded: dict[str, Champion] = field(default_factory=dict)  # by each pointer, the last: it may wait for a state
-    runs: dict[int, str | None] = field(default_factory=dict)  # of each number that the tables were asked of
     faults: dict[str, str] = field(default_factory=dict)  # of each part, the one that was logged
 
     def renew(self, p: Params) -> Iterator[str]:
@@ -43,25 +42,21 @@ class Active:
             try:
                 change = part(p)
             except Exception as error:  # no copy and no state may end what serves, or keep it from starting
-                self._tell(name, f"{type(error).__name__}: {error}")
+                fault = f"{type(error).__name__}: {error}"
+                if self.faults.get(name) != fault:  # the same fault once, not at every look
+                    log.warning("the newer %s cannot serve, so what serves serves on: %s", name, fault)
+                self.faults[name] = fault
                 continue
             self.faults.pop(name, None)
             if change:
                 yield change
-
-    def _tell(self, name: str, fault: str) -> None:
-        """The same fault once, not at every look."""
-        if self.faults.get(name) != fault:
-            log.warning("the newer %s cannot serve, so what serves serves on: %s", name, fault)
-        self.faults[name] = fault
 
     def _champion(self, p: Params) -> str | None:
         wanted = self._wanted(p, POINTER)
         if wanted is None or wanted.names(self.champion):
             return None
         version = self._version(POINTER, wanted)
-        fits = self._fits(version)
-        if not fits and self.champion and self._fits(self.champion):
+        if not self._fits(version) and self.champion and self._fits(self.champion):
             raise ValueError(
                 f"the features of version {version.number} must be such as this state can make, but they are not: "
                 f"version {self.champion.number} serves on. Publish a state that has them, or roll back."
@@ -109,16 +104,8 @@ class Active:
         return version
 
     def _fits(self, version: Champion) -> bool:
-        """Whether the tables can make its features. Of another run under the same number they keep nothing."""
-        run = version.card.get("run_id")
-        other = self.runs.get(version.number, run) != run
-        self.runs[version.number] = run
-        if self.tables is None:
-            return True
-        tables = Tables(self.tables.p, self.tables.state, self.tables.rows) if other else self.tables
-        fits = tables.prepare(version)
-        self.tables = tables
-        return fits
+        """Whether the tables can make its features."""
+        return self.tables is None or self.tables.prepare(version)
 
     def _tables(self, p: Params) -> str | None:
         newest = state.read_current(self.home)

@@ -18,13 +18,20 @@ from tasks.serving.feature_query import FeatureQuery, Line, prepare_each_time, p
 from tasks.serving.schema import make_entry
 from tasks.serving.versions import Champion
 
-KNOWN = 10_000  # rows whose features are kept
-
-FEW = 100  # rows: more at once are a list that nobody will ask for again
-
-PLANS = 4  # of so many versions: the champion's, the challenger's, and those that requests end with
-
-TRIED = 40  # rows that a plan is tried on
+CACHED_ROWS = 10_000  # rows whose features stay in memory
+FEW_ROWS = 100  # more at once are a list that nobody will ask for again
+QUERIES = 4  # of so many versions: the champion's, the challenger's, and those that requests end with
+TRIED_ROWS = 40  # that a query is tried on
+ARROW_TYPES = {
+    "VARCHAR": pa.string(),
+    "INTEGER": pa.int32(),
+    "BIGINT": pa.int64(),
+    "DOUBLE": pa.float64(),
+    "BOOLEAN": pa.bool_(),
+    "DATE": pa.date32(),
+    "TIMESTAMP": pa.timestamp("us"),
+}
+Identity = tuple[int, Any]  # a version's number and run
 
 
 class Refused(ValueError):  # noqa: N818 (what happens to a row)
@@ -43,9 +50,9 @@ class Tables:
     state: State
     rows: Mapping[str, pa.Table]
     lock: threading.Lock = field(default_factory=threading.Lock)
-    plans: dict[int, FeatureQuery] = field(default_factory=dict)  # of each version
-    unfit: set[int] = field(default_factory=set)  # versions whose SQL fails on these tables
-    known: dict[tuple[Any, ...], Line] = field(default_factory=dict)  # features of what was asked lately
+    queries: dict[Identity, FeatureQuery] = field(default_factory=dict)  # of each version
+    unfit: set[Identity] = field(default_factory=set)  # versions whose SQL fails on these tables
+    cache: dict[tuple[Any, ...], Line] = field(default_factory=dict)  # features of what was asked lately
 
     @staticmethod
     def load(p: Params, published: State) -> "Tables":
@@ -98,89 +105,82 @@ class Tables:
         )
 
     def features(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-        """By the champion's own SQL over this state, one row for each, in their order. What was asked lately is
-        known: neither the SQL nor this state changes."""
-        places = [_place(champion, row) for row in rows]
+        """By the champion's own SQL over this state, one row for each, in their order. Rows that were asked lately come
+        from the cache: neither the SQL nor this state changes."""
+        identity, columns = champion.identity, champion.p.spine.columns
+        keys = [(identity, row["event_time"], *(row.get(name) for name in columns)) for row in rows]
         with self.lock:
-            new = {place: row for place, row in zip(places, rows, strict=True) if place not in self.known}
-            plan = self._planned(champion)
-            made = dict(zip(new, self._made(champion, plan, list(new.values())), strict=True))
-            lines = [made.get(place) or self.known[place] for place in places]
-            if len(new) <= FEW:
-                self.known.update(made)
-            while len(self.known) > KNOWN:
-                del self.known[next(iter(self.known))]
-            return plan.table(lines)
+            new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self.cache}
+            query = self._query(champion)
+            computed = dict(zip(new, self._compute(champion, query, list(new.values())), strict=True))
+            lines = [computed.get(key) or self.cache[key] for key in keys]
+            if len(new) <= FEW_ROWS:
+                self.cache.update(computed)
+            while len(self.cache) > CACHED_ROWS:
+                del self.cache[next(iter(self.cache))]
+            return query.table(lines)
 
     def prepare(self, champion: Champion) -> bool:
         """Whether the features of this version can be made of this state. The first time it takes a moment, for which
         no request of another version waits."""
-        if champion.number not in self.plans and champion.number not in self.unfit:
+        if champion.identity not in self.queries and champion.identity not in self.unfit:
             try:
-                self._planned(champion)
+                self._query(champion)
             except (ValueError, duckdb.Error) as error:
-                self.unfit.add(champion.number)
-                why = error if isinstance(error, ValueError) else _name(error)
+                self.unfit.add(champion.identity)
+                why = error if isinstance(error, ValueError) else type(error).__name__  # its text may hold a value
                 log.warning("the features of version %s cannot be made of this state: %s", champion.number, why)
-        return champion.number not in self.unfit
+        return champion.identity not in self.unfit
 
-    def _planned(self, champion: Champion) -> FeatureQuery:
-        if (query := self.plans.get(champion.number)) is not None:
+    def _query(self, champion: Champion) -> FeatureQuery:
+        if (query := self.queries.get(champion.identity)) is not None:
             return query
-        mixed = self._mixed(champion)
-        query = prepare_query(self.rows, mixed, champion.sql, tried=[spine_of(mixed, rows) for rows in self._newest()])
-        self.plans[champion.number] = query
-        while len(self.plans) > PLANS:
-            del self.plans[next(iter(self.plans))]
+        p = self._params_of(champion)
+        tried = [spine_of(p, rows) for rows in self._rows_to_try()]
+        query = self.queries[champion.identity] = prepare_query(self.rows, p, champion.sql, tried=tried)
+        while len(self.queries) > QUERIES:
+            del self.queries[next(iter(self.queries))]
         return query
 
-    def _made(self, champion: Champion, plan: FeatureQuery, rows: list[Mapping[str, Any]]) -> list[Line]:
+    def _compute(self, champion: Champion, query: FeatureQuery, rows: list[Mapping[str, Any]]) -> list[Line]:
         """Raises Refused for a row that the champion's SQL fails on."""
         if not rows:
             return []
-        mixed = self._mixed(champion)
-        spine = spine_of(mixed, rows)
+        p = self._params_of(champion)
+        spine = spine_of(p, rows)
         try:
-            return plan.run(spine)
+            return query.run(spine)
         except duckdb.Error as error:
-            anew = prepare_each_time(self.rows, mixed, champion.sql, spine)
-            lines = _tried_anew(anew, mixed, rows, spine)
+            fresh = prepare_each_time(self.rows, p, champion.sql, spine)
+            lines = _run_or_refuse(fresh, p, rows, spine)
+            name = type(error).__name__
             log.warning(
-                "the plan of version %s failed: it is made for each request anew: %s", champion.number, _name(error)
+                "the query of version %s failed: it is planned anew for each request: %s", champion.number, name
             )
-            self.plans[champion.number] = anew
+            self.queries[champion.identity] = fresh
             return lines
 
-    def _mixed(self, champion: Champion) -> Params:
+    def _params_of(self, champion: Champion) -> Params:
         return self.p.model_copy(update={"features": champion.p.features, "spine": champion.p.spine})
 
-    def _newest(self) -> list[list[dict[str, Any]]]:
-        """Rows to try a plan on: one, another, and some."""
-        rows = self.rows[self.p.spine.table].sort_by("event_time").to_pylist()[-TRIED:]
+    def _rows_to_try(self) -> list[list[dict[str, Any]]]:
+        """Rows to try a query on: one, another, and some."""
+        rows = self.rows[self.p.spine.table].sort_by("event_time").to_pylist()[-TRIED_ROWS:]
         return [rows[-1:], rows[:1], rows]
 
 
-def _tried_anew(anew: FeatureQuery, p: Params, rows: Sequence[Mapping[str, Any]], spine: pa.Table) -> list[Line]:
-    """What failed by a kept plan. If it fails by a new one too, a row is to blame, and the first such is named."""
+def _run_or_refuse(query: FeatureQuery, p: Params, rows: Sequence[Mapping[str, Any]], spine: pa.Table) -> list[Line]:
+    """What failed by a prepared query. If it fails by one that is planned anew too, the first bad row is refused."""
     try:
-        return anew.run(spine)
+        return query.run(spine)
     except duckdb.Error as error:
         for place, row in enumerate(rows):
             try:
-                anew.run(spine_of(p, [row]))
+                query.run(spine_of(p, [row]))
             except duckdb.Error:
-                raise Refused(place, "event_time", f"features.sql fails on this row ({_name(error)})") from None
+                rule = f"features.sql fails on this row ({type(error).__name__})"  # its text may hold a value
+                raise Refused(place, "event_time", rule) from None
         raise
-
-
-def _name(error: Exception) -> str:
-    """Never its text, which may hold a value of a row."""
-    return type(error).__name__
-
-
-def _place(champion: Champion, row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a row's features hang on, beside the state."""
-    return (champion.number, row["event_time"], *(row.get(name) for name in champion.p.spine.columns))
 
 
 def spine_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -195,16 +195,7 @@ def spine_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 def column_of(values: Sequence[Any], kind: str) -> pa.Array:
     """Plain values in one of the contract's types."""
-    types = {
-        "VARCHAR": pa.string(),
-        "INTEGER": pa.int32(),
-        "BIGINT": pa.int64(),
-        "DOUBLE": pa.float64(),
-        "BOOLEAN": pa.bool_(),
-        "DATE": pa.date32(),
-        "TIMESTAMP": pa.timestamp("us"),
-    }
-    return pa.array(values, types[kind])
+    return pa.array(values, ARROW_TYPES[kind])
 
 
 def pii_key_of(p: Params) -> bytes:

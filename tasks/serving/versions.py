@@ -18,9 +18,7 @@ from tasks.params import Params
 from tasks.training.model import Model
 
 FILES = ("model.ubj", "features.sql", "params.yaml")
-
 POINTER, CHALLENGER = "champion.json", "challenger.json"
-
 COPY_AGAIN = "Remove the file: the mirror copies it anew when the registry answers."
 
 
@@ -34,10 +32,15 @@ class Champion:
     model: Model
     card: Mapping[str, Any]  # from the registry: model, run_id, as_of, commit, tags
 
+    @property
+    def identity(self) -> tuple[int, Any]:
+        """A number alone may also be that of another model, or of a registry made anew."""
+        return self.number, self.card.get("run_id")
+
 
 @dataclass(frozen=True)
 class Pointer:
-    """Which version is copied: a number alone would also be that of another model, or of a registry made anew."""
+    """Which version is copied."""
 
     number: int
     model: str | None = None

@@ -564,13 +564,13 @@ def test_a_row_that_the_sql_fails_on_is_named_and_spoils_nobody_elses(
     asked = app.Messages.of(shop.p).rows.model_validate_json(json.dumps({"rows": shop.asked[:5]}))
     rows = tables.hide_personal_data(shop.p, asked.model_dump(by_alias=True)["rows"], KEY.encode())
     other = replace(one.champion, number=9, sql=sql)
-    monkeypatch.setattr(tables.Tables, "_newest", lambda _: [rows[:1], rows[1:3]])
+    monkeypatch.setattr(tables.Tables, "_rows_to_try", lambda _: [rows[:1], rows[1:3]])
     assert one.tables.prepare(other)
-    plan = one.tables.plans[9]
+    plan = one.tables.queries[other.identity]
     with pytest.raises(tables.Refused, match=r"row 3: event_time: features.sql fails on this row \(InvalidInputExc"):
         one.tables.features(other, rows)
     assert one.tables.features(other, rows[:3]).num_rows == 3
-    assert one.tables.plans[9] is plan
+    assert one.tables.queries[other.identity] is plan
     assert str(bad) not in caplog.text
 
 
