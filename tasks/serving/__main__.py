@@ -31,7 +31,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="serving: %(message)s")
     keys.read_keys(p.serving)  # before anything listens
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a request's rows are few, and requests are many
-    with kept(), one_metrics(p.serving.workers):
+    with keep_mirror(), share_metrics(p.serving.workers):
         uvicorn.run(
             "tasks.serving.app:app",
             factory=True,
@@ -45,13 +45,13 @@ def main() -> None:
 
 
 @contextmanager
-def kept(command: Sequence[str] | None = None, pause: float = PAUSE) -> Iterator[None]:
+def keep_mirror(command: Sequence[str] | None = None, pause: float = PAUSE) -> Iterator[None]:
     """While a mirror runs: in a process of its own, for importing and asking MLflow would hold up the answers. One that
     ends is begun anew. It learns its parent's id by its command: what it asks for itself, after seconds of imports, may
     be another's, where the parent died meanwhile."""
     command = command or (*MIRROR, "--parent", str(os.getpid()))
     stop = threading.Event()
-    thread = threading.Thread(target=_keep_up, args=[command, pause, stop], name="mirror")
+    thread = threading.Thread(target=_restart, args=[command, pause, stop], name="mirror")
     thread.start()
     try:
         yield
@@ -60,29 +60,26 @@ def kept(command: Sequence[str] | None = None, pause: float = PAUSE) -> Iterator
         thread.join()
 
 
-def _keep_up(command: Sequence[str], pause: float, stop: threading.Event) -> None:
+def _restart(command: Sequence[str], pause: float, stop: threading.Event) -> None:
+    """Run the command again whenever it ends, until `stop` is set."""
     while not stop.is_set():
         try:
             with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
-                ended = _end_of(process, stop)
+                while process.poll() is None and not stop.wait(LOOK):
+                    pass
+                process.terminate()  # one that has ended is left alone
+                reason = f"exit status {process.wait()}"
         except OSError as error:
-            ended = str(error)
+            reason = str(error)
         if not stop.is_set():
             log.warning(
-                "the mirror ended (%s): it is begun anew in %g s, and the last champion serves on", ended, pause
+                "the mirror ended (%s): it is begun anew in %g s, and the last champion serves on", reason, pause
             )
             stop.wait(pause)
 
 
-def _end_of(process: "subprocess.Popen[bytes]", stop: threading.Event) -> str:
-    while process.poll() is None and not stop.wait(LOOK):
-        pass
-    process.terminate()  # one that has ended is left alone
-    return f"exit status {process.wait()}"
-
-
 @contextmanager
-def one_metrics(workers: int) -> Iterator[None]:
+def share_metrics(workers: int) -> Iterator[None]:
     """Where several processes keep what /metrics tells of them together: a folder of this start's own.
 
     Set before prometheus_client is imported, which looks for it then."""

@@ -10,14 +10,11 @@ import argparse
 import json
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tasks import log, params
 from tasks.data import periods, state
@@ -32,6 +29,7 @@ from tasks.serving.versions import Pointer
 LOOK = 0.5  # seconds between looks whether the parent lives
 POLL_S = 2.0  # between looks at the registry
 KEPT = 2  # versions: a process may still be loading the one before
+NEW = ".new-"  # begins the name of a copy that is not whole yet
 LOOKED = "looked"  # touched at each look that found the registry, and the copy is as it says
 Seen = dict[Path, object]  # of each copy that was found whole, how its files looked then
 
@@ -42,14 +40,14 @@ def copy_versions(source: Registry, home: Path, seen: Seen | None = None) -> int
     made anew; what is in `seen` is not read again."""
     seen = {} if seen is None else seen
     champion, challenger = source.find_champion(), source.find_challenger()
-    if challenger is None or _pointed(home, versions.CHALLENGER) != _pointer(source, challenger):
+    if challenger is None or _read_pointer(home, versions.CHALLENGER) != _pointer(source, challenger):
         (versions.folder(home) / versions.CHALLENGER).unlink(missing_ok=True)  # first: whoever lost must not answer on
     try:
         if champion:
-            _point(source, champion, home, versions.POINTER, seen=seen)
+            _publish(source, champion, home, versions.POINTER, seen=seen)
     finally:
         if challenger:
-            _point(source, challenger, home, versions.CHALLENGER, seen=seen)
+            _publish(source, challenger, home, versions.CHALLENGER, seen=seen)
     return champion.number if champion else None
 
 
@@ -65,8 +63,8 @@ def _pointer(source: Registry, version: Version) -> Pointer:
     return Pointer(version.number, source.model, version.run_id)
 
 
-def _pointed(home: Path, pointer: str) -> Pointer | None:
-    """One that cannot be read is none: it is written anew."""
+def _read_pointer(home: Path, pointer: str) -> Pointer | None:
+    """One that cannot be read counts as none: it is written anew."""
     try:
         return versions.read_pointer(home, pointer)
     except (OSError, ValueError) as error:
@@ -74,14 +72,15 @@ def _pointed(home: Path, pointer: str) -> Pointer | None:
         return None
 
 
-def _point(source: Registry, version: Version, home: Path, pointer: str, *, seen: Seen) -> None:
-    here, wanted = versions.folder(home), _pointer(source, version)
-    if not _is_whole(here / str(version.number), wanted, seen):
-        _copy(source, version, here)
-    if wanted != _pointed(home, pointer):
-        files.publish_json(here / pointer, asdict(wanted))
-        both = [_pointed(home, name) for name in (versions.POINTER, versions.CHALLENGER)]
-        _forget(here, {pointed.number for pointed in both if pointed})
+def _publish(source: Registry, version: Version, home: Path, pointer: str, *, seen: Seen) -> None:
+    """Copy the version and let the pointer name it, each only where it is not so yet."""
+    folder, wanted = versions.folder(home), _pointer(source, version)
+    if not _is_whole(folder / str(version.number), wanted, seen):
+        _copy(source, version, folder / str(version.number))
+    if wanted != _read_pointer(home, pointer):
+        files.publish_json(folder / pointer, asdict(wanted))
+        both = [_read_pointer(home, name) for name in (versions.POINTER, versions.CHALLENGER)]
+        _remove_old(folder, {serving.number for serving in both if serving})
 
 
 def _is_whole(copy: Path, wanted: Pointer, seen: Seen) -> bool:
@@ -97,48 +96,40 @@ def _is_whole(copy: Path, wanted: Pointer, seen: Seen) -> bool:
     except ValueError as error:
         log.warning("version %d is copied anew: %s", wanted.number, error)
         return False
-    if (card.get("model"), card.get("run_id")) != (wanted.model, wanted.run_id) or not _is_hashed(card):
+    is_hashed = set(versions.FILES) <= set(card.get("files", {}))
+    if (card.get("model"), card.get("run_id")) != (wanted.model, wanted.run_id) or not is_hashed:
         return False
     seen[copy] = stamp
     return True
 
 
-def _is_hashed(card: dict[str, Any]) -> bool:
-    return set(versions.FILES) <= set(card.get("files", {}))
-
-
-def _copy(source: Registry, version: Version, here: Path) -> None:
+def _copy(source: Registry, version: Version, target: Path) -> None:
     """On the disk before it has its name. What had the name goes: another model's, or one that is not whole."""
-    here.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=".new-", dir=here))
-    try:
-        made = new / "made"
+    with files.publish_folder(target, prefix=NEW) as copy:
         for name in versions.FILES:
-            source.runs.fetch(version.run_id, name, made)
-        (made / "version.json").write_text(json.dumps(_told(source, version, made), default=str), encoding="utf-8")
-        for path in (*made.iterdir(), made):
+            source.runs.fetch(version.run_id, name, copy)
+        data = source.runs.read_data(version.run_id)
+        card = {
+            "number": version.number,
+            "as_of": version.as_of,
+            "commit": version.commit,
+            "tags": dict(version.tags),
+            "metrics": dict(data.metrics),
+            "card": data.tags.get(NOTE, ""),
+            "model": source.model,
+            "run_id": version.run_id,
+            "files": {name: periods.hash_file(copy / name) for name in versions.FILES},
+        }
+        (copy / "version.json").write_text(json.dumps(card, default=str), encoding="utf-8")
+        for path in (*copy.iterdir(), copy):
             files.sync(path)
-        target = here / str(version.number)
-        if target.exists():
-            target.rename(new / "before")
-        made.rename(target)
-        files.sync(here)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        files.discard_folder(target)
 
 
-def _told(source: Registry, version: Version, made: Path) -> dict[str, Any]:
-    card = {"number": version.number, "as_of": version.as_of, "commit": version.commit, "tags": dict(version.tags)}
-    files = {name: periods.hash_file(made / name) for name in versions.FILES}
-    data = source.runs.read_data(version.run_id)
-    card |= {"metrics": dict(data.metrics), "card": data.tags.get(NOTE, "")}
-    return card | {"model": source.model, "run_id": version.run_id, "files": files}
-
-
-def _forget(here: Path, serving: set[int]) -> None:
-    copies = [path for path in here.iterdir() if path.name.isdecimal() and int(path.name) not in serving]
+def _remove_old(folder: Path, serving: set[int]) -> None:
+    copies = [path for path in folder.iterdir() if path.name.isdecimal() and int(path.name) not in serving]
     old = sorted(copies, key=lambda path: int(path.name))
-    state.remove_folders([*old[: max(len(old) - KEPT + 1, 0)], *here.glob(".new-*")])
+    state.remove_folders([*old[: max(len(old) - KEPT + 1, 0)], *folder.glob(f"{NEW}*"), *folder.glob(".gone-*")])
 
 
 def watch(p: Params, home: Path, stop: threading.Event) -> None:
@@ -150,18 +141,14 @@ def watch(p: Params, home: Path, stop: threading.Event) -> None:
         try:
             source = source or registry.open_registry(p.registry)
             copy_versions(source, home, seen)
-            _touch(home)
+            versions.folder(home).mkdir(parents=True, exist_ok=True)
+            (versions.folder(home) / LOOKED).touch()
             last_error = None
         except Exception as error:  # whatever it is, what serves must go on
             if type(error) is not last_error:
                 log.warning("the registry's versions cannot be copied, so the last ones serve on: %s", error)
             source, last_error = None, type(error)
         stop.wait(POLL_S)
-
-
-def _touch(home: Path) -> None:
-    versions.folder(home).mkdir(parents=True, exist_ok=True)
-    (versions.folder(home) / LOOKED).touch()
 
 
 def main() -> None:

@@ -140,11 +140,20 @@ def test_of_another_run_under_the_same_number_the_tables_keep_nothing(
     foreign(shop.known, tmp_path)
     one = active.Active(tmp_path)
     assert list(one.renew(trying("none")))
-    before = one.tables = tables_of(tmp_path)
-    monkeypatch.setattr(Tables, "prepare", lambda *_: True)
+    asked: list[tuple[int, Any]] = []
+
+    def refuse(_tables: Tables, version: versions.Champion) -> None:
+        asked.append(version.identity)
+        raise ValueError("not of this state")
+
+    monkeypatch.setattr(Tables, "_query", refuse)
+    one.tables = tables_of(tmp_path)
+    assert one.champion
+    assert not one.tables.prepare(one.champion)
     registry_mirror.copy_versions(shop.known, tmp_path)
     assert list(one.renew(trying("none"))) == ["version 1 serves"]
-    assert one.tables is not before
+    assert [number for number, _ in asked] == [1, 1]
+    assert len(set(asked)) == 2
 
 
 def test_a_copy_of_another_model_does_not_serve(shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -238,7 +247,9 @@ def test_a_copy_is_on_the_disk_before_it_has_its_name(
     monkeypatch.setattr(Path, "rename", lambda path, to: (done.append(f"rename {path.name}"), rename(path, to))[1])
     registry_mirror.copy_versions(shop.known, tmp_path)
     assert set(done[:4]) == {*versions.FILES, "version.json"}
-    assert done[4:7] == ["made", "rename made", "serving"]
+    copy = done[4]
+    assert copy.startswith(registry_mirror.NEW)
+    assert done[4:8] == [copy, "rename 1", f"rename {copy}", "serving"]
 
 
 def test_a_copy_that_is_replaced_while_it_is_read_is_not_mixed_with_the_next(
@@ -310,7 +321,7 @@ def test_a_champion_that_cannot_be_copied_does_not_hold_up_the_challenger(
 def test_a_keeper_that_ends_is_begun_anew_and_ends_with_the_server(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     script = f"import os; open({str(begun)!r}, 'a').write(f'{{os.getpid()}} '); import time; time.sleep(60)"
-    with process.kept([sys.executable, "-c", script], pause=0.01):
+    with process.keep_mirror([sys.executable, "-c", script], pause=0.01):
         wait_until(lambda: begun.exists() and begun.read_text().count(" ") == 1)
         os.kill(int(begun.read_text()), 9)
         wait_until(lambda: begun.read_text().count(" ") == 2)
@@ -322,7 +333,7 @@ def test_a_keeper_that_ends_is_begun_anew_and_ends_with_the_server(tmp_path: Pat
 def test_a_keeper_that_cannot_be_begun_does_not_end_the_server(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with process.kept([str(tmp_path / "none")], pause=0.01):
+    with process.keep_mirror([str(tmp_path / "none")], pause=0.01):
         wait_until(lambda: caplog.text.count("it is begun anew") > 2)
 
 
