@@ -7,7 +7,7 @@ compacted.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from tasks import log
 from tasks.serving.journal import Journal, prepare_sync
-from tasks.serving.microbatch import MicroBatches
 from tasks.serving.schema import Kind
 
 LOG_BYTES = 32_000_000  # of a log before another is begun
@@ -31,13 +30,13 @@ class JournalWriter:
 
     def __post_init__(self) -> None:
         self._written = 0
-        self._later: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[OSError | None] | None = None  # the sync that has not begun
+        self._syncs = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "journal")
-        self._waiting: MicroBatches[None, OSError | None] = MicroBatches(self._sync_all, most=10_000)
         self.error: OSError | None = None  # of the last write, if it failed
 
     async def write(self, kind: Kind, rows: pa.Table) -> None:
-        """Returns when the rows are kept. Raises OSError when they cannot be."""
+        """Returns when the rows are in the journal. Raises OSError when they cannot be."""
         try:
             await self._write(kind, rows)
         except OSError as error:
@@ -47,11 +46,10 @@ class JournalWriter:
 
     async def _write(self, kind: Kind, rows: pa.Table) -> None:
         self._written += self.journal.append(kind, rows, sync=False)
-        if not self.sync:
-            if error := await asyncio.shield(self._waiting.ask(None)):
-                raise error
-        elif self._later is None:
-            self._later = asyncio.create_task(self._sync_later())
+        if self._next is None:
+            self._next = asyncio.create_task(self._sync_later())
+        if not self.sync and (error := await asyncio.shield(self._next)):
+            raise error
         if self._written > LOG_BYTES:
             self._written = 0
             old = self.journal.detach()  # rows that are appended meanwhile go to a new log
@@ -61,27 +59,28 @@ class JournalWriter:
                 for log_file in old:
                     log_file.close()
 
-    async def _sync_later(self) -> None:
+    async def _sync_later(self) -> OSError | None:
         await asyncio.sleep(self.sync.total_seconds())
-        self._later = None  # later rows wait for the next sync
-        await self._sync_all([None])
+        async with self._syncs:  # what is written while one sync runs waits for the next, together
+            self._next = None
+            return await self._sync()
 
-    async def _sync_all(self, waiting: list[None]) -> Sequence[OSError | None]:
+    async def _sync(self) -> OSError | None:
         """Everybody who waits hears of a failure: a second sync succeeds although the rows of the first are lost."""
         try:
             await self._in_thread(self.journal.prepare_sync())
         except OSError as error:
             log.error("the journal is not on disk, and a loss of power would lose some of it: %s", error)
             self.journal.close()
-            return [error] * len(waiting)
-        return [None] * len(waiting)
+            return error
+        return None
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def close(self) -> None:
-        if self._later:
-            self._later.cancel()
-        await self._sync_all([None])
+        if self._next:
+            self._next.cancel()
+        await self._sync()
         self._thread.shutdown()
         self.journal.close()

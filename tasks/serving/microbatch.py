@@ -1,4 +1,4 @@
-"""batch: requests that come while others are worked on are worked on together, next."""
+"""microbatch: requests that come while others are worked on are worked on together, next."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,10 +9,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def _one(_item: object) -> int:
-    return 1
-
-
 @dataclass
 class MicroBatches(Generic[Item, Result]):
     """For one event loop. `work` gives as many results as it gets items, in their order; or raises, and then each item
@@ -20,8 +16,8 @@ class MicroBatches(Generic[Item, Result]):
     it: under overload nothing is done in vain. A batch has `most` of what `size` counts, or one item."""
 
     work: Callable[[list[Item]], Awaitable[Sequence[Result]]]
-    most: int = 64
-    size: Callable[[Item], int] = _one
+    most: int
+    size: Callable[[Item], int]
     _waiting: list[tuple[Item, "asyncio.Future[Result]"]] = field(default_factory=list)
     _task: "asyncio.Task[None] | None" = None
 
@@ -62,18 +58,13 @@ class MicroBatches(Generic[Item, Result]):
                 done.cancel()
             raise
         except Exception as error:
-            if len(batch) == 1:
-                _end(batch[0][1], error)
-                return
-            for single in batch:
-                await self._do([single])
+            if len(batch) > 1:
+                for single in batch:
+                    await self._do([single])
+            elif not batch[0][1].done():
+                batch[0][1].set_exception(error)
+                batch[0][1].exception()  # whoever asked may have gone: nobody need hear of it then
             return
         for (_, done), result in zip(batch, results, strict=True):
             if not done.done():
                 done.set_result(result)
-
-
-def _end(done: "asyncio.Future[Result]", error: Exception) -> None:
-    if not done.done():
-        done.set_exception(error)
-        done.exception()  # whoever asked may have gone: nobody need hear of it then

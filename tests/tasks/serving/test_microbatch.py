@@ -65,7 +65,7 @@ def test_work_that_is_cancelled_leaves_nobody_waiting() -> None:
         raise asyncio.CancelledError
 
     async def ask() -> None:
-        batches = MicroBatches(work)
+        batches = MicroBatches(work, most=10, size=int)
         await asyncio.wait_for(batches.ask(1), 5)
 
     with pytest.raises(asyncio.CancelledError):

@@ -140,7 +140,7 @@ def test_of_another_run_under_the_same_number_the_tables_keep_nothing(
     foreign(shop.known, tmp_path)
     one = active.Active(tmp_path)
     assert list(one.renew(trying("none")))
-    asked: list[tuple[int, Any]] = []
+    asked: list[tuple[int, object]] = []
 
     def refuse(_tables: Tables, version: versions.Champion) -> None:
         asked.append(version.identity)
