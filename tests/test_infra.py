@@ -204,8 +204,8 @@ def list_shown() -> dict[str, set[str]]:
 
 def test_the_dashboard_asks_for_what_metrics_gives(tmp_path: Path) -> None:
     pages = (
-        Metrics.begin().text(),
-        generate_latest(StreamMetrics.of(Active(tmp_path)).registry),
+        Metrics().text(),
+        generate_latest(StreamMetrics(Active(tmp_path)).registry),
     )
     given = {name for page in pages for name in list_metrics(page.decode())}
     assert len(given) > 10

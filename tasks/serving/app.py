@@ -75,7 +75,7 @@ def create(p: Params, home: Path) -> FastAPI:
         Active(home),
         journal_writer.JournalWriter(journal.open_journal(p.journal, home=home), p.serving.sync),
         Messages.of(p),
-        Metrics.begin(),
+        Metrics(),
     )
     app = FastAPI(
         title=f"evergreen: {p.registry.model}", version="1", lifespan=_lifespan(handler), docs_url=None, redoc_url=None

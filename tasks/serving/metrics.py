@@ -1,7 +1,7 @@
 """metrics: what /metrics reports to Prometheus: of the API, one process or all that share a port, and of the stream.
 
-A new metric is a field of Metrics or StreamMetrics, made where the others are, and a call where its value is known
-(README.md shows the places). Several processes of the API keep their values in files of one folder,
+A new metric is an attribute of Metrics or StreamMetrics, and a call where its value is known (README.md shows the
+places). Several processes of the API keep their values in files of one folder,
 PROMETHEUS_MULTIPROC_DIR, which tasks/serving/__main__.py makes at each start; the process that is asked adds them up.
 Counts of a process that died stay, its gauges go.
 """
@@ -11,8 +11,7 @@ import json
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -29,62 +28,40 @@ CAUSES = {401: "key", 403: "scope", 404: "path", 405: "method", 413: "size", 422
 GAUGE_FILE = re.compile(r"gauge_live.*_(\d+)\.db")
 
 
-@dataclass(frozen=True)
 class Metrics:
-    registry: CollectorRegistry
-    requests: Counter
-    seconds: Histogram
-    errors: Counter
-    predictions: Counter
-    scores: Histogram
-    outcomes: Counter
-    version: Gauge
-    state_age: Gauge
-    registry_age: Gauge
-    _reporters: dict[tuple[str, int], Callable[[float], None]] = field(default_factory=dict)
-    _row_counters: dict[int, Callable[[float], None]] = field(default_factory=dict)
+    """Of the API."""
 
-    @staticmethod
-    def begin() -> "Metrics":
-        registry = CollectorRegistry()
-        histogram = partial(Histogram, registry=registry)
-        counter = partial(Counter, registry=registry)
-        gauge = partial(Gauge, registry=registry, multiprocess_mode="livemostrecent")  # of the process that is asked
-        return Metrics(
-            registry,
-            requests=counter("evergreen_requests", "Requests, by path and status.", ["path", "status"]),
-            seconds=histogram("evergreen_request_seconds", "Seconds until the answer.", ["path"], buckets=SECONDS),
-            errors=counter("evergreen_errors", "Failed requests, by cause.", ["kind"]),
-            predictions=counter("evergreen_predictions", "Predicted rows, by model version.", ["version"]),
-            scores=histogram("evergreen_score", "Predicted probability of the positive class.", buckets=TENTHS),
-            outcomes=counter("evergreen_outcomes", "Accepted outcomes."),
-            version=gauge("evergreen_version", "Number of the model version that serves."),
-            state_age=gauge("evergreen_state_age_seconds", "Seconds since the state was published."),
-            registry_age=gauge("evergreen_registry_age_seconds", "Seconds since the registry was last read."),
-        )
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry, multiprocess_mode="livemostrecent")  # of the asked process
+        self.requests = counter("evergreen_requests", "Requests, by path and status.", ["path", "status"])
+        self.seconds = histogram("evergreen_request_seconds", "Seconds until the answer.", ["path"], buckets=SECONDS)
+        self.errors = counter("evergreen_errors", "Failed requests, by cause.", ["kind"])
+        self.predictions = counter("evergreen_predictions", "Predicted rows, by model version.", ["version"])
+        self.scores = histogram("evergreen_score", "Predicted probability of the positive class.", buckets=TENTHS)
+        self.outcomes = counter("evergreen_outcomes", "Accepted outcomes.")
+        self.version = gauge("evergreen_version", "Number of the model version that serves.")
+        self.state_age = gauge("evergreen_state_age_seconds", "Seconds since the state was published.")
+        self.registry_age = gauge("evergreen_registry_age_seconds", "Seconds since the registry was last read.")
+        self._labelled: dict[tuple[str, int], tuple[Counter, Histogram, Counter | None]] = {}
+        self._row_counters: dict[int, Counter] = {}
 
     def count_request(self, path: str, status: int, seconds: float) -> None:
-        report = self._reporters.get((path, status))
-        if report is None:  # labels() takes a lock and builds texts: once for each of the few paths and statuses
-            report = self._reporters[path, status] = self._make_reporter(path, status)
-        report(seconds)
-
-    def _make_reporter(self, path: str, status: int) -> Callable[[float], None]:
-        count, observe = self.requests.labels(path, str(status)).inc, self.seconds.labels(path).observe
-        count_error = self.errors.labels(cause_of(status)).inc if status >= 400 else None
-
-        def report(seconds: float) -> None:
-            count()
-            observe(seconds)
-            if count_error:
-                count_error()
-
-        return report
+        if (path, status) not in self._labelled:  # labels() takes a lock and builds texts: once for the few of these
+            errors = self.errors.labels(cause_of(status)) if status >= 400 else None
+            self._labelled[path, status] = self.requests.labels(path, str(status)), self.seconds.labels(path), errors
+        requests, histogram, errors = self._labelled[path, status]
+        requests.inc()
+        histogram.observe(seconds)
+        if errors:
+            errors.inc()
 
     def count_predictions(self, version: int, count: int, scores: Iterable[float]) -> None:
         if version not in self._row_counters:
-            self._row_counters[version] = self.predictions.labels(str(version)).inc
-        self._row_counters[version](count)
+            self._row_counters[version] = self.predictions.labels(str(version))
+        self._row_counters[version].inc(count)
         _observe(self.scores, list(scores))
 
     def text(self) -> bytes:
@@ -135,39 +112,27 @@ def _lives(pid: int) -> bool:
     return True
 
 
-@dataclass(frozen=True)
 class StreamMetrics:
-    registry: CollectorRegistry
-    rows: Counter
-    again: Counter
-    dead: Counter
-    failed: Counter
-    seconds: Histogram
-    lag: Gauge
-    up: Gauge
+    """Of one process of the stream."""
 
-    @staticmethod
-    def of(active: Active) -> "StreamMetrics":
-        registry = CollectorRegistry()
-        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+    def __init__(self, active: Active) -> None:
+        self.registry = CollectorRegistry()
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
         gauge("evergreen_version", "Number of the model version that serves.").set_function(
             lambda: active.champion.number if active.champion else 0
         )
         gauge("evergreen_state_age_seconds", "Seconds since the state was published.").set_function(
             lambda: active.tables.state.age().total_seconds() if active.tables else float("nan")
         )
-        return StreamMetrics(
-            registry,
-            rows=counter("evergreen_stream_rows", "Predicted rows, by model version.", ["version"]),
-            again=counter("evergreen_stream_again", "Rows that were in the journal already and were sent again."),
-            dead=counter("evergreen_stream_dead", "Rows that could not be answered, by the broken rule.", ["rule"]),
-            failed=counter("evergreen_stream_failed", "Batches that failed and were done again."),
-            seconds=Histogram(
-                "evergreen_stream_batch_seconds", "Seconds for a batch.", buckets=BATCH_SECONDS, registry=registry
-            ),
-            lag=gauge("evergreen_stream_lag", "Messages that wait, by partition.", ["topic", "partition"]),
-            up=gauge("evergreen_stream_up", "1 if a broker can be reached, else 0."),
+        self.rows = counter("evergreen_stream_rows", "Predicted rows, by model version.", ["version"])
+        self.again = counter("evergreen_stream_again", "Rows that were in the journal already and were sent again.")
+        self.dead = counter("evergreen_stream_dead", "Rows that could not be answered, by the broken rule.", ["rule"])
+        self.failed = counter("evergreen_stream_failed", "Batches that failed and were done again.")
+        self.seconds = Histogram(
+            "evergreen_stream_batch_seconds", "Seconds for a batch.", buckets=BATCH_SECONDS, registry=self.registry
         )
+        self.lag = gauge("evergreen_stream_lag", "Messages that wait, by partition.", ["topic", "partition"])
+        self.up = gauge("evergreen_stream_up", "1 if a broker can be reached, else 0.")
 
     def read_statistics(self, statistics: str) -> None:
         """librdkafka's own figures, as JSON, every other second."""

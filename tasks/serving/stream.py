@@ -220,7 +220,7 @@ def run(p: Params, home: Path, stop: threading.Event) -> None:
     if p.serving.stream.bootstrap is None:
         raise ValueError("serving.stream.bootstrap is null, so there is no stream: set it to host:port in params.yaml")
     active = Active(home)
-    metrics = StreamMetrics.of(active)
+    metrics = StreamMetrics(active)
     server, _ = start_http_server(p.serving.stream.port, "127.0.0.1", metrics.registry)
     try:
         _renew(active, p)
@@ -250,13 +250,12 @@ def _renew(active: Active, p: Params) -> None:
 def main() -> None:
     p = params.load()
     parser = argparse.ArgumentParser(prog="python -m tasks.serving.stream", description=__doc__.partition("\n")[0])
-    parser.add_argument("--bootstrap", default=p.serving.stream.bootstrap, help="host:port (serving.stream.bootstrap)")
     parser.add_argument("--port", type=int, default=p.serving.stream.port, help="of /metrics (serving.stream.port)")
     parser.add_argument("--no-mirror", action="store_true", help="an API of the same home copies the versions")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="stream: %(message)s")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a batch's rows are few
-    settings = p.serving.stream.model_copy(update={"bootstrap": arguments.bootstrap, "port": arguments.port})
+    settings = p.serving.stream.model_copy(update={"port": arguments.port})
     p = p.model_copy(update={"serving": p.serving.model_copy(update={"stream": settings})})
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

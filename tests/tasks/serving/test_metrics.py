@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 PROCESS = """
 import sys
 from tasks.serving.metrics import Metrics
-told = Metrics.begin()
+told = Metrics()
 for _ in range(3):
     told.count_request("/v1/predict", 200, 0.002)
 told.count_request("/v1/predict", 503, 0.002)
@@ -31,7 +31,7 @@ def values(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 def test_many_scores_at_once_are_counted_as_one_by_one() -> None:
     scores = [i / 40 for i in range(41)]
-    once, singly = Metrics.begin(), Metrics.begin()
+    once, singly = Metrics(), Metrics()
     once.count_predictions(1, len(scores), scores)
     for score in scores:
         singly.count_predictions(1, 1, [score])
@@ -47,7 +47,7 @@ def test_many_scores_at_once_are_counted_as_one_by_one() -> None:
     ("status", "kind"), [(401, "key"), (403, "scope"), (422, "row"), (503, "busy"), (500, "fault"), (400, "request")]
 )
 def test_an_answer_that_is_none_is_counted_by_what_was_wrong(status: int, kind: str) -> None:
-    told = Metrics.begin()
+    told = Metrics()
     told.count_request("/v1/predict", 200, 0.001)
     told.count_request("/v1/predict", status, 0.001)
     found = values(told.text().decode())
