@@ -14,11 +14,10 @@ import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
 from tasks.data import contract, expressions
-from tasks.data.expressions import Step
 from tasks.params import Column, Params
 from tasks.runtime import stage
 from tasks.runtime.sql import quote
-from tasks.serving.tables import Refused, column_of
+from tasks.serving import tables
 
 GIVEN = "\x1fgiven "  # begins the name of a column as the row gives it
 WHEN = Column(type="TIMESTAMP")
@@ -31,7 +30,7 @@ class ConsistencyChecker:
     con: DuckDBPyConnection
     table: str
     columns: Mapping[str, Column]
-    steps: tuple[Step, ...]
+    steps: tuple[expressions.Step, ...]
     sql: str
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -79,10 +78,12 @@ class ConsistencyChecker:
             for step, contradicts in zip(self.steps, wrong, strict=True):
                 if contradicts:
                     rule = f"must be what sources.{self.table}.{step.setting} makes of the row's other columns"
-                    raise Refused(place, step.name, f"{rule}, `{step.expression}`, but it is another. Mend one of them")
+                    raise tables.Refused(
+                        place, step.name, f"{rule}, `{step.expression}`, but it is another. Mend one of them"
+                    )
 
 
-def _contradicts(step: Step, column: Column, kind: str) -> str:
+def _contradicts(step: expressions.Step, column: Column, kind: str) -> str:
     given, made = quote(GIVEN + step.name), quote(step.name)
     typed = made if step.is_time else contract.typed_sql(step.name, column, text=kind == "VARCHAR")
     return f"coalesce({given} <> {typed}, FALSE)"
@@ -91,10 +92,12 @@ def _contradicts(step: Step, column: Column, kind: str) -> str:
 def _table(values: Mapping[str, Sequence[Any]], columns: Mapping[str, Column]) -> Any:
     count = len(next(iter(values.values())))
     numbered = {GIVEN: pa.array(range(count), pa.int64())}
-    return pa.table(numbered | {GIVEN + name: column_of(values[name], columns[name].type) for name in columns})
+    return pa.table(numbered | {GIVEN + name: tables.column_of(values[name], columns[name].type) for name in columns})
 
 
-def _usable(con: DuckDBPyConnection, steps: Sequence[Step], columns: Collection[str]) -> list[Step]:
+def _usable(
+    con: DuckDBPyConnection, steps: Sequence[expressions.Step], columns: Collection[str]
+) -> list[expressions.Step]:
     """The steps whose columns a row gives, or that such steps make."""
     names, usable = {name.lower() for name in columns}, []
     for step in steps:

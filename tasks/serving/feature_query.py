@@ -21,7 +21,6 @@ from duckdb import DuckDBPyConnection
 
 from tasks import log
 from tasks.data import featuresql, sqlcheck
-from tasks.data.featuresql import is_text
 from tasks.params import Params
 
 Line = tuple[Any, ...]  # the features of a row: a float or a text each, or None
@@ -62,7 +61,7 @@ class FeatureQuery:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        text = {name: is_text(kind) for name, kind in self.kinds.items()}
+        text = {name: featuresql.is_text(kind) for name, kind in self.kinds.items()}
         return pa.schema([(name, pa.string() if text[name] else pa.float32()) for name in text])
 
     def table(self, lines: Sequence[Line]) -> pa.Table:
@@ -137,7 +136,7 @@ def _opened(
 
 def _plain(values: Sequence[Any], kind: str) -> Sequence[Any]:
     """As features.compute has them: text, or float32 with what is not finite missing."""
-    if is_text(kind):
+    if featuresql.is_text(kind):
         return values
     with np.errstate(over="ignore"):
         floats = np.array([np.nan if value is None else value for value in values], dtype=np.float64).astype(np.float32)

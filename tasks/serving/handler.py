@@ -18,19 +18,12 @@ from fastapi import HTTPException
 
 from tasks import log
 from tasks.params import Params
-from tasks.serving import predict, traffic
+from tasks.serving import consistency, journal_writer, microbatch, predict, schema, traffic, versions
 from tasks.serving.active import Active
-from tasks.serving.consistency import ConsistencyChecker
-from tasks.serving.journal_writer import JournalWriter
 from tasks.serving.keys import Keys
 from tasks.serving.messages import Messages
 from tasks.serving.metrics import Metrics
-from tasks.serving.microbatch import MicroBatches
-from tasks.serving.predict import Answered
-from tasks.serving.schema import make_entry
 from tasks.serving.tables import Tables, hide_personal_data, pii_key_of, subjects_of
-from tasks.serving.traffic import Job, Part
-from tasks.serving.versions import Champion
 
 SMALL_ROWS = 32  # a request with more rows is a batch of its own, apart from the event loop
 BATCH_ROWS = 64  # rows of requests that are answered together
@@ -45,7 +38,7 @@ class Response:
 
     champion: int
     answers: Answers
-    origin: list[tuple[Part, Answered, int]]
+    origin: list[tuple[traffic.Part, predict.Answered, int]]
     written: "asyncio.Future[None]"
 
     def slice(self, begin: int, end: int) -> "Response":
@@ -65,14 +58,18 @@ class Handler:
     p: Params
     keys: Keys
     active: Active
-    writer: JournalWriter
+    writer: journal_writer.JournalWriter
     messages: Messages
     metrics: Metrics
     busy: int = 0
 
     def __post_init__(self) -> None:
-        self.raw: MicroBatches[Sequence[Row], Response] = MicroBatches(self._answer_raw, most=BATCH_ROWS, size=len)
-        self.ready: MicroBatches[Sequence[Row], Response] = MicroBatches(self._answer_ready, most=BATCH_ROWS, size=len)
+        self.raw: microbatch.MicroBatches[Sequence[Row], Response] = microbatch.MicroBatches(
+            self._answer_raw, most=BATCH_ROWS, size=len
+        )
+        self.ready: microbatch.MicroBatches[Sequence[Row], Response] = microbatch.MicroBatches(
+            self._answer_ready, most=BATCH_ROWS, size=len
+        )
         self._shadow: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -92,10 +89,10 @@ class Handler:
         return pii_key_of(self.p)
 
     @cached_property
-    def checker(self) -> ConsistencyChecker | None:
-        return ConsistencyChecker.of(self.p)
+    def checker(self) -> consistency.ConsistencyChecker | None:
+        return consistency.ConsistencyChecker.of(self.p)
 
-    def champion(self) -> Champion:
+    def champion(self) -> versions.Champion:
         if self.active.champion is None:
             raise _unavailable("no champion serves yet: run the retrain flow")
         return self.active.champion
@@ -158,7 +155,7 @@ class Handler:
         job = self._ready_job(predict.columns_of(rows), rows)
         return _split(await self._finish(job, job.answers()), batch)
 
-    def _raw_answers(self, asked: Sequence[Row]) -> tuple[Job, list[tuple[Part, Answered]]]:
+    def _raw_answers(self, asked: Sequence[Row]) -> tuple[traffic.Job, list[tuple[traffic.Part, predict.Answered]]]:
         champion, tables = self.champion(), self.tables()
         if not tables.prepare(champion):
             raise _unavailable(
@@ -187,14 +184,14 @@ class Handler:
         number = self.active.challenger.number if self.active.challenger else None
         log.warning("version %s, the challenger, could not answer: %s", number, type(error).__name__)
 
-    def _ready_job(self, columns: Columns, rows: Sequence[Row] | None) -> Job:
+    def _ready_job(self, columns: Columns, rows: Sequence[Row] | None) -> traffic.Job:
         champion = self.champion()
         challenger = traffic.fits(champion, self.active.challenger)
         count = len(next(iter(columns.values()))) if columns else len(rows or [])
         at = self.active.event_now() or datetime.now(UTC).replace(tzinfo=None)
         request = uuid4().hex
 
-        def ask(part: Part) -> Answered:
+        def ask(part: traffic.Part) -> predict.Answered:
             codes = part.version.model.spec.codes
             sent = {name: values for name, values in columns.items() if part.version is champion or name in codes}
             if len(part.places) < count:
@@ -203,12 +200,12 @@ class Handler:
             return predict.answer_columns(part.version, sent, by="api", arm=part.arm, subjects=subjects, at=at)
 
         if challenger is None:
-            parts = [Part(champion, range(count), "champion")]
+            parts = [traffic.Part(champion, range(count), "champion")]
         else:
             parts = traffic.split(self.p, champion, challenger, rows or predict.rows_of(columns))
-        return Job(champion, parts, ask, self._report_failure)
+        return traffic.Job(champion, parts, ask, self._report_failure)
 
-    async def _finish(self, job: Job, answers: list[tuple[Part, Answered]]) -> Response:
+    async def _finish(self, job: traffic.Job, answers: list[tuple[traffic.Part, predict.Answered]]) -> Response:
         """Begin to write the answers and to score the shadow; the answers in the order of the rows."""
         written = asyncio.ensure_future(self._write(answers))
         if any(part.is_shadow for part in job.parts):
@@ -222,14 +219,14 @@ class Handler:
                 sent[row], origin[row] = answer, (part, answered, place)
         return Response(job.champion.number, sent, origin, written)
 
-    async def _write(self, answers: list[tuple[Part, Answered]]) -> None:
+    async def _write(self, answers: list[tuple[traffic.Part, predict.Answered]]) -> None:
         for part, answered in answers:
             await self.writer.write("predictions", answered.rows)
             if not part.is_shadow:
                 scores = answered.scores.tolist() if answered.spec.task == "binary" else ()
                 self.metrics.count_predictions(answered.version, len(answered.entries), scores)
 
-    async def _write_shadow(self, job: Job) -> None:
+    async def _write_shadow(self, job: traffic.Job) -> None:
         try:
             await self._write(await asyncio.to_thread(job.shadows))
         except OSError as error:
@@ -239,7 +236,7 @@ class Handler:
         now, count = datetime.now(UTC).replace(tzinfo=None), len(outcomes)
         event_now = self.active.event_now() or now
         labels = [_label_of(outcome) for outcome in outcomes]
-        entries = [make_entry(outcome.id, label, now) for outcome, label in zip(outcomes, labels, strict=True)]
+        entries = [schema.make_entry(outcome.id, label, now) for outcome, label in zip(outcomes, labels, strict=True)]
         columns = {
             "entry": pa.array(entries, pa.string()),
             "event_time": predict.timestamps([event_now] * count),

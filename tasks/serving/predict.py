@@ -17,9 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.serving.schema import FEATURE, KEY, SHADOW, SOURCE, Arm, By, make_entry
-from tasks.serving.tables import Refused
-from tasks.serving.versions import Champion
+from tasks.serving import schema, tables, versions
 from tasks.training.model import Feature, Floats, Spec
 
 EPOCH, TICK = datetime(1970, 1, 1), timedelta(microseconds=1)
@@ -73,11 +71,11 @@ def decide(scores: Floats, spec: Spec) -> list[Any]:
 
 
 def answer(
-    champion: Champion,
+    champion: versions.Champion,
     table: pa.Table,
     *,
-    by: By,
-    arm: Arm = "champion",
+    by: schema.By,
+    arm: schema.Arm = "champion",
     subjects: Sequence[str],
     times: Sequence[datetime],
     keys: Mapping[str, Sequence[Any]],
@@ -99,7 +97,7 @@ def answer(
     """
     matrix = champion.model.spec.encode(table)
     if not entries:
-        key = f"{champion.number}{' shadow' if arm == SHADOW else ''}".encode()
+        key = f"{champion.number}{' shadow' if arm == schema.SHADOW else ''}".encode()
         parts = zip(subjects, times, matrix, strict=True)
         entries = [
             hashlib.blake2b(f"{subject} {moment}".encode() + row.tobytes(), digest_size=16, key=key).hexdigest()
@@ -110,11 +108,11 @@ def answer(
 
 
 def answer_columns(
-    champion: Champion,
+    champion: versions.Champion,
     sent: Mapping[str, Sequence[Any]],
     *,
-    by: By,
-    arm: Arm = "champion",
+    by: schema.By,
+    arm: schema.Arm = "champion",
     subjects: Sequence[str],
     at: datetime,
 ) -> Answered:
@@ -127,7 +125,7 @@ def answer_columns(
     spec, count = champion.model.spec, len(subjects)
     matrix = encoded(spec, sent, count)
     columns = {feature.name: _column(feature, matrix[:, i], sent) for i, feature in enumerate(spec.features)}
-    entries = [make_entry(subject, champion.number) for subject in subjects]
+    entries = [schema.make_entry(subject, champion.number) for subject in subjects]
     return _answered(champion, matrix, columns, entries, by, arm, subjects, [at] * count, {}, (), ())
 
 
@@ -138,12 +136,12 @@ def _column(feature: Feature, codes: Floats, sent: Mapping[str, Sequence[Any]]) 
 
 
 def _answered(
-    champion: Champion,
+    champion: versions.Champion,
     matrix: NDArray[np.float32],
     columns: Mapping[str, Any],
     entries: list[str],
-    by: By,
-    arm: Arm,
+    by: schema.By,
+    arm: schema.Arm,
     subjects: Sequence[str],
     times: Sequence[datetime],
     keys: Mapping[str, Sequence[Any]],
@@ -161,9 +159,9 @@ def _answered(
         "version": pa.repeat(champion.number, count),
         "stale": pa.array(stale, pa.bool_()) if len(stale) else pa.repeat(False, count),
         "score": score_column(scores),
-        **({SOURCE: pa.array(sources, pa.string())} if sources else {}),
-        **{f"{KEY}{name}": pa.array(values) for name, values in keys.items()},
-        **{f"{FEATURE}{name}": values for name, values in columns.items()},
+        **({schema.SOURCE: pa.array(sources, pa.string())} if sources else {}),
+        **{f"{schema.KEY}{name}": pa.array(values) for name, values in keys.items()},
+        **{f"{schema.FEATURE}{name}": values for name, values in columns.items()},
     }
     return Answered(champion.number, entries, scores, pa.table(rows), champion.model.spec, stale)
 
@@ -191,7 +189,7 @@ def refuse_unknown(spec: Spec, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _refuse_unknown(row: int, name: str) -> NoReturn:
-    raise Refused(row, name[:NAMED], "is no feature of this model")
+    raise tables.Refused(row, name[:NAMED], "is no feature of this model")
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -243,11 +241,11 @@ def encode_numbers(feature: Feature, values: Sequence[Any]) -> "array[float] | N
     raise _refused(feature, values)
 
 
-def _refused(feature: Feature, values: Sequence[Any]) -> Refused:
+def _refused(feature: Feature, values: Sequence[Any]) -> tables.Refused:
     """The first of these that is to blame."""
     place = next(place for place, value in enumerate(values) if not _fits(feature, value))
     text = feature.kind == "category"
-    return Refused(
+    return tables.Refused(
         place, feature.name, f"must be a category of {LONGEST:,} characters at most" if text else "must be a number"
     )
 
@@ -261,11 +259,11 @@ def _fits(feature: Feature, value: Any) -> bool:
 # --- reasons -------------------------------------------------------------------------------------------------------
 
 
-def reasons(champion: Champion, rows: pa.Table, most: int) -> list[list[dict[str, Any]]]:
+def reasons(champion: versions.Champion, rows: pa.Table, most: int) -> list[list[dict[str, Any]]]:
     """Of each of the journal's rows, the features that moved its score most, the strongest first: by SHAP, in units of
     the margin (log-odds for probabilities), of the likeliest class where there are several."""
     spec = champion.model.spec
-    table = pa.table({name: rows[f"{FEATURE}{name}"] for name in spec.names})
+    table = pa.table({name: rows[f"{schema.FEATURE}{name}"] for name in spec.names})
     parts = champion.model.contributions(table)
     if parts.ndim == 3:
         likeliest = np.argmax(np.asarray(rows["score"].to_pylist()), axis=1)

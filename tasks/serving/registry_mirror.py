@@ -20,11 +20,9 @@ from tasks import log, params
 from tasks.data import periods, state
 from tasks.params import Params
 from tasks.promotion import registry
-from tasks.promotion.registry import Registry, Version
 from tasks.promotion.tags import NOTE
 from tasks.runtime import files
 from tasks.serving import versions
-from tasks.serving.versions import Pointer
 
 LOOK = 0.5  # seconds between looks whether the parent lives
 POLL_S = 2.0  # between looks at the registry
@@ -34,7 +32,7 @@ LOOKED = "looked"  # touched at each look that found the registry, and the copy 
 Seen = dict[Path, object]  # of each copy that was found whole, how its files looked then
 
 
-def copy_versions(source: Registry, home: Path, seen: Seen | None = None) -> int | None:
+def copy_versions(source: registry.Registry, home: Path, seen: Seen | None = None) -> int | None:
     """Copy the champion and the challenger, where they are others than the copy's; the champion's number. Whole, or not
     at all. Without a challenger there is no copy of one; a champion's copy stays. A copy that is not whole any more is
     made anew; what is in `seen` is not read again."""
@@ -59,11 +57,11 @@ def copy_age_s(home: Path) -> float | None:
         return None
 
 
-def _pointer(source: Registry, version: Version) -> Pointer:
-    return Pointer(version.number, source.model, version.run_id)
+def _pointer(source: registry.Registry, version: registry.Version) -> versions.Pointer:
+    return versions.Pointer(version.number, source.model, version.run_id)
 
 
-def _read_pointer(home: Path, pointer: str) -> Pointer | None:
+def _read_pointer(home: Path, pointer: str) -> versions.Pointer | None:
     """One that cannot be read counts as none: it is written anew."""
     try:
         return versions.read_pointer(home, pointer)
@@ -72,7 +70,7 @@ def _read_pointer(home: Path, pointer: str) -> Pointer | None:
         return None
 
 
-def _publish(source: Registry, version: Version, home: Path, pointer: str, *, seen: Seen) -> None:
+def _publish(source: registry.Registry, version: registry.Version, home: Path, pointer: str, *, seen: Seen) -> None:
     """Copy the version and let the pointer name it, each only where it is not so yet."""
     folder, wanted = versions.folder(home), _pointer(source, version)
     if not _is_whole(folder / str(version.number), wanted, seen):
@@ -83,7 +81,7 @@ def _publish(source: Registry, version: Version, home: Path, pointer: str, *, se
         _remove_old(folder, {serving.number for serving in both if serving})
 
 
-def _is_whole(copy: Path, wanted: Pointer, seen: Seen) -> bool:
+def _is_whole(copy: Path, wanted: versions.Pointer, seen: Seen) -> bool:
     """Whether it is of this run, with the files that were copied."""
     try:
         statuses = [(copy / name).stat() for name in (*versions.FILES, "version.json")]
@@ -103,7 +101,7 @@ def _is_whole(copy: Path, wanted: Pointer, seen: Seen) -> bool:
     return True
 
 
-def _copy(source: Registry, version: Version, target: Path) -> None:
+def _copy(source: registry.Registry, version: registry.Version, target: Path) -> None:
     """On the disk before it has its name. What had the name goes: another model's, or one that is not whole."""
     with files.publish_folder(target, prefix=NEW) as copy:
         for name in versions.FILES:
@@ -134,7 +132,7 @@ def _remove_old(folder: Path, serving: set[int]) -> None:
 
 def watch(p: Params, home: Path, stop: threading.Event) -> None:
     """Copy the versions every POLL_S, until `stop` is set."""
-    source: Registry | None = None
+    source: registry.Registry | None = None
     last_error: type[Exception] | None = None
     seen: Seen = {}
     while not stop.is_set():

@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 
 from tasks import log
 from tasks.data import featurerows, manifest
-from tasks.data.featurerows import Rows
-from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
 from tasks.promotion.recipe import fetch_recipe, rebuild_features
 from tasks.promotion.registry import Registry, Version
+from tasks.serving import predict, schema
 from tasks.serving.journal import Journal
-from tasks.serving.predict import score_column
 from tasks.serving.predictions import drop_stale, in_order
-from tasks.serving.schema import FEATURE, KEY, make_entry
 from tasks.training import model
 
 EVER = datetime(1700, 1, 1)
@@ -47,7 +44,7 @@ class Scored:
 
 def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> Scored:
     """Predict and journal what has arrived in the features of `folder`."""
-    as_of = FeaturesManifest.read(folder / p.paths.features).as_of
+    as_of = manifest.FeaturesManifest.read(folder / p.paths.features).as_of
     champion, limit = registry.find_champion(), manifest.read_limit(folder / p.paths.raw)
     rows = featurerows.read_rows(folder / p.paths.features)
     newest = rows.event_time[-1].astype("datetime64[us]").item() if len(rows) else None
@@ -79,20 +76,20 @@ def _name_again(new: pa.Table, made: pa.Table) -> pa.Table:
     """Rows whose entry the journal has already, under a wrong date, get another entry."""
     taken = set(made["entry"].to_pylist()) if made.num_rows else set()
     rows = zip(new["entry"].to_pylist(), new["event_time"].to_pylist(), strict=True)
-    entries = [make_entry(entry, time) if entry in taken else entry for entry, time in rows]
+    entries = [schema.make_entry(entry, time) if entry in taken else entry for entry, time in rows]
     return new.set_column(new.column_names.index("entry"), "entry", pa.array(entries, pa.string()))
 
 
-def subjects_of_keys(rows: Rows) -> NDArray[Any]:
+def subjects_of_keys(rows: featurerows.Rows) -> NDArray[Any]:
     """What each row's prediction is about (n), made from its key. Raises ValueError for a spine without one."""
     if rows.keys is None or not rows.keys.num_columns:
         raise ValueError("predictions are told apart by their key: name the spine table's in contract.<table>.key")
     columns = [rows.keys[name].to_pylist() for name in rows.keys.column_names]
-    return np.array([make_entry(*key) for key in zip(*columns, strict=True)], dtype="U32")
+    return np.array([schema.make_entry(*key) for key in zip(*columns, strict=True)], dtype="U32")
 
 
 def _arrived(
-    rows: Rows,
+    rows: featurerows.Rows,
     subjects: NDArray[Any],
     made: pa.Table,
     champion: Version,
@@ -123,7 +120,7 @@ def _begin(champion: Version, as_of: datetime, limit: datetime | None) -> dateti
 def predict_arrived(
     p: Params,
     folder: Path,
-    rows: Rows,
+    rows: featurerows.Rows,
     subjects: NDArray[Any],
     which: NDArray[np.bool_],
     *,
@@ -147,13 +144,13 @@ def predict_arrived(
         "arm": pa.repeat("champion", count),
         "version": pa.repeat(champion.number, count),
         "stale": pa.repeat(False, count),
-        "score": score_column(recipe.model.predict(table).astype(np.float64)),
+        "score": predict.score_column(recipe.model.predict(table).astype(np.float64)),
     }
-    columns |= {f"{KEY}{name}": keys[name] for name in keys.column_names} if keys else {}
-    return pa.table(columns | {f"{FEATURE}{name}": table[name] for name in recipe.model.spec.names})
+    columns |= {f"{schema.KEY}{name}": keys[name] for name in keys.column_names} if keys else {}
+    return pa.table(columns | {f"{schema.FEATURE}{name}": table[name] for name in recipe.model.spec.names})
 
 
-def find_outcomes(rows: Rows, subjects: NDArray[Any], predicted: set[str], journal: Journal) -> pa.Table:
+def find_outcomes(rows: featurerows.Rows, subjects: NDArray[Any], predicted: set[str], journal: Journal) -> pa.Table:
     """The labels of predicted rows that the journal does not have, or has otherwise: a correction is a new row."""
     latest = {row["subject"]: row for row in in_order(journal.read("outcomes")) if row["subject"]}
     is_new = model.is_labelled(rows.label) & np.isin(subjects, list(predicted))
@@ -162,7 +159,7 @@ def find_outcomes(rows: Rows, subjects: NDArray[Any], predicted: set[str], journ
     before = [latest.get(name, NO_OUTCOME)["entry"] for name in names]  # one corrected back is another than the first
     parts = zip(names, labels.tolist(), times.astype("datetime64[us]"), before, strict=True)
     columns = {
-        "entry": pa.array([make_entry(*part) for part in parts], pa.string()),
+        "entry": pa.array([schema.make_entry(*part) for part in parts], pa.string()),
         "event_time": pa.array(rows.event_time[new], pa.timestamp("us")),
         "made_at": pa.array([datetime.now(UTC).replace(tzinfo=None)] * len(new), pa.timestamp("us")),
         "prediction": pa.nulls(len(new), pa.string()),

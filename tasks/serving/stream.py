@@ -24,14 +24,11 @@ from prometheus_client import start_http_server
 
 from tasks import log, params
 from tasks.params import Params
-from tasks.serving import journal, registry_mirror
+from tasks.serving import journal, journal_writer, kafka, predict, registry_mirror
 from tasks.serving.active import Active
 from tasks.serving.journal import Journal
-from tasks.serving.journal_writer import LOG_BYTES
-from tasks.serving.kafka import KafkaClient, is_fatal
 from tasks.serving.messages import make_fault
 from tasks.serving.metrics import StreamMetrics
-from tasks.serving.predict import TICK, Answered
 from tasks.serving.stream_messages import (
     Answer,
     Answerer,
@@ -48,7 +45,7 @@ BATCH_WAIT_S = 0.05  # for a batch to fill
 LOOK_S = 0.5  # between looks for a newer version or state
 RETRY_S = 1.0  # before a batch is done again
 LATEST_YEAR = 2200  # Tables.check refuses later rows
-Ask = Callable[[Sequence[StreamRow]], list[Answered]]
+Ask = Callable[[Sequence[StreamRow]], list[predict.Answered]]
 
 
 @dataclass
@@ -74,7 +71,7 @@ class Stream:
     written: int = 0
 
     def __post_init__(self) -> None:
-        self.client = KafkaClient(
+        self.client = kafka.KafkaClient(
             self.p, on_assign=self._take_over, on_revoke=self._give_up, on_statistics=self.metrics.read_statistics
         )
 
@@ -98,7 +95,7 @@ class Stream:
         try:
             self._answer(received)
         except Exception as error:
-            if is_fatal(error):
+            if kafka.is_fatal(error):
                 raise
             self.client.warn(type(error).__name__, "a batch is done again after: %s", error)
             self.metrics.failed.inc()
@@ -128,7 +125,7 @@ class Stream:
         for letter in dead:
             self.metrics.dead.labels(letter.faults[0]["type"]).inc()
 
-    def _answer_rows(self, ask: Ask, rows: Sequence[StreamRow]) -> tuple[list[Answered], list[DeadLetter]]:
+    def _answer_rows(self, ask: Ask, rows: Sequence[StreamRow]) -> tuple[list[predict.Answered], list[DeadLetter]]:
         """All at once; where that fails one by one, to find the row that it fails for."""
         if not rows:
             return [], []
@@ -141,10 +138,10 @@ class Stream:
 
     def _answer_one_by_one(
         self, ask: Ask, rows: Sequence[StreamRow], error: Exception
-    ) -> tuple[list[Answered], list[DeadLetter]]:
+    ) -> tuple[list[predict.Answered], list[DeadLetter]]:
         """A row is to blame only where another row is answered just before. Else the champion or the state fails, and
         no row may be given up for that."""
-        answers: list[Answered] = []
+        answers: list[predict.Answered] = []
         failed = [row for row in rows if not self._can_answer(ask, row, answers)]
         if self.answerable is None:
             raise error
@@ -155,7 +152,7 @@ class Stream:
         rule = f"it passes the contract, but the champion cannot answer it: {name}"
         return answers, [DeadLetter(row.message, [make_fault("failed", [], rule)]) for row in failed]
 
-    def _can_answer(self, ask: Ask, row: StreamRow, answers: list[Answered]) -> bool:
+    def _can_answer(self, ask: Ask, row: StreamRow, answers: list[predict.Answered]) -> bool:
         try:
             answers += ask([row])
         except Exception:
@@ -163,7 +160,7 @@ class Stream:
         self.answerable = row
         return True
 
-    def _write(self, answers: Sequence[Answered], shadows: Sequence[Answered]) -> None:
+    def _write(self, answers: Sequence[predict.Answered], shadows: Sequence[predict.Answered]) -> None:
         """All rows are on disk when this returns, or none."""
         if not answers:
             return
@@ -172,7 +169,7 @@ class Stream:
         for answered in answers:
             self.metrics.rows.labels(str(answered.version)).inc(len(answered.entries))
         self.written += rows.nbytes
-        if self.written > LOG_BYTES:
+        if self.written > journal_writer.LOG_BYTES:
             self.written = 0
             self.journal.close()  # the next append begins another log, and this one can be compacted
 
@@ -185,7 +182,9 @@ class Stream:
             return {}
         times, entries = [row.row["event_time"] for row in doubtful], {row.entry for row in doubtful}
         columns = ("entry", "event_time", "version", "score", "stale")
-        journalled = self.journal.read("predictions", since=min(times), until=max(times) + TICK, columns=columns)
+        journalled = self.journal.read(
+            "predictions", since=min(times), until=max(times) + predict.TICK, columns=columns
+        )
         if journalled.num_rows:
             journalled = journalled.filter([entry in entries for entry in journalled["entry"].to_pylist()])
         answers = answerer.restore(journalled, self.active.home) if journalled.num_rows else {}

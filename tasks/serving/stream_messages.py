@@ -17,14 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from tasks import log
 from tasks.params import Params
-from tasks.serving import messages, traffic, versions
-from tasks.serving.consistency import ConsistencyChecker
-from tasks.serving.messages import Fault, make_fault
-from tasks.serving.predict import Answered
-from tasks.serving.schema import make_entry
+from tasks.serving import consistency, messages, predict, schema, traffic, versions
 from tasks.serving.tables import Refused, Tables, hide_personal_data, pii_key_of, subjects_of
-from tasks.serving.traffic import Job
-from tasks.serving.versions import Champion
 from tasks.training.model import Spec
 
 Headers = tuple[tuple[str, bytes | None], ...]
@@ -75,7 +69,7 @@ class StreamRow:
     @property
     def entry(self) -> str:
         """The name of its prediction, whatever version or state makes it: made twice, the journal has it once."""
-        return make_entry(self.subject, self.message.digest)
+        return schema.make_entry(self.subject, self.message.digest)
 
     def reply(self, topic: str, answer: Answer) -> "Reply":
         message = self.message
@@ -87,7 +81,7 @@ class DeadLetter:
     """A message that cannot be answered, and why."""
 
     message: KafkaMessage
-    faults: list[Fault]
+    faults: list[messages.Fault]
 
     def reply(self, topic: str) -> "Reply":
         """The message as it came, with the reason in a header."""
@@ -119,17 +113,17 @@ class RowReader:
     p: Params
     kind: type[BaseModel]
     pii_key: bytes
-    checker: ConsistencyChecker | None
+    checker: consistency.ConsistencyChecker | None
 
     @staticmethod
     def of(p: Params) -> "RowReader":
-        return RowReader(p, messages.row_of(p), pii_key_of(p), ConsistencyChecker.of(p))
+        return RowReader(p, messages.row_of(p), pii_key_of(p), consistency.ConsistencyChecker.of(p))
 
     def read(self, message: KafkaMessage) -> StreamRow | DeadLetter:
         value, limit = message.value or b"", int(self.p.serving.megabytes * 1e6)
         if len(value) > limit:
             return DeadLetter(
-                message, [make_fault("too_long", [], f"a row may have {limit:,} bytes (serving.megabytes)")]
+                message, [messages.make_fault("too_long", [], f"a row may have {limit:,} bytes (serving.megabytes)")]
             )
         try:
             row = self.kind.model_validate_json(value).model_dump(by_alias=True)
@@ -138,10 +132,10 @@ class RowReader:
         except ValidationError as error:
             return DeadLetter(message, messages.list_faults(error))
         except Refused as error:
-            return DeadLetter(message, [make_fault("contract", [error.name], error.rule)])
+            return DeadLetter(message, [messages.make_fault("contract", [error.name], error.rule)])
         (hidden,) = hide_personal_data(self.p, [row], self.pii_key)
         has_key = self.p.contract[self.p.spine.table].key
-        subject = subjects_of(self.p, [hidden])[0] if has_key else make_entry(message.source, message.timestamp)
+        subject = subjects_of(self.p, [hidden])[0] if has_key else schema.make_entry(message.source, message.timestamp)
         return StreamRow(message, hidden, subject)
 
 
@@ -149,8 +143,8 @@ class RowReader:
 class Answerer:
     """The versions and the state that answer one batch."""
 
-    champion: Champion
-    challenger: Champion | None
+    champion: versions.Champion
+    challenger: versions.Champion | None
     tables: Tables
 
     def refuse_unanswerable(self, rows: Sequence[StreamRow]) -> tuple[list[StreamRow], list[DeadLetter]]:
@@ -161,10 +155,10 @@ class Answerer:
                 self.tables.check(self.champion, [row.row])
                 fit.append(row)
             except Refused as error:
-                dead.append(DeadLetter(row.message, [make_fault("contract", [error.name], error.rule)]))
+                dead.append(DeadLetter(row.message, [messages.make_fault("contract", [error.name], error.rule)]))
         return fit, dead
 
-    def plan(self, rows: Sequence[StreamRow]) -> Job:
+    def plan(self, rows: Sequence[StreamRow]) -> traffic.Job:
         """Each row by the arm that it falls to, and the challenger's scores in the shadow."""
         return traffic.plan_rows(
             self.tables,
@@ -178,7 +172,7 @@ class Answerer:
             report_failure=_report_failure,
         )
 
-    def answer(self, rows: Sequence[StreamRow]) -> list[Answered]:
+    def answer(self, rows: Sequence[StreamRow]) -> list[predict.Answered]:
         return [answered for _, answered in self.plan(rows).answers()]
 
     def restore(self, rows: pa.Table, home: Path) -> dict[str, Answer]:
@@ -190,7 +184,7 @@ class Answerer:
             entries, scores = part["entry"].to_pylist(), part["score"].to_pylist()
             if spec := self._spec_of(version, home):
                 stale = part["stale"].to_pylist()
-                answers |= by_entry(Answered(version, entries, np.array(scores), part, spec, stale))
+                answers |= by_entry(predict.Answered(version, entries, np.array(scores), part, spec, stale))
             else:
                 pairs = zip(entries, scores, strict=True)
                 answers |= {
@@ -211,5 +205,5 @@ def _report_failure(arm: str, error: Exception) -> None:
     log.warning("the challenger's answers as %s fail: %s", arm, type(error).__name__)
 
 
-def by_entry(answered: Answered) -> dict[str, Answer]:
+def by_entry(answered: predict.Answered) -> dict[str, Answer]:
     return {answer["id"]: answer for answer in answered.to_dicts()}

@@ -14,9 +14,7 @@ from tasks import log, params
 from tasks.data import contract, state
 from tasks.data.state import State
 from tasks.params import Params
-from tasks.serving.feature_query import FeatureQuery, Line, prepare_each_time, prepare_query
-from tasks.serving.schema import make_entry
-from tasks.serving.versions import Champion
+from tasks.serving import feature_query, schema, versions
 
 CACHED_ROWS = 10_000  # rows whose features stay in memory
 FEW_ROWS = 100  # more at once are a list that nobody will ask for again
@@ -50,9 +48,9 @@ class Tables:
     state: State
     rows: Mapping[str, pa.Table]
     lock: threading.Lock = field(default_factory=threading.Lock)
-    queries: dict[Identity, FeatureQuery] = field(default_factory=dict)  # of each version
+    queries: dict[Identity, feature_query.FeatureQuery] = field(default_factory=dict)  # of each version
     unfit: set[Identity] = field(default_factory=set)  # versions whose SQL fails on these tables
-    cache: dict[tuple[Any, ...], Line] = field(default_factory=dict)  # features of what was asked lately
+    cache: dict[tuple[Any, ...], feature_query.Line] = field(default_factory=dict)  # features of what was asked lately
 
     @staticmethod
     def load(p: Params, published: State) -> "Tables":
@@ -70,17 +68,17 @@ class Tables:
                 values[name] = set(self.rows[table][other].to_pylist())
         return values
 
-    def until(self, champion: Champion) -> datetime:
+    def until(self, champion: versions.Champion) -> datetime:
         """The latest event time that this state can answer: what happens between its as_of and the moment at which a
         prediction is asked is missing in the features."""
         return self.state.as_of + champion.p.features.lead + self.p.serving.ahead
 
-    def stale(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    def stale(self, champion: versions.Champion, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
         """Which rows lie beyond `until`."""
         until = self.until(champion)
         return [row["event_time"] > until for row in rows]
 
-    def check(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> None:
+    def check(self, champion: versions.Champion, rows: Sequence[Mapping[str, Any]]) -> None:
         """Raises Refused for the first row that the state cannot answer."""
         until = self.until(champion) if self.p.serving.beyond == "refuse" else datetime.max
         for place, row in enumerate(rows):
@@ -97,14 +95,14 @@ class Tables:
                     shown = "it" if column.pii else repr(row[name])
                     raise Refused(place, name, f"{shown} is not in {column.references}")
 
-    def _too_far(self, champion: Champion, until: datetime) -> str:
+    def _too_far(self, champion: versions.Champion, until: datetime) -> str:
         lead, ahead = (params.spell(length) for length in (champion.p.features.lead, self.p.serving.ahead))
         return (
             f"must not be after {until}: the state is of {self.state.as_of}, features.lead is {lead} and serving.ahead "
             f"{ahead}. Run the score flow for a newer state, or set serving.beyond to stale"
         )
 
-    def features(self, champion: Champion, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    def features(self, champion: versions.Champion, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         """By the champion's own SQL over this state, one row for each, in their order. Rows that were asked lately come
         from the cache: neither the SQL nor this state changes."""
         identity, columns = champion.identity, champion.p.spine.columns
@@ -120,7 +118,7 @@ class Tables:
                 del self.cache[next(iter(self.cache))]
             return query.table(lines)
 
-    def prepare(self, champion: Champion) -> bool:
+    def prepare(self, champion: versions.Champion) -> bool:
         """Whether the features of this version can be made of this state. The first time it takes a moment, for which
         no request of another version waits."""
         if champion.identity not in self.queries and champion.identity not in self.unfit:
@@ -132,17 +130,19 @@ class Tables:
                 log.warning("the features of version %s cannot be made of this state: %s", champion.number, why)
         return champion.identity not in self.unfit
 
-    def _query(self, champion: Champion) -> FeatureQuery:
+    def _query(self, champion: versions.Champion) -> feature_query.FeatureQuery:
         if (query := self.queries.get(champion.identity)) is not None:
             return query
         p = self._params_of(champion)
         tried = [spine_of(p, rows) for rows in self._rows_to_try()]
-        query = self.queries[champion.identity] = prepare_query(self.rows, p, champion.sql, tried=tried)
+        query = self.queries[champion.identity] = feature_query.prepare_query(self.rows, p, champion.sql, tried=tried)
         while len(self.queries) > QUERIES:
             del self.queries[next(iter(self.queries))]
         return query
 
-    def _compute(self, champion: Champion, query: FeatureQuery, rows: list[Mapping[str, Any]]) -> list[Line]:
+    def _compute(
+        self, champion: versions.Champion, query: feature_query.FeatureQuery, rows: list[Mapping[str, Any]]
+    ) -> list[feature_query.Line]:
         """Raises Refused for a row that the champion's SQL fails on."""
         if not rows:
             return []
@@ -151,7 +151,7 @@ class Tables:
         try:
             return query.run(spine)
         except duckdb.Error as error:
-            fresh = prepare_each_time(self.rows, p, champion.sql, spine)
+            fresh = feature_query.prepare_each_time(self.rows, p, champion.sql, spine)
             lines = _run_or_refuse(fresh, p, rows, spine)
             name = type(error).__name__
             log.warning(
@@ -160,7 +160,7 @@ class Tables:
             self.queries[champion.identity] = fresh
             return lines
 
-    def _params_of(self, champion: Champion) -> Params:
+    def _params_of(self, champion: versions.Champion) -> Params:
         return self.p.model_copy(update={"features": champion.p.features, "spine": champion.p.spine})
 
     def _rows_to_try(self) -> list[list[dict[str, Any]]]:
@@ -169,7 +169,9 @@ class Tables:
         return [rows[-1:], rows[:1], rows]
 
 
-def _run_or_refuse(query: FeatureQuery, p: Params, rows: Sequence[Mapping[str, Any]], spine: pa.Table) -> list[Line]:
+def _run_or_refuse(
+    query: feature_query.FeatureQuery, p: Params, rows: Sequence[Mapping[str, Any]], spine: pa.Table
+) -> list[feature_query.Line]:
     """What failed by a prepared query. If it fails by one that is planned anew too, the first bad row is refused."""
     try:
         return query.run(spine)
@@ -216,4 +218,4 @@ def hide_personal_data(p: Params, rows: Sequence[Mapping[str, Any]], key: bytes)
 def subjects_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the rows are about, named as tasks.serving.score names them: a row scored in both ways is one."""
     names = p.contract[p.spine.table].key
-    return [make_entry(*(row[name] for name in names)) for row in rows]
+    return [schema.make_entry(*(row[name] for name in names)) for row in rows]

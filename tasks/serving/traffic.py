@@ -13,11 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks.params import Params
-from tasks.serving import predict
-from tasks.serving.predict import Answered
-from tasks.serving.schema import SHADOW, Arm, By
+from tasks.serving import predict, schema, versions
 from tasks.serving.tables import Tables
-from tasks.serving.versions import Champion
 
 HASHES = 2**64
 
@@ -26,26 +23,26 @@ HASHES = 2**64
 class Part:
     """The rows at these places, which `version` scores and which are journalled with this arm."""
 
-    version: Champion
+    version: versions.Champion
     places: Sequence[int]
-    arm: Arm
+    arm: schema.Arm
 
     @property
     def is_shadow(self) -> bool:
         """Nobody's answer: it may come after the answer was sent, and its failure harms nobody."""
-        return self.arm == SHADOW
+        return self.arm == schema.SHADOW
 
 
 @dataclass(frozen=True)
 class Job:
     """Rows that are answered together: which version answers which of them, and how."""
 
-    champion: Champion
+    champion: versions.Champion
     parts: Sequence[Part]
-    ask: Callable[[Part], Answered]
+    ask: Callable[[Part], predict.Answered]
     report_failure: Callable[[str, Exception], None]
 
-    def answers(self) -> list[tuple[Part, Answered]]:
+    def answers(self) -> list[tuple[Part, predict.Answered]]:
         """Where a challenger cannot answer, the champion does."""
         answers = []
         for part in self.parts:
@@ -61,7 +58,7 @@ class Job:
                 answers.append((part, self.ask(part)))
         return answers
 
-    def shadows(self) -> list[tuple[Part, Answered]]:
+    def shadows(self) -> list[tuple[Part, predict.Answered]]:
         """What nobody waits for: a failure is reported, and harms nobody."""
         scored = []
         for part in self.parts:
@@ -75,11 +72,11 @@ class Job:
 
 def plan_rows(
     tables: Tables,
-    champion: Champion,
-    challenger: Champion | None,
+    champion: versions.Champion,
+    challenger: versions.Champion | None,
     rows: Sequence[Mapping[str, Any]],
     *,
-    by: By,
+    by: schema.By,
     subjects: Sequence[str],
     report_failure: Callable[[str, Exception], None],
     entries: Sequence[str] = (),
@@ -94,7 +91,7 @@ def plan_rows(
     p = tables.p
     names = p.contract[p.spine.table].key
 
-    def ask(part: Part) -> Answered:
+    def ask(part: Part) -> predict.Answered:
         chosen, sent = [rows[i] for i in part.places], [] if part.is_shadow else part.places
         return predict.answer(
             part.version,
@@ -112,7 +109,9 @@ def plan_rows(
     return Job(champion, split(p, champion, challenger, rows), ask, report_failure)
 
 
-def split(p: Params, champion: Champion, challenger: Champion | None, rows: Sequence[Mapping[str, Any]]) -> list[Part]:
+def split(
+    p: Params, champion: versions.Champion, challenger: versions.Champion | None, rows: Sequence[Mapping[str, Any]]
+) -> list[Part]:
     """Each row is in exactly one part that is no shadow. The parts of a request share its subjects, so that the monitor
     finds the scores of both arms for a row."""
     places, settings = range(len(rows)), p.serving.challenger
@@ -145,7 +144,7 @@ def sticky_of(p: Params, row: Mapping[str, Any]) -> str:
     return "\x1f".join(f"{name}={value}" for name, value in values.items())
 
 
-def fits(champion: Champion, challenger: Champion | None) -> Champion | None:
+def fits(champion: versions.Champion, challenger: versions.Champion | None) -> versions.Champion | None:
     """The challenger, if it needs only features that the champion has; else None, and it is left out."""
     wanted = set(challenger.model.spec.features) if challenger else set()
     return challenger if wanted <= set(champion.model.spec.features) else None
