@@ -1,4 +1,4 @@
-"""derived: where a row gives a column and also those that it is derived from, the two must agree.
+"""consistency: where a row gives a column and also those that it is derived from, the two must agree.
 
 The contract derives event_time and others by expressions (sources.<table>). A row that gives both sides would be
 answered by one of them while training learnt from the other. What needs columns that a row does not give is not asked.
@@ -43,11 +43,9 @@ class ConsistencyChecker:
         columns = {"event_time": WHEN, **{column: table.columns[column] for column in names if column in table.columns}}
         con = stage.connect(p)
         usable = _usable(con, expressions.list_steps(source), columns)
-        checked = tuple(step for step in usable if step.name in columns)
-        if not checked:
-            con.close()
-            return None
         made = {step.name for step in usable}
+        if made.isdisjoint(columns):
+            return None
         own = source.model_copy(
             update={
                 "derive": {step.name: step.expression for step in usable if not step.is_time},
@@ -59,9 +57,9 @@ class ConsistencyChecker:
         given = [f"{quote(GIVEN + column)} AS {quote(column)}" for column in plain]
         con.register("asked", _table({column: [] for column in columns}, columns))
         plan = expressions.plan_expressions(con, name, own, f"SELECT {', '.join(['*', *given])} FROM asked", plain)
-        checked = tuple(step for step in checked if f"sources.{name}.{step.setting}" not in plan.unguarded)
+        guarded = [step for step in usable if f"sources.{name}.{step.setting}" not in plan.unguarded]
+        checked = tuple(step for step in guarded if step.name in columns)
         if not checked:
-            con.close()
             return None
         wrong = [_contradicts(step, columns[step.name], plan.kinds[step.name]) for step in checked]
         sql = f"SELECT {', '.join(wrong)} FROM ({plan.guarded}) ORDER BY {quote(GIVEN)}"

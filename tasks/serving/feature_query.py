@@ -1,4 +1,4 @@
-"""plan: a champion's features.sql, planned once and run for a few rows again and again.
+"""feature_query: a version's features.sql, planned once and run for a few rows again and again.
 
 To plan the SQL takes DuckDB as long as to run it for a row. DuckDB keeps the plan of a prepared statement as long as it
 reads none of its own tables, whose contents a plan may have been fitted to: so the tables are Arrow's here, handed over
@@ -9,7 +9,7 @@ does not repeat them exactly is not kept, and the SQL is planned for each reques
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from typing import Any
@@ -61,38 +61,30 @@ class FeatureQuery:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        text = {name: featuresql.is_text(kind) for name, kind in self.kinds.items()}
-        return pa.schema([(name, pa.string() if text[name] else pa.float32()) for name in text])
+        types = {True: pa.string(), False: pa.float32()}
+        return pa.schema([(name, types[featuresql.is_text(kind)]) for name, kind in self.kinds.items()])
 
     def table(self, lines: Sequence[Line]) -> pa.Table:
         columns = zip(*lines, strict=True) if lines else [()] * len(self.schema)
-        return pa.table(
-            [pa.array(values, field.type) for values, field in zip(columns, self.schema, strict=True)],
-            schema=self.schema,
-        )
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, self.schema, strict=True)]
+        return pa.table(arrays, schema=self.schema)
 
 
 def prepare_query(tables: Mapping[str, pa.Table], p: Params, sql: str, *, tried: Sequence[pa.Table]) -> FeatureQuery:
     """Of SQL that features.compute takes. `tried` are spines; with no row in them no plan is kept."""
-    why = _why_not(tables, p, sql, tried)
-    if why is None:
-        return _prepared(tables, p, sql, tried[0])
-    log.warning("features.sql is planned anew for each request, for its plan cannot be kept: %s", why)
-    return prepare_each_time(tables, p, sql, tried[0])
+    reason = _reason_to_plan_anew(tables, p, sql, tried)
+    if reason is not None:
+        log.warning("features.sql is planned anew for each request, for its plan cannot be kept: %s", reason)
+    return open_query(tables, p, sql, tried[0], keeps_plan=reason is None)
 
 
-def prepare_each_time(tables: Mapping[str, pa.Table], p: Params, sql: str, spine: pa.Table) -> FeatureQuery:
-    """One that plans the SQL at each run."""
-    settings = ("disabled_optimizers = 'join_order'",)  # of a dozen small tables it takes longest to plan
-    return _opened(tables, p, sql, spine, settings=settings)
-
-
-def _why_not(tables: Mapping[str, pa.Table], p: Params, sql: str, tried: Sequence[pa.Table]) -> str | None:
+def _reason_to_plan_anew(tables: Mapping[str, pa.Table], p: Params, sql: str, tried: Sequence[pa.Table]) -> str | None:
+    """What a kept plan does not repeat, as the SQL gives it for training; None where it repeats all."""
     if not any(spine.num_rows for spine in tried):
         return "the state has no row to try it on"
-    wanted = [_computed(tables, p, sql, spine) for spine in tried]
+    wanted = [_compute_for_training(tables, p, sql, spine) for spine in tried]
     try:
-        query = _prepared(tables, p, sql, tried[0])
+        query = open_query(tables, p, sql, tried[0], keeps_plan=True)
         pairs = [*zip(tried, wanted, strict=True)] * 2
         same = all(query.table(query.run(spine)).equals(expected) for spine, expected in pairs)
     except duckdb.Error as error:
@@ -100,38 +92,39 @@ def _why_not(tables: Mapping[str, pa.Table], p: Params, sql: str, tried: Sequenc
     return None if same else "run again, it gives other features"
 
 
-def _computed(tables: Mapping[str, pa.Table], p: Params, sql: str, spine: pa.Table) -> pa.Table:
-    """As for training."""
+def _compute_for_training(tables: Mapping[str, pa.Table], p: Params, sql: str, spine: pa.Table) -> pa.Table:
     con = featuresql.connect(p)
     for name, rows in {**tables, "spine": spine}.items():
         con.register(name, rows)
     return featuresql.compute_features(con, p, sql)
 
 
-def _prepared(tables: Mapping[str, pa.Table], p: Params, sql: str, spine: pa.Table) -> FeatureQuery:
-    plan = _opened(tables, p, sql, spine)
-    plan.con.execute(f"PREPARE asked AS {plan.statement}")
-    return replace(plan, statement="EXECUTE asked")
-
-
-def _opened(
-    tables: Mapping[str, pa.Table], p: Params, sql: str, spine: pa.Table, *, settings: Sequence[str] = ()
+def open_query(
+    tables: Mapping[str, pa.Table], p: Params, sql: str, spine: pa.Table, *, keeps_plan: bool
 ) -> FeatureQuery:
-    """The rules for the SQL are those of training: a version that was promoted before a rule came is refused too."""
+    """The rules for the SQL are those of training: a version that was promoted before a rule came is refused too.
+
+    Args:
+        keeps_plan: else the SQL is planned at each run.
+    """
     featuresql.check_sql(p, sql)
-    con, fed = featuresql.connect(p), RowSource(spine)
-    for setting in ("threads = 1", *settings):  # so few rows are no work for two
-        con.execute(f"SET {setting}")
+    con, source = featuresql.connect(p), RowSource(spine)
+    con.execute("SET threads = 1")  # so few rows are no work for two
+    if not keeps_plan:
+        con.execute("SET disabled_optimizers = 'join_order'")  # of a dozen small tables it takes longest to plan
     lead = f"INTERVAL {int(p.features.lead.total_seconds())} SECONDS"  # a plan that reads a variable is not kept
     con.execute(f"CREATE MACRO getvariable(name) AS CASE lower(name) WHEN 'lead' THEN {lead} END")
     for name, rows in tables.items():
         con.register(name, RowSource(rows))
-    con.register("spine", fed)
+    con.register("spine", source)
     sqlcheck.close_connection(con)
-    con.execute(f"CREATE TEMP VIEW found AS {sql}")
-    kinds = featuresql.read_kinds(con, p, "found")
+    con.execute(f"CREATE TEMP VIEW computed_features AS {sql}")
+    kinds = featuresql.read_kinds(con, p, "computed_features")
     columns = ", ".join(featuresql.cast_sql(name, kind) for name, kind in kinds.items())
-    return FeatureQuery(con, fed, f"SELECT row_id, {columns} FROM found", kinds)
+    statement = f"SELECT row_id, {columns} FROM computed_features"
+    if keeps_plan:
+        con.execute(f"PREPARE asked AS {statement}")
+    return FeatureQuery(con, source, "EXECUTE asked" if keeps_plan else statement, kinds)
 
 
 def _plain(values: Sequence[Any], kind: str) -> Sequence[Any]:

@@ -151,7 +151,7 @@ class Tables:
         try:
             return query.run(spine)
         except duckdb.Error as error:
-            fresh = feature_query.prepare_each_time(self.rows, p, champion.sql, spine)
+            fresh = feature_query.open_query(self.rows, p, champion.sql, spine, keeps_plan=False)
             lines = _run_or_refuse(fresh, p, rows, spine)
             name = type(error).__name__
             log.warning(

@@ -109,9 +109,9 @@ def test_what_training_refuses_is_refused_here_too(world: World, value: str) -> 
         feature_query.prepare_query(world.tables, world.p, f"SELECT row_id, {value} AS x FROM spine", tried=[spine])
 
 
-@pytest.mark.parametrize("make", [feature_query.prepare_each_time, feature_query._prepared])
-def test_a_plan_reaches_no_file(world: World, make: Callable[..., feature_query.FeatureQuery]) -> None:
-    made = make(world.tables, world.p, FEATURES_SQL, world.spine(range(1)))
+@pytest.mark.parametrize("keeps_plan", [False, True])
+def test_a_plan_reaches_no_file(world: World, keeps_plan: bool) -> None:
+    made = feature_query.open_query(world.tables, world.p, FEATURES_SQL, world.spine(range(1)), keeps_plan=keeps_plan)
     with pytest.raises(duckdb.Error, match="disabled by configuration"):
         made.con.execute("FROM read_csv('source/orders.csv')")
     assert len(made.run(world.spine(range(3)))) == 3
