@@ -97,19 +97,13 @@ def _observe(histogram: Histogram, values: list[float]) -> None:
 def _forget_dead(folder: Path) -> None:
     """The gauge of a process that has ended would be reported for ever."""
     for pid in {int(match[1]) for path in folder.glob("gauge_live*.db") if (match := GAUGE_FILE.fullmatch(path.name))}:
-        if not _lives(pid):
+        try:
+            os.kill(pid, 0)
+        except PermissionError:  # it lives, and is another user's
+            continue
+        except ProcessLookupError:
             with contextlib.suppress(FileNotFoundError):  # another process was asked at the same time
                 mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
 
 
 class StreamMetrics:

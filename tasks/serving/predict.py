@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from tasks.serving import schema, tables, versions
 from tasks.training.model import Feature, Floats, Spec
 
-EPOCH, TICK = datetime(1970, 1, 1), timedelta(microseconds=1)
+TICK = timedelta(microseconds=1)
 LONGEST = 1000  # characters of a text
-NAMED = 100  # characters of a name that is told
 LARGEST = 10**308  # of a whole number: a larger one is no float
 PLAIN = frozenset({int, float, bool, type(None)})
 TEXT = frozenset({str, type(None)})
@@ -189,7 +188,7 @@ def refuse_unknown(spec: Spec, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _refuse_unknown(row: int, name: str) -> NoReturn:
-    raise tables.Refused(row, name[:NAMED], "is no feature of this model")
+    raise tables.Refused(row, name[:100], "is no feature of this model")
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -214,13 +213,11 @@ def encoded(spec: Spec, sent: Mapping[str, Sequence[Any]], count: int) -> NDArra
     with np.errstate(over="ignore"):
         for i, feature in enumerate(spec.features):
             if feature.name in sent:
-                matrix[:, i] = _values(feature, sent[feature.name], spec.codes[feature.name])
+                values, codes = sent[feature.name], spec.codes[feature.name]
+                is_text = feature.kind == "category"
+                matrix[:, i] = encode_texts(feature, values, codes) if is_text else encode_numbers(feature, values)
     matrix[~np.isfinite(matrix)] = np.nan  # as features.sql: what is not finite is missing
     return matrix
-
-
-def _values(feature: Feature, values: Sequence[Any], codes: Mapping[str, int]) -> Any:
-    return encode_texts(feature, values, codes) if feature.kind == "category" else encode_numbers(feature, values)
 
 
 def encode_texts(feature: Feature, values: Sequence[Any], codes: Mapping[str, int]) -> NDArray[np.float32]:
@@ -244,10 +241,8 @@ def encode_numbers(feature: Feature, values: Sequence[Any]) -> "array[float] | N
 def _refused(feature: Feature, values: Sequence[Any]) -> tables.Refused:
     """The first of these that is to blame."""
     place = next(place for place, value in enumerate(values) if not _fits(feature, value))
-    text = feature.kind == "category"
-    return tables.Refused(
-        place, feature.name, f"must be a category of {LONGEST:,} characters at most" if text else "must be a number"
-    )
+    rules = {"category": f"must be a category of {LONGEST:,} characters at most", "number": "must be a number"}
+    return tables.Refused(place, feature.name, rules[feature.kind])
 
 
 def _fits(feature: Feature, value: Any) -> bool:

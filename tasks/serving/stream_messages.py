@@ -178,18 +178,14 @@ class Answerer:
     def restore(self, rows: pa.Table, home: Path) -> dict[str, Answer]:
         """What was answered, by entry, from the journal's rows of it. Without its version's model the decision is
         missing."""
+        specs = {version: self._spec_of(version, home) for version in set(rows["version"].to_pylist())}
         answers: dict[str, Answer] = {}
-        for version in sorted(set(rows["version"].to_pylist())):
-            part = rows.filter(np.asarray(rows["version"]) == version)
-            entries, scores = part["entry"].to_pylist(), part["score"].to_pylist()
-            if spec := self._spec_of(version, home):
-                stale = part["stale"].to_pylist()
-                answers |= by_entry(predict.Answered(version, entries, np.array(scores), part, spec, stale))
+        for row in rows.to_pylist():
+            version, entry, score = row["version"], row["entry"], row["score"]
+            if spec := specs[version]:
+                answers |= by_entry(predict.Answered(version, [entry], np.array([score]), rows, spec, [row["stale"]]))
             else:
-                pairs = zip(entries, scores, strict=True)
-                answers |= {
-                    entry: {"version": version, "id": entry, "score": score, "decision": None} for entry, score in pairs
-                }
+                answers[entry] = {"version": version, "id": entry, "score": score, "decision": None}
         return answers
 
     def _spec_of(self, version: int, home: Path) -> Spec | None:

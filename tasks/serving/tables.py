@@ -60,10 +60,9 @@ class Tables:
     def references(self) -> dict[str, set[Any]]:
         """Of each spine column whose contract refuses what another table does not know: what that knows."""
         columns = self.p.contract[self.p.spine.table].columns
-        strict = {name: columns[name].references for name in self.p.spine.columns if columns[name].references}
         values = {}
-        for name, place in strict.items():
-            if place and columns[name].unmatched == "quarantine":
+        for name in self.p.spine.columns:
+            if (place := columns[name].references) and columns[name].unmatched == "quarantine":
                 table, _, other = place.partition(".")
                 values[name] = set(self.rows[table][other].to_pylist())
         return values

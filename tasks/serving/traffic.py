@@ -43,20 +43,18 @@ class Job:
     report_failure: Callable[[str, Exception], None]
 
     def answers(self) -> list[tuple[Part, predict.Answered]]:
+        return [self._answer(part) for part in self.parts if not part.is_shadow]
+
+    def _answer(self, part: Part) -> tuple[Part, predict.Answered]:
         """Where a challenger cannot answer, the champion does."""
-        answers = []
-        for part in self.parts:
-            if part.is_shadow:
-                continue
-            try:
-                answers.append((part, self.ask(part)))
-            except Exception as error:
-                if part.version is self.champion:
-                    raise
-                self.report_failure("challenger", error)
-                part = replace(part, version=self.champion, arm="champion")
-                answers.append((part, self.ask(part)))
-        return answers
+        try:
+            return part, self.ask(part)
+        except Exception as error:
+            if part.version is self.champion:
+                raise
+            self.report_failure("challenger", error)
+            part = replace(part, version=self.champion, arm="champion")
+            return part, self.ask(part)
 
     def shadows(self) -> list[tuple[Part, predict.Answered]]:
         """What nobody waits for: a failure is reported, and harms nobody."""
