@@ -1,10 +1,10 @@
 """feature_query: a version's features.sql, planned once and run for a few rows again and again.
 
-To plan the SQL takes DuckDB as long as to run it for a row. DuckDB keeps the plan of a prepared statement as long as it
-reads none of its own tables, whose contents a plan may have been fitted to: so the tables are Arrow's here, handed over
-at each run. Not every operator of DuckDB survives a second run (2.0: the ASOF join that sorts fails, and the database
-with it), so a plan is first tried, in a database of its own, on rows whose features are also computed anew; one that
-does not repeat them exactly is not kept, and the SQL is planned for each request.
+DuckDB needs as long to plan the SQL as to run it for one row. It keeps the plan of a prepared statement only if that
+reads none of DuckDB's own tables. So the tables are Arrow tables here, handed over at each run. Some operators of
+DuckDB do not survive a second run (in 2.0 an ASOF join that sorts fails, and the database with it). So a plan is first
+tried in a database of its own, on rows whose features are also computed as for training. If the plan does not repeat
+them exactly, the SQL is planned for each request.
 """
 
 import math
@@ -27,7 +27,7 @@ Line = tuple[Any, ...]  # the features of a row: a float or a text each, or None
 
 
 class RowSource:
-    """A table that DuckDB reads anew at each run: other rows may take their place while a plan is kept."""
+    """A table that DuckDB reads anew at each run, so its rows may change while the plan stays."""
 
     def __init__(self, rows: pa.Table) -> None:
         self.rows = rows

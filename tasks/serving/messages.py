@@ -1,7 +1,7 @@
-"""messages: what may be asked, as models made of the contract: types, bounds, allowed values, what must be there.
+"""messages: the API's request and response bodies, as models made of the contract: types, bounds, allowed values.
 
-The contract's rules are applied where clean applies them in SQL; what needs another table (references) is checked where
-that table is (tables.py). Nothing here computes anything.
+The rules of the contract that a row alone decides are checked here, as clean checks them in SQL. References to other
+tables are checked where the tables are (tables.py).
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,14 +30,14 @@ REPORTED_FAULTS, COUNTED_FAULTS = 20, 2000  # of a message; with more than the s
 Fault = dict[str, Any]  # as in a 422: type, loc, msg; never the value, which may be personal
 
 
-def _utc(moment: datetime) -> datetime:
+def _to_utc(moment: datetime) -> datetime:
     try:
         return to_utc(moment)
     except OverflowError:  # of the year 1 or 9999, with an offset that leads out of it
         raise ValueError("a time must lie between the years 1 and 9999 in UTC") from None
 
 
-Utc = Annotated[datetime, AfterValidator(_utc)]
+Utc = Annotated[datetime, AfterValidator(_to_utc)]
 
 
 class Message(BaseModel):
@@ -47,10 +47,10 @@ class Message(BaseModel):
 
 
 class Ready(Message):
-    """Features as rows, or as columns, which is what MLflow's servers call inputs. One of the two."""
+    """Features as rows or as columns, one of the two. MLflow's servers call columns `inputs`."""
 
     @model_validator(mode="after")
-    def _sized(self) -> "Ready":
+    def _check_columns(self) -> "Ready":
         rows, columns = getattr(self, "rows", None), getattr(self, "inputs", None)
         if (rows is None) == (columns is None) or columns == {}:
             raise ValueError("send either rows or inputs, and of inputs one column at least")
@@ -59,7 +59,7 @@ class Ready(Message):
         return self
 
 
-# What a feature may be is asked where the model is known: here a value is taken as it stands in the JSON.
+# predict.py checks a feature, since it knows the model: here any value of JSON may stand.
 Value = Annotated[
     Any,
     WithJsonSchema(
@@ -68,7 +68,7 @@ Value = Annotated[
 ]
 REASONS: Any = (
     Annotated[int, Field(ge=0, le=100)],
-    Field(0, description="so many of the features that moved each score most, the strongest first"),
+    Field(0, description="how many of the features that moved each score most, the strongest first"),
 )
 
 
@@ -78,22 +78,22 @@ def row_of(p: Params) -> type[Message]:
     names = dict.fromkeys([*p.contract[p.spine.table].key, *p.spine.columns])
     when = Field(alias="event_time", description="when the event is; UTC where no zone is given")
     fields: dict[str, Any] = {"at": (Utc, when)}
-    fields |= {f"column_{i}": _field(name, columns[name]) for i, name in enumerate(names) if name in columns}
-    return _model("Row", fields)
+    fields |= {f"column_{i}": _field_of(name, columns[name]) for i, name in enumerate(names) if name in columns}
+    return _make_model("Row", fields)
 
 
-def _model(name: str, fields: dict[str, Any], base: type[Message] = Message) -> type[Message]:
+def _make_model(name: str, fields: dict[str, Any], base: type[Message] = Message) -> type[Message]:
     model: type[Message] = create_model(name, __base__=base, **fields)
     return model
 
 
-def _field(name: str, column: Column) -> tuple[Any, Any]:
+def _field_of(name: str, column: Column) -> tuple[Any, Any]:
     """Under an alias: a column may be called as pydantic calls something of its own."""
-    kind = _kind(column)
-    return (kind, Field(alias=name)) if column.required else (kind | None, Field(None, alias=name))
+    python_type = _type_of(column)
+    return (python_type, Field(alias=name)) if column.required else (python_type | None, Field(None, alias=name))
 
 
-def _kind(column: Column) -> Any:
+def _type_of(column: Column) -> Any:
     if column.allowed:
         return Literal[tuple(column.allowed)]
     if column.type == "TIMESTAMP":
@@ -111,7 +111,7 @@ def _kind(column: Column) -> Any:
 
 @dataclass(frozen=True)
 class Messages:
-    """The request bodies, checked by one call each. Whatever is wrong raises pydantic's ValidationError."""
+    """The models of the request bodies. A body that breaks a rule raises pydantic's ValidationError."""
 
     rows: type[Message]
     features: type[Message]
@@ -120,18 +120,18 @@ class Messages:
     @staticmethod
     def of(p: Params) -> "Messages":
         most = Field(min_length=1, max_length=p.serving.rows)
-        outcome = _model(
+        outcome = _make_model(
             "Outcome",
             {
                 "id": (Annotated[str, Field(min_length=1, max_length=100)], Field(description="of the prediction")),
-                "label": (_label(p), Field(description="what came of it")),
-                "known_at": (Utc | None, Field(None, description="when it was known; now, where it is not said")),
+                "label": (_label_type(p), Field(description="what came of it")),
+                "known_at": (Utc | None, Field(None, description="when it became known; by default now")),
             },
         )
         columns = dict[str, Annotated[list[Value], most]]
         return Messages(
-            _model("Rows", {"rows": (list[row_of(p)], most), "reasons": REASONS}),  # type: ignore[misc]
-            _model(
+            _make_model("Rows", {"rows": (list[row_of(p)], most), "reasons": REASONS}),  # type: ignore[misc]
+            _make_model(
                 "Features",
                 {
                     "rows": (list[dict[str, Value]] | None, Field(None, min_length=1, max_length=p.serving.rows)),
@@ -140,7 +140,7 @@ class Messages:
                 },
                 Ready,
             ),
-            _model("Outcomes", {"outcomes": (list[outcome], most)}),  # type: ignore[valid-type]
+            _make_model("Outcomes", {"outcomes": (list[outcome], most)}),  # type: ignore[valid-type]
         )
 
 
@@ -157,7 +157,7 @@ def make_fault(kind: str, loc: Iterable[int | str], msg: str) -> Fault:
     return {"type": kind, "loc": [part if isinstance(part, int) else part[:100] for part in loc], "msg": msg[:300]}
 
 
-def _label(p: Params) -> Any:
+def _label_type(p: Params) -> Any:
     if p.label.task == "binary":
         return bool
     if p.label.task == "regression":

@@ -1,4 +1,4 @@
-"""microbatch: requests that come while others are worked on are worked on together, next."""
+"""microbatch: requests that arrive while a batch is worked on become the next batch."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,9 +11,15 @@ Result = TypeVar("Result")
 
 @dataclass
 class MicroBatches(Generic[Item, Result]):
-    """For one event loop. `work` gives as many results as it gets items, in their order; or raises, and then each item
-    is worked on alone, so that a bad one spoils nobody else's answer. Who has gone before a batch begins is left out of
-    it: under overload nothing is done in vain. A batch has `most` of what `size` counts, or one item."""
+    """For one event loop.
+
+    Args:
+        work: returns one result for each item, in their order. Where it raises, it gets each item of the batch alone,
+            so that a bad item spoils no other answer.
+        most: a batch's size at most, as `size` counts it; one item may be larger.
+
+    A caller that has gone before its batch begins is left out of it: an overloaded server does no work in vain.
+    """
 
     work: Callable[[list[Item]], Awaitable[Sequence[Result]]]
     most: int
@@ -26,22 +32,22 @@ class MicroBatches(Generic[Item, Result]):
         done: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, done))
         if self._task is None:
-            self._task = loop.create_task(self._all())
+            self._task = loop.create_task(self._work_off())
         return await done
 
     async def close(self) -> None:
-        """When what waits is done."""
+        """Returns when all that waits is done."""
         if self._task:
             await self._task
 
-    async def _all(self) -> None:
+    async def _work_off(self) -> None:
         try:
-            while batch := self._next():
-                await self._do(batch)
+            while batch := self._take_batch():
+                await self._work_on(batch)
         finally:
             self._task = None
 
-    def _next(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
+    def _take_batch(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
         self._waiting = [waiting for waiting in self._waiting if not waiting[1].done()]
         total = 0
@@ -50,7 +56,7 @@ class MicroBatches(Generic[Item, Result]):
             total += self.size(batch[-1][0])
         return batch
 
-    async def _do(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
+    async def _work_on(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         try:
             results = await self.work([item for item, _ in batch])
         except asyncio.CancelledError:
@@ -60,7 +66,7 @@ class MicroBatches(Generic[Item, Result]):
         except Exception as error:
             if len(batch) > 1:
                 for single in batch:
-                    await self._do([single])
+                    await self._work_on([single])
             elif not batch[0][1].done():
                 batch[0][1].set_exception(error)
                 batch[0][1].exception()  # whoever asked may have gone: nobody need hear of it then

@@ -33,13 +33,22 @@ Seen = dict[Path, object]  # of each copy that was found whole, how its files lo
 
 
 def copy_versions(source: registry.Registry, home: Path, seen: Seen | None = None) -> int | None:
-    """Copy the champion and the challenger, where they are others than the copy's; the champion's number. Whole, or not
-    at all. Without a challenger there is no copy of one; a champion's copy stays. A copy that is not whole any more is
-    made anew; what is in `seen` is not read again."""
+    """Copy the champion and the challenger where the copy has others. A version is copied whole or not at all.
+
+    Without a challenger its pointer is removed; without a champion the last one stays. A damaged copy is made anew.
+
+    Args:
+        seen: the copies that were found whole before; they are not read again while their files look the same.
+
+    Returns:
+        The champion's number.
+    """
     seen = {} if seen is None else seen
     champion, challenger = source.find_champion(), source.find_challenger()
     if challenger is None or _read_pointer(home, versions.CHALLENGER) != _pointer(source, challenger):
-        (versions.folder(home) / versions.CHALLENGER).unlink(missing_ok=True)  # first: whoever lost must not answer on
+        (versions.folder(home) / versions.CHALLENGER).unlink(
+            missing_ok=True
+        )  # first: a challenger that lost must not go on answering
     try:
         if champion:
             _publish(source, champion, home, versions.POINTER, seen=seen)

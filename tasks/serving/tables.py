@@ -68,8 +68,7 @@ class Tables:
         return values
 
     def until(self, champion: versions.Champion) -> datetime:
-        """The latest event time that this state can answer: what happens between its as_of and the moment at which a
-        prediction is asked is missing in the features."""
+        """The latest event time that this state can answer. What happens after its as_of is missing in the features."""
         return self.state.as_of + champion.p.features.lead + self.p.serving.ahead
 
     def stale(self, champion: versions.Champion, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
