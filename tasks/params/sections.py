@@ -311,7 +311,6 @@ class Serving(Section):
     beyond: Literal["refuse", "stale"] = "refuse"
     stale: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=2)
     rows: int = Field(1000, ge=1)
-    megabytes: float = Field(4, gt=0)
     busy: int = Field(64, ge=1)
     within: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=10)
     sync: Duration = timedelta(milliseconds=200)

@@ -37,20 +37,19 @@ LOOK_S = 0.5  # between looks for a newer version or state
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"description": "No API key, or an unknown one."},
     403: {"description": "The key does not allow this."},
-    413: {"description": "The body is longer than serving.megabytes."},
+    413: {"description": f"The body is longer than {messages.MOST_BYTES:,} bytes."},
     422: {"description": "A row breaks the contract: its place, its field and the rule."},
     503: {"description": "No champion yet, or too many requests at once. Ask again after Retry-After seconds."},
 }
 
 
-async def _read_body(request: Request, kind: type[BaseModel], p: Params) -> Any:
+async def _read_body(request: Request, kind: type[BaseModel]) -> Any:
     """The request's body as a message. Raises what becomes a 413 or a 422."""
-    limit = int(p.serving.megabytes * 1e6)
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > limit:
-            raise HTTPException(413, f"a request may have {limit:,} bytes (serving.megabytes)")
+        if len(body) > messages.MOST_BYTES:
+            raise HTTPException(413, f"a request may have {messages.MOST_BYTES:,} bytes")
     try:
         return kind.model_validate_json(bytes(body))
     except ValidationError as error:
@@ -217,7 +216,7 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
     async def predict_rows(request: Request) -> Response:
         """Predict raw rows with the columns of the spine. The server computes the features, by the champion's own
         features.sql."""
-        body = (await _read_body(request, handler.messages.rows, handler.p)).model_dump(by_alias=True)
+        body = (await _read_body(request, handler.messages.rows)).model_dump(by_alias=True)
         return await _respond(handler.predict_rows(body["rows"], reasons=body["reasons"]), "contract")
 
     @app.post(
@@ -229,7 +228,7 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
     async def predict_features(request: Request) -> Response:
         """Predict ready features, sent as `rows` of names and values or as `inputs`, a list for each column. A feature
         that is not sent is missing."""
-        body = await _read_body(request, handler.messages.features, handler.p)
+        body = await _read_body(request, handler.messages.features)
         return await _respond(handler.predict_features(body.rows, body.inputs, reasons=body.reasons), "feature")
 
     @app.post(
@@ -240,7 +239,7 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
     )
     async def accept_outcomes(request: Request) -> Response:
         """Send the outcomes of predictions, by their ids. A second outcome of one prediction corrects the first."""
-        outcomes = (await _read_body(request, handler.messages.outcomes, handler.p)).outcomes
+        outcomes = (await _read_body(request, handler.messages.outcomes)).outcomes
         await handler.accept_outcomes(outcomes)
         return JSONResponse({"accepted": len(outcomes)})
 

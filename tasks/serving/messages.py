@@ -26,6 +26,7 @@ from tasks.params import Column, Params, to_utc
 BITS = {"INTEGER": 31, "BIGINT": 63}
 PLAIN: Mapping[str, Any] = {"VARCHAR": str, "BOOLEAN": bool, "DATE": date}
 LONGEST = 1000  # characters of a text
+MOST_BYTES = 4_000_000  # of a request, or of a row of the stream: a thousand rows have much less
 REPORTED_FAULTS, COUNTED_FAULTS = 20, 2000  # of a message; with more than the second, only their number is reported
 Fault = dict[str, Any]  # as in a 422: type, loc, msg; never the value, which may be personal
 

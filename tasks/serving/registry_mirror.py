@@ -46,9 +46,8 @@ def copy_versions(source: registry.Registry, home: Path, seen: Seen | None = Non
     seen = {} if seen is None else seen
     champion, challenger = source.find_champion(), source.find_challenger()
     if challenger is None or _read_pointer(home, versions.CHALLENGER) != _pointer(source, challenger):
-        (versions.folder(home) / versions.CHALLENGER).unlink(
-            missing_ok=True
-        )  # first: a challenger that lost must not go on answering
+        # First of all: a challenger that lost must not go on answering.
+        (versions.folder(home) / versions.CHALLENGER).unlink(missing_ok=True)
     try:
         if champion:
             _publish(source, champion, home, versions.POINTER, seen=seen)

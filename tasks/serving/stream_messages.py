@@ -120,11 +120,10 @@ class RowReader:
         return RowReader(p, messages.row_of(p), pii_key_of(p), consistency.ConsistencyChecker.of(p))
 
     def read(self, message: KafkaMessage) -> StreamRow | DeadLetter:
-        value, limit = message.value or b"", int(self.p.serving.megabytes * 1e6)
-        if len(value) > limit:
-            return DeadLetter(
-                message, [messages.make_fault("too_long", [], f"a row may have {limit:,} bytes (serving.megabytes)")]
-            )
+        value = message.value or b""
+        if len(value) > messages.MOST_BYTES:
+            fault = messages.make_fault("too_long", [], f"a row may have {messages.MOST_BYTES:,} bytes")
+            return DeadLetter(message, [fault])
         try:
             row = self.kind.model_validate_json(value).model_dump(by_alias=True)
             if self.checker:

@@ -28,7 +28,19 @@ from tasks.params import Challenger, Params
 from tasks.promotion import changes, registry
 from tasks.promotion.registry import Registry
 from tasks.promotion.runs import Bundle
-from tasks.serving import active, app, handler, journal, predict, registry_mirror, score, tables, traffic, versions
+from tasks.serving import (
+    active,
+    app,
+    handler,
+    journal,
+    messages,
+    predict,
+    registry_mirror,
+    score,
+    tables,
+    traffic,
+    versions,
+)
 from tasks.serving.predictions import latest_outcomes
 from tasks.training.model import Model
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
@@ -515,8 +527,9 @@ def test_features_that_the_model_does_not_know_are_named(api: Client) -> None:
         assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["rows", 0, name])
 
 
-def test_too_much_is_refused(shop: Shop) -> None:
-    with client(shop, rows=2, megabytes=0.001) as small:
+def test_too_much_is_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "MOST_BYTES", 1000)
+    with client(shop, rows=2) as small:
         assert small.post("/v1/predict", json={"rows": shop.asked[:3]}).status_code == 422
         assert small.post("/v1/predict", content=b" " * 2000).status_code == 413
 

@@ -22,7 +22,7 @@ from infra import servers
 from tasks import params
 from tasks.params import Params
 from tasks.promotion import changes
-from tasks.serving import journal, kafka, registry_mirror, schema, stream, tables, versions
+from tasks.serving import journal, kafka, messages, registry_mirror, schema, stream, tables, versions
 from tasks.serving.stream_messages import KafkaMessage, RowReader, StreamRow
 from tests.conftest import BEGIN
 from tests.tasks.serving.test_app import Shop, champion_scores, crowned, shop
@@ -278,7 +278,8 @@ def test_a_row_that_is_too_long_for_the_topic_is_told_without_its_value(
     small = kafka.producer_settings(settings(shop, cluster)) | {"message.max.bytes": 3000}
     monkeypatch.setattr(kafka, "producer_settings", lambda _: small)
     cluster.put(b"x" * 5000, *lines(shop.asked[:1]))
-    with streaming(settings(shop, cluster, megabytes=0.002), home):
+    monkeypatch.setattr(messages, "MOST_BYTES", 2000)
+    with streaming(settings(shop, cluster), home):
         found = cluster.take(2)
     (dead,) = [each for each in found if each.topic == DEAD]
     assert dead.value is None
