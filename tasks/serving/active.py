@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from tasks import log
+from tasks import log, params
 from tasks.data import state
-from tasks.params import Params
 from tasks.serving.tables import Tables
 from tasks.serving.versions import (
     CHALLENGER,
@@ -36,7 +35,7 @@ class Active:
     loaded: dict[str, Champion] = field(default_factory=dict)  # by each pointer, the last: it may wait for a state
     faults: dict[str, str] = field(default_factory=dict)  # of each part, the one that was logged
 
-    def renew(self, p: Params) -> Iterator[str]:
+    def renew(self, p: params.Params) -> Iterator[str]:
         """Put newer ones in place, if there are any; what was done. Whatever is wrong with them, the old ones stay."""
         for name, part in (("champion", self._champion), ("challenger", self._challenger), ("state", self._tables)):
             try:
@@ -51,7 +50,7 @@ class Active:
             if change:
                 yield change
 
-    def _champion(self, p: Params) -> str | None:
+    def _champion(self, p: params.Params) -> str | None:
         wanted = self._wanted(p, POINTER)
         if wanted is None or wanted.names(self.champion):
             return None
@@ -64,7 +63,7 @@ class Active:
         self.champion = version
         return f"version {version.number} serves"
 
-    def _challenger(self, p: Params) -> str | None:
+    def _challenger(self, p: params.Params) -> str | None:
         """Unlike the champion, it goes when its pointer goes: it may have lost."""
         wanted = self._wanted(p, CHALLENGER) if p.serving.challenger.mode != "none" else None
         before = self.challenger
@@ -82,7 +81,7 @@ class Active:
         self.challenger = version
         return f"version {version.number} is the challenger"
 
-    def _wanted(self, p: Params, pointer: str) -> Pointer | None:
+    def _wanted(self, p: params.Params, pointer: str) -> Pointer | None:
         wanted = read_pointer(self.home, pointer)
         if wanted and wanted.model not in (None, p.registry.model):
             raise ValueError(
@@ -107,7 +106,7 @@ class Active:
         """Whether the tables can make its features."""
         return self.tables is None or self.tables.prepare(version)
 
-    def _tables(self, p: Params) -> str | None:
+    def _tables(self, p: params.Params) -> str | None:
         newest = state.read_current(self.home)
         if newest is None or (self.tables and self.tables.state == newest):
             return None

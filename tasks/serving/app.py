@@ -25,11 +25,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ValidationError
 
 from tasks import log, params
-from tasks.params import Params
-from tasks.serving import journal, journal_writer, keys, messages, registry_mirror
-from tasks.serving.active import Active
+from tasks.serving import active, journal, journal_writer, keys, messages, registry_mirror
 from tasks.serving.handler import Answers, Handler
-from tasks.serving.messages import Messages
 from tasks.serving.metrics import Metrics
 from tasks.serving.tables import Refused
 
@@ -66,14 +63,14 @@ async def _respond(answering: Awaitable[tuple[int, Answers]], kind: str) -> Resp
     return Response(orjson.dumps({"version": version, "predictions": predictions}), media_type="application/json")
 
 
-def create(p: Params, home: Path) -> FastAPI:
+def create(p: params.Params, home: Path) -> FastAPI:
     """The application of one process. Raises ValueError for settings that would leave it open to others."""
     handler = Handler(
         p,
         keys.read_keys(p.serving),
-        Active(home),
+        active.Active(home),
         journal_writer.JournalWriter(journal.open_journal(p.journal, home=home), p.serving.sync),
-        Messages.of(p),
+        messages.Messages.of(p),
         Metrics(),
     )
     app = FastAPI(

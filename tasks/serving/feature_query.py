@@ -19,9 +19,8 @@ import numpy as np
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
-from tasks import log
+from tasks import log, params
 from tasks.data import featuresql, sqlcheck
-from tasks.params import Params
 
 Line = tuple[Any, ...]  # the features of a row: a float or a text each, or None
 
@@ -70,7 +69,9 @@ class FeatureQuery:
         return pa.table(arrays, schema=self.schema)
 
 
-def prepare_query(tables: Mapping[str, pa.Table], p: Params, sql: str, *, tried: Sequence[pa.Table]) -> FeatureQuery:
+def prepare_query(
+    tables: Mapping[str, pa.Table], p: params.Params, sql: str, *, tried: Sequence[pa.Table]
+) -> FeatureQuery:
     """Of SQL that features.compute takes. `tried` are spines; with no row in them no plan is kept."""
     reason = _reason_to_plan_anew(tables, p, sql, tried)
     if reason is not None:
@@ -78,7 +79,9 @@ def prepare_query(tables: Mapping[str, pa.Table], p: Params, sql: str, *, tried:
     return open_query(tables, p, sql, tried[0], keeps_plan=reason is None)
 
 
-def _reason_to_plan_anew(tables: Mapping[str, pa.Table], p: Params, sql: str, tried: Sequence[pa.Table]) -> str | None:
+def _reason_to_plan_anew(
+    tables: Mapping[str, pa.Table], p: params.Params, sql: str, tried: Sequence[pa.Table]
+) -> str | None:
     """What a kept plan does not repeat, as the SQL gives it for training; None where it repeats all."""
     if not any(spine.num_rows for spine in tried):
         return "the state has no row to try it on"
@@ -92,7 +95,7 @@ def _reason_to_plan_anew(tables: Mapping[str, pa.Table], p: Params, sql: str, tr
     return None if same else "run again, it gives other features"
 
 
-def _compute_for_training(tables: Mapping[str, pa.Table], p: Params, sql: str, spine: pa.Table) -> pa.Table:
+def _compute_for_training(tables: Mapping[str, pa.Table], p: params.Params, sql: str, spine: pa.Table) -> pa.Table:
     con = featuresql.connect(p)
     for name, rows in {**tables, "spine": spine}.items():
         con.register(name, rows)
@@ -100,7 +103,7 @@ def _compute_for_training(tables: Mapping[str, pa.Table], p: Params, sql: str, s
 
 
 def open_query(
-    tables: Mapping[str, pa.Table], p: Params, sql: str, spine: pa.Table, *, keeps_plan: bool
+    tables: Mapping[str, pa.Table], p: params.Params, sql: str, spine: pa.Table, *, keeps_plan: bool
 ) -> FeatureQuery:
     """The rules for the SQL are those of training: a version that was promoted before a rule came is refused too.
 

@@ -16,8 +16,7 @@ from uuid import uuid4
 import pyarrow as pa
 from fastapi import HTTPException
 
-from tasks import log
-from tasks.params import Params
+from tasks import log, params
 from tasks.serving import consistency, journal_writer, microbatch, predict, schema, traffic, versions
 from tasks.serving.active import Active
 from tasks.serving.keys import Keys
@@ -55,7 +54,7 @@ class Response:
 class Handler:
     """Of one process, for one event loop."""
 
-    p: Params
+    p: params.Params
     keys: Keys
     active: Active
     writer: journal_writer.JournalWriter

@@ -12,8 +12,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from tasks import log
-from tasks.params import Params
+from tasks import log, params
 from tasks.serving.stream_messages import KafkaMessage, Partition, Reply
 
 FLUSH_S = 0.5
@@ -32,7 +31,7 @@ class KafkaClient:
 
     def __init__(
         self,
-        p: Params,
+        p: params.Params,
         *,
         on_assign: Callable[[Mapping[Partition, float]], None],
         on_revoke: Callable[[list[Partition]], None],
@@ -162,14 +161,14 @@ def is_fatal(error: Exception) -> bool:
     return isinstance(error, KafkaException) and bool(error.args[0].fatal())
 
 
-def client_settings(p: Params) -> dict[str, Any]:
+def client_settings(p: params.Params) -> dict[str, Any]:
     """librdkafka reports through its callbacks: its own log repeats itself, so it is quiet."""
     password = os.environ.get("EVERGREEN_KAFKA_PASSWORD")
     secret = {"sasl.password": password} if password else {}
     return {"log_level": 2, **p.serving.stream.client, "bootstrap.servers": p.serving.stream.bootstrap, **secret}
 
 
-def consumer_settings(p: Params) -> dict[str, Any]:
+def consumer_settings(p: params.Params) -> dict[str, Any]:
     """Stored offsets are committed, in the background too; only those of answered messages are stored."""
     ours = {"group.id": p.serving.stream.group, "enable.auto.commit": True, "enable.auto.offset.store": False}
     return {
@@ -181,7 +180,7 @@ def consumer_settings(p: Params) -> dict[str, Any]:
     }
 
 
-def producer_settings(p: Params) -> dict[str, Any]:
+def producer_settings(p: params.Params) -> dict[str, Any]:
     """In order, and not twice within one life of the client. The broker says what is too long for a topic."""
     within_ms = int(p.serving.within.total_seconds() * 1000)
     defaults = {"enable.idempotence": True, "message.max.bytes": 10_000_000, "linger.ms": 5}

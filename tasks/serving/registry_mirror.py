@@ -18,7 +18,6 @@ from pathlib import Path
 
 from tasks import log, params
 from tasks.data import periods, state
-from tasks.params import Params
 from tasks.promotion import registry
 from tasks.promotion.tags import NOTE
 from tasks.runtime import files
@@ -138,7 +137,7 @@ def _remove_old(folder: Path, serving: set[int]) -> None:
     state.remove_folders([*old[: max(len(old) - KEPT + 1, 0)], *folder.glob(f"{NEW}*"), *folder.glob(".gone-*")])
 
 
-def watch(p: Params, home: Path, stop: threading.Event) -> None:
+def watch(p: params.Params, home: Path, stop: threading.Event) -> None:
     """Copy the versions every POLL_S, until `stop` is set."""
     source: registry.Registry | None = None
     last_error: type[Exception] | None = None

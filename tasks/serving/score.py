@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks import log
+from tasks import log, params
 from tasks.data import featurerows, manifest
-from tasks.params import Params
 from tasks.promotion.recipe import fetch_recipe, rebuild_features
 from tasks.promotion.registry import Registry, Version
 from tasks.serving import predict, schema
@@ -42,7 +41,7 @@ class Scored:
     limit: datetime | None = None
 
 
-def score(p: Params, folder: Path, *, registry: Registry, journal: Journal) -> Scored:
+def score(p: params.Params, folder: Path, *, registry: Registry, journal: Journal) -> Scored:
     """Predict and journal what has arrived in the features of `folder`."""
     as_of = manifest.FeaturesManifest.read(folder / p.paths.features).as_of
     champion, limit = registry.find_champion(), manifest.read_limit(folder / p.paths.raw)
@@ -118,7 +117,7 @@ def _begin(champion: Version, as_of: datetime, limit: datetime | None) -> dateti
 
 
 def predict_arrived(
-    p: Params,
+    p: params.Params,
     folder: Path,
     rows: featurerows.Rows,
     subjects: NDArray[Any],

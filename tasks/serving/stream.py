@@ -23,7 +23,6 @@ import pyarrow as pa
 from prometheus_client import start_http_server
 
 from tasks import log, params
-from tasks.params import Params
 from tasks.serving import journal, journal_writer, kafka, predict, registry_mirror
 from tasks.serving.active import Active
 from tasks.serving.journal import Journal
@@ -60,7 +59,7 @@ class Recovery:
 class Stream:
     """One process's share of the topic. Not for two threads at once."""
 
-    p: Params
+    p: params.Params
     active: Active
     journal: Journal
     metrics: StreamMetrics
@@ -214,7 +213,7 @@ class Stream:
             self.metrics.forget_partition(partition)
 
 
-def run(p: Params, home: Path, stop: threading.Event) -> None:
+def run(p: params.Params, home: Path, stop: threading.Event) -> None:
     """Answer until `stop` is set. Raises ValueError where no broker is named."""
     if p.serving.stream.bootstrap is None:
         raise ValueError("serving.stream.bootstrap is null, so there is no stream: set it to host:port in params.yaml")
@@ -236,12 +235,12 @@ def run(p: Params, home: Path, stop: threading.Event) -> None:
         server.server_close()
 
 
-def _watch(active: Active, p: Params, stop: threading.Event) -> None:
+def _watch(active: Active, p: params.Params, stop: threading.Event) -> None:
     while not stop.wait(LOOK_S):
         _renew(active, p)
 
 
-def _renew(active: Active, p: Params) -> None:
+def _renew(active: Active, p: params.Params) -> None:
     for change in active.renew(p):
         log.info("%s", change)
 

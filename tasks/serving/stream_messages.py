@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
-from tasks import log
-from tasks.params import Params
+from tasks import log, params
 from tasks.serving import consistency, messages, predict, schema, traffic, versions
 from tasks.serving.tables import Refused, Tables, hide_personal_data, pii_key_of, subjects_of
 from tasks.training.model import Spec
@@ -110,13 +109,13 @@ class Reply:
 class RowReader:
     """Messages → rows."""
 
-    p: Params
+    p: params.Params
     kind: type[BaseModel]
     pii_key: bytes
     checker: consistency.ConsistencyChecker | None
 
     @staticmethod
-    def of(p: Params) -> "RowReader":
+    def of(p: params.Params) -> "RowReader":
         return RowReader(p, messages.row_of(p), pii_key_of(p), consistency.ConsistencyChecker.of(p))
 
     def read(self, message: KafkaMessage) -> StreamRow | DeadLetter:

@@ -13,7 +13,6 @@ import pyarrow as pa
 from tasks import log, params
 from tasks.data import contract, state
 from tasks.data.state import State
-from tasks.params import Params
 from tasks.serving import feature_query, schema, versions
 
 CACHED_ROWS = 10_000  # rows whose features stay in memory
@@ -44,7 +43,7 @@ class Refused(ValueError):  # noqa: N818 (what happens to a row)
 class Tables:
     """A state in memory. One thread at a time computes with it."""
 
-    p: Params
+    p: params.Params
     state: State
     rows: Mapping[str, pa.Table]
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -53,7 +52,7 @@ class Tables:
     cache: dict[tuple[Any, ...], feature_query.Line] = field(default_factory=dict)  # features of what was asked lately
 
     @staticmethod
-    def load(p: Params, published: State) -> "Tables":
+    def load(p: params.Params, published: State) -> "Tables":
         return Tables(p, published, state.load_tables(p, published))
 
     @cached_property
@@ -158,7 +157,7 @@ class Tables:
             self.queries[champion.identity] = fresh
             return lines
 
-    def _params_of(self, champion: versions.Champion) -> Params:
+    def _params_of(self, champion: versions.Champion) -> params.Params:
         return self.p.model_copy(update={"features": champion.p.features, "spine": champion.p.spine})
 
     def _rows_to_try(self) -> list[list[dict[str, Any]]]:
@@ -168,7 +167,7 @@ class Tables:
 
 
 def _run_or_refuse(
-    query: feature_query.FeatureQuery, p: Params, rows: Sequence[Mapping[str, Any]], spine: pa.Table
+    query: feature_query.FeatureQuery, p: params.Params, rows: Sequence[Mapping[str, Any]], spine: pa.Table
 ) -> list[feature_query.Line]:
     """What failed by a prepared query. If it fails by one that is planned anew too, the first bad row is refused."""
     try:
@@ -183,7 +182,7 @@ def _run_or_refuse(
         raise
 
 
-def spine_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+def spine_of(p: params.Params, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """The rows as features.sql wants them: row_id, event_time, and spine.columns in the contract's types."""
     columns = p.contract[p.spine.table].columns
     spine = {"row_id": pa.array(range(1, len(rows) + 1), pa.int64())}
@@ -198,13 +197,13 @@ def column_of(values: Sequence[Any], kind: str) -> pa.Array:
     return pa.array(values, ARROW_TYPES[kind])
 
 
-def pii_key_of(p: Params) -> bytes:
+def pii_key_of(p: params.Params) -> bytes:
     """The key of the pseudonyms; empty where the spine's rows have no personal data."""
     has_pii = any(column.pii for column in p.contract[p.spine.table].columns.values())
     return contract.load_pii_key() if has_pii else b""
 
 
-def hide_personal_data(p: Params, rows: Sequence[Mapping[str, Any]], key: bytes) -> list[dict[str, Any]]:
+def hide_personal_data(p: params.Params, rows: Sequence[Mapping[str, Any]], key: bytes) -> list[dict[str, Any]]:
     """The rows with a pseudonym for each value of personal data, as ingest makes them."""
     secret = {name for name, column in p.contract[p.spine.table].columns.items() if column.pii}
     return [
@@ -213,7 +212,7 @@ def hide_personal_data(p: Params, rows: Sequence[Mapping[str, Any]], key: bytes)
     ]
 
 
-def subjects_of(p: Params, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def subjects_of(p: params.Params, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the rows are about, named as tasks.serving.score names them: a row scored in both ways is one."""
     names = p.contract[p.spine.table].key
     return [schema.make_entry(*(row[name] for name in names)) for row in rows]

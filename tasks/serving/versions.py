@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from tasks import params
 from tasks.data import periods
-from tasks.params import Params
 from tasks.training.model import Model
 
 FILES = ("model.ubj", "features.sql", "params.yaml")
@@ -27,7 +26,7 @@ class Champion:
     """A version, ready to answer."""
 
     number: int
-    p: Params
+    p: params.Params
     sql: str
     model: Model
     card: Mapping[str, Any]  # from the registry: model, run_id, as_of, commit, tags
