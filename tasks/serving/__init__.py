@@ -1,7 +1,1 @@
-"""The API: raw keys in, calibrated answer out, by the champion that serves at the moment.
-
-    python -m tasks.serving
-
-messages.py is made of the contract, live.py holds the champion and the state, book.py writes the journal, app.py is the
-web application, registry_mirror.py brings new champions from the registry. Features are made by the one features.sql.
-"""
+"""Predictions, by batch, API or stream, and the journal of them. README.md lists the files in order."""

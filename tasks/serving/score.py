@@ -101,19 +101,15 @@ def _arrived(
     ticks: it is asked about events to come.
     """
     ticks = made.filter(pc.equal(made["by"], "batch"))["event_time"].to_pylist() if made.num_rows else []
-    begin = ticks[0] if ticks else _begin(champion, as_of, limit)
+    own = champion.learnt_until or as_of
+    begin = own if limit is None or own <= limit else EVER  # a time beyond the data says nothing: all rows count
+    begin = ticks[0] if ticks else begin
     if ticks and ticks[-1] > as_of:
         log.warning(
             "the journal has predictions up to %s: it is ahead of %s, and nothing is taken back", ticks[-1], as_of
         )
     predicted = drop_stale(made)["subject"].to_pylist() if made.num_rows else []
     return ~np.isin(subjects, predicted) & (rows.event_time >= np.datetime64(begin))
-
-
-def _begin(champion: Version, as_of: datetime, limit: datetime | None) -> datetime:
-    """The champion's own time. Of one whose time lies beyond the data nobody knows what it has seen: all rows count."""
-    own = champion.learnt_until or as_of
-    return own if limit is None or own <= limit else EVER
 
 
 def predict_arrived(

@@ -128,11 +128,8 @@ def split(
 def takes(sticky: Sequence[str], share: float, *, by: int = 0) -> list[bool]:
     """Whether the challenger `by` answers each row: a fixed share of all texts, and a text always alike."""
     key = f"arm {by}".encode()
-    return [_hash_text(text, key) < share * HASHES for text in sticky]
-
-
-def _hash_text(text: str, key: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "big")
+    digests = [hashlib.blake2b(text.encode(), digest_size=8, key=key).digest() for text in sticky]
+    return [int.from_bytes(digest, "big") < share * HASHES for digest in digests]
 
 
 def sticky_of(p: Params, row: Mapping[str, Any]) -> str:
