@@ -75,18 +75,25 @@ class Screen:
         columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.BarColumn(), elapsed)
         logger, is_hidden = logging.getLogger("prefect.task_runs"), not self.bars.is_terminal
         with progress.Progress(*columns, console=self.bars, transient=True, disable=is_hidden) as bars:
-            bar = bars.add_task("begin", total=steps)
-
-            def advance(record: logging.LogRecord) -> bool:
-                is_end = record.getMessage().startswith("Finished in state")
-                bars.update(bar, description=f"{getattr(record, 'task_run_name', ''):<20}", advance=int(is_end))
-                return True
-
-            logger.addFilter(advance)  # it sees what tasks log, and lets all of it pass
+            handler = _Advance(bars, steps)
+            logger.addHandler(handler)
             try:
                 yield
             finally:
-                logger.removeFilter(advance)
+                logger.removeHandler(handler)
+
+
+class _Advance(logging.Handler):
+    """Moves a bar on by what tasks log."""
+
+    def __init__(self, bars: progress.Progress, steps: int) -> None:
+        super().__init__()
+        self.bars = bars
+        self.bar = bars.add_task("begin", total=steps)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        is_end = record.getMessage().startswith("Finished in state")
+        self.bars.update(self.bar, description=f"{getattr(record, 'task_run_name', ''):<20}", advance=int(is_end))
 
 
 if __name__ == "__main__":
