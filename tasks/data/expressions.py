@@ -68,20 +68,17 @@ def plan_expressions(con: duckdb.DuckDBPyConnection, table: str, source: Source,
 def create_table(con: duckdb.DuckDBPyConnection, table: str, source: Source, plan: Plan, beside: list[str]) -> None:
     """Make the temporary table, with the columns `beside` (SQL). Raises ValueError when a bad row cannot be marked."""
     target = f"CREATE TEMP TABLE {quote(table)} AS SELECT {', '.join(['*', *beside])} FROM "
-    try:
-        con.execute(f"{target}({plan.sql})")
-        return
-    except duckdb.Error as error:
-        sqlcheck.raise_machine_error(error)
-    try:
-        con.execute(f"{target}({plan.guarded})")
-    except duckdb.Error as error:
-        sqlcheck.raise_machine_error(error)
-        raise ValueError(
-            f"{table} ({source.address}) does not fit its params: one of {', '.join(plan.unguarded)} fails "
-            "for a row, and no single row can be put aside, since it holds a subquery, a window function or random(). "
-            "Put TRY(...) around the part that fails; a subquery must give one row at most."
-        ) from None
+    for sql in (plan.sql, plan.guarded):
+        try:
+            con.execute(f"{target}({sql})")
+            return
+        except duckdb.Error as error:
+            sqlcheck.raise_machine_error(error)
+    raise ValueError(
+        f"{table} ({source.address}) does not fit its params: one of {', '.join(plan.unguarded)} fails for a row, and "
+        "no single row can be put aside, since it holds a subquery, a window function or random(). Put TRY(...) around "
+        "the part that fails; a subquery must give one row at most."
+    )
 
 
 def _find_kind(

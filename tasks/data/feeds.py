@@ -61,13 +61,8 @@ class Feed:
     @property
     def order(self) -> str:
         """A fixed order of the rows. Outcomes come last, so that a row's place does not give them away."""
-        names = [
-            *TIMES[: self.has_times],
-            *[name for name in self.columns if name not in self.outcomes],
-            *self.outcomes,
-            *(PLACE if self.table.key else ()),
-        ]
-        return ", ".join(quote(name) for name in names)
+        early_first = sorted(self.columns, key=lambda name: self.table.columns[name].outcome)
+        return ", ".join(map(quote, [*TIMES[: self.has_times], *early_first, *(PLACE if self.table.key else ())]))
 
 
 @dataclass(frozen=True)

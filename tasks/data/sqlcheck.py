@@ -163,14 +163,18 @@ def _refuse(line: int, what: str, way_out: str) -> NoReturn:
 @cache
 def _refused_functions() -> frozenset[str]:
     """By DuckDB's catalog: functions whose value depends on more than their arguments, and macros that use one."""
-    with duckdb.connect() as con:
-        unstable = "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
-        names = {row[0] for row in con.execute(unstable).fetchall()} - HARMLESS | MORE_REFUSED
-        definitions = con.execute(
-            "SELECT function_name, macro_definition FROM duckdb_functions() WHERE function_type = 'macro'"
-        ).fetchall()
+    unstable = {name for name, stability, _ in _list_functions() if stability not in ("CONSISTENT", None)}
+    names = unstable - HARMLESS | MORE_REFUSED
     inside = re.compile(r"\b(duckdb_\w+|pragma_\w+|" + "|".join(sorted(names | BARE_CLOCKS)) + r")\b")
-    return frozenset(names | {name for name, text in definitions if inside.search(text or "")})
+    return frozenset(names | {name for name, _, macro in _list_functions() if inside.search(macro or "")})
+
+
+@cache
+def _list_functions() -> list[tuple[str, str | None, str | None]]:
+    """The name of each function of DuckDB's catalog, whether it is stable, and its text where it is a macro."""
+    with duckdb.connect() as con:
+        query = "SELECT function_name, stability, macro_definition FROM duckdb_functions()"
+        return con.execute(query).fetchall()
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------------
@@ -257,7 +261,8 @@ def _sentence(error: duckdb.Error, sql: str, token: str, columns: Collection[str
     if subtype == "MISSING_ENTRY":
         thing = details.get("type", "")
         if "Function" in thing:
-            return f"there is no function {name}().{suggest(name, _list_functions())}"
+            functions = {function for function, *_ in _list_functions() if function.isidentifier()}
+            return f"there is no function {name}().{suggest(name, functions)}"
         if thing in ("Table", "View"):
             return f"there is no table `{name}`.{f' It may read {tables}.' if tables else ''}"
         return f"there is no {thing.lower() or 'entry'} `{name}`."
@@ -276,10 +281,3 @@ def suggest(name: str, names: Iterable[str]) -> str:
     """The question " Did you mean ...?"; nothing where no other name is close."""
     other = find_closest(name, (other for other in names if other.lower() != name.lower()))
     return f" Did you mean `{other}`?" if other else ""
-
-
-@cache
-def _list_functions() -> frozenset[str]:
-    with duckdb.connect() as con:
-        rows = con.execute("SELECT DISTINCT function_name FROM duckdb_functions()").fetchall()
-    return frozenset(name for (name,) in rows if name.isidentifier())
