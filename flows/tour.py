@@ -195,19 +195,20 @@ def measure_curves(
     """
     version = registry.read_version(number)
     model = recipe.fetch_model(registry, version)
-    rows = predecessor.read_mature(journal, version, model.spec, until=until - p.label.deadline)
-    if not len(rows.codes):
+    rows, codes = predecessor.read_mature(journal, version, model.spec, until=until - p.label.deadline)
+    if not len(codes):
         return
-    start = rows.times[0].astype("datetime64[D]")
-    week_of = ((rows.times - start) / np.timedelta64(WEEK)).astype(int)
+    times = rows["event_time"].to_numpy()
+    start = times[0].astype("datetime64[D]")
+    week_of = ((times - start) / np.timedelta64(WEEK)).astype(int)
     weeks, counts = np.unique(week_of, return_counts=True)
     weeks = weeks[counts >= np.median(counts) / 2]  # days at an end are no week
     ends = [(start + np.timedelta64(WEEK) * (week + 1)).astype(datetime) for week in weeks]
-    scores: dict[int, Floats] = {number: np.array(rows.rows["score"].to_pylist(), dtype=np.float64)}
+    scores: dict[int, Floats] = {number: np.array(rows["score"].to_pylist(), dtype=np.float64)}
     if before := registry.find_predecessor(version):
         earlier = recipe.fetch_model(registry, before)
-        again = earlier.predict(features_of(rows.rows, earlier.spec))
+        again = earlier.predict(features_of(rows, earlier.spec))
         scores[before.number] = contest.align_classes(model.spec, earlier.spec.classes, again)
     for scored_by, values in scores.items():
-        losses = contest.row_losses(rows.codes, values, metric=p.gate.metric)
+        losses = contest.row_losses(codes, values, metric=p.gate.metric)
         yield scored_by, ends, [float(losses[week_of == week].mean()) for week in weeks]

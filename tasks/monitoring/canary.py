@@ -15,23 +15,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tasks import log, params
 from tasks.monitoring.pairs import Arm, Pairs, Selection, latest_labels, pair_rows, select_subjects
 from tasks.monitoring.signal import Signal, list_looks, make_look
 from tasks.params import Params
-from tasks.promotion import changes
-from tasks.promotion.contest import compare_predictions
-from tasks.promotion.gate import judge_contest
-from tasks.promotion.judge import measure_costs
+from tasks.promotion import changes, contest, gate, judge, recipe
 from tasks.promotion.ledger import Entry
-from tasks.promotion.recipe import fetch_model
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Outcome, Verdict, describe_gain, hold
+from tasks.serving import predictions
 from tasks.serving.journal import Journal
-from tasks.serving.predictions import features_of, last_of_each_subject, read_outcomes
 from tasks.training.model import Model
 
 PREFIX = "canary-"  # of the decision that ends a canary by a look
@@ -61,21 +56,26 @@ def compare(
     if begun.version == champion.number:
         return None
     versions = (champion, registry.read_version(begun.version))
-    models = [fetch_model(registry, version) for version in versions]
+    models = [recipe.fetch_model(registry, version) for version in versions]
     if models[0].spec.task != models[1].spec.task:
         log.warning("the challenger answers another question (%s, not %s)", models[1].spec.task, models[0].spec.task)
         return None
     since, until = max(begun.as_of, *map(_unseen_from, versions, models)), as_of - p.label.deadline
-    predictions = journal.read("predictions", since=since, until=until, shadows=True)
-    outcomes = latest_labels(read_outcomes(journal, since=since), predictions)
+    made = journal.read("predictions", since=since, until=until, shadows=True)
     arms = [
-        Arm(version, model, _select_version(predictions, version), _fetch_feature_recipe(registry, version))
+        Arm(
+            version,
+            model,
+            predictions.last_of_each_subject(predictions.select_version(made, version.number)),
+            _fetch_feature_recipe(registry, version),
+        )
         for version, model in zip(versions, models, strict=True)
     ]
-    selection, pairs = select_subjects(*arms), None
-    verdict = hold(selection.explain_gap() or "No row that both can be compared on has a mature outcome yet.")
-    if not selection.explain_gap():
-        pairs = pair_rows(selection, *arms, outcomes=outcomes)
+    selection = select_subjects(*arms)
+    gap = selection.explain_gap()
+    outcomes = latest_labels(predictions.read_outcomes(journal, since=since), made)
+    pairs = None if gap else pair_rows(selection, *arms, outcomes=outcomes)
+    verdict = hold(gap or "No row that both can be compared on has a mature outcome yet.")
     if pairs:
         verdict = judge_pairs(p, pairs, models[1], looks=looks)
     return make_look(
@@ -115,29 +115,23 @@ def _fetch_feature_recipe(registry: Registry, version: Version) -> tuple[Any, ..
     return sql, p.features, p.spine
 
 
-def _select_version(predictions: pa.Table, version: Version) -> pa.Table:
-    if not predictions.num_rows:
-        return predictions
-    return last_of_each_subject(predictions.filter(pc.equal(predictions["version"], version.number)))
-
-
 # --- the verdict ---------------------------------------------------------------------------------------------------
 
 
 def judge_pairs(p: Params, pairs: Pairs, challenger: Model, *, looks: int) -> Verdict:
     """The gate's verdict on the challenger, as on a candidate; but only a sure loss is a REJECT, by what is left of the
     error budget on that side. What the gate refuses for another reason may pass later."""
-    times, settings = pairs.times, p.gate
-    table = features_of(pairs.rows, challenger.spec)
-    won = judge_contest(
-        compare_predictions(pairs.codes, pairs.challenger, pairs.champion, times=times, gate=settings),
+    times, settings = pairs.rows["event_time"].to_numpy(), p.gate
+    table = predictions.features_of(pairs.rows, challenger.spec)
+    won = gate.judge_contest(
+        contest.compare_predictions(pairs.codes, pairs.challenger, pairs.champion, times=times, gate=settings),
         gate=settings,
-        costs=measure_costs(challenger, table, pairs.codes, pairs.challenger, size=len(challenger.to_bytes())),
+        costs=judge.measure_costs(challenger, table, pairs.codes, pairs.challenger, size=len(challenger.to_bytes())),
         slices=_read_slices(p, pairs.rows),
         looks=looks,
     )
-    lost = judge_contest(
-        compare_predictions(pairs.codes, pairs.champion, pairs.challenger, times=times, gate=settings),
+    lost = gate.judge_contest(
+        contest.compare_predictions(pairs.codes, pairs.champion, pairs.challenger, times=times, gate=settings),
         gate=settings.model_copy(update={"rule": "superior", "min_gain": 0.0}),
         looks=looks,
     )

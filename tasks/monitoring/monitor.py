@@ -196,7 +196,7 @@ def find_due(
     if not missed:
         return [newest]
     rows = journal.read("predictions", since=last, until=newest, columns=["entry", "event_time"])
-    times = rows["event_time"].to_numpy() if rows.num_rows else np.zeros(0, dtype="datetime64[us]")
+    times = rows["event_time"].to_numpy()
     places = np.unique((times - np.datetime64(last, "us")) // np.timedelta64(length))
     return [*(last + (place + 1) * length for place in places.tolist() if place < missed), newest]
 

@@ -38,13 +38,7 @@ class Arm:
     @cached_property
     def places(self) -> dict[str, int]:
         """The row of each subject."""
-        subjects = self.rows["subject"].to_pylist() if self.rows.num_rows else []
-        return {subject: place for place, subject in enumerate(subjects)}
-
-    @cached_property
-    def made_at(self) -> list[datetime]:
-        times: list[datetime] = self.rows["made_at"].to_pylist() if self.rows.num_rows else []
-        return times
+        return {subject: place for place, subject in enumerate(self.rows["subject"].to_pylist())}
 
     def shares_recipe(self, other: "Arm") -> bool:
         return self.recipe is not None and self.recipe == other.recipe
@@ -58,16 +52,10 @@ class Arm:
 
     def list_scores(self, subjects: Sequence[str], rows: pa.Table, *, own: Collection[str]) -> Floats:
         """The journalled scores of the subjects in `own`, and new ones of the others, from the features in `rows`."""
-        is_own = np.array([name in own for name in subjects], dtype=bool)
-        parts: list[tuple[NDArray[np.bool_], Floats]] = []
-        if is_own.any():
-            journalled = self.take([name for name in subjects if name in own])["score"].to_pylist()
-            parts.append((is_own, np.array(journalled, dtype=np.float64)))
-        if not is_own.all():
-            parts.append((~is_own, self.model.predict(features_of(rows.filter(~is_own), self.model.spec))))
-        scores = np.empty((len(subjects), *parts[0][1].shape[1:]))
-        for where, values in parts:
-            scores[where] = values
+        scores = self.model.predict(features_of(rows, self.model.spec)).astype(np.float64)
+        mine = [place for place, name in enumerate(subjects) if name in own]
+        if mine:
+            scores[mine] = self.take([subjects[place] for place in mine])["score"].to_pylist()
         return scores
 
 
@@ -110,19 +98,14 @@ class Pairs:
     challenger: Floats
     both: int  # rows that both scored when they were asked
 
-    @property
-    def times(self) -> NDArray[np.datetime64]:
-        return np.array(self.rows["event_time"].to_pylist(), dtype="datetime64[us]")
-
 
 def select_subjects(champion: Arm, challenger: Arm) -> Selection:
     """The subjects to compare. Where the arms last scored different features, the newer row is compared if the other
     arm can score it, and none otherwise."""
     shared = [name for name in champion.places if name in challenger.places]
     both = {name for name, same in zip(shared, _has_same_features(champion, challenger, shared), strict=True) if same}
-    newer = {
-        name for name in shared if challenger.made_at[challenger.places[name]] > champion.made_at[champion.places[name]]
-    }
+    made_at = [arm.take(shared)["made_at"].to_pylist() for arm in (champion, challenger)]
+    newer = {name for name, old, new in zip(shared, *made_at, strict=True) if new > old}
     champions, challengers = [], []
     if challenger.can_score(champion):
         champions = [name for name in champion.places if name not in both | newer]
@@ -130,18 +113,11 @@ def select_subjects(champion: Arm, challenger: Arm) -> Selection:
         challengers = [
             name for name in challenger.places if name not in both and (name in newer or name not in champion.places)
         ]
-    answered = _list_answered(champion, challenger)
+    first = min(challenger.rows["event_time"].to_pylist(), default=datetime.min)
+    times = champion.rows["event_time"].to_pylist()
+    answered = {name for name, place in champion.places.items() if times[place] >= first}
     covered = answered & (both | {*champions, *challengers})
     return Selection([name for name in shared if name in both], champions, challengers, len(answered), len(covered))
-
-
-def _list_answered(champion: Arm, challenger: Arm) -> set[str]:
-    """The champion's subjects since the challenger first scored any."""
-    if not champion.rows.num_rows:
-        return set()
-    times = champion.rows["event_time"].to_pylist()
-    first = min(challenger.rows["event_time"].to_pylist()) if challenger.rows.num_rows else datetime.min
-    return {name for name, place in champion.places.items() if times[place] >= first}
 
 
 def _has_same_features(champion: Arm, challenger: Arm, subjects: Sequence[str]) -> NDArray[np.bool_]:
@@ -198,8 +174,7 @@ def join_classes(champion: Spec, challenger: Spec) -> Spec:
 
 def latest_labels(outcomes: pa.Table, predictions: pa.Table) -> dict[str, Any]:
     """The label of each subject: of several, whichever of the predictions they are of, the one journalled last."""
-    entries, subjects = (predictions[name].to_pylist() if predictions.num_rows else [] for name in ("entry", "subject"))
-    by_entry = dict(zip(entries, subjects, strict=True))
+    by_entry = dict(zip(*(predictions[name].to_pylist() for name in ("entry", "subject")), strict=True))
     named = [(row["subject"] or by_entry.get(row["prediction"]), row["label"]) for row in in_order(outcomes)]
     return {subject: label for subject, label in named if subject}
 

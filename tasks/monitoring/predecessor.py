@@ -8,41 +8,25 @@ again. Nothing is rolled back here: tasks/promotion/changes.py does that.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from tasks import log
 from tasks.monitoring.pairs import explain_mismatch
 from tasks.monitoring.signal import Signal, list_looks, make_look
 from tasks.monitoring.window import select_unseen
 from tasks.params import Params
-from tasks.promotion.contest import align_classes, compare_predictions
-from tasks.promotion.gate import judge_contest
+from tasks.promotion import contest, gate, recipe
 from tasks.promotion.ledger import Entry
-from tasks.promotion.recipe import fetch_model
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Verdict, describe_gain, hold
+from tasks.serving import predictions
 from tasks.serving.journal import Journal
-from tasks.serving.predictions import features_of, last_of_each_subject, latest_outcomes, read_outcomes
 from tasks.training.model import Floats, Model, Spec
 
 PREFIX = "predecessor-"  # of the decision of a rollback that came of a look
-
-
-@dataclass(frozen=True)
-class MatureRows:
-    """The journal's rows (n) that the champion predicted, and their outcomes as numbers."""
-
-    rows: pa.Table
-    codes: Floats
-
-    @property
-    def times(self) -> NDArray[np.datetime64]:
-        return np.asarray(self.rows["event_time"].to_numpy())
 
 
 def compare(
@@ -59,19 +43,19 @@ def compare(
     before = registry.find_predecessor(champion)
     if before is None:
         return None
-    serving, earlier = fetch_model(registry, champion), fetch_model(registry, before)
+    serving, earlier = recipe.fetch_model(registry, champion), recipe.fetch_model(registry, before)
     if reason := explain_mismatch(earlier.spec, serving.spec):
         log.info("version %s cannot be compared with version %s: %s", before.number, champion.number, reason)
         return None
-    mature = read_mature(journal, champion, serving.spec, until=as_of - p.label.deadline)
+    rows, codes = read_mature(journal, champion, serving.spec, until=as_of - p.label.deadline)
     verdict = hold("No outcome of its predictions is mature yet.")
-    if len(mature.codes):
-        verdict = _judge(p, mature, serving, earlier, looks=looks)
+    if len(codes):
+        verdict = _judge(p, rows, codes, serving, earlier, looks=looks)
     return make_look(
         "predecessor",
         verdict,
         version=champion.number,
-        since=mature.rows["event_time"][0].as_py() if len(mature.codes) else as_of,
+        since=rows["event_time"][0].as_py() if len(codes) else as_of,
         as_of=as_of,
         alarm=verdict.promotes,
         message=_describe(verdict, champion, before),
@@ -79,24 +63,27 @@ def compare(
     )
 
 
-def read_mature(journal: Journal, champion: Version, spec: Spec, *, until: datetime) -> MatureRows:
-    """The champion's predictions of event_time < until that have an outcome; of several outcomes, the latest."""
+def read_mature(journal: Journal, champion: Version, spec: Spec, *, until: datetime) -> tuple[pa.Table, Floats]:
+    """The champion's predictions of event_time < until that have an outcome, and these as numbers; of several outcomes
+    of one row, the latest."""
     since = champion.learnt_until or datetime.min
-    rows = last_of_each_subject(select_unseen(journal.read("predictions", since=since, until=until), champion))
-    labels = latest_outcomes(read_outcomes(journal, since=since)).labels_of(rows)
+    made = select_unseen(journal.read("predictions", since=since, until=until), champion)
+    rows = predictions.last_of_each_subject(made)
+    labels = predictions.latest_outcomes(predictions.read_outcomes(journal, since=since)).labels_of(rows)
     codes = spec.encode_label(np.array(labels, dtype=object))
     has_class = ~np.isnan(codes)  # neither can predict a class that the champion has never seen
-    return MatureRows(rows.filter(has_class) if len(codes) else rows, codes[has_class])
+    return rows.filter(has_class), codes[has_class]
 
 
-def _judge(p: Params, mature: MatureRows, serving: Model, earlier: Model, *, looks: int) -> Verdict:
+def _judge(p: Params, rows: pa.Table, codes: Floats, serving: Model, earlier: Model, *, looks: int) -> Verdict:
     """The gate's verdict on the predecessor, as a candidate that costs nothing."""
     settings = p.gate.model_copy(update={"rule": "superior"})
-    champion = np.array(mature.rows["score"].to_pylist(), dtype=np.float64)
-    predictions = earlier.predict(features_of(mature.rows, earlier.spec))
-    candidate = align_classes(serving.spec, earlier.spec.classes, predictions)
-    contest = compare_predictions(mature.codes, candidate, champion, times=mature.times, gate=settings)
-    return judge_contest(contest, gate=settings, looks=looks)
+    champion = np.array(rows["score"].to_pylist(), dtype=np.float64)
+    again = earlier.predict(predictions.features_of(rows, earlier.spec))
+    candidate = contest.align_classes(serving.spec, earlier.spec.classes, again)
+    times = rows["event_time"].to_numpy()
+    compared = contest.compare_predictions(codes, candidate, champion, times=times, gate=settings)
+    return gate.judge_contest(compared, gate=settings, looks=looks)
 
 
 def _describe(verdict: Verdict, champion: Version, before: Version) -> str:

@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tasks.data import featurerows, leaks
 from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
-from tasks.promotion.recipe import fetch_recipe, rebuild_features
+from tasks.promotion import recipe
 from tasks.promotion.registry import Registry, Version
 from tasks.serving import predictions, score
 from tasks.serving.journal import Journal
@@ -70,13 +69,14 @@ def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, ch
     the tables that a pipeline run left in `folder`."""
     until = FeaturesManifest.read(folder / p.paths.features).as_of
     since = until - p.monitor.window
-    journalled = _predictions(journal.read("predictions", since=since, until=until), champion)
+    made = predictions.drop_stale(journal.read("predictions", since=since, until=until))  # features of another moment
+    journalled = predictions.last_of_each_subject(predictions.select_version(made, champion.number))
     if not journalled.num_rows:
         return Skew(champion.number, since, until, {}, 0, ())
     rows = featurerows.read_rows(folder / p.paths.features)
     with tempfile.TemporaryDirectory() as scratch:
-        recipe = fetch_recipe(registry, champion, Path(scratch))
-        own = rebuild_features(recipe, p, folder, rows)
+        own_recipe = recipe.fetch_recipe(registry, champion, Path(scratch))
+        own = recipe.rebuild_features(own_recipe, p, folder, rows)
     places = {subject: place for place, subject in enumerate(score.subjects_of_keys(own).tolist())}
     there = np.array([subject in places for subject in journalled["subject"].to_pylist()], dtype=bool)
     is_answer = np.array([by != "batch" for by in journalled["by"].to_pylist()], dtype=bool)
@@ -84,20 +84,13 @@ def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, ch
     columns: list[Column] = []
     by_origin: dict[Origin, NDArray[np.bool_]] = {"score": there & ~is_answer, "API": there & is_answer}
     for origin, mask in by_origin.items():
-        chosen = journalled.filter(mask)
-        today = own.table.take(np.array([places[subject] for subject in chosen["subject"].to_pylist()], np.int64))
-        if chosen.num_rows:
+        if mask.any():
+            chosen = journalled.filter(mask)
+            today = own.table.take(np.array([places[subject] for subject in chosen["subject"].to_pylist()], np.int64))
             compared[origin] = chosen.num_rows
-        columns += compare_rows(predictions.features_of(chosen, recipe.model.spec), today, chosen["event_time"], origin)
+            then = predictions.features_of(chosen, own_recipe.model.spec)
+            columns += compare_rows(then, today, chosen["event_time"], origin)
     return Skew(champion.number, since, until, compared, int((~there).sum()), tuple(columns))
-
-
-def _predictions(made: pa.Table, champion: Version) -> pa.Table:
-    """The champion's answers, the last of each row; those of a state that was too old are no features of its row."""
-    if not made.num_rows:
-        return made
-    mine = predictions.drop_stale(made)
-    return predictions.last_of_each_subject(mine.filter(pc.equal(mine["version"], champion.number)))
 
 
 def compare_rows(
@@ -122,16 +115,14 @@ def describe(skew: Skew) -> list[str]:
     if skew.gone:
         lines.append(f"{skew.gone:,} journalled rows are not in today's tables.")
     for origin in skew.compared:
-        mine = [column for column in skew.columns if column.origin == origin]
-        lines += [_sentence(column) for column in mine] + ([WHY[origin]] if mine else [])
+        sentences = [
+            f"`{column.name}` differs in {column.differing:,} of {column.rows:,} rows of {NAMES[origin]}: that of "
+            f"{column.event_time} was journalled with {column.journalled}, and is {column.recomputed} now."
+            for column in skew.columns
+            if column.origin == origin
+        ]
+        lines += [*sentences, WHY[origin]] if sentences else []
     return lines if skew.columns else [*lines, "None differs."]
-
-
-def _sentence(column: Column) -> str:
-    return (
-        f"`{column.name}` differs in {column.differing:,} of {column.rows:,} rows of {NAMES[column.origin]}: that of "
-        f"{column.event_time} was journalled with {column.journalled}, and is {column.recomputed} now."
-    )
 
 
 def to_rows(columns: Sequence[Column]) -> list[dict[str, Any]]:

@@ -174,8 +174,8 @@ def select_predictions(
     rows = predictions.last_of_each_subject(select_unseen(_between(made, since, until), champion))
     labels = np.empty(rows.num_rows, dtype=object)
     labels[:] = outcomes.labels_of(rows) if outcomes else None
-    scores = np.array(rows["score"].to_pylist() if rows.num_rows else [], dtype=np.float64)
-    return Predictions(since, until, _times(rows), scores, labels, rows)
+    scores = np.array(rows["score"].to_pylist(), dtype=np.float64)
+    return Predictions(since, until, rows["event_time"].to_numpy(), scores, labels, rows)
 
 
 def select_unseen(made: pa.Table, champion: Version) -> pa.Table:
@@ -183,11 +183,8 @@ def select_unseen(made: pa.Table, champion: Version) -> pa.Table:
 
     A retrain whose as_of is ahead of the journal leaves such rows for its own model to predict.
     """
-    if not made.num_rows:
-        return made
-    own = made.filter(pc.equal(made["version"], champion.number))
-    since = pa.scalar(champion.learnt_until or datetime.min, pa.timestamp("us"))
-    return own.filter(pc.greater_equal(own["event_time"], since))
+    own = predictions.select_version(made, champion.number)
+    return _between(own, champion.learnt_until or datetime.min, datetime.max)
 
 
 def select_features(rows: pa.Table, watched: Watched) -> tuple[pa.Table, NDArray[np.datetime64]]:
@@ -197,33 +194,23 @@ def select_features(rows: pa.Table, watched: Watched) -> tuple[pa.Table, NDArray
         The table (n), and the times of its rows (n).
     """
     rows = predictions.drop_superseded(rows)
-    if rows.num_rows:
-        numbers = [
-            number
-            for number in pc.unique(rows["version"]).to_pylist()
-            if number == watched.version.number
-            or _has_features(rows.filter(pc.equal(rows["version"], number)), watched.model.spec.names)
-        ]
-        rows = rows.filter(pc.is_in(rows["version"], pa.array(numbers, pa.int64())))
-    return predictions.features_of(rows, watched.model.spec), _times(rows)
+    columns = [f"{FEATURE}{name}" for name in watched.model.spec.names]
+    numbers = [
+        number
+        for number in pc.unique(rows["version"]).to_pylist()
+        if number == watched.version.number or _has_values(predictions.select_version(rows, number), columns)
+    ]
+    rows = rows.filter(pc.is_in(rows["version"], pa.array(numbers, pa.int64())))
+    return predictions.features_of(rows, watched.model.spec), rows["event_time"].to_numpy()
 
 
-def _has_features(rows: pa.Table, names: Sequence[str]) -> bool:
-    columns = [f"{FEATURE}{name}" for name in names]
+def _has_values(rows: pa.Table, columns: Sequence[str]) -> bool:
     return all(name in rows.column_names and rows[name].null_count < rows.num_rows for name in columns)
 
 
-def _times(rows: pa.Table) -> NDArray[np.datetime64]:
-    times: NDArray[np.datetime64] = (
-        rows["event_time"].to_numpy() if rows.num_rows else np.zeros(0, dtype="datetime64[us]")
-    )
-    return times
-
-
 def _between(rows: pa.Table, since: datetime, until: datetime) -> pa.Table:
-    times = _times(rows)
-    is_inside = (times >= np.datetime64(since, "us")) & (times < np.datetime64(until, "us"))
-    return rows.filter(is_inside) if rows.num_rows else rows
+    times = rows["event_time"].to_numpy()
+    return rows.filter((times >= np.datetime64(since, "us")) & (times < np.datetime64(until, "us")))
 
 
 def count_rows(index: pa.Table, since: datetime, until: datetime) -> int:
@@ -238,8 +225,6 @@ def find_newest(index: pa.Table, *, now: datetime | None = None) -> datetime | N
     The API is asked of events to come too: those count when they are past, by the clock on the wall, and by `now`, the
     state's event time, where history is replayed.
     """
-    if not index.num_rows:
-        return None
     rows = list(zip(*(index[name].to_pylist() for name in ("by", "event_time", "made_at")), strict=True))
     ticks = [time for by, time, _ in rows if by == "batch"]
     end = timeline.draw_timeline(np.array(ticks, dtype="datetime64[us]")).dense_end if ticks else datetime.min

@@ -128,7 +128,7 @@ def _summarize(
         metric=metric,
         gain=Estimate(never - own, ends["low"], ends["high"]),
         auc=auc.estimate(p.gate.level) if auc else None,
-        auc_gain=auc.estimate_gain(never_auc, p.gate.level) if auc and never_auc else None,
+        auc_gain=auc.estimate(p.gate.level, above=never_auc) if auc and never_auc else None,
         retrains=state.retrains,
         alarms=state.alarms if state.rule.signals else None,
         cpu=round(cpu, 2),
@@ -207,17 +207,12 @@ class Auc:
             shares = ((draws @ pairs) * draws).sum(axis=1) / ((draws @ positive) * (draws @ negative))
         return np.asarray(shares)
 
-    def estimate(self, level: float) -> Estimate:
-        return _estimate(self.value, self.drawn, level)
-
-    def estimate_gain(self, other: "Auc", level: float) -> Estimate:
-        return _estimate(self.value - other.value, self.drawn - other.drawn, level)
-
-
-def _estimate(value: float, drawn: Floats, level: float) -> Estimate:
-    """By the percentile bootstrap: over months of days it needs no refinement."""
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, float(low), float(high))
+    def estimate(self, level: float, *, above: "Auc | None" = None) -> Estimate:
+        """With its interval, or how far it lies above another's. By the percentile bootstrap: over months of days it
+        needs no refinement."""
+        value, drawn = (self.value - above.value, self.drawn - above.drawn) if above else (self.value, self.drawn)
+        low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        return Estimate(value, float(low), float(high))
 
 
 def count_wins(codes: Floats, scores: Floats, block: NDArray[np.intp]) -> Floats:

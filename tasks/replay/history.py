@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from filelock import FileLock
 
 from tasks import log
 from tasks.data import featurerows, features, periods
@@ -29,9 +33,6 @@ from tasks.runtime import files
 from tasks.training import evaluate, model, train, tune
 from tasks.training.holdout import Holdout
 from tasks.training.model import Model
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 PARAMS, SQL, COST = "params.yaml", "tasks/features.sql", "cost.json"  # of a candidate's folder, beside the stages' own
 PARTIAL_PREFIX = ".new-"  # how the name of a folder begins that is not whole
@@ -93,8 +94,6 @@ class History:
         Raises:
             ValueError: The history is too short.
         """
-        from filelock import FileLock
-
         place = self.shelf / f"{as_of:%Y-%m-%dT%H%M%S}-{self.key(as_of)[:16]}"
         self.shelf.mkdir(parents=True, exist_ok=True)
         with FileLock(self.shelf / "making.lock"):
@@ -149,8 +148,6 @@ class _Part:
     newest: datetime
 
     def put(self, as_of: datetime, target: Path) -> None:
-        import pyarrow.parquet as pq
-
         if self.newest <= as_of:
             return files.link_or_copy(self.path, target)
         if self.period.start <= as_of and (held := select_known(pq.read_table(self.path), as_of)).num_rows:
@@ -159,9 +156,6 @@ class _Part:
 
 
 def _part(period: Period, path: Path) -> _Part:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
     times = pq.read_table(path, columns=list(META[:2]))
     newest = [time for name in META[:2] if (time := pc.max(times[name]).as_py())]
     return _Part(period, path, periods.hash_file(path), max(newest, default=period.start))
@@ -174,11 +168,8 @@ def _discard_damaged(place: Path) -> None:
         shutil.rmtree(place)
 
 
-def select_known(table: "pa.Table", as_of: datetime) -> "pa.Table":
+def select_known(table: pa.Table, as_of: datetime) -> pa.Table:
     """The feature rows as they were at a moment: events up to then, with the outcomes that had come."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     event_time, known_at, label = META
     rows = table.filter(pc.less_equal(table[event_time], pa.scalar(as_of, table.schema.field(event_time).type)))
     moment = pa.scalar(as_of, table.schema.field(known_at).type)
@@ -206,8 +197,6 @@ def _train(p: Params, folder: Path) -> float:
 
 def _import_libraries() -> None:
     """The seconds of imports are charged to nobody: which model was the first must not show in its cost."""
-    import optuna  # noqa: F401
-
     model.import_xgboost()
     import sklearn.linear_model
     import sklearn.metrics  # noqa: F401

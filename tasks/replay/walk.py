@@ -11,12 +11,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
 from tasks import log
 from tasks.data.featurerows import Rows
@@ -184,57 +183,54 @@ class Past:
         self.p, self.rows, self.began = past.p, past.rows, began
         self.cpu = 0.0  # of what was trained now
         self._history, self._make, self._measure = past, make, measure or measure_signals
-        self._candidates: dict[datetime, Candidate] = {}
-        self._scores: dict[tuple[datetime, datetime, datetime], Floats] = {}
-        self._case: Case | None = None
-        self._watched: Watched | None = None
-        self._verdicts: dict[tuple[datetime, datetime, int], Verdict] = {}
-        self._signals: dict[tuple[Serving, datetime, tuple[SignalKind, ...]], tuple[Signal, ...]] = {}
+        self.candidate, self.scores = cache(self._make_candidate), cache(self._predict)
+        self.verdict, self.signals = cache(self._judge), cache(self._measure_champion)
+        # One alone is held: a case comes to hold all rows, and a champion its holdout.
+        self._case, self._watched = lru_cache(1)(self._open_case), lru_cache(1)(self._read_watched)
 
-    def candidate(self, as_of: datetime) -> Candidate:
-        if as_of not in self._candidates:
-            self._candidates[as_of] = candidate = self._make(self._history, as_of)
-            self.cpu += candidate.cpu if candidate.is_new else 0.0
-        return self._candidates[as_of]
+    def _make_candidate(self, as_of: datetime) -> Candidate:
+        candidate = self._make(self._history, as_of)
+        self.cpu += candidate.cpu if candidate.is_new else 0.0
+        return candidate
 
     def find_rows(self, since: datetime, until: datetime) -> slice:
         """The rows of since <= event_time < until: they are in the order of time."""
         first, last = np.searchsorted(self.rows.event_time, np.array([since, until], dtype="datetime64[us]"))
         return slice(int(first), int(last))
 
-    def scores(self, by: datetime, since: datetime, until: datetime) -> Floats:
-        """What the candidate of `by` says of them, as the score flow would have journalled it."""
-        if (by, since, until) not in self._scores:
-            where = self.find_rows(since, until)
-            table = self.rows.table.slice(where.start, where.stop - where.start)
-            champion = self.candidate(by).model
-            shape = (0, len(champion.spec.classes)) if champion.spec.task == "multiclass" else (0,)
-            self._scores[by, since, until] = champion.predict(table) if len(table) else np.zeros(shape)
-        return self._scores[by, since, until]
+    def take_table(self, where: slice) -> pa.Table:
+        """The features of these rows."""
+        return self.rows.table.slice(where.start, where.stop - where.start)
 
-    def verdict(self, as_of: datetime, champion: datetime, looks: int) -> Verdict:
-        """The gate's, on the candidate of `as_of` against who serves."""
-        if (as_of, champion, looks) not in self._verdicts:
-            if self._case is None or self._case.as_of != as_of:  # one alone is held: each comes to hold all rows
-                self._case = self.candidate(as_of).case()
-            opponent = self._case.load_opponent(self.candidate(champion).recipe, age=as_of - champion)
-            self._verdicts[as_of, champion, looks] = self._case.judge_against(opponent, looks=looks)
-        return self._verdicts[as_of, champion, looks]
+    def _predict(self, by: datetime, since: datetime, until: datetime) -> Floats:
+        """What the candidate of `by` says of a stretch's rows, as the score flow would have journalled it."""
+        table, champion = self.take_table(self.find_rows(since, until)), self.candidate(by).model
+        shape = (0, len(champion.spec.classes)) if champion.spec.task == "multiclass" else (0,)
+        return champion.predict(table) if len(table) else np.zeros(shape)
+
+    def _judge(self, as_of: datetime, champion: datetime, looks: int) -> Verdict:
+        """The gate's verdict on the candidate of `as_of` against who serves."""
+        case = self._case(as_of)
+        opponent = case.load_opponent(self.candidate(champion).recipe, age=as_of - champion)
+        return case.judge_against(opponent, looks=looks)
+
+    def _open_case(self, as_of: datetime) -> Case:
+        return self.candidate(as_of).case()
 
     def watched(self, serving: Serving) -> Watched:
-        """A champion as the monitor knows it. The newest alone is kept: its holdout is large."""
-        if self._watched is None or self._watched.version.as_of != serving.as_of:
-            folder, paths = self.candidate(serving.as_of).folder, self.p.paths
-            models = [folder / paths.models / name for name in ("model.ubj", "twin.ubj")]
-            names = ("profile.json", "holdout.parquet", "reference.parquet")
-            version = Version(serving.version, "", "", "", serving.as_of, "", {})
-            self._watched = read_watched(self.p, version, *models, *(folder / paths.reports / name for name in names))
-        return replace(self._watched, version=replace(self._watched.version, number=serving.version))
+        """A champion as the monitor knows it."""
+        champion = self._watched(serving.as_of)
+        return replace(champion, version=replace(champion.version, number=serving.version))
 
-    def signals(self, serving: Serving, now: datetime, kinds: tuple[SignalKind, ...]) -> tuple[Signal, ...]:
-        if (serving, now, kinds) not in self._signals:
-            self._signals[serving, now, kinds] = tuple(self._measure(self, serving, now, kinds))
-        return self._signals[serving, now, kinds]
+    def _read_watched(self, as_of: datetime) -> Watched:
+        folder, paths = self.candidate(as_of).folder, self.p.paths
+        models = [folder / paths.models / name for name in ("model.ubj", "twin.ubj")]
+        names = ("profile.json", "holdout.parquet", "reference.parquet")
+        version = Version(0, "", "", "", as_of, "", {})
+        return read_watched(self.p, version, *models, *(folder / paths.reports / name for name in names))
+
+    def _measure_champion(self, serving: Serving, now: datetime, kinds: tuple[SignalKind, ...]) -> tuple[Signal, ...]:
+        return tuple(self._measure(self, serving, now, kinds))
 
 
 Make = Callable[[History, datetime], Candidate]
@@ -341,16 +337,11 @@ def _mature_window(past: Past, serving: Serving, now: datetime) -> Window:
     until = now - p.label.deadline
     since = min(max(until - p.monitor.window, serving.as_of), until)
     where = past.find_rows(since, until)
-    labels = _hide_unknown(past.rows.label[where], past.rows.known_at[where] <= np.datetime64(now))
+    label, has_come = past.rows.label[where], past.rows.known_at[where] <= np.datetime64(now)
+    labels = label.astype(object)
+    labels[~(has_come & model.is_labelled(label))] = None  # as the journal gives outcomes
     scores = past.scores(serving.as_of, since, until)
     return Window(since, now, Predictions(since, until, past.rows.event_time[where], scores, labels))
-
-
-def _hide_unknown(label: NDArray[Any], is_known: NDArray[np.bool_]) -> NDArray[Any]:
-    """As the journal gives outcomes: None where there is none."""
-    labels = label.astype(object)
-    labels[~(is_known & model.is_labelled(label))] = None
-    return labels
 
 
 def _newest_window(past: Past, watched: Watched, now: datetime) -> Window:
@@ -360,6 +351,6 @@ def _newest_window(past: Past, watched: Watched, now: datetime) -> Window:
     since = now - p.monitor.window
     begun = max(since, past.began)
     where = past.find_rows(begun, now)
-    table, times = past.rows.table.slice(where.start, where.stop - where.start), past.rows.event_time[where]
-    comparison = drift.compare(profile, table, times, false_alarms=p.drift.false_alarms)
+    times, false_alarms = past.rows.event_time[where], p.drift.false_alarms
+    comparison = drift.compare(profile, past.take_table(where), times, false_alarms=false_alarms)
     return Window(since, now, drift=comparison, is_whole=begun <= since + profile.unit)

@@ -205,7 +205,7 @@ class Journal:
         """Every row with since <= event_time < until, once, in the order of event time and entry.
 
         Args:
-            columns: must hold those two. An empty journal gives a table without columns.
+            columns: must hold those two. An empty journal gives the columns that every row of the kind has.
             shadows: also the predictions of a challenger in the shadow, which were sent to nobody.
 
         Raises:
@@ -214,7 +214,7 @@ class Journal:
         drops_shadows = kind == "predictions" and not shadows
         wanted = [*dict.fromkeys([*columns, *(["arm"] if drops_shadows else [])])] if columns else None
         logged = [table for path in self._logs(kind) for table in read_frames(path)]  # before the Parquet: see compact
-        parts = [*self._read_days(kind, since, until, wanted), *logged]
+        parts = [*self._read_days(kind, since, until, wanted), *logged] or [schema.make_empty(kind)]
         if drops_shadows:
             parts = [part.filter(pc.not_equal(part["arm"], SHADOW)) for part in parts]
         return _unite([part.select(columns) if columns else part for part in parts], since, until)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tasks.serving.journal import Journal
@@ -14,6 +15,11 @@ from tasks.serving.schema import FEATURE
 from tasks.training.model import Spec
 
 EARLY = timedelta(days=7)  # the API files an outcome when it arrives, which a clock may place before its row's event
+
+
+def select_version(rows: pa.Table, number: int) -> pa.Table:
+    """Those of one version of the model."""
+    return rows.filter(pc.equal(rows["version"], number))
 
 
 def drop_stale(rows: pa.Table) -> pa.Table:
@@ -31,16 +37,14 @@ def drop_superseded(rows: pa.Table) -> pa.Table:
 
 
 def _is_stale(rows: pa.Table) -> NDArray[np.bool_]:
-    return np.array(rows["stale"].to_pylist() if rows.num_rows else [], dtype=bool)
+    return np.array(rows["stale"].to_pylist(), dtype=bool)
 
 
 def last_of_each_subject(rows: pa.Table) -> pa.Table:
     """Of several predictions of one row, which the API may have been asked for, the last that was made."""
-    if not rows.num_rows:
-        return rows
     subjects, times = rows["subject"].to_pylist(), rows["made_at"].to_pylist()
     last = {subjects[place]: place for place in sorted(range(rows.num_rows), key=times.__getitem__)}
-    return rows.take(sorted(last.values()))
+    return rows.take(pa.array(sorted(last.values()), pa.int64()))
 
 
 def features_of(rows: pa.Table, spec: Spec) -> pa.Table:
@@ -75,8 +79,6 @@ class Outcomes:
 
     def labels_of(self, predictions: pa.Table) -> list[Any]:
         """The same of each of the journal's rows."""
-        if not predictions.num_rows:
-            return []
         return list(map(self.label_of, predictions["entry"].to_pylist(), predictions["subject"].to_pylist()))
 
 
@@ -94,7 +96,5 @@ def latest_outcomes(rows: pa.Table) -> Outcomes:
 
 def in_order(rows: pa.Table) -> list[dict[str, Any]]:
     """Outcomes in the order in which they were journalled."""
-    if not rows.num_rows:
-        return []
     columns = ["entry", "prediction", "subject", "label", "made_at"]
     return sorted(rows.select(columns).to_pylist(), key=lambda row: row["made_at"])

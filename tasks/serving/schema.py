@@ -58,6 +58,12 @@ def check_rows(kind: Kind, schema: pa.Schema) -> None:
             raise ValueError(f"`{name}` of the journal's {kind} must be {alias}, but got {column_type}")
 
 
+def make_empty(kind: Kind) -> pa.Table:
+    """No rows, with the columns that every row of the kind has."""
+    types = {name: pa.null() if alias == "any" else pa.type_for_alias(alias) for name, alias in COLUMNS[kind].items()}
+    return pa.schema(types).empty_table()
+
+
 def make_entry(*parts: Any) -> str:
     """The name of a row: a hash of what tells it from every other."""
     return hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).hexdigest()

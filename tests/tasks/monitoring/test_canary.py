@@ -405,7 +405,7 @@ def test_the_shadow_is_nobodys_performance_and_nobodys_score(shop: Shop) -> None
     rows = shop.kept.read("predictions", since=begin, until=HALF)
     seen = [len(select_predictions(rows, None, each, begin, HALF).times) for each in both]
     assert seen == [inside(HALF - P.monitor.window, HALF).sum(), 0]
-    told = [len(predecessor.read_mature(shop.kept, each, POOR_MODEL.spec, until=LAST).codes) for each in both]
+    told = [len(predecessor.read_mature(shop.kept, each, POOR_MODEL.spec, until=LAST)[1]) for each in both]
     assert told == [inside(FIRST, HALF).sum(), 0]
     made = shop.kept.read("predictions", columns=["entry", "event_time"])
     assert (

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from tasks import params
@@ -259,7 +258,7 @@ def test_of_what_was_asked_several_times_the_last_answer_counts() -> None:
         score=[0.1, 0.2, 0.3, 0.4],
     )
     assert predictions.last_of_each_subject(made)["score"].to_pylist() == [0.2, 0.3]
-    assert predictions.last_of_each_subject(pa.table({})).num_rows == 0
+    assert predictions.last_of_each_subject(journalled.predictions([])).num_rows == 0
 
 
 def test_rows_that_the_champion_was_trained_on_do_not_count(shop: Shop) -> None:

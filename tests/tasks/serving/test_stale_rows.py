@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from httpx import Client
 
@@ -100,7 +99,7 @@ def test_a_stale_answer_counts_until_its_row_is_predicted_anew() -> None:
     entries, stale = ["a 1", "b 1", "b 2", "c 1"], [True, True, False, False]
     made = journalled.predictions(entries, subject=["a", "b", "b", "c"], stale=stale)
     assert predictions.drop_superseded(made)["entry"].to_pylist() == ["a 1", "b 2", "c 1"]
-    assert predictions.drop_superseded(pa.table({})).num_rows == 0
+    assert predictions.drop_superseded(journalled.predictions([])).num_rows == 0
 
 
 def test_a_state_reaches_as_far_as_the_champions_own_lead(shop: Shop, home: Path) -> None:
