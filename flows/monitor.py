@@ -10,7 +10,7 @@ Where no version serves, a first model is asked for. A decision that no run has 
 
 import contextlib
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -48,7 +48,7 @@ class Monitored:
 
     as_of: datetime
     signals: tuple[Signal, ...]
-    decision: Decision | None
+    decision: Decision | None = None  # where the ledger could not be read, too
     rolled_back: int | None = None  # the version that was taken down
     report: Path | None = None
     canary: Entry | None = None  # what ended the canary
@@ -90,14 +90,15 @@ def _run(p: Params, journal: Journal, as_of: datetime | None, *, report: Reports
     moment = find_now(journal, champion, as_of)
     windows = measure(champion, journal, registry, moment)
     newest, steps = windows[-1], Steps()
-    acts = steps.run(_act_and_decide, p, journal, registry, champion, moment) or Acts()
+    result = Monitored(moment, newest.signals)
+    result = steps.run(_act_and_decide, result, p, journal, registry, champion) or result
     steps.run(send_alerts, p, journal, registry, newest.signals)
     is_drawn = report == "always" or (report == "alarms" and any(signal.alarm for signal in newest.signals))
     html = steps.run(draw, p, champion, newest) if is_drawn else None
     steps.run(journal.compact)
-    result = Monitored(moment, newest.signals, acts.decision, acts.down, html, acts.over, acts.challenger)
+    result = replace(result, report=html)
     steps.run(publish, result, newest)
-    steps.run(chart, registry, champion, windows, acts.decision, html)
+    steps.run(chart, registry, champion, windows, result.decision, html)
     steps.raise_first()
     return result
 
@@ -157,25 +158,17 @@ def measure(champion: Watched, journal: Journal, registry: Registry, as_of: date
 # --- act and decide ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Acts:
-    """What was done and decided; nothing of it where the ledger could not be read."""
-
-    decision: Decision | None = None
-    down: int | None = None
-    over: Entry | None = None
-    challenger: str | None = None
-
-
-def _act_and_decide(p: Params, journal: Journal, registry: Registry, champion: Watched, as_of: datetime) -> Acts:
+def _act_and_decide(result: Monitored, p: Params, journal: Journal, registry: Registry, champion: Watched) -> Monitored:
     """Each rests on the one before: the policy must know who serves by now."""
+    as_of = result.as_of
     down = roll_back(journal, registry, champion, as_of)
     over, waits = end_canary(p, journal, registry, champion, as_of)
     departure = "was taken down" if down else None
     if departure is None and over and over.outcome == "PROMOTE":
         departure = f"gave way to version {over.version}, its challenger,"
     decision = decide(p, journal, registry, champion, as_of, departure=departure)
-    return Acts(decision, down, over, canary.explain_end(over) if over else waits)
+    end = canary.explain_end(over) if over else waits
+    return replace(result, decision=decision, rolled_back=down, canary=over, challenger=end)
 
 
 @retried("roll back")

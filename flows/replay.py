@@ -79,7 +79,7 @@ def candidate(past: history.History, as_of: datetime) -> history.Candidate:
 
 def result_folder(done: compare.Comparison) -> Path:
     """The folder of the newest replay of a period."""
-    return params.home() / "replay" / f"{done.since:%Y-%m-%d}_{done.until:%Y-%m-%d}"
+    return params.home() / "replay" / f"{done.grid.since:%Y-%m-%d}_{done.grid.until:%Y-%m-%d}"
 
 
 @runs.retried("publish")
@@ -102,7 +102,7 @@ def log_comparison(done: compare.Comparison, folder: Path, p: params.Params) -> 
     """Log the comparison as one MLflow run. Returns the run's id, and its address in the UI."""
     registry = open_registry(p.registry)
     run_id = registry.runs.log_files(
-        f"replay {done.since:%Y-%m-%d} to {done.until:%Y-%m-%d}",
+        f"replay {done.grid.since:%Y-%m-%d} to {done.grid.until:%Y-%m-%d}",
         note=report.render_markdown(done),
         metrics=report.list_points(done),
         files=folder,

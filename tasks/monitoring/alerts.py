@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tasks.monitoring import canary, decisions, predecessor
-from tasks.monitoring.decisions import Request
 from tasks.monitoring.signal import Signal, name_cause
 from tasks.promotion.ledger import Entry
 
@@ -23,7 +22,7 @@ def list_alerts(
     signals: Sequence[Signal],
     *,
     history: Sequence[Signal],
-    requests: Sequence[Request],
+    requests: Sequence[decisions.Request],
     entries: Sequence[Entry],
 ) -> Iterator[Alert]:
     """Also what an earlier run decided, and was ended before it could say so.

@@ -25,7 +25,7 @@ from tasks.promotion import changes, contest, gate, judge, recipe
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Outcome, Verdict, describe_gain, hold
-from tasks.serving import predictions
+from tasks.serving import predictions, schema
 from tasks.serving.journal import Journal
 from tasks.training.model import Model
 
@@ -155,12 +155,9 @@ def _give_reasons(outcome: Outcome, won: Verdict, figures: Mapping[str, Any]) ->
 
 def _read_slices(p: Params, rows: pa.Table) -> dict[str, NDArray[Any]]:
     """The columns of evaluate.slices that the journal holds, as a feature or as a part of the key."""
-    columns = {}
-    for name in p.evaluate.slices:
-        for column in (f"key_{name}", f"x_{name}"):
-            if column in rows.column_names:
-                columns[name] = np.array(rows[column].to_pylist(), dtype=object)
-    return columns
+    places = [(name, f"{prefix}{name}") for name in p.evaluate.slices for prefix in (schema.KEY, schema.FEATURE)]
+    columns = {name: column for name, column in places if column in rows.column_names}
+    return {name: np.array(rows[column].to_pylist(), dtype=object) for name, column in columns.items()}
 
 
 def _describe(verdict: Verdict, selection: Selection, pairs: Pairs | None, *, champion: int, challenger: int) -> str:
@@ -261,17 +258,13 @@ def carry_out(registry: Registry, look: Signal, *, as_of: datetime) -> Entry | N
         ValueError: The challenger may not be promoted.
     """
     with registry.lock:
-        begun, serving, outcome = (
-            changes.settle_challenger(registry),
-            registry.find_champion(),
-            str(look.detail["outcome"]),
-        )
+        begun, serving = changes.settle_challenger(registry), registry.find_champion()
         if begun is None or serving is None or begun.run is None:
             return None
         if (begun.decision, serving.number) != (look.detail["canary"], look.version):
             return None
-        decision, reasons = decision_id(look), [look.message]
-        if outcome == "PROMOTE":
+        decision, reasons, outcome = decision_id(look), [look.message], str(look.detail["outcome"])
+        if is_promotion(look):
             verdict = {"outcome": outcome, "reasons": reasons, "figures": dict(look.detail)}
             changes.promote(
                 registry, begun.run, decision=decision, verdict=verdict, as_of=as_of, tags={}, version=begun.version

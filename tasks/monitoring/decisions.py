@@ -13,11 +13,9 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from tasks.monitoring import policy
-from tasks.monitoring.policy import NO_VERSION, Decision, Retrains
 from tasks.monitoring.signal import read_signals
 from tasks.params import Params, spell
 from tasks.promotion import gate, judge, ledger
-from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, Version
 from tasks.runtime.files import Format
 from tasks.serving.journal import Journal
@@ -52,7 +50,7 @@ class Request:
     reasons: str
 
 
-def append_decision(journal: Journal, decision: Decision) -> None:
+def append_decision(journal: Journal, decision: policy.Decision) -> None:
     """To wait, once for each cause and time; to retrain, as often as it is asked for."""
     now = _now()
     entry = make_entry(decision.id, decision.as_of, now if decision.retrains else decision.action)
@@ -111,7 +109,7 @@ def decide(
     as_of: datetime,
     busy: bool = False,
     departure: str | None = None,
-) -> Decision:
+) -> policy.Decision:
     """The policy's answer to all signals of the champion.
 
     Args:
@@ -131,7 +129,9 @@ def decide(
     )
 
 
-def decide_first(p: Params, *, journal: Journal, registry: Registry, as_of: datetime, busy: bool = False) -> Decision:
+def decide_first(
+    p: Params, *, journal: Journal, registry: Registry, as_of: datetime, busy: bool = False
+) -> policy.Decision:
     """Whether to ask for a first model, where no version serves."""
     retrains = read_retrains(p, journal, registry, busy=busy)
     refusal = retrains.refusal or gate.explain_backoff(retrains.last(as_of), as_of, p.gate)
@@ -140,12 +140,12 @@ def decide_first(p: Params, *, journal: Journal, registry: Registry, as_of: date
     return policy.decide_first(retrains, as_of=as_of, policy=p.policy)
 
 
-def read_retrains(p: Params, journal: Journal, registry: Registry, *, busy: bool) -> Retrains:
+def read_retrains(p: Params, journal: Journal, registry: Registry, *, busy: bool) -> policy.Retrains:
     """What was asked for and answered so far, and whether the last ones failed."""
     entries, requests = registry.read_ledger(), read_requests(journal)
     answered, unmade = ledger.find_answered(entries), ledger.find_empty_answers(entries)
     faults = [_on_wall_clock(line.made_at) for line in unmade if line.is_fault and line.made_at]
-    return Retrains(
+    return policy.Retrains(
         made=ledger.find_retrains(entries),
         asked=[request.decision for request in select_asked(requests, answered=answered, p=p)],
         pending=[request.decision for request in select_pending(requests, answered=answered, p=p, busy=busy)],
@@ -154,7 +154,7 @@ def read_retrains(p: Params, journal: Journal, registry: Registry, *, busy: bool
     )
 
 
-def list_recent_faults(lines: Sequence[Entry]) -> list[Entry]:
+def list_recent_faults(lines: Sequence[ledger.Entry]) -> list[ledger.Entry]:
     """The retrains that failed in the last 30 days by the wall clock."""
     since = _now() - policy.MONTH
     return [line for line in lines if line.is_fault and line.made_at and _on_wall_clock(line.made_at) > since]
@@ -171,7 +171,7 @@ def _now() -> datetime:
 # --- decisions that nobody answers ---------------------------------------------------------------------------------
 
 
-def answer_abandoned(p: Params, *, journal: Journal, registry: Registry) -> list[Entry]:
+def answer_abandoned(p: Params, *, journal: Journal, registry: Registry) -> list[ledger.Entry]:
     """Answer the decisions that no run will answer any more; the new lines of the ledger.
 
     The caller makes sure that no retrain is under way.
@@ -204,7 +204,7 @@ def find_abandoned(requests: list[Request], *, now: datetime, most: int, patienc
     return requests if has_ended or (asked >= most and silence >= patience) else []
 
 
-def _answer(request: Request, *, is_newest: bool, patience: timedelta) -> Entry:
+def _answer(request: Request, *, is_newest: bool, patience: timedelta) -> ledger.Entry:
     """The newest is the fault; what it came after is no further fault."""
     times = "once" if request.times == 1 else f"{request.times} times"
     reason = (
@@ -212,11 +212,11 @@ def _answer(request: Request, *, is_newest: bool, patience: timedelta) -> Entry:
         f"answered within {spell(patience)}. See in the Prefect UI why the runs of `retrain` ended before their first "
         "line (a module that cannot be imported, a parameter that the flow does not know), or whether a worker runs."
     )
-    return Entry(
+    return ledger.Entry(
         "verdict",
         request.decision,
         request.as_of,
-        champion=None if request.version == NO_VERSION else request.version,
+        champion=None if request.version == policy.NO_VERSION else request.version,
         outcome="HOLD",
         reasons=(reason,),
         counts_as_look=False,

@@ -5,7 +5,6 @@ changes gives drift.false_alarms alarms of the whole dataset in 30 days of event
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +68,6 @@ class Comparison:
     def moved(self) -> list[ColumnDrift]:
         """The columns that alarm by themselves, the strongest evidence first."""
         return [column for column in self.ranked if column.alarm]
-
-    @property
-    def faulty(self) -> list[ColumnDrift]:
-        return [column for column in self.columns if column.faults]
 
 
 NOT_COMPARED = Comparison()
@@ -156,7 +151,7 @@ def _compare(
             distance=float(distances[i]),
             usual=float(history.distances[:, i].mean()),
             change=parted.get(i) or _describe_change(column, before[i], now[i]),
-            faults=tuple(_find_faults(column, table[column.name])) if is_there[i] else (),
+            faults=_find_faults(column, table[column.name]) if is_there[i] else (),
         )
         for i, column in enumerate(columns)
     )
@@ -201,7 +196,9 @@ def _median(column: Column, shares: Floats) -> float:
     return low + (high - low) * min(max(inside, 0.0), 1.0)
 
 
-def _find_faults(column: Column, values: Any) -> Iterator[str]:
-    for name, share, worst in zip(FAULTS, column.measure_quality(values), column.worst, strict=True):
-        if share > worst + QUALITY_SLACK:
-            yield f"{share:.1%} {name}, at most {worst:.1%} in any window of its history"
+def _find_faults(column: Column, values: Any) -> tuple[str, ...]:
+    return tuple(
+        f"{share:.1%} {name}, at most {worst:.1%} in any window of its history"
+        for name, share, worst in zip(FAULTS, column.measure_quality(values), column.worst, strict=True)
+        if share > worst + QUALITY_SLACK
+    )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tasks.promotion.contest import align_classes
 from tasks.promotion.registry import Version
-from tasks.serving.predictions import features_of, in_order
+from tasks.serving import predictions, schema
 from tasks.training.model import Floats, Model, Spec
 
 MIN_COVERED = 0.99  # of the champion's rows; which ones a challenger misses may be no accident
@@ -52,7 +52,7 @@ class Arm:
 
     def list_scores(self, subjects: Sequence[str], rows: pa.Table, *, own: Collection[str]) -> Floats:
         """The journalled scores of the subjects in `own`, and new ones of the others, from the features in `rows`."""
-        scores = self.model.predict(features_of(rows, self.model.spec)).astype(np.float64)
+        scores = self.model.predict(predictions.features_of(rows, self.model.spec)).astype(np.float64)
         mine = [place for place, name in enumerate(subjects) if name in own]
         if mine:
             scores[mine] = self.take([subjects[place] for place in mine])["score"].to_pylist()
@@ -131,7 +131,7 @@ def _has_same_features(champion: Arm, challenger: Arm, subjects: Sequence[str]) 
     shared = [feature.name for feature in champion.model.spec.features if feature in challenger.model.spec.features]
     equal = np.full(len(subjects), bool(shared))
     for name in shared:
-        equal &= _equals(one[f"x_{name}"], other[f"x_{name}"])
+        equal &= _equals(one[f"{schema.FEATURE}{name}"], other[f"{schema.FEATURE}{name}"])
     if champion.shares_recipe(challenger):
         return equal
     apart = np.abs(one["made_at"].to_numpy() - other["made_at"].to_numpy())
@@ -172,10 +172,12 @@ def join_classes(champion: Spec, challenger: Spec) -> Spec:
     return replace(champion, classes=(*champion.classes, *more))
 
 
-def latest_labels(outcomes: pa.Table, predictions: pa.Table) -> dict[str, Any]:
-    """The label of each subject: of several, whichever of the predictions they are of, the one journalled last."""
-    by_entry = dict(zip(*(predictions[name].to_pylist() for name in ("entry", "subject")), strict=True))
-    named = [(row["subject"] or by_entry.get(row["prediction"]), row["label"]) for row in in_order(outcomes)]
+def latest_labels(outcomes: pa.Table, made: pa.Table) -> dict[str, Any]:
+    """The label of each subject: of several, whichever prediction of `made` it is of, the one journalled last."""
+    by_entry = dict(zip(*(made[name].to_pylist() for name in ("entry", "subject")), strict=True))
+    named = [
+        (row["subject"] or by_entry.get(row["prediction"]), row["label"]) for row in predictions.in_order(outcomes)
+    ]
     return {subject: label for subject, label in named if subject}
 
 

@@ -67,7 +67,10 @@ def decide(
         departure: How this champion went just now, if it did: `was taken down`.
     """
     windows = {kind: _select_windows(signals, kind, version, as_of) for kind in policy.signals}
-    evidence = {kind: [window for window in windows[kind] if _is_evidence(window, policy)] for kind in windows}
+    evidence = {  # what is left out is neither an alarm nor quiet: alarms on both sides of a pause are in a row
+        kind: [window for window in listed if window.is_measured and window.rows >= policy.min_rows]
+        for kind, listed in windows.items()
+    }
     alarms = {kind: listed for kind, listed in evidence.items() if _persists(listed, policy)}
     last = retrains.last(as_of)
     cause = _name_cause(version, alarms, last, retrains.unmade)
@@ -126,11 +129,6 @@ def _select_windows(signals: Sequence[Signal], kind: SignalKind, version: int, a
         if (signal.kind, signal.version) == (kind, version) and signal.window_end <= as_of
     }
     return [windows[end] for end in sorted(windows)]
-
-
-def _is_evidence(window: Signal, policy: Policy) -> bool:
-    """The others are neither alarms nor quiet: alarms on both sides of a pause are in a row."""
-    return window.is_measured and window.rows >= policy.min_rows
 
 
 def _persists(evidence: Sequence[Signal], policy: Policy) -> bool:

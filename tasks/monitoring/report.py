@@ -54,7 +54,7 @@ def draw_report(
     shown = [column for column in comparison.columns if column.name not in comparison.gone]
     shown += scores.columns if scores else ()
     columns = [column for column in shown if _has_values(before, column.name) and _has_values(now, column.name)]
-    kinds = {column.name: _is_text(before, column.name) for column in columns}
+    kinds = {column.name: pa.types.is_string(before.schema.field(column.name).type) for column in columns}
     definition = DataDefinition(
         numerical_columns=[name for name, is_text in kinds.items() if not is_text],
         categorical_columns=[name for name, is_text in kinds.items() if is_text],
@@ -84,11 +84,6 @@ def _alarming_share(comparison: Comparison, columns: Sequence[ColumnDrift]) -> f
 
 def _has_values(table: pa.Table, name: str) -> bool:
     return name in table.column_names and table[name].null_count < table.num_rows
-
-
-def _is_text(table: pa.Table, name: str) -> bool:
-
-    return bool(pa.types.is_string(table.schema.field(name).type))
 
 
 def _to_pandas(table: pa.Table, kinds: Mapping[str, bool]) -> Any:

@@ -18,14 +18,11 @@ from numpy.typing import NDArray
 from tasks.data import timeline
 from tasks.monitoring.drift import NOT_COMPARED, Comparison, compare, compare_scores
 from tasks.params import Gate, Params
-from tasks.promotion import interval
-from tasks.promotion.contest import row_losses
-from tasks.promotion.interval import Estimate
+from tasks.promotion import contest, interval
 from tasks.promotion.registry import Registry, Version
-from tasks.serving import predictions
+from tasks.serving import predictions, schema
 from tasks.serving.journal import Journal
 from tasks.serving.predictions import Outcomes, latest_outcomes, read_outcomes
-from tasks.serving.schema import FEATURE
 from tasks.training.holdout import CANDIDATE, Holdout
 from tasks.training.model import Floats, Model
 from tasks.training.profile import Profile
@@ -49,7 +46,7 @@ class Watched:
     profile: Profile
     holdout: Holdout
     holdout_losses: Floats  # the twin's, row by row
-    at_promotion: Estimate  # the same as one figure
+    at_promotion: interval.Estimate  # the same as one figure
     sample: pa.Table  # rows of the history with their scores, for the report
 
 
@@ -68,12 +65,12 @@ def read_watched(p: Params, version: Version, *files: Path) -> Watched:
     model, twin = (Model.load(path) for path in files[:2])
     profile, holdout, sample = Profile.load(files[2]), Holdout.load(files[3]), pq.read_table(files[4])
     codes = model.spec.encode_label(holdout.label)
-    losses = row_losses(codes, holdout.predictions[CANDIDATE], metric=p.gate.metric)
+    losses = contest.row_losses(codes, holdout.predictions[CANDIDATE], metric=p.gate.metric)
     loss = measure_loss(losses, holdout.times, p.gate)
     return Watched(version, model, twin, p, profile, holdout, losses, loss, sample)
 
 
-def measure_loss(losses: Floats, times: NDArray[np.datetime64], gate: Gate) -> Estimate:
+def measure_loss(losses: Floats, times: NDArray[np.datetime64], gate: Gate) -> interval.Estimate:
     """The metric of row losses (n,), and its interval by a bootstrap over blocks of gate.block.
 
     Percentiles, drawn out as far as Student's t lies beyond the normal for so few blocks (Hesterberg 2015). The gate's
@@ -85,12 +82,12 @@ def measure_loss(losses: Floats, times: NDArray[np.datetime64], gate: Gate) -> E
     root = np.sqrt if gate.metric == "rmse" else np.asarray
     value, count = float(root(sums.sum() / sizes.sum())), len(sizes)
     if count < LEAST_BLOCKS:
-        return Estimate(value, None, None)
+        return interval.Estimate(value, None, None)
     draws = interval.draw_blocks(count, interval.REPLICATES, seed=interval.SEED).astype(np.float64)
     reach = interval.student_quantile((1 - gate.level) / 2, count - 1) * math.sqrt(count / (count - 1))
     tail = NormalDist().cdf(-reach)
     low, high = np.quantile(root((draws @ sums) / (draws @ sizes)), [tail, 1 - tail])
-    return Estimate(value, float(low), float(high))
+    return interval.Estimate(value, float(low), float(high))
 
 
 # --- its window ----------------------------------------------------------------------------------------------------
@@ -116,8 +113,7 @@ class Predictions:
         return f"from {self.since:%Y-%m-%d %H:%M} to {self.until:%Y-%m-%d %H:%M}"
 
 
-NOTHING = np.zeros(0)
-NO_PREDICTIONS = Predictions(datetime.min, datetime.min, NOTHING.astype("datetime64[us]"), NOTHING, NOTHING)
+NO_PREDICTIONS = Predictions(datetime.min, datetime.min, np.zeros(0, dtype="datetime64[us]"), np.zeros(0), np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -194,7 +190,7 @@ def select_features(rows: pa.Table, watched: Watched) -> tuple[pa.Table, NDArray
         The table (n), and the times of its rows (n).
     """
     rows = predictions.drop_superseded(rows)
-    columns = [f"{FEATURE}{name}" for name in watched.model.spec.names]
+    columns = [f"{schema.FEATURE}{name}" for name in watched.model.spec.names]
     numbers = [
         number
         for number in pc.unique(rows["version"]).to_pylist()

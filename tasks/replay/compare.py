@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -52,14 +51,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    since: datetime
-    until: datetime
-    step: timedelta
+    grid: Grid
     metric: str
     rows: int
     unlabelled_share: float  # of the rows that are old enough: these count for nobody
     first_cpu: float  # of the model that all begin with
-    starts: tuple[datetime, ...]
     stretches: tuple[int, ...]  # rows that count in each
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()  # settings that keep a policy by signals from acting
@@ -69,7 +65,9 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         lines = [{**asdict(line), "promotions": line.promotions} for line in self.lines]
-        return {**asdict(self), "step": spell(self.step), "lines": lines}
+        figures = asdict(self)
+        grid = figures.pop("grid") | {"step": spell(self.grid.step), "starts": self.grid.starts}
+        return {**grid, **figures, "lines": lines}
 
 
 def compare_policies(
@@ -90,14 +88,11 @@ def compare_policies(
     losses = {name: row_losses(stream.codes, values, metric=past.p.gate.metric) for name, values in scores.items()}
     aucs = {name: stream.measure_auc(values) for name, values in scores.items()}
     return Comparison(
-        grid.since,
-        grid.until,
-        grid.step,
+        grid,
         past.p.gate.metric,
         len(stream.codes),
         stream.unlabelled_share,
         past.candidate(grid.since).cpu,
-        tuple(grid.starts),
         tuple(stream.sum_by_stretch(np.ones(len(stream.codes)))[1].tolist()),
         tuple(_summarize(state, stream, losses, aucs) for state in states),
         notes,

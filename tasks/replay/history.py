@@ -97,7 +97,9 @@ class History:
         place = self.shelf / f"{as_of:%Y-%m-%dT%H%M%S}-{self.key(as_of)[:16]}"
         self.shelf.mkdir(parents=True, exist_ok=True)
         with FileLock(self.shelf / "making.lock"):
-            _discard_damaged(place)
+            if place.is_dir() and (names := periods.find_damage(place)):  # somebody wrote into a file that it links to
+                log.warning("%s no longer holds what was made (%s): it is trained again", place, ", ".join(names))
+                shutil.rmtree(place)
             if missing := not place.is_dir():
                 self._make(as_of, place)
         cost = json.loads((place / COST).read_text())
@@ -161,13 +163,6 @@ def _part(period: Period, path: Path) -> _Part:
     return _Part(period, path, periods.hash_file(path), max(newest, default=period.start))
 
 
-def _discard_damaged(place: Path) -> None:
-    """A candidate holds links of feature files: whoever writes into one of those writes into it."""
-    if place.is_dir() and (names := periods.find_damage(place)):
-        log.warning("%s no longer holds what was made (%s): it is trained again", place, ", ".join(names))
-        shutil.rmtree(place)
-
-
 def select_known(table: pa.Table, as_of: datetime) -> pa.Table:
     """The feature rows as they were at a moment: events up to then, with the outcomes that had come."""
     event_time, known_at, label = META
@@ -185,7 +180,11 @@ def select_known(table: pa.Table, as_of: datetime) -> pa.Table:
 
 def _train(p: Params, folder: Path) -> float:
     """Search, training and evaluation in a folder; the seconds of CPU of this process and those that it started."""
-    _import_libraries()
+    # The seconds of imports are charged to nobody: which model was the first must not show in its cost.
+    model.import_xgboost()
+    import sklearn.linear_model
+    import sklearn.metrics  # noqa: F401
+
     before = sum(os.times()[:4])
     tune.tune(p, folder, home=folder / "home")  # a search that was made before would cost nothing: this home has none
     train.train(p, folder)
@@ -193,13 +192,6 @@ def _train(p: Params, folder: Path) -> float:
     spent = sum(os.times()[:4]) - before
     shutil.rmtree(folder / "home")
     return spent
-
-
-def _import_libraries() -> None:
-    """The seconds of imports are charged to nobody: which model was the first must not show in its cost."""
-    model.import_xgboost()
-    import sklearn.linear_model
-    import sklearn.metrics  # noqa: F401
 
 
 def reduce_search(p: Params) -> Params:

@@ -50,9 +50,10 @@ def _format_gain(line: Line, gain: Estimate | None) -> str:
 
 def summarize(comparison: Comparison) -> str:
     """What the table compares, in a few sentences."""
+    grid = comparison.grid
     return (
-        f"{comparison.rows:,} rows with an outcome from {comparison.since:%Y-%m-%d} to {comparison.until:%Y-%m-%d}, "
-        f"decisions every {spell(comparison.step)}; {comparison.unlabelled_share:.1%} of the rows never got an "
+        f"{comparison.rows:,} rows with an outcome from {grid.since:%Y-%m-%d} to {grid.until:%Y-%m-%d}, "
+        f"decisions every {spell(grid.step)}; {comparison.unlabelled_share:.1%} of the rows never got an "
         f"outcome. All policies begin with the same model ({comparison.first_cpu:.0f} s of CPU, charged to none). "
         f"Saved and gained: against `{NEVER}`, in brackets the intervals, by days."
     )
@@ -70,7 +71,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     files.publish_text(folder / "replay.md", render_markdown(comparison))
     courses = [_plot_course(line, comparison) for line in comparison.lines]
     metric = METRIC_NAMES[comparison.metric]
-    figures.draw_policies(courses, comparison.starts, folder / "replay.png", metric=metric, never=NEVER)
+    figures.draw_policies(courses, comparison.grid.starts, folder / "replay.png", metric=metric, never=NEVER)
 
 
 def _plot_course(line: Line, comparison: Comparison) -> Course:

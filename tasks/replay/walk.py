@@ -8,10 +8,10 @@ touched.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from itertools import takewhile
 
 import numpy as np
@@ -27,7 +27,6 @@ from tasks.monitoring.signals.performance import measure_performance
 from tasks.monitoring.window import Predictions, Watched, Window, read_watched
 from tasks.params import Params, SignalKind, parse_duration, spell
 from tasks.promotion import gate
-from tasks.promotion.judge import Case
 from tasks.promotion.registry import Version
 from tasks.promotion.verdict import Verdict, hold
 from tasks.replay.history import Candidate, History
@@ -182,11 +181,12 @@ class Past:
     def __init__(self, past: History, began: datetime, *, make: "Make", measure: "Measure | None" = None) -> None:
         self.p, self.rows, self.began = past.p, past.rows, began
         self.cpu = 0.0  # of what was trained now
-        self._history, self._make, self._measure = past, make, measure or measure_signals
+        self._history, self._make = past, make
         self.candidate, self.scores = cache(self._make_candidate), cache(self._predict)
-        self.verdict, self.signals = cache(self._judge), cache(self._measure_champion)
+        self.verdict, self.signals = cache(self._judge), cache(partial(measure or measure_signals, self))
         # One alone is held: a case comes to hold all rows, and a champion its holdout.
-        self._case, self._watched = lru_cache(1)(self._open_case), lru_cache(1)(self._read_watched)
+        self._case = lru_cache(1)(lambda as_of: self.candidate(as_of).case())
+        self._watched = lru_cache(1)(self._read_watched)
 
     def _make_candidate(self, as_of: datetime) -> Candidate:
         candidate = self._make(self._history, as_of)
@@ -214,9 +214,6 @@ class Past:
         opponent = case.load_opponent(self.candidate(champion).recipe, age=as_of - champion)
         return case.judge_against(opponent, looks=looks)
 
-    def _open_case(self, as_of: datetime) -> Case:
-        return self.candidate(as_of).case()
-
     def watched(self, serving: Serving) -> Watched:
         """A champion as the monitor knows it."""
         champion = self._watched(serving.as_of)
@@ -228,9 +225,6 @@ class Past:
         names = ("profile.json", "holdout.parquet", "reference.parquet")
         version = Version(0, "", "", "", as_of, "", {})
         return read_watched(self.p, version, *models, *(folder / paths.reports / name for name in names))
-
-    def _measure_champion(self, serving: Serving, now: datetime, kinds: tuple[SignalKind, ...]) -> tuple[Signal, ...]:
-        return tuple(self._measure(self, serving, now, kinds))
 
 
 Make = Callable[[History, datetime], Candidate]
@@ -322,13 +316,14 @@ def retrain(state: PolicyState, now: datetime, past: Past, *, why: tuple[str, ..
 # --- signals -------------------------------------------------------------------------------------------------------
 
 
-def measure_signals(past: Past, serving: Serving, now: datetime, kinds: tuple[SignalKind, ...]) -> Iterator[Signal]:
+def measure_signals(past: Past, serving: Serving, now: datetime, kinds: tuple[SignalKind, ...]) -> list[Signal]:
     """What the monitor would have measured at `now`, of the rows that the champion itself predicted."""
     watched = past.watched(serving)
-    if "performance" in kinds:
-        yield measure_performance(_mature_window(past, serving, now), watched)
-    if "drift" in kinds:
-        yield measure_drift(_newest_window(past, watched, now), watched)
+    measures = {
+        "performance": lambda: measure_performance(_mature_window(past, serving, now), watched),
+        "drift": lambda: measure_drift(_newest_window(past, watched, now), watched),
+    }
+    return [measures[kind]() for kind in kinds]
 
 
 def _mature_window(past: Past, serving: Serving, now: datetime) -> Window:

@@ -218,7 +218,7 @@ def test_a_later_end_keeps_what_was_trained(quiet: History) -> None:
 def test_a_row_is_predicted_by_who_was_champion_when_it_came(turned: Comparison) -> None:
     """Before its first promotion a policy's weeks are never's; the week after, they are not."""
     found, never = turned.line("performance"), turned.line("never")
-    place = turned.starts.index(next(each.as_of for each in found.retrains if each.promoted))
+    place = turned.grid.starts.index(next(each.as_of for each in found.retrains if each.promoted))
     assert found.weeks[:place] == never.weeks[:place]
     assert found.weeks[place] != never.weeks[place]
 
@@ -371,7 +371,7 @@ def test_what_is_saved_so_far_ends_at_what_was_saved(turned: Comparison) -> None
 
 def test_points_name_no_policy_in_a_way_that_mlflow_refuses(turned: Comparison) -> None:
     found = list_points(turned)
-    assert len(found["log_loss/every 14d"]) == len(turned.starts)
+    assert len(found["log_loss/every 14d"]) == len(turned.grid.starts)
     assert found["total retrains/performance"] == [(0, len(turned.line("performance").retrains))]
 
 
