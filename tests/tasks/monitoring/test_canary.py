@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tasks import params
 from tasks.data.featurerows import Rows
 from tasks.monitoring import canary, pairs, predecessor
 from tasks.monitoring.signal import Signal, list_looks
@@ -19,7 +18,6 @@ from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Version
 from tasks.serving import predictions
-from tasks.serving.journal import Journal
 from tasks.serving.schema import make_entry
 from tasks.training.model import Model, Spec
 from tests.conftest import raw_params, write_params
@@ -30,18 +28,6 @@ DAY = timedelta(days=1)
 P = small.settings()
 TWIN, WIDE = fitted(GOOD, rounds=31), fitted((*GOOD, "noise_1"))
 HALF = FIRST + 15 * DAY
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
-
-
-@pytest.fixture
-def shop(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> Shop:
-    name = request.node.name
-    known = registry.open_registry(params.Registry(model=name, experiment=name, top_trials=0), uri=store)
-    return Shop(known, Journal(tmp_path / "logs", str(tmp_path / "parquet")), tmp_path)
 
 
 def recipe(shop: Shop, name: str, *, sql: str = "SELECT 1", lead: str | None = None) -> list[Path]:

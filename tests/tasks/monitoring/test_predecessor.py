@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import params
 from tasks.data.featurerows import Rows
 from tasks.monitoring import predecessor
 from tasks.monitoring.signal import Signal, is_look_due, list_looks
 from tasks.params import Params
-from tasks.promotion import changes, registry
+from tasks.promotion import changes
 from tasks.promotion.contest import row_losses
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.runs import Bundle
@@ -127,18 +126,6 @@ class Shop:
         return predecessor.compare(
             settings(**overrides), journal=self.kept, registry=self.known, champion=champion, as_of=as_of, looks=looks
         )
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
-
-
-@pytest.fixture
-def shop(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> Shop:
-    name = request.node.name
-    known = registry.open_registry(params.Registry(model=name, experiment=name, top_trials=0), uri=store)
-    return Shop(known, Journal(tmp_path / "logs", str(tmp_path / "parquet")), tmp_path)
 
 
 GOOD_MODEL, POOR_MODEL = fitted(GOOD), fitted(GOOD, rounds=1)
