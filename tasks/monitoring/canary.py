@@ -64,7 +64,6 @@ def compare(
     made = journal.read("predictions", since=since, until=until, shadows=True)
     arms = [
         Arm(
-            version,
             model,
             predictions.last_of_each_subject(predictions.select_version(made, version.number)),
             _fetch_feature_recipe(registry, version),

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tasks.promotion.contest import align_classes
-from tasks.promotion.registry import Version
 from tasks.serving import predictions, schema
 from tasks.training.model import Floats, Model, Spec
 
@@ -28,9 +27,8 @@ SAME_REQUEST = timedelta(minutes=1)  # between the answer to a request and the c
 
 @dataclass(frozen=True)
 class Arm:
-    """A version, and its journalled predictions: for each subject the newest."""
+    """A version's model, and its journalled predictions: for each subject the newest."""
 
-    version: Version
     model: Model
     rows: pa.Table
     recipe: tuple[Any, ...] | None = None  # of its features; None where it is not stored
