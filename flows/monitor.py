@@ -24,16 +24,11 @@ from flows.people import alert
 from flows.runs import Steps, name_tick, retried, send_event, skip_if_busy
 from tasks import params
 from tasks.data import state
-from tasks.monitoring import alerts, canary, decisions, page, predecessor, window
+from tasks.monitoring import alerts, canary, decisions, page, policy, predecessor, window
 from tasks.monitoring import monitor as work
-from tasks.monitoring.monitor import Measured
-from tasks.monitoring.policy import Decision
 from tasks.monitoring.report import draw_report
 from tasks.monitoring.signal import Signal, read_signals
-from tasks.monitoring.window import Watched
-from tasks.params import Params
-from tasks.promotion import changes
-from tasks.promotion.ledger import Entry
+from tasks.promotion import changes, ledger
 from tasks.promotion.registry import Registry, open_registry
 from tasks.runtime import locks
 from tasks.serving.journal import Journal, open_journal
@@ -48,10 +43,10 @@ class Monitored:
 
     as_of: datetime
     signals: tuple[Signal, ...]
-    decision: Decision | None = None  # where the ledger could not be read, too
+    decision: policy.Decision | None = None  # where the ledger could not be read, too
     rolled_back: int | None = None  # the version that was taken down
     report: Path | None = None
-    canary: Entry | None = None  # what ended the canary
+    canary: ledger.Entry | None = None  # what ended the canary
     challenger: str | None = None  # what became of it in this run, or what it waits for
 
 
@@ -82,7 +77,7 @@ def monitor(
             journal.close()
 
 
-def _run(p: Params, journal: Journal, as_of: datetime | None, *, report: Reports) -> Monitored:
+def _run(p: params.Params, journal: Journal, as_of: datetime | None, *, report: Reports) -> Monitored:
     """Read and measure, decide, tell."""
     registry, champion = load_champion(p)
     if champion is None:
@@ -103,7 +98,7 @@ def _run(p: Params, journal: Journal, as_of: datetime | None, *, report: Reports
     return result
 
 
-def _run_without_champion(p: Params, journal: Journal, registry: Registry, as_of: datetime | None) -> Monitored:
+def _run_without_champion(p: params.Params, journal: Journal, registry: Registry, as_of: datetime | None) -> Monitored:
     """There is nothing to watch; a first model is asked for, once a tick of `score` has told what time it is."""
     get_run_logger().warning(page.NO_CHAMPION)
     steps, moment = Steps(), as_of or _as_of_last_tick()
@@ -131,7 +126,7 @@ def _now() -> datetime:
 
 
 @retried("champion", timeout_seconds=120)
-def load_champion(p: Params) -> tuple[Registry, Watched | None]:
+def load_champion(p: params.Params) -> tuple[Registry, window.Watched | None]:
     """The version that serves, and what its windows are compared with."""
     registry = open_registry(p.registry)
     version = registry.find_champion()
@@ -139,14 +134,14 @@ def load_champion(p: Params) -> tuple[Registry, Watched | None]:
 
 
 @retried("now")
-def find_now(journal: Journal, champion: Watched, as_of: datetime | None) -> datetime:
+def find_now(journal: Journal, champion: window.Watched, as_of: datetime | None) -> datetime:
     """as_of, or the newest that is journalled, or what the champion was made of."""
     newest = as_of or window.read_newest(journal, now=state.read_event_now())
     return newest or champion.version.as_of or _now()
 
 
 @retried("measure")
-def measure(champion: Watched, journal: Journal, registry: Registry, as_of: datetime) -> list[Measured]:
+def measure(champion: window.Watched, journal: Journal, registry: Registry, as_of: datetime) -> list[work.Measured]:
     """The windows that were missed since the last run, and the newest one."""
     ends = work.find_due(read_signals(journal), journal, champion.version, champion.p, newest=as_of)
     windows = [work.measure_window(champion, journal=journal, registry=registry, as_of=end) for end in ends]
@@ -158,7 +153,9 @@ def measure(champion: Watched, journal: Journal, registry: Registry, as_of: date
 # --- act and decide ------------------------------------------------------------------------------------------------
 
 
-def _act_and_decide(result: Monitored, p: Params, journal: Journal, registry: Registry, champion: Watched) -> Monitored:
+def _act_and_decide(
+    result: Monitored, p: params.Params, journal: Journal, registry: Registry, champion: window.Watched
+) -> Monitored:
     """Each rests on the one before: the policy must know who serves by now."""
     as_of = result.as_of
     down = roll_back(journal, registry, champion, as_of)
@@ -172,7 +169,7 @@ def _act_and_decide(result: Monitored, p: Params, journal: Journal, registry: Re
 
 
 @retried("roll back")
-def roll_back(journal: Journal, registry: Registry, champion: Watched, as_of: datetime) -> int | None:
+def roll_back(journal: Journal, registry: Registry, champion: window.Watched, as_of: datetime) -> int | None:
     """The champion's number, if its predecessor would surely have done better: the alias has gone back.
 
     Where that one may serve no more, or another serves by now, nothing is done.
@@ -193,8 +190,8 @@ def roll_back(journal: Journal, registry: Registry, champion: Watched, as_of: da
 
 @retried("canary")
 def end_canary(
-    p: Params, journal: Journal, registry: Registry, champion: Watched, as_of: datetime
-) -> tuple[Entry | None, str | None]:
+    p: params.Params, journal: Journal, registry: Registry, champion: window.Watched, as_of: datetime
+) -> tuple[ledger.Entry | None, str | None]:
     """The entry that ends the canary, where a look says what becomes of it; else why one that was decided goes on:
     a person has to approve the promotion, or the registry refuses it."""
     settlement = canary.settle(registry, as_of=as_of)
@@ -214,14 +211,14 @@ def end_canary(
 
 @retried("decide")
 def decide(
-    p: Params,
+    p: params.Params,
     journal: Journal,
     registry: Registry,
-    champion: Watched,
+    champion: window.Watched,
     as_of: datetime,
     *,
     departure: str | None = None,
-) -> Decision:
+) -> policy.Decision:
     """The policy's answer to everything that was measured and done so far, sent as an event and journalled.
 
     Args:
@@ -241,14 +238,14 @@ def decide(
 
 
 @retried("decide on a first model")
-def decide_first(p: Params, journal: Journal, registry: Registry, as_of: datetime) -> Decision:
+def decide_first(p: params.Params, journal: Journal, registry: Registry, as_of: datetime) -> policy.Decision:
     """Whether a first model is asked for, sent as an event and journalled."""
     busy = _answer_abandoned(p, journal, registry)
     decision = decisions.decide_first(p, journal=journal, registry=registry, as_of=as_of, busy=busy)
     return send_decision(p, journal, decision)
 
 
-def _answer_abandoned(p: Params, journal: Journal, registry: Registry) -> bool:
+def _answer_abandoned(p: params.Params, journal: Journal, registry: Registry) -> bool:
     """Whether a retrain is under way in this home; if none is, decisions that nobody answers are answered."""
     if locks.is_run_under_way(params.home()):
         return True
@@ -257,7 +254,7 @@ def _answer_abandoned(p: Params, journal: Journal, registry: Registry) -> bool:
     return False
 
 
-def send_decision(p: Params, journal: Journal, decision: Decision) -> Decision:
+def send_decision(p: params.Params, journal: Journal, decision: policy.Decision) -> policy.Decision:
     if decision.retrains:  # sent before it is journalled: a kill between them asks twice, with one id, and not never
         send_event(
             RETRAIN_WANTED,
@@ -276,7 +273,7 @@ def send_decision(p: Params, journal: Journal, decision: Decision) -> Decision:
 
 
 @retried("alert")
-def send_alerts(p: Params, journal: Journal, registry: Registry, signals: tuple[Signal, ...]) -> None:
+def send_alerts(p: params.Params, journal: Journal, registry: Registry, signals: tuple[Signal, ...]) -> None:
     """What a person should hear of, each cause once."""
     history, requests = read_signals(journal), decisions.read_requests(journal)
     entries = registry.read_ledger()
@@ -284,12 +281,12 @@ def send_alerts(p: Params, journal: Journal, registry: Registry, signals: tuple[
         _send(message, journal, p)
 
 
-def _send(message: alerts.Alert, journal: Journal, p: Params) -> None:
+def _send(message: alerts.Alert, journal: Journal, p: params.Params) -> None:
     alert(message.subject, message.body, cause=message.cause, journal=journal, p=p)
 
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE, timeout_seconds=300)
-def draw(p: Params, champion: Watched, measured: Measured) -> Path | None:
+def draw(p: params.Params, champion: window.Watched, measured: work.Measured) -> Path | None:
     """Evidently's report: HTML in the home, and a snapshot for its UI."""
     if not measured.drift.columns:
         return None
@@ -308,7 +305,11 @@ def draw(p: Params, champion: Watched, measured: Measured) -> Path | None:
 
 @retried("chart", timeout_seconds=120)
 def chart(
-    registry: Registry, champion: Watched, windows: list[Measured], decision: Decision | None, html: Path | None
+    registry: Registry,
+    champion: window.Watched,
+    windows: list[work.Measured],
+    decision: policy.Decision | None,
+    html: Path | None,
 ) -> None:
     """Each window as a point on the charts of this champion in MLflow, with the newest report beside them."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -327,7 +328,7 @@ def chart(
 
 
 @retried("publish")
-def publish(result: Monitored, measured: Measured | None) -> None:
+def publish(result: Monitored, measured: work.Measured | None) -> None:
     """What the Prefect UI shows beside the run."""
     text = page.render_page(measured, result.decision)
     text += f"\n## What became of the challenger\n\n{result.challenger}\n" if result.challenger else ""

@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from tasks import log, params
 from tasks.monitoring.pairs import Arm, Pairs, Selection, latest_labels, pair_rows, select_subjects
 from tasks.monitoring.signal import Signal, list_looks, make_look
-from tasks.params import Params
-from tasks.promotion import changes, contest, gate, judge, recipe
-from tasks.promotion.ledger import Entry
+from tasks.promotion import changes, contest, gate, judge, ledger, recipe
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Outcome, Verdict, describe_gain, hold
 from tasks.serving import predictions, schema
@@ -41,7 +39,14 @@ COMPARISONS = {
 
 
 def compare(
-    p: Params, *, journal: Journal, registry: Registry, champion: Version, begun: Entry, as_of: datetime, looks: int
+    p: params.Params,
+    *,
+    journal: Journal,
+    registry: Registry,
+    champion: Version,
+    begun: ledger.Entry,
+    as_of: datetime,
+    looks: int,
 ) -> Signal | None:
     """A signal that alarms when the challenger has won or lost.
 
@@ -117,7 +122,7 @@ def _fetch_feature_recipe(registry: Registry, version: Version) -> tuple[Any, ..
 # --- the verdict ---------------------------------------------------------------------------------------------------
 
 
-def judge_pairs(p: Params, pairs: Pairs, challenger: Model, *, looks: int) -> Verdict:
+def judge_pairs(p: params.Params, pairs: Pairs, challenger: Model, *, looks: int) -> Verdict:
     """The gate's verdict on the challenger, as on a candidate; but only a sure loss is a REJECT, by what is left of the
     error budget on that side. What the gate refuses for another reason may pass later."""
     times, settings = pairs.rows["event_time"].to_numpy(), p.gate
@@ -152,7 +157,7 @@ def _give_reasons(outcome: Outcome, won: Verdict, figures: Mapping[str, Any]) ->
     return (f"{level} {gain if outcome == 'PROMOTE' else loss}.",)
 
 
-def _read_slices(p: Params, rows: pa.Table) -> dict[str, NDArray[Any]]:
+def _read_slices(p: params.Params, rows: pa.Table) -> dict[str, NDArray[Any]]:
     """The columns of evaluate.slices that the journal holds, as a feature or as a part of the key."""
     places = [(name, f"{prefix}{name}") for name in p.evaluate.slices for prefix in (schema.KEY, schema.FEATURE)]
     columns = {name: column for name, column in places if column in rows.column_names}
@@ -178,17 +183,17 @@ def _describe(verdict: Verdict, selection: Selection, pairs: Pairs | None, *, ch
 class Settlement:
     """The entry of the canary that is on, and the entry that ended one just now."""
 
-    on: Entry | None
-    over: Entry | None = None
+    on: ledger.Entry | None
+    over: ledger.Entry | None = None
 
 
-def find_newest_look(signals: Iterable[Signal], begun: Entry) -> Signal | None:
+def find_newest_look(signals: Iterable[Signal], begun: ledger.Entry) -> Signal | None:
     """The newest look in this canary, whether it was counted or not."""
     looks = [one for one in signals if one.kind == "challenger" and one.detail.get("canary") == begun.decision]
     return max(looks, key=lambda look: look.window_end, default=None)
 
 
-def find_pending(signals: Iterable[Signal], version: int, begun: Entry) -> Signal | None:
+def find_pending(signals: Iterable[Signal], version: int, begun: ledger.Entry) -> Signal | None:
     """The look by which this canary is decided against this champion: the newest, if it decides.
 
     It stands until somebody has acted on it, or a newer one says otherwise.
@@ -217,7 +222,7 @@ def settle(registry: Registry, *, as_of: datetime) -> Settlement:
     return Settlement(None, over)
 
 
-def _serves(registry: Registry, begun: Entry, serving: Version) -> bool:
+def _serves(registry: Registry, begun: ledger.Entry, serving: Version) -> bool:
     """Whether what is tried is the champion's own model: the same version, run or record."""
     if begun.version == serving.number or begun.run == serving.run_id:
         return True
@@ -225,7 +230,7 @@ def _serves(registry: Registry, begun: Entry, serving: Version) -> bool:
     return bool(serving.record) and registry.read_version(begun.version).record == serving.record
 
 
-def _is_promotion_of(entry: Entry, begun: Entry) -> bool:
+def _is_promotion_of(entry: ledger.Entry, begun: ledger.Entry) -> bool:
     """Whether the entry ends a promotion by a look in this canary."""
     assert entry.made_at
     assert begun.made_at
@@ -233,7 +238,7 @@ def _is_promotion_of(entry: Entry, begun: Entry) -> bool:
     return is_later and (entry.mark, entry.version) == ("done", begun.version)
 
 
-def find_last_winner(registry: Registry) -> Entry | None:
+def find_last_winner(registry: Registry) -> ledger.Entry | None:
     """The entry that ended the last canary, if its challenger was promoted and serves."""
     entries, serving = registry.read_ledger(), registry.find_champion()
     last = next((entry for entry in reversed(entries) if entry.mark in ("canary", "canary over")), None)
@@ -241,13 +246,13 @@ def find_last_winner(registry: Registry) -> Entry | None:
     return last if won else None
 
 
-def explain_end(entry: Entry) -> str:
+def explain_end(entry: ledger.Entry) -> str:
     """What ended a canary, as a person reads it."""
     how = {"PROMOTE": "was promoted", "REJECT": "was taken away for ever"}.get(entry.outcome or "", "was taken away")
     return f"The canary is over: version {entry.version} {how}. {' '.join(entry.reasons)}"
 
 
-def carry_out(registry: Registry, look: Signal, *, as_of: datetime) -> Entry | None:
+def carry_out(registry: Registry, look: Signal, *, as_of: datetime) -> ledger.Entry | None:
     """Promotes the challenger, or takes it away for ever, as the look says. After a kill it can be done again.
 
     Returns:
@@ -296,6 +301,6 @@ def tabulate_arms(look: Signal) -> list[dict[str, str]]:
     ]
 
 
-def list_ended(entries: Iterable[Entry]) -> list[Entry]:
+def list_ended(entries: Iterable[ledger.Entry]) -> list[ledger.Entry]:
     """The ledger's canaries that a look decided."""
     return [entry for entry in entries if entry.mark == "canary over" and entry.outcome]

@@ -18,8 +18,7 @@ from tasks.monitoring.pairs import explain_mismatch
 from tasks.monitoring.signal import Signal, list_looks, make_look
 from tasks.monitoring.window import select_unseen
 from tasks.params import Params
-from tasks.promotion import contest, gate, recipe
-from tasks.promotion.ledger import Entry
+from tasks.promotion import contest, gate, ledger, recipe
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.verdict import Verdict, describe_gain, hold
 from tasks.serving import predictions
@@ -107,7 +106,7 @@ def find_pending(signals: Iterable[Signal], version: int) -> Signal | None:
     return next((look for look in list_looks(signals, version, kind="predecessor") if look.alarm), None)
 
 
-def list_rollbacks(entries: Iterable[Entry]) -> list[Entry]:
+def list_rollbacks(entries: Iterable[ledger.Entry]) -> list[ledger.Entry]:
     """The ledger's rollbacks that came of a look."""
     return [entry for entry in entries if entry.mark == "rolled back" and entry.decision.startswith(PREFIX)]
 

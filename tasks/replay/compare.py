@@ -15,7 +15,6 @@ from tasks.promotion.contest import align_classes, compare_losses, estimate_loss
 from tasks.promotion.interval import SEED, Estimate, assign_blocks, draw_blocks
 from tasks.replay.walk import BY_SIGNALS, NEVER, Grid, Past, PolicyState, Retrain, check_period, walk
 from tasks.training import model
-from tasks.training.model import Floats, Spec
 
 REPLICATES = 2000  # of the bootstrap of an AUC
 
@@ -108,7 +107,7 @@ def _explain_deafness(past: Past, grid: Grid, names: Sequence[str]) -> tuple[str
 
 
 def _summarize(
-    state: PolicyState, stream: "Stream", losses: Mapping[str, Floats], aucs: Mapping[str, "Auc | None"]
+    state: PolicyState, stream: "Stream", losses: Mapping[str, model.Floats], aucs: Mapping[str, "Auc | None"]
 ) -> Line:
     p, name = stream.past.p, state.rule.name
     cpu = sum(retrain.cpu for retrain in state.retrains)
@@ -149,10 +148,10 @@ class Stream:
             )
         self.times = times[self._counts]
         self.unlabelled_share = round(1 - float(self._counts.sum() / mature.sum()), 6)
-        self.spec = Spec(p.label.task, (), {}, model.find_classes(past.rows.label, task=p.label.task))
+        self.spec = model.Spec(p.label.task, (), {}, model.find_classes(past.rows.label, task=p.label.task))
         self.codes = self.spec.encode_label(label[self._counts]).astype(np.float64)
 
-    def scores(self, state: PolicyState) -> Floats:
+    def scores(self, state: PolicyState) -> model.Floats:
         """Each row's prediction by the champion of the time when it arrived."""
         parts = [
             align_classes(self.spec, self.past.candidate(by).model.spec.classes, self.past.scores(by, *stretch))
@@ -160,19 +159,19 @@ class Stream:
         ]
         return np.asarray(np.concatenate(parts)[self._counts])
 
-    def measure_auc(self, scores: Floats) -> "Auc | None":
+    def measure_auc(self, scores: model.Floats) -> "Auc | None":
         """None but for two classes that both occur."""
         if self.spec.task != "binary" or len(np.unique(self.codes)) < 2:
             return None
         return Auc(count_wins(self.codes, scores, assign_blocks(self.times, self.past.p.gate.block)))
 
-    def sum_by_stretch(self, values: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    def sum_by_stretch(self, values: model.Floats) -> tuple[model.Floats, NDArray[np.intp]]:
         """The sum of the rows' values (n), and the number of rows, in each stretch of the grid."""
         starts = np.array(self.grid.starts, dtype="datetime64[us]")
         place, count = np.searchsorted(starts, self.times, side="right") - 1, len(starts)
         return np.bincount(place, values, minlength=count).astype(np.float64), np.bincount(place, minlength=count)
 
-    def measure_weeks(self, losses: Floats) -> tuple[float | None, ...]:
+    def measure_weeks(self, losses: model.Floats) -> tuple[float | None, ...]:
         power = 0.5 if self.past.p.gate.metric == "rmse" else 1
         sums, rows = self.sum_by_stretch(losses)
         return tuple(float(total / count) ** power if count else None for total, count in zip(sums, rows, strict=True))
@@ -185,17 +184,17 @@ class Stream:
 class Auc:
     """One stream's AUC, and that of draws of its blocks. Two streams of the same rows are drawn alike."""
 
-    wins: Floats  # see count_wins
+    wins: model.Floats  # see count_wins
 
     @property
     def value(self) -> float:
         return float(self.weigh(np.ones((1, len(self.wins))))[0])
 
     @cached_property
-    def drawn(self) -> Floats:
+    def drawn(self) -> model.Floats:
         return self.weigh(draw_blocks(len(self.wins), REPLICATES, seed=SEED).astype(np.float64))
 
-    def weigh(self, draws: Floats) -> Floats:
+    def weigh(self, draws: model.Floats) -> model.Floats:
         """The AUC of each draw (draws, blocks), where each block counts as often as it was drawn."""
         pairs, positive, negative = self.wins[:, :-2], self.wins[:, -2], self.wins[:, -1]
         with np.errstate(invalid="ignore"):  # a draw without one of the classes has no AUC
@@ -210,7 +209,7 @@ class Auc:
         return Estimate(value, float(low), float(high))
 
 
-def count_wins(codes: Floats, scores: Floats, block: NDArray[np.intp]) -> Floats:
+def count_wins(codes: model.Floats, scores: model.Floats, block: NDArray[np.intp]) -> model.Floats:
     """How often a positive row of one block has a higher score than a negative one of another; ties count half.
 
     Returns:

@@ -23,7 +23,6 @@ from filelock import FileLock
 
 from tasks import log
 from tasks.data import featurerows, features, periods
-from tasks.data.featurerows import META, Rows
 from tasks.data.manifest import FeaturesManifest
 from tasks.data.periods import Period
 from tasks.params import Params
@@ -81,7 +80,7 @@ class History:
     shelf: Path
 
     @cached_property
-    def rows(self) -> Rows:
+    def rows(self) -> featurerows.Rows:
         return featurerows.read_rows(self.features)
 
     @cached_property
@@ -158,14 +157,14 @@ class _Part:
 
 
 def _part(period: Period, path: Path) -> _Part:
-    times = pq.read_table(path, columns=list(META[:2]))
-    newest = [time for name in META[:2] if (time := pc.max(times[name]).as_py())]
+    times = pq.read_table(path, columns=list(featurerows.META[:2]))
+    newest = [time for name in featurerows.META[:2] if (time := pc.max(times[name]).as_py())]
     return _Part(period, path, periods.hash_file(path), max(newest, default=period.start))
 
 
 def select_known(table: pa.Table, as_of: datetime) -> pa.Table:
     """The feature rows as they were at a moment: events up to then, with the outcomes that had come."""
-    event_time, known_at, label = META
+    event_time, known_at, label = featurerows.META
     rows = table.filter(pc.less_equal(table[event_time], pa.scalar(as_of, table.schema.field(event_time).type)))
     moment = pa.scalar(as_of, table.schema.field(known_at).type)
     has_come = pc.fill_null(pc.less_equal(rows[known_at], moment), False)

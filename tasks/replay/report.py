@@ -7,7 +7,6 @@ import numpy as np
 
 from tasks.params import spell
 from tasks.promotion import figures
-from tasks.promotion.figures import Course
 from tasks.promotion.interval import Estimate
 from tasks.promotion.verdict import METRIC_NAMES, render_table
 from tasks.replay.compare import Comparison, Line
@@ -74,10 +73,10 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     figures.draw_policies(courses, comparison.grid.starts, folder / "replay.png", metric=metric, never=NEVER)
 
 
-def _plot_course(line: Line, comparison: Comparison) -> Course:
+def _plot_course(line: Line, comparison: Comparison) -> figures.Course:
     retrains = [retrain.as_of for retrain in line.retrains]
     promoted = [retrain.as_of for retrain in line.retrains if retrain.promoted]
-    return Course(line.policy, line.weeks, list_saved(line, comparison), retrains, promoted)
+    return figures.Course(line.policy, line.weeks, list_saved(line, comparison), retrains, promoted)
 
 
 def list_saved(line: Line, comparison: Comparison) -> list[float]:

@@ -20,7 +20,6 @@ import pyarrow as pa
 from tasks import log
 from tasks.data.featurerows import Rows
 from tasks.monitoring import drift, policy
-from tasks.monitoring.policy import Retrains
 from tasks.monitoring.signal import Signal
 from tasks.monitoring.signals.drift import measure_drift
 from tasks.monitoring.signals.performance import measure_performance
@@ -31,7 +30,6 @@ from tasks.promotion.registry import Version
 from tasks.promotion.verdict import Verdict, hold
 from tasks.replay.history import Candidate, History
 from tasks.training import model
-from tasks.training.model import Floats
 
 NEVER = "never"
 
@@ -202,7 +200,7 @@ class Past:
         """The features of these rows."""
         return self.rows.table.slice(where.start, where.stop - where.start)
 
-    def _predict(self, by: datetime, since: datetime, until: datetime) -> Floats:
+    def _predict(self, by: datetime, since: datetime, until: datetime) -> model.Floats:
         """What the candidate of `by` says of a stretch's rows, as the score flow would have journalled it."""
         table, champion = self.take_table(self.find_rows(since, until)), self.candidate(by).model
         shape = (0, len(champion.spec.classes)) if champion.spec.task == "multiclass" else (0,)
@@ -280,7 +278,7 @@ def explain_retrain(state: PolicyState, now: datetime, p: Params) -> tuple[tuple
     rule = state.rule
     if rule.signals:
         failed = takewhile(lambda one: one.outcome == FAILED, reversed(state.retrains))
-        retrains = Retrains(
+        retrains = policy.Retrains(
             made=[state.began, *(one.as_of for one in state.retrains if one.outcome != FAILED)],
             asked=state.asked,
             unmade=[one.as_of.isoformat() for one in failed],
