@@ -36,12 +36,10 @@ from tasks import params
 
 TIMEOUT_S = 120
 SILENCE = timedelta(seconds=5 * HEARTBEAT_S)  # so long that a server may be away for a minute, and nobody is missed
-ONCE = timedelta(minutes=10)  # a worker may report one death twice
 LEFT = "left behind by a worker that is gone"
 BEAT = "prefect.flow-run.heartbeat"
 DIED = "prefect.flow-run.Crashed"
 BEGAN = {f"prefect.flow-run.{state}" for state in ("Pending", "Running")}
-ENDED = {DIED, *(f"prefect.flow-run.{state}" for state in ("Completed", runs.SKIPPED, "Failed", "Cancelled"))}
 ANY: dict[str, str | list[str]] = {"prefect.resource.id": ["prefect.flow-run.*"]}
 AGAIN = (  # a run by hand has no decision, and promotes under its own id: the new one promotes under the same
     "{{ dict(flow_run.parameters, attempt=(flow_run.parameters.attempt or 0) + 1, "
@@ -174,13 +172,14 @@ def start(deployment: UUID) -> AutomationCore:
 
 def end_silent() -> AutomationCore:
     """Mark a run without heartbeats as crashed: nobody else reports a worker that was killed with its run."""
+    ended = {f"prefect.flow-run.{state}" for state in ("Crashed", "Completed", runs.SKIPPED, "Failed", "Cancelled")}
     message = f"no heartbeat for {SILENCE.total_seconds():.0f} s"
     return AutomationCore(
         name="a silent run has crashed",
         description="A run whose heartbeats have stopped is marked Crashed.",
         trigger=EventTrigger(
             after={BEAT, *BEGAN},
-            expect={BEAT, *BEGAN, *ENDED},
+            expect={BEAT, *BEGAN, *ended},
             match=ANY,
             # Others on this server may send their heartbeats as they like.
             match_related={"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.evergreen"},
@@ -210,7 +209,7 @@ def rerun(number: int, deployment: UUID) -> AutomationCore:
             for_each={"prefect.resource.id"},
             posture=Posture.Reactive,
             threshold=1,
-            within=ONCE,
+            within=timedelta(minutes=10),  # a worker may report one death twice
         ),
         actions=[RunDeployment(source="selected", deployment_id=deployment, parameters=same)],
     )
