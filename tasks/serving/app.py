@@ -70,7 +70,7 @@ def create(p: params.Params, home: Path) -> FastAPI:
         keys.read_keys(p.serving),
         active.Active(home),
         journal_writer.JournalWriter(journal.open_journal(p.journal, home=home), p.serving.sync),
-        messages.Messages.of(p),
+        messages.Messages(p),
         Metrics(),
     )
     app = FastAPI(

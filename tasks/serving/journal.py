@@ -30,10 +30,9 @@ from filelock import FileLock
 from tasks import log, params
 from tasks.runtime import files, locks
 from tasks.serving import schema
-from tasks.serving.schema import FORMAT, KINDS, SHADOW, Kind
 
-HEADER = struct.Struct(">3sBBQI")  # of a frame: MAGIC, FORMAT's version, its content, its length and its CRC-32
-MAGIC, OLD_MAGIC = b"EVL", b"EVJ"  # OLD_MAGIC: of logs from before FORMAT
+HEADER = struct.Struct(">3sBBQI")  # of a frame: MAGIC, schema.FORMAT's version, its content, its length and its CRC-32
+MAGIC, OLD_MAGIC = b"EVL", b"EVJ"  # OLD_MAGIC: of logs from before schema.FORMAT
 STREAM, BATCH = 0, 1  # content: an Arrow stream, or a batch with the schema of the last stream, which is half as long
 TORN = ".torn"  # the suffix of a log that is kept because its end cannot be read
 MERGE_FILES = 8  # a day with so many Parquet files gets one instead
@@ -63,7 +62,7 @@ class Log:
         content, data = self._pack(rows)
         end = self.file.tell()
         try:
-            self.file.write(HEADER.pack(MAGIC, FORMAT.version, content, len(data), zlib.crc32(data)) + data)
+            self.file.write(HEADER.pack(MAGIC, schema.FORMAT.version, content, len(data), zlib.crc32(data)) + data)
             self.file.flush()
             if sync:
                 os.fsync(self.file.fileno())
@@ -130,11 +129,11 @@ def _read_frame(file: IO[bytes]) -> tuple[int, bytes] | None:
     """The content and the bytes of the next whole frame; None at the end, or where the rest is torn."""
     header = file.read(HEADER.size)
     if header[:3] == OLD_MAGIC:
-        FORMAT.check(None, file.name)
+        schema.FORMAT.check(None, file.name)
     if len(header) < HEADER.size or header[:3] != MAGIC:
         return None
     _, version, content, length, crc = HEADER.unpack(header)
-    FORMAT.check(f"{FORMAT.name}/{version}", file.name)
+    schema.FORMAT.check(f"{schema.FORMAT.name}/{version}", file.name)
     data = file.read(length)
     return (content, data) if data and len(data) == length and zlib.crc32(data) == crc else None
 
@@ -163,9 +162,9 @@ class Journal:
 
     logs: Path
     address: str
-    _open: dict[Kind, Log] = field(default_factory=dict)
+    _open: dict[schema.Kind, Log] = field(default_factory=dict)
 
-    def append(self, kind: Kind, rows: pa.Table, *, sync: bool = True) -> int:
+    def append(self, kind: schema.Kind, rows: pa.Table, *, sync: bool = True) -> int:
         """Write rows with the columns of their kind (schema.py). They are on disk when this returns, or it raises.
 
         Args:
@@ -195,7 +194,7 @@ class Journal:
 
     def read(
         self,
-        kind: Kind,
+        kind: schema.Kind,
         *,
         since: datetime | None = None,
         until: datetime | None = None,
@@ -216,7 +215,7 @@ class Journal:
         logged = [table for path in self._logs(kind) for table in read_frames(path)]  # before the Parquet: see compact
         parts = [*self._read_days(kind, since, until, wanted), *logged] or [schema.make_empty(kind)]
         if drops_shadows:
-            parts = [part.filter(pc.not_equal(part["arm"], SHADOW)) for part in parts]
+            parts = [part.filter(pc.not_equal(part["arm"], schema.SHADOW)) for part in parts]
         return _unite([part.select(columns) if columns else part for part in parts], since, until)
 
     def compact(self) -> int:
@@ -225,9 +224,9 @@ class Journal:
         Returns:
             The number of logs.
         """
-        ended = [(kind, path) for kind in KINDS for path in self._logs(kind)]
+        ended = [(kind, path) for kind in schema.KINDS for path in self._logs(kind)]
         count = sum(locks.act_if_ownerless(path, partial(self._move, kind, path)) for kind, path in ended)
-        for kind in KINDS:
+        for kind in schema.KINDS:
             self._merge_days(kind)
         return count
 
@@ -235,11 +234,11 @@ class Journal:
         for writer in self.detach():
             writer.close()
 
-    def _logs(self, kind: Kind) -> list[Path]:
+    def _logs(self, kind: schema.Kind) -> list[Path]:
         return sorted((self.logs / kind).glob("*.log"))
 
     def _read_days(
-        self, kind: Kind, since: datetime | None, until: datetime | None, columns: Sequence[str] | None
+        self, kind: schema.Kind, since: datetime | None, until: datetime | None, columns: Sequence[str] | None
     ) -> list[pa.Table]:
         """A file that a merge removes after it was listed is in a file that a new listing shows."""
         store, root = fsspec.core.url_to_fs(f"{self.address}/{kind}")
@@ -255,7 +254,7 @@ class Journal:
                 store.invalidate_cache()
         raise FileNotFoundError(f"the files of {root} vanished in each of {READ_ATTEMPTS} readings: read again")
 
-    def _move(self, kind: Kind, path: Path) -> None:
+    def _move(self, kind: schema.Kind, path: Path) -> None:
         """A day's file is named for the log: written twice, it is the same file."""
         if not path.exists():  # another process was faster
             return
@@ -266,7 +265,7 @@ class Journal:
             _write_parquet(store, f"{root}/day={day}/{path.stem}.parquet", rows.filter(pc.equal(days, day)))
         remove_log(path)
 
-    def _merge_days(self, kind: Kind) -> None:
+    def _merge_days(self, kind: schema.Kind) -> None:
         """The new file is whole before the old ones go; a reader in between sees rows twice and counts them once."""
         store, root = fsspec.core.url_to_fs(f"{self.address}/{kind}")
         days: dict[str, list[str]] = {}
@@ -293,7 +292,7 @@ def _read_parquet(store: Any, path: str, columns: Sequence[str] | None) -> pa.Ta
     with store.open(path, "rb") as stream:
         file = pq.ParquetFile(stream)
         mark = (file.schema_arrow.metadata or {}).get(files.FORMAT_KEY.encode())
-        FORMAT.check(mark and mark.decode(), path)
+        schema.FORMAT.check(mark and mark.decode(), path)
         return file.read(columns)
 
 

@@ -5,7 +5,6 @@ tables are checked where the tables are (tables.py).
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
@@ -110,39 +109,25 @@ def _type_of(column: Column) -> Any:
     return PLAIN[column.type]
 
 
-@dataclass(frozen=True)
 class Messages:
     """The models of the request bodies. A body that breaks a rule raises pydantic's ValidationError."""
 
-    rows: type[Message]
-    features: type[Message]
-    outcomes: type[Message]
-
-    @staticmethod
-    def of(p: Params) -> "Messages":
+    def __init__(self, p: Params) -> None:
         most = Field(min_length=1, max_length=p.serving.rows)
-        outcome = _make_model(
-            "Outcome",
-            {
-                "id": (Annotated[str, Field(min_length=1, max_length=100)], Field(description="of the prediction")),
-                "label": (_label_type(p), Field(description="what came of it")),
-                "known_at": (Utc | None, Field(None, description="when it became known; by default now")),
-            },
-        )
-        columns = dict[str, Annotated[list[Value], most]]
-        return Messages(
-            _make_model("Rows", {"rows": (list[row_of(p)], most), "reasons": REASONS}),  # type: ignore[misc]
-            _make_model(
-                "Features",
-                {
-                    "rows": (list[dict[str, Value]] | None, Field(None, min_length=1, max_length=p.serving.rows)),
-                    "inputs": (columns | None, None),
-                    "reasons": REASONS,
-                },
-                Ready,
-            ),
-            _make_model("Outcomes", {"outcomes": (list[outcome], most)}),  # type: ignore[valid-type]
-        )
+        self.rows = _make_model("Rows", {"rows": (list[row_of(p)], most), "reasons": REASONS})  # type: ignore[misc]
+        ready = {
+            "rows": (list[dict[str, Value]] | None, Field(None, min_length=1, max_length=p.serving.rows)),
+            "inputs": (dict[str, Annotated[list[Value], most]] | None, None),
+            "reasons": REASONS,
+        }
+        self.features = _make_model("Features", ready, Ready)
+        label = {
+            "id": (Annotated[str, Field(min_length=1, max_length=100)], Field(description="of the prediction")),
+            "label": (_label_type(p), Field(description="what came of it")),
+            "known_at": (Utc | None, Field(None, description="when it became known; by default now")),
+        }
+        outcome = _make_model("Outcome", label)
+        self.outcomes = _make_model("Outcomes", {"outcomes": (list[outcome], most)})  # type: ignore[valid-type]
 
 
 def list_faults(error: ValidationError) -> list[Fault]:

@@ -228,7 +228,7 @@ def run(p: params.Params, home: Path, stop: threading.Event) -> None:
         while not (active.is_ready() or stop.is_set()):
             stop.wait(LOOK_S)
         if not stop.is_set():
-            Stream(p, active, journal.open_journal(p.journal, home=home), metrics, RowReader.of(p), stop).run()
+            Stream(p, active, journal.open_journal(p.journal, home=home), metrics, RowReader(p), stop).run()
     finally:
         stop.set()
         server.shutdown()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from tasks import log, params
 from tasks.serving import consistency, messages, predict, schema, traffic, versions
@@ -105,18 +105,12 @@ class Reply:
         return replace(self, value=None, headers=(*ours, ("evergreen.left_out", b"the value, which is too long")))
 
 
-@dataclass(frozen=True)
 class RowReader:
     """Messages → rows."""
 
-    p: params.Params
-    kind: type[BaseModel]
-    pii_key: bytes
-    checker: consistency.ConsistencyChecker | None
-
-    @staticmethod
-    def of(p: params.Params) -> "RowReader":
-        return RowReader(p, messages.row_of(p), pii_key_of(p), consistency.ConsistencyChecker.of(p))
+    def __init__(self, p: params.Params) -> None:
+        self.p, self.kind, self.pii_key = p, messages.row_of(p), pii_key_of(p)
+        self.checker = consistency.ConsistencyChecker.of(p)
 
     def read(self, message: KafkaMessage) -> StreamRow | DeadLetter:
         value = message.value or b""

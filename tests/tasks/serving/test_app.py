@@ -302,7 +302,7 @@ def test_sql_that_ends_in_a_semicolon_and_a_comment_serves_as_it_trains(shop: Sh
     assert one.tables
     rows = tables.hide_personal_data(
         shop.p,
-        messages.Messages.of(shop.p)
+        messages.Messages(shop.p)
         .rows.model_validate_json(json.dumps({"rows": shop.asked[:3]}))
         .model_dump(by_alias=True)["rows"],
         KEY.encode(),
@@ -574,7 +574,7 @@ def test_a_row_that_the_sql_fails_on_is_named_and_spoils_nobody_elses(
     assert one.champion
     assert one.tables
     sql = one.champion.sql.replace("asked.distance", f"CASE WHEN asked.distance = {bad} THEN error('it') ELSE 1 END d")
-    asked = messages.Messages.of(shop.p).rows.model_validate_json(json.dumps({"rows": shop.asked[:5]}))
+    asked = messages.Messages(shop.p).rows.model_validate_json(json.dumps({"rows": shop.asked[:5]}))
     rows = tables.hide_personal_data(shop.p, asked.model_dump(by_alias=True)["rows"], KEY.encode())
     other = replace(one.champion, number=9, sql=sql)
     monkeypatch.setattr(tables.Tables, "_rows_to_try", lambda _: [rows[:1], rows[1:3]])

@@ -92,7 +92,7 @@ def test_a_message_that_contradicts_itself_is_dead(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("EVERGREEN_PII_KEY", KEY)
     raw = raw_params("binary", 60)
     raw["spine"]["columns"].append("placed")
-    reader = RowReader.of(params.validate(raw))
+    reader = RowReader(params.validate(raw))
 
     def read(placed: str) -> StreamRow | DeadLetter:
         sent = row(event_time="2024-01-05T12:00:00", placed=placed)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.runtime.files import Format
-from tasks.serving import journal
+from tasks.serving import journal, schema
 from tasks.serving.journal import Journal
 from tests.tasks import journalled
 
@@ -341,12 +341,12 @@ def test_a_journal_of_another_format_is_refused_with_the_way_out(
     kept.append("predictions", rows(0))
     kept.close()
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "FORMAT", Format("journal", 99))
+        patch.setattr(schema, "FORMAT", Format("journal", 99))
         with pytest.raises(ValueError, match=f"is in format journal/1, but this evergreen reads journal/99. {way_out}"):
             kept.read("predictions")
     kept.compact()
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "FORMAT", Format("journal", 99))
+        patch.setattr(schema, "FORMAT", Format("journal", 99))
         with pytest.raises(ValueError, match=f"is in format journal/1, but this evergreen reads journal/99. {way_out}"):
             kept.read("predictions")
     (kept.logs / "predictions" / "old.log").write_bytes(b"EVJ1" + bytes(40))  # of before there were versions

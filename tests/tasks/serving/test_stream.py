@@ -434,7 +434,7 @@ def test_a_prediction_is_named_for_its_message_also_where_the_rows_have_no_key(s
     letters = [
         KafkaMessage(ROWS, 0, 7, moment, None, each) for moment, each in ((at, value), (at + 1, value), (at, other))
     ]
-    for reader in map(RowReader.of, (shop.p, keyless)):
+    for reader in map(RowReader, (shop.p, keyless)):
         read = [reader.read(each) for each in (*letters, letters[0])]
         entries = [each.entry for each in read if isinstance(each, StreamRow)]
         assert entries[0] == entries[3]
