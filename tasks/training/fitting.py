@@ -6,7 +6,7 @@ The folds' rows are binned matrices that are made once; one trial's fit goes ove
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -39,10 +39,16 @@ def take_training(rows: Rows, cut: datetime, p: Params) -> Rows:
 
 def to_booster_params(drawn: dict[str, Any], p: Params, *, classes: int) -> dict[str, Any]:
     """A trial's parameters as XGBoost takes them; class_weight is this project's own and becomes row weights."""
-    task = p.label.task
-    fixed: dict[str, Any] = {"objective": OBJECTIVE[task], "eval_metric": METRIC[task], "tree_method": "hist"}
-    fixed |= {"nthread": p.stage.threads, "device": p.train.device, "seed": p.tune.seed, "verbosity": 1}
-    fixed |= {"num_class": classes} if task == "multiclass" else {}
+    fixed: dict[str, Any] = {
+        "objective": OBJECTIVE[p.label.task],
+        "eval_metric": METRIC[p.label.task],
+        "tree_method": "hist",
+        "nthread": p.stage.threads,
+        "device": p.train.device,
+        "seed": p.tune.seed,
+        "verbosity": 1,
+    }
+    fixed |= {"num_class": classes} if p.label.task == "multiclass" else {}
     return fixed | {name: value for name, value in drawn.items() if name != "class_weight"}
 
 
@@ -85,22 +91,16 @@ def run_side_by_side(works: Sequence[Callable[[], T]], workers: int, *, stop: th
     Several fits at once use the cores better than one after the other, by half here; the bytes are the same.
     """
     model.import_xgboost()  # it gives its warnings only to the thread that imports it, and check_space needs them
-    errors: list[BaseException] = []
-
-    def guarded(work: Callable[[], T]) -> T:
-        try:
-            return work()
-        except BaseException as error:
-            errors.append(error)
-            stop.set()
-            raise
-
     with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work) for work in works]
         try:
-            return list(pool.map(guarded, works))
-        except BaseException as error:
-            stop.set()
-            raise next((first for first in errors if not isinstance(first, Stopped)), error) from None
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()  # for those that a failure left running
+    errors = [error for future in futures if (error := future.exception())]
+    if errors:
+        raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
+    return [future.result() for future in futures]
 
 
 @dataclass(frozen=True)

@@ -114,22 +114,20 @@ def keep_trained_classes(folds: Sequence[Fold], label: NDArray[Any], classes: Se
             raise ValueError(
                 f"the validation rows of fold {number} are all of one class, {sorted(present)}. {MEND_CLASSES}"
             )
-        trained = set(label[fold.train].tolist())
-        missing = [value for value in classes if value not in trained]
+        missing = sorted(set(classes) - set(label[fold.train].tolist()))
         if len(classes) - len(missing) < 2:
             log.warning("fold %s is left out: its training rows hold none of the class %s", number, missing)
-        elif missing:
-            unknown = fold.valid & np.isin(label, missing)
+            continue
+        unknown = fold.valid & np.isin(label, missing)
+        if missing:
             log.warning(
                 "the training rows of fold %s hold none of the class %s: %s of its validation rows are left out",
                 number,
                 missing,
                 int(unknown.sum()),
             )
-            usable.append(Fold(fold.train, fold.valid & ~unknown))
-        else:
-            usable.append(fold)
+        usable.append(Fold(fold.train, fold.valid & ~unknown))
     if not usable:
-        missing = [value for value in classes if value not in set(label[folds[0].train].tolist())]
+        missing = sorted(set(classes) - set(label[folds[0].train].tolist()))
         raise ValueError(f"the training rows of fold 1 hold none of the class {missing}. {MEND_CLASSES}")
     return usable

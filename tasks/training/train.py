@@ -122,8 +122,7 @@ def calibrate(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, classes: tu
     if choice.family == "none":
         log.info("calibration: none, since no map surely gains on rows that it was not fitted on")
         return fields
-    gain = "calibration: %s, which gains %.5f of log loss on rows that it was not fitted on"
-    log.info(gain, choice.family, choice.gain)
+    log.info("calibration: %s, which gains %.5f of log loss on unseen rows", choice.family, choice.gain)
     return fields | to_spec_fields(choice.map.after(offset), task)
 
 
