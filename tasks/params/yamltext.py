@@ -83,15 +83,12 @@ def is_read_as_text(text: str) -> bool:
 
 def _load(text: str, kind: Any, name: str) -> Any:
     loader = kind(text)
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return None
-        if twice := list(_keys_that_stand_twice(root, (), set())):
-            raise ValueError("\n".join(f"{name}: {line}" for line in twice))
-        return loader.construct_document(root)
-    finally:
-        loader.dispose()
+    root = loader.get_single_node()
+    if root is None:
+        return None
+    if twice := list(_keys_that_stand_twice(root, (), set())):
+        raise ValueError("\n".join(f"{name}: {line}" for line in twice))
+    return loader.construct_document(root)
 
 
 def _keys_that_stand_twice(node: yaml.Node, path: tuple[str, ...], seen: set[int]) -> Iterator[str]:

@@ -38,8 +38,17 @@ WARM_UP_ROUNDS = 20  # of each fold, in which no trial is pruned
 LEAST_ELDERS = 4  # trials that end before any is pruned
 RANDOM_TRIALS = 6  # drawn blindly before the sampler learns
 RESERVED = {  # set by fitting.to_booster_params, or by the centre that a number is learnt from
-    *("objective", "eval_metric", "tree_method", "nthread", "n_jobs", "device", "seed", "random_state", "verbosity"),
-    *("num_class", "base_score"),
+    "objective",
+    "eval_metric",
+    "tree_method",
+    "nthread",
+    "n_jobs",
+    "device",
+    "seed",
+    "random_state",
+    "verbosity",
+    "num_class",
+    "base_score",
 }
 # The first trial, as far as tune.space goes: XGBoost's own values, so that no search is worse than none.
 DEFAULTS: dict[str, Any] = {

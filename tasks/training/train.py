@@ -63,8 +63,8 @@ def _refit(rows: Rows, as_of: datetime, tuned: Tuned, p: Params, spec: Spec) -> 
         log.warning("%s rows are of a class that the twin could not learn: left out until it can", later)
     seen = fitting.take_training(rows.take(is_known), as_of, p)
     fitted = fit(seen, tuned, p, threads=p.stage.threads, classes=spec.classes)
-    calibration_of_twin = {name: getattr(spec, name) for name in ("coef", "intercept", "threshold")}
-    return fitted.with_spec(until=as_of.isoformat(), **calibration_of_twin)
+    until = as_of.isoformat()
+    return fitted.with_spec(until=until, coef=spec.coef, intercept=spec.intercept, threshold=spec.threshold)
 
 
 def fit(
