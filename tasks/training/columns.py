@@ -4,7 +4,6 @@ The distance is that of Jensen and Shannon between binned shares (Lin 1991; base
 alike and leaves out the most extreme ones (tasks/training/windows.py).
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -125,7 +124,7 @@ def _bin_numbers(name: str, values: Any) -> Column:
     numbers = as_numbers(values)
     present = numbers[~np.isnan(numbers)]
     inner = np.quantile(present, np.linspace(0, 1, BINS + 1)[1:-1]) if len(present) else np.zeros(0)
-    low, high = (present.min(), np.nextafter(present.max(), math.inf)) if len(present) else (0.0, 0.0)
+    low, high = (present.min(), np.nextafter(present.max(), np.inf)) if len(present) else (0.0, 0.0)
     distinct = np.unique(present)
     in_steps = len(distinct) <= min(MOST_STEPS, len(present) / 20)
     edges = np.unique([low, *inner, high]).tolist()

@@ -37,9 +37,9 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     held = keep_known_classes(due, twin.spec)
     seen = fitting.take_training(rows, span.begin, p)
     scores = twin.predict(held.table)
-    predictions = {holdout.CANDIDATE: scores}
-    for name in p.evaluate.baselines:
-        predictions[name] = baselines.BASELINES[name](seen, held, twin.spec, p.stage.threads)
+    fits = {name: baselines.BASELINES[name] for name in p.evaluate.baselines}
+    rivals = {name: fit(seen, held, twin.spec, p.stage.threads) for name, fit in fits.items()}
+    predictions = {holdout.CANDIDATE: scores} | rivals
     board = {name: metrics.measure(twin.spec, held.label, values) for name, values in predictions.items()}
     board[holdout.CANDIDATE] |= {"unseen_class_rows": len(due) - len(held)} if p.label.task == "multiclass" else {}
     contributions = twin.contributions(held.table.take(profile.draw_evenly(len(held), SHAP_ROWS)))

@@ -6,7 +6,6 @@ alike; tasks/monitoring/drift.py compares a new window with it. Nothing here dec
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -162,7 +161,7 @@ def find_label_fault(labelled: NDArray[Any], least: float | None) -> str | None:
     if least is None or not len(labelled):
         return None
     share, rows = float(np.mean(labelled)), len(labelled)
-    sampling = LABEL_DEVIATIONS * math.sqrt(least * (1 - least) / rows)
+    sampling = LABEL_DEVIATIONS * np.sqrt(least * (1 - least) / rows)
     if share >= least - max(min(LABEL_SLACK, least / 2), sampling):
         return None
     return f"labels: {share:.1%} of {rows:,} mature rows have one, at least {least:.1%} in its history"

@@ -11,7 +11,6 @@ A second file, *.finals.jsonl, has a line for each finalist.
 """
 
 import json
-import math
 import os
 import threading
 import warnings
@@ -150,7 +149,7 @@ class Curve:
         """The best score in a fold by the time that eta times the rounds came to `reach`."""
         parts = ((*divmod(step, rounds), score) for step, score in self.scores.items())
         inside = (score for part, epoch, score in parts if part == fold and (epoch + 1) * self.eta <= reach)
-        return min(inside, default=math.inf)
+        return min(inside, default=np.inf)
 
 
 def is_behind(own: Curve, elders: Sequence[Curve], *, rounds: int) -> bool:
@@ -187,7 +186,7 @@ def watch_trial(
     def report(epoch: int, scores: Sequence[float]) -> None:
         if epoch % ROUNDS_BETWEEN_REPORTS != ROUNDS_BETWEEN_REPORTS - 1:
             return
-        if not math.isfinite(scores[-1]):
+        if not np.isfinite(scores[-1]):
             raise optuna.TrialPruned  # labels beyond what float32 holds
         step = progress.folds * p.tune.rounds + epoch
         own.scores[step] = progress.plus(min(scores), rows).mean

@@ -6,7 +6,6 @@ new there, and a number beyond all others is out of range there. Without this ru
 to change in each new window, and in none of its history. Pure numpy.
 """
 
-import math
 from datetime import timedelta
 from typing import Any
 
@@ -126,12 +125,12 @@ def count_extreme(values: Floats, codes: Codes, units: Codes, *, span: int, bins
     total = count_units(units)
     below, above = (np.zeros((max(total - span + 1, 0), bins, span), dtype=np.int64) for _ in range(2))
     starts = np.searchsorted(units, np.arange(total + 1))
-    low, high = np.full(total, math.inf), np.full(total, -math.inf)
+    low, high = np.full(total, np.inf), np.full(total, -np.inf)
     np.fmin.at(low, units, values)
     np.fmax.at(high, units, values)
     for i in range(len(below)):
-        least = min(low[:i].min(initial=math.inf), low[i + span :].min(initial=math.inf))
-        most = max(high[:i].max(initial=-math.inf), high[i + span :].max(initial=-math.inf))
+        least = min(low[:i].min(initial=np.inf), low[i + span :].min(initial=np.inf))
+        most = max(high[:i].max(initial=-np.inf), high[i + span :].max(initial=-np.inf))
         if least <= most:
             rows = slice(starts[i], starts[i + span])
             for counts, outside in ((below, values[rows] < least), (above, values[rows] > most)):
