@@ -104,7 +104,7 @@ def test_a_search_that_is_killed_and_resumed_is_the_search_that_nobody_killed(
 def test_two_processes_that_begin_one_search_make_each_trial_once(project: tuple[Params, Path], tmp_path: Path) -> None:
     p, folder = project
     both = [begin(folder, tmp_path / "home") for _ in range(2)]
-    outputs = [finish(process) for process in both]
-    assert sum(f"{TRIALS} trials taken up" in text for text in outputs) == 1
+    messages = [finish(process) for process in both]
+    assert sum(f"{TRIALS} trials taken up" in text for text in messages) == 1
     assert [row["number"] for row in logged(tmp_path / "home")] == list(range(TRIALS))
     assert json.loads(outputs(p, folder)[0])["trials"] == TRIALS
