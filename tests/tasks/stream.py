@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from numpy.typing import NDArray
 
 from tasks.monitoring import drift
@@ -16,6 +17,7 @@ from tasks.monitoring.drift import Comparison
 from tasks.monitoring.window import Watched
 from tasks.params import Policy
 from tasks.promotion.registry import Version
+from tasks.training import columns
 from tasks.training.columns import as_numbers
 from tasks.training.profile import SCORE_COLUMN, Profile, build_profile
 from tests.tasks import small
@@ -58,7 +60,9 @@ def profile(table: pa.Table, times: Times, *, window: timedelta = WEEK, **change
         "score_times": times,
         "until": BEGIN,
     }
-    return build_profile(table, times, window=window, **{**given, **changes})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "BINS", 8)  # the rows are few
+        return build_profile(table, times, window=window, **{**given, **changes})
 
 
 def scores(table: pa.Table) -> NDArray[np.float64]:

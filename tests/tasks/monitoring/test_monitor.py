@@ -41,7 +41,7 @@ from tasks.promotion.runs import Bundle
 from tasks.serving.journal import Journal
 from tasks.serving.predictions import latest_outcomes
 from tasks.serving.schema import make_entry
-from tasks.training import evaluate, model, train
+from tasks.training import columns, evaluate, model, train
 from tests.tasks import journalled, small
 
 DAY = timedelta(days=1)
@@ -62,7 +62,9 @@ def trained(folder: Path, p: Params) -> Path:
     small.write(folder, small.known(ROWS, FIRST), p)
     small.tuned(folder, p)
     train.train(p, folder)
-    evaluate.evaluate(p, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "BINS", 8)  # the rows are few
+        evaluate.evaluate(p, folder)
     return folder
 
 
