@@ -3,14 +3,15 @@
 They are PNG files, drawn of what others have made, without a display and without pyplot's global state.
 """
 
+import contextlib
 import csv
+import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tasks.runtime import files
 
@@ -18,7 +19,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Moment = Any  # a datetime, which matplotlib's types do not know
+Size = tuple[float, float]  # in inches
 INK, ACCENT, FAINT, GRID = "#1f2933", "#2a78b5", "#9fb3c8", "#e4e7eb"
+STYLE: Any = {  # for matplotlib.rc_context
+    "axes.axisbelow": True,
+    "axes.edgecolor": FAINT,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "grid.color": GRID,
+    "legend.frameon": False,
+    **{f"{axis}tick.{key}": setting for axis in "xy" for key, setting in (("color", INK), ("labelsize", 9))},
+    **{f"{axis}tick.major.size": 0 for axis in "xy"},
+}
 MAX_FEATURES = 20
 COLUMNS = 3  # of small pictures in a row
 WIDE = 20  # a parameter whose largest value is so many times its smallest is drawn on a log axis
@@ -28,85 +47,99 @@ LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"
 
 def draw_record(folder: Path, *, trials: Sequence[Mapping[str, Any]], curves: Path, importance: Path) -> list[Path]:
     """Draw what there are data for: a regression has no ROC. Returns the files that were made."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs every font that it meets
     done = [trial for trial in trials if trial["value"] is not None]
-    roc, calibration, features = (
-        _read_rows(path) for path in (curves / "roc.csv", curves / "calibration.csv", importance)
-    )
-    pictures: dict[str, tuple[bool, Callable[[], Figure]]] = {
-        "search": (bool(done), lambda: _draw_search(done, len(trials))),
-        "parameters": (len(done) > 2, lambda: _draw_parameters(done)),
-        "roc": (len(roc) > 1, lambda: _draw_roc(roc)),
-        "calibration": (bool(calibration), lambda: _draw_calibration(calibration)),
-        "importance": (bool(features), lambda: _draw_importance(features)),
+    paths = (curves / "roc.csv", curves / "calibration.csv", importance)
+    roc, calibration, features = (_read_rows(path) for path in paths)
+    wide, square, tall = (8, 4.5), (5.5, 5), (8, 0.6 + 0.28 * min(len(features), MAX_FEATURES))
+    pictures: dict[str, tuple[bool, Size, Callable[[Figure], None]]] = {
+        "search": (bool(done), wide, lambda figure: _draw_search(figure, done, len(trials))),
+        "parameters": (len(done) > 2, wide, lambda figure: _draw_parameters(figure, done)),
+        "roc": (len(roc) > 1, square, lambda figure: _draw_roc(figure, roc)),
+        "calibration": (bool(calibration), square, lambda figure: _draw_calibration(figure, calibration)),
+        "importance": (bool(features), tall, lambda figure: _draw_importance(figure, features)),
     }
-    return [_save(folder / f"{name}.png", make()) for name, (has_data, make) in pictures.items() if has_data]
+    drawn = {folder / f"{name}.png": (size, draw) for name, (has_data, size, draw) in pictures.items() if has_data}
+    for path, (size, draw) in drawn.items():
+        with _open_figure(path, size) as figure:
+            draw(figure)
+    return list(drawn)
 
 
-def _draw_search(done: Sequence[Mapping[str, Any]], total: int) -> "Figure":
+@contextlib.contextmanager
+def _open_figure(path: Path, size: Size) -> "Iterator[Figure]":
+    """A figure to draw on. It is saved when the block ends."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs every font that it meets
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        files.publish(path, lambda new: figure.savefig(new, format="png"))
+
+
+def _draw_search(figure: "Figure", done: Sequence[Mapping[str, Any]], total: int) -> None:
     """Each completed trial's loss, and the lowest so far."""
-    figure, axes = _blank((8, 4.5))
     ordered = sorted(done, key=lambda trial: trial["number"])
     numbers, values = [trial["number"] for trial in ordered], [float(trial["value"]) for trial in ordered]
-    lowest = [min(values[: i + 1]) for i in range(len(values))]
+    title = f"search: {len(done)} of {total} trials ran to their end"
+    axes = figure.add_subplot(title=title, xlabel="trial", ylabel="loss")
     axes.plot(numbers, values, "o", color=FAINT, markersize=5, label="a trial")
+    lowest = list(itertools.accumulate(values, min))
     axes.step(numbers, lowest, where="post", color=ACCENT, linewidth=2, label="lowest so far")
     _zoom(axes, values)
-    axes.legend(frameon=False)
-    return _titled(figure, axes, f"search: {len(done)} of {total} trials ran to their end", x="trial", y="loss")
+    axes.legend()
 
 
-def _draw_parameters(done: Sequence[Mapping[str, Any]]) -> "Figure":
+def _draw_parameters(figure: "Figure", done: Sequence[Mapping[str, Any]]) -> None:
     """Each parameter against the loss, the strongest rank correlation first."""
     names = sorted({name for trial in done for name in trial["params"]})
     every = {name: _list_points(done, name) for name in names}
     points = {name: pairs for name, pairs in every.items() if len({x for x, _ in pairs}) > 1}
-    names = sorted(points, key=lambda name: -abs(_rank_correlation(points[name])))
-    lines = max(1, -(-len(names) // COLUMNS))
-    figure = _figure((4 * COLUMNS, 2.6 * lines), layout=None)  # the layout engine takes a second for nine pictures
+    correlations = {name: _rank_correlation(pairs) for name, pairs in points.items()}
+    lines = max(1, -(-len(points) // COLUMNS))
+    figure.set_size_inches(4 * COLUMNS, 2.6 * lines)
+    figure.set_layout_engine(None)  # it takes a second for nine pictures
     figure.subplots_adjust(left=0.06, right=0.99, bottom=0.12 / lines, top=1 - 0.12 / lines, hspace=0.38, wspace=0.1)
-    for i, name in enumerate(names):
-        axes = _plain(figure.add_subplot(lines, COLUMNS, i + 1))
+    for i, name in enumerate(sorted(points, key=lambda name: -abs(correlations[name]))):
+        axes = figure.add_subplot(lines, COLUMNS, i + 1)
         axes.plot(*zip(*points[name], strict=True), "o", color=ACCENT, alpha=0.7, markersize=4)
         values = [x for x, _ in points[name]]
         if all(isinstance(x, float) and x > 0 for x in values) and max(values) / min(values) > WIDE:
             axes.set_xscale("log")
         _zoom(axes, [y for _, y in points[name]])
         axes.tick_params(labelleft=i % COLUMNS == 0)
-        axes.set_title(
-            f"{name}   (rank correlation {_rank_correlation(points[name]):+.2f})", fontsize=9, loc="left", color=INK
-        )
+        axes.set_title(f"{name}   (rank correlation {correlations[name]:+.2f})", fontsize=9)
     figure.supylabel("loss", fontsize=10, color=INK, x=0.005)
-    return figure
 
 
-def _draw_roc(rows: Sequence[Mapping[str, str]]) -> "Figure":
-    figure, axes = _blank((5.5, 5))
-    _diagonal(axes)
+def _draw_roc(figure: "Figure", rows: Sequence[Mapping[str, str]]) -> None:
+    axes = figure.add_subplot(title="ROC on the holdout", xlabel="false positive rate", ylabel="true positive rate")
+    _draw_diagonal(axes)
     for name in dict.fromkeys(row.get("model", "") for row in rows):
         part = [row for row in rows if row.get("model", "") == name]
         x, y = _numbers(part, "false_positive_rate"), _numbers(part, "true_positive_rate")
         axes.plot(x, y, linewidth=2, label=name, color=None if name else ACCENT)
-    return _titled(figure, axes, "ROC on the holdout", x="false positive rate", y="true positive rate")
 
 
-def _draw_calibration(rows: Sequence[Mapping[str, str]]) -> "Figure":
+def _draw_calibration(figure: "Figure", rows: Sequence[Mapping[str, str]]) -> None:
     """Observed against predicted; a point's size is its number of rows, where the file has it."""
-    figure, axes = _blank((5.5, 5))
+    axes = figure.add_subplot(title="calibration on the holdout", xlabel="predicted", ylabel="observed")
     x, y = _numbers(rows, "predicted"), _numbers(rows, "observed")
-    _diagonal(axes, min(x + y), max(x + y))
+    _draw_diagonal(axes, min(x + y), max(x + y))
     counts = _numbers(rows, "rows") if "rows" in rows[0] else [1.0] * len(rows)
     axes.plot(x, y, color=ACCENT, linewidth=1, alpha=0.5)
     axes.scatter(x, y, s=[20 + 130 * count / max(counts) for count in counts], color=ACCENT, zorder=3)
-    return _titled(figure, axes, "calibration on the holdout", x="predicted", y="observed")
 
 
-def _draw_importance(rows: Sequence[Mapping[str, str]]) -> "Figure":
+def _draw_importance(figure: "Figure", rows: Sequence[Mapping[str, str]]) -> None:
     ranked = sorted(rows, key=lambda row: -float(row["importance"]))[:MAX_FEATURES][::-1]
-    figure, axes = _blank((8, 0.6 + 0.28 * len(ranked)))
+    axes = figure.add_subplot(title=f"mean |SHAP|, the first {len(ranked)} features")
     axes.barh([row["feature"] for row in ranked], _numbers(ranked, "importance"), color=ACCENT, height=0.7)
     axes.grid(visible=False, axis="y")
-    return _titled(figure, axes, f"mean |SHAP|, the first {len(ranked)} features", x="", y="")
+
+
+# --- a replay ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -116,93 +149,62 @@ class Course:
     name: str
     weeks: Sequence[float | None]
     saved: Sequence[float]
-    retrains: Sequence[datetime]
-    promoted: Sequence[datetime]
+    retrains: Sequence[Moment]
+    promoted: Sequence[Moment]
 
 
-def draw_policies(lines: Sequence[Course], starts: Sequence[datetime], path: Path, *, metric: str, never: str) -> Path:
+def draw_policies(lines: Sequence[Course], starts: Sequence[Moment], path: Path, *, metric: str, never: str) -> Path:
     """Draw a replay: the metric by week, what each policy saved so far, and when each retrained."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    figure = _figure((9, 6.4 + 0.26 * len(lines)), layout="constrained")
-    grid = figure.add_gridspec(3, 1, height_ratios=[2.2, 2.8, 0.5 + 0.3 * len(lines)])
-    top = _plain(figure.add_subplot(grid[0]))
-    middle, bottom = (_plain(figure.add_subplot(grid[i], sharex=top)) for i in (1, 2))
     others = [line.name for line in lines if line.name != never]
     styles: dict[str, tuple[str, Any]] = {name: LINES[i % len(LINES)] for i, name in enumerate(others)}
     styles[never] = (INK, "-")
-    weeks: Any = starts
-    for line in lines:
-        colour, dash = styles[line.name]
-        width = 1.2 if line.name == never else 1.7
-        values = [math.nan if value is None else value for value in line.weeks]
-        top.plot(weeks, values, color=colour, linestyle=dash, linewidth=width)
-        middle.plot(weeks, line.saved, color=colour, linestyle=dash, linewidth=width)
-    _name_ends(middle, lines, starts, styles)
-    _draw_retrains(bottom, lines, styles)
-    for axes in (top, middle):
-        axes.tick_params(labelbottom=False)
-    _titled(figure, top, f"{metric} by week", x="", y="")
-    _titled(figure, middle, f"error saved so far, in % of what `{never}` made", x="", y="")
-    _titled(figure, bottom, "retrains: ● promoted   ○ refused", x="", y="")
-    return _save(path, figure)
+    with _open_figure(path, (9, 6.4 + 0.26 * len(lines))) as figure:
+        grid = figure.add_gridspec(3, 1, height_ratios=[2.2, 2.8, 0.5 + 0.3 * len(lines)])
+        top = figure.add_subplot(grid[0], title=f"{metric} by week")
+        saved = f"error saved so far, in % of what `{never}` made"
+        middle = figure.add_subplot(grid[1], sharex=top, title=saved)
+        bottom = figure.add_subplot(grid[2], sharex=top, title="retrains: ● promoted   ○ refused")
+        for line in lines:
+            colour, dash = styles[line.name]
+            width = 1.2 if line.name == never else 1.7
+            values = [math.nan if value is None else value for value in line.weeks]
+            top.plot(starts, values, color=colour, linestyle=dash, linewidth=width)
+            middle.plot(starts, line.saved, color=colour, linestyle=dash, linewidth=width)
+        _name_ends(middle, lines, starts, styles)
+        _draw_retrains(bottom, lines, styles)
+        for axes in (top, middle):
+            axes.tick_params(labelbottom=False)
+    return path
 
 
 def _name_ends(
-    axes: "Axes", lines: Sequence[Course], starts: Sequence[datetime], styles: Mapping[str, tuple[str, Any]]
+    axes: "Axes", lines: Sequence[Course], starts: Sequence[Moment], styles: Mapping[str, tuple[str, Any]]
 ) -> None:
     """Each line's name at its end, apart from each other where the lines end together."""
     low, high = axes.get_ylim()
     least, last = (high - low) / 14, -math.inf
-    end: Any = starts[-1]
     for line in sorted(lines, key=lambda line: line.saved[-1]):
         last = max(line.saved[-1], last + least)
-        place: Any = (starts[-1] + (starts[-1] - starts[0]) / 60, last)
-        axes.annotate(
-            line.name, (end, line.saved[-1]), xytext=place, color=styles[line.name][0], fontsize=9, va="center"
-        )
+        end, place = (starts[-1], line.saved[-1]), (starts[-1] + (starts[-1] - starts[0]) / 60, last)
+        axes.annotate(line.name, end, xytext=place, color=styles[line.name][0], fontsize=9, va="center")
     axes.set_ylim(low, max(high, last + least))
 
 
 def _draw_retrains(axes: "Axes", lines: Sequence[Course], styles: Mapping[str, tuple[str, Any]]) -> None:
     for place, line in enumerate(reversed(lines)):
         colour = styles[line.name][0]
-        refused: Any = [when for when in line.retrains if when not in set(line.promoted)]
-        promoted: Any = line.promoted
+        refused = [moment for moment in line.retrains if moment not in set(line.promoted)]
         axes.plot(refused, [place] * len(refused), "o", color=colour, markersize=5, fillstyle="none")
-        axes.plot(promoted, [place] * len(promoted), "o", color=colour, markersize=6)
+        axes.plot(line.promoted, [place] * len(line.promoted), "o", color=colour, markersize=6)
     axes.set_yticks(range(len(lines)), [line.name for line in reversed(lines)])
     axes.set_ylim(-0.6, len(lines) - 0.4)
     axes.grid(visible=False, axis="x")
 
 
-def _blank(size: tuple[float, float]) -> "tuple[Figure, Axes]":
-    figure = _figure(size, layout="constrained")
-    return figure, _plain(figure.add_subplot())
+# --- the parts -----------------------------------------------------------------------------------------------------
 
 
-def _figure(size: tuple[float, float], *, layout: Literal["constrained"] | None) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, dpi=110, layout=layout, facecolor="white")
-
-
-def _plain(axes: "Axes") -> "Axes":
-    axes.grid(visible=True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=9, length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
-    return axes
-
-
-def _titled(figure: "Figure", axes: "Axes", title: str, *, x: str, y: str) -> "Figure":
-    axes.set_title(title, fontsize=11, loc="left", color=INK)
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
-    return figure
-
-
-def _diagonal(axes: "Axes", low: float = 0.0, high: float = 1.0) -> None:
+def _draw_diagonal(axes: "Axes", low: float = 0.0, high: float = 1.0) -> None:
     axes.plot([low, high], [low, high], color=FAINT, linewidth=1, linestyle="--")
 
 
@@ -239,8 +241,3 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def _save(path: Path, figure: "Figure") -> Path:
-    files.publish(path, lambda new: figure.savefig(new, format="png"))
-    return path
