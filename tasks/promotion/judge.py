@@ -8,37 +8,30 @@ the verdict.
 """
 
 import tempfile
-import time
+import timeit
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tasks import log
 from tasks.data import featurerows, manifest
-from tasks.data.featurerows import Rows
-from tasks.data.manifest import FeaturesManifest
 from tasks.data.timeline import Span
 from tasks.params import Params, to_utc
 from tasks.promotion import gate, ledger
 from tasks.promotion.contest import align_classes, compare_losses, row_losses
-from tasks.promotion.gate import Costs
 from tasks.promotion.recipe import Recipe, download_recipe, load_recipe, rebuild_features
 from tasks.promotion.registry import CHAMPION, Registry, Version
 from tasks.promotion.verdict import Verdict, hold
-from tasks.training import model, split, train
-from tasks.training.evaluate import keep_known_classes
+from tasks.training import evaluate, metrics, model, split, train
 from tasks.training.holdout import Holdout
-from tasks.training.metrics import calibration_error
-from tasks.training.model import Floats, Model, Spec
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from tasks.training.model import Floats, Model
 
 LATENCY_ROWS = 1000  # in the batch whose prediction is timed
 LATENCY_RUNS = 5
@@ -68,7 +61,7 @@ def judge_candidate(p: Params, folder: Path, record: str, *, registry: Registry,
         how = "lost as a challenger" if barred in ledger.find_rejected(entries) else "was rolled back"
         reason = f"Same recipe and same data as version {barred}, which {how}: it is never promoted again."
         return hold(reason, rolled_back=barred)
-    as_of = FeaturesManifest.read(folder / p.paths.features).as_of
+    as_of = manifest.FeaturesManifest.read(folder / p.paths.features).as_of
     number = {"champion_version": champion.number} if champion else {}
     if reason_to_wait := explain_wait(p, registry, champion, as_of, manifest.read_limit(folder / p.paths.raw)):
         return hold(reason_to_wait, **number)
@@ -153,7 +146,7 @@ class Case:
         return self.folder / self.p.paths.models / "model.ubj"
 
     @cached_property
-    def rows(self) -> Rows:
+    def rows(self) -> featurerows.Rows:
         return featurerows.read_rows(self.folder / self.p.paths.features)
 
     @property
@@ -171,7 +164,7 @@ class Case:
         return self._measure_losses(self._predictions)
 
     @cached_property
-    def costs(self) -> Costs:
+    def costs(self) -> gate.Costs:
         size = self._shipped_path.stat().st_size
         return measure_costs(self.shipped, self.rows.table, self._codes, self._predictions[0], size=size)
 
@@ -229,15 +222,15 @@ class Case:
     def _span(self) -> Span:
         return split.find_holdout(self.as_of, self.p.split, deadline=self.p.label.deadline)
 
-    def _select_holdout(self, rows: Rows) -> Rows:
+    def _select_holdout(self, rows: featurerows.Rows) -> featurerows.Rows:
         """The holdout's rows, in its order. Both come from one spine, sorted by time and key."""
-        held = keep_known_classes(rows.take(model.is_labelled(rows.label)), self.shipped.spec)
+        held = evaluate.keep_known_classes(rows.take(model.is_labelled(rows.label)), self.shipped.spec)
         if len(held) != len(self.holdout.times) or not (held.event_time == self.holdout.times).all():
             raise ValueError(f"its features give {len(held)} rows of the holdout's {len(self.holdout.times)}")
         return held
 
 
-def measure_costs(shipped: Model, table: "pa.Table", codes: Floats, predictions: Floats, *, size: int) -> Costs:
+def measure_costs(shipped: Model, table: pa.Table, codes: Floats, predictions: Floats, *, size: int) -> gate.Costs:
     """What a model costs.
 
     Args:
@@ -245,29 +238,18 @@ def measure_costs(shipped: Model, table: "pa.Table", codes: Floats, predictions:
         codes: The labels of the predictions, as numbers.
         size: The model's, in bytes.
     """
-    return Costs(_measure_calibration(shipped.spec, codes, predictions), size / 1e6, _measure_latency(shipped, table))
+    error = 0.0 if shipped.spec.task == "regression" else metrics.calibration_error(codes, predictions)
+    return gate.Costs(error, size / 1e6, _measure_latency(shipped, table))
 
 
-def _measure_calibration(spec: Spec, codes: Floats, predictions: Floats) -> float:
-    """The calibration error; 0 for numbers. Of several classes it is that of the likeliest."""
-    if spec.task == "regression":
-        return 0.0
-    if spec.task == "multiclass":
-        return calibration_error((predictions.argmax(axis=1) == codes).astype(float), predictions.max(axis=1))
-    return calibration_error(codes, predictions)
-
-
-def _measure_latency(shipped: Model, table: "pa.Table") -> float:
+def _measure_latency(shipped: Model, table: pa.Table) -> float:
     """Milliseconds a row: the fastest of several runs, since something else slowed the others."""
-    batch, seconds = table.slice(0, LATENCY_ROWS), []
-    for _ in range(LATENCY_RUNS):
-        began = time.perf_counter()
-        shipped.predict(batch)
-        seconds.append(time.perf_counter() - began)
+    batch = table.slice(0, LATENCY_ROWS)
+    seconds = timeit.repeat(lambda: shipped.predict(batch), number=1, repeat=LATENCY_RUNS)
     return min(seconds) * 1000 / max(len(batch), 1)
 
 
-def _choose_models(p: Params, recipe: Recipe, rows: Rows, cut: datetime) -> Sequence[Model]:
+def _choose_models(p: Params, recipe: Recipe, rows: featurerows.Rows, cut: datetime) -> Sequence[Model]:
     """The champion's model itself without refit, else twins of its recipe that end at `cut`."""
     if recipe.p.label == p.label:
         if not p.train.refit:

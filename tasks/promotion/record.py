@@ -15,23 +15,22 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from tasks import log
 from tasks.data import periods
 from tasks.data.manifest import FeaturesManifest, RawManifest
 from tasks.params import Params
-from tasks.promotion import figures, registry, tags
+from tasks.promotion import figures, registry, tags, verdict
 from tasks.promotion.runs import Bundle, Dataset, Runs
 from tasks.promotion.tracking import hide_password
 from tasks.runtime import code, files, stage
 from tasks.runtime.code import UNKNOWN
-from tasks.training.trials import Trial, read_trials
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from tasks.training import holdout, trials
 
 NAME = "record"
 PATCH = "uncommitted.patch"
@@ -50,7 +49,6 @@ REPORTS = (
 )
 NOTE_METRICS = ("auc", "average_precision", "accuracy", "brier", "calibration_error", "f1", "mae", "r2")
 EXAMPLE_ROWS = 5
-CANDIDATE = "candidate"  # the twin's line in leaderboard.json
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,7 @@ class Results:
 
     p: Params
     folder: Path
+    record: str
     entries: Mapping[str, Any]
     commit: str
     patch: bytes
@@ -67,13 +66,9 @@ class Results:
     features: FeaturesManifest
     quality: Mapping[str, Any]
     tuned: Mapping[str, Any]
-    trials: Sequence[Trial]
+    trials: Sequence[trials.Trial]
     metrics: Mapping[str, Any]
     leaderboard: Sequence[Mapping[str, Any]]
-
-    @property
-    def record(self) -> str:
-        return hash_entries(self.entries)
 
     @property
     def columns(self) -> list[dict[str, str]]:
@@ -108,6 +103,7 @@ def _read_results(p: Params, folder: Path, environment: Mapping[str, str]) -> Re
         return Results(
             p=p,
             folder=folder,
+            record=hash_entries(entries),
             entries=entries,
             commit=commit,
             patch=patch,
@@ -116,7 +112,7 @@ def _read_results(p: Params, folder: Path, environment: Mapping[str, str]) -> Re
             features=FeaturesManifest.read(folder / p.paths.features),
             quality=json.loads((reports / "quality.json").read_text()),
             tuned=json.loads((models / "tuned.json").read_text()),
-            trials=read_trials(reports / "trials.json"),
+            trials=trials.read_trials(reports / "trials.json"),
             metrics=json.loads((reports / "metrics.json").read_text()),
             leaderboard=json.loads((reports / "leaderboard.json").read_text()),
         )
@@ -202,18 +198,21 @@ def _lay_out_artifacts(results: Results, target: Path) -> None:
 
 def _render_note(results: Results) -> str:
     """The run's description: the leaderboard, and what it stands on."""
-    rows, tuned = results.leaderboard, results.tuned
-    columns = dict.fromkeys([results.p.gate.metric, *NOTE_METRICS])  # what the gate looks at comes first
-    names = [name for name in columns if any(name in row for row in rows)]
-    cells = [[f"{row[name]:.4f}" if row.get(name) is not None else "" for name in names] for row in rows]
-    table = [["model", *names], ["---", *("---:" for _ in names)]]
-    table += [[row["model"], *line] for row, line in zip(rows, cells, strict=True)]
+    tuned, columns = (
+        results.tuned,
+        dict.fromkeys([results.p.gate.metric, *NOTE_METRICS]),
+    )  # first what the gate looks at
+    names = [name for name in columns if any(name in row for row in results.leaderboard)]
+    rows = [
+        {"model": row["model"]} | {name: f"{row[name]:.4f}" if row.get(name) is not None else "" for name in names}
+        for row in results.leaderboard
+    ]
     edits = f" with uncommitted edits ({PATCH})" if results.patch else ""
     return "\n".join(
         [
             f"**What was known at {results.raw.as_of.isoformat()}**: {results.features.rows:,} rows, "
             f"{results.features.labelled:,} of them labelled. Measured on the holdout, by the twin:\n",
-            *("| " + " | ".join(line) + " |" for line in table),
+            verdict.render_table(rows),
             f"\n{tuned['trials']} trials, {tuned['pruned']} pruned; ended by the {tuned['ended_by']}. "
             f"Commit `{results.commit[:12]}`{edits}, record `{results.record[:12]}`.",
         ]
@@ -251,7 +250,7 @@ def _count(results: Results) -> dict[str, float]:
         {
             f"{row['model']}.{name}": value
             for row in results.leaderboard
-            if row["model"] != CANDIDATE
+            if row["model"] != holdout.CANDIDATE
             for name, value in row.items()
         }
         | {
@@ -285,20 +284,16 @@ def _list_datasets(results: Results) -> Iterator[Dataset]:
 
 
 def _make_bundle(results: Results) -> Bundle:
-    models, multiclass = results.folder / results.p.paths.models, results.p.label.task == "multiclass"
-    example = _read_example(results.folder / results.p.paths.features, results.columns)
-    return Bundle(models / "model.ubj", models / "twin.ubj", results.columns, example, per_class=multiclass)
-
-
-def _read_example(features: Path, columns: Sequence[Mapping[str, str]]) -> "pa.Table":
-    """A few rows of the newest period, in the types that a caller sends: numbers and text."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    newest = max((path for _, path in periods.list_files(features)), key=lambda path: path.stem)
+    """The models, with a few rows of the newest period in the types that a caller sends: numbers and text."""
+    p, columns = results.p, results.columns
+    newest = max(
+        (path for _, path in periods.list_files(results.folder / p.paths.features)), key=lambda path: path.stem
+    )
     rows = pq.read_table(newest, columns=[column["name"] for column in columns]).slice(0, EXAMPLE_ROWS)
     types = {"number": pa.float64(), "category": pa.string()}
-    return rows.cast(pa.schema([(column["name"], types[column["kind"]]) for column in columns]))
+    example = rows.cast(pa.schema([(column["name"], types[column["kind"]]) for column in columns]))
+    models, per_class = results.folder / p.paths.models, p.label.task == "multiclass"
+    return Bundle(models / "model.ubj", models / "twin.ubj", columns, example, per_class=per_class)
 
 
 def _find_lineage(results: Results) -> dict[str, str]:

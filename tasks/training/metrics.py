@@ -51,7 +51,7 @@ def _measure_multiclass(codes: Floats, predictions: Floats, spec: Spec) -> dict[
         "log_loss": metrics.log_loss(codes, predictions, labels=names),
         "accuracy": metrics.accuracy_score(codes, top),
         "f1_macro": metrics.f1_score(codes, top, average="macro", zero_division=0),
-        "calibration_error": calibration_error((top == codes).astype(float), predictions.max(axis=1)),
+        "calibration_error": calibration_error(codes, predictions),
     }
     if len(np.unique(codes)) == len(names):
         shares = predictions[:, 1] if len(names) == 2 else predictions  # scikit-learn takes one column for two classes
@@ -72,7 +72,14 @@ def _measure_regression(codes: Floats, predictions: Floats, _spec: Spec) -> dict
 
 
 def calibration_error(outcome: Floats, shares: Floats) -> float:
-    """Expected calibration error over ten bins of equal width (Naeini et al. 2015)."""
+    """Expected calibration error over ten bins of equal width (Naeini et al. 2015).
+
+    Args:
+        outcome: (n,): 0 or 1, or the class.
+        shares: (n,); or (n, classes), of which each row's likeliest is looked at.
+    """
+    if shares.ndim == 2:
+        outcome, shares = (shares.argmax(axis=1) == outcome).astype(float), shares.max(axis=1)
     place = np.minimum((shares * BINS).astype(int), BINS - 1)
     count = np.bincount(place, minlength=BINS)
     gap = np.bincount(place, weights=outcome - shares, minlength=BINS)
