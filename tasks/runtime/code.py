@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
 
 from tasks import log
 from tasks.params import home
@@ -43,7 +42,9 @@ def copy_code(checkout: Path, root: Path, *, commit: str | None, patch: Path | N
     if not _in_git(checkout):
         _copy_tree(checkout, root)
         return UNKNOWN, b""
-    base, diff = _snapshot(checkout, root)
+    with _tree(checkout) as (tree, env):
+        _unpack(checkout, root, tree=tree, env=env)
+        base, diff = _since_head(checkout, tree, env)
     if (lock := checkout / "dvc.lock").exists() and not (root / "dvc.lock").exists():
         shutil.copyfile(lock, root / "dvc.lock")
     return base, diff
@@ -83,34 +84,37 @@ def find_commit_and_patch(checkout: Path) -> tuple[str, bytes]:
         return _since_head(checkout, tree, env)
 
 
-def _snapshot(checkout: Path, root: Path) -> tuple[str, bytes]:
-    """Fill `root` with the files as they are, and say what they are."""
-    with _tree(checkout) as (tree, env):
-        _unpack(checkout, root, tree=tree, env=env)
-        return _since_head(checkout, tree, env)
-
-
 @contextlib.contextmanager
 def _tree(checkout: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """The code as it is as a tree of git, by an index and objects of our own, which the environment names."""
     with tempfile.TemporaryDirectory() as scratch:
-        env = _own_index(checkout, Path(scratch))
-        _git(checkout, "update-index", "--add", "--remove", "-z", "--stdin", env=env, stdin=_listed(checkout))
+        env = _make_index(checkout, Path(scratch))
+        _git(checkout, "update-index", "--add", "--remove", "-z", "--stdin", env=env, stdin=_list_code(checkout))
         yield _git(checkout, "write-tree", env=env).decode().strip(), env
 
 
 def _since_head(checkout: Path, tree: str, env: Mapping[str, str]) -> tuple[str, bytes]:
-    head = _head(checkout)
+    asked = subprocess.run(
+        ["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=checkout, env=_git_env(), capture_output=True, text=True
+    )
+    head = asked.stdout.strip()
     base = head or _git(checkout, "hash-object", "-t", "tree", os.devnull).decode().strip()
     only = ["--relative", "--", ".", ":(exclude)dvc.lock"]  # the lock says what was made, not what makes it
     return head or UNKNOWN, _git(checkout, "diff", *PLAIN, base, tree, *only, env=env)
 
 
-def _listed(checkout: Path) -> bytes:
+def _list_code(checkout: Path) -> bytes:
     """The names of the files that make up the code, each ended by a NUL: all that git tracks, and new code."""
     new = _names_in_git(checkout, "--others", "--exclude-standard")
     code = [name for name in new if _is_code(checkout / name, Path(name))]
-    _tell_of_data([name for name in new if name not in code and name != "dvc.lock"])
+    if data := [name for name in new if name not in code and name != "dvc.lock"]:
+        log.warning(
+            "%d files that git does not track are no code and are left out of the run and of its patch (%s%s). Data "
+            "belongs outside the checkout or under an ignored path; what the code needs beside it, `git add` brings in",
+            len(data),
+            ", ".join(data[:3]),
+            ", ..." if data[3:] else "",
+        )
     return "".join(f"{name}\0" for name in [*_names_in_git(checkout, "--cached"), *code]).encode(
         errors="surrogateescape"
     )
@@ -118,7 +122,7 @@ def _listed(checkout: Path) -> bytes:
 
 def _names_in_git(checkout: Path, *which: str) -> list[str]:
     names = _git(checkout, "ls-files", *which, "-z").decode(errors="surrogateescape").split("\0")[:-1]
-    foreign = tuple(_foreign(checkout))
+    foreign = tuple(_list_foreign(checkout))
     return [name for name in names if not name.endswith("/") and not name.startswith(foreign)]  # "/": a nested clone
 
 
@@ -131,18 +135,7 @@ def _is_code(path: Path, name: Path) -> bool:
     return path.is_symlink() or (path.is_file() and path.stat().st_size <= CODE_SIZE)
 
 
-def _tell_of_data(names: list[str]) -> None:
-    if names:
-        log.warning(
-            "%d files that git does not track are no code and are left out of the run and of its patch (%s%s). Data "
-            "belongs outside the checkout or under an ignored path; what the code needs beside it, `git add` brings in",
-            len(names),
-            ", ".join(names[:3]),
-            ", ..." if names[3:] else "",
-        )
-
-
-def _own_index(checkout: Path, scratch: Path) -> dict[str, str]:
+def _make_index(checkout: Path, scratch: Path) -> dict[str, str]:
     """So that neither the user's index nor the repository's objects are touched."""
     index, objects = (
         checkout / _git(checkout, "rev-parse", "--git-path", name).decode().strip() for name in ("index", "objects")
@@ -157,17 +150,10 @@ def _own_index(checkout: Path, scratch: Path) -> dict[str, str]:
     }
 
 
-def _foreign(checkout: Path) -> list[str]:
+def _list_foreign(checkout: Path) -> list[str]:
     """Paths in the checkout that are not its code even where no .gitignore says so."""
     shared = home(checkout)
     return [*NOT_CODE, *([f"{shared.relative_to(checkout)}/"] if shared.is_relative_to(checkout) else [])]
-
-
-def _head(checkout: Path) -> str | None:
-    asked = subprocess.run(
-        ["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=checkout, env=_git_env(), capture_output=True, text=True
-    )
-    return asked.stdout.strip() or None
 
 
 def _unpack(checkout: Path, root: Path, *, tree: str, env: Mapping[str, str] | None = None) -> None:
@@ -183,18 +169,12 @@ def _unpack(checkout: Path, root: Path, *, tree: str, env: Mapping[str, str] | N
     shutil.rmtree(scratch)
 
 
-def _git(
-    where: Path,
-    *args: str,
-    env: Mapping[str, str] | None = None,
-    stdin: bytes = b"",
-    stdout: int | IO[bytes] = subprocess.PIPE,
-) -> bytes:
+def _git(where: Path, *args: str, env: Mapping[str, str] | None = None, stdin: bytes = b"") -> bytes:
     command, env = ["git", "-c", "core.fsmonitor=false", *args], _git_env() | dict(env or {})
-    done = subprocess.run(command, cwd=where, env=env, input=stdin, stdout=stdout, stderr=subprocess.PIPE)
+    done = subprocess.run(command, cwd=where, env=env, input=stdin, capture_output=True)
     if done.returncode:
         raise ValueError(f"`git {' '.join(args)}` failed in {where}: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout or b""
+    return done.stdout
 
 
 def _git_env() -> dict[str, str]:
@@ -203,7 +183,7 @@ def _git_env() -> dict[str, str]:
 
 
 def _copy_tree(checkout: Path, root: Path) -> None:
-    left_out = {checkout / name for name in (*LEFT_OUT, *_foreign(checkout))}
+    left_out = {checkout / name for name in (*LEFT_OUT, *_list_foreign(checkout))}
 
     def ignore(folder: str, names: list[str]) -> list[str]:
         return [

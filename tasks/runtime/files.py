@@ -30,7 +30,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def publish(target: Path, write: Callable[[Path], None]) -> None:
+def publish(target: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name and rename it: a file's existence means that it is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.new")
@@ -48,10 +48,7 @@ def publish_json(target: Path, value: Any) -> None:
 
 
 def publish_text(target: Path, text: str) -> None:
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-
-    publish(target, write)
+    publish(target, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 @contextlib.contextmanager

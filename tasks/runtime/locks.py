@@ -36,7 +36,11 @@ def take_turn(
         lock.acquire(timeout=0)
     except Timeout:
         say(f"another run is under way ({_read_holder(holder)}); waiting for it, at most {timeout:.0f} s")
-        _wait(lock, holder, timeout)
+        try:
+            lock.acquire(timeout=timeout, poll_interval=0.2)
+        except Timeout:
+            rule = f"another run ({_read_holder(holder)}) did not end within {timeout:.0f} s"
+            raise TimeoutError(f"{rule}. Wait for it, or end that process.") from None
     try:
         holder.write_text(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
         yield
@@ -57,14 +61,6 @@ def is_run_under_way(home: Path, *, name: str = "run") -> bool:
 
 def _run_lock(home: Path, name: str) -> FileLock:
     return FileLock(home / f"{name}.lock", thread_local=False)
-
-
-def _wait(lock: FileLock, holder: Path, timeout: float) -> None:
-    try:
-        lock.acquire(timeout=timeout, poll_interval=0.2)
-    except Timeout:
-        other = f"another run ({_read_holder(holder)})"
-        raise TimeoutError(f"{other} did not end within {timeout:.0f} s. Wait for it, or end that process.") from None
 
 
 def _read_holder(path: Path) -> str:

@@ -25,7 +25,7 @@ def override_params(params: Path, values: Mapping[str, Any]) -> None:
     file.width = 1_000_000
     content = file.load(params)
     for key, value in values.items():
-        _set(content, key, value, keys=list(dict.fromkeys([*_list_keys(content), *_list_fields()])))
+        _set(content, key, value, keys=list(dict.fromkeys([*list_keys(content), *_list_fields()])))
     with params.open("w", encoding="utf-8") as stream:
         file.dump(content, stream)
 
@@ -47,10 +47,11 @@ def _set(content: Any, key: str, value: Any, *, keys: list[str]) -> None:
         content.insert(0, last, _quote(value))  # at the end it would come after the next section's comment
 
 
-def _list_keys(content: Any, prefix: str = "") -> Iterator[str]:
+def list_keys(content: Any, prefix: str = "") -> Iterator[str]:
+    """The keys that a file holds on all levels, such as `tune` and `tune.trials`."""
     for name, value in content.items() if isinstance(content, Mapping) else ():
         yield f"{prefix}{name}"
-        yield from _list_keys(value, f"{prefix}{name}.")
+        yield from list_keys(value, f"{prefix}{name}.")
 
 
 def _list_fields() -> Iterator[str]:

@@ -1,17 +1,17 @@
-"""The stages of dvc.yaml listed and run, and DVC's settings; the only importer of dvc.
+"""The stages of dvc.yaml listed and run, DVC's settings, and the files of its cache; the only importer of dvc.
 
 Whether a run should happen and what its results mean is decided elsewhere.
 """
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import re
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +21,6 @@ from typing import Any, Literal
 import yaml
 
 from tasks import log
-from tasks.runtime import objects
 from tasks.runtime.program import Program
 
 _one_stage = threading.Lock()  # the working directory belongs to the whole process, and DVC needs it to be the root
@@ -141,11 +140,6 @@ def read_lock(root: Path) -> dict[str, Any]:
     return dict(yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
 
 
-def hash_lock(root: Path) -> str:
-    """The same for the same content, whatever order the stages were run in."""
-    return hashlib.sha256(json.dumps(read_lock(root), sort_keys=True, default=str).encode()).hexdigest()
-
-
 # --- a stage -------------------------------------------------------------------------------------------------------
 
 
@@ -169,10 +163,12 @@ def run_stage(
     Raises:
         StageFailed: the program failed, or DVC could not keep its outputs.
     """
-    program = Program(name, on_line)
-    started = time.monotonic()
+    program, started = Program(name, on_line), time.monotonic()
+    # The stages' `python` is the one that runs this process, and its output is not buffered.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    run_env = {"PATH": path, "PYTHONUNBUFFERED": "1", **(env or {})}
     with _one_stage, contextlib.chdir(root), _run_with(program):
-        changed = _reproduce(root, name, program, env=_program_env(env or {}), force=force)
+        changed = _reproduce(root, name, program, env=run_env, force=force)
     status: Literal["ran", "cached", "unchanged"] = "ran" if program.ran else "cached" if changed else "unchanged"
     return StageRun(name, status, program.cpu, time.monotonic() - started)
 
@@ -180,11 +176,11 @@ def run_stage(
 def _reproduce(root: Path, name: str, program: "Program", *, env: Mapping[str, str], force: bool) -> bool:
     from dvc.exceptions import DvcException
 
-    _link_apart()
+    clone_apart()
     with _collect_errors("dvc_data") as errors:
         try:
             with open_project(root) as repo:
-                objects.check_content(repo.cache.local, stage=name)
+                _check_content(repo.cache.local, stage=name)
                 changed = repo.reproduce(name, single_item=True, force=force, run_env=dict(env))
         except DvcException as error:
             log.debug("DVC's own account", exc_info=True)
@@ -194,13 +190,6 @@ def _reproduce(root: Path, name: str, program: "Program", *, env: Mapping[str, s
     return bool(changed)
 
 
-@cache
-def _link_apart() -> None:
-    from dvc_objects.fs import system
-
-    system.reflink = objects.link_apart(system.reflink)
-
-
 def _explain(error: BaseException) -> str:
     """The innermost cause, since DVC wraps it in 'failed to reproduce ...'."""
     while error.__cause__ is not None:
@@ -208,34 +197,23 @@ def _explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-class _ErrorCollector(logging.Handler):
-    """Keeps the exceptions that are logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: list[BaseException] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and record.exc_info[1]:
-            self.errors.append(record.exc_info[1])
-
-
 @contextlib.contextmanager
 def _collect_errors(name: str) -> Iterator[list[BaseException]]:
     """The exceptions that a library logs instead of raising them. They are logged nowhere else."""
-    collector, logger = _ErrorCollector(), logging.getLogger(name)
+    errors: list[BaseException] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info and record.exc_info[1]:
+                errors.append(record.exc_info[1])
+
+    logger = logging.getLogger(name)
     handlers, propagate = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [collector], False
+    logger.handlers, logger.propagate = [Collector()], False
     try:
-        yield collector.errors
+        yield errors
     finally:
         logger.handlers, logger.propagate = handlers, propagate
-
-
-def _program_env(env: Mapping[str, str]) -> dict[str, str]:
-    """The stages' `python` is the one that runs this process, and its output is not buffered."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {"PATH": path, "PYTHONUNBUFFERED": "1", **env}
 
 
 @contextlib.contextmanager
@@ -253,3 +231,71 @@ def _run_with(program: "Program") -> Iterator[None]:
         yield
     finally:
         dvc_run._run = original
+
+
+# --- the files of the cache ----------------------------------------------------------------------------------------
+
+
+def _check_content(store: Any, *, stage: str) -> None:
+    """Have DVC's object store (a `LocalHashFileDB`) check each object by content before DVC gives it back or keeps it.
+
+    DVC trusts a cached file that is read-only. Root, a disk that loses bits and `chmod` change such files all the same.
+    So every file that a stage's run asks for is hashed once (0.7 GB/s), and one with other bytes is removed and named
+    in the log. DVC then finds that it lacks an output of the stage, and the stage runs again. A bare `dvc repro` is not
+    checked.
+    """
+    sound: dict[Path, tuple[int, ...]] = {}
+    check, get = store.check, store.get
+
+    def remove_damaged(oid: str) -> None:
+        path = Path(store.oid_to_path(oid))
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            look = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            if sound.get(path) == look:
+                return
+            with path.open("rb") as stream:
+                md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            if md5 == oid.removesuffix(".dir"):
+                sound[path] = look
+                return
+            path.unlink(missing_ok=True)
+            log.warning(
+                "%s: DVC's cache held other bytes than dvc.lock names (%s). The file is removed, and what it was an "
+                "output of is made again.",
+                stage,
+                path,
+            )
+
+    def checked(oid: str, *args: Any, **kwargs: Any) -> Any:
+        remove_damaged(oid)
+        return check(oid, *args, **kwargs)
+
+    def got(oid: str) -> Any:
+        if oid.endswith(".dir"):  # DVC reads the listing of a folder before it asks whether that is sound
+            remove_damaged(oid)
+        return get(oid)
+
+    store.check, store.get = checked, got
+
+
+@cache
+def clone_apart() -> None:
+    """Have DVC clone a file under another name first.
+
+    On Linux it opens its target and empties it before it asks whether the disk can clone. Where another run has just
+    put the same object there, that empties the object, and the files of that run that are links to it.
+    """
+    from dvc_objects.fs import system
+
+    reflink: Callable[[str, str], None] = system.reflink
+
+    def clone(source: str, target: str) -> None:
+        temporary = f"{target}.{uuid.uuid4().hex}"
+        try:
+            reflink(source, temporary)
+            os.link(temporary, target)  # FileExistsError where another run was first
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    system.reflink = clone

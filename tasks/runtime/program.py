@@ -43,12 +43,7 @@ class Program:
             The exit status.
         """
         self.ran = True
-        status = self._run(_argv(command, executable, path=popen["env"].get("PATH")), popen)
-        if status:
-            self.failure = explain_failure(self.stage, status, list(self._lines))
-        return status
-
-    def _run(self, argv: list[str], popen: dict[str, Any]) -> int:
+        argv = _split_command(command, executable, path=popen["env"].get("PATH"))
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **popen
         )
@@ -57,7 +52,7 @@ class Program:
         reader = threading.Thread(target=context.run, args=(self._read, process.stdout.fileno()), daemon=True)
         reader.start()
         try:
-            return self._wait(process)
+            status = self._wait(process)
         except BaseException:  # Ctrl-C, a cancelled run: what it writes, it writes under temporary names
             process.kill()
             self._wait(process)
@@ -66,6 +61,9 @@ class Program:
             reader.join(timeout=10)  # a grandchild may hold the pipe open
             if not reader.is_alive():
                 process.stdout.close()
+        if status:
+            self.failure = explain_failure(self.stage, status, list(self._lines))
+        return status
 
     def _wait(self, process: "subprocess.Popen[bytes]") -> int:
         _, status, usage = os.wait4(process.pid, 0)
@@ -83,20 +81,13 @@ class Program:
         self._take(rest.decode(errors="replace") + "\n")
 
     def _take(self, piece: str) -> None:
-        text = piece.rstrip()
-        if not text:
-            return
-        if piece.endswith("\r"):
-            self._show_progress(text)
-        else:
+        text, is_progress = piece.rstrip(), piece.endswith("\r")
+        if text and not is_progress:
             self._lines.append(text)
             self._pass_on(text)
-
-    def _show_progress(self, text: str) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{text}\x1b[K\r")
-            sys.stderr.flush()
-        elif time.monotonic() - self._progress_at > PROGRESS_INTERVAL_S:
+        elif text and sys.stderr.isatty():
+            print(f"\r{text}\x1b[K\r", end="", file=sys.stderr, flush=True)
+        elif text and time.monotonic() - self._progress_at > PROGRESS_INTERVAL_S:
             self._progress_at = time.monotonic()
             self._pass_on(text)
 
@@ -113,7 +104,7 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _argv(command: str, executable: str, *, path: str | None) -> list[str]:
+def _split_command(command: str, executable: str, *, path: str | None) -> list[str]:
     """Without a shell where none is needed: some shells stay between, and a stage dies with its parent only."""
     if re.fullmatch(r"[\w@%+:,./ -]+", command) and shutil.which(command.split()[0], path=path):
         return shlex.split(command)

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import json
 import logging
 import os
@@ -21,7 +22,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tasks import log
 from tasks import params as parameters
 from tasks.params import Params, yamltext
+from tasks.runtime import locks
+from tasks.runtime.overrides import list_keys
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -42,7 +44,7 @@ T = TypeVar("T")
 def main(name: str, *acts: Callable[[Params], None]) -> None:
     """Run one stage as a program, its acts in order: exit 0, or 1 with the error in one line, or 124 past its limit."""
     die_with_parent()
-    _log_to(name)
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s")
     try:
         p = parameters.load()
         check_settings(p)
@@ -62,10 +64,9 @@ def check_settings(p: Params, folder: Path = Path()) -> None:
     graph, settings = folder / "dvc.yaml", folder / "params.yaml"
     if not graph.exists():
         return
-    written = yamltext.read(settings)[0]
     stages = yamltext.read(graph)[0]["stages"].values()
     names = {name for one in stages for name in one.get("params", []) if isinstance(name, str)}
-    if missing := sorted(name for name in names if not _is_written(name, written)):
+    if missing := sorted(names.difference(list_keys(yamltext.read(settings)[0]))):
         lines = ", ".join(f"`{name}: {_default(name, p)}`" for name in missing)
         raise ValueError(
             f"params.yaml must hold every setting that dvc.yaml names, but lacks {', '.join(missing)}. Write {lines} "
@@ -73,18 +74,8 @@ def check_settings(p: Params, folder: Path = Path()) -> None:
         )
 
 
-def _is_written(name: str, settings: Any) -> bool:
-    for part in name.split("."):
-        if not isinstance(settings, dict) or part not in settings:
-            return False
-        settings = settings[part]
-    return True
-
-
 def _default(name: str, p: Params) -> str:
-    value: Any = p
-    for part in name.split("."):
-        value = getattr(value, part)
+    value: Any = functools.reduce(getattr, name.split("."), p)
     if isinstance(value, timedelta):
         return parameters.spell(value)
     return "{}" if isinstance(value, parameters.Section) else json.dumps(value, default=str)
@@ -155,10 +146,6 @@ def _too_long(name: str, length: timedelta) -> None:
     os._exit(TOO_LONG)
 
 
-def _log_to(name: str) -> None:
-    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s")
-
-
 def connect(p: Params) -> "DuckDBPyConnection":
     """A DuckDB in memory, in UTC, within stage.threads and stage.memory. What it spills to disk is encrypted.
 
@@ -183,7 +170,7 @@ def connect(p: Params) -> "DuckDBPyConnection":
     return con
 
 
-@cache
+@functools.cache
 def _spill_folder(project: Path) -> Path:
     """A private folder of this process: in the project's .dvc/tmp, so on the disk of its data, else in the system's."""
     with contextlib.suppress(OSError):
@@ -196,8 +183,6 @@ def _spill_folder(project: Path) -> Path:
 
 def _own_folder(root: Path) -> Path:
     """A new folder that this process owns while it lives; the folders of dead processes are removed."""
-    from tasks.runtime import locks
-
     for lock in root.glob("*.lock"):
         locks.remove_ownerless(lock.with_suffix(""))
     owning = contextlib.ExitStack()

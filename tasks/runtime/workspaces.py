@@ -63,7 +63,7 @@ def open_workspace(
     root = shared / "workspaces" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     root.parent.mkdir(parents=True, exist_ok=True)
     with locks.own(root):
-        workspace = _make(checkout, root, overrides=overrides or {}, commit=commit, patch=patch, fresh=fresh)
+        workspace = _make_workspace(checkout, root, overrides=overrides or {}, commit=commit, patch=patch, fresh=fresh)
         try:
             yield workspace
         except Exception as error:
@@ -91,7 +91,7 @@ def list_workspaces(shared: Path) -> list[Path]:
     return sorted(root for root in (shared / "workspaces").glob("*") if root.is_dir())
 
 
-def _make(
+def _make_workspace(
     checkout: Path,
     root: Path,
     *,
@@ -107,16 +107,11 @@ def _make(
         configure_project(checkout, making, cache=root / ".dvc" / "cache" if fresh else find_cache(checkout), site=root)
         if diff:
             (making / PATCH).write_bytes(diff)
-        if fresh:
-            _make_fresh_home(checkout, making)
+        if fresh:  # empty but for the key of the pseudonyms: without it the same sources give other bytes
+            (making / FRESH_HOME).mkdir(parents=True)
+            if (key := home(checkout) / "pii.key").exists():
+                shutil.copy2(key, making / FRESH_HOME)
     return Workspace(root, base, root / PATCH if diff else None, _program_env(checkout, root, fresh=fresh))
-
-
-def _make_fresh_home(checkout: Path, making: Path) -> None:
-    """Empty but for the key of the pseudonyms: without it the same sources give other bytes."""
-    (making / FRESH_HOME).mkdir(parents=True)
-    if (key := home(checkout) / "pii.key").exists():
-        shutil.copy2(key, making / FRESH_HOME)
 
 
 def _program_env(checkout: Path, root: Path, *, fresh: bool) -> dict[str, str]:
