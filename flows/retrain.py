@@ -208,7 +208,7 @@ def carry_out(
 ) -> tuple[Verdict, int | None]:
     """Write the verdict to the ledger and, on PROMOTE, move the alias. Returns the verdict and the new version."""
     as_of = datetime.fromisoformat(run.as_of)
-    with registry.lock:  # no rollback may come between the question who serves and the answer
+    with registry.tracking.lock:  # no rollback may come between the question who serves and the answer
         serving = registry.find_champion()
         verdict = judge.hold_if_another_serves(verdict, serving)
         if verdict.promotes:

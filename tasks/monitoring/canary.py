@@ -261,7 +261,7 @@ def carry_out(registry: Registry, look: Signal, *, as_of: datetime) -> ledger.En
     Raises:
         ValueError: The challenger may not be promoted.
     """
-    with registry.lock:
+    with registry.tracking.lock:
         begun, serving = changes.settle_challenger(registry), registry.find_champion()
         if begun is None or serving is None or begun.run is None:
             return None

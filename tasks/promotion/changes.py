@@ -13,10 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from tasks import log
-from tasks.promotion import ledger
-from tasks.promotion.ledger import Entry
+from tasks.promotion import ledger, tags
 from tasks.promotion.registry import CHALLENGER, CHAMPION, Registry, Transaction, Version
-from tasks.promotion.tags import AS_OF, RECORD, VERDICT, VERDICT_FIGURES
 
 # --- promotion -----------------------------------------------------------------------------------------------------
 
@@ -48,7 +46,7 @@ def promote(
         if bar := _explain_bar(transaction, run_id):
             raise ValueError(f"{bar}: run {run_id} cannot be promoted. Train another candidate.")
         serving = registry.find_champion()
-        intent = Entry(
+        intent = ledger.Entry(
             "intent",
             decision,
             as_of,
@@ -77,7 +75,7 @@ def finish_open(registry: Registry) -> list[Version]:
         return [_finish(transaction, begun) for begun in ledger.find_unfinished(transaction.entries)]
 
 
-def _finish(transaction: Transaction, begun: Entry) -> Version:
+def _finish(transaction: Transaction, begun: ledger.Entry) -> Version:
     """Do what is missing of a promotion or rollback: each step is repeated only where its mark is missing."""
     registry, end = transaction.registry, ledger.ENDS[begun.mark]
     ended = ledger.find_entry(transaction.entries, end, begun.decision)
@@ -95,7 +93,7 @@ def _finish(transaction: Transaction, begun: Entry) -> Version:
     return version
 
 
-def _find_version(registry: Registry, begun: Entry) -> Version:
+def _find_version(registry: Registry, begun: ledger.Entry) -> Version:
     """The version that a change puts in charge.
 
     A promotion makes one, or describes the challenger that won anew: its lineage stays what it was.
@@ -105,16 +103,16 @@ def _find_version(registry: Registry, begun: Entry) -> Version:
         return registry.read_version(begun.version)
     description = " ".join([f"Of what was known at {begun.as_of}. {begun.outcome}.", *begun.reasons])
     figures = json.dumps(begun.verdict, sort_keys=True, default=str)
-    verdict = {VERDICT: str(begun.outcome), VERDICT_FIGURES: figures}
+    verdict = {tags.VERDICT: str(begun.outcome), tags.VERDICT_FIGURES: figures}
     if begun.version is not None:
         registry.describe(begun.version, description, verdict)
         return registry.read_version(begun.version)
     assert begun.run is not None
-    tags = {**begun.lineage, **verdict, AS_OF: begun.as_of.isoformat()}
-    return registry.register(begun.run, decision=begun.decision, description=description, tags=tags)
+    version_tags = {**begun.lineage, **verdict, tags.AS_OF: begun.as_of.isoformat()}
+    return registry.register(begun.run, decision=begun.decision, description=description, tags=version_tags)
 
 
-def _settle(transaction: Transaction) -> list[Entry]:
+def _settle(transaction: Transaction) -> list[ledger.Entry]:
     """Finish what had moved the alias when it was cut off, before anything newer begins; the entries that began it.
 
     Else the ledger would not know that its version served. What had not moved the alias is overtaken by the newer.
@@ -130,12 +128,12 @@ def _settle(transaction: Transaction) -> list[Entry]:
     return moved
 
 
-def _has_moved(serving: Version, begun: Entry) -> bool:
+def _has_moved(serving: Version, begun: ledger.Entry) -> bool:
     """Whether the alias is where this change puts it."""
     return serving.number == begun.version if begun.version is not None else serving.decision == begun.decision
 
 
-def _find_objection(transaction: Transaction, begun: Entry) -> str | None:
+def _find_objection(transaction: Transaction, begun: ledger.Entry) -> str | None:
     """Why a change that was begun must not be finished."""
     if ledger.is_overtaken(begun, transaction.entries):
         way_out = "judge the candidate again" if begun.mark == "intent" else "see what serves now, and ask again"
@@ -147,7 +145,7 @@ def _find_objection(transaction: Transaction, begun: Entry) -> str | None:
 
 def _explain_bar(transaction: Transaction, run_id: str) -> str | None:
     """Why the model of a run is never promoted or put up again; None where it may be."""
-    record = transaction.registry.runs.read_data(run_id).tags.get(RECORD, "")
+    record = transaction.registry.runs.read_data(run_id).tags.get(tags.RECORD, "")
     number = transaction.registry.find_barred(record, transaction.entries)
     return None if number is None else ledger.explain_bar(transaction.entries, number)
 
@@ -190,7 +188,7 @@ def rollback(
         if champion not in (None, serving.number):
             raise ValueError(f"version {champion} was to be taken down, but version {serving.number} serves by now")
         target = _find_target(transaction, serving, to)
-        begun = Entry(
+        begun = ledger.Entry(
             "rollback",
             decision,
             as_of,
@@ -253,7 +251,7 @@ def put_up(
         if canary and canary.version != version.number:
             raise ValueError(f"version {canary.version} is up already: take it away first (flows.canary --end)")
         if canary is None:
-            begun = Entry("canary", decision, as_of, run=version.run_id, version=version.number)
+            begun = ledger.Entry("canary", decision, as_of, run=version.run_id, version=version.number)
             transaction.append(replace(begun, champion=serving.number, reasons=tuple(reasons)))
         registry.set_alias(CHALLENGER, version.number)
         return version
@@ -264,7 +262,7 @@ def _find_challenger(transaction: Transaction, candidate: int | str, serving: Ve
     registry = transaction.registry
     version = registry.read_version(candidate) if isinstance(candidate, int) else None
     run_id, named = (version.run_id, f"version {candidate}") if version else (str(candidate), f"run {candidate}")
-    record = registry.runs.read_data(run_id).tags.get(RECORD)
+    record = registry.runs.read_data(run_id).tags.get(tags.RECORD)
     if bar := _explain_bar(transaction, run_id):
         raise ValueError(f"{bar}: choose another")
     if version and version.number == serving.number:
@@ -280,7 +278,7 @@ def _find_challenger(transaction: Transaction, candidate: int | str, serving: Ve
 
 def take_away(
     registry: Registry, *, decision: str, as_of: datetime, reasons: Sequence[str], outcome: str | None = None
-) -> Entry | None:
+) -> ledger.Entry | None:
     """End the canary; the entry that says so, or None where none was on.
 
     Args:
@@ -297,7 +295,7 @@ def take_away(
         return over
 
 
-def settle_challenger(registry: Registry) -> Entry | None:
+def settle_challenger(registry: Registry) -> ledger.Entry | None:
     """Put the challenger's alias where the ledger says; the entry that began the canary which is on.
 
     An alias that the ledger does not know is taken away: a process that was killed left it, or somebody set it by hand.

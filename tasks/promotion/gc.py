@@ -16,7 +16,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,8 +65,13 @@ def collect(
             registry.runs.fetch(version.run_id, "dvc.lock", folder)
         if not dry and not shared_cache:
             _check_cache(checkout)
-        if not dry and not versions and not no_versions:
-            _check_versions(registry.model, address, candidates=free(checkout, dry=True))
+        asks_for_all = not dry and not versions and not no_versions
+        if asks_for_all and (objects := sum(freed.kind == "object" for freed in free(checkout, dry=True))):
+            raise ValueError(
+                f"{address} holds no version of {registry.model}, and {objects} objects of data would be freed. Set "
+                "MLFLOW_TRACKING_URI and registry.model to those of the runs, or say NO_VERSIONS=1 (--no-versions) if "
+                "there is none yet."
+            )
         return free(checkout, keep_locks=folders, dry=dry)
 
 
@@ -76,15 +81,6 @@ def _check_cache(checkout: Path) -> None:
         raise ValueError(
             f"the DVC cache must lie in the checkout or in the home to be freed, but it is {cache}: other projects may "
             "need what this one does not. Say SHARED_CACHE=1 (--shared-cache) if no other uses it."
-        )
-
-
-def _check_versions(model: str, address: str, *, candidates: Iterable[Freed]) -> None:
-    if objects := sum(freed.kind == "object" for freed in candidates):
-        raise ValueError(
-            f"{address} holds no version of {model}, and {objects} objects of data would be freed. Set "
-            "MLFLOW_TRACKING_URI and registry.model to those of the runs, or say NO_VERSIONS=1 (--no-versions) if "
-            "there is none yet."
         )
 
 
@@ -101,23 +97,15 @@ def free(checkout: Path, *, keep_locks: Iterable[Path] = (), dry: bool = True, d
             stack.enter_context(locks.take_turn(params.home(checkout)))
         roots = [checkout]
         roots += [root for root in workspaces.list_workspaces(params.home(checkout)) if locks.has_owner(root)]
-        for root in () if dry else roots:
-            stack.enter_context(_lock_project(root))  # between an output's way into the cache and its line in dvc.lock
+        for root in roots:
+            if not dry and (root / ".dvc").is_dir():  # between an output's way into the cache and its line in dvc.lock
+                stack.enter_context(stack.enter_context(pipeline.open_project(root)).lock)
         unneeded = _find_unneeded(checkout, keep_locks=[*roots, *keep_locks], before=time.time() - days * 86400)
         links: Counter[Inode] = Counter()
         freed = [Freed(kind, path, _count_bytes(path, links)) for kind, path in unneeded]
         for kind, path in () if dry else unneeded:
             _remove(kind, path)
     return freed
-
-
-@contextlib.contextmanager
-def _lock_project(root: Path) -> Iterator[None]:
-    if not (root / ".dvc").is_dir():
-        yield
-        return
-    with pipeline.open_project(root) as repo, repo.lock:
-        yield
 
 
 def _find_unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float) -> list[tuple[Kind, Path]]:
@@ -133,7 +121,10 @@ def _find_unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float)
     }
     gone = Counter(_inode(file) for group in paths.values() for path in group for file in _list_files(path))
     unused = _list_unused(home, "periods/*/*", before)
-    paths["period"] = [path for path in unused if not _is_linked_elsewhere(path, gone)]
+    # What is linked elsewhere too is part of data that stays: those are hard links of the periods' files.
+    paths["period"] = [
+        path for path in unused if all(file.lstat().st_nlink <= 1 + gone[_inode(file)] for file in _list_files(path))
+    ]
     return [(kind, path) for kind, group in paths.items() for path in group]
 
 
@@ -166,11 +157,6 @@ def _list_unused(home: Path, pattern: str, before: float) -> list[Path]:
 def _inode(file: Path) -> Inode:
     status = file.lstat()
     return status.st_dev, status.st_ino
-
-
-def _is_linked_elsewhere(path: Path, gone: Counter[Inode]) -> bool:
-    """Whether a period is part of data that stays: those are hard links of its files."""
-    return any(file.lstat().st_nlink - gone[_inode(file)] > 1 for file in _list_files(path))
 
 
 def _count_bytes(path: Path, links: Counter[Inode]) -> int:

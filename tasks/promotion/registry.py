@@ -10,14 +10,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from filelock import FileLock
-
 from tasks import params
-from tasks.promotion import ledger, tracking
-from tasks.promotion.ledger import Entry
+from tasks.promotion import ledger
 from tasks.promotion.runs import Runs
 from tasks.promotion.tags import AS_OF, COMMIT, DATA_TO, DECISION, MODEL_VERSIONS, PREFIX, RECORD, VERDICT
-from tasks.promotion.tracking import Tracking, asks_mlflow, find, load_mlflow
+from tasks.promotion.tracking import Tracking, asks_mlflow, connect, find, find_address, load_mlflow
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 RUNS_NOTE = "One run for each result of the pipeline, with its trials under it."
@@ -58,9 +55,7 @@ def open_registry(settings: params.Registry, *, uri: str | None = None) -> "Regi
         ValueError: the registry was used from here before and is gone.
     """
     experiments = {settings.experiment: RUNS_NOTE, _ledger_name(settings): LEDGER_NOTE}
-    return Registry(
-        tracking.connect(uri or tracking.find_address(), experiments=experiments, model=settings.model), settings
-    )
+    return Registry(connect(uri or find_address(), experiments=experiments, model=settings.model), settings)
 
 
 def _ledger_name(settings: params.Registry) -> str:
@@ -81,11 +76,6 @@ class Registry:
     @property
     def runs(self) -> Runs:
         return Runs(self.tracking, self.settings)
-
-    @property
-    def lock(self) -> FileLock:
-        """Held by the processes of this machine while they change the registry; a holder may take it again."""
-        return self.tracking.lock
 
     # --- versions
 
@@ -170,7 +160,7 @@ class Registry:
         number = ledger.find_predecessor(self.read_ledger(), version.number, versions.keys())
         return None if number is None else versions[number]
 
-    def find_barred(self, record: str, entries: Sequence[Entry]) -> int | None:
+    def find_barred(self, record: str, entries: Sequence[ledger.Entry]) -> int | None:
         """The barred version of a record, if there is one: the same recipe and data give the same model."""
         if not (barred := ledger.find_barred(entries)):
             return None
@@ -185,14 +175,14 @@ class Registry:
         return self.tracking.experiments[_ledger_name(self.settings)]
 
     @asks_mlflow
-    def read_ledger(self) -> list[Entry]:
+    def read_ledger(self) -> list[ledger.Entry]:
         """All entries, oldest first."""
         runs = self.tracking.search_runs(self.ledger_experiment)
         entries = [(ledger.from_tags(run.data.tags, model=self.model), run.info.run_id) for run in runs]
         entries.sort(key=lambda pair: (pair[0].made_at, pair[1]))
         return ledger.drop_repeated(entry for entry, _ in entries)
 
-    def append(self, entry: Entry) -> Entry:
+    def append(self, entry: ledger.Entry) -> ledger.Entry:
         """Write one entry. A mark that its decision has already is left as it was, and returned."""
         with self.transaction() as transaction:
             return transaction.append(entry)
@@ -200,11 +190,11 @@ class Registry:
     @contextlib.contextmanager
     def transaction(self) -> Iterator["Transaction"]:
         """Hold the registry's lock, with the ledger as it is now."""
-        with self.lock:
+        with self.tracking.lock:
             yield Transaction(self, self.read_ledger())
 
     @asks_mlflow
-    def write_entry(self, entry: Entry) -> None:
+    def write_entry(self, entry: ledger.Entry) -> None:
         """Write an entry as it is. One request makes it, whole; what comes after is for the eye."""
         assert entry.made_at
         name = f"{entry.mark} · {entry.decision[:12]}"
@@ -219,7 +209,7 @@ class Registry:
         for run in self.tracking.search_runs(self.ledger_experiment, "attributes.status = 'RUNNING'"):
             self.tracking.client.set_terminated(run.info.run_id, "FINISHED")
 
-    def find_canary(self) -> Entry | None:
+    def find_canary(self) -> ledger.Entry | None:
         """The entry that began the canary that is on, if its version has the alias."""
         if (version := self.find_challenger()) is None:
             return None
@@ -232,9 +222,9 @@ class Transaction:
     """The registry while its lock is held: the ledger is read once, and grows with each entry that is appended."""
 
     registry: Registry
-    entries: list[Entry]
+    entries: list[ledger.Entry]
 
-    def append(self, entry: Entry) -> Entry:
+    def append(self, entry: ledger.Entry) -> ledger.Entry:
         """Write one entry. A mark that its decision has already is left as it was, and returned."""
         if written := ledger.find_entry(self.entries, entry.mark, entry.decision):
             return written

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
@@ -27,9 +27,7 @@ from tasks import TELEMETRY_OFF, log, params
 from tasks.promotion import database, tags
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Experiment, Run
-    from mlflow.entities.model_registry import ModelVersion
+    import mlflow.entities.model_registry
 
 ENVIRONMENT = {  # before mlflow is imported: no telemetry, no four-minute waits, no chatter, nothing unpickled
     **TELEMETRY_OFF,
@@ -51,8 +49,8 @@ ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the codes of 
 LOCAL_UI = "http://127.0.0.1:5000"  # mlflow's own default
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # or its UI asks what the experiment is for
 
-P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Point(NamedTuple):
@@ -73,7 +71,7 @@ class Tracking:
         experiments: the ids of the experiments, by name.
     """
 
-    client: "MlflowClient"
+    client: "mlflow.MlflowClient"
     uri: str
     lock: FileLock
     experiments: Mapping[str, str]
@@ -89,12 +87,12 @@ class Tracking:
         run = self.client.create_run(experiment_id, start_time=start_ms, tags=dict(run_tags), run_name=name)
         return str(run.info.run_id)
 
-    def search_runs(self, experiment_id: str, query: str = "") -> "list[Run]":
+    def search_runs(self, experiment_id: str, query: str = "") -> "list[mlflow.entities.Run]":
         return _read_pages(
             lambda token: self.client.search_runs([experiment_id], query, max_results=MAX_ROWS, page_token=token)
         )
 
-    def search_versions(self, query: str) -> "list[ModelVersion]":
+    def search_versions(self, query: str) -> "list[mlflow.entities.model_registry.ModelVersion]":
         return _read_pages(
             lambda token: self.client.search_model_versions(query, max_results=MAX_ROWS, page_token=token)
         )
@@ -176,14 +174,13 @@ def find(ask: Callable[..., T], *args: Any) -> T | None:
 def preload() -> None:
     """Begin to import mlflow in the background: it takes seconds, while the caller waits for a program."""
     _set_environment()
-    names = ["mlflow"] if is_server(find_address()) else ["mlflow", *STORES]
-    threading.Thread(target=_import, args=[names], name="preload", daemon=True).start()
 
+    def load() -> None:
+        with contextlib.suppress(Exception):  # whoever opens the registry meets the error
+            for name in ("mlflow", *(() if is_server(find_address()) else STORES)):
+                importlib.import_module(name)
 
-def _import(names: Sequence[str]) -> None:
-    with contextlib.suppress(Exception):  # whoever opens the registry meets the error
-        for name in names:
-            importlib.import_module(name)
+    threading.Thread(target=load, name="preload", daemon=True).start()
 
 
 def _set_environment() -> None:
@@ -192,13 +189,12 @@ def _set_environment() -> None:
 
 
 def _read_pages(read: Callable[[str | None], Any]) -> list[Any]:
-    rows: list[Any] = []
-    token = None
-    while True:
-        page = read(token)
+    page = read(None)
+    rows = list(page)
+    while page.token:
+        page = read(page.token)
         rows += page
-        if not (token := page.token):
-            return rows
+    return rows
 
 
 # --- connecting ----------------------------------------------------------------------------------------------------
@@ -228,7 +224,7 @@ def connect(uri: str, *, experiments: Mapping[str, str], model: str) -> Tracking
             database.relocate_artifacts(path)
         client, before = load_mlflow().MlflowClient(uri), database.read_marker(folder, _key_of(uri))
         opened = [_open_experiment(client, uri, name, note, before=before) for name, note in experiments.items()]
-        write_marker(uri, folder, {experiment.name: experiment.creation_time or 0 for experiment in opened}, model)
+        write_marker(uri, {experiment.name: experiment.creation_time or 0 for experiment in opened}, model)
     return Tracking(client, uri, lock, {experiment.name: str(experiment.experiment_id) for experiment in opened})
 
 
@@ -244,8 +240,8 @@ def _probe(uri: str) -> None:
 
 
 def _open_experiment(
-    client: "MlflowClient", uri: str, name: str, note: str, *, before: database.Marker | None
-) -> "Experiment":
+    client: "mlflow.MlflowClient", uri: str, name: str, note: str, *, before: database.Marker | None
+) -> "mlflow.entities.Experiment":
     """The experiment; it is made if it is missing and, by the marker, was never there."""
     experiment = client.get_experiment_by_name(name)
     if before:
@@ -286,10 +282,11 @@ def _key_of(uri: str) -> str:
     return path.name if path else hide_password(uri)
 
 
-def write_marker(uri: str, folder: Path, experiments: database.Experiments, model: str) -> None:
+def write_marker(uri: str, experiments: database.Experiments, model: str) -> None:
+    """Say in the marker what the registry holds; of a server's, what the database holds that is behind it."""
     path = _find_database(uri)
     key = path.name if path and database.find_fault(path, experiments) is None else _key_of(uri)
-    database.write_marker(folder, key, experiments, model)
+    database.write_marker(_find_folder(uri), key, experiments, model)
     check_database(uri)
 
 
@@ -320,21 +317,14 @@ def _no_answer(uri: str, reason: str) -> ConnectionError:
     )
 
 
-class UsesTracking(Protocol):
-    @property
-    def tracking(self) -> Tracking: ...
-
-
-S = TypeVar("S", bound=UsesTracking)
-
-
-def asks_mlflow(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """For a method that calls MLflow: a registry that is gone, or a server that is away, is an error in our words."""
+def asks_mlflow(method: F) -> F:
+    """For a method that calls MLflow, of an object with `tracking`: a registry that is gone, or a server that is away,
+    is an error in our words."""
 
     @functools.wraps(method)
-    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         check_database(self.tracking.uri)
         with explain_silence(self.tracking.uri):
             return method(self, *args, **kwargs)
 
-    return call
+    return cast(F, call)

@@ -103,9 +103,7 @@ def test_a_server_on_this_machine_does_not_hide_that_the_homes_file_is_gone(
     monkeypatch.setenv("EVERGREEN_HOME", str(home))
     (home / "registry.json").rename(home / "before.json")
     entry = json.loads((home / "before.json").read_text())["mlflow.db"]
-    tracking.write_marker(
-        "http://127.0.0.1:9", home, entry["experiments"], "late-flights"
-    )  # as after asking the server
+    tracking.write_marker("http://127.0.0.1:9", entry["experiments"], "late-flights")  # as after asking the server
     assert database.read_marker(home, "mlflow.db") is not None
     served = opened(home)
     served = replace(served, tracking=replace(served.tracking, uri="http://127.0.0.1:9"))
