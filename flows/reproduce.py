@@ -68,8 +68,8 @@ def reproduce(
         ) as space:
             restore_params(origin, space)
             for stage in pipeline.list_stages(space.root):
-                if stage.name != RECORD:
-                    stages.stage_task(stage.name)(space, stage.name, force=True)
+                if stage != RECORD:
+                    stages.stage_task(stage)(space, stage, force=True)
             differences = list(find_differences(origin, space))
     runs.publish(f"# Version {version}\n\n{describe(differences)}\n", key="reproduction")
     if any(difference.kind == "result" for difference in differences):

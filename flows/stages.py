@@ -49,18 +49,18 @@ def run_stages(
     except ValueError as error:  # a faulty features.sql is told before the sources are read
         raise pipeline.StageFailed(FIRST, str(error)) from None
     futures: dict[str, Any] = {}
-    for stage in pipeline.list_stages(space.root):
-        needs = [futures[name] for name in stage.upstream]
-        futures[stage.name] = stage_task(stage.name).submit(space, stage.name, wait_for=needs)
-        futures[stage.name].wait()
-        if stage.name == FIRST and futures[stage.name].state.is_completed():
+    for stage, upstream in pipeline.list_stages(space.root).items():
+        needs = [futures[name] for name in upstream]
+        futures[stage] = stage_task(stage).submit(space, stage, wait_for=needs)
+        futures[stage].wait()
+        if stage == FIRST and futures[stage].state.is_completed():
             manifest = RawManifest.read(space.root / p.paths.raw)
             clock.refuse_beyond(manifest.limit, manifest.as_of, force=force)
             if stops(manifest.as_of, manifest.limit):
                 return None
             if last is None:
                 _refuse_misfit(p, space.root)
-        if stage.name == last:
+        if stage == last:
             break
     return tuple(future.result() for future in futures.values())
 

@@ -5,7 +5,6 @@ With a step the sources' history is lived through as if it were arriving: every 
 
 import json
 from datetime import datetime
-from pathlib import Path
 
 from tasks import params
 from tasks.params import Clock
@@ -18,41 +17,39 @@ class AheadError(ValueError):
     """An as_of that nothing is known of yet."""
 
 
-def now(clock: Clock, home: Path | None = None) -> datetime | None:
+def now(clock: Clock) -> datetime | None:
     """None: the newest event that the sources hold."""
     if clock.step is None:
         return clock.as_of
-    return _stored(home or params.home()) or clock.as_of
+    return _stored() or clock.as_of
 
 
-def now_at_next_tick(clock: Clock, home: Path | None = None) -> datetime | None:
+def now_at_next_tick(clock: Clock) -> datetime | None:
     """What the next tick brings: `now`, and a step more where there are steps."""
-    moment = now(clock, home)
+    moment = now(clock)
     return moment + clock.step if moment and clock.step else moment
 
 
-def advance(clock: Clock, moment: datetime, home: Path | None = None) -> None:
+def advance(clock: Clock, moment: datetime) -> None:
     """Store the time that a tick has reached. It never goes back: two ticks at once are one."""
-    home = home or params.home()
-    if clock.step is not None and moment > (_stored(home) or datetime.min):
-        files.publish_json(home / NAME, {"as_of": moment.isoformat()})
+    if clock.step is not None and moment > (_stored() or datetime.min):
+        files.publish_json(params.home() / NAME, {"as_of": moment.isoformat()})
 
 
-def reset_beyond(clock: Clock, *, limit: datetime, end: datetime, home: Path | None = None) -> datetime | None:
+def reset_beyond(clock: Clock, *, limit: datetime, end: datetime) -> datetime | None:
     """Take a stored time back to where the data end, if it lies further beyond them than a tick can go: it comes from
     data or an as_of that were wrong. Returns the time that was stored, where it was."""
-    home = home or params.home()
-    stored = _stored(home)
+    stored = _stored()
     if clock.step is None or stored is None or stored <= limit + clock.step:
         return None
-    files.publish_json(home / NAME, {"as_of": end.isoformat()})
+    files.publish_json(params.home() / NAME, {"as_of": end.isoformat()})
     return stored
 
 
-def refuse_ahead(clock: Clock, as_of: datetime, *, force: bool, ticks: bool = False, home: Path | None = None) -> None:
+def refuse_ahead(clock: Clock, as_of: datetime, *, force: bool, ticks: bool = False) -> None:
     """Raises AheadError for an as_of that history, lived through step by step, has not reached. `ticks`: for a flow
     that takes the next step itself."""
-    reached = now_at_next_tick(clock, home) if ticks else now(clock, home)
+    reached = now_at_next_tick(clock) if ticks else now(clock)
     if force or clock.step is None or reached is None or as_of <= reached:
         return
     raise AheadError(
@@ -73,6 +70,6 @@ def refuse_beyond(limit: datetime | None, as_of: datetime, *, force: bool) -> No
     )
 
 
-def _stored(home: Path) -> datetime | None:
-    path = home / NAME
+def _stored() -> datetime | None:
+    path = params.home() / NAME
     return datetime.fromisoformat(json.loads(path.read_text())["as_of"]) if path.exists() else None

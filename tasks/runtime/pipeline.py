@@ -27,12 +27,6 @@ _one_stage = threading.Lock()  # the working directory belongs to the whole proc
 
 
 @dataclass(frozen=True)
-class StageInfo:
-    name: str
-    upstream: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class StageRun:
     """ran: its program ran. cached: its outputs came from an earlier run. unchanged: they were there already."""
 
@@ -116,22 +110,19 @@ def open_project(root: Path) -> Iterator[Any]:
         yield repo
 
 
-def list_stages(root: Path) -> list[StageInfo]:
-    """The stages of dvc.yaml, each after those that it needs, else in the file's order."""
+def list_stages(root: Path) -> dict[str, tuple[str, ...]]:
+    """The stages of dvc.yaml and those that each needs. A stage comes after those, else in the file's order."""
     with _one_stage, contextlib.chdir(root), open_project(root) as repo:
         graph = repo.index.graph  # its edges point from a stage to what it needs
         needs = {
             stage.addressing: tuple(sorted(needed.addressing for needed in graph.successors(stage)))
             for stage in repo.index.stages
         }
-    return [StageInfo(name, needs[name]) for name in _sort_by_needs(needs)]
-
-
-def _sort_by_needs(needs: Mapping[str, tuple[str, ...]]) -> list[str]:
-    done: list[str] = []
-    while left := [name for name in needs if name not in done]:  # DVC has refused a circle
-        done.append(next(name for name in left if set(needs[name]) <= set(done)))
-    return done
+    ordered: dict[str, tuple[str, ...]] = {}
+    while left := [name for name in needs if name not in ordered]:  # DVC has refused a circle
+        name = next(name for name in left if ordered.keys() >= set(needs[name]))
+        ordered[name] = needs[name]
+    return ordered
 
 
 def read_lock(root: Path) -> dict[str, Any]:

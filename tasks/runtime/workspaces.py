@@ -111,15 +111,8 @@ def _make_workspace(
             (making / FRESH_HOME).mkdir(parents=True)
             if (key := home(checkout) / "pii.key").exists():
                 shutil.copy2(key, making / FRESH_HOME)
-    return Workspace(root, base, root / PATCH if diff else None, _program_env(checkout, root, fresh=fresh))
-
-
-def _program_env(checkout: Path, root: Path, *, fresh: bool) -> dict[str, str]:
-    """Where the stages' programs find the shared state, and the checkout: a relative source may lie there, outside git.
-
-    A fresh workspace has the shared state to itself.
-    """
-    env = {"EVERGREEN_CHECKOUT": str(checkout), "EVERGREEN_HOME": str(home(checkout))}
+    # Where the programs find the shared state, and the checkout: a relative source may lie there, outside git.
+    env = {"EVERGREEN_CHECKOUT": str(checkout), "EVERGREEN_HOME": str(root / FRESH_HOME if fresh else home(checkout))}
     if fresh:
-        env |= {"EVERGREEN_HOME": str(root / FRESH_HOME), "EVERGREEN_PERIODS": str(root / FRESH_HOME / "periods")}
-    return env
+        env["EVERGREEN_PERIODS"] = str(root / FRESH_HOME / "periods")
+    return Workspace(root, base, root / PATCH if diff else None, env)
