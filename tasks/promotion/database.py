@@ -16,7 +16,6 @@ import os
 import sqlite3
 import sysconfig
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,7 +125,9 @@ def find_fault(database: Path, experiments: Experiments) -> str | None:
     if not database.exists():
         return "is gone"
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=30)) as connection:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=30)
+        ) as connection:
             made = dict(connection.execute("SELECT name, creation_time FROM experiments").fetchall())
     except sqlite3.Error as error:
         return "holds no registry" if error.sqlite_errorcode & 0xFF in LOSSES else None
@@ -184,7 +185,7 @@ def relocate_artifacts(database: Path) -> int:
     """
     if not database.exists():
         return 0
-    with closing(sqlite3.connect(database, timeout=WAIT_S, isolation_level=None)) as connection:
+    with contextlib.closing(sqlite3.connect(database, timeout=WAIT_S, isolation_level=None)) as connection:
         if not _read_roots(connection, database):
             return 0
         connection.execute("BEGIN IMMEDIATE")  # closed without COMMIT, the database is as it was

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from tasks import log, params
 from tasks.data import featurerows, features
-from tasks.data.featurerows import Rows
-from tasks.params import Params
 from tasks.promotion.registry import Registry, Version
 from tasks.training.model import Model
 from tasks.training.trials import Tuned
@@ -19,7 +17,7 @@ RECIPE = ("params.yaml", "reports/tuned.json", "features.sql", "model.ubj", "twi
 class Recipe:
     """Everything that turned data into a champion, as it was recorded."""
 
-    p: Params
+    p: params.Params
     tuned: Tuned
     sql: str
     model: Model
@@ -54,7 +52,7 @@ def load_recipe(files: dict[str, Path]) -> Recipe:
     )
 
 
-def rebuild_features(recipe: Recipe, p: Params, folder: Path, rows: Rows) -> Rows:
+def rebuild_features(recipe: Recipe, p: params.Params, folder: Path, rows: featurerows.Rows) -> featurerows.Rows:
     """Today's rows with the champion's features; when its SQL is today's, they are `rows`."""
     is_same_sql = (folder / "tasks" / "features.sql").read_text() == recipe.sql
     if is_same_sql and (recipe.p.features, recipe.p.spine) == (p.features, p.spine):

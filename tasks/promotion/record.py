@@ -22,14 +22,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from tasks import log
-from tasks.data import periods
-from tasks.data.manifest import FeaturesManifest, RawManifest
+from tasks.data import manifest, periods
 from tasks.params import Params
-from tasks.promotion import figures, registry, tags, verdict
+from tasks.promotion import figures, registry, tags, tracking, verdict
 from tasks.promotion.runs import Bundle, Dataset, Runs
-from tasks.promotion.tracking import hide_password
 from tasks.runtime import code, files, stage
-from tasks.runtime.code import UNKNOWN
 from tasks.training import holdout, trials
 
 NAME = "record"
@@ -62,8 +59,8 @@ class Results:
     commit: str
     patch: bytes
     flow_run: str | None
-    raw: RawManifest
-    features: FeaturesManifest
+    raw: manifest.RawManifest
+    features: manifest.FeaturesManifest
     quality: Mapping[str, Any]
     tuned: Mapping[str, Any]
     trials: Sequence[trials.Trial]
@@ -88,7 +85,7 @@ def record(p: Params, folder: Path = Path(), *, environment: Mapping[str, str] =
     target = folder / p.paths.reports / "record.json"
     if not target.exists() or json.loads(target.read_text()) != content:
         files.publish_json(target, content)
-    log.info("MLflow run %s in %s", run_id, hide_password(runs.tracking.uri))
+    log.info("MLflow run %s in %s", run_id, tracking.hide_password(runs.tracking.uri))
     return results.record
 
 
@@ -108,8 +105,8 @@ def _read_results(p: Params, folder: Path, environment: Mapping[str, str]) -> Re
             commit=commit,
             patch=patch,
             flow_run=environment.get("EVERGREEN_FLOW_RUN") or None,
-            raw=RawManifest.read(folder / p.paths.raw),
-            features=FeaturesManifest.read(folder / p.paths.features),
+            raw=manifest.RawManifest.read(folder / p.paths.raw),
+            features=manifest.FeaturesManifest.read(folder / p.paths.features),
             quality=json.loads((reports / "quality.json").read_text()),
             tuned=json.loads((models / "tuned.json").read_text()),
             trials=trials.read_trials(reports / "trials.json"),
@@ -152,7 +149,7 @@ def _read_code(folder: Path, environment: Mapping[str, str]) -> tuple[str, bytes
 
 
 def _log_run(runs: Runs, results: Results) -> str:
-    commit = results.record if results.commit == UNKNOWN else results.commit
+    commit = results.record if results.commit == code.UNKNOWN else results.commit
     with tempfile.TemporaryDirectory() as scratch:
         _lay_out_artifacts(results, Path(scratch))
         return runs.log(
@@ -303,7 +300,7 @@ def _find_lineage(results: Results) -> dict[str, str]:
         tags.AS_OF: results.raw.as_of.isoformat(),
         tags.COMMIT: results.commit,
         tags.DIRTY: "true" if results.patch else "false",
-        tags.ENVIRONMENT: periods.hash_file(lock) if lock.exists() else UNKNOWN,
+        tags.ENVIRONMENT: periods.hash_file(lock) if lock.exists() else code.UNKNOWN,
         tags.FLOW_RUN: results.flow_run,
         tags.PII_KEY_ID: results.raw.pii_key_id,
         tags.DATA_FROM: features.begin,

@@ -137,10 +137,10 @@ def hide_password(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
-def _find_folder(uri: str) -> Path:
-    """The folder for the lock, the marker and, with no server, the artifacts: the database's, else the home."""
+def _find_place(uri: str) -> tuple[Path, str]:
+    """The folder for the lock, the marker and, with no server, the artifacts; and the registry's name in the marker."""
     path = database.find_file(uri)
-    return path.parent if path else params.home()
+    return (path.parent, path.name) if path else (params.home(), hide_password(uri))
 
 
 def _find_database(uri: str) -> Path | None:
@@ -214,7 +214,7 @@ def connect(uri: str, *, experiments: Mapping[str, str], model: str) -> Tracking
     _set_environment()
     if is_server(uri):
         _probe(uri)
-    folder = _find_folder(uri)
+    folder, key = _find_place(uri)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / database.LOCK, timeout=database.LOCK_WAIT_S)
     quiet = warnings.catch_warnings(action="ignore")  # mlflow's imports warn of its own libraries
@@ -222,7 +222,7 @@ def connect(uri: str, *, experiments: Mapping[str, str], model: str) -> Tracking
         check_database(uri)
         if path := database.find_file(uri):
             database.relocate_artifacts(path)
-        client, before = load_mlflow().MlflowClient(uri), database.read_marker(folder, _key_of(uri))
+        client, before = load_mlflow().MlflowClient(uri), database.read_marker(folder, key)
         opened = [_open_experiment(client, uri, name, note, before=before) for name, note in experiments.items()]
         write_marker(uri, {experiment.name: experiment.creation_time or 0 for experiment in opened}, model)
     return Tracking(client, uri, lock, {experiment.name: str(experiment.experiment_id) for experiment in opened})
@@ -243,13 +243,14 @@ def _open_experiment(
     client: "mlflow.MlflowClient", uri: str, name: str, note: str, *, before: database.Marker | None
 ) -> "mlflow.entities.Experiment":
     """The experiment; it is made if it is missing and, by the marker, was never there."""
+    folder, _ = _find_place(uri)
     experiment = client.get_experiment_by_name(name)
     if before:
         made = (experiment.creation_time or 0) if experiment else None
         if fault := database.compare_times(before.experiments.get(name), made):
             registry = f"the MLflow registry at {hide_password(uri)}"
-            raise ValueError(database.explain_loss(registry, fault, _find_folder(uri), before))
-    artifacts = None if is_server(uri) else (_find_folder(uri) / database.ARTIFACTS / name).as_uri()
+            raise ValueError(database.explain_loss(registry, fault, folder, before))
+    artifacts = None if is_server(uri) else (folder / database.ARTIFACTS / name).as_uri()
     if experiment is None:
         with contextlib.suppress(load_mlflow().exceptions.MlflowException):  # another machine was faster
             client.create_experiment(name, artifacts, tags={tags.NOTE: note, **KIND})
@@ -276,17 +277,12 @@ def check_database(uri: str) -> None:
                 engine.dispose()
 
 
-def _key_of(uri: str) -> str:
-    """The registry's name in the database."""
-    path = database.find_file(uri)
-    return path.name if path else hide_password(uri)
-
-
 def write_marker(uri: str, experiments: database.Experiments, model: str) -> None:
     """Say in the marker what the registry holds; of a server's, what the database holds that is behind it."""
-    path = _find_database(uri)
-    key = path.name if path and database.find_fault(path, experiments) is None else _key_of(uri)
-    database.write_marker(_find_folder(uri), key, experiments, model)
+    path, (folder, key) = _find_database(uri), _find_place(uri)
+    if path and database.find_fault(path, experiments) is None:
+        key = path.name
+    database.write_marker(folder, key, experiments, model)
     check_database(uri)
 
 

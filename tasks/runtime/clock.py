@@ -7,7 +7,6 @@ import json
 from datetime import datetime
 
 from tasks import params
-from tasks.params import Clock
 from tasks.runtime import files
 
 NAME = "clock.json"
@@ -17,26 +16,26 @@ class AheadError(ValueError):
     """An as_of that nothing is known of yet."""
 
 
-def now(clock: Clock) -> datetime | None:
+def now(clock: params.Clock) -> datetime | None:
     """None: the newest event that the sources hold."""
     if clock.step is None:
         return clock.as_of
     return _stored() or clock.as_of
 
 
-def now_at_next_tick(clock: Clock) -> datetime | None:
+def now_at_next_tick(clock: params.Clock) -> datetime | None:
     """What the next tick brings: `now`, and a step more where there are steps."""
     moment = now(clock)
     return moment + clock.step if moment and clock.step else moment
 
 
-def advance(clock: Clock, moment: datetime) -> None:
+def advance(clock: params.Clock, moment: datetime) -> None:
     """Store the time that a tick has reached. It never goes back: two ticks at once are one."""
     if clock.step is not None and moment > (_stored() or datetime.min):
         files.publish_json(params.home() / NAME, {"as_of": moment.isoformat()})
 
 
-def reset_beyond(clock: Clock, *, limit: datetime, end: datetime) -> datetime | None:
+def reset_beyond(clock: params.Clock, *, limit: datetime, end: datetime) -> datetime | None:
     """Take a stored time back to where the data end, if it lies further beyond them than a tick can go: it comes from
     data or an as_of that were wrong. Returns the time that was stored, where it was."""
     stored = _stored()
@@ -46,7 +45,7 @@ def reset_beyond(clock: Clock, *, limit: datetime, end: datetime) -> datetime | 
     return stored
 
 
-def refuse_ahead(clock: Clock, as_of: datetime, *, force: bool, ticks: bool = False) -> None:
+def refuse_ahead(clock: params.Clock, as_of: datetime, *, force: bool, ticks: bool = False) -> None:
     """Raises AheadError for an as_of that history, lived through step by step, has not reached. `ticks`: for a flow
     that takes the next step itself."""
     reached = now_at_next_tick(clock) if ticks else now(clock)

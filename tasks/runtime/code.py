@@ -11,8 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tasks import log
-from tasks.params import home
+from tasks import log, params
 
 UNKNOWN = "unknown"  # the commit of a run that was made without git, or before the first commit
 LEFT_OUT = ("data", "models", "reports", ".git", ".venv", ".evergreen")  # where no git says what the code is
@@ -152,7 +151,7 @@ def _make_index(checkout: Path, scratch: Path) -> dict[str, str]:
 
 def _list_foreign(checkout: Path) -> list[str]:
     """Paths in the checkout that are not its code even where no .gitignore says so."""
-    shared = home(checkout)
+    shared = params.home(checkout)
     return [*NOT_CODE, *([f"{shared.relative_to(checkout)}/"] if shared.is_relative_to(checkout) else [])]
 
 

@@ -52,7 +52,11 @@ def configure_project(checkout: Path, root: Path, *, cache: str | Path, site: Pa
     """The checkout's settings and remotes, without git, with its own locks and hashes of files, and the given cache."""
     from dvc.config import Config, merge
 
-    _check_path(Path(cache))
+    if re.search(r"[{}]|%\(", str(cache)):  # DVC takes these for places to fill in, and dies in mid-run
+        raise ValueError(
+            f"the path of DVC's cache must hold no {{, }} or %(, but it is {cache}. Move or rename that folder, or set "
+            "another by `dvc cache dir`."
+        )
     settings = Config(str(checkout / ".dvc")).read()
     own = {
         "core": {
@@ -69,15 +73,6 @@ def configure_project(checkout: Path, root: Path, *, cache: str | Path, site: Pa
     with _settings_of(root).edit("local") as written:
         merge(written, settings)
     (root / ".dvc" / "config.local").chmod(0o600)  # a remote's credentials may be among them
-
-
-def _check_path(cache: Path) -> None:
-    """DVC takes braces and `%(` in its cache's path for places to fill in, and dies in mid-run."""
-    if re.search(r"[{}]|%\(", str(cache)):
-        raise ValueError(
-            f"the path of DVC's cache must hold no {{, }} or %(, but it is {cache}. Move or rename that folder, or set "
-            "another by `dvc cache dir`."
-        )
 
 
 def _settings_of(root: Path) -> Any:

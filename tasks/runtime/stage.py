@@ -26,8 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasks import log
-from tasks import params as parameters
+from tasks import log, params
 from tasks.params import Params, yamltext
 from tasks.runtime import locks
 from tasks.runtime.overrides import list_keys
@@ -46,7 +45,7 @@ def main(name: str, *acts: Callable[[Params], None]) -> None:
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s")
     try:
-        p = parameters.load()
+        p = params.load()
         check_settings(p)
         limit_time(name, p.stage.limits.get(name))
         for act in acts:
@@ -77,8 +76,8 @@ def check_settings(p: Params, folder: Path = Path()) -> None:
 def _default(name: str, p: Params) -> str:
     value: Any = functools.reduce(getattr, name.split("."), p)
     if isinstance(value, timedelta):
-        return parameters.spell(value)
-    return "{}" if isinstance(value, parameters.Section) else json.dumps(value, default=str)
+        return params.spell(value)
+    return "{}" if isinstance(value, params.Section) else json.dumps(value, default=str)
 
 
 def retry_while_away(ask: Callable[[], T], *, waits: Sequence[float] = WAITS_S) -> T:

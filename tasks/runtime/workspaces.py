@@ -13,12 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks import log
-from tasks.params import home
-from tasks.runtime import files, locks
-from tasks.runtime.code import copy_code
+from tasks import log, params
+from tasks.runtime import code, files, locks, pipeline
 from tasks.runtime.overrides import override_params
-from tasks.runtime.pipeline import configure_project, find_cache
 
 KEPT_MARK = ".kept"  # in a workspace that was left on purpose; one without it and without a living owner was killed
 FAILURES_KEPT = 3  # workspaces of the newest failed runs
@@ -58,7 +55,7 @@ def open_workspace(
         fresh: with empty caches of its own: nothing made before is used, and nothing made here is used later.
     """
     checkout = checkout.resolve()
-    shared = home(checkout)
+    shared = params.home(checkout)
     remove_abandoned(shared)
     root = shared / "workspaces" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -101,18 +98,23 @@ def _make_workspace(
     fresh: bool,
 ) -> Workspace:
     with files.publish_folder(root, temporary=root.with_name(f".{root.name}")) as making:
-        base, diff = copy_code(checkout, making, commit=commit, patch=patch)
+        base, diff = code.copy_code(checkout, making, commit=commit, patch=patch)
         if overrides:
             override_params(making / "params.yaml", overrides)
-        configure_project(checkout, making, cache=root / ".dvc" / "cache" if fresh else find_cache(checkout), site=root)
+        pipeline.configure_project(
+            checkout, making, cache=root / ".dvc" / "cache" if fresh else pipeline.find_cache(checkout), site=root
+        )
         if diff:
             (making / PATCH).write_bytes(diff)
         if fresh:  # empty but for the key of the pseudonyms: without it the same sources give other bytes
             (making / FRESH_HOME).mkdir(parents=True)
-            if (key := home(checkout) / "pii.key").exists():
+            if (key := params.home(checkout) / "pii.key").exists():
                 shutil.copy2(key, making / FRESH_HOME)
     # Where the programs find the shared state, and the checkout: a relative source may lie there, outside git.
-    env = {"EVERGREEN_CHECKOUT": str(checkout), "EVERGREEN_HOME": str(root / FRESH_HOME if fresh else home(checkout))}
+    env = {
+        "EVERGREEN_CHECKOUT": str(checkout),
+        "EVERGREEN_HOME": str(root / FRESH_HOME if fresh else params.home(checkout)),
+    }
     if fresh:
         env["EVERGREEN_PERIODS"] = str(root / FRESH_HOME / "periods")
     return Workspace(root, base, root / PATCH if diff else None, env)
