@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.runtime import pipeline, workspaces
-from tests.tasks.runtime.test_pipeline import FILES, commit, git, write
+from tests.tasks.runtime.conftest import FILES, commit, git, write
 
 NAMES = (
     "josé",

@@ -1,4 +1,4 @@
-"""tasks.promotion.gc as a command: what it says first, and what it refuses. What it frees is in test_pipeline.py."""
+"""tasks.promotion.gc as a command: what it says first, and what it refuses. What it frees: runtime/test_gc.py."""
 
 import shutil
 from pathlib import Path

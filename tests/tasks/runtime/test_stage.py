@@ -17,7 +17,7 @@ import yaml
 from tasks import params
 from tasks.runtime import pipeline, stage
 from tests.conftest import Made, raw_params, write_params
-from tests.tasks.runtime.test_pipeline import with_stage, write
+from tests.tasks.runtime.conftest import with_stage, write
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
