@@ -1,5 +1,6 @@
 """A model's registry on a real MLflow database, and what a run is made of."""
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -8,9 +9,11 @@ import pyarrow as pa
 import pytest
 
 from tasks import params
+from tasks.promotion import interval
 from tasks.promotion.registry import Registry, open_registry
 from tasks.promotion.runs import Bundle, Dataset
 from tasks.training.model import Model, import_xgboost, make_spec
+from tests.tasks.promotion.holdouts import Days
 
 AS_OF = datetime(2013, 7, 1)
 BETTER = {"outcome": "PROMOTE", "reasons": ["It is better."], "gain": 0.01}
@@ -64,3 +67,16 @@ def small_model() -> tuple[Model, pa.Table]:
     xgb = import_xgboost()
     data = xgb.QuantileDMatrix(spec.encode(table), label)
     return Model(xgb.train({"objective": "binary:logistic", "nthread": 1}, data, 5), spec), table
+
+
+@pytest.fixture(scope="module")
+def more_replicates() -> Iterator[None]:
+    """More than in the other tests, and fewer than the real gate takes: there are thousands of verdicts here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interval, "REPLICATES", 1000)
+        yield
+
+
+@pytest.fixture(scope="module")
+def days() -> Days:
+    return Days(np.random.default_rng(0))
