@@ -6,7 +6,6 @@ outcomes, or a source that is rewritten later; this comparison does, as soon as 
 decides nothing: a row that was delivered late, or corrected, may change a feature too.
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -74,9 +73,8 @@ def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, ch
     if not journalled.num_rows:
         return Skew(champion.number, since, until, {}, 0, ())
     rows = featurerows.read_rows(folder / p.paths.features)
-    with tempfile.TemporaryDirectory() as scratch:
-        own_recipe = recipe.fetch_recipe(registry, champion, Path(scratch))
-        own = recipe.rebuild_features(own_recipe, p, folder, rows)
+    own_recipe = recipe.fetch_recipe(registry, champion)
+    own = recipe.rebuild_features(own_recipe, p, folder, rows)
     places = {subject: place for place, subject in enumerate(score.subjects_of_keys(own).tolist())}
     there = np.array([subject in places for subject in journalled["subject"].to_pylist()], dtype=bool)
     is_answer = np.array([by != "batch" for by in journalled["by"].to_pylist()], dtype=bool)

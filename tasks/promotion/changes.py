@@ -150,6 +150,12 @@ def _explain_bar(transaction: Transaction, run_id: str) -> str | None:
     return None if number is None else ledger.explain_bar(transaction.entries, number)
 
 
+def _find_serving(registry: Registry, act: str) -> Version:
+    if serving := registry.find_champion():
+        return serving
+    raise ValueError(f"no version of {registry.model} serves: there is nothing to {act}. Promote one first.")
+
+
 # --- rollback ------------------------------------------------------------------------------------------------------
 
 
@@ -180,11 +186,7 @@ def rollback(
                 f"a rollback to version {settled[-1].version} had been cut off and is finished now: that version "
                 "serves. Ask again to go further back."
             )
-        serving = registry.find_champion()
-        if serving is None:
-            raise ValueError(
-                f"no version of {registry.model} serves: there is nothing to roll back. Promote one first."
-            )
+        serving = _find_serving(registry, "roll back")
         if champion not in (None, serving.number):
             raise ValueError(f"version {champion} was to be taken down, but version {serving.number} serves by now")
         target = _find_target(transaction, serving, to)
@@ -242,11 +244,7 @@ def put_up(
         ValueError: it is the champion, also under another number; it was rolled back or lost; another is up.
     """
     with registry.transaction() as transaction:
-        serving, canary = registry.find_champion(), ledger.find_canary(transaction.entries)
-        if serving is None:
-            raise ValueError(
-                f"no version of {registry.model} serves: there is nothing to challenge. Promote one first."
-            )
+        serving, canary = _find_serving(registry, "challenge"), ledger.find_canary(transaction.entries)
         version = _find_challenger(transaction, candidate, serving)
         if canary and canary.version != version.number:
             raise ValueError(f"version {canary.version} is up already: take it away first (flows.canary --end)")

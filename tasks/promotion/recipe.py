@@ -30,9 +30,10 @@ def fetch_model(registry: Registry, version: Version) -> Model:
         return Model.load(registry.runs.fetch(version.run_id, "model.ubj", Path(scratch)))
 
 
-def fetch_recipe(registry: Registry, version: Version, into: Path) -> Recipe:
+def fetch_recipe(registry: Registry, version: Version) -> Recipe:
     """A version's recipe from the registry: params, tuned numbers, SQL, its model and the stored twins."""
-    return load_recipe(download_recipe(registry, version, into))
+    with tempfile.TemporaryDirectory() as scratch:
+        return load_recipe(download_recipe(registry, version, Path(scratch)))
 
 
 def download_recipe(registry: Registry, version: Version, into: Path) -> dict[str, Path]:

@@ -205,7 +205,7 @@ def connect(uri: str, *, experiments: Mapping[str, str], model: str) -> Tracking
 
     Args:
         experiments: the experiments' names, and the note that MLflow shows with each.
-        model: the registered model's name, for the database.
+        model: the registered model's name, for the marker.
 
     Raises:
         ConnectionError: a server does not answer; within seconds.

@@ -4,7 +4,6 @@ The rows are those that the pipeline's features stage made at as_of, from one mo
 served when the journal began. Each is predicted once, by whoever was champion when it came. Run again, it adds nothing.
 """
 
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,9 +122,8 @@ def predict_arrived(
     champion: Version,
 ) -> pa.Table:
     """The journal's rows of these predictions (schema.py), with the features that the champion's own SQL makes."""
-    with tempfile.TemporaryDirectory() as scratch:
-        recipe = fetch_recipe(registry, champion, Path(scratch))
-        own = rebuild_features(recipe, p, folder, rows)
+    recipe = fetch_recipe(registry, champion)
+    own = rebuild_features(recipe, p, folder, rows)
     if len(own) != len(rows) or not (own.event_time == rows.event_time).all():
         raise ValueError(f"the champion's features.sql gives {len(own)} rows of the spine's {len(rows)}")
     table = own.table.filter(which)
