@@ -41,8 +41,8 @@ def promote(
     """
     with registry.transaction() as transaction:
         if begun := ledger.find_entry(transaction.entries, "intent", decision):
-            return _finish(transaction, begun)
-        _settle(transaction)
+            return _finish_change(transaction, begun)
+        _settle_changes(transaction)
         if bar := _explain_bar(transaction, run_id):
             raise ValueError(f"{bar}: run {run_id} cannot be promoted. Train another candidate.")
         serving = registry.find_champion()
@@ -58,7 +58,7 @@ def promote(
             verdict=dict(verdict),
             lineage=dict(tags),
         )
-        return _finish(transaction, transaction.append(intent))
+        return _finish_change(transaction, transaction.append(intent))
 
 
 def finish_open(registry: Registry) -> list[Version]:
@@ -72,10 +72,10 @@ def finish_open(registry: Registry) -> list[Version]:
             if objection := _find_objection(transaction, begun):
                 log.warning("decision %s %s", begun.decision, objection)
                 transaction.append(begun.next_mark("superseded", None))
-        return [_finish(transaction, begun) for begun in ledger.find_unfinished(transaction.entries)]
+        return [_finish_change(transaction, begun) for begun in ledger.find_unfinished(transaction.entries)]
 
 
-def _finish(transaction: Transaction, begun: ledger.Entry) -> Version:
+def _finish_change(transaction: Transaction, begun: ledger.Entry) -> Version:
     """Do what is missing of a promotion or rollback: each step is repeated only where its mark is missing."""
     registry, end = transaction.registry, ledger.ENDS[begun.mark]
     ended = ledger.find_entry(transaction.entries, end, begun.decision)
@@ -112,7 +112,7 @@ def _find_version(registry: Registry, begun: ledger.Entry) -> Version:
     return registry.register(begun.run, decision=begun.decision, description=description, tags=version_tags)
 
 
-def _settle(transaction: Transaction) -> list[ledger.Entry]:
+def _settle_changes(transaction: Transaction) -> list[ledger.Entry]:
     """Finish what had moved the alias when it was cut off, before anything newer begins; the entries that began it.
 
     Else the ledger would not know that its version served. What had not moved the alias is overtaken by the newer.
@@ -124,7 +124,7 @@ def _settle(transaction: Transaction) -> list[ledger.Entry]:
         if serving and _has_moved(serving, begun) and not _find_objection(transaction, begun)
     ]
     for begun in moved:
-        _finish(transaction, begun)
+        _finish_change(transaction, begun)
     return moved
 
 
@@ -179,8 +179,8 @@ def rollback(
     """
     with registry.transaction() as transaction:
         if begun := ledger.find_entry(transaction.entries, "rollback", decision):
-            return _finish(transaction, begun)
-        settled = _settle(transaction)
+            return _finish_change(transaction, begun)
+        settled = _settle_changes(transaction)
         if to is None and champion is None and any(entry.mark == "rollback" for entry in settled):
             raise ValueError(
                 f"a rollback to version {settled[-1].version} had been cut off and is finished now: that version "
@@ -199,7 +199,7 @@ def rollback(
             champion=serving.number,
             reasons=tuple(reasons),
         )
-        return _finish(transaction, transaction.append(begun))
+        return _finish_change(transaction, transaction.append(begun))
 
 
 def _find_target(transaction: Transaction, serving: Version, number: int | None) -> Version:

@@ -199,11 +199,11 @@ def _read_roots(connection: sqlite3.Connection, database: Path) -> list[str]:
     if ("experiments", "artifact_location") not in _address_columns(connection):
         return []
     rows = connection.execute("SELECT experiment_id, name, artifact_location FROM experiments").fetchall()
-    roots = {root for number, name, location in rows if (root := _root(str(location), (str(number), str(name))))}
-    return sorted(root for root in roots if _is_left(_path(root), database))
+    roots = {root for number, name, location in rows if (root := _find_root(str(location), (str(number), str(name))))}
+    return sorted(root for root in roots if _was_left(_to_path(root), database))
 
 
-def _root(location: str, names: tuple[str, ...]) -> str | None:
+def _find_root(location: str, names: tuple[str, ...]) -> str | None:
     """The address of the folder whose mlartifacts an experiment has its place in; None for another kind of place.
 
     A run without a server names the place for the experiment, MLflow's server for the experiment's number.
@@ -215,11 +215,11 @@ def _root(location: str, names: tuple[str, ...]) -> str | None:
     return root if root.startswith(("file:///", "/")) else None
 
 
-def _path(root: str) -> Path:
+def _to_path(root: str) -> Path:
     return Path(unquote(urlsplit(root).path) if root.startswith("file:") else root)
 
 
-def _is_left(old: Path, database: Path) -> bool:
+def _was_left(old: Path, database: Path) -> bool:
     """Whether the database came from there: artifacts came with it, or it left its like there, or nothing is there.
 
     Else somebody keeps the artifacts there on purpose, by a server's --default-artifact-root.
@@ -244,7 +244,7 @@ def _move_addresses(connection: sqlite3.Connection, old: str, new: Path) -> int:
     log.warning(
         "the registry was made in %s and stands in %s: %d addresses of its artifacts were rewritten, and nothing is "
         "written to the old place",
-        _path(old),
+        _to_path(old),
         new,
         count,
     )
@@ -257,8 +257,8 @@ def _refuse_left_behind(connection: sqlite3.Connection, old: str, new: Path) -> 
     for table, column in _address_columns(connection):
         sql = f'SELECT "{column}" FROM "{table}" WHERE substr("{column}", 1, ?) = ?'
         addresses.update(str(address) for (address,) in connection.execute(sql, (len(begin), begin)))
-    place = _path(f"{old}/{ARTIFACTS}")
-    for part in (_path(address).relative_to(place) for address in sorted(addresses)):
+    place = _to_path(f"{old}/{ARTIFACTS}")
+    for part in (_to_path(address).relative_to(place) for address in sorted(addresses)):
         if os.path.exists(place / part) and not os.path.exists(new / ARTIFACTS / part):
             raise ValueError(
                 f"the registry was made in {place.parent} and stands in {new}, but artifacts that it names were not "

@@ -118,16 +118,16 @@ def _draw_roc(figure: "Figure", rows: Sequence[Mapping[str, str]]) -> None:
     _draw_diagonal(axes)
     for name in dict.fromkeys(row.get("model", "") for row in rows):
         part = [row for row in rows if row.get("model", "") == name]
-        x, y = _numbers(part, "false_positive_rate"), _numbers(part, "true_positive_rate")
+        x, y = _read_column(part, "false_positive_rate"), _read_column(part, "true_positive_rate")
         axes.plot(x, y, linewidth=2, label=name, color=None if name else ACCENT)
 
 
 def _draw_calibration(figure: "Figure", rows: Sequence[Mapping[str, str]]) -> None:
     """Observed against predicted; a point's size is its number of rows, where the file has it."""
     axes = figure.add_subplot(title="calibration on the holdout", xlabel="predicted", ylabel="observed")
-    x, y = _numbers(rows, "predicted"), _numbers(rows, "observed")
+    x, y = _read_column(rows, "predicted"), _read_column(rows, "observed")
     _draw_diagonal(axes, min(x + y), max(x + y))
-    counts = _numbers(rows, "rows") if "rows" in rows[0] else [1.0] * len(rows)
+    counts = _read_column(rows, "rows") if "rows" in rows[0] else [1.0] * len(rows)
     axes.plot(x, y, color=ACCENT, linewidth=1, alpha=0.5)
     axes.scatter(x, y, s=[20 + 130 * count / max(counts) for count in counts], color=ACCENT, zorder=3)
 
@@ -135,7 +135,7 @@ def _draw_calibration(figure: "Figure", rows: Sequence[Mapping[str, str]]) -> No
 def _draw_importance(figure: "Figure", rows: Sequence[Mapping[str, str]]) -> None:
     ranked = sorted(rows, key=lambda row: -float(row["importance"]))[:MAX_FEATURES][::-1]
     axes = figure.add_subplot(title=f"mean |SHAP|, the first {len(ranked)} features")
-    axes.barh([row["feature"] for row in ranked], _numbers(ranked, "importance"), color=ACCENT, height=0.7)
+    axes.barh([row["feature"] for row in ranked], _read_column(ranked, "importance"), color=ACCENT, height=0.7)
     axes.grid(visible=False, axis="y")
 
 
@@ -232,7 +232,7 @@ def _rank_correlation(points: Sequence[tuple[Any, float]]) -> float:
     return float(spearmanr(xs, ys).statistic)
 
 
-def _numbers(rows: Sequence[Mapping[str, str]], name: str) -> list[float]:
+def _read_column(rows: Sequence[Mapping[str, str]], name: str) -> list[float]:
     return [float(row[name]) for row in rows]
 
 

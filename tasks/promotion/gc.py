@@ -119,11 +119,13 @@ def _find_unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float)
         "study": _list_unused(home, "studies/*", before),
         "candidate": _list_unused(home, "replay/candidates/[0-9]*", before),
     }
-    gone = Counter(_inode(file) for group in paths.values() for path in group for file in _list_files(path))
+    gone = Counter(_read_inode(file) for group in paths.values() for path in group for file in _list_files(path))
     unused = _list_unused(home, "periods/*/*", before)
     # What is linked elsewhere too is part of data that stays: those are hard links of the periods' files.
     paths["period"] = [
-        path for path in unused if all(file.lstat().st_nlink <= 1 + gone[_inode(file)] for file in _list_files(path))
+        path
+        for path in unused
+        if all(file.lstat().st_nlink <= 1 + gone[_read_inode(file)] for file in _list_files(path))
     ]
     return [(kind, path) for kind, group in paths.items() for path in group]
 
@@ -154,7 +156,7 @@ def _list_unused(home: Path, pattern: str, before: float) -> list[Path]:
     ]
 
 
-def _inode(file: Path) -> Inode:
+def _read_inode(file: Path) -> Inode:
     status = file.lstat()
     return status.st_dev, status.st_ino
 
@@ -162,8 +164,8 @@ def _inode(file: Path) -> Inode:
 def _count_bytes(path: Path, links: Counter[Inode]) -> int:
     """The bytes that removing a path gives back: a file counts with the last of its links, which `links` counts."""
     paths = _list_files(path)
-    links.update(map(_inode, paths))
-    unique = {_inode(file): file.lstat() for file in paths}
+    links.update(map(_read_inode, paths))
+    unique = {_read_inode(file): file.lstat() for file in paths}
     return sum(status.st_size for inode, status in unique.items() if links[inode] >= status.st_nlink)
 
 

@@ -80,7 +80,7 @@ def _judge_against(champion: Version, case: "Case", registry: Registry, *, looks
     with tempfile.TemporaryDirectory() as scratch:
         files = download_recipe(registry, champion, Path(scratch))
         try:
-            opponent = case.load_opponent(load_recipe(files), age=_age(case.as_of, champion))
+            opponent = case.load_opponent(load_recipe(files), age=_measure_age(case.as_of, champion))
         except ValueError as error:
             return hold(
                 f"Version {champion.number} cannot be judged on today's tables: {error}",
@@ -122,7 +122,7 @@ def explain_wait(
     return gate.explain_backoff(last, as_of, p.gate) if counts(last) else None
 
 
-def _age(as_of: datetime, champion: Version) -> timedelta:
+def _measure_age(as_of: datetime, champion: Version) -> timedelta:
     made = champion.learnt_until if champion.as_of and champion.as_of > as_of else champion.as_of
     return max(as_of - made, timedelta(0)) if made else timedelta(0)
 

@@ -157,15 +157,15 @@ def count_looks(entries: Sequence[Entry], champion: int | None) -> int:
         champion: counted from when it first served, also before a rollback gave it the alias again. None: how often
             a first model was judged since there last was a champion.
     """
-    return len(list(_looks(entries, champion)))
+    return len(list(_list_looks(entries, champion)))
 
 
 def find_last_look(entries: Sequence[Entry], champion: int | None) -> datetime | None:
     """The event time of the last candidate that was compared with a champion and refused."""
-    return max((entry.as_of for entry in _looks(entries, champion) if entry.mark == "verdict"), default=None)
+    return max((entry.as_of for entry in _list_looks(entries, champion) if entry.mark == "verdict"), default=None)
 
 
-def _looks(entries: Sequence[Entry], champion: int | None) -> Iterator[Entry]:
+def _list_looks(entries: Sequence[Entry], champion: int | None) -> Iterator[Entry]:
     begins = [
         place
         for place, entry in enumerate(entries)

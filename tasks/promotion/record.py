@@ -157,8 +157,8 @@ def _log_run(runs: Runs, results: Results) -> str:
             name=f"{results.raw.as_of:%Y-%m-%d} · {commit[:7]}{'+' if results.patch else ''}",
             note=_render_note(results),
             params=_flatten_params(results),
-            metrics=_numbers({name: value for name, value in results.metrics.items() if "." not in name}),
-            counts=_count(results),
+            metrics=_select_numbers({name: value for name, value in results.metrics.items() if "." not in name}),
+            counts=_list_counts(results),
             tags=_find_lineage(results),
             datasets=list(_list_datasets(results)),
             trials=results.trials,
@@ -240,10 +240,10 @@ def _render_dimension(dimension: Mapping[str, Any]) -> str:
     return f"{dimension['low']:g} to {dimension['high']:g}{' log' if dimension.get('log') else ''}"
 
 
-def _count(results: Results) -> dict[str, float]:
+def _list_counts(results: Results) -> dict[str, float]:
     """What is not the model's own: each baseline's metrics as `<model>.<metric>`, rows, trials."""
     tables = results.quality["tables"].values()
-    return _numbers(
+    return _select_numbers(
         {
             f"{row['model']}.{name}": value
             for row in results.leaderboard
@@ -259,7 +259,7 @@ def _count(results: Results) -> dict[str, float]:
     )
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+def _select_numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Those of the values that MLflow takes as metrics."""
     return {
         name: float(value) for name, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)

@@ -213,7 +213,7 @@ def connect(uri: str, *, experiments: Mapping[str, str], model: str) -> Tracking
     """
     _set_environment()
     if is_server(uri):
-        _probe(uri)
+        _probe_server(uri)
     folder, key = _find_place(uri)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / database.LOCK, timeout=database.LOCK_WAIT_S)
@@ -228,7 +228,7 @@ def connect(uri: str, *, experiments: Mapping[str, str], model: str) -> Tracking
     return Tracking(client, uri, lock, {experiment.name: str(experiment.experiment_id) for experiment in opened})
 
 
-def _probe(uri: str) -> None:
+def _probe_server(uri: str) -> None:
     """Ask a server once, since mlflow's client waits for minutes. Any answer will do, also a refusal."""
     try:
         urllib.request.urlopen(f"{hide_password(uri).rstrip('/')}/health", timeout=PROBE_TIMEOUT_S).close()
@@ -236,7 +236,7 @@ def _probe(uri: str) -> None:
         answer.close()
     except (OSError, HTTPException) as error:
         if not isinstance(getattr(error, "reason", None), ssl.SSLError):
-            raise _no_answer(uri, str(getattr(error, "reason", error))) from None
+            raise _explain_no_answer(uri, str(getattr(error, "reason", error))) from None
 
 
 def _open_experiment(
@@ -301,12 +301,12 @@ def explain_silence(uri: str) -> Iterator[None]:
         while cause is not None:
             parents = type(cause).__mro__
             if any(parent.__name__ in NETWORK_ERRORS and parent.__module__.startswith(LIBRARIES) for parent in parents):
-                raise _no_answer(uri, type(cause).__name__) from error
+                raise _explain_no_answer(uri, type(cause).__name__) from error
             cause = cause.__cause__ or cause.__context__
         raise
 
 
-def _no_answer(uri: str, reason: str) -> ConnectionError:
+def _explain_no_answer(uri: str, reason: str) -> ConnectionError:
     return ConnectionError(
         f"the MLflow server at {hide_password(uri)} does not answer ({reason}). Start it, or correct "
         "MLFLOW_TRACKING_URI; without that variable the runs are kept in .evergreen/mlflow.db."

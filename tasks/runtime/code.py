@@ -38,12 +38,12 @@ def copy_code(checkout: Path, root: Path, *, commit: str | None, patch: Path | N
     """Fill `root` with the code; the commit that it stands on, and the patch from there."""
     if commit is not None:
         return _code_of_commit(checkout, root, commit=commit, patch=patch)
-    if not _in_git(checkout):
+    if not _is_in_git(checkout):
         _copy_tree(checkout, root)
         return UNKNOWN, b""
-    with _tree(checkout) as (tree, env):
-        _unpack(checkout, root, tree=tree, env=env)
-        base, diff = _since_head(checkout, tree, env)
+    with _write_tree(checkout) as (tree, env):
+        _unpack_tree(checkout, root, tree=tree, env=env)
+        base, diff = _diff_from_head(checkout, tree, env)
     if (lock := checkout / "dvc.lock").exists() and not (root / "dvc.lock").exists():
         shutil.copyfile(lock, root / "dvc.lock")
     return base, diff
@@ -54,7 +54,7 @@ def _code_of_commit(checkout: Path, root: Path, *, commit: str, patch: Path | No
         raise ValueError("the code of a run without a commit and without a patch is not known: it was made without git")
     if commit != UNKNOWN:
         commit = _git(checkout, "rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}").decode().strip()
-        _unpack(checkout, root, tree=commit)
+        _unpack_tree(checkout, root, tree=commit)
     if patch is None:
         return commit, b""
     # The ceiling: a workspace lies inside the checkout, and git would take the checkout's paths for the patch's.
@@ -62,7 +62,7 @@ def _code_of_commit(checkout: Path, root: Path, *, commit: str, patch: Path | No
     return commit, patch.read_bytes()
 
 
-def _in_git(checkout: Path) -> bool:
+def _is_in_git(checkout: Path) -> bool:
     if shutil.which("git") is None:
         return False
     asked = subprocess.run(["git", "check-ignore", "-q", "dvc.yaml"], cwd=checkout, env=_git_env(), capture_output=True)
@@ -77,14 +77,14 @@ def find_commit_and_patch(checkout: Path) -> tuple[str, bytes]:
     The same that a workspace of it would tell, so that a run by `dvc repro` and one by a flow have one lineage.
     """
     checkout = checkout.resolve()
-    if not _in_git(checkout):
+    if not _is_in_git(checkout):
         return UNKNOWN, b""
-    with _tree(checkout) as (tree, env):
-        return _since_head(checkout, tree, env)
+    with _write_tree(checkout) as (tree, env):
+        return _diff_from_head(checkout, tree, env)
 
 
 @contextlib.contextmanager
-def _tree(checkout: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _write_tree(checkout: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """The code as it is as a tree of git, by an index and objects of our own, which the environment names."""
     with tempfile.TemporaryDirectory() as scratch:
         env = _make_index(checkout, Path(scratch))
@@ -92,7 +92,7 @@ def _tree(checkout: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield _git(checkout, "write-tree", env=env).decode().strip(), env
 
 
-def _since_head(checkout: Path, tree: str, env: Mapping[str, str]) -> tuple[str, bytes]:
+def _diff_from_head(checkout: Path, tree: str, env: Mapping[str, str]) -> tuple[str, bytes]:
     asked = subprocess.run(
         ["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=checkout, env=_git_env(), capture_output=True, text=True
     )
@@ -155,7 +155,7 @@ def _list_foreign(checkout: Path) -> list[str]:
     return [*NOT_CODE, *([f"{shared.relative_to(checkout)}/"] if shared.is_relative_to(checkout) else [])]
 
 
-def _unpack(checkout: Path, root: Path, *, tree: str, env: Mapping[str, str] | None = None) -> None:
+def _unpack_tree(checkout: Path, root: Path, *, tree: str, env: Mapping[str, str] | None = None) -> None:
     """Fill `root` with every file of a tree. By a checkout and not by `git archive`, which leaves out and rewrites what
     .gitattributes marks as export-ignore and export-subst: those are about what is published."""
     inside = _git(checkout, "rev-parse", "--show-prefix").decode(errors="surrogateescape").rstrip("\n")

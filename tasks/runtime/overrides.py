@@ -25,12 +25,12 @@ def override_params(params: Path, values: Mapping[str, Any]) -> None:
     file.width = 1_000_000
     content = file.load(params)
     for key, value in values.items():
-        _set(content, key, value, keys=list(dict.fromkeys([*list_keys(content), *_list_fields()])))
+        _set_key(content, key, value, keys=list(dict.fromkeys([*list_keys(content), *_list_fields()])))
     with params.open("w", encoding="utf-8") as stream:
         file.dump(content, stream)
 
 
-def _set(content: Any, key: str, value: Any, *, keys: list[str]) -> None:
+def _set_key(content: Any, key: str, value: Any, *, keys: list[str]) -> None:
     if key not in keys:
         near = difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
         raise ValueError(f"`{key}` is no key of params.yaml.{f' Did you mean `{near[0]}`?' if near else ''}")

@@ -53,7 +53,7 @@ def main(name: str, *acts: Callable[[Params], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        _say(error)
+        _log_error(error)
         sys.exit(1)
 
 
@@ -66,14 +66,14 @@ def check_settings(p: Params, folder: Path = Path()) -> None:
     stages = yamltext.read(graph)[0]["stages"].values()
     names = {name for one in stages for name in one.get("params", []) if isinstance(name, str)}
     if missing := sorted(names.difference(list_keys(yamltext.read(settings)[0]))):
-        lines = ", ".join(f"`{name}: {_default(name, p)}`" for name in missing)
+        lines = ", ".join(f"`{name}: {_spell_default(name, p)}`" for name in missing)
         raise ValueError(
             f"params.yaml must hold every setting that dvc.yaml names, but lacks {', '.join(missing)}. Write {lines} "
             "(each point is a level of params.yaml), or the value that you want."
         )
 
 
-def _default(name: str, p: Params) -> str:
+def _spell_default(name: str, p: Params) -> str:
     value: Any = functools.reduce(getattr, name.split("."), p)
     if isinstance(value, timedelta):
         return params.spell(value)
@@ -92,9 +92,9 @@ def retry_while_away(ask: Callable[[], T], *, waits: Sequence[float] = WAITS_S) 
     return ask()
 
 
-def _say(error: Exception) -> None:
+def _log_error(error: Exception) -> None:
     """One line for what a person can mend: the world's errors, and a ValueError that this project raised itself."""
-    if isinstance(error, OSError | MemoryError) or (isinstance(error, ValueError) and _ours(error.__traceback__)):
+    if isinstance(error, OSError | MemoryError) or (isinstance(error, ValueError) and _is_ours(error.__traceback__)):
         log.error("%s: %s", type(error).__name__, error)
     elif type(error).__module__.lstrip("_").startswith("duckdb"):  # its sentence may show a value of a row
         trace = "".join(traceback.format_tb(error.__traceback__))
@@ -107,7 +107,7 @@ def _say(error: Exception) -> None:
         log.error("unexpected error", exc_info=error)
 
 
-def _ours(trace: TracebackType | None) -> bool:
+def _is_ours(trace: TracebackType | None) -> bool:
     while trace and trace.tb_next:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals["__name__"].split(".")[0] in ("tasks", "__main__")
@@ -120,10 +120,10 @@ def die_with_parent() -> None:
         if os.getppid() != parent:
             os._exit(1)
     else:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
 
 
-def _watch(parent: int) -> None:
+def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -134,13 +134,13 @@ def limit_time(name: str, length: timedelta | None) -> None:
     if length is None:
         return
     seconds = length.total_seconds()
-    timer = threading.Timer(seconds, _too_long, (name, length))
+    timer = threading.Timer(seconds, _end_late_stage, (name, length))
     timer.daemon = True
     timer.start()
     faulthandler.dump_traceback_later(seconds + 5, exit=True)
 
 
-def _too_long(name: str, length: timedelta) -> None:
+def _end_late_stage(name: str, length: timedelta) -> None:
     log.error("TimeoutError: %s did not end within its limit of %s. Raise stage.limits.%s.", name, length, name)
     os._exit(TOO_LONG)
 
