@@ -32,10 +32,6 @@ class Workspace:
     diff: Path | None
     env: Mapping[str, str]
 
-    @property
-    def dirty(self) -> bool:
-        return self.diff is not None
-
 
 @contextlib.contextmanager
 def open_workspace(
@@ -45,11 +41,10 @@ def open_workspace(
     commit: str | None = None,
     patch: Path | None = None,
     fresh: bool = False,
-    keep: bool = False,
 ) -> Iterator[Workspace]:
     """A folder with the code as it is now, or at `commit` with `patch` on top, and params.yaml with the overrides.
 
-    When the block ends the folder is removed, except with `keep`, or after an error, for somebody to look at.
+    When the block ends the folder is removed; after an error it is kept, for somebody to look at.
 
     Args:
         fresh: with empty caches of its own: nothing made before is used, and nothing made here is used later.
@@ -71,7 +66,7 @@ def open_workspace(
         except BaseException:
             shutil.rmtree(root, ignore_errors=True)
             raise
-        (root / KEPT_MARK).write_text("") if keep else shutil.rmtree(root)
+        shutil.rmtree(root)
 
 
 def remove_abandoned(shared: Path, *, failures: int = FAILURES_KEPT) -> list[Path]:

@@ -29,7 +29,7 @@ def test_uncommitted_edits_travel_along_and_their_patch_gives_them_back(checkout
     git(checkout, "add", "binary")
     (checkout / ".git" / "info" / "exclude").write_text("*.log\n")
     with open_workspace(checkout) as space:
-        assert space.dirty
+        assert space.diff is not None
         assert space.diff is not None
         (tmp_path / "saved").write_bytes(space.diff.read_bytes())
         code = {name: text for name, text in content(space.root).items() if not name.startswith(".dvc/")}
@@ -63,7 +63,7 @@ def test_of_untracked_files_only_code_travels_and_the_rest_is_named_once(
 def test_untracked_data_alone_makes_no_run_dirty(checkout: Path) -> None:
     write(checkout, {"people.csv": "ada"})
     with open_workspace(checkout) as space:
-        assert not space.dirty
+        assert space.diff is None
 
 
 def test_the_code_of_a_checkout_is_what_a_workspace_of_it_says(checkout: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_stage_is_told_where_the_checkout_is(checkout: Path, fresh: bool) -> N
 def test_a_clean_checkout_has_no_patch_even_after_dvc_repro(checkout: Path) -> None:
     write(checkout, {"dvc.lock": "schema: '2.0'\nstages: {}\n"})
     with open_workspace(checkout) as space:
-        assert not space.dirty
+        assert space.diff is None
         assert (space.root / "dvc.lock").exists()
         assert space.commit == git(checkout, "rev-parse", "HEAD").strip()
 
@@ -168,7 +168,7 @@ def test_a_run_needs_no_commit(checkout: Path, edit: Edit) -> None:
     edit(checkout)
     with open_workspace(checkout) as space:
         assert space.commit == code.UNKNOWN
-        assert space.dirty == (edit is without_commits)
+        assert (space.diff is not None) == (edit is without_commits)
         assert not (space.root / "data").exists()
         assert run_all(space) == ["ran", "ran", "ran"]
 

@@ -1,5 +1,6 @@
 """tasks.promotion.gc on a small project: what it frees, and what it keeps."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -44,13 +45,14 @@ def test_gc_keeps_what_a_running_workspace_needs(checkout: Path) -> None:
 
 def test_gc_frees_left_workspaces_old_studies_candidates_and_periods_that_no_data_is_made_of(checkout: Path) -> None:
     shared_state = params.home(checkout)
-    with open_workspace(checkout, keep=True) as left:
+    with contextlib.suppress(RuntimeError), open_workspace(checkout) as left:
         run_all(left)
         saved_lock(left, checkout)
         model = left.root / "models" / "model.txt"
         write(shared_state, {"studies/a.log": "trials", "periods/ab/abc/x.parquet": "unused", "periods/ab/abd/.k": ""})
         write(shared_state, {"replay/candidates/2013-05-01T000000-ab/cost.json": "{}"})
         os.link(model, shared_state / "periods" / "ab" / "abd" / "used.parquet")
+        raise RuntimeError("a failed run's workspace stays")
     freed = gc.free(checkout, dry=False, days=0)
     assert {(each.kind, each.path.name) for each in freed} == {
         ("workspace", left.root.name),

@@ -50,13 +50,10 @@ def test_a_key_that_the_file_leaves_at_its_default_is_put_in(checkout: Path) -> 
         overrides.override_params(path, {"tune.trails": 5})
 
 
-def test_a_workspace_goes_after_success_and_stays_when_asked(checkout: Path) -> None:
+def test_a_workspace_goes_after_success(checkout: Path) -> None:
     with open_workspace(checkout) as gone:
-        pass
-    with open_workspace(checkout, keep=True) as kept:
-        pass
+        assert gone.root.exists()
     assert not gone.root.exists()
-    assert kept.root.exists()
 
 
 def test_only_the_newest_failures_stay_for_a_look(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
