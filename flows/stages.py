@@ -47,7 +47,7 @@ def run_stages(
     try:
         feasibility.dry_run(p, space.root)
     except ValueError as error:  # a faulty features.sql is told before the sources are read
-        raise pipeline.StageFailed(FIRST, str(error)) from None
+        raise pipeline.StageFailed(f"{FIRST}: {error}") from None
     futures: dict[str, Any] = {}
     for stage, upstream in pipeline.list_stages(space.root).items():
         needs = [futures[name] for name in upstream]
@@ -71,7 +71,7 @@ def _refuse_misfit(p: params.Params, root: Path) -> None:
     for problem in problems:
         get_run_logger().warning("%s", problem.message)
     if reason := feasibility.explain_refusal(problems):
-        raise pipeline.StageFailed(FIRST, reason)
+        raise pipeline.StageFailed(f"{FIRST}: {reason}")
 
 
 def stage_task(name: str) -> Any:

@@ -39,11 +39,6 @@ class StageRun:
 class StageFailed(RuntimeError):  # noqa: N818 (the name says what happened)
     """A stage's program failed, with its last lines; or DVC could not run it or keep its outputs."""
 
-    def __init__(self, stage: str, message: str) -> None:
-        super().__init__(f"{stage}: {message}")
-        self.stage = stage
-        self.message = message
-
 
 # --- a project of DVC -----------------------------------------------------------------------------------------------
 
@@ -170,9 +165,9 @@ def _reproduce(root: Path, name: str, program: "Program", *, env: Mapping[str, s
                 changed = repo.reproduce(name, single_item=True, force=force, run_env=dict(env))
         except DvcException as error:
             log.debug("DVC's own account", exc_info=True)
-            raise StageFailed(name, program.failure or _explain(error)) from None
+            raise StageFailed(f"{name}: {program.failure or _explain(error)}") from None
     if errors:  # DVC logs that a file could not be copied into the cache, and ends as if it had been
-        raise StageFailed(name, f"DVC could not keep {len(errors)} files of its outputs: {_explain(errors[0])}")
+        raise StageFailed(f"{name}: DVC could not keep {len(errors)} files of its outputs: {_explain(errors[0])}")
     return bool(changed)
 
 
