@@ -5,6 +5,8 @@ XGBoost sees it. Nothing here trains, reads feature files or knows a registry: w
 
 XGBoost reads a torn file until it runs out of memory and then takes the process with it. So a hash follows the model in
 its file (XGBoost reads past it), and nothing reaches XGBoost that does not match it.
+
+This file travels with the model into MLflow (tasks/promotion/pyfunc.py runs it there), so it imports nothing of tasks.
 """
 
 import hashlib
@@ -24,13 +26,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from tasks.runtime.files import FORMAT_KEY, Format
-
 Floats = NDArray[np.floating[Any]]
 Task = Literal["binary", "multiclass", "regression"]
 # The booster's attributes. The spec is JSON; a field with a default may be added, anything else raises the version.
-SPEC_ATTRIBUTE = "evergreen"
-FORMAT = Format("model", 1)
+SPEC_ATTRIBUTE, FORMAT_ATTRIBUTE = "evergreen", "evergreen.format"
+FORMAT = "model/1"
 SEAL = b"\nevergreen sha256 "
 
 
@@ -168,7 +168,7 @@ class Model:
     def to_bytes(self) -> bytes:
         """The model file: the same model gives the same bytes."""
         spec = json.dumps(asdict(self.spec), sort_keys=True)
-        self.booster.set_attr(**{SPEC_ATTRIBUTE: spec, FORMAT_KEY: FORMAT.mark})
+        self.booster.set_attr(**{SPEC_ATTRIBUTE: spec, FORMAT_ATTRIBUTE: FORMAT})
         return _sealed(bytes(self.booster.save_raw("ubj")))
 
     def write(self, path: Path) -> None:
@@ -185,7 +185,11 @@ class Model:
                 "Copy it again, or train it with tasks.training.train."
             )
         booster = import_xgboost().Booster(model_file=bytearray(raw))
-        FORMAT.check(booster.attr(FORMAT_KEY), path)
+        if (mark := booster.attr(FORMAT_ATTRIBUTE)) != FORMAT:
+            raise ValueError(
+                f"{path} is in format {mark or 'unknown'}, but this evergreen reads {FORMAT}. Use the evergreen that "
+                "wrote it, or begin a new home: set EVERGREEN_HOME to an empty folder and train again."
+            )
         return Model(booster, TypeAdapter(Spec).validate_json(booster.attr(SPEC_ATTRIBUTE)))
 
 
