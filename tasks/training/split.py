@@ -126,7 +126,7 @@ def keep_trained_classes(folds: Sequence[Fold], label: NDArray[Any], classes: Se
                 missing,
                 int(unknown.sum()),
             )
-        usable.append(Fold(fold.train, fold.valid & ~unknown))
+        usable.append(Fold(fold.train, fold.valid & ~unknown) if missing else fold)
     if not usable:
         missing = sorted(set(classes) - set(label[folds[0].train].tolist()))
         raise ValueError(f"the training rows of fold 1 hold none of the class {missing}. {MEND_CLASSES}")
