@@ -69,6 +69,10 @@ class Comparison:
         """The columns that alarm by themselves, the strongest evidence first."""
         return [column for column in self.ranked if column.alarm]
 
+    @property
+    def faulty(self) -> list[ColumnDrift]:
+        return [column for column in self.columns if column.faults]
+
 
 NOT_COMPARED = Comparison()
 

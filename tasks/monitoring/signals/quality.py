@@ -63,5 +63,5 @@ CHECKS: tuple[Callable[[Window, Watched], Check], ...] = (check_values, check_vo
 
 
 def _find_faults(window: Window) -> list[str]:
-    faults = [f"{column.name}: {', '.join(column.faults)}" for column in window.drift.columns if column.faults]
+    faults = [f"{column.name}: {', '.join(column.faults)}" for column in window.drift.faulty]
     return faults + [f"{name} is gone, or holds another type" for name in window.drift.gone]
