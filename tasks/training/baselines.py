@@ -1,7 +1,8 @@
 """The models that a candidate must beat, with scikit-learn's defaults as far as they go.
 
 To add one: a function (seen, held, spec, threads) → predictions of `held`, an entry in BASELINES, and its name in
-tasks/params/sections.py (`Evaluate.baselines`). params.yaml's evaluate.baselines then may name it.
+tasks/params/sections.py (`Evaluate.baselines`). params.yaml's evaluate.baselines then may name it. A first model
+must beat all that are named there.
 """
 
 from collections.abc import Callable

@@ -52,7 +52,6 @@ RESERVED = {  # set by fitting.to_booster_params, or by the centre that a number
 # The first trial, as far as tune.space goes: XGBoost's own values, so that no search is worse than none.
 DEFAULTS: dict[str, Any] = {
     "eta": 0.3,
-    "learning_rate": 0.3,
     "max_depth": 6,
     "max_leaves": 0,
     "min_child_weight": 1.0,
@@ -80,9 +79,12 @@ DEFAULTS: dict[str, Any] = {
 
 
 def check_space(p: Params) -> None:
-    """Raises ValueError when XGBoost does not know a name in tune.space, or refuses an end of its range."""
+    """Raises ValueError for a name in tune.space that XGBoost does not know, or that tune cannot search, and for an end
+    of a range that XGBoost refuses."""
     if reserved := sorted(RESERVED & p.tune.space.keys()):
         raise ValueError(f"tune.space must leave {reserved} to tune, which sets them itself: take them out")
+    if "learning_rate" in p.tune.space:  # XGBoost would take it, but pruning reads eta
+        raise ValueError("tune.space must call XGBoost's step size eta, but it holds learning_rate: write eta")
     ends = {name: dimension.choice or _bounds(dimension) for name, dimension in p.tune.space.items()}
     for end in (0, -1):
         if unknown := _find_unknown({name: values[end] for name, values in ends.items()}, p):

@@ -505,6 +505,12 @@ def test_a_parameter_that_xgboost_does_not_know_is_an_error(tmp_path: Path) -> N
         tune.tune(p, folder)
 
 
+def test_the_step_size_goes_by_the_name_that_pruning_reads(tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.space": {"learning_rate": {"low": 0.1, "high": 0.3}}})
+    with pytest.raises(ValueError, match=r"holds learning_rate: write eta"):
+        tune.tune(p, folder)
+
+
 def test_a_slice_that_is_no_feature_is_refused_before_the_search(tmp_path: Path) -> None:
     p = small.settings("binary", **{"evaluate.slices": ["shop"]})
     small.write(tmp_path, small.made_rows("binary"), p)
