@@ -21,7 +21,7 @@ from tasks.runtime.files import Format
 from tasks.serving.journal import Journal
 from tasks.serving.schema import make_entry
 
-FORMAT = Format("decision", 1)  # of the journal's rows; a new column raises the version
+FORMAT = Format("decision", 1)  # of the journal's rows; a new column that is read by row.get keeps the version
 SCHEMA = pa.schema(
     {
         "format": pa.string(),

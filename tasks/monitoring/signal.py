@@ -14,7 +14,8 @@ from tasks.runtime.files import Format
 from tasks.serving.journal import Journal
 from tasks.serving.schema import make_entry
 
-FORMAT = Format("signal", 1)  # of the journal's rows; a new field of Signal is a column, and raises the version
+# Of the journal's rows. A new field of Signal is a column; with a default, which older rows take, the version stays.
+FORMAT = Format("signal", 1)
 SCHEMA = pa.schema(
     {
         "format": pa.string(),
@@ -89,7 +90,9 @@ def read_signals(journal: Journal) -> list[Signal]:
     last = {(row["event_time"], row["kind"], row["version"]): row for row in rows}
     names = Signal.__dataclass_fields__
     return [
-        Signal(**{name: row[name] for name in names} | {"detail": json.loads(row["detail"])})
+        Signal(
+            **{name: row[name] for name in names if row.get(name) is not None} | {"detail": json.loads(row["detail"])}
+        )
         for row in sorted(last.values(), key=lambda row: row["event_time"])
     ]
 
