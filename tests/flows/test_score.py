@@ -21,7 +21,7 @@ from tasks.data.featurerows import Rows
 from tasks.monitoring.skew import Skew
 from tasks.promotion import registry
 from tasks.runtime import clock, overrides, workspaces
-from tasks.serving import journal
+from tasks.serving import journal, schema
 from tasks.serving import score as work
 from tasks.serving.predictions import latest_outcomes
 from tasks.serving.score import Scored
@@ -138,7 +138,7 @@ def test_a_run_that_dies_between_predictions_and_outcomes_is_made_whole_by_the_n
 ) -> None:
     append, when, before = journal.Journal.append, FIRST + 2 * WEEK + timedelta(hours=12), predictions(story)
 
-    def dies(self: journal.Journal, kind: journal.Kind, rows: pa.Table) -> None:
+    def dies(self: journal.Journal, kind: schema.Kind, rows: pa.Table) -> None:
         append(self, kind, rows)
         raise ValueError(f"dead after {kind}")  # which nobody tries again
 

@@ -61,8 +61,8 @@ def test_a_stationary_column_alarms_at_the_stated_rate_and_parted_ones_are_found
     alarms = sum(any(signals) for _, *signals in result["windows"])
     stated = still_columns.SETTINGS.false_alarms * 7 / 30
     assert alarms <= bench.likely([still_columns.WEEKS] * SEEDS, stated, result["windows_of_history"])[1]
-    assert all(all(result["found"][how]) for how in still_columns.BROKEN)
-    assert all(result["found"]["size raised"])
+    assert all(all(result["alarms"][how]) for how in still_columns.BROKEN)
+    assert all(result["alarms"]["size raised"])
 
 
 def test_new_levels_beyond_what_any_window_had_are_still_found() -> None:
