@@ -132,7 +132,15 @@ class Range(Section):
         return self
 
 
+class Recipe(Section):
+    """What a search found: XGBoost's parameters, class_weight among them, and how many rounds."""
+
+    params: dict[str, int | float | str]
+    rounds: int = Field(ge=1)
+
+
 class Tune(Section):
+    recipe: Recipe | None = None
     trials: int = Field(24, ge=1)
     budget: Duration
     parallel: int = Field(2, ge=1)

@@ -101,6 +101,24 @@ def judge_first_model(
     return _conclude(best, findings, spending, gate=gate, costs=costs, slices=slices, more=more)
 
 
+def judge_refresh(
+    contest: Contest,
+    findings: Sequence[Finding],
+    figures: Mapping[str, Any],
+    *,
+    gate: Gate,
+    costs: Costs,
+    slices: Slices,
+) -> Verdict:
+    """The verdict on the champion's recipe fitted to newer rows, by what `refresh` found, costs and slices.
+
+    Args:
+        contest: With the champion, for the slices and the figures. It asks for no least number of rows: the findings
+            know theirs.
+    """
+    return _conclude(contest, findings, figures, gate=gate, costs=costs, slices=slices, too_few=())
+
+
 def explain_backoff(last_time: datetime | None, now: datetime, gate: Gate) -> str | None:
     """Why no candidate may be looked at yet; None where one may.
 
@@ -134,18 +152,19 @@ def _conclude(
     costs: Costs | None,
     slices: Slices | None,
     more: Mapping[str, Any] | None = None,
+    too_few: Sequence[Finding] | None = None,
 ) -> Verdict:
     """The harshest of all findings, where there are rows enough to compare, with the figures they come from."""
     costs = costs or Costs()
-    too_few = _find_too_few(contest, gate)
+    too_few = _find_too_few(contest, gate) if too_few is None else too_few
     forbidden = [*too_few, *_find_over_budget(costs, gate)]
     rows = [] if too_few else list(_compare_slices(contest, slices or {}, gate))
     compared = [] if too_few else [*findings, *_find_worse_slices(rows, gate)]
     ordered = sorted([*forbidden, *compared], key=lambda finding: -_harshness(finding))
     figures = {
         **_list_figures(contest, gate),
-        **spending,
         "looked": not forbidden,
+        **spending,
         **asdict(costs),
         **(more or {}),
         "slices": rows,

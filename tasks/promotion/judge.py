@@ -7,6 +7,7 @@ champion whose recipe no longer works on today's tables gives a HOLD. Nothing is
 the verdict.
 """
 
+import json
 import tempfile
 import timeit
 from collections.abc import Sequence
@@ -24,14 +25,18 @@ from tasks import log
 from tasks.data import featurerows, manifest
 from tasks.data.timeline import Span
 from tasks.params import Params, to_utc
-from tasks.promotion import gate, ledger
-from tasks.promotion.contest import align_classes, compare_losses, row_losses
-from tasks.promotion.recipe import Recipe, download_recipe, load_recipe, rebuild_features
+from tasks.promotion import gate, ledger, refresh
+from tasks.promotion.contest import Contest, align_classes, compare_losses, row_losses
+from tasks.promotion.evidence import Fits
+from tasks.promotion.recipe import Recipe, download_recipe, identify_recipe, load_recipe, rebuild_features
 from tasks.promotion.registry import CHAMPION, Registry, Version
+from tasks.promotion.tags import RECIPE
 from tasks.promotion.verdict import Verdict, hold
+from tasks.runtime import pipeline
 from tasks.training import evaluate, metrics, model, split, train
 from tasks.training.holdout import Holdout
 from tasks.training.model import Floats, Model
+from tasks.training.trials import Tuned
 
 LATENCY_ROWS = 1000  # in the batch whose prediction is timed
 LATENCY_RUNS = 5
@@ -46,12 +51,15 @@ class Opponent:
     until: datetime
 
 
-def judge_candidate(p: Params, folder: Path, record: str, *, registry: Registry, champion: Version | None) -> Verdict:
+def judge_candidate(
+    p: Params, folder: Path, record: str, *, registry: Registry, champion: Version | None, home: Path
+) -> Verdict:
     """The gate's verdict on the candidate that a pipeline run left in `folder`.
 
     Args:
         record: The hash of its recipe and data, by which the registry knows what was tried before.
         champion: None: it is compared with the baselines.
+        home: Keeps the evidence of each recipe.
     """
     if champion and champion.record == record:
         name = f"version {champion.number}"
@@ -69,11 +77,11 @@ def judge_candidate(p: Params, folder: Path, record: str, *, registry: Registry,
     looks = ledger.count_looks(entries, champion.number if champion else None)
     if champion is None:
         return case.judge_first(looks=looks)
-    verdict = _judge_against(champion, case, registry, looks=looks)
+    verdict = _judge_against(champion, case, registry, looks=looks, home=home)
     return replace(verdict, figures={**verdict.figures, **number})
 
 
-def _judge_against(champion: Version, case: "Case", registry: Registry, *, looks: int) -> Verdict:
+def _judge_against(champion: Version, case: "Case", registry: Registry, *, looks: int, home: Path) -> Verdict:
     """A fault of the champion's recipe gives a HOLD. Any other fails the run."""
     case.losses  # noqa: B018 (the candidate's own faults must not be taken for the champion's)
     case.costs  # noqa: B018
@@ -87,6 +95,8 @@ def _judge_against(champion: Version, case: "Case", registry: Registry, *, looks
                 f"Mend what its recipe needs, or take the alias `{CHAMPION}` off it in the MLflow UI: the next "
                 "candidate is then judged as a first model.",
             )
+    if (recipe := champion.tags.get(RECIPE)) and recipe == case.recipe:
+        return case.judge_refresh(opponent, age=_measure_age(case.as_of, champion), store=home / "evidence")
     return case.judge_against(opponent, looks=looks)
 
 
@@ -135,6 +145,12 @@ class Case:
     folder: Path
     as_of: datetime
     holdout: Holdout
+
+    @cached_property
+    def recipe(self) -> str:
+        """The id of the candidate's recipe."""
+        tuned = json.loads((self.folder / self.p.paths.models / "tuned.json").read_text())
+        return identify_recipe(self.p, pipeline.read_lock(self.folder)["stages"], tuned)
 
     @cached_property
     def shipped(self) -> Model:
@@ -201,22 +217,54 @@ class Case:
 
     def judge_against(self, opponent: Opponent, *, looks: int) -> Verdict:
         """On the rows that the champion has not seen."""
-        unseen = self.holdout.times >= np.datetime64(opponent.until)
+        unseen = self._select_unseen(opponent)
         if not unseen.any():
-            seen = f"it has seen all rows up to {opponent.until}, and the holdout ends {self._span.end}"
-            return hold(f"The champion cannot be judged yet: {seen}: wait for newer rows.")
-        return gate.judge_contest(
-            compare_losses(
-                self.losses[:, unseen],
-                opponent.losses[:, unseen],
-                times=self.holdout.times[unseen],
-                gate=self.p.gate,
-            ),
-            gate=self.p.gate,
-            costs=self.costs,
-            slices={name: values[unseen] for name, values in self.holdout.slices.items()},
-            looks=looks,
-        )
+            return self._hold_for_rows(opponent)
+        contest, slices = self._compare(opponent, unseen)
+        return gate.judge_contest(contest, gate=self.p.gate, costs=self.costs, slices=slices, looks=looks)
+
+    def judge_refresh(self, opponent: Opponent, *, age: timedelta, store: Path) -> Verdict:
+        """The champion's own recipe on newer rows.
+
+        Args:
+            age: Of the champion.
+            store: Keeps the evidence of each recipe.
+        """
+        unseen = self._select_unseen(opponent)
+        if not unseen.any():
+            return self._hold_for_rows(opponent)
+        contest, slices = self._compare(opponent, unseen)
+        models = self.folder / self.p.paths.models
+        fits = Fits.open(store / self.recipe, self.p, Tuned.load(models / "tuned.json"), self.rows)
+        constant = self._measure_constant()[unseen]
+        days = fits.grid.days_of(self.holdout.times[unseen])
+        sums = refresh.HoldoutSums.of(self.losses[:, unseen], opponent.losses[:, unseen], constant, days)
+        refit = refresh.Refit(self.shipped, Model.load(models / "twin.ubj"), age)
+        return refresh.judge_refresh(contest, sums, refit, fits, as_of=self.as_of, costs=self.costs, slices=slices)
+
+    def _measure_constant(self) -> NDArray[Any]:
+        """The row losses of the best constant, which sets the scale of skill."""
+        codes, spec = self._codes, self.shipped.spec
+        if spec.task == "regression":
+            constant: NDArray[Any] = np.array(codes.mean())
+        else:
+            shares = np.bincount(codes.astype(np.intp), minlength=len(spec.classes)) / len(codes)
+            constant = shares if spec.task == "multiclass" else shares[1]
+        scores = np.broadcast_to(constant, (len(codes), *np.shape(constant)))
+        return row_losses(codes, scores, metric=self.p.gate.metric)
+
+    def _select_unseen(self, opponent: Opponent) -> NDArray[np.bool_]:
+        return np.asarray(self.holdout.times >= np.datetime64(opponent.until))
+
+    def _hold_for_rows(self, opponent: Opponent) -> Verdict:
+        seen = f"it has seen all rows up to {opponent.until}, and the holdout ends {self._span.end}"
+        return hold(f"The champion cannot be judged yet: {seen}: wait for newer rows.")
+
+    def _compare(self, opponent: Opponent, unseen: NDArray[np.bool_]) -> tuple[Contest, gate.Slices]:
+        times, slices = self.holdout.times[unseen], self.holdout.slices
+        losses = self.losses[:, unseen], opponent.losses[:, unseen]
+        contest = compare_losses(*losses, times=times, gate=self.p.gate)
+        return contest, {name: values[unseen] for name, values in slices.items()}
 
     @property
     def _span(self) -> Span:

@@ -1,8 +1,12 @@
-"""recipe: what made a version, fetched from the registry: params, tuned numbers, features.sql, models."""
+"""recipe: what turns data into a version. Its id; its files from the registry: params, tuned, features.sql, models."""
 
+import hashlib
+import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tasks import log, params
 from tasks.data import featurerows, features
@@ -11,6 +15,9 @@ from tasks.training.model import Model
 from tasks.training.trials import Tuned
 
 RECIPE = ("params.yaml", "reports/tuned.json", "features.sql", "model.ubj", "twin.ubj", "twins")
+
+CODE = (".py", ".sql")
+STAGES = ("features", "train")  # their code makes the model; the search's does not
 
 
 @dataclass(frozen=True)
@@ -24,10 +31,33 @@ class Recipe:
     twins: tuple[Model, ...]
 
 
+def identify_recipe(p: params.Params, entries: Mapping[str, Any], tuned: Mapping[str, Any]) -> str:
+    """The id of a recipe: a hash of all that turns data into a model, without the data and as_of.
+
+    Args:
+        entries: Of the stages in dvc.lock.
+        tuned: The parameters and rounds, as in tuned.json.
+    """
+    code = {
+        stage: {dep["path"]: dep["md5"] for dep in entries[stage].get("deps", []) if dep["path"].endswith(CODE)}
+        for stage in STAGES
+    }
+    sections = {name: getattr(p, name).model_dump(mode="json") for name in ("features", "label", "spine", "train")}
+    contract = {name: table.model_dump(mode="json") for name, table in p.contract.items()}
+    rest = {"window": str(p.split.window), "seed": p.tune.seed, "params": tuned["params"], "rounds": tuned["rounds"]}
+    text = json.dumps([code, sections, contract, rest], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def fetch_model(registry: Registry, version: Version) -> Model:
     """The model of a version that would serve."""
     with tempfile.TemporaryDirectory() as scratch:
         return Model.load(registry.runs.fetch(version.run_id, "model.ubj", Path(scratch)))
+
+
+def fetch_tuned(registry: Registry, version: Version) -> Tuned:
+    with tempfile.TemporaryDirectory() as scratch:
+        return Tuned.load(registry.runs.fetch(version.run_id, "reports/tuned.json", Path(scratch)))
 
 
 def fetch_recipe(registry: Registry, version: Version) -> Recipe:

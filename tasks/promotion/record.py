@@ -25,6 +25,7 @@ from tasks import log
 from tasks.data import manifest, periods
 from tasks.params import Params
 from tasks.promotion import figures, registry, tags, tracking, verdict
+from tasks.promotion.recipe import identify_recipe
 from tasks.promotion.runs import Bundle, Dataset, Runs
 from tasks.runtime import code, files, stage
 from tasks.training import holdout, trials
@@ -303,6 +304,7 @@ def _find_lineage(results: Results) -> dict[str, str]:
         tags.ENVIRONMENT: periods.hash_file(lock) if lock.exists() else code.UNKNOWN,
         tags.FLOW_RUN: results.flow_run,
         tags.PII_KEY_ID: results.raw.pii_key_id,
+        tags.RECIPE: identify_recipe(results.p, results.entries, results.tuned),
         tags.DATA_FROM: features.begin,
         tags.DATA_TO: features.end,
         tags.DATA_ROWS: features.rows,

@@ -15,6 +15,7 @@ FLOW_RUN = f"{PREFIX}flow_run"  # the id of the Prefect run
 GATE_METRIC = f"{PREFIX}gate_metric"
 MODEL = f"{PREFIX}model"  # of a run: the id of MLflow's logged model
 PII_KEY_ID = f"{PREFIX}pii_key_id"
+RECIPE = f"{PREFIX}recipe"  # the id of what turned the data into a model; see recipe.identify_recipe
 REPLAY = f"{PREFIX}replay"  # of a replay's run: its policies
 RECORD = f"{PREFIX}record"  # the hash of what a run records
 VERDICT, VERDICT_FIGURES = f"{PREFIX}verdict", f"{PREFIX}verdict.figures"

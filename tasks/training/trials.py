@@ -18,23 +18,23 @@ TRIALS = files.Format("trials", 1)
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best trial of a search.
+    """The best trial of a search, or a recipe that was given.
 
     Args:
         params: XGBoost's parameters, and class_weight.
         rounds: boosting rounds.
-        score: the mean loss of the folds' validation rows.
+        score: the mean loss of the folds' validation rows; None of a recipe that was given.
         metric: XGBoost's name of that loss.
         trial: the best trial's number.
         trials, pruned: how many there were, and how many of them were pruned.
-        ended_by: "trials", or "budget" where tune.budget ended the search.
+        ended_by: "trials", "budget" where tune.budget ended the search, or "recipe" where there was none.
     """
 
     params: dict[str, Any]
     rounds: int
-    score: float
+    score: float | None
     metric: str
-    trial: int
+    trial: int | None
     trials: int
     pruned: int
     ended_by: str

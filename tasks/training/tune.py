@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from tasks import log
 from tasks.data import feasibility, featurerows, featuresql, manifest
-from tasks.params import Params
+from tasks.params import Params, Recipe
 from tasks.runtime import files, stage
 from tasks.training import fitting, studies, trials
 
@@ -38,6 +38,9 @@ def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
     as_of = manifest.FeaturesManifest.read(source).as_of
     rows = featurerows.read_rows(source)
     featuresql.check_slices(p.evaluate.slices, rows.table.column_names)  # evaluate needs them, when all is spent
+    if p.tune.recipe:
+        take_recipe(p, p.tune.recipe, folder)
+        return
     folds = fitting.Folds(p, rows, as_of)
     study = optuna.create_study()
     with studies.open_log(p, source, as_of, home=home) as path:
@@ -63,6 +66,24 @@ def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
     log.info("%(trials)s trials, %(pruned)s of them pruned; best %(metric)s %(score).5f", asdict(tuned))
     if ended_by == "budget":
         log.warning("tune.budget ended the search after %s of %s trials", tuned.trials, p.tune.trials)
+
+
+def take_recipe(p: Params, recipe: Recipe, folder: Path) -> None:
+    """Write what a search would, of a recipe that is given."""
+    tuned = trials.Tuned(
+        params=dict(recipe.params),
+        rounds=recipe.rounds,
+        score=None,
+        metric=fitting.METRIC[p.label.task],
+        trial=None,
+        trials=0,
+        pruned=0,
+        ended_by="recipe",
+    )
+    tuned.write(folder / p.paths.models / "tuned.json")
+    files.publish_json(folder / p.paths.reports / "score.json", {})
+    trials.write_trials(folder / p.paths.reports / "trials.json", [])
+    log.info("no search: tune.recipe has the parameters and %s rounds", recipe.rounds)
 
 
 @dataclass(frozen=True, order=True)

@@ -40,7 +40,7 @@ def _spelled(path: str, paths: dict[str, str]) -> str:
 
 def verdict(p: params.Params, made: str) -> None:
     known = registry.open_registry(p.registry)
-    judge.judge_candidate(p, Path(), made, registry=known, champion=known.find_champion())
+    judge.judge_candidate(p, Path(), made, registry=known, champion=known.find_champion(), home=params.home())
 
 
 def main() -> None:

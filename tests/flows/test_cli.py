@@ -46,7 +46,7 @@ def test_every_option_of_a_command_has_its_help(command: App) -> None:
 
 def test_people_are_not_asked_for_what_machines_fill_in() -> None:
     names = {argument.name for argument in cli.app["retrain"].assemble_argument_collection()}
-    assert names == {"--as-of", "--trials", "--budget", "--reason", "--settings", "--force"}
+    assert names == {"--as-of", "--kind", "--trials", "--budget", "--reason", "--settings", "--force"}
 
 
 def test_options_become_the_values_that_a_flow_takes() -> None:

@@ -16,7 +16,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.retrain import Retrained, retrain
 from tasks import params
-from tasks.promotion import ledger, registry
+from tasks.promotion import ledger, recipe, registry
 from tasks.runtime import pipeline, workspaces
 from tasks.runtime.pipeline import StageFailed
 from tasks.serving.journal import open_journal
@@ -98,7 +98,7 @@ def test_the_prefect_ui_gets_the_verdict_the_metrics_and_a_link(story: Story) ->
 def test_the_parameters_are_typed_for_the_form_of_the_prefect_ui(story: Story) -> None:
     assert story
     properties = parameter_schema(retrain).properties
-    assert properties.keys() == {"as_of", "trials", "budget", "reason", "settings", "force"}
+    assert properties.keys() == {"as_of", "kind", "trials", "budget", "reason", "settings", "force"}
     assert "date-time" in json.dumps(properties["as_of"])
     assert "minimum" in json.dumps(properties["trials"])
 
@@ -201,6 +201,21 @@ def test_a_setting_that_does_not_exist_is_refused_by_name(story: Story) -> None:
     assert story
     with pytest.raises(ValueError, match=r"tune.trials"):
         retrain(settings={"tune.trails": 3})
+
+
+def test_a_refresh_fits_the_champions_recipe_and_asks_what_age_costs(story: Story, tmp_path: Path) -> None:
+    champion = story.known.find_champion()
+    assert champion
+    done = retrain(as_of=LATER + timedelta(days=4), kind="refresh", reason="refresh")
+    assert done
+    tuned = recipe.fetch_tuned(story.known, champion)
+    assert (done.reports["tuned"]["params"], done.reports["tuned"]["rounds"]) == (tuned.params, tuned.rounds)
+    assert done.reports["tuned"]["ended_by"] == "recipe"
+    assert done.verdict.figures["kind"] == "refresh"
+    assert done.verdict.reasons
+    run = story.known.runs.fetch(done.run_id, "params.yaml", tmp_path)
+    assert yaml.safe_load(run.read_text())["tune"]["recipe"]["rounds"] == tuned.rounds
+    assert any((params.home() / "evidence").iterdir())
 
 
 def test_a_regression_needs_no_python(project: Project, story: Story) -> None:

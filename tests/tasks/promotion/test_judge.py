@@ -104,7 +104,9 @@ class Shelf:
         return {**empty, "name": "run", "note": "", "tags": {}, "files": files, "bundle": bundle}
 
     def judged(self, made: Made, champion: Version | None, record: str = "new") -> Verdict:
-        return judge.judge_candidate(made.p, made.folder, record, registry=self.known, champion=champion)
+        return judge.judge_candidate(
+            made.p, made.folder, record, registry=self.known, champion=champion, home=made.folder
+        )
 
 
 @pytest.fixture(scope="module")

@@ -83,6 +83,16 @@ def test_a_search_finds_parameters_for_every_task(task: Task, tmp_path: Path) ->
     assert (found["trials"], found["ended_by"]) == (3, "trials")
 
 
+def test_a_recipe_that_is_given_is_taken_without_a_search(tmp_path: Path) -> None:
+    drawn = {"max_depth": 3, "eta": 1e-05, "subsample": 0.1234567890123456}
+    p, folder = project(tmp_path, **{"tune.recipe": {"params": drawn, "rounds": 7}})
+    tune.tune(p, folder)
+    taken = Tuned.load(folder / p.paths.models / "tuned.json")
+    assert (taken.params, taken.rounds, taken.trials, taken.ended_by) == (drawn, 7, 0, "recipe")
+    assert taken.score is None
+    assert trials(p, folder) == []
+
+
 def test_what_is_searched_is_as_good_as_the_rule_allows(tmp_path: Path) -> None:
     p, folder = project(tmp_path)
     constant = 0.69

@@ -1,0 +1,157 @@
+"""ageing: what does age cost a recipe, and is its newest fit sound? Pure: daily sums of loss in, decisions out.
+
+A refresh fits the champion's recipe to newer rows. Whether that pays is a question about the recipe, so all its past
+fits answer it: in each past week, the model that was as old then as the champion is now against the one that was fresh.
+README.md tells the rule and what was measured of it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.promotion.sequence import Bound, Floats, bound_gain, bound_once
+
+BANDS = ((1, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64))  # ages in weeks; each is a series of its own
+MIN_WEEKS = 8
+RECENT_WEEKS = 8  # that must show the cost by themselves: what age cost in another regime does not vote for ever
+HALF_LIFE = 26  # weeks after which evidence counts half
+# Of each band's sequence. Not the rate of a year: README.md has those rates, by simulation.
+AGE_TAIL = 0.04
+GUARD_TAIL = 0.025
+GUARD_SHARE = 0.05  # of the skill: a fit that may be worse by more is held
+YARDSTICK_SHARE = 0.25  # of that margin: with a larger error, past fits are the yardstick
+YARDSTICK_QUANTILE = 0.05
+MIN_YARDSTICK = 8  # past fits
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the fits of one recipe lost. Cut k is the beginning of week k. Leading axes are worlds of their own.
+
+    Args:
+        losses: Sums of row losses, (..., cuts, weeks, days); NaN before the cut.
+        rows: How many rows each sum is over, (weeks, days).
+    """
+
+    losses: Floats
+    rows: Floats
+
+    @property
+    def weeks(self) -> int:
+        return len(self.rows)
+
+    def until(self, week: int) -> "Evidence":
+        """What was known at the end of that many weeks."""
+        return Evidence(self.losses[..., :week, :week, :], self.rows[:week])
+
+    def pool_gains(self, youngest: int, oldest: int) -> tuple[Floats, NDArray[np.intp]]:
+        """What the fresh model of a week saves over those of the ages from `youngest` to `oldest`, on average.
+
+        Returns:
+            Sums of loss saved, (..., weeks, days), and the weeks that have a fresh and an old model.
+        """
+        listed, weeks = [], []
+        for week in range(youngest, self.weeks):
+            old = self.losses[..., max(week - oldest, 0) : week - youngest + 1, week, :]
+            gain = np.nanmean(old, axis=-2) - self.losses[..., week, week, :] if old.shape[-2] else old.sum(-2)
+            if np.isfinite(gain).all():
+                listed.append(gain)
+                weeks.append(week)
+        return (np.stack(listed, -2) if listed else np.empty((*self.losses.shape[:-3], 0, 7))), np.array(weeks, int)
+
+    def list_past_gains(self, age: int, holdout: int) -> Floats:
+        """The mean gain a row of each past fit over the one that was `age` weeks older, on a holdout of so many weeks.
+
+        Where fewer than MIN_YARDSTICK fits have one so old, a younger one stands in.
+
+        Returns:
+            (..., past fits), oldest first. Those whose holdout was over by the last week count.
+        """
+        age = max(1, min(age, self.weeks - holdout - MIN_YARDSTICK))
+        listed = []
+        for cut in range(age, self.weeks - holdout):
+            old, fresh = (self.losses[..., k, cut : cut + holdout, :] for k in (cut - age, cut))
+            gain = (old - fresh).sum((-2, -1)) / max(float(self.rows[cut : cut + holdout].sum()), 1.0)
+            if np.isfinite(gain).all():
+                listed.append(gain)
+        return np.stack(listed, -1) if listed else np.empty((*self.losses.shape[:-3], 0))
+
+
+@dataclass(frozen=True, eq=False)
+class AgeCost:
+    """What age costs a recipe, by the fits of one band of ages."""
+
+    band: tuple[int, int]  # weeks
+    bound: Bound
+    recent: Floats  # the mean gain a row of the newest weeks alone
+    weeks: int
+
+    @property
+    def is_sure(self) -> NDArray[np.bool_]:
+        return (self.bound.low > 0) & (self.recent > 0)
+
+
+def choose_band(age: int) -> tuple[int, int]:
+    """The band of ages that holds `age` weeks; the oldest one beyond."""
+    return next((band for band in BANDS if band[0] <= age <= band[1]), BANDS[-1])
+
+
+def measure_age(evidence: Evidence, age: int, *, tail: float = AGE_TAIL) -> AgeCost | None:
+    """What it costs to be as old as the champion is; None where too few weeks tell."""
+    band = choose_band(age)
+    gains, weeks = evidence.pool_gains(*band)
+    if len(weeks) < MIN_WEEKS:
+        return None
+    rows = evidence.rows[weeks]
+    weights = 0.5 ** ((evidence.weeks - 1 - weeks) / HALF_LIFE)
+    recent = gains[..., -RECENT_WEEKS:, :].sum((-2, -1)) / rows[-RECENT_WEEKS:].sum()
+    return AgeCost(band, bound_gain(gains, rows, weights=weights, tail=tail), recent, len(weeks))
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """Whether the newest fit is sound on its own holdout."""
+
+    bound: Bound
+    floor: float  # the bound must lie above
+    yardstick: Floats | None  # or, where the holdout is too short to tell, the gain itself above what past fits had
+
+    @property
+    def holds(self) -> NDArray[np.bool_]:
+        is_above = self.bound.low > self.floor
+        return is_above if self.yardstick is None else is_above | (self._is_blunt & (self.bound.gain >= self.yardstick))
+
+    @property
+    def _is_blunt(self) -> NDArray[np.bool_]:
+        return self.bound.error > -YARDSTICK_SHARE * self.floor
+
+
+def guard_fit(gains: Floats, rows: Floats, *, skill: float, past: Floats) -> Guard:
+    """The newest fit on its own holdout.
+
+    Args:
+        gains: Sums of loss saved over the champion's twin, (..., days).
+        rows: How many rows each sum is over, (days,).
+        skill: The best constant's loss less that of the better of the two.
+        past: The same mean gain a row of past fits, (..., past fits).
+    """
+    bound = bound_once(gains, rows, tail=GUARD_TAIL)
+    enough = past.shape[-1] >= MIN_YARDSTICK
+    yardstick = np.quantile(past, YARDSTICK_QUANTILE, axis=-1) if enough else None
+    return Guard(bound, 0.0 - GUARD_SHARE * max(skill, 0.0), yardstick)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far the predictions of the fit that ships lie from its twin's, on the rows that the twin has not seen.
+
+    Labels that are broken in the newest weeks enter the fit that ships alone.
+    """
+
+    change: float  # the mean absolute difference of the predictions
+    past: tuple[float, ...]  # the same of past fits, each and the one a holdout older
+
+    @property
+    def holds(self) -> bool:
+        return bool(self.past) and self.change <= max(self.past)

@@ -1,0 +1,234 @@
+"""evidence: what the fits of one recipe lost on each later day. It is kept, so that a weekly look costs one fit.
+
+    <folder>/grid.json                  at which hour a day begins
+    <folder>/<cut>/model.ubj            the recipe trained up to the beginning of a week
+    <folder>/<cut>/losses.parquet       its sums of losses by day, over all rows and over each slice
+
+What is missing is made: the newest fits, side by side. Each is in its place when it is whole, so that a look that was
+killed goes on where it stopped. A week counts when it is over and its labels are due.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tasks import log
+from tasks.data.featurerows import Rows
+from tasks.params import Params
+from tasks.promotion.ageing import Evidence
+from tasks.promotion.contest import align_classes, row_losses
+from tasks.runtime import files
+from tasks.runtime.files import Format
+from tasks.training import fitting, model, split, train
+from tasks.training.model import Model
+from tasks.training.trials import Tuned
+
+GRID = Format("evidence", 1)
+MOST_FITS = 16  # that one look makes
+WEEK = timedelta(days=7)
+MONDAY = datetime(1970, 1, 5)  # the first week begins here, at the grid's hour
+SLICE = pa.schema(
+    [("day", pa.int64()), ("slice", pa.string()), ("value", pa.string()), ("rows", pa.int64()), ("loss", pa.float64())]
+)
+UNTIL = b"evergreen.until_week"  # in the file's metadata: the weeks before it are scored
+ALL = ""  # the name of the slice of all rows
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Weeks of event time, by number. Days begin at the hour of fewest rows; see `interval.assign_blocks`."""
+
+    hour: int
+
+    @property
+    def _begin(self) -> datetime:
+        return MONDAY + timedelta(hours=self.hour)
+
+    def week_of(self, moment: datetime) -> int:
+        return (_without_zone(moment) - self._begin) // WEEK
+
+    def begin_of(self, week: int) -> datetime:
+        return self._begin + week * WEEK
+
+    def days_of(self, times: NDArray[np.datetime64]) -> NDArray[np.int64]:
+        """The number of each row's day, of which week w has the days from 7 w on."""
+        return (times.astype("datetime64[us]") - np.datetime64(self._begin, "us")) // np.timedelta64(1, "D")
+
+    @staticmethod
+    def load(folder: Path, times: NDArray[np.datetime64]) -> "Grid":
+        """The folder's, or one that the rows ask for, which it then keeps. Raises ValueError for another format."""
+        path = folder / "grid.json"
+        if not path.exists():
+            hours = times.astype("datetime64[h]").astype(np.int64) % 24
+            files.publish_json(path, {"format": GRID.mark, "hour": int(np.bincount(hours, minlength=24).argmin())})
+        raw = json.loads(path.read_text())
+        GRID.check(raw.get("format"), path)
+        return Grid(raw["hour"])
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Evidence, and what it took to make what was missing."""
+
+    evidence: Evidence
+    first_week: int
+    fits: int
+    cpu: float  # seconds
+
+
+@dataclass(frozen=True)
+class Fits:
+    """The fits of one recipe in a folder of their own."""
+
+    folder: Path
+    p: Params
+    tuned: Tuned
+    rows: Rows
+    grid: Grid
+
+    @staticmethod
+    def open(folder: Path, p: Params, tuned: Tuned, rows: Rows) -> "Fits":
+        folder.mkdir(parents=True, exist_ok=True)
+        return Fits(folder, p, tuned, rows, Grid.load(folder, rows.event_time))
+
+    def collect(self, as_of: datetime, *, most: int = MOST_FITS) -> Collected | None:
+        """The evidence at `as_of`, after making what it lacks. None where no week has a fit.
+
+        Args:
+            most: As many fits are made, the newest.
+        """
+        began, end = time.process_time(), self.grid.week_of(as_of - self.p.label.deadline)
+        missing = [week for week in self._list_trainable(end)[-most:] if week not in self._list_fits()]
+        self._fit(missing)
+        fits = [week for week in self._list_fits() if week < end]
+        for week in fits:
+            self._score(week, end)
+        if not fits:
+            return None
+        evidence = _stack({week: self._read(week) for week in fits}, end)
+        return Collected(evidence, fits[0], len(missing), time.process_time() - began)
+
+    def measure_shifts(self, weeks: int) -> tuple[float, ...]:
+        """How far each fit's predictions lie from those of the one `weeks` older, on the rows between; oldest first."""
+        fits, days = self._list_fits(), self.grid.days_of(self.rows.event_time)
+        shifts = []
+        for week in fits:
+            between = (days >= 7 * (week - weeks)) & (days < 7 * week)
+            if week - weeks in fits and between.any():
+                old, new = (Model.load(self._place(one) / "model.ubj") for one in (week - weeks, week))
+                shifts.append(measure_shift(new, old, self.rows.take(between)))
+        return tuple(shifts)
+
+    def _list_trainable(self, end: int) -> list[int]:
+        """The weeks before `end` that a fit may begin, oldest first."""
+        labelled = self.rows.event_time[model.is_labelled(self.rows.label)]
+        first = self.grid.week_of(labelled.min().astype("datetime64[us]").item()) if len(labelled) else end
+        return [week for week in range(first + 1, end) if self._can_fit(self.grid.begin_of(week))]
+
+    def _can_fit(self, cut: datetime) -> bool:
+        labelled = model.is_labelled(self.rows.label)
+        try:
+            split.make_folds(self.rows.event_time, cut, self.p.split, deadline=self.p.label.deadline, labelled=labelled)
+        except ValueError:
+            return False
+        return True
+
+    def _list_fits(self) -> list[int]:
+        """The weeks whose beginning a model was trained up to, oldest first."""
+        paths = self.folder.glob("*/model.ubj")
+        return sorted(self.grid.week_of(datetime.fromisoformat(path.parent.name)) for path in paths)
+
+    def _place(self, week: int) -> Path:
+        return self.folder / self.grid.begin_of(week).strftime("%Y-%m-%dT%H")
+
+    def _fit(self, weeks: Sequence[int]) -> None:
+        if weeks:
+            first, last = (self.grid.begin_of(week) for week in (weeks[0], weeks[-1]))
+            log.info("evidence: %s fits of the recipe, up to %s ... %s", len(weeks), first, last)
+        one = self.p.model_copy(update={"stage": self.p.stage.model_copy(update={"threads": 1})})
+        works = [partial(self._fit_one, one, week) for week in weeks]
+        fitting.run_side_by_side(works, self.p.stage.threads, stop=threading.Event())
+
+    def _fit_one(self, p: Params, week: int) -> None:
+        twin = train.fit_twins(self.rows, self.grid.begin_of(week), self.tuned, p, seeds=1)[0]
+        self._place(week).mkdir(exist_ok=True)
+        files.publish(self._place(week) / "model.ubj", lambda path: _write(path, twin.to_bytes()))
+
+    def _score(self, week: int, end: int) -> None:
+        """Put what this fit lost in the weeks up to `end`, as far as it is missing, beside its model."""
+        path = self._place(week) / "losses.parquet"
+        scored = pq.read_table(path) if path.exists() else SLICE.empty_table()
+        begin = int((scored.schema.metadata or {}).get(UNTIL, week))
+        if begin >= end:
+            return
+        days = self.grid.days_of(self.rows.event_time)
+        asked = self.rows.take((days >= 7 * begin) & (days < 7 * end) & model.is_labelled(self.rows.label))
+        fresh = self._sum_losses(Model.load(self._place(week) / "model.ubj"), asked) if len(asked) else scored[:0]
+        table = pa.concat_tables([scored.replace_schema_metadata(), fresh.replace_schema_metadata()])
+        files.publish(path, partial(pq.write_table, table.replace_schema_metadata({UNTIL: str(end)})))
+
+    def _sum_losses(self, fitted: Model, rows: Rows) -> pa.Table:
+        spec = fitted.spec
+        if spec.task == "multiclass":  # a class that this fit has not seen is what its age costs
+            classes = sorted(set(self.rows.label[model.is_labelled(self.rows.label)].tolist()))
+            spec = replace(spec, classes=tuple(classes))
+        predictions = align_classes(spec, fitted.spec.classes, fitted.predict(rows.table))
+        losses = row_losses(spec.encode_label(rows.label), predictions, metric=self.p.gate.metric)
+        days = self.grid.days_of(rows.event_time)
+        names = [ALL, *self.p.evaluate.slices]
+        values = {name: np.full(len(rows), "") if name == ALL else _to_text(rows.table[name]) for name in names}
+        return pa.concat_tables([_sum_by_day(name, days, values[name], losses) for name in names])
+
+    def _read(self, week: int) -> pa.Table:
+        return pq.read_table(self._place(week) / "losses.parquet", filters=[("slice", "=", ALL)])
+
+
+def measure_shift(new: Model, old: Model, rows: Rows) -> float:
+    """The mean absolute difference of what two models predict; of several classes, of those that the new one knows."""
+    first, second = (
+        np.asarray(align_classes(new.spec, fitted.spec.classes, fitted.predict(rows.table)), np.float64)
+        for fitted in (new, old)
+    )
+    return float(np.abs(first - (second[:, : first.shape[1]] if first.ndim == 2 else second)).mean())
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _to_text(column: pa.ChunkedArray) -> NDArray[np.str_]:
+    return np.asarray(column.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False), np.str_)
+
+
+def _sum_by_day(name: str, days: NDArray[np.int64], values: NDArray[np.str_], losses: NDArray[np.float64]) -> pa.Table:
+    table = pa.table({"day": days, "value": values, "loss": losses})
+    sums = table.group_by(["day", "value"], use_threads=False).aggregate([("loss", "sum"), ("loss", "count")])
+    columns = {"day": sums["day"], "slice": pa.array([name] * sums.num_rows, pa.string()), "value": sums["value"]}
+    return pa.table(columns | {"rows": sums["loss_count"], "loss": sums["loss_sum"]}).cast(SLICE)
+
+
+def _stack(losses: Mapping[int, pa.Table], end: int) -> Evidence:
+    """The tables of fits, by week, as arrays from the first fit's week to `end`. A fit without its week is NaN."""
+    first = min(losses)
+    weeks = end - first
+    sums, rows = np.full((weeks, 7 * weeks), np.nan), np.zeros(7 * weeks)
+    for week, table in losses.items():
+        sums[week - first, 7 * (week - first) :] = 0
+        days = table["day"].to_numpy() - 7 * first
+        sums[week - first, days] = table["loss"].to_numpy()
+        rows[days] = table["rows"].to_numpy()
+    return Evidence(sums.reshape(weeks, weeks, 7), rows.reshape(weeks, 7))
+
+
+def _without_zone(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment

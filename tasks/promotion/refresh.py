@@ -1,0 +1,170 @@
+"""refresh: may the champion's recipe, fitted to newer rows, take its place? Evidence, holdout → verdict.
+
+Three questions, and PROMOTE when all are answered with yes. Does age cost this recipe anything, by all its past fits
+(ageing)? Is the newest fit sound on its own holdout? Do the predictions of the fit that ships lie as near to its twin's
+as those of past fits did? A refresh spends no look: the bound of the first question holds for every week.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.data.featurerows import Rows
+from tasks.params import Params
+from tasks.promotion import ageing, gate
+from tasks.promotion.ageing import AgeCost, Guard, Shift
+from tasks.promotion.contest import Contest
+from tasks.promotion.evidence import WEEK, Collected, Fits, measure_shift
+from tasks.promotion.gate import Costs, Finding, Slices
+from tasks.promotion.verdict import Verdict
+from tasks.training.model import Model
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The fit that ships, its twin, and how old the champion is."""
+
+    shipped: Model
+    twin: Model
+    age: timedelta
+
+    @property
+    def weeks(self) -> int:
+        """The champion's age, at least one."""
+        return max(1, round(self.age / WEEK))
+
+
+@dataclass(frozen=True)
+class HoldoutSums:
+    """What a candidate saves over the champion on its own holdout, by day."""
+
+    gains: NDArray[np.float64]
+    rows: NDArray[np.float64]
+    skill: float  # the best constant's mean loss less that of the better recipe
+
+    @staticmethod
+    def of(
+        candidate: NDArray[Any], champion: NDArray[Any], constant: NDArray[Any], days: NDArray[np.int64]
+    ) -> "HoldoutSums":
+        """From row losses: (seeds, rows) of both recipes and (rows,) of the constant; days by number (rows,)."""
+        place = days - days.min()
+        saved = champion.mean(axis=0) - candidate.mean(axis=0)
+        sums, rows = np.bincount(place, saved).astype(np.float64), np.bincount(place).astype(np.float64)
+        return HoldoutSums(sums, rows, float(constant.mean() - min(champion.mean(), candidate.mean())))
+
+
+def judge_refresh(
+    contest: Contest,
+    sums: HoldoutSums,
+    refit: Refit,
+    fits: Fits,
+    *,
+    as_of: datetime,
+    costs: Costs,
+    slices: Slices,
+) -> Verdict:
+    """The verdict; the evidence that it lacks is made."""
+    p, collected = fits.p, fits.collect(as_of)
+    held = max(1, round((p.split.holdout + p.label.deadline) / WEEK))
+    cost = ageing.measure_age(collected.evidence, refit.weeks) if collected else None
+    past = collected.evidence.list_past_gains(refit.weeks, held) if collected else np.empty(0)
+    guard = ageing.guard_fit(sums.gains, sums.rows, skill=sums.skill, past=past)
+    shift = _measure_shift(refit, fits, held, p, as_of)
+    findings = [*_ask_age(cost, refit), _ask_guard(guard, p.gate.metric), _ask_shift(shift)]
+    figures = _list_figures(collected, cost, guard, shift, refit)
+    return gate.judge_refresh(contest, findings, figures, gate=p.gate, costs=costs, slices=slices)
+
+
+def _measure_shift(refit: Refit, fits: Fits, held: int, p: Params, as_of: datetime) -> Shift | None:
+    """None where the twin itself ships."""
+    if not p.train.refit:
+        return None
+    unseen = fits.rows.event_time >= np.datetime64(as_of - p.split.holdout - p.label.deadline)
+    rows: Rows = fits.rows.take(unseen)
+    return Shift(measure_shift(refit.shipped, refit.twin, rows), fits.measure_shifts(held))
+
+
+def _ask_age(cost: AgeCost | None, refit: Refit) -> Iterator[Finding]:
+    if cost is None:
+        yield Finding(
+            "HOLD",
+            f"Fewer than {ageing.MIN_WEEKS} weeks show what being {refit.weeks} weeks old costs this recipe: "
+            "wait for more data, or retrain with a search.",
+        )
+        return
+    young, old = cost.band
+    gain, low, recent = (float(value) for value in (cost.bound.gain, cost.bound.low, cost.recent))
+    measured = (
+        f"fits that were {young} to {old} weeks old lost {gain:+.4g} a row more than fresh ones in {cost.weeks} past "
+        f"weeks, surely more than {low:+.4g} (a bound for looks in every week)"
+    )
+    if cost.is_sure:
+        yield Finding("PROMOTE", f"Age costs this recipe: {measured}.")
+    elif low > 0:
+        yield Finding("HOLD", f"Age cost this recipe, but no longer: {measured}, yet {recent:+.4g} in the newest.")
+    else:
+        wide = "luck that the days of a week share" if cost.bound.is_by_weeks else "how the days differ"
+        narrower = f"More weeks narrow it; {wide} makes it wide."
+        yield Finding("HOLD", f"Not sure that age costs this recipe anything: {measured}. {narrower}")
+
+
+def _ask_guard(guard: Guard, metric: str) -> Finding:
+    gain, low = float(guard.bound.gain), float(guard.bound.low)
+    unit = "squared error" if metric == "rmse" else "log loss"
+    measured = f"on its own holdout the newest fit saves {gain:+.4g} of {unit} a row, surely more than {low:+.4g}"
+    limit = f"{guard.floor:.4g}, {ageing.GUARD_SHARE:.0%} of the skill"
+    if low > guard.floor:
+        return Finding("PROMOTE", f"Sound: {measured}; the limit is {limit}.")
+    if guard.yardstick is None:
+        return Finding("HOLD", f"Not surely sound: {measured}; the limit is {limit}, and too few past fits stand in.")
+    past = f"of past fits all but {ageing.YARDSTICK_QUANTILE:.0%} saved more than {float(guard.yardstick):+.4g}"
+    if guard.holds:
+        return Finding("PROMOTE", f"Sound, as past fits go: {measured}, and {past}.")
+    return Finding("HOLD", f"Not surely sound: {measured}; the limit is {limit}, and {past}.")
+
+
+def _ask_shift(shift: Shift | None) -> Finding:
+    if shift is None:
+        return Finding(None, "The very model that was judged ships.")
+    measured = f"the predictions of the fit that ships differ by {shift.change:.4g} on average from its twin's"
+    if not shift.past:
+        return Finding("HOLD", f"Not comparable: {measured}, and no past fits tell what is usual.")
+    usual = f"those of past fits differed by up to {max(shift.past):.4g}"
+    if shift.holds:
+        return Finding("PROMOTE", f"As usual, {measured}; {usual}.")
+    return Finding(
+        "HOLD",
+        f"Unusual: {measured}; {usual}. Check the labels of the newest weeks, which only the fit that ships saw.",
+    )
+
+
+def _list_figures(
+    collected: Collected | None, cost: AgeCost | None, guard: Guard, shift: Shift | None, refit: Refit
+) -> dict[str, Any]:
+    age = (
+        {
+            "age_band": f"{cost.band[0]} to {cost.band[1]} weeks",
+            "age_gain": float(cost.bound.gain),
+            "age_bound": float(cost.bound.low),
+            "age_recent": float(cost.recent),
+            "age_weeks": cost.weeks,
+        }
+        if cost
+        else {}
+    )
+    return {
+        "kind": "refresh",
+        "looked": False,
+        "champion_age": refit.weeks,
+        **age,
+        "guard_bound": float(guard.bound.low),
+        "guard_floor": guard.floor,
+        "shift": shift.change if shift else None,
+        "shift_usual": max(shift.past, default=None) if shift else None,
+        "evidence_fits": collected.fits if collected else 0,
+        "evidence_cpu": collected.cpu if collected else 0.0,
+    }

@@ -1,0 +1,102 @@
+"""What age costs a recipe: the rule's laws, and its error rates and power over made years of 34 weekly looks."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tasks.promotion import ageing
+from tasks.promotion.ageing import Evidence
+from tests.tasks.promotion import years
+from tests.tasks.promotion.years import EQUALS, FIRST, SKILL, WEEKS
+
+CREEP = 0.001 * SKILL  # a week
+QUICK, FULL = 400, 2000  # made years
+
+
+def at_most(trials: int, rate: float) -> float:
+    """The share that a true rate of at most `rate` stays below in all but one of 700 runs."""
+    return rate + 3 * math.sqrt(rate * (1 - rate) / trials)
+
+
+def share_promoted(name: str, count: int) -> float:
+    """The share of years in which equals are promoted at any of 34 looks at one champion."""
+    rng = np.random.default_rng((7, list(EQUALS).index(name)))
+    promoted = []
+    for _ in range(count // QUICK):
+        evidence = years.to_evidence(years.SPREAD * EQUALS[name](rng, (QUICK, WEEKS, years.DAYS)))
+        looks = [years.may_refresh(evidence, now, FIRST) for now in range(FIRST + 1, WEEKS + 1)]
+        promoted.append(np.any(looks, axis=0).mean())
+    return float(np.mean(promoted))
+
+
+@pytest.mark.parametrize("name", EQUALS)
+def test_a_year_of_looks_seldom_promotes_equals(name: str) -> None:
+    assert share_promoted(name, QUICK) <= at_most(QUICK, 0.025 if "independent" in name else 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EQUALS)
+def test_two_thousand_years_of_looks_seldom_promote_equals(name: str) -> None:
+    assert share_promoted(name, FULL) <= (0.025 if "independent" in name else 0.05)
+
+
+def test_what_age_costs_lets_newer_fits_in() -> None:
+    evidence = years.to_evidence(years.make_noise(np.random.default_rng(1), 100) + years.cost_of_age(years.list_ages()))
+    lives = years.live(evidence)
+    never, always = (
+        years.list_losses(evidence, FIRST),
+        np.stack([years.list_losses(evidence, k)[:, k] for k in range(WEEKS)], 1),
+    )
+    kept = (never - lives.losses)[:, FIRST:].mean() / (never - always)[:, FIRST:].mean()
+    assert (lives.promotions > 0).all()
+    assert kept >= 0.7
+
+
+def test_fits_that_creep_up_in_loss_are_not_let_in() -> None:
+    rise = CREEP * np.arange(WEEKS)[:, None]
+    evidence = years.to_evidence(years.make_noise(np.random.default_rng(2), 100) + rise)
+    lives, never = years.live(evidence), years.list_losses(evidence, FIRST)
+    assert (lives.losses - never)[:, -1].mean() <= 0.02 * SKILL
+
+
+def test_what_age_cost_in_another_regime_does_not_vote_for_ever() -> None:
+    """Age costs in the first half; in the second, it does not, and the newest fits are 5 % of skill worse."""
+    turn, ages = WEEKS // 2, years.list_ages()
+    at_turn = ages[:, 7 * turn][:, None]
+    cost = years.cost_of_age(np.where(np.arange(years.DAYS) < 7 * turn, ages, at_turn))
+    worse = np.where(np.arange(WEEKS) >= turn, 0.05 * SKILL, 0)[:, None]
+    evidence = years.to_evidence(years.make_noise(np.random.default_rng(3), 100) + cost + worse)
+    lives, never = years.live(evidence), years.list_losses(evidence, FIRST)
+    assert (lives.losses - never)[:, FIRST:].mean() <= 0.02 * SKILL
+
+
+@pytest.mark.parametrize(("share", "rate"), [(0.05, 0.025), (0.10, 0.005)])
+def test_a_fit_that_is_worse_is_held_though_age_costs(share: float, rate: float) -> None:
+    now, champion, trials = 30, 22, 600
+    losses = years.make_noise(np.random.default_rng(4), trials) + years.cost_of_age(years.list_ages())
+    losses[:, now - years.HOLDOUT] += share * SKILL + years.cost_of_age(np.array(float(now - champion + 1)))
+    promoted = years.may_refresh(years.to_evidence(losses), now, champion).mean()
+    assert promoted <= at_most(trials, rate)
+
+
+def test_a_table_of_170_rows_a_week_opens_within_a_year() -> None:
+    rows = 170 / 7
+    noise = years.make_noise(np.random.default_rng(5), 100, rows)
+    evidence = years.to_evidence(noise + years.cost_of_age(years.list_ages()), rows)
+    assert (years.live(evidence).promotions > 0).mean() >= 0.8
+
+
+def test_too_few_weeks_tell_nothing() -> None:
+    evidence = years.to_evidence(years.make_noise(np.random.default_rng(6), 1)).until(ageing.MIN_WEEKS)
+    assert ageing.measure_age(evidence, 1) is None
+
+
+def test_a_week_without_a_fresh_fit_is_left_out() -> None:
+    whole = years.to_evidence(years.make_noise(np.random.default_rng(8), 2))
+    losses = whole.losses.copy()
+    losses[:, 20] = np.nan
+    gains, weeks = Evidence(losses, whole.rows).pool_gains(3, 4)
+    assert 20 not in weeks
+    assert len(weeks) == len(whole.pool_gains(3, 4)[1]) - 1
+    assert np.isfinite(gains).all()

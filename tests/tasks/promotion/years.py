@@ -1,0 +1,138 @@
+"""Made years of weekly fits, in the shape of real ones, and how a champion lives through them by the rule of ageing.
+
+A fit of each of 44 weeks, scored on all later days. The sizes are those of one recipe on the flights: 900 rows a day,
+a standard deviation of 0.006 in a day's loss from fit to fit, and 0.0007 in what a fit's luck adds to all its days.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.promotion import ageing
+from tasks.promotion.ageing import Evidence
+
+Floats = NDArray[np.float64]
+WEEKS = 44
+DAYS = 7 * WEEKS
+FIRST = 9  # the week whose beginning the first champion was fitted at; 34 looks follow
+HOLDOUT = 4  # weeks
+ROWS = 900.0  # a day
+SPREAD = 0.006  # of a day's loss, from fit to fit
+LUCK = 0.0007  # of a fit, over all its days
+SKILL = 0.07  # the constant baseline's loss less the model's
+
+Shape = tuple[int, int, int]  # years, fits, days
+
+
+def make_correlated(rng: np.random.Generator, shape: Shape, rho: float) -> Floats:
+    """AR(1) days of variance 1."""
+    drawn = rng.standard_normal(shape)
+    for day in range(1, shape[-1]):
+        drawn[..., day] = rho * drawn[..., day - 1] + np.sqrt(1 - rho**2) * drawn[..., day]
+    return drawn
+
+
+def make_season(rng: np.random.Generator, shape: Shape) -> Floats:
+    """Each fit has weekdays of its own that it does better and worse on."""
+    phase, height = rng.uniform(0, 2 * np.pi, (*shape[:2], 1)), 1.4 * rng.standard_normal((*shape[:2], 1))
+    return rng.standard_normal(shape) + height * np.cos(2 * np.pi * np.arange(shape[-1]) / 7 + phase)
+
+
+def make_bad_days(rng: np.random.Generator, shape: Shape) -> Floats:
+    """On three days of a hundred some fits lose a lot, any of them."""
+    is_bad = rng.random((shape[0], 1, shape[2])) < 0.03
+    return rng.standard_normal(shape) + np.where(is_bad, 8 * (rng.exponential(size=shape) - 1), 0)
+
+
+def make_lucky(rng: np.random.Generator, shape: Shape) -> Floats:
+    """Real luck, and days that go together."""
+    return make_correlated(rng, shape, 0.3) + LUCK / SPREAD * rng.standard_normal((*shape[:2], 1))
+
+
+def make_shared(rng: np.random.Generator, shape: Shape) -> Floats:
+    """Fits drift apart, and a day's weather strikes them by how far."""
+    places = np.cumsum(rng.standard_normal((*shape[:2], 1)), axis=1) / 3
+    return 0.7 * rng.standard_normal(shape) + places * make_correlated(rng, (shape[0], 1, shape[2]), 0.4)
+
+
+EQUALS: dict[str, Callable[[np.random.Generator, Shape], Floats]] = {
+    "days are independent": lambda rng, shape: rng.standard_normal(shape),
+    "days go together, 0.2": lambda rng, shape: make_correlated(rng, shape, 0.2),
+    "days go together, 0.4": lambda rng, shape: make_correlated(rng, shape, 0.4),
+    "weekly season": make_season,
+    "heavy tails": lambda rng, shape: rng.standard_t(3, shape) / np.sqrt(3),
+    "3 % bad days": make_bad_days,
+    "luck of a fit": make_lucky,
+    "weather that strikes fits alike": make_shared,
+}
+
+
+def to_evidence(losses: Floats, rows: float = ROWS) -> Evidence:
+    """Mean losses a row, (years, fits, days), as evidence."""
+    fits, days = np.arange(WEEKS)[:, None], np.arange(DAYS)
+    sums = np.where(days >= 7 * fits, losses * rows, np.nan)
+    return Evidence(sums.reshape(-1, WEEKS, WEEKS, 7), np.full((WEEKS, 7), rows))
+
+
+def make_noise(rng: np.random.Generator, years: int, rows: float = ROWS) -> Floats:
+    """Real luck and days, at the size that a table of so many rows a day has."""
+    return SPREAD * np.sqrt(ROWS / rows) * make_lucky(rng, (years, WEEKS, DAYS))
+
+
+def cost_of_age(weeks: Floats) -> Floats:
+    """What the flights lose by it: 0.007 after 6 weeks, 0.012 after 12."""
+    return np.asarray(0.0016 * weeks / (1 + weeks / 20), np.float64)
+
+
+def list_ages() -> Floats:
+    """In weeks, (fits, days); 0 before the fit."""
+    return np.maximum(np.arange(DAYS) / 7 - np.arange(WEEKS)[:, None], 0)
+
+
+def may_refresh(evidence: Evidence, now: int, champion: int) -> NDArray[np.bool_]:
+    """For each year: is the fit of this week promoted over that of the champion's week? By the gate's own code."""
+    past, age = evidence.until(now), now - champion
+    cost = ageing.measure_age(past, age)
+    allowed = cost.is_sure if cost else np.zeros(len(evidence.losses), bool)
+    if not allowed.any():
+        return allowed
+    begin, asked = now - HOLDOUT, past.losses[allowed]
+    gains = asked[:, max(champion - HOLDOUT, 0), begin:] - asked[:, begin, begin:]
+    guard = ageing.guard_fit(
+        gains.reshape(len(gains), -1),
+        past.rows[begin:].ravel(),
+        skill=SKILL,
+        past=Evidence(asked, past.rows).list_past_gains(age, HOLDOUT),
+    )
+    allowed[allowed] = guard.holds
+    return allowed
+
+
+@dataclass(frozen=True)
+class Lives:
+    """How each year went by weekly looks: the champion's last fit, its promotions and mean losses (years, weeks)."""
+
+    champion: NDArray[np.intp]
+    promotions: NDArray[np.intp]
+    losses: Floats
+
+
+def live(evidence: Evidence, first: int = FIRST) -> Lives:
+    years = len(evidence.losses)
+    champion, promotions = np.full(years, first), np.zeros(years, int)
+    losses = np.full((years, WEEKS), np.nan)
+    for now in range(first, WEEKS):
+        for fit in np.unique(champion) if now > first else ():
+            chosen = np.flatnonzero(champion == fit)
+            promoted = chosen[may_refresh(Evidence(evidence.losses[chosen], evidence.rows), now, int(fit))]
+            champion[promoted] = now
+            promotions[promoted] += 1
+        losses[:, now] = evidence.losses[np.arange(years), champion, now].sum(-1) / evidence.rows[now].sum()
+    return Lives(champion, promotions, losses)
+
+
+def list_losses(evidence: Evidence, fit: int) -> Floats:
+    """The mean losses of one fit, (years, weeks)."""
+    return np.asarray(evidence.losses[:, fit].sum(-1) / evidence.rows.sum(-1))
