@@ -261,6 +261,7 @@ class Policy(Section):
     cool_down: Duration = timedelta(days=14)
     budget: int = Field(4, ge=1)
     attempts: int = Field(2, ge=0)
+    cpu_price: float = Field(0.05, ge=0)
 
 
 REPLAYED = "never, drift, performance, both, every:<length> such as every:7d, or spaced:<number>"
@@ -274,7 +275,6 @@ class Replay(Section):
     policies: Annotated[list[ReplayPolicy], Field(min_length=1)] = ["never", "every:7d", "drift", "performance", "both"]
     step: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=7)
     trials: int | None = Field(None, ge=1)
-    price: float = Field(0.05, ge=0)
 
 
 class Challenger(Section):

@@ -111,7 +111,7 @@ def _summarize(
 ) -> Line:
     p, name = stream.past.p, state.rule.name
     cpu = sum(retrain.cpu for retrain in state.retrains)
-    cost = cpu / 3600 * p.replay.price
+    cost = cpu / 3600 * p.policy.cpu_price
     metric = estimate_loss(losses[name], times=stream.times, gate=p.gate)
     contest = compare_losses(losses[name], losses[NEVER], times=stream.times, gate=p.gate)
     (own, never), ends = contest.sums.metrics, contest.gain(p.gate.level)

@@ -17,8 +17,8 @@ from tests.flows.conftest import Project, shown, task_runs
 SINCE, UNTIL = datetime(2024, 2, 15), datetime(2024, 3, 11)
 WEEK = timedelta(days=7)
 SETTINGS = {
-    "replay": {"policies": ["never", "every:14d"], "step": "7d", "trials": 2, "price": 3600},
-    "policy": {"min_rows": 50},
+    "replay": {"policies": ["never", "every:14d"], "step": "7d", "trials": 2},
+    "policy": {"min_rows": 50, "cpu_price": 3600},
 }
 
 
