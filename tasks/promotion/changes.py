@@ -28,6 +28,7 @@ def promote(
     as_of: datetime,
     tags: Mapping[str, str],
     version: int | None = None,
+    cpu: float = 0.0,
 ) -> Version:
     """Make a run's model the champion. A decision that is done is never done twice.
 
@@ -35,6 +36,7 @@ def promote(
         verdict: the gate's, with its outcome, reasons and figures.
         tags: more tags of the version to make (tags.py has the names).
         version: the version that is promoted, where there is one already; else one is registered.
+        cpu: seconds of CPU that the retrain took.
 
     Raises:
         ValueError: a version was made of the run which was rolled back, or lost as a challenger.
@@ -55,6 +57,7 @@ def promote(
             champion=serving.number if serving else None,
             outcome=str(verdict.get("outcome", "PROMOTE")),
             reasons=tuple(str(reason) for reason in verdict.get("reasons", ())),
+            cpu=cpu,
             verdict=dict(verdict),
             lineage=dict(tags),
         )

@@ -19,6 +19,7 @@ from tasks.runtime import files
 Mark = Literal[
     "verdict", "intent", "alias moved", "done", "superseded", "rollback", "rolled back", "canary", "canary over"
 ]
+RetrainKind = Literal["search", "refresh"]
 CHAMPION_CHANGES = ("alias moved", "rolled back")  # marks after which their version is the champion
 ANSWERS = ("verdict", "done", "superseded")  # marks after which nothing is to be done for their decision
 # What begins a change of the champion: what ends it.
@@ -44,6 +45,7 @@ class Entry:
         reasons: sentences for a person.
         counts_as_look: whether the candidate was compared with the champion, which spends some of the error budget.
         failed: whether the retrain failed.
+        cpu: seconds of CPU that the retrain took, its judging included.
         verdict: the gate's figures.
         lineage: tags of the version to make.
         made_at: wall time, set when it is appended.
@@ -59,6 +61,7 @@ class Entry:
     reasons: tuple[str, ...] = ()
     counts_as_look: bool = True
     failed: bool = False
+    cpu: float = 0.0
     verdict: Mapping[str, Any] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
     made_at: datetime | None = None
@@ -73,9 +76,19 @@ class Entry:
         """Whether it answers a decision whose retrain failed."""
         return self.is_empty and self.failed
 
+    @property
+    def kind(self) -> RetrainKind:
+        """Of the retrain; one whose entry does not name it was a search."""
+        return "refresh" if self.verdict.get("figures", {}).get("kind") == "refresh" else "search"
+
+    @property
+    def is_retrain(self) -> bool:
+        """Whether it tells what came of a candidate that was made. A challenger that is promoted was made before."""
+        return not self.is_empty and (self.mark == "verdict" or (self.mark == "intent" and self.version is None))
+
     def next_mark(self, mark: Mark, version: int | None) -> "Entry":
         """The entry that goes on with this one's decision."""
-        return replace(self, mark=mark, version=version, counts_as_look=True, verdict={}, lineage={})
+        return replace(self, mark=mark, version=version, counts_as_look=True, cpu=0.0, verdict={}, lineage={})
 
 
 # --- an entry as tags ----------------------------------------------------------------------------------------------
@@ -134,13 +147,30 @@ def find_answered(entries: Iterable[Entry]) -> set[str]:
     return {entry.decision for entry in entries if entry.mark in ANSWERS}
 
 
-def find_retrains(entries: Iterable[Entry]) -> list[datetime]:
-    """The event times of the candidates that were made, in order.
+def find_retrains(entries: Iterable[Entry], kind: RetrainKind | None = None) -> list[datetime]:
+    """The event times of the candidates that were made, in order; of one kind, where one is named.
 
     A challenger that is promoted was made before, and a retrain that failed made no candidate.
     """
-    judged = [entry for entry in entries if entry.mark in ("verdict", "intent") and not entry.is_empty]
-    return sorted({entry.as_of for entry in judged if entry.mark == "verdict" or entry.version is None})
+    return sorted({entry.as_of for entry in entries if entry.is_retrain and kind in (None, entry.kind)})
+
+
+def sum_cpu(entries: Iterable[Entry], since: datetime, until: datetime) -> float:
+    """Seconds of CPU of the retrains with an event time after `since`, up to `until`; of those that failed too."""
+    return sum(entry.cpu for entry in entries if since < entry.as_of <= until)
+
+
+def find_last_cost(entries: Sequence[Entry], kind: RetrainKind) -> float | None:
+    """Seconds of CPU of the newest retrain of a kind; None where none is known.
+
+    A candidate that is judged again was made by an earlier retrain, so that what the later one took tells nothing.
+    """
+    runs, last = set[str | None](), None
+    for entry in entries:
+        if entry.is_retrain and entry.kind == kind and entry.cpu > 0 and entry.run not in runs:
+            last = entry.cpu
+        runs.add(entry.run)
+    return last
 
 
 def find_empty_answers(entries: Iterable[Entry]) -> list[Entry]:

@@ -1,5 +1,6 @@
 """promotion.ledger: what the entries say, without MLflow."""
 
+import json
 from datetime import datetime, timedelta
 
 from tasks.promotion import ledger
@@ -39,3 +40,43 @@ def test_looks_at_first_models_count_their_refusals_since_there_last_was_a_champ
     entries.append(verdict("f", 5))  # somebody took the alias off
     assert looks(entries, None) == (1, AS_OF + timedelta(days=5))
     assert ledger.count_looks(entries, 1) == 1
+
+
+def made(decision: str, day: int, *, kind: str = "search", cpu: float = 0.0, run: str | None = None) -> Entry:
+    figures = {"figures": {"kind": kind}}
+    return Entry("verdict", decision, AS_OF + timedelta(days=day), run=run or decision, cpu=cpu, verdict=figures)
+
+
+def test_what_retrains_cost_is_summed_over_event_time_and_failures_count() -> None:
+    fault = Entry("verdict", "b", AS_OF + timedelta(days=2), counts_as_look=False, failed=True, cpu=7.0)
+    intent = Entry("intent", "c", AS_OF + timedelta(days=3), run="c", cpu=30.0)
+    entries = [made("a", 1, cpu=100.0), fault, intent, intent.next_mark("done", 1), made("d", 5, cpu=1000.0)]
+    assert ledger.sum_cpu(entries, AS_OF, AS_OF + timedelta(days=4)) == 137.0
+    assert ledger.sum_cpu(entries, AS_OF + timedelta(days=1), AS_OF + timedelta(days=5)) == 1037.0
+
+
+def test_the_last_cost_is_of_the_kind_and_not_of_a_candidate_that_is_judged_again() -> None:
+    old = Entry("verdict", "old", AS_OF, run="old")  # of before costs were known: a search
+    entries = [old, made("a", 1, cpu=100.0), made("b", 2, kind="refresh", cpu=9.0), made("c", 3, cpu=2.0, run="a")]
+    assert ledger.find_last_cost(entries, "search") == 100.0
+    assert ledger.find_last_cost(entries, "refresh") == 9.0
+    assert ledger.find_last_cost([old], "search") is None
+
+
+def test_retrains_are_listed_by_kind() -> None:
+    old, refresh = Entry("verdict", "old", AS_OF, run="old"), made("b", 2, kind="refresh")
+    challenger = Entry("intent", "c", AS_OF + timedelta(days=3), run="old", version=1)  # it was made before
+    entries = [old, refresh, challenger]
+    assert ledger.find_retrains(entries) == [old.as_of, refresh.as_of]
+    assert ledger.find_retrains(entries, "search") == [old.as_of]
+    assert ledger.find_retrains(entries, "refresh") == [refresh.as_of]
+
+
+def test_an_entry_of_before_costs_were_known_reads_as_a_search_of_no_cost() -> None:
+    entry = Entry("verdict", "old", AS_OF, run="old", made_at=AS_OF)
+    tags = ledger.to_tags(entry)
+    name = next(name for name in tags if name.startswith("evergreen.entry."))
+    raw = json.loads(tags[name])
+    del raw["cpu"]
+    read = ledger.from_tags({**tags, name: json.dumps(raw)}, model="made")
+    assert (read.cpu, read.kind) == (0.0, "search")
