@@ -3,6 +3,8 @@
     <folder>/grid.json                  at which hour a day begins
     <folder>/<cut>/model.ubj            the recipe trained up to the beginning of a week
     <folder>/<cut>/losses.parquet       its sums of losses by day, over all rows and over each slice
+    <folder>/<cut>/cost.json            the seconds of CPU that it took
+    <folder>/<cut>/shift-<n>.json       how far its predictions lie from those of the fit n weeks older
 
 What is missing is made: the newest fits, side by side. Each is in its place when it is whole, so that a look that was
 killed goes on where it stopped. A week counts when it is over and its labels are due.
@@ -14,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -88,13 +90,19 @@ class Collected:
 
 @dataclass(frozen=True)
 class Fits:
-    """The fits of one recipe in a folder of their own."""
+    """The fits of one recipe in a folder of their own.
+
+    Attributes:
+        rows: Up to as_of, or further: whoever asks says as of when.
+        since: Fits of earlier weeks are left out, since whoever asks had none; None: all count.
+    """
 
     folder: Path
     p: Params
     tuned: Tuned
     rows: Rows
     grid: Grid
+    since: int | None = None
 
     @staticmethod
     def open(folder: Path, p: Params, tuned: Tuned, rows: Rows) -> "Fits":
@@ -107,33 +115,72 @@ class Fits:
         Args:
             most: As many fits are made, the newest.
         """
-        began, end = time.process_time(), self.grid.week_of(as_of - self.p.label.deadline)
-        missing = [week for week in self._list_trainable(end)[-most:] if week not in self._list_fits()]
-        self._fit(missing)
-        fits = [week for week in self._list_fits() if week < end]
+        began = time.process_time()
+        missing = self.list_missing(as_of, most=most)
+        self.fit(missing)
+        evidence = self.read(as_of)
+        if evidence is None:
+            return None
+        return Collected(evidence, self.list_fits(as_of)[0], len(missing), time.process_time() - began)
+
+    def read(self, as_of: datetime) -> Evidence | None:
+        """The evidence at `as_of` of the fits that there are. None where no week has one."""
+        end, fits = self.end_of(as_of), self.list_fits(as_of)
         for week in fits:
             self._score(week, end)
-        if not fits:
-            return None
-        evidence = _stack({week: self._read(week) for week in fits}, end)
-        return Collected(evidence, fits[0], len(missing), time.process_time() - began)
+        return _stack({week: self._read(week) for week in fits}, end) if fits else None
 
-    def measure_shifts(self, weeks: int) -> tuple[float, ...]:
+    def end_of(self, as_of: datetime) -> int:
+        """The weeks before this one count at `as_of`: they are over, and their labels are due."""
+        return self.grid.week_of(as_of - self.p.label.deadline)
+
+    def list_fits(self, as_of: datetime) -> list[int]:
+        """The weeks up to `as_of` whose beginning a model was trained up to, oldest first."""
+        end, paths = self.end_of(as_of), self.folder.glob("*/model.ubj")
+        weeks = sorted(self.grid.week_of(datetime.fromisoformat(path.parent.name)) for path in paths)
+        return [week for week in weeks if week < end and (self.since is None or week >= self.since)]
+
+    def list_missing(self, as_of: datetime, *, most: int = MOST_FITS) -> list[int]:
+        """The weeks whose fits a look at `as_of` makes, oldest first."""
+        return [week for week in self.list_trainable(as_of)[-most:] if not self._model(week).exists()]
+
+    def list_trainable(self, as_of: datetime) -> list[int]:
+        """The weeks up to `as_of` that a fit may begin, oldest first."""
+        end = self.end_of(as_of)
+        return [week for week in self._trainable if week < end]
+
+    def read_cost(self, week: int) -> float:
+        """The seconds of CPU that a fit took; 0 where the look that made it was killed."""
+        path = self._place(week) / "cost.json"
+        return float(json.loads(path.read_text())["cpu"]) if path.exists() else 0.0
+
+    def measure_shifts(self, weeks: int, as_of: datetime) -> tuple[float, ...]:
         """How far each fit's predictions lie from those of the one `weeks` older, on the rows between; oldest first."""
-        fits, days = self._list_fits(), self.grid.days_of(self.rows.event_time)
-        shifts = []
-        for week in fits:
-            between = (days >= 7 * (week - weeks)) & (days < 7 * week)
-            if week - weeks in fits and between.any():
-                old, new = (Model.load(self._place(one) / "model.ubj") for one in (week - weeks, week))
-                shifts.append(measure_shift(new, old, self.rows.take(between)))
-        return tuple(shifts)
+        fits = self.list_fits(as_of)
+        shifts = [self._measure_shift(week, weeks) for week in fits if week - weeks in fits]
+        return tuple(shift for shift in shifts if shift is not None)
 
-    def _list_trainable(self, end: int) -> list[int]:
-        """The weeks before `end` that a fit may begin, oldest first."""
+    def _measure_shift(self, week: int, weeks: int) -> float | None:
+        """None where no row lies between. It is measured once: neither model nor features change any more."""
+        path = self._place(week) / f"shift-{weeks}.json"
+        if not path.exists():
+            days = self.grid.days_of(self.rows.event_time)
+            between = (days >= 7 * (week - weeks)) & (days < 7 * week)
+            old, new = (Model.load(self._model(one)) for one in (week - weeks, week))
+            shift = measure_shift(new, old, self.rows.take(between)) if between.any() else None
+            files.publish_json(path, {"shift": shift})
+        shift = json.loads(path.read_text())["shift"]
+        return None if shift is None else float(shift)
+
+    @cached_property
+    def _trainable(self) -> list[int]:
+        """The weeks that a fit may begin, oldest first."""
         labelled = self.rows.event_time[model.is_labelled(self.rows.label)]
-        first = self.grid.week_of(labelled.min().astype("datetime64[us]").item()) if len(labelled) else end
-        return [week for week in range(first + 1, end) if self._can_fit(self.grid.begin_of(week))]
+        if not len(labelled):
+            return []
+        first = self.grid.week_of(labelled.min().astype("datetime64[us]").item())
+        last = self.grid.week_of(self.rows.event_time.max().astype("datetime64[us]").item())
+        return [week for week in range(first + 1, last + 1) if self._can_fit(self.grid.begin_of(week))]
 
     def _can_fit(self, cut: datetime) -> bool:
         labelled = model.is_labelled(self.rows.label)
@@ -143,26 +190,30 @@ class Fits:
             return False
         return True
 
-    def _list_fits(self) -> list[int]:
-        """The weeks whose beginning a model was trained up to, oldest first."""
-        paths = self.folder.glob("*/model.ubj")
-        return sorted(self.grid.week_of(datetime.fromisoformat(path.parent.name)) for path in paths)
-
     def _place(self, week: int) -> Path:
         return self.folder / self.grid.begin_of(week).strftime("%Y-%m-%dT%H")
 
-    def _fit(self, weeks: Sequence[int]) -> None:
-        if weeks:
-            first, last = (self.grid.begin_of(week) for week in (weeks[0], weeks[-1]))
-            log.info("evidence: %s fits of the recipe, up to %s ... %s", len(weeks), first, last)
+    def _model(self, week: int) -> Path:
+        return self._place(week) / "model.ubj"
+
+    def fit(self, weeks: Sequence[int]) -> None:
+        """Make the fits up to these weeks, side by side. A fit's cost is an equal share of what all of them took."""
+        if not weeks:
+            return
+        first, last = (self.grid.begin_of(week) for week in (weeks[0], weeks[-1]))
+        log.info("evidence: %s fits of the recipe, up to %s ... %s", len(weeks), first, last)
+        began = time.process_time()
         one = self.p.model_copy(update={"stage": self.p.stage.model_copy(update={"threads": 1})})
         works = [partial(self._fit_one, one, week) for week in weeks]
         fitting.run_side_by_side(works, self.p.stage.threads, stop=threading.Event())
+        spent = (time.process_time() - began) / len(weeks)
+        for week in weeks:
+            files.publish_json(self._place(week) / "cost.json", {"cpu": round(spent, 2)})
 
     def _fit_one(self, p: Params, week: int) -> None:
         twin = train.fit_twins(self.rows, self.grid.begin_of(week), self.tuned, p, seeds=1)[0]
         self._place(week).mkdir(exist_ok=True)
-        files.publish(self._place(week) / "model.ubj", lambda path: _write(path, twin.to_bytes()))
+        files.publish(self._model(week), lambda path: _write(path, twin.to_bytes()))
 
     def _score(self, week: int, end: int) -> None:
         """Put what this fit lost in the weeks up to `end`, as far as it is missing, beside its model."""
@@ -173,7 +224,7 @@ class Fits:
             return
         days = self.grid.days_of(self.rows.event_time)
         asked = self.rows.take((days >= 7 * begin) & (days < 7 * end) & model.is_labelled(self.rows.label))
-        fresh = self._sum_losses(Model.load(self._place(week) / "model.ubj"), asked) if len(asked) else scored[:0]
+        fresh = self._sum_losses(Model.load(self._model(week)), asked) if len(asked) else scored[:0]
         table = pa.concat_tables([scored.replace_schema_metadata(), fresh.replace_schema_metadata()])
         files.publish(path, partial(pq.write_table, table.replace_schema_metadata({UNTIL: str(end)})))
 
@@ -225,8 +276,9 @@ def _stack(losses: Mapping[int, pa.Table], end: int) -> Evidence:
     for week, table in losses.items():
         sums[week - first, 7 * (week - first) :] = 0
         days = table["day"].to_numpy() - 7 * first
-        sums[week - first, days] = table["loss"].to_numpy()
-        rows[days] = table["rows"].to_numpy()
+        over = days < 7 * weeks  # another look may have scored later weeks
+        sums[week - first, days[over]] = table["loss"].to_numpy()[over]
+        rows[days[over]] = table["rows"].to_numpy()[over]
     return Evidence(sums.reshape(weeks, weeks, 7), rows.reshape(weeks, 7))
 
 

@@ -96,7 +96,9 @@ def _judge_against(champion: Version, case: "Case", registry: Registry, *, looks
                 "candidate is then judged as a first model.",
             )
     if (recipe := champion.tags.get(RECIPE)) and recipe == case.recipe:
-        return case.judge_refresh(opponent, age=_measure_age(case.as_of, champion), store=home / "evidence")
+        return case.judge_refresh(
+            opponent, age=_measure_age(case.as_of, champion), fits=case.open_fits(home / "evidence")
+        )
     return case.judge_against(opponent, looks=looks)
 
 
@@ -223,23 +225,26 @@ class Case:
         contest, slices = self._compare(opponent, unseen)
         return gate.judge_contest(contest, gate=self.p.gate, costs=self.costs, slices=slices, looks=looks)
 
-    def judge_refresh(self, opponent: Opponent, *, age: timedelta, store: Path) -> Verdict:
+    def open_fits(self, store: Path) -> Fits:
+        """The past fits of the candidate's recipe, in the folder that keeps those of each recipe."""
+        tuned = Tuned.load(self.folder / self.p.paths.models / "tuned.json")
+        return Fits.open(store / self.recipe, self.p, tuned, self.rows)
+
+    def judge_refresh(self, opponent: Opponent, *, age: timedelta, fits: Fits) -> Verdict:
         """The champion's own recipe on newer rows.
 
         Args:
             age: Of the champion.
-            store: Keeps the evidence of each recipe.
+            fits: The recipe's past ones.
         """
         unseen = self._select_unseen(opponent)
         if not unseen.any():
             return self._hold_for_rows(opponent)
         contest, slices = self._compare(opponent, unseen)
-        models = self.folder / self.p.paths.models
-        fits = Fits.open(store / self.recipe, self.p, Tuned.load(models / "tuned.json"), self.rows)
         constant = self._measure_constant()[unseen]
         days = fits.grid.days_of(self.holdout.times[unseen])
         sums = refresh.HoldoutSums.of(self.losses[:, unseen], opponent.losses[:, unseen], constant, days)
-        refit = refresh.Refit(self.shipped, Model.load(models / "twin.ubj"), age)
+        refit = refresh.Refit(self.shipped, Model.load(self.folder / self.p.paths.models / "twin.ubj"), age)
         return refresh.judge_refresh(contest, sums, refit, fits, as_of=self.as_of, costs=self.costs, slices=slices)
 
     def _measure_constant(self) -> NDArray[Any]:

@@ -21,6 +21,7 @@ from tasks.promotion.contest import Contest
 from tasks.promotion.evidence import WEEK, Collected, Fits, measure_shift
 from tasks.promotion.gate import Costs, Finding, Slices
 from tasks.promotion.verdict import Verdict
+from tasks.training import split
 from tasks.training.model import Model
 
 
@@ -83,9 +84,9 @@ def _measure_shift(refit: Refit, fits: Fits, held: int, p: Params, as_of: dateti
     """None where the twin itself ships."""
     if not p.train.refit:
         return None
-    unseen = fits.rows.event_time >= np.datetime64(as_of - p.split.holdout - p.label.deadline)
+    unseen = split.select_between(fits.rows.event_time, as_of - p.split.holdout - p.label.deadline, as_of)
     rows: Rows = fits.rows.take(unseen)
-    return Shift(measure_shift(refit.shipped, refit.twin, rows), fits.measure_shifts(held))
+    return Shift(measure_shift(refit.shipped, refit.twin, rows), fits.measure_shifts(held, as_of))
 
 
 def _ask_age(cost: AgeCost | None, refit: Refit) -> Iterator[Finding]:

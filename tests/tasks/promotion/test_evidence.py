@@ -1,5 +1,6 @@
 """Evidence of a recipe's past fits: the sums are right, they are kept, and a look makes only what is missing."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -54,6 +55,34 @@ def test_a_second_look_makes_nothing_and_a_later_one_a_fit(tmp_path: Path) -> No
     old = before.evidence.weeks
     assert np.array_equal(later.evidence.losses[:old, :old], before.evidence.losses, equal_nan=True)
     assert np.isfinite(later.evidence.losses[0, old]).all()
+
+
+def test_a_look_back_sees_what_it_would_have_seen_then(tmp_path: Path) -> None:
+    """Replay asks as of many moments, and one folder holds the fits of all of them."""
+    then = small.AS_OF - timedelta(days=14)
+    alone, shared = open_fits(tmp_path / "alone"), open_fits(tmp_path / "shared")
+    shared.fit(shared.list_trainable(small.AS_OF))
+    shared.read(small.AS_OF)
+    first = alone.list_missing(then, most=3)[0]
+    seen = replace(shared, since=first)
+    made, again = alone.collect(then, most=3), seen.collect(then, most=3)
+    assert made
+    assert again
+    assert again.fits == 0
+    assert again.first_week == made.first_week == first
+    assert np.array_equal(again.evidence.losses, made.evidence.losses, equal_nan=True)
+    assert np.array_equal(again.evidence.rows, made.evidence.rows)
+    assert seen.measure_shifts(1, then) == alone.measure_shifts(1, then)
+    assert len(shared.measure_shifts(1, small.AS_OF)) > len(seen.measure_shifts(1, then)) > 0
+
+
+def test_each_fit_has_its_share_of_what_a_look_cost(tmp_path: Path) -> None:
+    fits = open_fits(tmp_path)
+    made = fits.collect(small.AS_OF, most=2)
+    assert made
+    costs = [fits.read_cost(week) for week in fits.list_fits(small.AS_OF)]
+    assert len(costs) == 2
+    assert 0 < sum(costs) <= made.cpu + 0.02
 
 
 def test_what_a_killed_look_had_fitted_is_not_fitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
