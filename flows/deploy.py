@@ -155,7 +155,7 @@ def put_automations(client: SyncPrefectClient, *, attempts: int) -> None:
 
 def start(deployment: UUID) -> AutomationCore:
     """Start a retrain when the monitor decides on one."""
-    parameters = {name: f"{{{{ event.payload.{name} }}}}" for name in ("as_of", "decision", "reason")}
+    parameters = {name: f"{{{{ event.payload.{name} }}}}" for name in ("as_of", "decision", "kind", "reason")}
     return AutomationCore(
         name="retrain when it is wanted",
         description="A decision to retrain starts the deployment `retrain`.",

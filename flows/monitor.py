@@ -2,10 +2,11 @@
 
     python -m flows.monitor
 
-The event is `evergreen.retrain.wanted`; its payload has the decision's id and as_of. What starts a retrain on it is a
-deployment's trigger: nothing is trained here. Where the champion's predecessor would surely have done better, the alias
-goes back to it at once. A challenger that the gate's rule promotes serves, one that is surely worse is taken away.
-Where no version serves, a first model is asked for. A decision that no run has answered is answered here, as a fault.
+The event is `evergreen.retrain.wanted`; its payload has the decision's id, kind and as_of. What starts a retrain on it
+is a deployment's trigger: nothing is trained here. Where the champion's predecessor would surely have done better, the
+alias goes back to it at once. A challenger that the gate's rule promotes serves, one that is surely worse is taken
+away. Where no version serves, a first model is asked for. A decision that no run has answered is answered here, as a
+fault.
 """
 
 import contextlib
@@ -88,7 +89,7 @@ def _run(p: params.Params, journal: Journal, as_of: datetime | None, *, report: 
     result = Monitored(moment, newest.signals)
     result = steps.run(_act_and_decide, result, p, journal, registry, champion) or result
     steps.run(send_alerts, p, journal, registry, newest.signals)
-    is_drawn = report == "always" or (report == "alarms" and any(signal.alarm for signal in newest.signals))
+    is_drawn = report == "always" or (report == "alarms" and any(signal.is_warning for signal in newest.signals))
     html = steps.run(draw, p, champion, newest) if is_drawn else None
     steps.run(journal.compact)
     result = replace(result, report=html)
@@ -146,7 +147,7 @@ def measure(champion: window.Watched, journal: Journal, registry: Registry, as_o
     ends = work.find_due(read_signals(journal), journal, champion.version, champion.p, newest=as_of)
     windows = [work.measure_window(champion, journal=journal, registry=registry, as_of=end) for end in ends]
     for signal in windows[-1].signals:
-        get_run_logger().log(30 if signal.alarm else 20, "%s", signal.message)
+        get_run_logger().log(30 if signal.is_warning else 20, "%s", signal.message)
     return windows
 
 
@@ -261,6 +262,7 @@ def send_decision(p: params.Params, journal: Journal, decision: policy.Decision)
             resource=f"evergreen.model.{p.registry.model}",
             payload={
                 "decision": decision.id,
+                "kind": decision.kind,
                 "as_of": decision.as_of.isoformat(),
                 "reason": f"decision {decision.id}",
             },
@@ -345,7 +347,7 @@ def describe(result: Monitored) -> str:
     """The run as a person reads it in a terminal."""
     lines = [signal.message for signal in result.signals] or [page.NO_CHAMPION]
     if result.decision:
-        lines.append(f"{result.decision.action}: {' '.join(result.decision.reasons)}")
+        lines.append(f"{result.decision.name}: {' '.join(result.decision.reasons)}")
     return "\n".join(lines)
 
 

@@ -35,11 +35,12 @@ def list_alerts(
         entries: The ledger.
     """
     for signal in signals:
-        if signal.alarm and signal.kind != "challenger":  # what came of that is below
+        if signal.is_warning and signal.kind != "challenger":  # what came of that is below
             cause = name_cause(history, signal)
             yield Alert(f"evergreen: {signal.kind} of {model}", signal.message, cause)
     for request in decisions.select_recent(requests):
-        yield Alert(f"evergreen: a retrain of {model} is wanted", request.reasons, request.decision)
+        if request.asked_by != "freshness":  # such a refresh is routine
+            yield Alert(f"evergreen: a retrain of {model} is wanted", request.reasons, request.decision)
     for entry in decisions.list_recent_faults(entries):
         subject = f"evergreen: a retrain of {model} failed"
         yield Alert(subject, "\n".join(entry.reasons), f"failed {entry.decision}")

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import pyarrow as pa
 
 from tasks.monitoring import policy
 from tasks.monitoring.signal import read_signals
-from tasks.params import Params, spell
+from tasks.params import Params, RetrainKind, spell
 from tasks.promotion import gate, judge, ledger
 from tasks.promotion.registry import Registry, Version
 from tasks.runtime.files import Format
@@ -29,6 +30,8 @@ SCHEMA = pa.schema(
         "event_time": pa.timestamp("us"),
         "made_at": pa.timestamp("us"),
         "action": pa.string(),
+        "kind": pa.string(),  # of rows without it: search
+        "asked_by": pa.string(),
         "id": pa.string(),
         "as_of": pa.timestamp("us"),
         "version": pa.int64(),
@@ -48,6 +51,8 @@ class Request:
     times: int
     last: datetime
     reasons: str
+    kind: RetrainKind
+    asked_by: str  # kinds of signals
 
 
 def append_decision(journal: Journal, decision: policy.Decision) -> None:
@@ -55,7 +60,7 @@ def append_decision(journal: Journal, decision: policy.Decision) -> None:
     now = _now()
     entry = make_entry(decision.id, decision.as_of, now if decision.retrains else decision.action)
     row = {"format": FORMAT.mark, "entry": entry, "event_time": decision.as_of, "made_at": now}
-    row = asdict(decision) | row | {"reasons": " ".join(decision.reasons)}
+    row = asdict(decision) | row | {"reasons": " ".join(decision.reasons), "asked_by": " ".join(decision.asked_by)}
     journal.append("decisions", pa.Table.from_pylist([row], schema=SCHEMA))
 
 
@@ -71,7 +76,16 @@ def read_requests(journal: Journal) -> list[Request]:
     rows = [row for row in rows if row["action"] == "retrain"]
     counts, last = Counter(row["id"] for row in rows), {row["id"]: row for row in rows}
     requests = [
-        Request(decision, row["version"], row["as_of"], counts[decision], row["made_at"], row["reasons"])
+        Request(
+            decision,
+            row["version"],
+            row["as_of"],
+            counts[decision],
+            row["made_at"],
+            row["reasons"],
+            row.get("kind") or "search",
+            row.get("asked_by") or "",
+        )
         for decision, row in last.items()
     ]
     return sorted(requests, key=lambda request: request.last)
@@ -118,7 +132,7 @@ def decide(
     """
     # What is later than this moment may come from a clock that has been mended since: it counts for nothing.
     early = judge.explain_wait(p, registry, champion, as_of, limit=as_of)
-    retrains = read_retrains(p, journal, registry, busy=busy)
+    retrains = read_retrains(p, journal, registry, as_of=as_of, busy=busy)
     return policy.decide(
         read_signals(journal),
         replace(retrains, refusal=retrains.refusal or early),
@@ -133,24 +147,28 @@ def decide_first(
     p: Params, *, journal: Journal, registry: Registry, as_of: datetime, busy: bool = False
 ) -> policy.Decision:
     """Whether to ask for a first model, where no version serves."""
-    retrains = read_retrains(p, journal, registry, busy=busy)
+    retrains = read_retrains(p, journal, registry, as_of=as_of, busy=busy)
     refusal = retrains.refusal or gate.explain_backoff(retrains.last(as_of), as_of, p.gate)
     running = "A retrain is under way: its model may be the first." if busy else None
     retrains = replace(retrains, refusal=running or refusal)
     return policy.decide_first(retrains, as_of=as_of, policy=p.policy)
 
 
-def read_retrains(p: Params, journal: Journal, registry: Registry, *, busy: bool) -> policy.Retrains:
-    """What was asked for and answered so far, and whether the last ones failed."""
+def read_retrains(p: Params, journal: Journal, registry: Registry, *, as_of: datetime, busy: bool) -> policy.Retrains:
+    """What was asked for and answered so far, what it took, and whether the last ones failed."""
     entries, requests = registry.read_ledger(), read_requests(journal)
     answered, unmade = ledger.find_answered(entries), ledger.find_empty_answers(entries)
+    cpu = {kind: ledger.find_last_cost(entries, kind) for kind in get_args(RetrainKind)}
     faults = [_on_wall_clock(line.made_at) for line in unmade if line.is_fault and line.made_at]
     return policy.Retrains(
         made=ledger.find_retrains(entries),
+        searched=ledger.find_retrains(entries, "search"),
         asked=[request.decision for request in select_asked(requests, answered=answered, p=p)],
         pending=[request.decision for request in select_pending(requests, answered=answered, p=p, busy=busy)],
         unmade=[line.decision for line in unmade],
         refusal=policy.explain_rest(faults, _now()),
+        cpu={kind: seconds for kind, seconds in cpu.items() if seconds is not None},
+        spent_cpu=ledger.sum_cpu(entries, as_of - policy.MONTH, as_of),
     )
 
 

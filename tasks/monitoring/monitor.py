@@ -83,7 +83,7 @@ def measure_window(watched: Watched, *, journal: Journal, registry: Registry, as
         window.drift,
         window.score_drift,
         draw_sample(window, watched),
-        tuple(find_causes(window, watched)) if any(signal.alarm for signal in signals) else (),
+        tuple(find_causes(window, watched)) if any(signal.is_warning for signal in signals) else (),
         tuple(find_slices(window, watched)),
         canary.find_newest_look(read_signals(journal), begun) if begun else None,
     )

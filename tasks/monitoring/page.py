@@ -5,6 +5,7 @@ import re
 from tasks.monitoring import canary
 from tasks.monitoring.monitor import Measured
 from tasks.monitoring.policy import Decision
+from tasks.monitoring.signal import Signal
 from tasks.promotion.verdict import render_table
 
 NO_CHAMPION = "No champion serves yet: there is nothing to watch."
@@ -30,17 +31,23 @@ def render_page(measured: Measured | None, decision: Decision | None) -> str:
         return "# No decision\n\nThe window was measured, and the decision failed: see this run's error.\n"
     if decision:
         reasons = "\n".join(f"- {reason}" for reason in decision.reasons)
-        return f"# {decision.action} (decision {decision.id})\n\n{NO_CHAMPION}\n\n{reasons}\n"
+        return f"# {decision.name} (decision {decision.id})\n\n{NO_CHAMPION}\n\n{reasons}\n"
     return f"{NO_CHAMPION} No tick of the score flow has told yet what time it is."
 
 
+def _name_state(signal: Signal) -> str:
+    if signal.alarm:
+        return "ALARM" if signal.is_warning else "age costs"
+    return "quiet" if signal.is_measured else "not measured"
+
+
 def _render_window(measured: Measured, decision: Decision) -> str:
-    title = f"# {decision.action} (as of {decision.as_of:%Y-%m-%d %H:%M}, decision {decision.id})"
+    title = f"# {decision.name} (as of {decision.as_of:%Y-%m-%d %H:%M}, decision {decision.id})"
     parts = [title, "\n".join(f"- {reason}" for reason in decision.reasons)]
     states = [
         {
             "signal": signal.kind,
-            "": "ALARM" if signal.alarm else "quiet" if signal.is_measured else "not measured",
+            "": _name_state(signal),
             "what was seen": signal.message,
         }
         for signal in measured.signals

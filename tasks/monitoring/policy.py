@@ -1,24 +1,35 @@
-"""policy: the signals so far → retrain or wait, with the reasons and an id. Pure: nothing is read, written or started.
+"""policy: the signals so far → refresh, search or wait, with the reasons and an id. Pure: nothing is read or started.
 
-A signal must alarm in several windows in a row, on enough rows, before it counts. A retrain is not asked for twice for
-one cause, nor within the cool-down, nor more often than the budget allows. A retrain that failed made no candidate: it
-costs neither, and the next one waits for `explain_rest`. Where no version serves, a first model is asked for.
+A refresh fits the champion's recipe to newer rows; a search looks for a new recipe. The policy has three wishes, the
+most urgent first:
+
+1. An alarm that lasts: in several windows in a row, on enough rows. A refresh answers it. A search does where the loss
+   alarms although the champion was refreshed.
+2. `policy.search_every` has passed since the last search.
+3. Age costs the champion's recipe more than a refresh costs, or nobody has measured lately what it costs.
+
+A retrain is not asked for twice for one cause, nor sooner or more often than the settings allow, nor for more money
+than `policy.money`. A retrain that failed made no candidate: it costs no cool-down, and the next one waits for
+`explain_rest`. Where no version serves, a first model is asked for.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
 from tasks.monitoring.signal import Signal
-from tasks.params import Policy, SignalKind, spell
+from tasks.params import Policy, RetrainKind, SignalKind, spell
 
 MONTH = timedelta(days=30)
 FIRST_REST = timedelta(hours=6)  # by the wall clock, after a retrain that failed; twice as long after each more
 LONGEST_REST = timedelta(days=7)
 NO_VERSION = 0  # of a decision on a first model
+# Kept evidence that ends so long ago no longer says what age costs: a refresh measures it again.
+STALE_EVIDENCE = timedelta(weeks=2)
+HOUR_S = 3600
 
 
 @dataclass(frozen=True)
@@ -30,10 +41,17 @@ class Decision:
     as_of: datetime
     version: int
     reasons: tuple[str, ...]
+    kind: RetrainKind = "search"
+    asked_by: tuple[SignalKind, ...] = ()  # none: of a first model, or after policy.search_every
 
     @property
     def retrains(self) -> bool:
         return self.action == "retrain"
+
+    @property
+    def name(self) -> str:
+        """What is done, as a person reads it: wait, refresh or search."""
+        return self.kind if self.retrains else "wait"
 
 
 @dataclass(frozen=True)
@@ -41,13 +59,34 @@ class Retrains:
     """What was asked for and answered so far."""
 
     made: Sequence[datetime] = ()  # the event times of those that made a candidate
+    searched: Sequence[datetime] = ()  # of them, those that were searches
     asked: Sequence[str] = ()  # the decisions that asked for one and were answered, or may be about to be
     pending: Sequence[str] = ()  # those of them that wait for their answer
     unmade: Sequence[str] = ()  # those that were answered without a candidate since the last one was made
     refusal: str | None = None  # why a retrain that is asked for now would come to nothing
+    cpu: Mapping[RetrainKind, float] = field(default_factory=dict)  # seconds, of the last one of each kind
+    spent_cpu: float = 0.0  # seconds, of all in the last MONTH
 
     def last(self, as_of: datetime) -> datetime | None:
         return max((moment for moment in self.made if moment <= as_of), default=None)
+
+    def last_search(self, as_of: datetime) -> datetime | None:
+        return max((moment for moment in self.searched if moment <= as_of), default=None)
+
+    def has_refreshed_since(self, moment: datetime, as_of: datetime) -> bool:
+        """Whether a refresh was judged from `moment` on."""
+        return any(moment <= made <= as_of and made not in self.searched for made in self.made)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A retrain that something speaks for; `obstacle` is why it may not be now."""
+
+    kind: RetrainKind
+    cause: str
+    reasons: tuple[str, ...]
+    obstacle: str | None
+    asked_by: tuple[SignalKind, ...] = ()
 
 
 def decide(
@@ -67,39 +106,104 @@ def decide(
         departure: How this champion went just now, if it did: `was taken down`.
     """
     windows = {kind: _select_windows(signals, kind, version, as_of) for kind in policy.signals}
+    ages = windows.pop("freshness", None)
     evidence = {  # what is left out is neither an alarm nor quiet: alarms on both sides of a pause are in a row
         kind: [window for window in listed if window.is_measured and window.rows >= policy.min_rows]
         for kind, listed in windows.items()
     }
     alarms = {kind: listed for kind, listed in evidence.items() if _persists(listed, policy)}
-    last = retrains.last(as_of)
-    cause = _name_cause(version, alarms, last, retrains.unmade)
-    if not alarms:
-        quiet = tuple(_explain_quiet(kind, windows[kind], evidence[kind], policy) for kind in windows)
-        return Decision("wait", cause, as_of, version, quiet)
-    gone = f"Version {version} {departure} just now: what it did wrong is no reason to replace what serves now."
-    obstacle = (
-        (gone if departure else None)
-        or _explain_joining(cause, retrains)
-        or _explain_cool_down(as_of, policy, last)
-        or _explain_budget(as_of, policy, retrains)
-        or retrains.refusal
-    )
-    return _conclude(cause, as_of, version, obstacle, tuple(listed[-1].message for listed in alarms.values()))
+    wishes = [
+        *_wish_for_alarms(alarms, retrains, version, as_of, policy),
+        *_wish_for_search(retrains, as_of, policy),
+        *_wish_for_freshness(ages, retrains, version, as_of, policy),
+    ]
+    if not wishes:
+        quiet = [_explain_quiet(kind, windows[kind], evidence[kind], policy) for kind in windows]
+        quiet += [] if ages is None else [_explain_freshness(ages)]
+        return Decision("wait", _name_cause(version, {}, retrains, as_of), as_of, version, tuple(quiet))
+    if departure:
+        gone = f"Version {version} {departure} just now: what it did wrong is no reason to replace what serves now."
+        wishes = [replace(wish, obstacle=gone) for wish in wishes]
+    wish = next((wish for wish in wishes if wish.obstacle is None), wishes[0])
+    return _conclude(wish, as_of, version)
 
 
 def decide_first(retrains: Retrains, *, as_of: datetime, policy: Policy) -> Decision:
     """Whether to ask for a first model, where no version serves. It needs no alarm, and it has no cool-down: the gate's
     back-off, in `retrains.refusal`, says when the next candidate is judged."""
     cause = _hash(["first", str(retrains.last(as_of)), *retrains.unmade])
-    obstacle = _explain_joining(cause, retrains) or retrains.refusal or _explain_budget(as_of, policy, retrains)
-    return _conclude(cause, as_of, NO_VERSION, obstacle, ("No version serves: a first model is wanted.",))
+    obstacle = (
+        _explain_joining(cause, retrains)
+        or retrains.refusal
+        or _explain_budget(as_of, policy, retrains)
+        or _explain_money("search", policy, retrains)
+    )
+    wish = Wish("search", cause, ("No version serves: a first model is wanted.",), obstacle)
+    return _conclude(wish, as_of, NO_VERSION)
 
 
-def _conclude(cause: str, as_of: datetime, version: int, obstacle: str | None, reasons: tuple[str, ...]) -> Decision:
-    if obstacle:
-        return Decision("wait", cause, as_of, version, (obstacle, *reasons))
-    return Decision("retrain", cause, as_of, version, reasons)
+def _conclude(wish: Wish, as_of: datetime, version: int) -> Decision:
+    if wish.obstacle:
+        return Decision("wait", wish.cause, as_of, version, (wish.obstacle, *wish.reasons), wish.kind, wish.asked_by)
+    return Decision("retrain", wish.cause, as_of, version, wish.reasons, wish.kind, wish.asked_by)
+
+
+# --- the wishes ----------------------------------------------------------------------------------------------------
+
+
+def _wish_for_alarms(
+    alarms: Mapping[SignalKind, Sequence[Signal]], retrains: Retrains, version: int, as_of: datetime, policy: Policy
+) -> Iterator[Wish]:
+    if not alarms:
+        return
+    cause = _name_cause(version, alarms, retrains, as_of)
+    reasons = tuple(listed[-1].message for listed in alarms.values())
+    kind: RetrainKind = "refresh"
+    losses = alarms.get("performance")
+    if losses and retrains.has_refreshed_since(_first_alarm(losses).window_begin, as_of):
+        kind = "search"
+        reasons = ("A refresh has not brought the loss back: a new recipe is wanted.", *reasons)
+    obstacle = (
+        _explain_joining(cause, retrains)
+        or _explain_cool_down(as_of, policy, retrains.last(as_of))
+        or _explain_budget(as_of, policy, retrains)
+        or retrains.refusal
+        or _explain_money(kind, policy, retrains)
+    )
+    yield Wish(kind, cause, reasons, obstacle, tuple(alarms))
+
+
+def _wish_for_search(retrains: Retrains, as_of: datetime, policy: Policy) -> Iterator[Wish]:
+    last = retrains.last_search(as_of)
+    if policy.search_every is None or last is None or as_of < last + policy.search_every:
+        return
+    cause = _hash(["search", str(last), *retrains.unmade])
+    reason = f"The last search was at {last}, and policy.search_every ({spell(policy.search_every)}) has passed."
+    obstacle = _explain_joining(cause, retrains) or retrains.refusal or _explain_money("search", policy, retrains)
+    yield Wish("search", cause, (reason,), obstacle)
+
+
+def _wish_for_freshness(
+    windows: Sequence[Signal] | None, retrains: Retrains, version: int, as_of: datetime, policy: Policy
+) -> Iterator[Wish]:
+    """A refresh where age surely costs something, or where nobody has measured lately what it costs."""
+    if not windows:
+        return
+    newest, last = windows[-1], retrains.last(as_of)
+    until = newest.detail.get("evidence_until")
+    is_stale = until is None or as_of - datetime.fromisoformat(until) >= STALE_EVIDENCE
+    if not newest.alarm and not is_stale:
+        return
+    why = () if newest.alarm else ("What age costs was not measured lately: a refresh measures it.",)
+    cause = _hash([version, "freshness", str(last), *retrains.unmade])
+    obstacle = (
+        _explain_joining(cause, retrains)
+        or _explain_age(as_of, policy, last)
+        or retrains.refusal
+        or (_explain_price(newest, policy, retrains) if newest.alarm else None)
+        or _explain_money("refresh", policy, retrains)
+    )
+    yield Wish("refresh", cause, (*why, newest.message), obstacle, ("freshness",))
 
 
 def explain_rest(faults: Sequence[datetime], now: datetime) -> str | None:
@@ -157,10 +261,17 @@ def _explain_quiet(kind: str, windows: Sequence[Signal], evidence: Sequence[Sign
     elif not last.alarm:
         reason = "no alarm"
     else:
-        begin = _first_alarm(evidence)
+        begin = _first_alarm(evidence).window_end
         count = len([window for window in _select_apart(evidence, policy.windows) if window.window_end >= begin])
         reason = f"alarms in {count} of the {policy.windows} windows in a row that policy.windows asks for"
     return f"{kind}: {reason}. {last.message}"
+
+
+def _explain_freshness(windows: Sequence[Signal]) -> str:
+    return f"freshness: no alarm. {windows[-1].message}" if windows else "freshness: nothing measured yet."
+
+
+# --- the obstacles -------------------------------------------------------------------------------------------------
 
 
 def _explain_joining(cause: str, retrains: Retrains) -> str | None:
@@ -178,6 +289,44 @@ def _explain_cool_down(as_of: datetime, policy: Policy, last: datetime | None) -
     return None
 
 
+def _explain_age(as_of: datetime, policy: Policy, last: datetime | None) -> str | None:
+    if last is not None and as_of < (until := last + policy.refresh_every):
+        return f"The last retrain was at {last}; policy.refresh_every ({spell(policy.refresh_every)}) ends {until}."
+    return None
+
+
+def _explain_price(freshness: Signal, policy: Policy, retrains: Retrains) -> str | None:
+    """Why a refresh is not worth what it costs: the loss that it saves until the next one may be asked for."""
+    cpu = retrains.cpu.get("refresh", retrains.cpu.get("search"))
+    if policy.price is None or cpu is None or freshness.value is None:
+        return None
+    rows = freshness.detail.get("rows_a_week", 0.0) * (policy.refresh_every / timedelta(weeks=1))
+    saved, cost = freshness.value * rows / 1000 * policy.price, _to_money(cpu, policy)
+    if saved > cost:
+        return None
+    return (
+        f"In {spell(policy.refresh_every)} a refresh saves {freshness.value:.4g} of loss a row of {rows:,.0f}, worth "
+        f"{saved:.4g} at policy.price ({policy.price:g} for a unit of loss in 1,000 predictions), and costs {cost:.4g}."
+    )
+
+
+def _explain_money(kind: RetrainKind, policy: Policy, retrains: Retrains) -> str | None:
+    """Why a retrain would cost more than the month allows. What one costs is not known before the first."""
+    if policy.money is None:
+        return None
+    spent, cost = _to_money(retrains.spent_cpu, policy), _to_money(retrains.cpu.get(kind, 0.0), policy)
+    if spent + cost <= policy.money:
+        return None
+    return (
+        f"A {kind} costs about {cost:.4g}, and {spent:.4g} of policy.money ({policy.money:g} in 30 days) is spent: "
+        "wait, or raise policy.money."
+    )
+
+
+def _to_money(cpu: float, policy: Policy) -> float:
+    return cpu / HOUR_S * policy.cpu_price
+
+
 def _explain_budget(as_of: datetime, policy: Policy, retrains: Retrains) -> str | None:
     recent = [moment for moment in retrains.made if as_of - MONTH < moment <= as_of]
     if len(recent) >= policy.budget:
@@ -186,22 +335,22 @@ def _explain_budget(as_of: datetime, policy: Policy, retrains: Retrains) -> str 
 
 
 def _name_cause(
-    version: int, alarms: Mapping[SignalKind, Sequence[Signal]], last: datetime | None, unmade: Sequence[str]
+    version: int, alarms: Mapping[SignalKind, Sequence[Signal]], retrains: Retrains, as_of: datetime
 ) -> str:
     """The same as long as the same alarms of the same champion go on and no answer has come between.
 
     Alarms that outlast a retrain which changed nothing are a new cause, for the cool-down to hold back; those that
     outlast one which failed are a new cause too, since the ledger has answered the old one.
     """
-    began = {kind: _first_alarm(evidence).isoformat() for kind, evidence in alarms.items()}
-    return _hash([version, began, str(last), *unmade])
+    began = {kind: _first_alarm(evidence).window_end.isoformat() for kind, evidence in alarms.items()}
+    return _hash([version, began, str(retrains.last(as_of)), *retrains.unmade])
 
 
 def _hash(parts: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-def _first_alarm(evidence: Sequence[Signal]) -> datetime:
-    """The end of the first window of the alarms in a row that the newest window ends."""
+def _first_alarm(evidence: Sequence[Signal]) -> Signal:
+    """The first window of the alarms in a row that the newest window ends."""
     quiet = [place for place, window in enumerate(evidence) if not window.alarm]
-    return evidence[quiet[-1] + 1 if quiet else 0].window_end
+    return evidence[quiet[-1] + 1 if quiet else 0]

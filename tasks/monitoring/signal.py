@@ -63,6 +63,11 @@ class Signal:
         has_interval = self.kind != "performance" or self.low is not None
         return self.alarm or (self.rows > 0 and self.value is not None and has_interval)
 
+    @property
+    def is_warning(self) -> bool:
+        """Whether a person should hear of it. Age that costs something is no fault: a refresh answers it."""
+        return self.alarm and self.kind != "freshness"
+
 
 def append_signals(journal: Journal, signals: Sequence[Signal]) -> None:
     """Measured again with the same result, a signal is the same row of the journal."""

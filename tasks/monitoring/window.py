@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import NormalDist
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from tasks.data import timeline
 from tasks.monitoring.drift import NOT_COMPARED, Comparison, compare, compare_scores
-from tasks.params import Gate, Params
+from tasks.params import Gate, Params, home
 from tasks.promotion import contest, interval
+from tasks.promotion.evidence import Kept, read_kept
 from tasks.promotion.registry import Registry, Version
+from tasks.promotion.tags import RECIPE
 from tasks.serving import predictions, schema
 from tasks.serving.journal import Journal
 from tasks.serving.predictions import Outcomes, latest_outcomes, read_outcomes
@@ -48,12 +50,16 @@ class Watched:
     holdout_losses: Floats  # the twin's, row by row
     at_promotion: interval.Estimate  # the same as one figure
     sample: pa.Table  # rows of the history with their scores, for the report
+    evidence: Kept | None = None  # of past fits of its recipe, as the last look left it
 
 
 def load_watched(p: Params, registry: Registry, champion: Version) -> Watched:
     """What the registry holds of the champion."""
     with tempfile.TemporaryDirectory() as scratch:
-        return read_watched(p, champion, *(registry.runs.fetch(champion.run_id, name, Path(scratch)) for name in FILES))
+        files = (registry.runs.fetch(champion.run_id, name, Path(scratch)) for name in FILES)
+        watched = read_watched(p, champion, *files)
+    recipe = champion.tags.get(RECIPE)
+    return replace(watched, evidence=read_kept(home() / "evidence" / recipe) if recipe else None)
 
 
 def read_watched(p: Params, version: Version, *files: Path) -> Watched:

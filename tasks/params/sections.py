@@ -241,7 +241,10 @@ class Journal(Section):
     address: str | None = None
 
 
-SignalKind = Literal["performance", "drift", "prediction", "quality", "estimate", "predecessor", "challenger"]
+SignalKind = Literal[
+    "performance", "freshness", "drift", "prediction", "quality", "estimate", "predecessor", "challenger"
+]
+RetrainKind = Literal["search", "refresh"]
 
 
 class Monitor(Section):
@@ -255,7 +258,11 @@ class Drift(Section):
 
 
 class Policy(Section):
-    signals: list[SignalKind] = ["performance", "drift"]
+    signals: list[SignalKind] = ["freshness", "performance", "drift"]
+    refresh_every: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=7)
+    search_every: Annotated[Duration, Field(gt=timedelta(0))] | None = timedelta(days=90)
+    price: float | None = Field(None, gt=0)
+    money: float | None = Field(None, gt=0)
     windows: int = Field(2, ge=1)
     min_rows: int = Field(500, ge=1)
     cool_down: Duration = timedelta(days=14)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -86,6 +87,37 @@ class Collected:
     first_week: int
     fits: int
     cpu: float  # seconds
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What earlier looks have kept of a recipe's fits, up to `until`."""
+
+    evidence: Evidence
+    until: datetime
+
+
+def read_kept(folder: Path) -> Kept | None:
+    """The evidence in a recipe's folder, as its last look left it; None where there is none. Nothing is made.
+
+    Raises:
+        ValueError: another format.
+    """
+    tables = {path.parent.name: pq.read_table(path) for path in folder.glob("*/losses.parquet")}
+    if not tables:
+        return None
+    grid, end = Grid.load(folder, np.zeros(0, "datetime64[us]")), max(map(_scored_until, tables.values()))
+    losses = {
+        grid.week_of(datetime.fromisoformat(name)): table.filter(pc.equal(table["slice"], ALL))
+        for name, table in tables.items()
+        if _scored_until(table) == end
+    }
+    return Kept(_stack(losses, end), grid.begin_of(end))
+
+
+def _scored_until(losses: pa.Table) -> int:
+    """The week before whose beginning a fit's losses are whole; 0 where nothing is scored."""
+    return int((losses.schema.metadata or {}).get(UNTIL, 0))
 
 
 @dataclass(frozen=True)

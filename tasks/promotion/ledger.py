@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from tasks.params import RetrainKind
 from tasks.promotion import tags
 from tasks.runtime import files
 
 Mark = Literal[
     "verdict", "intent", "alias moved", "done", "superseded", "rollback", "rolled back", "canary", "canary over"
 ]
-RetrainKind = Literal["search", "refresh"]
 CHAMPION_CHANGES = ("alias moved", "rolled back")  # marks after which their version is the champion
 ANSWERS = ("verdict", "done", "superseded")  # marks after which nothing is to be done for their decision
 # What begins a change of the champion: what ends it.

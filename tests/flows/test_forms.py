@@ -57,7 +57,7 @@ def test_what_a_trigger_passes_is_accepted_by_the_servers_schema_and_by_the_flow
     assert isinstance(action, RunDeployment)
     assert action.parameters
     of_people = load_flow(retrain, monkeypatch)
-    passed = {**dict.fromkeys(action.parameters, "7"), "as_of": "2024-03-01T00:00:00Z", "attempt": 1}
+    passed = {**dict.fromkeys(action.parameters, "7"), "kind": "refresh", "as_of": "2024-03-01T00:00:00Z", "attempt": 1}
     validate(passed, parameter_schema(of_people).model_dump(), raise_on_error=True)
     assert of_people.validate_parameters(passed)["decision"] == "7"
 

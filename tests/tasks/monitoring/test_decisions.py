@@ -178,7 +178,9 @@ def test_while_a_retrain_is_under_way_no_first_model_is_asked_for(loop: Loop) ->
 
 def requests(*asks: tuple[str, int, float]) -> list[Request]:
     """(decision, times, hours since it was last asked for)"""
-    return [Request(name, 1, NOW, times, NOW - timedelta(hours=ago), "Loss.") for name, times, ago in asks]
+    return [
+        Request(name, 1, NOW, times, NOW - timedelta(hours=ago), "Loss.", "search", "") for name, times, ago in asks
+    ]
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def with_table(rows: Rows, name: str, values: Any) -> Rows:
 def test_a_stream_that_goes_on_as_it_was_is_quiet(shop: Shop) -> None:
     shop.lives()
     found = shop.signals()
-    assert found.keys() == {"performance", "estimate", "drift", "prediction", "quality"}
+    assert found.keys() == {"performance", "freshness", "estimate", "drift", "prediction", "quality"}
     assert [each.kind for each in found.values() if each.alarm] == []
     assert all(each.version == shop.of.version.number for each in found.values())
     assert found["drift"].value is not None

@@ -74,7 +74,7 @@ def test_an_alarm_counts_when_it_lasts_and_has_the_rows(found: list[Signal], act
     ],
 )
 def test_a_retrain_waits_for_the_cool_down_and_the_budget(retrains: list[datetime], action: str, said: str) -> None:
-    decision = decide(signals(True, True), as_of=NOW, policy=POLICY, made=retrains)
+    decision = decide(signals(True, True), as_of=NOW, policy=POLICY, made=retrains, searched=retrains)
     assert decision.action == action
     assert said in decision.reasons[0]
 
@@ -253,3 +253,94 @@ def test_a_first_model_is_asked_for_once_for_each_candidate_and_fault() -> None:
     assert made.retrains
     assert failed.retrains
     assert len({first.id, made.id, failed.id}) == 3
+
+
+# --- which kind, for freshness and for money -------------------------------------------------------------------------
+
+FRESH = POLICY.model_copy(update={"signals": ["freshness", "performance"]})
+RESTED = [NOW - 20 * DAY]  # the search that made the champion
+
+
+def freshness(*, alarm: bool, until: datetime | None = NOW - 4 * DAY) -> list[Signal]:
+    """Age costs 0.01 a row of 7,000 in a week."""
+    detail = {"evidence_until": until and until.isoformat(), "rows_a_week": 7000.0}
+    return [Signal("freshness", NOW - 7 * DAY, NOW, 1, 9000, alarm, "Fresh.", 0.01, 0.0, detail=detail)]
+
+
+def test_a_lasting_alarm_asks_for_a_refresh_and_for_a_search_when_that_did_not_help() -> None:
+    alarms, searched = signals(True, True), [NOW - 30 * DAY]
+    first = decide(alarms, as_of=NOW, policy=POLICY, made=searched, searched=searched)
+    assert (first.name, first.asked_by) == ("refresh", ("performance",))
+    later = [moved(signal, 14 * DAY) for signal in alarms]
+    made = [*searched, NOW]
+    again = decide([*alarms, *later], as_of=NOW + 14 * DAY, policy=POLICY, made=made, searched=searched)
+    assert again.name == "search"
+
+
+def test_drift_alone_asks_for_no_search() -> None:
+    drift = [replace(signal, kind="drift") for signal in signals(True, True)]
+    policy = POLICY.model_copy(update={"signals": ["drift"], "budget": 9})
+    assert decide(drift, as_of=NOW, policy=policy, made=[NOW - 15 * DAY]).name == "refresh"
+
+
+def test_a_search_comes_when_the_last_is_long_ago() -> None:
+    policy = FRESH.model_copy(update={"search_every": 90 * DAY})
+    for days, name in ((89, "wait"), (90, "search")):
+        searched = [NOW - days * DAY]
+        made = [*searched, NOW - 8 * DAY]
+        assert decide(freshness(alarm=False), as_of=NOW, policy=policy, made=made, searched=searched).name == name
+    never, searched = policy.model_copy(update={"search_every": None}), [NOW - 900 * DAY]
+    assert decide(freshness(alarm=False), as_of=NOW, policy=never, made=searched, searched=searched).name == "wait"
+
+
+@pytest.mark.parametrize(
+    ("seen", "name"),
+    [
+        ([], "wait"),  # nothing measured
+        (freshness(alarm=False), "wait"),
+        (freshness(alarm=True), "refresh"),
+        (freshness(alarm=False, until=NOW - 15 * DAY), "refresh"),  # nobody has looked for two weeks
+        (freshness(alarm=False, until=None), "refresh"),  # nobody has ever looked
+    ],
+)
+def test_a_refresh_is_asked_for_where_age_costs_or_where_that_is_not_known(seen: list[Signal], name: str) -> None:
+    decision = decide(seen, as_of=NOW, policy=FRESH, made=RESTED, searched=RESTED)
+    assert decision.name == name
+    assert decision.asked_by == (("freshness",) if name == "refresh" else ())
+
+
+def test_refreshes_are_policy_refresh_every_apart_and_have_no_cool_down() -> None:
+    for days, name in ((6, "wait"), (7, "refresh")):
+        decision = decide(freshness(alarm=True), as_of=NOW, policy=FRESH, made=[NOW - days * DAY])
+        assert decision.name == name
+    assert "policy.refresh_every (7d)" in decide(freshness(alarm=True), as_of=NOW, policy=FRESH, made=[NOW]).reasons[0]
+
+
+def test_an_alarm_that_must_wait_does_not_keep_a_refresh_for_age_back() -> None:
+    seen, made = [*signals(True, True), *freshness(alarm=True)], [NOW - 8 * DAY]
+    decision = decide(seen, as_of=NOW, policy=FRESH, made=made, searched=made)
+    assert (decision.name, decision.asked_by) == ("refresh", ("freshness",))
+
+
+def test_a_price_asks_whether_the_loss_saved_is_worth_the_cpu() -> None:
+    """A week saves 0.07 units of loss in 1,000 predictions; an hour of CPU costs 0.05."""
+    for price, name in ((0.71, "wait"), (0.72, "refresh")):
+        policy = FRESH.model_copy(update={"price": price, "cpu_price": 0.05})
+        cpu: dict[Any, float] = {"refresh": 3600.0}
+        decision = decide(freshness(alarm=True), as_of=NOW, policy=policy, made=RESTED, searched=RESTED, cpu=cpu)
+        assert decision.name == name
+        assert ("policy.price" in decision.reasons[0]) == (name == "wait")
+
+
+@pytest.mark.parametrize("kind", ["refresh", "search"])
+def test_what_would_exceed_the_months_money_is_not_started_and_says_so(kind: str) -> None:
+    """Money for 7,200 s of CPU, of which one retrain takes 3,600."""
+    policy = FRESH.model_copy(update={"money": 1.0, "cpu_price": 0.5, "search_every": 90 * DAY})
+    made = [NOW - (90 if kind == "search" else 20) * DAY]
+    retrains: dict[str, Any] = {"made": made, "searched": made, "cpu": {"refresh": 3600.0, "search": 3600.0}}
+    for spent, name in ((3600.0, kind), (3601.0, "wait")):
+        seen = freshness(alarm=kind == "refresh")
+        decision = decide(seen, as_of=NOW, policy=policy, spent_cpu=spent, **retrains)
+        assert decision.name == name
+    assert "policy.money (1 in 30 days)" in decision.reasons[0]
+    assert decide_first(as_of=NOW, policy=policy, spent_cpu=7300.0).action == "wait"
