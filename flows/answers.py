@@ -4,7 +4,9 @@ Every decision gets an answer, whatever ends its retrain. A crashed retrain gets
 if no attempt gets this far, the monitor answers (tasks/monitoring/decisions.py).
 """
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prefect import get_run_logger, runtime
 
@@ -12,8 +14,28 @@ from flows import people, runs
 from tasks import params
 from tasks.data import state
 from tasks.promotion import changes, judge, ledger
+from tasks.promotion.ledger import RetrainKind
 from tasks.promotion.registry import Registry, open_registry
-from tasks.runtime import clock, pipeline
+from tasks.promotion.verdict import hold
+from tasks.runtime import clock, cost, pipeline
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A retrain that somebody asked for.
+
+    Attributes:
+        decision: the id of the decision that it answers.
+        root: its workspace; None before it has one.
+    """
+
+    decision: str | None
+    kind: RetrainKind
+    root: Path | None
+
+    def read_costs(self) -> dict[str, float]:
+        """CPU seconds that it took so far, by part."""
+        return cost.read(self.root) if self.root else {}
 
 
 @runs.retried("is it answered")
@@ -33,7 +55,7 @@ def finish_open(registry: Registry) -> None:
         get_run_logger().warning("version %s serves: a killed run had decided that, and left it open", version.number)
 
 
-def answer_fault(p: params.Params, decision: str, as_of: datetime | None, error: Exception) -> None:
+def answer_fault(p: params.Params, asked: Asked, as_of: datetime | None, error: Exception) -> None:
     """Answer the decision of a run that fails. If the ledger cannot be reached either, the monitor asks again."""
     if isinstance(error, (pipeline.StageFailed, clock.AheadError)):
         reason = f"No candidate could be made: {error}"
@@ -43,28 +65,28 @@ def answer_fault(p: params.Params, decision: str, as_of: datetime | None, error:
             "mend that, and start it by hand; the monitor asks for it again later."
         )
     try:
-        give_up(p, decision, as_of, reason)
+        give_up(p, asked, as_of, reason)
     except Exception as failure:
-        get_run_logger().error("decision %s is not answered: %s: %s", decision, type(failure).__name__, failure)
+        get_run_logger().error("decision %s is not answered: %s: %s", asked.decision, type(failure).__name__, failure)
 
 
 @runs.retried("give up")
-def give_up(p: params.Params, decision: str, as_of: datetime | None, reason: str) -> None:
+def give_up(p: params.Params, asked: Asked, as_of: datetime | None, reason: str) -> None:
     """Answer a decision whose retrain failed, or it would be asked for again, at full cost, for ever. The failure costs
     no cool-down and no budget. The policy pauses after it, and a person is told. `as_of` is None until ingest has found
     it."""
     registry = open_registry(p.registry)
     finish_open(registry)  # a promotion that was begun is the answer
-    if decision in ledger.find_answered(registry.read_ledger()):
+    if asked.decision in ledger.find_answered(registry.read_ledger()):
         return
     moment = as_of or state.read_event_now() or params.to_utc(datetime.now(UTC))
-    _hold(registry, decision, moment, reason, failed=True)
+    _hold(registry, asked, moment, reason, failed=True)
     subject = f"evergreen: a retrain of {p.registry.model} failed"
-    people.tell(p, subject, reason, cause=f"failed {decision}")
+    people.tell(p, subject, reason, cause=f"failed {asked.decision}")
 
 
 @runs.retried("is it too early")
-def is_too_early(p: params.Params, decision: str | None, as_of: datetime, limit: datetime | None = None) -> bool:
+def is_too_early(p: params.Params, asked: Asked, as_of: datetime, limit: datetime | None = None) -> bool:
     """Whether the gate would judge no candidate yet; the ledger then says why. Asked before the stages run or, without
     clock.as_of, as soon as ingest has found the time. `limit` is the end of the data, if it is known."""
     registry = open_registry(p.registry)
@@ -74,22 +96,24 @@ def is_too_early(p: params.Params, decision: str | None, as_of: datetime, limit:
     if reason is None:
         return False
     get_run_logger().warning("HOLD, and nothing was trained: %s", reason)
-    _hold(registry, decision or f"retrain-{runtime.flow_run.id}", as_of, reason)
+    _hold(registry, asked, as_of, reason)
     return True
 
 
-def _hold(registry: Registry, decision: str, as_of: datetime, reason: str, *, failed: bool = False) -> None:
-    """Write into the ledger that nothing was judged, and why."""
-    serving = registry.find_champion()
+def _hold(registry: Registry, asked: Asked, as_of: datetime, reason: str, *, failed: bool = False) -> None:
+    """Write into the ledger that nothing was judged, why, and what was spent."""
+    serving, spent = registry.find_champion(), round(sum(asked.read_costs().values()), 2)
     registry.append(
         ledger.Entry(
             "verdict",
-            decision,
+            asked.decision or f"retrain-{runtime.flow_run.id}",
             as_of,
             champion=serving.number if serving else None,
             outcome="HOLD",
             reasons=(reason,),
             counts_as_look=False,
             failed=failed,
+            cpu=spent,
+            verdict=hold(reason, kind=asked.kind, cpu_s=spent).to_dict(),
         )
     )

@@ -9,7 +9,7 @@ of its name. The run has a workspace of its own; the checkout is never edited.
 import json
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,13 @@ from flows.stages import list_lineage, run_stages
 from tasks import params
 from tasks.data import manifest, state
 from tasks.monitoring import skew
-from tasks.promotion import changes, judge, ledger, recipe, record, tags, tracking
+from tasks.promotion import changes, judge, ledger, outcome, recipe, record, tags, tracking
 from tasks.promotion.registry import Registry, Version, open_registry
 from tasks.promotion.verdict import Verdict, render_verdict
-from tasks.runtime import clock, locks, pipeline, workspaces
+from tasks.runtime import clock, cost, locks, pipeline, workspaces
 from tasks.serving.journal import open_journal
 
+JUDGE = "judge"  # a part of the costs, as the stages are
 LONGEST = timedelta(hours=6)  # of a retrain, for those that wait for it
 
 
@@ -86,26 +87,27 @@ def retrain(
     # One at a time in this home, by a lock that ends with its process. Not by a limit of Prefect's: a server that is
     # killed may count a place as taken for ever, and a run that pauses for an approval loses its place.
     waits = LONGEST + (p.gate.approval_within if p.gate.approval == "required" else timedelta(0))
-    turn = locks.take_turn(params.home(), say=get_run_logger().info, timeout=waits.total_seconds())
+    turn, root = locks.take_turn(params.home(), say=get_run_logger().info, timeout=waits.total_seconds()), None
     try:
         with turn, workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
-            done = make_and_judge(space, decision, attempt, force=force)
+            root = space.root  # after an error it is kept
+            done = make_and_judge(space, answers.Asked(decision, kind, root), attempt, force=force)
     except Exception as error:
         if decision:
-            answers.answer_fault(p, decision, moment, error)
+            answers.answer_fault(p, answers.Asked(decision, kind, root), moment, error)
         raise
     if done:
         publish(done, p)
     return done
 
 
-def make_and_judge(space: workspaces.Workspace, decision: str | None, attempt: int, *, force: bool) -> Retrained | None:
+def make_and_judge(space: workspaces.Workspace, asked: answers.Asked, attempt: int, *, force: bool) -> Retrained | None:
     """The retrain in its workspace. None where no candidate is wanted."""
-    p = params.load(space.root / "params.yaml")
+    p, decision = params.load(space.root / "params.yaml"), asked.decision
     if decision and answers.is_answered(p, decision):
         return None
     _refuse_further_attempt(p, attempt)
-    is_too_early = partial(answers.is_too_early, p, decision)
+    is_too_early = partial(answers.is_too_early, p, asked)
     if p.clock.as_of and is_too_early(p.clock.as_of):
         return None
     tracking.preload()
@@ -119,7 +121,9 @@ def make_and_judge(space: workspaces.Workspace, decision: str | None, attempt: i
     registry = retried("open the registry")(open_registry)(p.registry)
     run = record_run(p, space, registry)
     compare_features(p, space.root, registry, return_state=True)  # whatever comes of it, the retrain goes on
-    verdict = judge_candidate(p, space, registry, run)
+    with cost.measure(space.root, JUDGE):
+        verdict = judge_candidate(p, space, registry, run)
+    verdict = add_costs(verdict, p, asked)
     tell_who_approves(p, verdict, decision)
     # While a person decides, other retrains wait: they would be judged against a champion that is about to go.
     verdict = people.ask_approval(verdict, p.gate)
@@ -226,10 +230,17 @@ def carry_out(
     with registry.tracking.lock:  # no rollback may come between the question who serves and the answer
         serving = registry.find_champion()
         verdict = judge.hold_if_another_serves(verdict, serving)
+        outcome.add_verdict(registry.runs, run.run_id, verdict, cpu_price=p.policy.cpu_price)
         if verdict.promotes:
             labels = {tags.FLOW_RUN: str(runtime.flow_run.id or ""), tags.GATE_METRIC: p.gate.metric}
             done = changes.promote(
-                registry, run.run_id, decision=decision, verdict=verdict.to_dict(), as_of=as_of, tags=labels
+                registry,
+                run.run_id,
+                decision=decision,
+                verdict=verdict.to_dict(),
+                as_of=as_of,
+                tags=labels,
+                cpu=verdict.figures["cpu_s"],
             )
             return verdict, done.number
         registry.append(
@@ -242,10 +253,21 @@ def carry_out(
                 outcome=verdict.outcome,
                 reasons=verdict.reasons,
                 counts_as_look=verdict.counts_as_look,
+                cpu=verdict.figures["cpu_s"],
                 verdict=verdict.to_dict(),
             )
         )
     return verdict, None
+
+
+def add_costs(verdict: Verdict, p: params.Params, asked: answers.Asked) -> Verdict:
+    """The verdict with the kind of its retrain and what that took: the stages that ran, the evidence, the judging."""
+    parts = asked.read_costs()
+    if evidence := float(verdict.figures.get("evidence_cpu", 0.0)):
+        parts = {**parts, "evidence": evidence, JUDGE: max(parts.get(JUDGE, 0.0) - evidence, 0.0)}
+    parts = {part: round(seconds, 2) for part, seconds in parts.items()}
+    spent = {"cpu_s": round(sum(parts.values()), 2), "cpu": parts, "cost": cost.price(parts, p.policy.cpu_price)}
+    return replace(verdict, figures={**verdict.figures, "kind": asked.kind, **spent})
 
 
 def read_reports(p: params.Params, root: Path) -> dict[str, Any]:

@@ -24,10 +24,10 @@ import yaml
 from tasks import log
 from tasks.data import manifest, periods
 from tasks.params import Params
-from tasks.promotion import figures, registry, tags, tracking, verdict
+from tasks.promotion import figures, outcome, registry, tags, tracking, verdict
 from tasks.promotion.recipe import identify_recipe
 from tasks.promotion.runs import Bundle, Dataset, Runs
-from tasks.runtime import code, files, stage
+from tasks.runtime import code, cost, files, stage
 from tasks.training import holdout, trials
 
 NAME = "record"
@@ -51,7 +51,12 @@ EXAMPLE_ROWS = 5
 
 @dataclass(frozen=True)
 class Results:
-    """What the stages made, read once. `patch`: the edits that are not in the commit."""
+    """What the stages made, read once.
+
+    Attributes:
+        patch: the edits that are not in the commit.
+        costs: CPU seconds of the stages that ran, by stage.
+    """
 
     p: Params
     folder: Path
@@ -67,6 +72,7 @@ class Results:
     trials: Sequence[trials.Trial]
     metrics: Mapping[str, Any]
     leaderboard: Sequence[Mapping[str, Any]]
+    costs: Mapping[str, float]
 
     @property
     def columns(self) -> list[dict[str, str]]:
@@ -113,6 +119,7 @@ def _read_results(p: Params, folder: Path, environment: Mapping[str, str]) -> Re
             trials=trials.read_trials(reports / "trials.json"),
             metrics=json.loads((reports / "metrics.json").read_text()),
             leaderboard=json.loads((reports / "leaderboard.json").read_text()),
+            costs=cost.read(folder),
         )
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename} is missing: run `dvc repro`, which makes it before record") from None
@@ -242,7 +249,7 @@ def _render_dimension(dimension: Mapping[str, Any]) -> str:
 
 
 def _list_counts(results: Results) -> dict[str, float]:
-    """What is not the model's own: each baseline's metrics as `<model>.<metric>`, rows, trials."""
+    """What is not the model's own: each baseline's metrics as `<model>.<metric>`, rows, trials, CPU seconds."""
     tables = results.quality["tables"].values()
     return _select_numbers(
         {
@@ -257,6 +264,7 @@ def _list_counts(results: Results) -> dict[str, float]:
             "rows.labelled": results.features.labelled,
         }
         | {f"tune.{name}": results.tuned[name] for name in ("score", "trial", "trials", "pruned")}
+        | outcome.list_costs(results.costs, results.p.policy.cpu_price)
     )
 
 

@@ -161,6 +161,14 @@ class Runs:
             client.set_terminated(run_id, "FINISHED")
         return self.find(record) or run_id
 
+    @asks_mlflow
+    def add(self, run_id: str, *, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+        """Add what was learnt of a run after it ended. A tag or metric that it has takes the new value."""
+        with self.tracking.lock:
+            for name, tag in tags.items():
+                self.tracking.client.set_tag(run_id, name, tag)
+            self.tracking.log_points(run_id, [Point(*item) for item in metrics.items()])
+
     def _search_record(self, record: str, status: str) -> list[Any]:
         query = f"tags.`{RECORD}` = '{record}' AND attributes.status = '{status}'"
         return self.tracking.search_runs(self.experiment, query)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import yaml
 
 from tasks import log
+from tasks.runtime import cost
 from tasks.runtime.program import Program
 
 _one_stage = threading.Lock()  # the working directory belongs to the whole process, and DVC needs it to be the root
@@ -28,7 +29,12 @@ _one_stage = threading.Lock()  # the working directory belongs to the whole proc
 
 @dataclass(frozen=True)
 class StageRun:
-    """ran: its program ran. cached: its outputs came from an earlier run. unchanged: they were there already."""
+    """ran: its program ran. cached: its outputs came from an earlier run. unchanged: they were there already.
+
+    Attributes:
+        cpu: seconds, user and system, with the program's threads and children; 0 where it did not run.
+        wall: seconds, DVC's own work included.
+    """
 
     name: str
     status: Literal["ran", "cached", "unchanged"]
@@ -132,7 +138,7 @@ def run_stage(
     on_line: Callable[[str], None] | None = None,
     force: bool = False,
 ) -> StageRun:
-    """Have DVC run one stage, or find that it need not.
+    """Have DVC run one stage, or find that it need not. What its program took is noted (cost), also where it failed.
 
     One stage at a time in a process: DVC needs the project's folder as its working directory.
 
@@ -148,8 +154,12 @@ def run_stage(
     # The stages' `python` is the one that runs this process, and its output is not buffered.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     run_env = {"PATH": path, "PYTHONUNBUFFERED": "1", **(env or {})}
-    with _one_stage, contextlib.chdir(root), _run_with(program):
-        changed = _reproduce(root, name, program, env=run_env, force=force)
+    try:
+        with _one_stage, contextlib.chdir(root), _run_with(program):
+            changed = _reproduce(root, name, program, env=run_env, force=force)
+    finally:
+        if program.ran:  # of a program that was killed, only its parent knows
+            cost.note(root, name, program.cpu)
     status: Literal["ran", "cached", "unchanged"] = "ran" if program.ran else "cached" if changed else "unchanged"
     return StageRun(name, status, program.cpu, time.monotonic() - started)
 

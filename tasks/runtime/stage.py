@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks import log, params
 from tasks.params import Params, yamltext
-from tasks.runtime import locks
+from tasks.runtime import cost, locks
 from tasks.runtime.overrides import list_keys
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def main(name: str, *acts: Callable[[Params], None]) -> None:
     """Run one stage as a program, its acts in order: exit 0, or 1 with the error in one line, or 124 past its limit."""
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s")
+    if name == cost.FIRST:
+        cost.begin(Path())
     try:
         p = params.load()
         check_settings(p)
@@ -55,6 +57,8 @@ def main(name: str, *acts: Callable[[Params], None]) -> None:
     except Exception as error:
         _log_error(error)
         sys.exit(1)
+    finally:
+        cost.note(Path(), name, cost.read_usage())
 
 
 def check_settings(p: Params, folder: Path = Path()) -> None:

@@ -83,6 +83,31 @@ def test_the_ledger_holds_a_promotion_in_three_marks_and_answers_every_decision(
     assert {entry.outcome for entry in answers} == {story.later.verdict.outcome}
 
 
+def test_what_a_retrain_took_is_on_its_verdict_its_run_its_version_and_in_the_ledger(story: Story) -> None:
+    took, figures = {stage.name: stage.cpu for stage in story.first.stages}, story.first.verdict.figures
+    assert figures["kind"] == "search"
+    assert figures["cpu"].keys() == {*STAGES, "judge"}
+    assert {name: figures["cpu"][name] for name in STAGES} == pytest.approx(took, abs=0.01)
+    assert figures["cpu"]["judge"] > 0
+    assert figures["cpu_s"] == pytest.approx(sum(figures["cpu"].values()))
+    assert figures["cost"] == pytest.approx(figures["cpu_s"] / 3600 * 0.05)
+    shown = story.known.runs.read_data(story.first.run_id)
+    assert shown.metrics["cpu.tune"] == pytest.approx(took["tune"], abs=0.01)
+    assert shown.metrics["cpu_s"] >= 0.9 * figures["cpu_s"]  # judged again since, by a quicker or slower look
+    tags = story.known.read_version(1).tags
+    assert float(tags["evergreen.cpu_s"]) == pytest.approx(figures["cpu_s"], abs=0.1)
+    assert tags["evergreen.kind"] == "search"
+    promoted = next(entry for entry in story.known.read_ledger() if entry.mark == "intent")
+    assert promoted.cpu == figures["cpu_s"]
+
+
+def test_a_stage_that_was_taken_from_the_cache_costs_nothing_now(story: Story) -> None:
+    ran = {stage.name for stage in story.again.stages if stage.status == "ran"}
+    assert story.again.verdict.figures["cpu"].keys() == {*ran, "judge"}
+    assert story.again.verdict.figures["cpu_s"] < story.first.verdict.figures["cpu_s"]
+    assert ledger.find_last_cost(story.known.read_ledger(), "search") == story.later.verdict.figures["cpu_s"]
+
+
 def test_each_stage_is_a_task_run_of_its_name_below_those_it_needs(story: Story) -> None:
     assert story.first.stages
     assert all(len(task_runs(stage)) >= 3 for stage in STAGES)  # other tests use this server too
@@ -160,6 +185,7 @@ def test_a_decision_whose_retrain_fails_is_answered_with_the_reason_and_told_onc
     (line,) = (entry for entry in story.known.read_ledger() if entry.decision == "in vain")
     assert (line.mark, line.outcome, line.as_of) == ("verdict", "HOLD", LATER)
     assert "max_bad_share" in line.reasons[0]
+    assert (line.kind, line.cpu > 0) == ("search", True)
     assert ledger.count_looks(story.known.read_ledger(), line.champion) == len(looks_before(story, line))
     journal = open_journal(params.load().journal)
     assert journal.read("alerts")["cause"].to_pylist().count("failed in vain") == 1
@@ -212,6 +238,8 @@ def test_a_refresh_fits_the_champions_recipe_and_asks_what_age_costs(story: Stor
     assert (done.reports["tuned"]["params"], done.reports["tuned"]["rounds"]) == (tuned.params, tuned.rounds)
     assert done.reports["tuned"]["ended_by"] == "recipe"
     assert done.verdict.figures["kind"] == "refresh"
+    assert done.verdict.figures["cpu"]["evidence"] > 0
+    assert ledger.find_last_cost(story.known.read_ledger(), "refresh") == done.verdict.figures["cpu_s"]
     assert done.verdict.reasons
     run = story.known.runs.fetch(done.run_id, "params.yaml", tmp_path)
     assert yaml.safe_load(run.read_text())["tune"]["recipe"]["rounds"] == tuned.rounds
