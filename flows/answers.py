@@ -14,7 +14,6 @@ from flows import people, runs
 from tasks import params
 from tasks.data import state
 from tasks.promotion import changes, judge, ledger
-from tasks.promotion.ledger import RetrainKind
 from tasks.promotion.registry import Registry, open_registry
 from tasks.promotion.verdict import hold
 from tasks.runtime import clock, cost, pipeline
@@ -30,7 +29,7 @@ class Asked:
     """
 
     decision: str | None
-    kind: RetrainKind
+    kind: params.RetrainKind
     root: Path | None
 
     def read_costs(self) -> dict[str, float]:
