@@ -140,8 +140,7 @@ def judge_pairs(p: params.Params, pairs: Pairs, challenger: Model, *, looks: int
         looks=looks,
     )
     outcome: Outcome = "PROMOTE" if won.promotes else "REJECT" if lost.promotes else "HOLD"
-    least = settings.min_gain if settings.rule == "superior" else -settings.margin
-    figures = {**won.figures, "looked": lost.counts_as_look, "loss_bound": lost.figures["bound"], "least": least}
+    figures = {**won.figures, "looked": lost.counts_as_look, "loss_bound": lost.figures["bound"]}
     return Verdict(outcome, _give_reasons(outcome, won, figures), figures)
 
 

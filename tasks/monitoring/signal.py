@@ -111,7 +111,19 @@ def name_cause(signals: Sequence[Signal], alarm: Signal) -> str:
 
 
 # What a look's signal tells of its verdict.
-FIGURES = ("metric", "rule", "candidate", "champion", "looks", "bound", "loss_bound", "least", "level", "spent_level")
+FIGURES = (
+    "metric",
+    "rule",
+    "candidate",
+    "champion",
+    "looks",
+    "bound",
+    "loss_bound",
+    "least",
+    "skill",
+    "level",
+    "spent_level",
+)
 
 
 def list_looks(signals: Iterable[Signal], version: int, *, kind: SignalKind) -> list[Signal]:

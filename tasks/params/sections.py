@@ -178,12 +178,12 @@ class Gate(Section):
     metric: Literal["log_loss", "rmse"]
     rule: Literal["superior", "non_inferior"] = "superior"
     min_gain: float = 0
-    margin: float = Field(0.001, ge=0)
+    margin: float = Field(0.01, ge=0)
     level: float = Field(0.95, gt=0.5, lt=1)
     block: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=1)
     min_rows: int = Field(2000, ge=1)
     min_blocks: int = Field(14, ge=2)
-    slice_tolerance: float = Field(0.02, ge=0)
+    slice_tolerance: float = Field(0.1, ge=0)
     max_calibration_error: float = Field(0.1, gt=0)
     max_megabytes: float = Field(50, gt=0)
     max_milliseconds: float = Field(1.0, gt=0)

@@ -3,10 +3,11 @@
 The gate, the look at the predecessor, the canary and replay all ask here. Pure.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,10 +17,19 @@ from tasks.promotion.interval import BlockSums, Estimate, Interval, assign_block
 from tasks.training.model import Floats, Spec
 
 Metric = Literal["log_loss", "rmse"]
+Side = Literal["candidate", "champion"]
 
 # A sure and wrong prediction would cost infinity and decide the verdict alone; at 1e-7 it costs 16.1. Nothing finer is
 # lost: a float32 probability cannot come nearer to one than 6e-8.
 CLIP = 1e-7
+SIDES: tuple[Side, Side] = ("candidate", "champion")
+
+
+class Skill(NamedTuple):
+    """How much better than the best constant a recipe is; 0 where it is no better."""
+
+    metric: float  # in units of the metric
+    loss: float  # of the mean row loss, which for RMSE is the squared error
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +41,7 @@ class Contest:
     order: NDArray[np.intp]  # (rows,): each row's place in what the caller gave
     seeds: tuple[int, int]
     metric: Metric
+    constant: float | None = None  # the mean loss of the best constant, which sets the scale of skill
 
     @property
     def rows(self) -> int:
@@ -51,10 +62,14 @@ class Contest:
         sizes = np.bincount(self.block).astype(np.float64)
         return BlockSums(sums, sizes, self.seeds, is_root=self.metric == "rmse")
 
-    def select(self, mask: NDArray[np.bool_]) -> "Contest":
-        """The same on some of the rows, in the order of `order`."""
-        block = np.unique(self.block[mask], return_inverse=True)[1]
-        return Contest(self.losses[:, mask], block, self.order[mask], self.seeds, self.metric)
+    def skill(self, side: Side) -> Skill:
+        """Of the candidate or the champion. Raises ValueError where the best constant's loss was not given."""
+        if self.constant is None:
+            raise ValueError("a share of skill needs the losses of the best constant: give them to compare_losses")
+        place = SIDES.index(side)
+        loss = float(np.split(self.sums.sums, [self.seeds[0]])[place].sum()) / (self.seeds[place] * self.rows)
+        constant = math.sqrt(self.constant) if self.metric == "rmse" else self.constant
+        return Skill(max(0.0, constant - self.sums.metrics[place]), max(0.0, self.constant - loss))
 
     def gain(self, level: float) -> dict[str, float | None]:
         """The gain and the two ends of its interval at this level, by name. None for a single block."""
@@ -64,13 +79,21 @@ class Contest:
         return {"gain": self.interval.gain, "low": self.interval.low(tail), "high": self.interval.high(tail)}
 
 
-def compare_losses(candidate: NDArray[Any], champion: NDArray[Any], *, times: NDArray[Any], gate: Gate) -> Contest:
+def compare_losses(
+    candidate: NDArray[Any],
+    champion: NDArray[Any],
+    *,
+    times: NDArray[Any],
+    gate: Gate,
+    constant: NDArray[Any] | None = None,
+) -> Contest:
     """The contest of two recipes on the same rows, by gate.metric and in blocks of gate.block.
 
     Args:
         candidate: The losses of each row, (rows,) of one model or (seeds, rows) of one model a seed.
         champion: The same of the other recipe.
         times: The event time of each row.
+        constant: The losses of the best constant on these rows, for shares of skill.
 
     Raises:
         ValueError: The losses or times do not belong to the same rows, or are not numbers that a loss can be.
@@ -80,8 +103,9 @@ def compare_losses(candidate: NDArray[Any], champion: NDArray[Any], *, times: ND
         counts = f"{sides[0].shape[1]:,}, {sides[1].shape[1]:,} and {len(times):,}"
         raise ValueError(f"both models must be judged on the same rows, one time each, but got {counts}")
     losses, block = np.concatenate(sides), assign_blocks(times, gate.block)
+    level = None if constant is None else math.fsum(constant) / len(constant)  # in any order of the rows
     order = np.lexsort((*losses, block))  # depends on the rows' content alone, so that the sums have the same bits
-    return Contest(losses[:, order], block[order], order, (len(sides[0]), len(sides[1])), gate.metric)
+    return Contest(losses[:, order], block[order], order, (len(sides[0]), len(sides[1])), gate.metric, level)
 
 
 def compare_predictions(
@@ -89,7 +113,17 @@ def compare_predictions(
 ) -> Contest:
     """The contest of two models' predictions of the same labels; see `row_losses` for their shapes."""
     sides = [row_losses(codes, predictions, metric=gate.metric) for predictions in (candidate, champion)]
-    return compare_losses(*sides, times=times, gate=gate)
+    return compare_losses(*sides, times=times, gate=gate, constant=constant_losses(codes, metric=gate.metric))
+
+
+def constant_losses(codes: ArrayLike, *, metric: Metric) -> NDArray[np.float64]:
+    """The row losses of the constant that is best on these labels: their mean, or the shares of their classes."""
+    label = np.asarray(codes, np.float64)
+    if metric == "rmse":
+        return row_losses(label, np.full(len(label), label.mean()), metric=metric)
+    shares = np.bincount(label.astype(np.intp)) / len(label)
+    right = shares[label.astype(np.intp)]
+    return np.asarray(-np.log(np.clip(right, CLIP, 1 - CLIP)), np.float64)
 
 
 def estimate_loss(losses: NDArray[Any], *, times: NDArray[Any], gate: Gate) -> Estimate:

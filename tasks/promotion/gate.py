@@ -1,8 +1,9 @@
 """gate: may this candidate serve? A contest, costs and slices → Verdict. It acts on nothing and reads no file.
 
 The candidate is promoted when the gain over the champion is surely above gate.min_gain (rule superior) or above minus
-gate.margin (non_inferior), it keeps its budgets, and no slice gets worse. All looks at one champion share one error
-budget, so later candidates need stronger evidence. README.md tells the statistics and what was measured of them.
+gate.margin (non_inferior), it keeps its budgets, and no slice gets worse. Margins and tolerances are shares of skill:
+the best constant's loss less the champion's, or less the candidate's where there is no champion. README.md tells the
+statistics and what was measured of them.
 """
 
 import math
@@ -11,21 +12,13 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tasks.params import Gate, spell, to_utc
-from tasks.promotion.contest import Contest
+from tasks.promotion.contest import Contest, Side
 from tasks.promotion.interval import Interval
+from tasks.promotion.slices import Part, Slices, measure_parts
 from tasks.promotion.verdict import COMPARISONS, Outcome, Verdict, describe_gain, hold
 
-Slices = Mapping[str, NDArray[Any]]
 HARSHNESS: tuple[Outcome, ...] = ("PROMOTE", "HOLD", "REJECT")
-# A slice with a smaller share of gate.min_rows is not judged (500 rows by default, as in evaluate.slice_rows).
-SLICE_SHARE = 0.25
-# The one-sided tail at which a slice is likely worse. On the real flights this holds up few sound candidates: two
-# seeds of one recipe have a standard error of 0.004 to 0.012 in a slice of 500 rows (scaled from the whole holdout's).
-LIKELY_TAIL = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,6 +33,17 @@ class Costs:
         for name, value in asdict(self).items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, but got {value!r}")
+
+
+class Share(NamedTuple):
+    """A margin that is a share of skill, so that it means the same for every metric."""
+
+    name: str  # of the setting
+    share: float
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} (gate.{self.name}: {self.share:.2%} of the skill)"
 
 
 class Finding(NamedTuple):
@@ -62,7 +66,14 @@ def judge_contest(
     """
     tail, interval = allot_tail(looks, gate), contest.interval
     findings = _compare_with_champion(contest, interval, tail, gate) if interval else []
-    spending = {"looks": looks, "spent_level": 1 - tail, "bound": interval.low(tail) if interval else None}
+    skill = contest.skill("champion")
+    spending = {
+        "looks": looks,
+        "spent_level": 1 - tail,
+        "bound": interval.low(tail) if interval else None,
+        "skill": skill.metric,
+        "least": choose_least(gate, skill.metric).value,
+    }
     return _conclude(contest, findings, spending, gate=gate, costs=costs, slices=slices)
 
 
@@ -98,7 +109,7 @@ def judge_first_model(
     ]
     spending = {"looks": looks, "spent_level": 1 - tail, "bound": min(bounds.values(), default=None)}
     more = {"champion": None, "baselines": baselines}
-    return _conclude(best, findings, spending, gate=gate, costs=costs, slices=slices, more=more)
+    return _conclude(best, findings, spending, gate=gate, costs=costs, slices=slices, more=more, side="candidate")
 
 
 def judge_refresh(
@@ -133,6 +144,12 @@ def explain_backoff(last_time: datetime | None, now: datetime, gate: Gate) -> st
     )
 
 
+def choose_least(gate: Gate, skill: float) -> Share:
+    """What the gain's bound must lie above, by gate.rule."""
+    name, share = ("min_gain", gate.min_gain) if gate.rule == "superior" else ("margin", -gate.margin)
+    return Share(name, share, share * skill)
+
+
 def allot_tail(looks: int, gate: Gate) -> float:
     """The one-sided tail that the look after `looks` others may use.
 
@@ -152,14 +169,20 @@ def _conclude(
     costs: Costs | None,
     slices: Slices | None,
     more: Mapping[str, Any] | None = None,
+    side: Side = "champion",
     too_few: Sequence[Finding] | None = None,
 ) -> Verdict:
-    """The harshest of all findings, where there are rows enough to compare, with the figures they come from."""
+    """The harshest of all findings, where there are rows enough to compare, with the figures they come from.
+
+    Args:
+        side: Whose skill sets the tolerance of slices.
+    """
     costs = costs or Costs()
+    limit = Share("slice_tolerance", gate.slice_tolerance, gate.slice_tolerance * contest.skill(side).loss)
     too_few = _find_too_few(contest, gate) if too_few is None else too_few
     forbidden = [*too_few, *_find_over_budget(costs, gate)]
-    rows = [] if too_few else list(_compare_slices(contest, slices or {}, gate))
-    compared = [] if too_few else [*findings, *_find_worse_slices(rows, gate)]
+    rows = [] if too_few else list(_compare_slices(contest, slices or {}, gate, limit))
+    compared = [] if too_few else [*findings, *_find_worse_slices(rows, limit)]
     ordered = sorted([*forbidden, *compared], key=lambda finding: -_harshness(finding))
     figures = {
         **_list_figures(contest, gate),
@@ -198,7 +221,8 @@ def _find_over_budget(costs: Costs, gate: Gate) -> Iterator[Finding]:
 
 
 def _compare_with_champion(contest: Contest, interval: Interval, tail: float, gate: Gate) -> list[Finding]:
-    least, key = (gate.min_gain, "min_gain") if gate.rule == "superior" else (-gate.margin, "margin")
+    share = choose_least(gate, contest.skill("champion").metric)
+    least = share.value
     bound, gain = interval.low(tail), describe_gain(_list_figures(contest, gate))
     outcome = _choose_outcome(bound > least, interval, gate)
     findings = [
@@ -206,7 +230,7 @@ def _compare_with_champion(contest: Contest, interval: Interval, tail: float, ga
         Finding(
             None,
             f"At this look's level ({1 - tail:.2%}) the gain is above {bound:+.4g}: "
-            f"{'more' if bound > least else 'not more'} than {least:g} (gate.{key}, rule {gate.rule}).",
+            f"{'more' if bound > least else 'not more'} than {share}, rule {gate.rule}.",
         ),
     ]
     if contest.seeds == (1, 1):
@@ -228,36 +252,29 @@ def _choose_outcome(passes: bool, interval: Interval, gate: Gate) -> Outcome:
     return "PROMOTE" if passes else "REJECT" if interval.high((1 - gate.level) / 2) < 0 else "HOLD"
 
 
-def _compare_slices(contest: Contest, slices: Slices, gate: Gate) -> Iterator[dict[str, Any]]:
-    """A row of figures for each value of each slice that has rows and blocks enough."""
-    for name, column in slices.items():
-        if len(column) != contest.rows:
-            raise ValueError(f"slice {name} must have a value for each of {contest.rows} rows, but has {len(column)}")
-        values, place = np.unique(np.asarray(column)[contest.order].astype(str), return_inverse=True)
-        for index, value in enumerate(values):
-            part = contest.select(place == index)
-            if part.rows < SLICE_SHARE * gate.min_rows or part.blocks < gate.min_blocks or not part.interval:
-                continue
-            figures = {"rows": part.rows, "blocks": part.blocks, **part.gain(gate.level)}
-            yield {"slice": name, "value": str(value), **figures, "outcome": _judge_slice(part.interval, gate)}
+def _compare_slices(contest: Contest, slices: Slices, gate: Gate, limit: Share) -> Iterator[dict[str, Any]]:
+    """A row of figures for each value of each slice."""
+    for part in measure_parts(contest, slices, tail=(1 - gate.level) / 2):
+        figures = asdict(part)
+        yield {"slice": figures.pop("name"), **figures, "outcome": _judge_slice(part, limit.value)}
 
 
-def _judge_slice(interval: Interval, gate: Gate) -> Outcome | None:
-    """Surely worse by more than the tolerance rejects. Likely worse, with a measured loss beyond the tolerance, holds:
+def _judge_slice(part: Part, limit: float) -> Outcome | None:
+    """Surely worse by more than the tolerance rejects. Surely worse, with a measured loss beyond the tolerance, holds:
     a slice is small, and the next look has other rows."""
-    if interval.high((1 - gate.level) / 2) < -gate.slice_tolerance:
+    if part.high < -limit:
         return "REJECT"
-    return "HOLD" if interval.gain < -gate.slice_tolerance and interval.high(LIKELY_TAIL) < 0 else None
+    return "HOLD" if part.high < 0 and part.gain < -limit else None
 
 
-def _find_worse_slices(rows: Sequence[Mapping[str, Any]], gate: Gate) -> Iterator[Finding]:
+def _find_worse_slices(rows: Sequence[Mapping[str, Any]], limit: Share) -> Iterator[Finding]:
     for row in rows:
         if row["outcome"]:
             worse = "Worse" if row["outcome"] == "REJECT" else "Likely worse"
             yield Finding(
                 row["outcome"],
-                f"{worse} by more than gate.slice_tolerance ({gate.slice_tolerance:g}) in the slice {row['slice']} = "
-                f"{row['value']} ({row['rows']:,} rows, gain {row['low']:+.4g} to {row['high']:+.4g}).",
+                f"{worse} by more than {limit} in the slice {row['slice']} = {row['value']} ({row['rows']:,} rows of "
+                f"{row['blocks']} blocks, gain {row['low']:+.4g} to {row['high']:+.4g}).",
             )
 
 

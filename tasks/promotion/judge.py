@@ -26,10 +26,11 @@ from tasks.data import featurerows, manifest
 from tasks.data.timeline import Span
 from tasks.params import Params, to_utc
 from tasks.promotion import gate, ledger, refresh
-from tasks.promotion.contest import Contest, align_classes, compare_losses, row_losses
+from tasks.promotion.contest import Contest, align_classes, compare_losses, constant_losses, row_losses
 from tasks.promotion.evidence import Fits
 from tasks.promotion.recipe import Recipe, download_recipe, identify_recipe, load_recipe, rebuild_features
 from tasks.promotion.registry import CHAMPION, Registry, Version
+from tasks.promotion.slices import Slices
 from tasks.promotion.tags import RECIPE
 from tasks.promotion.verdict import Verdict, hold
 from tasks.runtime import pipeline
@@ -177,6 +178,11 @@ class Case:
         return self.shipped.spec.encode_label(self.holdout.label)
 
     @cached_property
+    def _constant(self) -> NDArray[Any]:
+        """The row losses of the best constant, which sets the scale of skill."""
+        return constant_losses(self._codes, metric=self.p.gate.metric)
+
+    @cached_property
     def losses(self) -> NDArray[Any]:
         """The candidate's, (seeds, rows)."""
         return self._measure_losses(self._predictions)
@@ -194,7 +200,9 @@ class Case:
         baselines = {str(name): self.holdout.predictions[name] for name in self.p.evaluate.baselines}
         times, settings = self.holdout.times, self.p.gate
         contests = {
-            name: compare_losses(self.losses, self._measure_losses([scores]), times=times, gate=settings)
+            name: compare_losses(
+                self.losses, self._measure_losses([scores]), times=times, gate=settings, constant=self._constant
+            )
             for name, scores in baselines.items()
         }
         return gate.judge_first_model(
@@ -241,22 +249,11 @@ class Case:
         if not unseen.any():
             return self._hold_for_rows(opponent)
         contest, slices = self._compare(opponent, unseen)
-        constant = self._measure_constant()[unseen]
+        constant = self._constant[unseen]
         days = fits.grid.days_of(self.holdout.times[unseen])
         sums = refresh.HoldoutSums.of(self.losses[:, unseen], opponent.losses[:, unseen], constant, days)
         refit = refresh.Refit(self.shipped, Model.load(self.folder / self.p.paths.models / "twin.ubj"), age)
         return refresh.judge_refresh(contest, sums, refit, fits, as_of=self.as_of, costs=self.costs, slices=slices)
-
-    def _measure_constant(self) -> NDArray[Any]:
-        """The row losses of the best constant, which sets the scale of skill."""
-        codes, spec = self._codes, self.shipped.spec
-        if spec.task == "regression":
-            constant: NDArray[Any] = np.array(codes.mean())
-        else:
-            shares = np.bincount(codes.astype(np.intp), minlength=len(spec.classes)) / len(codes)
-            constant = shares if spec.task == "multiclass" else shares[1]
-        scores = np.broadcast_to(constant, (len(codes), *np.shape(constant)))
-        return row_losses(codes, scores, metric=self.p.gate.metric)
 
     def _select_unseen(self, opponent: Opponent) -> NDArray[np.bool_]:
         return np.asarray(self.holdout.times >= np.datetime64(opponent.until))
@@ -265,10 +262,10 @@ class Case:
         seen = f"it has seen all rows up to {opponent.until}, and the holdout ends {self._span.end}"
         return hold(f"The champion cannot be judged yet: {seen}: wait for newer rows.")
 
-    def _compare(self, opponent: Opponent, unseen: NDArray[np.bool_]) -> tuple[Contest, gate.Slices]:
+    def _compare(self, opponent: Opponent, unseen: NDArray[np.bool_]) -> tuple[Contest, Slices]:
         times, slices = self.holdout.times[unseen], self.holdout.slices
         losses = self.losses[:, unseen], opponent.losses[:, unseen]
-        contest = compare_losses(*losses, times=times, gate=self.p.gate)
+        contest = compare_losses(*losses, times=times, gate=self.p.gate, constant=self._constant[unseen])
         return contest, {name: values[unseen] for name, values in slices.items()}
 
     @property

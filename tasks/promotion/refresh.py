@@ -19,7 +19,8 @@ from tasks.promotion import ageing, gate
 from tasks.promotion.ageing import AgeCost, Guard, Shift
 from tasks.promotion.contest import Contest
 from tasks.promotion.evidence import WEEK, Collected, Fits, measure_shift
-from tasks.promotion.gate import Costs, Finding, Slices
+from tasks.promotion.gate import Costs, Finding
+from tasks.promotion.slices import Slices
 from tasks.promotion.verdict import Verdict
 from tasks.training import split
 from tasks.training.model import Model

@@ -265,7 +265,7 @@ def test_a_look_tells_its_own_level_and_the_bound_that_decided(shop: Shop) -> No
     assert f"{level} the gain is above {won.detail['bound']:+.4f}, and above +0.0000 it is promoted." in won.message
     equal = look(shop, **{"gate.rule": "non_inferior", "gate.margin": 0.02})
     assert "is no worse than version 1" in equal.message
-    assert "above -0.0200 it is promoted" in equal.message
+    assert f"above {-0.02 * equal.detail['skill']:+.4f} it is promoted" in equal.message
     changes.take_away(shop.known, decision="end", as_of=LAST, reasons=["Another."])
 
 

@@ -14,7 +14,8 @@ from tasks.promotion.gate import Costs, judge_contest, judge_first_model
 from tasks.promotion.verdict import Verdict
 
 Floats = NDArray[np.float64]
-GATE = Gate(metric="log_loss", min_rows=1000)
+GATE = Gate(metric="log_loss", min_rows=1000, margin=0.005)
+SKILL = 0.2  # of the champion; so that the margin is 0.001 and the tolerance of slices 0.02
 NOMINAL = (1 - GATE.level) / 2
 BEGIN = np.datetime64("2024-03-01T00:00:00", "s")
 DAY = np.timedelta64(86400, "s")
@@ -33,8 +34,11 @@ def judged(losses: Any, **costs: float) -> Judged:
     return Judged(np.asarray(losses), Costs(**(COSTS | costs)))
 
 
-def judge(candidate: Judged, champion: Judged, *, times: Any, slices: Any, gate: Gate, looks: int = 0) -> Verdict:
-    contest = compare_losses(candidate.losses, champion.losses, times=times, gate=gate)
+def judge(
+    candidate: Judged, champion: Judged, *, times: Any, slices: Any, gate: Gate, looks: int = 0, skill: float = SKILL
+) -> Verdict:
+    constant = one_above(champion, gate, skill)
+    contest = compare_losses(candidate.losses, champion.losses, times=times, gate=gate, constant=constant)
     return judge_contest(contest, gate=gate, costs=candidate.costs, slices=slices, looks=looks)
 
 
@@ -42,10 +46,19 @@ def first(
     candidate: Judged, baselines: Mapping[str, Judged], *, times: Any, gate: Gate, slices: Any = None, looks: int = 0
 ) -> Verdict:
     contests = {
-        name: compare_losses(candidate.losses, baseline.losses, times=times, gate=gate)
+        name: compare_losses(
+            candidate.losses, baseline.losses, times=times, gate=gate, constant=one_above(candidate, gate)
+        )
         for name, baseline in baselines.items()
     }
     return judge_first_model(contests, gate=gate, costs=candidate.costs, slices=slices, looks=looks)
+
+
+def one_above(judged: Judged, gate: Gate, skill: float = SKILL) -> Floats:
+    """The losses of a constant beside which this one has such a skill."""
+    models = judged.losses.reshape(-1, judged.losses.shape[-1] or 1)
+    means = np.array([math.fsum(model) / len(model) for model in models] or [0.0])  # in any order of the rows
+    return np.full(1, means.mean() + skill if gate.metric == "log_loss" else (np.sqrt(means).mean() + skill) ** 2)
 
 
 def at_most(trials: int, rate: float = NOMINAL) -> float:

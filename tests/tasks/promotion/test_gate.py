@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.promotion.gate import allot_tail, explain_backoff
+from tasks.promotion.contest import compare_losses
+from tasks.promotion.gate import allot_tail, explain_backoff, judge_contest
 from tasks.promotion.verdict import render_verdict
 from tests.tasks.promotion.holdouts import BEGIN, DAY, GATE, NOMINAL, Days, first, judge, judged
 
@@ -119,7 +120,7 @@ def test_a_slice_that_is_surely_worse_rejects_a_candidate_that_is_better_overall
     assert found["east"] == pytest.approx((champion - candidate)[days.origin == "east"].mean())
 
 
-@pytest.mark.parametrize(("hurt", "outcome"), [(0.07, "REJECT"), (0.03, "HOLD"), (0.015, "PROMOTE")])
+@pytest.mark.parametrize(("hurt", "outcome"), [(0.08, "REJECT"), (0.045, "HOLD"), (0.03, "PROMOTE")])
 def test_a_slice_that_is_likely_worse_holds(days: Days, hurt: float, outcome: str) -> None:
     west, spread = days.origin == "west", np.random.default_rng(0).normal(0, 0.35, len(days.day))
     spread[west] -= spread[west].mean()
@@ -132,13 +133,25 @@ def test_a_slice_that_is_likely_worse_holds(days: Days, hurt: float, outcome: st
     }
 
 
-def test_a_slice_of_few_rows_or_few_blocks_is_not_judged(days: Days) -> None:
-    rng = np.random.default_rng(0)
-    few = np.where(rng.random(len(days.day)) < 0.05, "rare", "common")
-    brief = np.where(days.day < 10, "brief", "long")
-    slices = {"few": few, "brief": brief}
-    verdict = judge(judged(days.loss()), judged(days.loss(0.5)), times=days.times, slices=slices, gate=GATE)
-    assert {row["value"] for row in verdict.figures["slices"]} == {"common", "long"}
+def test_margins_are_shares_of_the_champions_skill_and_the_sentence_says_both(days: Days) -> None:
+    gate = GATE.model_copy(update={"min_gain": 0.1})
+    sides = judged(days.loss()), judged(days.loss() + 0.03)
+    little, much = (judge(*sides, times=days.times, slices={}, gate=gate, skill=skill) for skill in (0.2, 0.4))
+    assert (little.outcome, much.outcome) == ("PROMOTE", "HOLD")
+    assert little.figures["least"] == pytest.approx(0.02)
+    assert "more than 0.02 (gate.min_gain: 10.00% of the skill)" in little.reasons[1]
+
+
+def test_a_champion_without_skill_leaves_no_margin(days: Days) -> None:
+    lenient = GATE.model_copy(update={"rule": "non_inferior"})
+    sides = judged(days.loss() + 0.0005), judged(days.loss())
+    assert not judge(*sides, times=days.times, slices={}, gate=lenient, skill=-0.1).promotes
+
+
+def test_a_share_of_skill_without_the_constants_losses_is_refused(days: Days) -> None:
+    contest = compare_losses(days.loss(), days.loss(0.5), times=days.times, gate=GATE)
+    with pytest.raises(ValueError, match="losses of the best constant"):
+        judge_contest(contest, gate=GATE)
 
 
 def test_the_gain_of_an_rmse_is_the_difference_of_roots() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.promotion import refresh
-from tasks.promotion.contest import compare_losses, row_losses
+from tasks.promotion.contest import compare_losses, constant_losses, row_losses
 from tasks.promotion.evidence import Fits
 from tasks.promotion.gate import Costs
 from tasks.promotion.refresh import HoldoutSums, Refit
@@ -49,9 +49,9 @@ def judge(folder: Path, rows: Rows, *, broken: bool = False) -> Verdict:
     held = rows.take(split.select_between(rows.event_time, where.begin, where.end) & model.is_labelled(rows.label))
     twin, champion = (fit(rows, where.begin - age, tuned, p) for age in (timedelta(0), AGE))
     losses = [row_losses(held.label, one.predict(held.table), metric="log_loss")[None] for one in (twin, champion)]
-    contest = compare_losses(*losses, times=held.event_time, gate=p.gate)
+    constant = constant_losses(held.label, metric="log_loss")
+    contest = compare_losses(*losses, times=held.event_time, gate=p.gate, constant=constant)
     fits = Fits.open(folder, p, tuned, rows)
-    constant = row_losses(held.label, np.full(len(held), held.label.mean()), metric="log_loss")
     sums = HoldoutSums.of(*losses, constant, fits.grid.days_of(held.event_time))
     refit = Refit(train._refit(rows, AS_OF, tuned, p, twin.spec), twin, AGE)
     return refresh.judge_refresh(contest, sums, refit, fits, as_of=AS_OF, costs=Costs(), slices={})
