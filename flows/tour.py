@@ -112,7 +112,7 @@ class Tour:
         signals = read_signals(open_journal(self.p.journal))
         weeks = [signal for signal in signals if since < signal.window_end <= until]
         table = Table(box=None, padding=(0, 1), header_style="dim")
-        for name in ("week to", "version", "flights", "log loss", "promoted at", "drift", "threshold"):
+        for name in ("week to", "version", "flights", "log loss", "usual", "drift", "threshold"):
             table.add_column(name, justify="right")
         for end in sorted({signal.window_end for signal in weeks}):
             by_kind = {signal.kind: signal for signal in weeks if signal.window_end == end}

@@ -1,12 +1,10 @@
 """window: what the journal holds of a window of event time, read once, and the champion whose window it is."""
 
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,9 @@ from numpy.typing import NDArray
 
 from tasks.data import timeline
 from tasks.monitoring.drift import NOT_COMPARED, Comparison, compare, compare_scores
-from tasks.params import Gate, Params, home
-from tasks.promotion import contest, interval
+from tasks.monitoring.excess import AtPromotion, measure_holdout
+from tasks.params import Params, home
+from tasks.promotion import contest
 from tasks.promotion.evidence import Kept, read_kept
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.tags import RECIPE
@@ -30,7 +29,6 @@ from tasks.training.model import Floats, Model
 from tasks.training.profile import Profile
 
 FILES = ("model.ubj", "twin.ubj", "reports/profile.json", "reports/holdout.parquet", "reports/reference.parquet")
-LEAST_BLOCKS = 4  # that the interval of a loss needs
 LEAST_COVERAGE = 0.9  # of a window's rows hold all features of the champion, or its drift is not measured
 
 
@@ -48,7 +46,7 @@ class Watched:
     profile: Profile
     holdout: Holdout
     holdout_losses: Floats  # the twin's, row by row
-    at_promotion: interval.Estimate  # the same as one figure
+    at_promotion: AtPromotion
     sample: pa.Table  # rows of the history with their scores, for the report
     evidence: Kept | None = None  # of past fits of its recipe, as the last look left it
 
@@ -71,29 +69,10 @@ def read_watched(p: Params, version: Version, *files: Path) -> Watched:
     model, twin = (Model.load(path) for path in files[:2])
     profile, holdout, sample = Profile.load(files[2]), Holdout.load(files[3]), pq.read_table(files[4])
     codes = model.spec.encode_label(holdout.label)
-    losses = contest.row_losses(codes, holdout.predictions[CANDIDATE], metric=p.gate.metric)
-    loss = measure_loss(losses, holdout.times, p.gate)
-    return Watched(version, model, twin, p, profile, holdout, losses, loss, sample)
-
-
-def measure_loss(losses: Floats, times: NDArray[np.datetime64], gate: Gate) -> interval.Estimate:
-    """The metric of row losses (n,), and its interval by a bootstrap over blocks of gate.block.
-
-    Percentiles, drawn out as far as Student's t lies beyond the normal for so few blocks (Hesterberg 2015). The gate's
-    interval is wider: it must hold for gains of any shape, and an alarm that came once in a storm must not need a week
-    of storms to be heard.
-    """
-    block = interval.assign_blocks(times, gate.block)
-    sizes, sums = np.bincount(block), np.bincount(block, weights=losses)
-    root = np.sqrt if gate.metric == "rmse" else np.asarray
-    value, count = float(root(sums.sum() / sizes.sum())), len(sizes)
-    if count < LEAST_BLOCKS:
-        return interval.Estimate(value, None, None)
-    draws = interval.draw_blocks(count, interval.REPLICATES, seed=interval.SEED).astype(np.float64)
-    reach = interval.student_quantile((1 - gate.level) / 2, count - 1) * math.sqrt(count / (count - 1))
-    tail = NormalDist().cdf(-reach)
-    low, high = np.quantile(root((draws @ sums) / (draws @ sizes)), [tail, 1 - tail])
-    return interval.Estimate(value, float(low), float(high))
+    scores = holdout.predictions[CANDIDATE]
+    losses = contest.row_losses(codes, scores, metric=p.gate.metric)
+    at_promotion = measure_holdout(codes, scores, losses, holdout.times, p.gate)
+    return Watched(version, model, twin, p, profile, holdout, losses, at_promotion, sample)
 
 
 # --- its window ----------------------------------------------------------------------------------------------------

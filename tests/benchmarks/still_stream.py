@@ -23,12 +23,12 @@ from tasks.data import featurerows
 from tasks.data.featurerows import Rows
 from tasks.monitoring import drift
 from tasks.monitoring.drift import Comparison
+from tasks.monitoring.excess import AtPromotion, measure_holdout
 from tasks.monitoring.signals.performance import measure_performance
 from tasks.monitoring.statistics import History
 from tasks.monitoring.window import Predictions, Watched, Window
 from tasks.params import Params
-from tasks.promotion.contest import estimate_loss, row_losses
-from tasks.promotion.interval import Estimate
+from tasks.promotion.contest import row_losses
 from tasks.promotion.registry import Version
 from tasks.training import fitting, train
 from tasks.training.columns import as_numbers
@@ -82,7 +82,7 @@ class Watch:
     p: Params
     profile: Profile
     model: Model
-    then: Estimate
+    at_promotion: AtPromotion
 
     def compare(self, rows: Rows) -> Comparison:
         return drift.compare(self.profile, rows.table, rows.event_time, false_alarms=self.p.drift.false_alarms)
@@ -98,7 +98,9 @@ class Watch:
         shown = np.array([None if np.isnan(one) else one for one in label], dtype=object)
         unknown: Any = None
         version = Version(1, "", "", "", until, "", {})
-        champion = Watched(version, self.model, unknown, self.p, self.profile, unknown, unknown, self.then, unknown)
+        champion = Watched(
+            version, self.model, unknown, self.p, self.profile, unknown, unknown, self.at_promotion, unknown
+        )
         predictions = Predictions(since, until, rows.event_time, self.model.predict(rows.table), shown)
         return measure_performance(Window(since, until, predictions), champion).alarm
 
@@ -113,8 +115,9 @@ def watch(p: Params, history: Rows, days: int) -> Watch:
     fitted = train.fit(fitting.take_training(history, _moment(cut), p), TUNED, p, threads=p.stage.threads)
     held = _at(history, np.flatnonzero(history.event_time >= cut))
     there = ~np.isnan(held.label)
-    losses = row_losses(held.label[there], fitted.predict(held.table)[there], metric=p.gate.metric)
-    then = estimate_loss(losses, times=held.event_time[there], gate=p.gate)
+    label, scores = held.label[there], fitted.predict(held.table)[there]
+    losses = row_losses(label, scores, metric=p.gate.metric)
+    at_promotion = measure_holdout(label, scores, losses, held.event_time[there], p.gate)
     parts = fitted.contributions(held.table.take(np.arange(0, len(held), max(len(held) // 500, 1))))
     profile = build_profile(
         history.table,
@@ -126,7 +129,7 @@ def watch(p: Params, history: Rows, days: int) -> Watch:
         until=_moment(BEGIN + days * DAY),
         window=timedelta(days=WEEK),
     )
-    return Watch(p, profile, fitted, then)
+    return Watch(p, profile, fitted, at_promotion)
 
 
 # --- planted shifts ------------------------------------------------------------------------------------------------

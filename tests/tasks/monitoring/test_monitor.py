@@ -17,11 +17,12 @@ from tasks import params
 from tasks.data.featurerows import Rows
 from tasks.monitoring import decisions, monitor, page
 from tasks.monitoring.drift import compare_scores
+from tasks.monitoring.excess import expect_log_loss
 from tasks.monitoring.monitor import Measured
 from tasks.monitoring.policy import Decision
 from tasks.monitoring.signal import Signal, name_cause, read_signals
-from tasks.monitoring.signals.estimate import expected_loss, measure_estimate
-from tasks.monitoring.signals.performance import measure_performance, surely_worse_by
+from tasks.monitoring.signals.estimate import measure_estimate
+from tasks.monitoring.signals.performance import measure_performance
 from tasks.monitoring.window import (
     FILES,
     Predictions,
@@ -35,7 +36,6 @@ from tasks.monitoring.window import (
 from tasks.params import Params, Policy
 from tasks.promotion import changes, registry
 from tasks.promotion.contest import row_losses
-from tasks.promotion.interval import Estimate
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.runs import Bundle
 from tasks.serving.journal import Journal
@@ -181,7 +181,7 @@ def test_the_loss_is_that_of_the_mature_rows_and_of_no_others(shop: Shop) -> Non
     assert found.low is not None
     assert found.high is not None
     assert found.low < found.value < found.high
-    assert found.reference == pytest.approx(json.loads(_metrics(shop))["log_loss"], rel=1e-4)
+    assert found.detail["at_promotion"] == pytest.approx(json.loads(_metrics(shop))["log_loss"], rel=1e-4)
 
 
 def _metrics(shop: Shop) -> str:
@@ -357,7 +357,7 @@ def test_a_champion_of_several_classes_is_measured_class_by_class(tmp_path: Path
     of = watched_by_hand(tmp_path, p, rows)
     assert of.twin.spec.classes == of.model.spec.classes == ("early", "fair", "late")
     told = json.loads((tmp_path / "reports/metrics.json").read_text())
-    assert of.at_promotion.value == pytest.approx(told["log_loss"], rel=1e-4)
+    assert of.at_promotion.excess.loss == pytest.approx(told["log_loss"], rel=1e-4)
     inside = rows.event_time >= np.datetime64(small.AS_OF - WINDOW)
     scores = of.model.predict(rows.table)[inside]
     drifted = compare_scores(of.profile, scores, rows.event_time[inside], false_alarms=p.drift.false_alarms)
@@ -371,7 +371,7 @@ def test_a_champion_of_several_classes_is_measured_class_by_class(tmp_path: Path
     assert found.value == pytest.approx(losses.mean())
     guess = measure_estimate(window, of)
     assert guess is not None
-    assert guess.value == pytest.approx(float(expected_loss(scores).mean()))
+    assert guess.value == pytest.approx(float(expect_log_loss(scores).mean()))
 
 
 def window_of(rows: Predictions) -> Window:
@@ -401,7 +401,7 @@ def test_outcomes_of_classes_that_the_champion_never_saw_are_an_alarm(of: Watche
     labels = np.array(["new"] * 30, dtype=object)
     window = window_of(Predictions(LAST - WINDOW, LAST, times, np.full((30, 2), 0.5), labels))
     one = model.Model(of.model.booster, spec)
-    found = measure_performance(window, replace(of, model=one, at_promotion=Estimate(0.3, None, None)))
+    found = measure_performance(window, replace(of, model=one))
     assert found.alarm
     assert "classes that it never saw" in found.message
 
@@ -418,23 +418,7 @@ def test_the_estimate_is_the_measured_loss_where_scores_are_calibrated(classes: 
     scores = shares[:, 1] if classes == 2 else shares
     losses = row_losses(labels.astype(float), scores, metric="log_loss")
     error = losses.std() / len(losses) ** 0.5
-    assert abs(expected_loss(scores).mean() - losses.mean()) < 4 * error
-
-
-def test_surely_worse_is_surely_below_the_truth() -> None:
-    """Two estimates with intervals of 95 %: the lower end of their difference lies above the truth one time in 40."""
-    rng, errors, truth, runs = np.random.default_rng(0), (0.02, 0.05), 0.1, 4000
-    missed = 0
-    for then, now in rng.normal((0.4, 0.4 + truth), errors, (runs, 2)):
-        of = [
-            Estimate(value, value - 1.96 * error, value + 1.96 * error)
-            for value, error in zip((then, now), errors, strict=True)
-        ]
-        worse = surely_worse_by(*of)
-        assert worse is not None
-        missed += worse > truth
-    assert 0.018 < missed / runs < 0.032
-    assert surely_worse_by(Estimate(0.1, None, None), Estimate(0.9, None, None)) is None
+    assert abs(expect_log_loss(scores).mean() - losses.mean()) < 4 * error
 
 
 def test_regression_has_no_estimate_and_its_own_words(tmp_path: Path) -> None:
