@@ -12,9 +12,12 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tasks.params import Gate, spell, to_utc
 from tasks.promotion.contest import Contest, Side
 from tasks.promotion.interval import Interval
+from tasks.promotion.sequence import allot_look, stretch_variance
 from tasks.promotion.slices import Part, Slices, measure_parts
 from tasks.promotion.verdict import COMPARISONS, Outcome, Verdict, describe_gain, hold
 
@@ -89,19 +92,24 @@ def judge_first_model(
 
     Args:
         contests: With each baseline, by its name. Slices are judged against the best baseline.
-        looks: How many first models were refused. They share one error budget, as the looks at a champion do.
+        looks: How many first models were refused. The first look has a fixed sample's bound. A later one has a bound
+            for looks at any times, on the days of its own holdout: it asks for the same evidence, whatever was tried.
     """
     if not contests:
         return hold("There is no baseline to beat. Name one in evaluate.baselines.")
-    tail = allot_tail(looks, gate)
+    tail = _allot_first_tail(looks, max(contest.blocks for contest in contests.values()), gate)
     intervals = {name: contest.interval for name, contest in contests.items() if contest.interval}
-    bounds = {name: interval.low(tail) for name, interval in intervals.items()}
-    findings = [_compare_with_baseline(name, contests[name], intervals[name], tail, gate) for name in intervals]
+    bounds = {name: _bound_gain(contests[name], intervals[name], tail, is_first=not looks) for name in intervals}
+    findings = [_compare_with_baseline(name, contests[name], intervals[name], bounds[name], gate) for name in intervals]
     if bounds:
         hardest = min(bounds, key=lambda name: bounds[name])
         than = "more" if bounds[hardest] > 0 else "not more"
-        remark = f"At this look's level ({1 - tail:.2%}) the gain over {hardest} is above {bounds[hardest]:+.4g}"
-        findings.append(Finding(None, f"{remark}: {than} than 0."))
+        kind = f"a bound for later looks, after {looks} others" if looks else "a single look's bound, as the first has"
+        remark = (
+            f"At this look's level ({1 - tail:.2%}; {kind}) the gain over {hardest} is above {bounds[hardest]:+.4g}"
+        )
+        wide = _explain_width(contests[hardest], intervals[hardest], gate)
+        findings.append(Finding(None, f"{remark}: {than} than 0. {wide}"))
     best = min(contests.values(), key=lambda contest: contest.sums.metrics[1])
     baselines = [
         {"baseline": name, "metric": one.sums.metrics[1], **one.gain(gate.level), "bound": bounds.get(name)}
@@ -142,6 +150,13 @@ def explain_backoff(last_time: datetime | None, now: datetime, gate: Gate) -> st
         f"The last look, at {to_utc(last_time):%Y-%m-%d %H:%M}, did not promote. "
         f"The next is gate.backoff ({spell(gate.backoff)}) later, from {until:%Y-%m-%d %H:%M} on."
     )
+
+
+def _allot_first_tail(looks: int, blocks: int, gate: Gate) -> float:
+    if looks < 0:
+        raise ValueError(f"`looks >= 0` must hold, but got looks={looks}. It counts the earlier gates.")
+    tail = (1 - gate.level) / 2
+    return allot_look(blocks, tail) if looks else tail
 
 
 def choose_least(gate: Gate, skill: float) -> Share:
@@ -235,17 +250,39 @@ def _compare_with_champion(contest: Contest, interval: Interval, tail: float, ga
     ]
     if contest.seeds == (1, 1):
         findings.append(Finding(None, "One seed each: the interval is of these two models, not of their recipes."))
-    if (correlation := contest.sums.correlation) > 2 / math.sqrt(contest.blocks):
-        remark = f"Neighbouring blocks rise and fall together (correlation {correlation:.2f})"
+    if _go_together(contest):
+        remark = f"Neighbouring blocks rise and fall together (correlation {contest.sums.correlation:.2f})"
         findings.append(Finding(None, f"{remark}, so the interval may be too narrow: consider a longer gate.block."))
     return findings
 
 
-def _compare_with_baseline(name: str, contest: Contest, interval: Interval, tail: float, gate: Gate) -> Finding:
-    outcome = _choose_outcome(interval.low(tail) > 0, interval, gate)
+def _bound_gain(contest: Contest, interval: Interval, tail: float, *, is_first: bool) -> float:
+    """What the gain surely exceeds. Blocks that go together widen it: at a first look where they are seen to."""
+    if is_first and not _go_together(contest):
+        return interval.low(tail)
+    correlation = np.array(contest.sums.correlation)
+    stretch = math.sqrt(float(stretch_variance(correlation, contest.blocks)))
+    return interval.gain - stretch * (interval.gain - interval.low(tail))
+
+
+def _compare_with_baseline(name: str, contest: Contest, interval: Interval, bound: float, gate: Gate) -> Finding:
+    outcome = _choose_outcome(bound > 0, interval, gate)
     way_out = f" Wait for more data, or take {name} out of evaluate.baselines." if outcome == "HOLD" else ""
     gain = describe_gain(_list_figures(contest, gate))
     return Finding(outcome, f"{COMPARISONS['superior', outcome]} the baseline {name}: {gain}.{way_out}")
+
+
+def _explain_width(contest: Contest, interval: Interval, gate: Gate) -> str:
+    """What makes the interval as wide as it is, and what would narrow it."""
+    if interval.seed_variance > interval.block_variance:
+        return "What its seeds differ by makes it wide: more train.seeds narrow it."
+    blocks = f"How the {contest.blocks} blocks of {spell(gate.block)} differ makes it wide"
+    together = ", and neighbours go together, as the days of a week do" if _go_together(contest) else ""
+    return f"{blocks}{together}: a longer split.holdout narrows it."
+
+
+def _go_together(contest: Contest) -> bool:
+    return contest.sums.correlation > 2 / math.sqrt(contest.blocks)
 
 
 def _choose_outcome(passes: bool, interval: Interval, gate: Gate) -> Outcome:

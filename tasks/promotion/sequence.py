@@ -79,6 +79,22 @@ def bound_once(gains: Floats, rows: Floats, *, tail: float) -> Bound:
     return Bound(gain, error, freedom, low, np.zeros(gain.shape, np.bool_))
 
 
+def allot_look(days: int, tail: float) -> float:
+    """The one-sided tail of a single look after so many days, with which looks at any times keep `tail` together."""
+    return 0.5 * math.erfc(_mixture_quantile(days, tail) / math.sqrt(2))
+
+
+def stretch_variance(correlation: Floats, count: float) -> Floats:
+    """How much larger the variance of a mean of AR(1) days is than that of independent ones.
+
+    Args:
+        correlation: Between neighbours, as measured; its small-sample bias is taken off here.
+        count: How many days it was measured on.
+    """
+    rho = np.clip(correlation + (1 + 4 * correlation) / count, 0, MOST_CORRELATION)
+    return np.asarray((1 + rho) / (1 - rho), np.float64)
+
+
 def _count_effective(weights: Floats) -> float:
     """So many equal weights would give the same variance (Kish 1965)."""
     return float(weights.sum() ** 2 / (weights**2).sum())
@@ -93,9 +109,7 @@ def _estimate_variance(parts: Floats, count: float, *, lag: bool) -> tuple[Float
     squares = np.maximum((parts**2).sum(-1), 1e-300)
     stretch = np.ones_like(squares)
     if lag:
-        rho = (parts[..., 1:] * parts[..., :-1]).sum(-1) / squares
-        rho = np.clip(rho + (1 + 4 * rho) / count, 0, MOST_CORRELATION)
-        stretch = (1 + rho) / (1 - rho)
+        stretch = stretch_variance((parts[..., 1:] * parts[..., :-1]).sum(-1) / squares, count)
     return squares * count / (count - 1) * stretch, np.maximum(count / stretch - 1, 2)
 
 

@@ -18,7 +18,20 @@ from hypothesis import strategies as st
 from tasks.promotion.contest import estimate_loss, row_losses
 from tasks.promotion.interval import add_skewness, remove_skewness, student_quantile
 from tasks.promotion.verdict import Verdict
-from tests.tasks.promotion.holdouts import BEGIN, DAY, GATE, NOMINAL, Days, Floats, at_most, judge, judged, sigmoid
+from tests.tasks.promotion import years
+from tests.tasks.promotion.holdouts import (
+    BEGIN,
+    DAY,
+    GATE,
+    NOMINAL,
+    Days,
+    Floats,
+    at_most,
+    first,
+    judge,
+    judged,
+    sigmoid,
+)
 
 pytestmark = pytest.mark.usefixtures("more_replicates")
 
@@ -287,3 +300,29 @@ def test_a_planted_regression_of_a_booster_is_never_promoted(
             assert not world.judge(planted, champion).promotes
             improved += world.judge(champion, planted).promotes
     assert improved > 5 * len(worlds) / 2
+
+
+# ---------------------------------------------------------------------------------------------- years of first models
+
+
+def share_of_years_with_a_first_model(kind: str, count: int) -> float:
+    """A recipe a week that is no better than the baseline, each on 28 days; the share of years that promote any."""
+    rng, times, gate = np.random.default_rng(12), BEGIN + np.arange(28) * DAY, GATE.model_copy(update={"min_rows": 1})
+    losses = 100 + years.EQUALS[kind](rng, (count, 35, years.DAYS))
+    promoted = 0
+    for year in losses:
+        looks = (
+            first(judged(year[k + 1, 7 * k : 7 * k + 28]), {"b": judged(year[0, 7 * k : 7 * k + 28])}, times=times,
+                  gate=gate, looks=k).promotes
+            for k in range(34)
+        )  # fmt: skip
+        promoted += any(looks)
+    return promoted / count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "rate"), [("days are independent", 0.05), ("days go together, 0.2", 0.1), ("days go together, 0.4", 0.15)]
+)
+def test_a_year_of_first_models_that_are_no_better_seldom_promotes_one(kind: str, rate: float) -> None:
+    assert share_of_years_with_a_first_model(kind, 200) <= rate + 3 * math.sqrt(rate * (1 - rate) / 200)
