@@ -1,12 +1,15 @@
 """A stream that does not change, made of the real year: how often the monitor alarms, what it finds of planted shifts.
 
     python -m tests.benchmarks.still_stream 4
+    python -m tests.benchmarks.still_stream 4 labels
 
 In a folder with data/features. Whole days of finished feature rows are put into a random order, so that days stay what
 they are (storms, weekends, hourly weather) and nothing else does. One half of the days is the model's history, the
-other half comes in windows of a week. Prints counts as JSON.
+other half comes in windows of a week. With `labels`, only the signal of performance is counted, and days that follow
+each other stay together in stretches of 1, 4 and 7. Prints counts as JSON.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -40,8 +43,9 @@ BEGIN = np.datetime64("2020-01-01", "us")
 DAY = np.timedelta64(1, "D")
 WEEK = 7
 HELD = 28  # days at the end of the history that stand for the holdout
+TOGETHER = (1, 4, 7)  # days
 SHARES = (0.05, 0.40)  # of a category that is doubled
-FLIPPED = 0.2
+TURNED = 0.1  # of the labels
 DRAWN = {"max_depth": 5, "eta": 0.15, "subsample": 0.8, "colsample_bytree": 0.6}
 TUNED = small.by_hand(DRAWN, rounds=60)
 
@@ -68,11 +72,13 @@ def _at(rows: Rows, places: Any) -> Rows:
     return Rows(rows.table.take(places), rows.event_time[places], rows.known_at[places], rows.label[places])
 
 
-def stream(rows: Rows, seed: int) -> Stream:
+def stream(rows: Rows, seed: int, *, together: int = 1) -> Stream:
+    """Stretches of so many days stay together."""
     day = rows.event_time.astype("datetime64[D]").astype(int)
     known = np.unique(day)
     starts = np.append(np.searchsorted(day, known), len(day))
-    return Stream(rows, starts, np.random.default_rng(seed).permutation(len(known)))
+    stretches = np.random.default_rng(seed).permutation(len(known) // together)
+    return Stream(rows, starts, (stretches[:, None] * together + np.arange(together)).ravel())
 
 
 @dataclass(frozen=True)
@@ -173,9 +179,9 @@ def _with(rows: Rows, name: str, values: Any) -> Rows:
     return Rows(table, rows.event_time, rows.known_at, rows.label)
 
 
-def flipped(label: Any, seed: int) -> Any:
-    turned = np.random.default_rng(seed).random(len(label)) < FLIPPED
-    return np.where(turned, 1 - label, label)
+def turned(label: Any, seed: int) -> Any:
+    hit = np.random.default_rng(seed).random(len(label)) < TURNED
+    return np.where(hit, 1 - label, label)
 
 
 # --- the count -----------------------------------------------------------------------------------------------------
@@ -183,7 +189,7 @@ def flipped(label: Any, seed: int) -> Any:
 
 def count(p: Params, seeds: int) -> dict[str, Any]:
     rows = _whole_days(featurerows.read_rows(Path(p.paths.features)))
-    result: dict[str, Any] = {"windows": [], "alarms": {}, "labels": [], "quiet_labels": []}
+    result: dict[str, Any] = {"windows": [], "alarms": {}}
     for seed in range(seeds):
         made = stream(rows, seed)
         half = len(made.days) // 2
@@ -192,7 +198,7 @@ def count(p: Params, seeds: int) -> dict[str, Any]:
         weeks = range(half, len(made.days) - WEEK + 1, WEEK)
         result["windows"] += [(seed, *held.alarms(made.take(day, day + WEEK))) for day in weeks]
         for day in list(weeks)[:-1:6]:
-            _plant(result, held, history, [made.take(one, one + WEEK) for one in (day, day + WEEK)], seed)
+            _plant(result, held, history, [made.take(one, one + WEEK) for one in (day, day + WEEK)])
     return result | {
         "windows_of_history": History(held.profile, p.drift.false_alarms, held.profile.columns, True).windows
     }
@@ -204,17 +210,29 @@ def _whole_days(rows: Rows) -> Rows:
     return rows.take((rows.event_time >= begin) & (rows.event_time < end))
 
 
-def _plant(result: dict[str, Any], held: Watch, history: Rows, pair: list[Rows], seed: int) -> None:
+def _plant(result: dict[str, Any], held: Watch, history: Rows, pair: list[Rows]) -> None:
     for name, plant in shifts(held.profile, history):
         seen = [held.alarms(plant(one)) for one in pair]
         result["alarms"].setdefault(name, []).append([any(one) for one in zip(*seen, strict=True)])
-    result["labels"].append(any(held.performance(one, flipped(one.label, seed)) for one in pair))
-    result["quiet_labels"] += [held.performance(one, one.label) for one in pair]
 
 
-def main(seeds: int) -> None:
-    print(json.dumps(count(params.load(), seeds), default=bool))
+def count_labels(p: Params, seeds: int) -> dict[int, dict[str, list[list[bool]]]]:
+    """By how many days stay together, a list a stream: whether each window alarms, as it is and with labels turned."""
+    rows = _whole_days(featurerows.read_rows(Path(p.paths.features)))
+    counts: dict[int, dict[str, list[list[bool]]]] = {together: {"quiet": [], "turned": []} for together in TOGETHER}
+    for seed, together in itertools.product(range(seeds), TOGETHER):
+        made = stream(rows, seed, together=together)
+        half = len(made.days) // 2
+        held = watch(p, made.take(0, half), half)
+        weeks = [made.take(day, day + WEEK) for day in range(half, len(made.days) - WEEK + 1, WEEK)]
+        counts[together]["quiet"].append([held.performance(one, one.label) for one in weeks])
+        counts[together]["turned"].append([held.performance(one, turned(one.label, seed)) for one in weeks])
+    return counts
+
+
+def main(seeds: int, what: str = "drift") -> None:
+    print(json.dumps({"drift": count, "labels": count_labels}[what](params.load(), seeds), default=bool))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])
