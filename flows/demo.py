@@ -3,8 +3,8 @@
     evergreen demo
 
 A first model must beat the baselines. Then months go by: the champion scores what arrived, outcomes come late, the
-monitor measures each week and decides, a wanted retrain meets the gate, and the fresher model is compared with the one
-before it. The flows are called one after another here; under `evergreen up` schedules and an event start them. One
+monitor measures each week and decides, a refresh meets the gate, and the fresher model is compared with the one before
+it. The flows are called one after another here; under `evergreen up` schedules and an event start them. One
 Prefect server is started for all, since each run without a server would start its own, and stopped at the end. What the
 runs leave behind stays in .evergreen, for the UIs; what they log goes to a file there. The steps are in tour.py.
 """
@@ -26,12 +26,12 @@ from infra.servers import run_prefect
 from tasks import params
 
 STEP = timedelta(days=28)
-FIRST = datetime(2013, 4, 15)  # as_of of the first model
+FIRST = datetime(2013, 4, 22)  # as_of of the first model
 STEPS = 5
 
 
 def demo() -> None:
-    """Live through months of real flights: a first model, drift, a retrain, and the fresher model serves."""
+    """Live through months of real flights: a first model ages, a refresh is promoted, and the fresher model serves."""
     log = params.home() / "logs" / "demo.log"
     console = Console(highlight=False)
     console.print("[bold]evergreen[/] keeps a model fresh: will a flight from New York arrive 15 minutes late or more?")

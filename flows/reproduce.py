@@ -92,7 +92,7 @@ def restore_params(origin: Origin, space: workspaces.Workspace) -> None:
     shutil.copyfile(origin.files["params.yaml"], space.root / "params.yaml")
     as_of = {"clock.as_of": origin.version.as_of.isoformat()} if origin.version.as_of else {}
     trials = json.loads(origin.files["reports/tuned.json"].read_text())["trials"]
-    search = {"tune.trials": trials, "tune.budget": UNBOUND} if trials else {}  # a refresh has none
+    search = {"tune.trials": trials, "tune.budget": UNBOUND, "tune.cpu": None} if trials else {}  # a refresh has none
     overrides.override_params(space.root / "params.yaml", {**search, **as_of})
 
 

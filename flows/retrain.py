@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from prefect import artifacts, flow, get_run_logger, runtime
 from pydantic import Field
@@ -23,7 +23,8 @@ from flows.runs import retried
 from flows.stages import list_lineage, run_stages
 from tasks import params
 from tasks.data import manifest, state
-from tasks.monitoring import skew
+from tasks.monitoring import decisions, policy, skew
+from tasks.params import RetrainKind
 from tasks.promotion import changes, judge, ledger, outcome, recipe, record, tags, tracking
 from tasks.promotion.registry import Registry, Version, open_registry
 from tasks.promotion.verdict import Verdict, render_verdict
@@ -52,7 +53,7 @@ class Retrained:
 def retrain(
     *,
     as_of: datetime | None = None,
-    kind: Literal["search", "refresh"] = "search",
+    kind: RetrainKind = "search",
     trials: Annotated[int | None, Field(ge=1)] = None,
     budget: timedelta | None = None,
     reason: str = "by hand",  # noqa: ARG001 (flow_run_name)
@@ -75,23 +76,23 @@ def retrain(
         decision: The id of the decision that this run answers.
         settings: Other values of params.yaml for this run, such as {"train.refit": false}.
         attempt: How often this has crashed and been run again.
-        force: On: take an as_of beyond the data, or ahead of the clock, as it is.
+        force: On: take an as_of beyond the data, or ahead of the clock, as it is, and spend more than policy.money.
     """
     p = params.load()
     moment = as_of or clock.now(p.clock)
     moment = params.to_utc(moment) if moment else None
     given = {"clock.as_of": moment, "tune.trials": trials, "tune.budget": budget and params.spell(budget)}
     overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None} | (settings or {})
-    if kind == "refresh":
-        overrides["tune.recipe"] = fetch_champion_recipe(p)
     # One at a time in this home, by a lock that ends with its process. Not by a limit of Prefect's: a server that is
     # killed may count a place as taken for ever, and a run that pauses for an approval loses its place.
     waits = LONGEST + (p.gate.approval_within if p.gate.approval == "required" else timedelta(0))
     turn, root = locks.take_turn(params.home(), say=get_run_logger().info, timeout=waits.total_seconds()), None
     try:
-        with turn, workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
-            root = space.root  # after an error it is kept
-            done = make_and_judge(space, answers.Asked(decision, kind, root), attempt, force=force)
+        with turn:  # what is asked of the registry here must hold until the verdict
+            overrides |= choose_recipe(p, kind) | limit_cost(p, kind, moment, force=force)
+            with workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
+                root = space.root  # after an error it is kept
+                done = make_and_judge(space, answers.Asked(decision, kind, root), attempt, force=force)
     except Exception as error:
         if decision:
             answers.answer_fault(p, answers.Asked(decision, kind, root), moment, error)
@@ -163,15 +164,31 @@ def compare_features(p: params.Params, root: Path, registry: Registry) -> skew.S
     return difference
 
 
-@retried("the champion's recipe")
-def fetch_champion_recipe(p: params.Params) -> dict[str, Any]:
-    """What a refresh fits to newer rows, as `tune.recipe` takes it. Raises ValueError where no version serves."""
+@retried("choose the recipe")
+def choose_recipe(p: params.Params, kind: RetrainKind) -> dict[str, Any]:
+    """The setting by which a refresh takes the champion's recipe. Raises ValueError where no version serves."""
+    if kind == "search":
+        return {}
     registry = open_registry(p.registry)
     champion = registry.find_champion()
     if champion is None:
         raise ValueError("no version serves whose recipe could be refreshed: retrain with --kind search first")
     tuned = recipe.fetch_tuned(registry, champion)
-    return {"params": tuned.params, "rounds": tuned.rounds}
+    return {"tune.recipe": {"params": tuned.params, "rounds": tuned.rounds}}
+
+
+@retried("limit the cost")
+def limit_cost(p: params.Params, kind: RetrainKind, as_of: datetime | None, *, force: bool) -> dict[str, Any]:
+    """The setting that bounds a search by what policy.money leaves. Raises ValueError where it leaves too little."""
+    if p.policy.money is None or force:
+        return {}
+    entries = open_registry(p.registry).read_ledger()
+    now = as_of or max((entry.as_of for entry in entries), default=datetime.max)
+    costs = decisions.measure_costs(entries, now)
+    if obstacle := policy.explain_money(kind, p.policy, costs):
+        raise ValueError(f"{obstacle} With --force it starts all the same.")
+    limit = policy.allot_trials(p.policy, costs)
+    return {"tune.cpu": params.spell(limit)} if limit and kind == "search" else {}
 
 
 @retried("tell who approves")

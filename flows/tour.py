@@ -19,6 +19,7 @@ from flows.retrain import retrain
 from flows.score import score
 from tasks import params
 from tasks.monitoring import decisions, predecessor
+from tasks.monitoring.policy import Decision
 from tasks.monitoring.signal import Signal, read_signals
 from tasks.promotion import contest, ledger, recipe
 from tasks.promotion.registry import Registry, open_registry
@@ -26,7 +27,7 @@ from tasks.serving.journal import Journal, open_journal
 from tasks.serving.predictions import features_of
 from tasks.training.model import Floats
 
-QUIET, SUMMER, LAST = FIRST + STEP, FIRST + 3 * STEP, FIRST + 4 * STEP
+QUIET, JUNE, LAST = FIRST + STEP, FIRST + 2 * STEP, FIRST + 3 * STEP
 TRIALS, BUDGET = 6, timedelta(seconds=40)
 SMALLER = {"tune.rows": 20_000, "tune.finalists": 2}
 TICK_TASKS, RETRAIN_TASKS = 16, 16  # Prefect tasks of a tick (score, then monitor) and of a retrain, for the bar
@@ -52,14 +53,15 @@ class Tour:
             )
         self.retrain_at(f"a first model, of the flights until {FIRST:%d %B}", FIRST, None, seconds=45)
         self.live_on("four weeks go by: it predicts each flight, and outcomes come late", FIRST, QUIET)
-        watched = self.live_on(f"eight weeks more, until {SUMMER:%d %B}", QUIET, SUMMER)
+        watched = self.live_on(f"four weeks more, until {JUNE:%d %B}", QUIET, JUNE)
         decision = watched.decision
         if decision and (decision.retrains or self.is_left_open(decision.id)):
-            self.retrain_at("the retrain that this decision asks for", watched.as_of, decision.id, seconds=50)
+            what = f"the {decision.kind} that this decision asks for"
+            self.retrain_at(what, watched.as_of, decision, seconds=90)
         else:
             self.step += 1
             self.say(f"\n[bold]{self.step} of {STEPS}:[/] no retrain is wanted, so none is made")
-        self.close(self.live_on(f"four weeks more, until {LAST:%d %B}", SUMMER, LAST))
+        self.close(self.live_on(f"four weeks more, until {LAST:%d %B}", JUNE, LAST))
         APILogHandler().flush()  # the server goes when the demo ends
 
     @contextmanager
@@ -78,7 +80,7 @@ class Tour:
         self.show_weeks(since, until)
         if watched.decision:
             why = " ".join(watched.decision.reasons) if watched.decision.retrains else "nothing has surely got worse."
-            self.say(f"  [bold]{watched.decision.action}[/]: {why}")
+            self.say(f"  [bold]{watched.decision.name}[/]: {why}")
         return watched
 
     def is_left_open(self, decision: str) -> bool:
@@ -88,12 +90,19 @@ class Tour:
         pending = decisions.select_pending(requests, answered=answered, p=self.p)
         return decision in [request.decision for request in pending]
 
-    def retrain_at(self, what: str, as_of: datetime, decision: str | None, *, seconds: int) -> None:
+    def retrain_at(self, what: str, as_of: datetime, decision: Decision | None, *, seconds: int) -> None:
         """Retrain, and show what came of it."""
-        reason = f"decision {decision}" if decision else "the first model"
+        reason = f"decision {decision.id}" if decision else "the first model"
+        kind, answers = (decision.kind, decision.id) if decision else ("search", None)
         with self.begin(what, seconds=seconds, tasks=RETRAIN_TASKS):
             done = retrain(
-                as_of=as_of, trials=TRIALS, budget=BUDGET, reason=reason, decision=decision, settings=SMALLER
+                as_of=as_of,
+                kind=kind,
+                trials=TRIALS,
+                budget=BUDGET,
+                reason=reason,
+                decision=answers,
+                settings=SMALLER,
             )
         if done is None:
             raise RuntimeError(f"nothing was trained as of {as_of:%Y-%m-%d}: set EVERGREEN_HOME to a new folder")

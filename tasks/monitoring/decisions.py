@@ -158,7 +158,6 @@ def read_retrains(p: Params, journal: Journal, registry: Registry, *, as_of: dat
     """What was asked for and answered so far, what it took, and whether the last ones failed."""
     entries, requests = registry.read_ledger(), read_requests(journal)
     answered, unmade = ledger.find_answered(entries), ledger.find_empty_answers(entries)
-    cpu = {kind: ledger.find_last_cost(entries, kind) for kind in get_args(RetrainKind)}
     faults = [_on_wall_clock(line.made_at) for line in unmade if line.is_fault and line.made_at]
     return policy.Retrains(
         made=ledger.find_retrains(entries),
@@ -167,9 +166,15 @@ def read_retrains(p: Params, journal: Journal, registry: Registry, *, as_of: dat
         pending=[request.decision for request in select_pending(requests, answered=answered, p=p, busy=busy)],
         unmade=[line.decision for line in unmade],
         refusal=policy.explain_rest(faults, _now()),
-        cpu={kind: seconds for kind, seconds in cpu.items() if seconds is not None},
-        spent_cpu=ledger.sum_cpu(entries, as_of - policy.MONTH, as_of),
+        costs=measure_costs(entries, as_of),
     )
+
+
+def measure_costs(entries: Sequence[ledger.Entry], as_of: datetime) -> policy.Costs:
+    """What retrains took, by the ledger."""
+    last = {kind: ledger.find_last_cost(entries, kind) for kind in get_args(RetrainKind)}
+    spent = ledger.sum_cpu(entries, as_of - policy.MONTH, as_of)
+    return policy.Costs({kind: cpu for kind, cpu in last.items() if cpu is not None}, spent)
 
 
 def list_recent_faults(lines: Sequence[ledger.Entry]) -> list[ledger.Entry]:

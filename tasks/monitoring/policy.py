@@ -55,6 +55,14 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """Seconds of CPU of retrains."""
+
+    last: Mapping[RetrainKind, float] = field(default_factory=dict)  # of the last one of each kind
+    spent: float = 0.0  # of all in the last MONTH
+
+
+@dataclass(frozen=True)
 class Retrains:
     """What was asked for and answered so far."""
 
@@ -64,8 +72,7 @@ class Retrains:
     pending: Sequence[str] = ()  # those of them that wait for their answer
     unmade: Sequence[str] = ()  # those that were answered without a candidate since the last one was made
     refusal: str | None = None  # why a retrain that is asked for now would come to nothing
-    cpu: Mapping[RetrainKind, float] = field(default_factory=dict)  # seconds, of the last one of each kind
-    spent_cpu: float = 0.0  # seconds, of all in the last MONTH
+    costs: Costs = Costs()
 
     def last(self, as_of: datetime) -> datetime | None:
         return max((moment for moment in self.made if moment <= as_of), default=None)
@@ -136,7 +143,7 @@ def decide_first(retrains: Retrains, *, as_of: datetime, policy: Policy) -> Deci
         _explain_joining(cause, retrains)
         or retrains.refusal
         or _explain_budget(as_of, policy, retrains)
-        or _explain_money("search", policy, retrains)
+        or explain_money("search", policy, retrains.costs)
     )
     wish = Wish("search", cause, ("No version serves: a first model is wanted.",), obstacle)
     return _conclude(wish, as_of, NO_VERSION)
@@ -168,7 +175,7 @@ def _wish_for_alarms(
         or _explain_cool_down(as_of, policy, retrains.last(as_of))
         or _explain_budget(as_of, policy, retrains)
         or retrains.refusal
-        or _explain_money(kind, policy, retrains)
+        or explain_money(kind, policy, retrains.costs)
     )
     yield Wish(kind, cause, reasons, obstacle, tuple(alarms))
 
@@ -179,7 +186,7 @@ def _wish_for_search(retrains: Retrains, as_of: datetime, policy: Policy) -> Ite
         return
     cause = _hash(["search", str(last), *retrains.unmade])
     reason = f"The last search was at {last}, and policy.search_every ({spell(policy.search_every)}) has passed."
-    obstacle = _explain_joining(cause, retrains) or retrains.refusal or _explain_money("search", policy, retrains)
+    obstacle = _explain_joining(cause, retrains) or retrains.refusal or explain_money("search", policy, retrains.costs)
     yield Wish("search", cause, (reason,), obstacle)
 
 
@@ -200,8 +207,8 @@ def _wish_for_freshness(
         _explain_joining(cause, retrains)
         or _explain_age(as_of, policy, last)
         or retrains.refusal
-        or (_explain_price(newest, policy, retrains) if newest.alarm else None)
-        or _explain_money("refresh", policy, retrains)
+        or (_explain_price(newest, policy, retrains.costs) if newest.alarm else None)
+        or explain_money("refresh", policy, retrains.costs)
     )
     yield Wish("refresh", cause, (*why, newest.message), obstacle, ("freshness",))
 
@@ -295,9 +302,9 @@ def _explain_age(as_of: datetime, policy: Policy, last: datetime | None) -> str 
     return None
 
 
-def _explain_price(freshness: Signal, policy: Policy, retrains: Retrains) -> str | None:
+def _explain_price(freshness: Signal, policy: Policy, costs: Costs) -> str | None:
     """Why a refresh is not worth what it costs: the loss that it saves until the next one may be asked for."""
-    cpu = retrains.cpu.get("refresh", retrains.cpu.get("search"))
+    cpu = costs.last.get("refresh", costs.last.get("search"))
     if policy.price is None or cpu is None or freshness.value is None:
         return None
     rows = freshness.detail.get("rows_a_week", 0.0) * (policy.refresh_every / timedelta(weeks=1))
@@ -310,17 +317,27 @@ def _explain_price(freshness: Signal, policy: Policy, retrains: Retrains) -> str
     )
 
 
-def _explain_money(kind: RetrainKind, policy: Policy, retrains: Retrains) -> str | None:
+def explain_money(kind: RetrainKind, policy: Policy, costs: Costs) -> str | None:
     """Why a retrain would cost more than the month allows. What one costs is not known before the first."""
     if policy.money is None:
         return None
-    spent, cost = _to_money(retrains.spent_cpu, policy), _to_money(retrains.cpu.get(kind, 0.0), policy)
-    if spent + cost <= policy.money:
+    spent, cost = _to_money(costs.spent, policy), _to_money(costs.last.get(kind, 0.0), policy)
+    if spent + cost <= policy.money and spent < policy.money:
         return None
     return (
         f"A {kind} costs about {cost:.4g}, and {spent:.4g} of policy.money ({policy.money:g} in 30 days) is spent: "
         "wait, or raise policy.money."
     )
+
+
+def allot_trials(policy: Policy, costs: Costs) -> timedelta | None:
+    """The CPU that the trials of a search may take: half of what the month leaves, since the finalists, the training
+    and the gate need theirs. None: no limit, or one that the last search shows to be far away."""
+    if policy.money is None or policy.cpu_price == 0:
+        return None
+    left = policy.money / policy.cpu_price * HOUR_S - costs.spent
+    last = costs.last.get("search")
+    return None if last is not None and left > 2 * last else timedelta(seconds=max(round(left / 2), 1))
 
 
 def _to_money(cpu: float, policy: Policy) -> float:

@@ -143,6 +143,7 @@ class Tune(Section):
     recipe: Recipe | None = None
     trials: int = Field(24, ge=1)
     budget: Duration
+    cpu: Annotated[Duration, Field(gt=timedelta(0))] | None = None
     parallel: int = Field(2, ge=1)
     rows: int | None = Field(None, ge=100)
     finalists: int = Field(5, ge=0)

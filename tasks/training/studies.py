@@ -207,7 +207,7 @@ def open_log(p: Params, source: Path, as_of: datetime, *, home: Path | None = No
         home: the folder of shared state, where not EVERGREEN_HOME.
     """
     rows = [periods.hash_file(path) for _, path in periods.list_files(source)]
-    search = p.tune.model_dump(exclude={"trials", "budget", "finalists"})
+    search = p.tune.model_dump(exclude={"trials", "budget", "cpu", "finalists"})
     task = p.label.task, p.label.deadline, p.split.model_dump(), p.train.categories, p.train.device
     libraries = optuna.__version__, np.__version__, model.import_xgboost().__version__
     name = periods.hash_inputs(rows, as_of, search, task, CODE, libraries)

@@ -27,7 +27,8 @@ class Tuned:
         metric: XGBoost's name of that loss.
         trial: the best trial's number.
         trials, pruned: how many there were, and how many of them were pruned.
-        ended_by: "trials", "budget" where tune.budget ended the search, or "recipe" where there was none.
+        ended_by: "trials"; "budget" or "cpu" where tune.budget or tune.cpu ended the search; "recipe" where there
+            was none.
     """
 
     params: dict[str, Any]

@@ -64,8 +64,8 @@ def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
     listed = [studies.to_row(trial) for trial in study.trials]
     trials.write_trials(reports / "trials.json", [{**row, "final": by_number.get(row["number"])} for row in listed])
     log.info("%(trials)s trials, %(pruned)s of them pruned; best %(metric)s %(score).5f", asdict(tuned))
-    if ended_by == "budget":
-        log.warning("tune.budget ended the search after %s of %s trials", tuned.trials, p.tune.trials)
+    if ended_by != "trials":
+        log.warning("tune.%s ended the search after %s of %s trials", ended_by, tuned.trials, p.tune.trials)
 
 
 def take_recipe(p: Params, recipe: Recipe, folder: Path) -> None:
@@ -105,19 +105,25 @@ class Search:
     path: Path
 
     def run(self) -> str:
-        """Runs trials until they, or the budget, are spent, at least one; returns "trials" or "budget"."""
+        """Runs trials until they, the time or the CPU is spent, at least one; returns "trials", "budget" or "cpu"."""
         tune = self.p.tune
         spent = studies.restore_trials(self.study, self.path, self.p)
         done, mark = len(self.study.trials), time.monotonic()
+        # What a killed run took of the CPU is not in its log: all threads, as long as it lasted.
+        cpu = spent * tune.parallel * self.p.stage.threads
         with tqdm(total=tune.trials, initial=done, desc="tune", unit="trial", mininterval=1, leave=False) as bar:
             for first in range(done, tune.trials, tune.parallel):
                 if first and spent >= tune.budget.total_seconds():
                     return "budget"
+                if first and tune.cpu and cpu * (1 + tune.parallel / first) > tune.cpu.total_seconds():
+                    return "cpu"
+                began = time.process_time()
                 numbers = range(first, min(first + tune.parallel, tune.trials))
                 self._run_trials(numbers)
                 now = time.monotonic()
                 mark, seconds = now, now - mark  # with what was written after the trials before
                 spent += seconds
+                cpu += time.process_time() - began
                 rows = [studies.to_row(trial) for trial in self.study.get_trials(deepcopy=False)[first:]]
                 studies.append_rows(self.path, [{**row, "seconds": seconds / len(numbers)} for row in rows])
                 bar.set_postfix(best=f"{min((trial.value or 0.0 for trial in self._ended()), default=math.nan):.5f}")

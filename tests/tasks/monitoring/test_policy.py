@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.monitoring import policy as work
-from tasks.monitoring.policy import FIRST_REST, LONGEST_REST, Decision, Retrains, explain_rest
+from tasks.monitoring.policy import FIRST_REST, LONGEST_REST, Costs, Decision, Retrains, explain_rest
 from tasks.monitoring.signal import Signal
-from tasks.params import Policy
+from tasks.params import Policy, RetrainKind
 
 DAY = timedelta(days=1)
 NOW = datetime(2013, 9, 1)
@@ -326,8 +326,8 @@ def test_a_price_asks_whether_the_loss_saved_is_worth_the_cpu() -> None:
     """A week saves 0.07 units of loss in 1,000 predictions; an hour of CPU costs 0.05."""
     for price, name in ((0.71, "wait"), (0.72, "refresh")):
         policy = FRESH.model_copy(update={"price": price, "cpu_price": 0.05})
-        cpu: dict[Any, float] = {"refresh": 3600.0}
-        decision = decide(freshness(alarm=True), as_of=NOW, policy=policy, made=RESTED, searched=RESTED, cpu=cpu)
+        costs = Costs({"refresh": 3600.0})
+        decision = decide(freshness(alarm=True), as_of=NOW, policy=policy, made=RESTED, searched=RESTED, costs=costs)
         assert decision.name == name
         assert ("policy.price" in decision.reasons[0]) == (name == "wait")
 
@@ -337,10 +337,26 @@ def test_what_would_exceed_the_months_money_is_not_started_and_says_so(kind: str
     """Money for 7,200 s of CPU, of which one retrain takes 3,600."""
     policy = FRESH.model_copy(update={"money": 1.0, "cpu_price": 0.5, "search_every": 90 * DAY})
     made = [NOW - (90 if kind == "search" else 20) * DAY]
-    retrains: dict[str, Any] = {"made": made, "searched": made, "cpu": {"refresh": 3600.0, "search": 3600.0}}
+    last: dict[RetrainKind, float] = {"refresh": 3600.0, "search": 3600.0}
     for spent, name in ((3600.0, kind), (3601.0, "wait")):
         seen = freshness(alarm=kind == "refresh")
-        decision = decide(seen, as_of=NOW, policy=policy, spent_cpu=spent, **retrains)
+        costs = Costs(last, spent)
+        decision = decide(seen, as_of=NOW, policy=policy, made=made, searched=made, costs=costs)
         assert decision.name == name
     assert "policy.money (1 in 30 days)" in decision.reasons[0]
-    assert decide_first(as_of=NOW, policy=policy, spent_cpu=7300.0).action == "wait"
+    assert decide_first(as_of=NOW, policy=policy, costs=Costs(spent=7300.0)).action == "wait"
+
+
+@pytest.mark.parametrize(
+    ("costs", "seconds"),
+    [
+        (Costs(), 3600),  # nobody knows what a search takes
+        (Costs(spent=7000.0), 100),
+        (Costs({"search": 3600.0}, 200.0), 3500),
+        (Costs({"search": 3400.0}, 200.0), None),  # two more fit
+    ],
+)
+def test_trials_get_half_of_the_cpu_that_the_months_money_leaves(costs: Costs, seconds: int | None) -> None:
+    policy = FRESH.model_copy(update={"money": 1.0, "cpu_price": 0.5})
+    assert work.allot_trials(policy, costs) == (seconds and timedelta(seconds=seconds))
+    assert work.allot_trials(FRESH, costs) is None

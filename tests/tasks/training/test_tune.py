@@ -1,5 +1,6 @@
 """tasks.training.tune: a search that is broken off is the search that nobody broke off, and pruning loses nothing."""
 
+import itertools
 import json
 import logging
 import threading
@@ -358,6 +359,18 @@ def test_the_budget_ends_the_search_and_says_after_how_many_trials(
     assert "tune.budget ended the search after 2 of 9 trials" in caplog.text
 
 
+def test_the_cpu_that_money_leaves_ends_the_search_before_the_trials_that_would_exceed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two trials at a time take 10 s: a third pair would end after 30 of 29 s."""
+    p, folder = project(tmp_path)
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: 0.0, process_time=lambda: next(clock)))
+    result = searched(with_trials(p, 20, cpu=timedelta(seconds=29)), folder)
+    assert (result["trials"], result["ended_by"]) == (2 * p.tune.parallel, "cpu")
+    assert "tune.cpu ended the search after 4 of 20 trials" in caplog.text
+
+
 def test_what_is_written_between_trials_counts_for_the_budget_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,7 +381,7 @@ def test_what_is_written_between_trials_counts_for_the_budget_too(
         append(path, lines)
         now[0] += 10
 
-    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: 0.0))
     monkeypatch.setattr(studies, "append_rows", append_slowly)
     result = searched(with_trials(p, 20, budget=timedelta(seconds=15)), folder)
     assert (result["trials"], result["ended_by"]) == (3 * p.tune.parallel, "budget")
