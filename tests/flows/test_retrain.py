@@ -17,7 +17,7 @@ from prefect.utilities.callables import parameter_schema
 from flows.retrain import Retrained, retrain
 from tasks import params
 from tasks.promotion import ledger, recipe, registry
-from tasks.runtime import pipeline, workspaces
+from tasks.runtime import overrides, pipeline, workspaces
 from tasks.runtime.pipeline import StageFailed
 from tasks.serving.journal import open_journal
 from tests.flows.conftest import Project, shown, task_runs
@@ -244,6 +244,18 @@ def test_a_refresh_fits_the_champions_recipe_and_asks_what_age_costs(story: Stor
     run = story.known.runs.fetch(done.run_id, "params.yaml", tmp_path)
     assert yaml.safe_load(run.read_text())["tune"]["recipe"]["rounds"] == tuned.rounds
     assert any((params.home() / "evidence").iterdir())
+
+
+def test_money_that_is_spent_starts_no_retrain_and_says_so(story: Story, project: Project) -> None:
+    assert story
+    path = project.folder / "params.yaml"
+    text = path.read_text()
+    overrides.override_params(path, {"policy.money": 1e-9})
+    try:
+        with pytest.raises(ValueError, match=r"policy\.money .* With --force it starts all the same"):
+            retrain(as_of=LATER + timedelta(days=4), kind="refresh")
+    finally:
+        path.write_text(text)
 
 
 def test_a_regression_needs_no_python(project: Project, story: Story) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tasks.params import Task
 from tasks.promotion import evidence
 from tasks.promotion.contest import row_losses
-from tasks.promotion.evidence import Fits
+from tasks.promotion.evidence import Fits, read_kept
 from tasks.training import model, train
 from tests.tasks import small
 
@@ -55,6 +55,18 @@ def test_a_second_look_makes_nothing_and_a_later_one_a_fit(tmp_path: Path) -> No
     old = before.evidence.weeks
     assert np.array_equal(later.evidence.losses[:old, :old], before.evidence.losses, equal_nan=True)
     assert np.isfinite(later.evidence.losses[0, old]).all()
+
+
+def test_what_is_kept_is_what_the_last_look_saw(tmp_path: Path) -> None:
+    assert read_kept(tmp_path / "evidence") is None
+    fits = open_fits(tmp_path)
+    made = fits.collect(small.AS_OF, most=3)
+    kept = read_kept(tmp_path / "evidence")
+    assert made
+    assert kept
+    assert np.array_equal(kept.evidence.losses, made.evidence.losses, equal_nan=True)
+    assert np.array_equal(kept.evidence.rows, made.evidence.rows)
+    assert kept.until == fits.grid.begin_of(made.first_week + made.evidence.weeks)
 
 
 def test_a_look_back_sees_what_it_would_have_seen_then(tmp_path: Path) -> None:
