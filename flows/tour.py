@@ -21,6 +21,7 @@ from tasks import params
 from tasks.monitoring import decisions, predecessor
 from tasks.monitoring.policy import Decision
 from tasks.monitoring.signal import Signal, read_signals
+from tasks.params import RetrainKind
 from tasks.promotion import contest, ledger, recipe
 from tasks.promotion.registry import Registry, open_registry
 from tasks.serving.journal import Journal, open_journal
@@ -93,7 +94,7 @@ class Tour:
     def retrain_at(self, what: str, as_of: datetime, decision: Decision | None, *, seconds: int) -> None:
         """Retrain, and show what came of it."""
         reason = f"decision {decision.id}" if decision else "the first model"
-        kind, answers = (decision.kind, decision.id) if decision else ("search", None)
+        kind: RetrainKind = decision.kind if decision else "search"
         with self.begin(what, seconds=seconds, tasks=RETRAIN_TASKS):
             done = retrain(
                 as_of=as_of,
@@ -101,7 +102,7 @@ class Tour:
                 trials=TRIALS,
                 budget=BUDGET,
                 reason=reason,
-                decision=answers,
+                decision=decision.id if decision else None,
                 settings=SMALLER,
             )
         if done is None:
