@@ -18,6 +18,9 @@ RECENT_WEEKS = 8  # that must show the cost by themselves: what age cost in anot
 HALF_LIFE = 26  # weeks after which evidence counts half
 # Of each band's sequence. Not the rate of a year: README.md has those rates, by simulation.
 AGE_TAIL = 0.04
+# Something may have changed of late, and then the weeks before make the bound wide: the newest may tell alone.
+SHOCK_WEEKS = 4
+SHOCK_TAIL = 0.004
 GUARD_TAIL = 0.025
 GUARD_SHARE = 0.05  # of the skill: a fit that may be worse by more is held
 YARDSTICK_SHARE = 0.25  # of that margin: with a larger error, past fits are the yardstick
@@ -86,10 +89,16 @@ class AgeCost:
     bound: Bound
     recent: Floats  # the mean gain a row of the newest weeks alone
     weeks: int
+    newest: Bound  # of SHOCK_WEEKS alone
 
     @property
     def is_sure(self) -> NDArray[np.bool_]:
-        return (self.bound.low > 0) & (self.recent > 0)
+        return ((self.bound.low > 0) & (self.recent > 0)) | self.is_shock
+
+    @property
+    def is_shock(self) -> NDArray[np.bool_]:
+        """Whether the newest weeks alone are sure."""
+        return self.newest.low > 0
 
 
 def choose_band(age: int) -> tuple[int, int]:
@@ -106,7 +115,10 @@ def measure_age(evidence: Evidence, age: int, *, tail: float = AGE_TAIL) -> AgeC
     rows = evidence.rows[weeks]
     weights = 0.5 ** ((evidence.weeks - 1 - weeks) / HALF_LIFE)
     recent = gains[..., -RECENT_WEEKS:, :].sum((-2, -1)) / rows[-RECENT_WEEKS:].sum()
-    return AgeCost(band, bound_gain(gains, rows, weights=weights, tail=tail), recent, len(weeks))
+    newest = bound_gain(
+        gains[..., -SHOCK_WEEKS:, :], rows[-SHOCK_WEEKS:], weights=np.ones(SHOCK_WEEKS), tail=SHOCK_TAIL
+    )
+    return AgeCost(band, bound_gain(gains, rows, weights=weights, tail=tail), recent, len(weeks), newest)
 
 
 @dataclass(frozen=True, eq=False)

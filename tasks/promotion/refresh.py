@@ -104,8 +104,13 @@ def _ask_age(cost: AgeCost | None, refit: Refit) -> Iterator[Finding]:
         f"fits that were {young} to {old} weeks old lost {gain:+.4g} a row more than fresh ones in {cost.weeks} past "
         f"weeks, surely more than {low:+.4g} (a bound for looks in every week)"
     )
-    if cost.is_sure:
+    if low > 0 and recent > 0:
         yield Finding("PROMOTE", f"Age costs this recipe: {measured}.")
+    elif cost.is_shock:
+        fits = f"in the newest {ageing.SHOCK_WEEKS} weeks alone fits that were {young} to {old} weeks old lost"
+        sure = f"surely more than {float(cost.newest.low):+.4g}"
+        newest = f"{fits} {float(cost.newest.gain):+.4g} a row more than fresh ones, {sure}"
+        yield Finding("PROMOTE", f"Age costs this recipe since something changed: {newest}.")
     elif low > 0:
         yield Finding("HOLD", f"Age cost this recipe, but no longer: {measured}, yet {recent:+.4g} in the newest.")
     else:

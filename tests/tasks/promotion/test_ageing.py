@@ -41,6 +41,17 @@ def test_two_thousand_years_of_looks_seldom_promote_equals(name: str) -> None:
     assert share_promoted(name, FULL) <= (0.025 if "independent" in name else 0.05)
 
 
+@pytest.mark.parametrize("jump", [0.01, 0.1])
+def test_a_sudden_change_lets_newer_fits_in_however_large_it_is(jump: float) -> None:
+    """From one week on old fits lose more. A newer one has learnt 40 % of what is left after each week."""
+    change, champion = 22, 14
+    is_after, learnt = np.arange(years.DAYS) >= 7 * change, np.maximum(np.arange(WEEKS)[:, None] - change, 0)
+    noise = years.make_noise(np.random.default_rng(3), 40)
+    evidence = years.to_evidence(0.5 + noise + np.where(is_after, jump * 0.6**learnt, 0))
+    waits = [years.may_refresh(evidence, now, champion) for now in range(change, change + 10)]
+    assert np.any(waits, axis=0).mean() >= 0.9
+
+
 def test_what_age_costs_lets_newer_fits_in() -> None:
     evidence = years.to_evidence(years.make_noise(np.random.default_rng(1), 100) + years.cost_of_age(years.list_ages()))
     lives = years.live(evidence)
