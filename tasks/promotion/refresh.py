@@ -5,7 +5,6 @@ Three questions, and PROMOTE when all are answered with yes. Does age cost this 
 as those of past fits did? A refresh spends no look: the bound of the first question holds for every week.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,10 +19,14 @@ from tasks.promotion.ageing import AgeCost, Guard, Shift
 from tasks.promotion.contest import Contest
 from tasks.promotion.evidence import WEEK, Collected, Fits, measure_shift
 from tasks.promotion.gate import Costs, Finding
+from tasks.promotion.sequence import bound_once
 from tasks.promotion.slices import Slices
-from tasks.promotion.verdict import Verdict
+from tasks.promotion.verdict import Outcome, Verdict
 from tasks.training import split
 from tasks.training.model import Model
+
+# Of the newest fit on its own holdout, where past weeks do not tell. A single look's bound, asked for a few looks.
+HOLDOUT_TAIL = 0.002
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def judge_refresh(
     past = collected.evidence.list_past_gains(refit.weeks, held) if collected else np.empty(0)
     guard = ageing.guard_fit(sums.gains, sums.rows, skill=sums.skill, past=past)
     shift = _measure_shift(refit, fits, held, p, as_of)
-    findings = [*_ask_age(cost, refit), _ask_guard(guard, p.gate.metric), _ask_shift(shift)]
+    age = _ask_age(cost) if cost else _ask_holdout(sums, refit)
+    findings = [age, _ask_guard(guard, p.gate.metric), _ask_shift(shift, has_weeks=cost is not None)]
     figures = _list_figures(collected, cost, guard, shift, refit)
     return gate.judge_refresh(contest, findings, figures, gate=p.gate, costs=costs, slices=slices)
 
@@ -90,14 +94,21 @@ def _measure_shift(refit: Refit, fits: Fits, held: int, p: Params, as_of: dateti
     return Shift(measure_shift(refit.shipped, refit.twin, rows), fits.measure_shifts(held, as_of))
 
 
-def _ask_age(cost: AgeCost | None, refit: Refit) -> Iterator[Finding]:
-    if cost is None:
-        yield Finding(
-            "HOLD",
-            f"Fewer than {ageing.MIN_WEEKS} weeks show what being {refit.weeks} weeks old costs this recipe: "
-            "wait for more data, or retrain with a search.",
-        )
-        return
+def _ask_holdout(sums: HoldoutSums, refit: Refit) -> Finding:
+    """Where too few weeks tell what age costs, the newest fit's own holdout may tell alone."""
+    bound = bound_once(sums.gains, sums.rows, tail=HOLDOUT_TAIL)
+    few = f"fewer than {ageing.MIN_WEEKS} weeks show what being {refit.weeks} weeks old costs this recipe"
+    measured = f"on its own holdout the newest fit saves {float(bound.gain):+.4g} a row, surely more than"
+    if float(bound.low) > 0:
+        return Finding("PROMOTE", f"Better than the champion: {measured} {float(bound.low):+.4g}; {few}.")
+    return Finding(
+        "HOLD",
+        f"Not sure that age costs this recipe anything: {few}, and {measured} {float(bound.low):+.4g}. Wait for more "
+        "weeks.",
+    )
+
+
+def _ask_age(cost: AgeCost) -> Finding:
     young, old = cost.band
     gain, low, recent = (float(value) for value in (cost.bound.gain, cost.bound.low, cost.recent))
     measured = (
@@ -105,18 +116,17 @@ def _ask_age(cost: AgeCost | None, refit: Refit) -> Iterator[Finding]:
         f"weeks, surely more than {low:+.4g} (a bound for looks in every week)"
     )
     if low > 0 and recent > 0:
-        yield Finding("PROMOTE", f"Age costs this recipe: {measured}.")
-    elif cost.is_shock:
+        return Finding("PROMOTE", f"Age costs this recipe: {measured}.")
+    if cost.is_shock:
         fits = f"in the newest {ageing.SHOCK_WEEKS} weeks alone fits that were {young} to {old} weeks old lost"
         sure = f"surely more than {float(cost.newest.low):+.4g}"
         newest = f"{fits} {float(cost.newest.gain):+.4g} a row more than fresh ones, {sure}"
-        yield Finding("PROMOTE", f"Age costs this recipe since something changed: {newest}.")
-    elif low > 0:
-        yield Finding("HOLD", f"Age cost this recipe, but no longer: {measured}, yet {recent:+.4g} in the newest.")
-    else:
-        wide = "luck that the days of a week share" if cost.bound.is_by_weeks else "how the days differ"
-        narrower = f"More weeks narrow it; {wide} makes it wide."
-        yield Finding("HOLD", f"Not sure that age costs this recipe anything: {measured}. {narrower}")
+        return Finding("PROMOTE", f"Age costs this recipe since something changed: {newest}.")
+    if low > 0:
+        return Finding("HOLD", f"Age cost this recipe, but no longer: {measured}, yet {recent:+.4g} in the newest.")
+    wide = "luck that the days of a week share" if cost.bound.is_by_weeks else "how the days differ"
+    narrower = f"More weeks narrow it; {wide} makes it wide."
+    return Finding("HOLD", f"Not sure that age costs this recipe anything: {measured}. {narrower}")
 
 
 def _ask_guard(guard: Guard, metric: str) -> Finding:
@@ -134,12 +144,13 @@ def _ask_guard(guard: Guard, metric: str) -> Finding:
     return Finding("HOLD", f"Not surely sound: {measured}; the limit is {limit}, and {past}.")
 
 
-def _ask_shift(shift: Shift | None) -> Finding:
+def _ask_shift(shift: Shift | None, *, has_weeks: bool) -> Finding:
     if shift is None:
         return Finding(None, "The very model that was judged ships.")
     measured = f"the predictions of the fit that ships differ by {shift.change:.4g} on average from its twin's"
     if not shift.past:
-        return Finding("HOLD", f"Not comparable: {measured}, and no past fits tell what is usual.")
+        outcome: Outcome | None = "HOLD" if has_weeks else None  # a short history has no past fits for long
+        return Finding(outcome, f"Not comparable: {measured}, and no past fits tell what is usual.")
     usual = f"those of past fits differed by up to {max(shift.past):.4g}"
     if shift.holds:
         return Finding("PROMOTE", f"As usual, {measured}; {usual}.")
