@@ -108,6 +108,7 @@ class Window:
     since: datetime
     as_of: datetime
     mature: Predictions = NO_PREDICTIONS  # so old that label.deadline has passed
+    early: Predictions = NO_PREDICTIONS  # whose labels have come, as a rule, though label.deadline has not passed
     recent: Predictions = NO_PREDICTIONS  # the newest, with or without outcomes
     features: pa.Table | None = None  # of all versions that recorded each of the champion's features (n)
     scores: Floats | None = None  # the champion's, of those rows (n)
@@ -131,11 +132,13 @@ def read_window(journal: Journal, watched: Watched, as_of: datetime) -> Window:
     rows = count_rows(index, since, as_of)
     features, times = select_features(_between(made, since, as_of), watched)
     scores = watched.model.predict(features) if len(times) else np.zeros(0)
-    false_alarms = p.drift.false_alarms
+    false_alarms, early = p.drift.false_alarms, profile.early_labels
+    early_until = as_of - early.age if early else until
     return Window(
         since,
         as_of,
         mature=select_predictions(made, outcomes, watched.version, begin, until),
+        early=select_predictions(made, outcomes, watched.version, early_until - p.monitor.window, early_until),
         recent=select_predictions(made, None, watched.version, as_of - p.monitor.window, as_of),
         features=features,
         scores=scores,

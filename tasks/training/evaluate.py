@@ -19,7 +19,7 @@ from tasks.data import featuresql, manifest
 from tasks.data.featurerows import Rows, read_rows
 from tasks.params import Params
 from tasks.runtime import files, stage
-from tasks.training import baselines, fitting, holdout, metrics, model, profile, split
+from tasks.training import baselines, fitting, holdout, labels, metrics, model, profile, split
 from tasks.training.model import Floats, Model, Spec
 
 SAMPLE_ROWS = 4000  # of the history, in reference.parquet, which the drift report draws
@@ -126,7 +126,10 @@ def _profile_history(
         score_times=held.event_time,
         until=as_of,
         window=p.monitor.window,
-        labelled=profile.find_labelled_share(with_label, mature.event_time, p.monitor.window),
+        labelled=labels.find_labelled_share(with_label, mature.event_time, p.monitor.window),
+        early_labels=labels.find_early_labels(
+            with_label, mature.event_time, mature.known_at, window=p.monitor.window, deadline=p.label.deadline
+        ),
     )
 
 

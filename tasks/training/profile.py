@@ -22,13 +22,11 @@ from tasks.runtime.files import Format
 from tasks.training import digits, windows
 from tasks.training.columns import Column, profile_column
 from tasks.training.joint import Joint, profile_joint
+from tasks.training.labels import EarlyLabels
 from tasks.training.windows import Floats, Times
 
 FORMAT = Format("profile", 1)
 SCORE_COLUMN = "_score"  # no feature begins so
-LABEL_SLACK = 0.05  # the share may lie below the history's least by this, or by half of it where it is small
-LABEL_DEVIATIONS = 3.0  # of sampling
-OUTAGE_SHARE = 0.5  # of the median: a window with fewer rows, or labels, was an outage itself and sets no measure
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ class Profile:
         weights: each column's share of the model's importance.
         scores: the predictions, of rows that the model had not seen.
         contributions: the twin's mean SHAP values on the holdout, in its spec's order; by class first.
-        labelled: the least share of mature rows with a label in any window (`find_labelled_share`).
+        labelled: the least share of mature rows with a label in any window (labels.py).
+        early_labels: the same, of rows well before their deadline.
     """
 
     until: datetime
@@ -54,6 +53,7 @@ class Profile:
     scores: tuple[Column, ...]
     contributions: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
     labelled: float | None = None
+    early_labels: EarlyLabels | None = None
     __pydantic_config__ = ConfigDict(ser_json_timedelta="float")  # the file has lengths of time in seconds
 
     @cached_property
@@ -90,6 +90,7 @@ def build_profile(
     until: datetime,
     window: timedelta,
     labelled: float | None = None,
+    early_labels: EarlyLabels | None = None,
 ) -> Profile:
     """The profile of a history.
 
@@ -118,6 +119,7 @@ def build_profile(
         scores=tuple(profile_column(name, array, score_units, span) for name, array in arrays.items()),
         contributions=digits.to_tuples(contributions),
         labelled=labelled,
+        early_labels=early_labels,
     )
 
 
@@ -131,37 +133,3 @@ def to_score_columns(predictions: Floats, classes: Sequence[Any]) -> dict[str, F
 def draw_evenly(rows: int, size: int) -> NDArray[np.intp]:
     """At most `size` places among so many rows, drawn evenly."""
     return np.unique(np.linspace(0, max(rows - 1, 0), min(size, rows)).astype(np.intp))
-
-
-def find_labelled_share(labelled: NDArray[np.bool_], times: Times, window: timedelta) -> float | None:
-    """The least share of rows with a label in any window of a history; None where it holds no window.
-
-    Args:
-        labelled: whether each row has a label (n); of rows so old that it would have come.
-        times: of each row's event (n), in order.
-        window: the length; whole days slide by a day, other lengths by themselves.
-    """
-    units, span = windows.number_units(times, windows.choose_unit(window)), windows.units_in(window)
-    rows, with_label = (
-        windows.slide(np.bincount(units, weights=weights), span).sum(axis=-1) for weights in (None, labelled)
-    )
-    full = rows >= max(OUTAGE_SHARE * float(np.median(rows)) if len(rows) else 0.0, 1)
-    if not full.any():
-        return None
-    shares = with_label[full] / rows[full]
-    return float(shares[shares >= OUTAGE_SHARE * np.median(shares)].min())
-
-
-def find_label_fault(labelled: NDArray[Any], least: float | None) -> str | None:
-    """What is wrong with the labels of a window's mature rows (n), if anything is.
-
-    Args:
-        least: the least share in the history, of `find_labelled_share`.
-    """
-    if least is None or not len(labelled):
-        return None
-    share, rows = float(np.mean(labelled)), len(labelled)
-    sampling = LABEL_DEVIATIONS * np.sqrt(least * (1 - least) / rows)
-    if share >= least - max(min(LABEL_SLACK, least / 2), sampling):
-        return None
-    return f"labels: {share:.1%} of {rows:,} mature rows have one, at least {least:.1%} in its history"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tasks.monitoring.signal import Signal
 from tasks.monitoring.window import Watched, Window
 from tasks.params import spell
-from tasks.training import profile
+from tasks.training import labels
 
 SHOWN_FAULTS = 5  # in a sentence
 
@@ -54,8 +54,12 @@ def check_volume(window: Window, _watched: Watched) -> Check:
 
 
 def check_labels(window: Window, watched: Watched) -> Check:
-    """Fails when surely fewer mature rows have a label than in any window of the history."""
-    fault = profile.find_label_fault(window.mature.is_labelled, watched.profile.labelled)
+    """Fails when surely fewer mature rows have a label than in any window of the history, or hardly any rows of the age
+    by which most labels have come there."""
+    profile = watched.profile
+    fault = labels.find_label_fault(window.mature.is_labelled, profile.labelled)
+    if fault is None and (early := profile.early_labels):
+        fault = labels.find_label_fault(window.early.is_labelled, early.least, age=early.age)
     return Check(f"{fault}." if fault else "", alarm=fault is not None)
 
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from tasks.serving.journal import Journal
 from tasks.serving.predictions import latest_outcomes
 from tasks.serving.schema import make_entry
 from tasks.training import columns, evaluate, model, train
+from tasks.training.labels import EarlyLabels
 from tests.tasks import journalled, small
 
 DAY = timedelta(days=1)
@@ -260,6 +262,25 @@ def test_labels_that_never_come_leave_an_estimate_and_alarm_about_the_feed_alone
     assert found["estimate"].message.startswith("Estimated log loss")
     assert [signal.kind for signal in found.values() if signal.alarm] == ["quality"]
     assert "labels: 0.0% of " in found["quality"].message
+
+
+def test_a_feed_that_stops_alarms_long_before_a_far_deadline(shop: Shop) -> None:
+    """Labels come within two days, may take ten, and end on the day FIRST + 14."""
+    entries, until = shop.predicts(NEW), FIRST + 14 * DAY
+    for champion, told in (
+        (shop.of, ""),
+        (replace(shop.of, profile=replace(shop.of.profile, early_labels=EarlyLabels(2 * DAY, 0.95))), "2d after"),
+    ):
+        p = champion.p.model_copy(update={"label": champion.p.label.model_copy(update={"deadline": 10 * DAY})})
+        come = NEW.event_time < np.datetime64(until)
+        shop.hears([entry for entry, here in zip(entries, come, strict=True) if here], NEW.label[come], NEW.take(come))
+        measure = partial(monitor.measure_window, replace(champion, p=p), journal=shop.kept, registry=shop.known)
+        early, late = (
+            {signal.kind: signal for signal in measure(as_of=as_of).signals}["quality"] for as_of in (until, LAST)
+        )
+        assert not early.alarm
+        assert late.alarm is bool(told)
+        assert told in late.message
 
 
 def test_the_share_that_stayed_unlabelled_is_told(shop: Shop) -> None:

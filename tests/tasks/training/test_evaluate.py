@@ -242,6 +242,15 @@ def test_a_holdout_of_unseen_classes_alone_is_an_error_with_the_way_out(tmp_path
 # --- the reports
 
 
+def test_the_profile_knows_how_many_labels_come_and_how_soon(tmp_path: Path) -> None:
+    """One row of 10 gets none, the others within a day; the deadline is five days."""
+    rows = small.made_rows(per_day=30)
+    rows = replace(rows, label=np.where(np.arange(len(rows.label)) % 10, rows.label, np.nan))
+    made = evaluated(tmp_path, "binary", rows, **{"label.deadline": "5d"}).json("profile.json")
+    assert made["labelled"] == pytest.approx(0.9, abs=0.01)
+    assert made["early_labels"] == {"age": 2 * 86_400, "least": pytest.approx(0.9, abs=0.01)}
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_leaderboard_has_every_model_the_best_first(task: Task, done: dict[str, Done]) -> None:
     board = done[task].json("leaderboard.json")
