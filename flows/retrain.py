@@ -19,7 +19,7 @@ from prefect import artifacts, flow, get_run_logger, runtime
 from pydantic import Field
 
 from flows import answers, cli, forms, people
-from flows.runs import retried
+from flows.runs import pass_on_logs, retried
 from flows.stages import list_lineage, run_stages
 from tasks import params
 from tasks.data import manifest, state
@@ -222,7 +222,10 @@ def judge_candidate(p: params.Params, space: workspaces.Workspace, registry: Reg
     answers.finish_open(registry)
     champion = registry.find_champion()
     _refuse_other_key(space.root / p.paths.raw, p, champion)
-    verdict = judge.judge_candidate(p, space.root, run.record, registry=registry, champion=champion, home=params.home())
+    with pass_on_logs():  # evidence may take minutes
+        verdict = judge.judge_candidate(
+            p, space.root, run.record, registry=registry, champion=champion, home=params.home()
+        )
     get_run_logger().info("%s: %s", verdict.outcome, " ".join(verdict.reasons))
     return verdict
 

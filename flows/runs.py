@@ -10,14 +10,16 @@ type Cancelled ends the run's process with a traceback and status 1, which a poo
 and starts again.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, artifacts, cache_policies, events, get_client, get_run_logger, runtime, task
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
-from tasks import params
+from tasks import log, params
 from tasks.runtime import locks, stage
 
 SKIPPED = "Skipped"
@@ -35,6 +37,27 @@ def retried(name: str, **options: Any) -> Callable[[Callable[P, T]], Task[P, T]]
     waits = list(stage.WAITS_S)
     again = {"retries": len(waits), "retry_delay_seconds": waits, "retry_condition_fn": may_pass, **options}
     return task(name=name, task_run_name=name, cache_policy=cache_policies.NO_CACHE, **again)
+
+
+@contextlib.contextmanager
+def pass_on_logs() -> Iterator[None]:
+    """Show what `tasks` logs in this block, in any thread, in this run's log. Prefect shows its own loggers' alone."""
+    logger = get_run_logger()
+
+    class Passer(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logger.log(record.levelno, "%s", record.getMessage())
+
+    passer, level, propagates = Passer(), log.level, log.propagate
+    log.addHandler(passer)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # else a warning appears twice in a terminal
+    try:
+        yield
+    finally:
+        log.removeHandler(passer)
+        log.setLevel(level)
+        log.propagate = propagates
 
 
 @retried("publish")

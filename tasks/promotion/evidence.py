@@ -11,11 +11,10 @@ killed goes on where it stopped. A week counts when it is over and its labels ar
 """
 
 import json
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -30,53 +29,19 @@ from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.promotion.ageing import Evidence
 from tasks.promotion.contest import align_classes, row_losses
+from tasks.promotion.pastfits import MODEL, Maker
+from tasks.promotion.weekgrid import Grid
 from tasks.runtime import files
-from tasks.runtime.files import Format
-from tasks.training import fitting, model, split, train
+from tasks.training import model, split
 from tasks.training.model import Model
 from tasks.training.trials import Tuned
 
-GRID = Format("evidence", 1)
 MOST_FITS = 16  # that one look makes
-WEEK = timedelta(days=7)
-MONDAY = datetime(1970, 1, 5)  # the first week begins here, at the grid's hour
 SLICE = pa.schema(
     [("day", pa.int64()), ("slice", pa.string()), ("value", pa.string()), ("rows", pa.int64()), ("loss", pa.float64())]
 )
 UNTIL = b"evergreen.until_week"  # in the file's metadata: the weeks before it are scored
 ALL = ""  # the name of the slice of all rows
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Weeks of event time, by number. Days begin at the hour of fewest rows; see `interval.assign_blocks`."""
-
-    hour: int
-
-    @property
-    def _begin(self) -> datetime:
-        return MONDAY + timedelta(hours=self.hour)
-
-    def week_of(self, moment: datetime) -> int:
-        return (_without_zone(moment) - self._begin) // WEEK
-
-    def begin_of(self, week: int) -> datetime:
-        return self._begin + week * WEEK
-
-    def days_of(self, times: NDArray[np.datetime64]) -> NDArray[np.int64]:
-        """The number of each row's day, of which week w has the days from 7 w on."""
-        return (times.astype("datetime64[us]") - np.datetime64(self._begin, "us")) // np.timedelta64(1, "D")
-
-    @staticmethod
-    def load(folder: Path, times: NDArray[np.datetime64]) -> "Grid":
-        """The folder's, or one that the rows ask for, which it then keeps. Raises ValueError for another format."""
-        path = folder / "grid.json"
-        if not path.exists():
-            hours = times.astype("datetime64[h]").astype(np.int64) % 24
-            files.publish_json(path, {"format": GRID.mark, "hour": int(np.bincount(hours, minlength=24).argmin())})
-        raw = json.loads(path.read_text())
-        GRID.check(raw.get("format"), path)
-        return Grid(raw["hour"])
 
 
 @dataclass(frozen=True)
@@ -222,30 +187,26 @@ class Fits:
             return False
         return True
 
+    @property
+    def _maker(self) -> Maker:
+        return Maker(self.folder, self.p, self.tuned, self.rows, self.grid)
+
     def _place(self, week: int) -> Path:
-        return self.folder / self.grid.begin_of(week).strftime("%Y-%m-%dT%H")
+        return self._maker.place(week)
 
     def _model(self, week: int) -> Path:
-        return self._place(week) / "model.ubj"
+        return self._place(week) / MODEL
 
     def fit(self, weeks: Sequence[int]) -> None:
         """Make the fits up to these weeks, side by side. A fit's cost is an equal share of what all of them took."""
         if not weeks:
             return
-        first, last = (self.grid.begin_of(week) for week in (weeks[0], weeks[-1]))
-        log.info("evidence: %s fits of the recipe, up to %s ... %s", len(weeks), first, last)
         began = time.process_time()
-        one = self.p.model_copy(update={"stage": self.p.stage.model_copy(update={"threads": 1})})
-        works = [partial(self._fit_one, one, week) for week in weeks]
-        fitting.run_side_by_side(works, self.p.stage.threads, stop=threading.Event())
-        spent = (time.process_time() - began) / len(weeks)
+        boosters = self._maker.make(weeks)
+        spent = time.process_time() - began
+        log.info("evidence: made, by %s boosters and in %.0f s of CPU", boosters, spent)
         for week in weeks:
-            files.publish_json(self._place(week) / "cost.json", {"cpu": round(spent, 2)})
-
-    def _fit_one(self, p: Params, week: int) -> None:
-        twin = train.fit_twins(self.rows, self.grid.begin_of(week), self.tuned, p, seeds=1)[0]
-        self._place(week).mkdir(exist_ok=True)
-        files.publish(self._model(week), lambda path: _write(path, twin.to_bytes()))
+            files.publish_json(self._place(week) / "cost.json", {"cpu": round(spent / len(weeks), 2)})
 
     def _score(self, week: int, end: int) -> None:
         """Put what this fit lost in the weeks up to `end`, as far as it is missing, beside its model."""
@@ -285,10 +246,6 @@ def measure_shift(new: Model, old: Model, rows: Rows) -> float:
     return float(np.abs(first - (second[:, : first.shape[1]] if first.ndim == 2 else second)).mean())
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
 def _to_text(column: pa.ChunkedArray) -> NDArray[np.str_]:
     return np.asarray(column.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False), np.str_)
 
@@ -312,7 +269,3 @@ def _stack(losses: Mapping[int, pa.Table], end: int) -> Evidence:
         sums[week - first, days[over]] = table["loss"].to_numpy()[over]
         rows[days[over]] = table["rows"].to_numpy()[over]
     return Evidence(sums.reshape(weeks, weeks, 7), rows.reshape(weeks, 7))
-
-
-def _without_zone(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment

@@ -16,7 +16,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,11 @@ import yaml
 
 from tasks import params
 from tasks.promotion.registry import open_registry
+from tasks.promotion.tags import RECIPE
 from tasks.promotion.tracking import hide_password
 from tasks.runtime import files, locks, pipeline, workspaces
 
-Kind = Literal["workspace", "object", "run", "study", "candidate", "period"]
+Kind = Literal["workspace", "object", "run", "study", "candidate", "period", "evidence"]
 Inode = tuple[int, int]  # of a file: device and number
 
 
@@ -72,7 +73,8 @@ def collect(
                 "MLFLOW_TRACKING_URI and registry.model to those of the runs, or say NO_VERSIONS=1 (--no-versions) if "
                 "there is none yet."
             )
-        return free(checkout, keep_locks=folders, dry=dry)
+        recipes = {version.tags[RECIPE] for version in versions if RECIPE in version.tags}
+        return free(checkout, keep_locks=folders, keep_recipes=recipes, dry=dry)
 
 
 def _check_cache(checkout: Path) -> None:
@@ -84,12 +86,19 @@ def _check_cache(checkout: Path) -> None:
         )
 
 
-def free(checkout: Path, *, keep_locks: Iterable[Path] = (), dry: bool = True, days: float = 14) -> list[Freed]:
+def free(
+    checkout: Path,
+    *,
+    keep_locks: Iterable[Path] = (),
+    keep_recipes: Collection[str] = (),
+    dry: bool = True,
+    days: float = 14,
+) -> list[Freed]:
     """Free what neither the locks of the given folders, nor the checkout's, nor a running workspace's need.
 
-    Objects and remembered runs of DVC, left workspaces, and studies, periods and candidates of replays that were last
-    used `days` ago. Waits for the run that is under way. Branches and tags of git do not count: their data is made
-    again when asked for.
+    Objects and remembered runs of DVC, left workspaces; and studies, periods, candidates of replays, and evidence of
+    recipes not in `keep_recipes`, that were last used `days` ago. Waits for the run that is under way. Branches and
+    tags of git do not count: their data is made again when asked for.
     """
     checkout = checkout.resolve()
     with contextlib.ExitStack() as stack:
@@ -100,7 +109,11 @@ def free(checkout: Path, *, keep_locks: Iterable[Path] = (), dry: bool = True, d
         for root in roots:
             if not dry and (root / ".dvc").is_dir():  # between an output's way into the cache and its line in dvc.lock
                 stack.enter_context(stack.enter_context(pipeline.open_project(root)).lock)
-        unneeded = _find_unneeded(checkout, keep_locks=[*roots, *keep_locks], before=time.time() - days * 86400)
+        before = time.time() - days * 86400
+        unneeded = [
+            *_find_unneeded(checkout, keep_locks=[*roots, *keep_locks], before=before),
+            *(("evidence", path) for path in _list_unneeded_evidence(params.home(checkout), keep_recipes, before)),
+        ]
         links: Counter[Inode] = Counter()
         freed = [Freed(kind, path, _count_bytes(path, links)) for kind, path in unneeded]
         for kind, path in () if dry else unneeded:
@@ -128,6 +141,11 @@ def _find_unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float)
         if all(file.lstat().st_nlink <= 1 + gone[_read_inode(file)] for file in _list_files(path))
     ]
     return [(kind, path) for kind, group in paths.items() for path in group]
+
+
+def _list_unneeded_evidence(home: Path, recipes: Collection[str], before: float) -> list[Path]:
+    """Of recipes that no version has. A recipe that is not decided yet is looked at again and again, and so is new."""
+    return [path for path in _list_unused(home, "evidence/*", before) if path.name not in recipes]
 
 
 def _find_needed(cache: Path, folders: Iterable[Path]) -> set[str]:

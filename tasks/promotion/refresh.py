@@ -17,11 +17,12 @@ from tasks.params import Params
 from tasks.promotion import ageing, gate
 from tasks.promotion.ageing import AgeCost, Guard, Shift
 from tasks.promotion.contest import Contest
-from tasks.promotion.evidence import WEEK, Collected, Fits, measure_shift
+from tasks.promotion.evidence import Collected, Fits, measure_shift
 from tasks.promotion.gate import Costs, Finding
 from tasks.promotion.sequence import bound_once
 from tasks.promotion.slices import Slices
 from tasks.promotion.verdict import Outcome, Verdict
+from tasks.promotion.weekgrid import WEEK
 from tasks.training import split
 from tasks.training.model import Model
 

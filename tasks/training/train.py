@@ -9,6 +9,7 @@ All carry one calibration, from out-of-fold predictions, and one threshold, from
 
 import shutil
 import threading
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -27,6 +28,7 @@ from tasks.training import calibration, fitting, model, split
 from tasks.training.model import Floats, Model, Spec
 from tasks.training.trials import Tuned
 
+OutOfFold = tuple[Floats, NDArray[np.int64]]  # margins (n, classes) without class weights, and the rows' classes (n)
 MOST_UNSCORED = 0.01  # share of training rows whose classes may lack an out-of-fold row where margins are calibrated
 
 
@@ -95,8 +97,20 @@ def fit(
     return Model(model.import_xgboost().train(settings, data, tuned.rounds, callbacks=callbacks), spec)
 
 
-def calibrate(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, classes: tuple[Any, ...]) -> dict[str, Any]:
-    """The spec's calibration and threshold, from models that have not seen the rows they score."""
+def calibrate(
+    rows: Rows,
+    cut: datetime,
+    tuned: Tuned,
+    p: Params,
+    *,
+    classes: tuple[Any, ...],
+    score: Callable[[], OutOfFold] | None = None,
+) -> dict[str, Any]:
+    """The spec's calibration and threshold, from models that have not seen the rows they score.
+
+    Args:
+        score: Gives what such models say. None: one is trained for each fold.
+    """
     task, fields = p.label.task, dict[str, Any]()
     if task == "regression":
         return fields
@@ -109,7 +123,7 @@ def calibrate(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, classes: tu
         fields |= to_spec_fields(calibration.Map(np.eye(len(classes)), offset), task)
     if p.train.calibration == "none":
         return fields
-    margins, codes = _score_out_of_fold(rows, cut, tuned, p, classes)
+    margins, codes = score() if score else _score_out_of_fold(rows, cut, tuned, p, classes)
     unscored = ~np.isin(Spec(task, (), {}, classes).encode_label(seen), codes)
     if unscored.mean() > MOST_UNSCORED:
         log.warning(
@@ -118,31 +132,44 @@ def calibrate(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, classes: tu
             100 * unscored.mean(),
         )
         return fields
-    choice = calibration.choose_map(margins, codes)
+    choice, say = calibration.choose_map(margins, codes), log.debug if score else log.info
     if choice.family == "none":
-        log.info("calibration: none, since no map surely gains on rows that it was not fitted on")
+        say("calibration: none, since no map surely gains on rows that it was not fitted on")
         return fields
-    log.info("calibration: %s, which gains %.5f of log loss on unseen rows", choice.family, choice.gain)
+    say("calibration: %s, which gains %.5f of log loss on unseen rows", choice.family, choice.gain)
     return fields | to_spec_fields(choice.map.after(offset), task)
 
 
-def _score_out_of_fold(
-    rows: Rows, cut: datetime, tuned: Tuned, p: Params, classes: tuple[Any, ...]
-) -> tuple[Floats, NDArray[np.int64]]:
-    """Margins (n, classes) of the folds' models on their validation rows, without class weights; the classes (n)."""
+def _score_out_of_fold(rows: Rows, cut: datetime, tuned: Tuned, p: Params, classes: tuple[Any, ...]) -> OutOfFold:
+    """What the folds' models say of their validation rows."""
     labelled = model.is_labelled(rows.label)
     folds = split.make_folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=labelled)
     folds, stop = split.keep_trained_classes(folds, rows.label, classes), threading.Event()
     fit_one = partial(fit, tuned=tuned, p=p, classes=classes, threads=1, stop=stop)
     works = [partial(fit_one, rows.take(fold.train)) for fold in folds]
-    margins, codes = [], []
-    for fold, fitted in zip(folds, fitting.run_side_by_side(works, p.stage.threads, stop=stop), strict=True):
-        valid, offset = rows.take(fold.valid), _undo_weights(rows.label[fold.train], tuned, p, classes)
-        scores = np.asarray(fitted.margins(valid.table), np.float64)
-        # A binary margin says as much for one class as against the other.
-        margins.append((scores if scores.ndim == 2 else np.column_stack([-scores / 2, scores / 2])) + offset)
-        codes.append(fitted.spec.encode_label(valid.label))
-    return np.concatenate(margins), np.concatenate(codes).astype(np.int64)
+    fits = fitting.run_side_by_side(works, p.stage.threads, stop=stop)
+    return join_scores(
+        score_unseen(fitted, rows.take(fold.valid), tuned, p, trained_on=rows.label[fold.train])
+        for fold, fitted in zip(folds, fits, strict=True)
+    )
+
+
+def score_unseen(fitted: Model, unseen: Rows, tuned: Tuned, p: Params, *, trained_on: NDArray[Any]) -> OutOfFold:
+    """Margins (n, classes) of rows that a model has not seen, without class weights; the rows' classes (n).
+
+    Args:
+        trained_on: The labels of the rows that it was trained on.
+    """
+    scores = np.asarray(fitted.margins(unseen.table), np.float64)
+    # A binary margin says as much for one class as against the other.
+    margins = scores if scores.ndim == 2 else np.column_stack([-scores / 2, scores / 2])
+    codes = fitted.spec.encode_label(unseen.label).astype(np.int64)
+    return margins + _undo_weights(trained_on, tuned, p, fitted.spec.classes), codes
+
+
+def join_scores(parts: Iterable[OutOfFold]) -> OutOfFold:
+    margins, codes = zip(*parts, strict=True)
+    return np.concatenate(margins), np.concatenate(codes)
 
 
 def _undo_weights(label: NDArray[Any], tuned: Tuned, p: Params, classes: tuple[Any, ...]) -> Floats:

@@ -229,7 +229,9 @@ def test_a_setting_that_does_not_exist_is_refused_by_name(story: Story) -> None:
         retrain(settings={"tune.trails": 3})
 
 
-def test_a_refresh_fits_the_champions_recipe_and_asks_what_age_costs(story: Story, tmp_path: Path) -> None:
+def test_a_refresh_fits_the_champions_recipe_and_asks_what_age_costs(
+    story: Story, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     champion = story.known.find_champion()
     assert champion
     done = retrain(as_of=LATER + timedelta(days=4), kind="refresh", reason="refresh")
@@ -244,6 +246,7 @@ def test_a_refresh_fits_the_champions_recipe_and_asks_what_age_costs(story: Stor
     run = story.known.runs.fetch(done.run_id, "params.yaml", tmp_path)
     assert yaml.safe_load(run.read_text())["tune"]["recipe"]["rounds"] == tuned.rounds
     assert any((params.home() / "evidence").iterdir())
+    assert any(line.startswith("evidence: ") for line in caplog.messages)
 
 
 def test_money_that_is_spent_starts_no_retrain_and_says_so(story: Story, project: Project) -> None:

@@ -1,17 +1,21 @@
 """Evidence of a recipe's past fits: the sums are right, they are kept, and a look makes only what is missing."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tasks.params import Task
-from tasks.promotion import evidence
+from tasks.promotion import evidence, pastfits
 from tasks.promotion.contest import row_losses
 from tasks.promotion.evidence import Fits, read_kept
-from tasks.training import model, train
+from tasks.training import calibration, model, train
+from tasks.training.fitting import take_training
+from tasks.training.model import Model
 from tests.tasks import small
 
 TASKS: tuple[Task, ...] = ("binary", "multiclass", "regression")
@@ -30,7 +34,7 @@ def test_a_fit_is_scored_on_each_later_day_as_by_hand(tmp_path: Path, task: Task
     assert made.fits == 3
     week = made.first_week
     cut = fits.grid.begin_of(week)
-    twin = train.fit_twins(fits.rows, cut, fits.tuned, fits.p, seeds=1)[0]
+    twin = Model.load(fits.folder / f"{cut:%Y-%m-%dT%H}" / "model.ubj")
     day = cut + timedelta(days=9)
     one = fits.rows.take(
         (fits.rows.event_time >= np.datetime64(day)) & (fits.rows.event_time < np.datetime64(day + timedelta(days=1)))
@@ -97,25 +101,89 @@ def test_each_fit_has_its_share_of_what_a_look_cost(tmp_path: Path) -> None:
     assert 0 < sum(costs) <= made.cpu + 0.02
 
 
-def test_what_a_killed_look_had_fitted_is_not_fitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fits, made = open_fits(tmp_path), []
-    fit_twins = train.fit_twins
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_a_fit_is_the_recipes_calibrated_by_what_an_older_one_says_of_rows_it_has_not_seen(
+    tmp_path: Path, task: Task
+) -> None:
+    fits = open_fits(tmp_path, task)
+    fits = replace(fits, tuned=replace(fits.tuned, rounds=200))  # too many: their margins are too bold
+    fits.collect(small.AS_OF, most=3)
+    weeks = fits.list_fits(small.AS_OF)
+    cut, before = (fits.grid.begin_of(week) for week in (weeks[2], weeks[1]))
+    fitted, older = (Model.load(fits.folder / f"{moment:%Y-%m-%dT%H}" / "model.ubj") for moment in (cut, before))
+    times, known_by = fits.rows.event_time, np.datetime64(cut - fits.p.label.deadline)
+    assert older.spec.until == before.isoformat()
+    unseen = fits.rows.take((times >= np.datetime64(before)) & (times < known_by) & model.is_labelled(fits.rows.label))
+    seen = take_training(fits.rows, before, fits.p).label
+    scores = train.score_unseen(older, unseen, fits.tuned, fits.p, trained_on=seen)
+    wanted = train.to_spec_fields(calibration.choose_map(*scores).map, task)
+    assert (fitted.spec.coef, fitted.spec.intercept) == (wanted["coef"], wanted["intercept"])
+    trained = train.fit_twins(fits.rows, cut, fits.tuned, fits.p, seeds=1)[0]
+    assert np.array_equal(fitted.margins(unseen.table), trained.margins(unseen.table))
+    assert np.abs(fitted.predict(unseen.table) - trained.predict(unseen.table)).mean() < 0.05
 
-    def die_at_the_third(*args: object, **kwargs: object) -> object:
-        made.append(args[1])
-        if len(made) == 3:
+
+@pytest.mark.parametrize(("task", "boosters"), [("binary", 3 + 1), ("regression", 3)])
+def test_calibration_trains_one_more_fit_for_a_first_look_and_none_for_a_weekly_one(
+    tmp_path: Path, task: Task, boosters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits, made = open_fits(tmp_path, task), list[float]()
+    monkeypatch.setattr(train, "fit", count_calls(train.fit, made))
+    fits.collect(small.AS_OF - timedelta(days=7), most=3)
+    assert len(made) == boosters
+    fits.collect(small.AS_OF, most=3)
+    assert len(made) == boosters + 1
+
+
+def count_calls(fit: Callable[..., Any], made: list[float], *, dies_at: int | None = None) -> Callable[..., Any]:
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append(0)
+        if len(made) == dies_at:
             raise KeyboardInterrupt
-        return fit_twins(*args, **kwargs)  # type: ignore[arg-type]
+        return fit(*args, **kwargs)
 
-    monkeypatch.setattr(train, "fit_twins", die_at_the_third)
+    return counted
+
+
+def test_where_no_older_fit_knows_the_classes_each_fold_gets_a_fit_of_its_own(tmp_path: Path) -> None:
+    fits = open_fits(tmp_path, "multiclass")
+    week = fits.list_missing(small.AS_OF, most=1)[0]
+    late = fits.rows.event_time < np.datetime64(fits.grid.begin_of(week - 1) - timedelta(days=1))
+    rows = replace(fits.rows, label=np.where(late & (fits.rows.label == "late"), "fair", fits.rows.label))
+    young = replace(fits, rows=rows)
+    young.fit([week])
+    fitted = Model.load(fits.folder / f"{fits.grid.begin_of(week):%Y-%m-%dT%H}" / "model.ubj")
+    trained = train.fit_twins(rows, fits.grid.begin_of(week), fits.tuned, fits.p, seeds=1)[0]
+    assert "late" in fitted.spec.classes
+    assert fitted.to_bytes() == trained.to_bytes()
+
+
+def test_what_a_killed_look_had_fitted_is_not_fitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits, made, fit = open_fits(tmp_path), list[float](), train.fit
+    monkeypatch.setattr(train, "fit", count_calls(fit, made, dies_at=3))
     with pytest.raises(KeyboardInterrupt):
         fits.collect(small.AS_OF, most=4)
-    whole = len(list((tmp_path / "evidence").glob("*/model.ubj")))
-    monkeypatch.setattr(train, "fit_twins", fit_twins)
+    whole = len(list((tmp_path / "evidence").glob("*/plain.ubj")))
+    assert whole >= 1
+    again = list[float]()
+    monkeypatch.setattr(train, "fit", count_calls(fit, again))
     resumed = fits.collect(small.AS_OF, most=4)
     assert resumed
-    assert whole >= 1
-    assert resumed.fits == 4 - whole
+    assert resumed.fits == 4
+    assert len(again) == 4 + 1 - whole
+
+
+def test_a_look_says_how_many_fits_it_makes_and_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pastfits, "REPORT_S", 0.0)
+    caplog.set_level("INFO", "evergreen")
+    open_fits(tmp_path).collect(small.AS_OF, most=3)
+    lines = [line for line in caplog.messages if line.startswith("evidence")]
+    assert lines[0].startswith("evidence: 3 fits of the recipe are missing, up to 2024-")
+    assert lines[0].endswith("and 1 older ones to calibrate them by")
+    assert [line.partition(",")[0] for line in lines[1:-1]] == [f"evidence: {done} of 4 fits" for done in (1, 2, 3, 4)]
+    assert lines[-1].startswith("evidence: made, by 4 boosters and in ")
 
 
 def test_evidence_of_another_format_is_refused(tmp_path: Path) -> None:

@@ -64,6 +64,15 @@ def test_gc_frees_left_workspaces_old_studies_candidates_and_periods_that_no_dat
     assert gc.free(checkout, dry=False, days=0) == []
 
 
+def test_gc_frees_old_evidence_of_recipes_that_no_version_has(checkout: Path) -> None:
+    for recipe in ("has-a-version", "has-none"):
+        write(checkout / ".evergreen", {f"evidence/{recipe}/2013-05-06T03/losses.parquet": "x"})
+    assert gc.free(checkout, keep_recipes={"has-a-version"}, dry=False) == []  # a look at it may come yet
+    freed = gc.free(checkout, keep_recipes={"has-a-version"}, dry=False, days=0)
+    assert [(one.kind, one.path.name) for one in freed] == [("evidence", "has-none")]
+    assert [path.name for path in (checkout / ".evergreen" / "evidence").iterdir()] == ["has-a-version"]
+
+
 def test_gc_leaves_studies_and_periods_that_are_young(checkout: Path) -> None:
     write(params.home(checkout), {"studies/a.log": "trials", "periods/ab/abc/x.parquet": "unused"})
     assert gc.free(checkout) == []
