@@ -6,6 +6,7 @@ from tasks.monitoring import canary
 from tasks.monitoring.monitor import Measured
 from tasks.monitoring.policy import Decision
 from tasks.monitoring.signal import Signal
+from tasks.params import SignalKind
 from tasks.promotion.verdict import render_table
 
 NO_CHAMPION = "No champion serves yet: there is nothing to watch."
@@ -14,13 +15,22 @@ SHOWN_COLUMNS = 8
 
 
 def list_figures(measured: Measured) -> dict[str, float]:
-    """The window as numbers, for a chart over time."""
+    """The window as numbers, for a chart over time.
+
+    The loss alarms where the low end of its interval lies above what is usual, drift where it lies above its threshold.
+    """
     figures: dict[str, float | None] = {signal.kind: signal.value for signal in measured.signals}
-    figures |= {f"{signal.kind}.threshold": signal.reference for signal in measured.signals}
+    figures |= {f"{signal.kind}.{name_reference(signal.kind)}": signal.reference for signal in measured.signals}
+    figures |= {f"{signal.kind}.low": signal.low for signal in measured.signals}
     figures |= {f"{signal.kind}.alarm": float(signal.alarm) for signal in measured.signals if signal.kind != "estimate"}
     for column in measured.drift.columns:
         figures[f"moved.{NOT_IN_A_METRIC.sub('_', column.name)[:200]}"] = round(column.score, 4)
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def name_reference(kind: SignalKind) -> str:
+    """What a signal's value is held against."""
+    return {"performance": "usual", "estimate": "at_promotion"}.get(kind, "threshold")
 
 
 def render_page(measured: Measured | None, decision: Decision | None) -> str:

@@ -91,7 +91,8 @@ def _describe(verdict: Verdict, champion: Version, before: Version) -> str:
     if not verdict.counts_as_look:
         return f"Nothing can be said of {name} on {rows}. {verdict.reasons[0]}"
     result = "is better than it" if verdict.promotes else "is not surely better than it"
-    return f"On {rows} {name} {result}: {describe_gain(verdict.figures)}."
+    shared = "" if verdict.promotes else " All looks at this champion share gate.level."
+    return f"On {rows} {name} {result}: {describe_gain(verdict.figures)}.{shared}"
 
 
 # --- what a look leads to ------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from typing import Any
 
 from tasks.monitoring.drift import LEAST_WINDOWS, ColumnDrift, Comparison
 from tasks.monitoring.signal import Signal
-from tasks.monitoring.window import Watched, Window
+from tasks.monitoring.window import LEAST_COVERAGE, Watched, Window
+from tasks.params import spell
 
 SHOWN_COLUMNS = 5  # in a sentence
 
@@ -16,7 +17,7 @@ def measure_drift(window: Window, watched: Watched) -> Signal:
     names = [f"{column.name} ({column.change}; {column.score:.1f} deviations)" for column in moved[:SHOWN_COLUMNS]]
     more = f" and {len(moved) - SHOWN_COLUMNS} more" if len(moved) > SHOWN_COLUMNS else ""
     changes = f"moved: {', '.join(names)}{more}" if names else "no column moved by itself"
-    message = f"signal {drift.signal:.2f}, the threshold {drift.threshold:.2f}; {changes}."
+    message = f"signal {drift.signal:.2f}, the threshold {drift.threshold:.2f} ({_name_rate(watched)}); {changes}."
     why_not = _why_unmeasured(drift, window, watched)
     fields = _fields(drift, window, watched, message=f"Drift: {why_not}" if why_not else f"Drift {message}")
     return Signal("drift", **fields, detail={"columns": [_to_row(column) for column in drift.ranked]})
@@ -28,7 +29,7 @@ def measure_prediction(window: Window, watched: Watched) -> Signal:
     if (message := _why_unmeasured(drift, window, watched)) is None:
         top = drift.ranked[0]
         off = f"{top.score:.1f} deviations of the holdout's windows, the threshold {top.threshold:.1f}"
-        message = f"{top.change}; {off}."
+        message = f"{top.change}; {off} ({_name_rate(watched)})."
     return Signal("prediction", **_fields(drift, window, watched, message=f"Predictions: {message}"))
 
 
@@ -46,21 +47,27 @@ def _fields(comparison: Comparison, window: Window, watched: Watched, *, message
     }
 
 
+def _name_rate(watched: Watched) -> str:
+    return f"drift.false_alarms: {watched.p.drift.false_alarms:g} in 30 days"
+
+
 def _why_unmeasured(comparison: Comparison, window: Window, watched: Watched) -> str | None:
     """Why a window alarms about nothing, as one that was hardly covered does, or one of few rows."""
-    least = watched.p.policy.min_rows
+    least, length = watched.p.policy.min_rows, spell(watched.profile.window)
     if not comparison.rows:
-        return "no rows in the window."
+        return f"no rows in the window, of monitor.window ({length})."
     if not comparison.windows:
-        return "the history holds less than a window of monitor.window; the next promotion brings its own."
+        return f"the history holds less than a window of monitor.window ({length}); the next promotion brings its own."
     if comparison.windows < LEAST_WINDOWS:
         return (
-            f"the history holds {comparison.windows:.1f} windows of monitor.window, and a threshold needs "
-            f"{LEAST_WINDOWS}."
+            f"the history holds {comparison.windows:.1f} windows of monitor.window ({length}), and a threshold needs "
+            f"{LEAST_WINDOWS}: shorten monitor.window, or wait for a model of a longer history."
         )
     if window.drift.rows < least:
         return f"{window.drift.rows:,} rows are fewer than policy.min_rows ({least:,}), which turns this signal off."
-    return None if window.is_whole else "too little of the window is journalled to tell."
+    share = f"{LEAST_COVERAGE:.0%} of its rows, from its first day on"
+    whole = f"all of monitor.window ({length}) must be journalled with this model's features, {share}"
+    return None if window.is_whole else f"too little of the window is journalled to tell: {whole}."
 
 
 def _to_row(column: ColumnDrift) -> dict[str, Any]:

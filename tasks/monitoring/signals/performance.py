@@ -30,7 +30,8 @@ def measure_performance(window: Window, watched: Watched) -> Signal:
         "rows": int(is_labelled.sum()),
     }
     if not is_labelled.any():
-        return Signal(**fields, alarm=False, message=f"Performance: no mature outcomes {rows.span}.")
+        wait = f"they are mature label.deadline ({spell(p.label.deadline)}) after their event"
+        return Signal(**fields, alarm=False, message=f"Performance: no mature outcomes {rows.span}; {wait}.")
     is_known, losses = measure_losses(rows, watched.model, metric=p.gate.metric)
     if not is_known.any():
         count = f"all {is_labelled.sum():,} mature outcomes {rows.span}"
@@ -68,10 +69,11 @@ def _describe(now: Excess, change: Change | None, rows: Predictions, watched: Wa
 def _describe_limit(now: Excess, change: Change | None, watched: Watched) -> str:
     p, skill = watched.p, watched.at_promotion.skill
     if change is None:
-        few = f"{now.blocks} of them" if now.blocks < LEAST_BLOCKS else "the holdout fewer"
+        blocks = watched.at_promotion.excess.blocks
+        few, longer = (now.blocks, "monitor.window") if now.blocks < LEAST_BLOCKS else (blocks, "split.holdout")
         return (
-            f"No interval: it needs {LEAST_BLOCKS} blocks of gate.block ({spell(p.gate.block)}), and this has {few}: "
-            "lengthen monitor.window, or shorten gate.block."
+            f"No interval, and so no alarm: it needs {LEAST_BLOCKS} blocks of gate.block ({spell(p.gate.block)}), and "
+            f"{longer} has {few}: lengthen it, or shorten gate.block."
         )
     limit = f"monitor.tolerance ({p.monitor.tolerance:.0%} of its skill, {skill:.4f})"
     if change.surely_higher_by <= p.monitor.tolerance * skill:

@@ -6,6 +6,7 @@ Each check is a function of the window and the champion; this module's table lis
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tasks.monitoring.drift import LEAST_WINDOWS, QUALITY_SLACK
 from tasks.monitoring.signal import Signal
 from tasks.monitoring.window import Watched, Window
 from tasks.params import spell
@@ -41,15 +42,19 @@ def measure_quality(window: Window, watched: Watched) -> Signal:
 def check_values(window: Window, _watched: Watched) -> Check:
     """Missing, new and out-of-range values beyond the history's worst window, and columns that are gone."""
     faults = _find_faults(window)
-    quiet = "nothing missing, new or out of range beyond its history"
-    shown = "; ".join(faults[:SHOWN_FAULTS]) or (quiet if window.drift.columns else "no column was looked at")
+    quiet = f"nothing missing, new or out of range by {QUALITY_SLACK:.0%} more than in any window of its history"
+    unseen = f"no column was looked at, without {LEAST_WINDOWS} windows of monitor.window in its history, or any row"
+    shown = "; ".join(faults[:SHOWN_FAULTS]) or (quiet if window.drift.columns else unseen)
     return Check(f"Quality: {shown}.", alarm=bool(faults))
 
 
 def check_volume(window: Window, _watched: Watched) -> Check:
     """Fails when no rows came, or fewer than half as many as in the window before."""
     length = spell(window.as_of - window.since)
-    sentence = f"{window.rows:,} rows came, {window.rows_before:,} in the {length} before."
+    sentence = (
+        f"{window.rows:,} rows came, {window.rows_before:,} in the monitor.window ({length}) before; fewer than half "
+        "as many alarm."
+    )
     return Check(sentence, alarm=window.rows == 0 or window.rows < window.rows_before / 2)
 
 

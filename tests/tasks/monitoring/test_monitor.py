@@ -1,6 +1,7 @@
 """monitoring.monitor on a real registry and journal: what is measured of a window, and of late, odd or no input."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -240,7 +241,9 @@ def test_drift_is_measured_over_the_length_that_its_thresholds_come_from(shop: S
 def test_an_empty_window_is_an_alarm_of_volume_and_nothing_else(shop: Shop) -> None:
     found = shop.signals()
     assert [each.kind for each in found.values() if each.alarm] == ["quality"]
-    assert found["quality"].message.endswith("0 rows came, 0 in the 4d before.")
+    assert found["quality"].message.endswith(
+        "0 rows came, 0 in the monitor.window (4d) before; fewer than half as many alarm."
+    )
     assert "no mature outcomes" in found["performance"].message
     assert "estimate" not in found
     assert shop.kept.read("signals").num_rows == len(found)
@@ -353,6 +356,33 @@ def test_a_column_that_is_empty_from_now_on_is_a_fault_of_quality(shop: Shop) ->
     found = shop.signals()["quality"]
     assert found.alarm
     assert "store: 100.0% missing" in found.message
+
+
+def test_whatever_keeps_a_signal_quiet_its_message_names_a_setting(shop: Shop) -> None:
+    """In windows without rows, with a few, half journalled, too short for an interval, and whole."""
+    seen = set[tuple[str, bool]]()
+    for as_of, hours in ((FIRST, 0), (FIRST + DAY, 12), (LAST, 48)):
+        shop.predicts(between(as_of - timedelta(hours=hours), as_of))
+        seen |= set(check_settings_named(shop, as_of))
+    shop.lives()
+    short = shop.of.p.model_copy(update={"monitor": params.Monitor(window=DAY)})
+    for p in (shop.of.p, short):
+        seen |= set(check_settings_named(shop, LAST, p))
+    for kind in ("performance", "drift", "prediction"):
+        assert {(kind, False), (kind, True)} <= seen
+
+
+def check_settings_named(shop: Shop, as_of: datetime, p: Params | None = None) -> Iterator[tuple[str, bool]]:
+    """Each quiet signal's kind, and whether it was measured."""
+    for signal in shop.measures(as_of, p).signals:
+        if signal.alarm or signal.kind in (
+            "estimate",
+            "freshness",
+        ):  # one never alarms; what age costs, no setting moves
+            continue
+        named = re.findall(r"\b([a-z]+)\.([a-z_]+)\b", signal.message)
+        assert any(hasattr(getattr(shop.of.p, section, None), key) for section, key in named), signal.message
+        yield signal.kind, signal.is_measured
 
 
 # --- versions and classes

@@ -185,15 +185,17 @@ def test_the_skill_is_the_best_constants_loss_less_the_models() -> None:
     assert watch(p, day, 1 - scores, label).at_promotion.skill == 0
 
 
-@pytest.mark.parametrize(("days", "told"), [(3, "this has 3 of them"), (7, "")])
+@pytest.mark.parametrize(("days", "told"), [(3, "monitor.window has 3: lengthen it, or shorten gate.block"), (7, "")])
 def test_too_few_days_have_no_interval_and_the_message_names_the_way_out(days: int, told: str) -> None:
     p = settings()
     day, scores, label = WORLDS["independent"].draw(np.random.default_rng(0), HELD + WEEK)
     held, inside = day < HELD, (day >= HELD) & (day < HELD + days)
     signal = look(watch(p, day[held], scores[held], label[held]), day[inside], scores[inside], label[inside])
     assert signal.is_measured is (days == 7)
-    assert ("lengthen monitor.window, or shorten gate.block" in signal.message) is bool(told)
     assert told in signal.message
+    short = look(watch(p, day[day < 3], scores[day < 3], label[day < 3]), day[inside], scores[inside], label[inside])
+    assert not short.is_measured
+    assert ("split.holdout has 3" in short.message) is (days == 7)
 
 
 # --- numbers

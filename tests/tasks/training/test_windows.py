@@ -102,6 +102,18 @@ def test_a_column_that_goes_with_the_others_no_more_is_found_and_told(name: str,
     assert "correlation with what the other columns say of it 0.9" in parting[name]
 
 
+@pytest.mark.parametrize("how", ["shuffled", "shifted"])
+def test_columns_that_come_from_other_rows_together_are_found(how: str) -> None:
+    """As of a join that went wrong: they still go with each other."""
+    places = np.random.default_rng(0).permutation(NOW.num_rows) if how == "shuffled" else np.arange(NOW.num_rows) - 1
+    table = NOW
+    for name in ("weight", "volume"):
+        table = stream.changed(table, name, NOW[name].to_numpy()[places])
+    window = stream.compared(PROFILE, table, NOW_TIMES)
+    assert window.alarm
+    assert "size" in [column.name for column in window.moved]
+
+
 def test_a_column_that_never_went_with_the_others_may_be_shuffled() -> None:
     assert not stream.compared(PROFILE, parted("noise", "shuffled"), NOW_TIMES).alarm
 
