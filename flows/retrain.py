@@ -69,7 +69,8 @@ def retrain(
 
     Args:
         as_of: Event time "now", in UTC, such as 2013-07-01T00:00:00Z. Empty: the clock of params.yaml.
-        kind: search: a new recipe. refresh: the champion's recipe on newer rows, for a fraction of the cost.
+        kind: search: a new recipe. refresh: the champion's recipe on newer rows, for a fraction of the cost. contender:
+            the recipe of a search that is not decided yet, on newer rows; its race goes on.
         trials: The most trials of the search. Empty: tune.trials.
         budget: The longest that the search may take, such as PT10M here and 10m in a terminal. Empty: tune.budget.
         reason: Why; it names the run.
@@ -166,14 +167,24 @@ def compare_features(p: params.Params, root: Path, registry: Registry) -> skew.S
 
 @retried("choose the recipe")
 def choose_recipe(p: params.Params, kind: RetrainKind) -> dict[str, Any]:
-    """The setting by which a refresh takes the champion's recipe. Raises ValueError where no version serves."""
+    """The setting by which a refresh takes the champion's recipe, and a contender's look the contender's.
+
+    Raises:
+        ValueError: No version serves, or no recipe is in the race.
+    """
     if kind == "search":
         return {}
     registry = open_registry(p.registry)
     champion = registry.find_champion()
     if champion is None:
-        raise ValueError("no version serves whose recipe could be refreshed: retrain with --kind search first")
-    tuned = recipe.fetch_tuned(registry, champion)
+        raise ValueError(f"no version serves, so there is no {kind}: retrain with --kind search first")
+    run = champion.run_id
+    if kind == "contender":
+        contender = ledger.find_contender(registry.read_ledger())
+        if contender is None:
+            raise ValueError("no recipe is in the race against the champion's: retrain with --kind search first")
+        run = contender.run
+    tuned = recipe.fetch_tuned(registry, run)
     return {"tune.recipe": {"params": tuned.params, "rounds": tuned.rounds}}
 
 

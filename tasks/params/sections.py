@@ -245,7 +245,7 @@ class Journal(Section):
 SignalKind = Literal[
     "performance", "freshness", "drift", "prediction", "quality", "estimate", "predecessor", "challenger"
 ]
-RetrainKind = Literal["search", "refresh"]
+RetrainKind = Literal["search", "refresh", "contender"]
 
 
 class Monitor(Section):

@@ -48,6 +48,10 @@ class Evidence:
         """What was known at the end of that many weeks."""
         return Evidence(self.losses[..., :week, :week, :], self.rows[:week])
 
+    def since(self, week: int) -> "Evidence":
+        """Of the fits from that week on."""
+        return Evidence(self.losses[..., week:, week:, :], self.rows[week:])
+
     def pool_gains(self, youngest: int, oldest: int) -> tuple[Floats, NDArray[np.intp]]:
         """What the fresh model of a week saves over those of the ages from `youngest` to `oldest`, on average.
 
@@ -63,10 +67,13 @@ class Evidence:
                 weeks.append(week)
         return (np.stack(listed, -2) if listed else np.empty((*self.losses.shape[:-3], 0, 7))), np.array(weeks, int)
 
-    def list_past_gains(self, age: int, holdout: int) -> Floats:
+    def list_past_gains(self, age: int, holdout: int, *, older: "Evidence | None" = None) -> Floats:
         """The mean gain a row of each past fit over the one that was `age` weeks older, on a holdout of so many weeks.
 
         Where fewer than MIN_YARDSTICK fits have one so old, a younger one stands in.
+
+        Args:
+            older: Of another recipe, on the same weeks, whose fits are the older ones. None: of this recipe.
 
         Returns:
             (..., past fits), oldest first. Those whose holdout was over by the last week count.
@@ -74,7 +81,8 @@ class Evidence:
         age = max(1, min(age, self.weeks - holdout - MIN_YARDSTICK))
         listed = []
         for cut in range(age, self.weeks - holdout):
-            old, fresh = (self.losses[..., k, cut : cut + holdout, :] for k in (cut - age, cut))
+            fresh = self.losses[..., cut, cut : cut + holdout, :]
+            old = (older or self).losses[..., cut - age, cut : cut + holdout, :]
             gain = (old - fresh).sum((-2, -1)) / max(float(self.rows[cut : cut + holdout].sum()), 1.0)
             if np.isfinite(gain).all():
                 listed.append(gain)

@@ -120,7 +120,7 @@ def judge_first_model(
     return _conclude(best, findings, spending, gate=gate, costs=costs, slices=slices, more=more, side="candidate")
 
 
-def judge_refresh(
+def judge_findings(
     contest: Contest,
     findings: Sequence[Finding],
     figures: Mapping[str, Any],
@@ -128,14 +128,16 @@ def judge_refresh(
     gate: Gate,
     costs: Costs,
     slices: Slices,
+    too_few: Sequence[Finding] = (),
 ) -> Verdict:
-    """The verdict on the champion's recipe fitted to newer rows, by what `refresh` found, costs and slices.
+    """The verdict by what `refresh` or `race` found, costs and slices.
 
     Args:
         contest: With the champion, for the slices and the figures. It asks for no least number of rows: the findings
             know theirs.
+        too_few: What forbids to look at anything.
     """
-    return _conclude(contest, findings, figures, gate=gate, costs=costs, slices=slices, too_few=())
+    return _conclude(contest, findings, figures, gate=gate, costs=costs, slices=slices, too_few=too_few)
 
 
 def explain_backoff(last_time: datetime | None, now: datetime, gate: Gate) -> str | None:
@@ -194,7 +196,7 @@ def _conclude(
     """
     costs = costs or Costs()
     limit = Share("slice_tolerance", gate.slice_tolerance, gate.slice_tolerance * contest.skill(side).loss)
-    too_few = _find_too_few(contest, gate) if too_few is None else too_few
+    too_few = list(find_too_few(contest.rows, contest.blocks, gate)) if too_few is None else too_few
     forbidden = [*too_few, *_find_over_budget(costs, gate)]
     rows = [] if too_few else list(_compare_slices(contest, slices or {}, gate, limit))
     compared = [] if too_few else [*findings, *_find_worse_slices(rows, limit)]
@@ -217,14 +219,13 @@ def _harshness(finding: Finding) -> int:
 # --- the rules -----------------------------------------------------------------------------------------------------
 
 
-def _find_too_few(contest: Contest, gate: Gate) -> list[Finding]:
-    findings = []
-    if contest.rows < gate.min_rows:
-        findings.append(Finding("HOLD", f"{contest.rows:,} rows are fewer than gate.min_rows ({gate.min_rows:,})."))
-    if contest.blocks < gate.min_blocks:
-        blocks = f"{contest.blocks} blocks of {spell(gate.block)}"
-        findings.append(Finding("HOLD", f"{blocks} are fewer than gate.min_blocks ({gate.min_blocks})."))
-    return findings
+def find_too_few(rows: int, blocks: int, gate: Gate) -> Iterator[Finding]:
+    """What there must be more of before anything is compared."""
+    if rows < gate.min_rows:
+        yield Finding("HOLD", f"{rows:,} rows are fewer than gate.min_rows ({gate.min_rows:,}).")
+    if blocks < gate.min_blocks:
+        few = f"{blocks} blocks of {spell(gate.block)}"
+        yield Finding("HOLD", f"{few} are fewer than gate.min_blocks ({gate.min_blocks}).")
 
 
 def _find_over_budget(costs: Costs, gate: Gate) -> Iterator[Finding]:

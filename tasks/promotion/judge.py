@@ -10,7 +10,7 @@ the verdict.
 import json
 import tempfile
 import timeit
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -25,10 +25,17 @@ from tasks import log
 from tasks.data import featurerows, manifest
 from tasks.data.timeline import Span
 from tasks.params import Params, to_utc
-from tasks.promotion import gate, ledger, refresh
+from tasks.promotion import gate, ledger, race, refresh
 from tasks.promotion.contest import Contest, align_classes, compare_losses, constant_losses, row_losses
 from tasks.promotion.evidence import Fits
-from tasks.promotion.recipe import Recipe, download_recipe, identify_recipe, load_recipe, rebuild_features
+from tasks.promotion.recipe import (
+    Recipe,
+    download_recipe,
+    identify_recipe,
+    identify_stored,
+    load_recipe,
+    rebuild_features,
+)
 from tasks.promotion.registry import CHAMPION, Registry, Version
 from tasks.promotion.slices import Slices
 from tasks.promotion.tags import RECIPE
@@ -46,10 +53,19 @@ MAX_TWIN_GAP = timedelta(hours=1)  # a stored twin whose cut is so close to the 
 
 @dataclass(frozen=True)
 class Opponent:
-    """A champion's losses on a candidate's holdout, (seeds, rows). It has seen the rows before `until`."""
+    """A champion beside a candidate: its losses on the candidate's holdout, (seeds, rows), and its recipe.
+
+    Attributes:
+        until: It has seen the rows before that.
+        p: How its recipe is fitted today.
+        rows: With the features of its recipe.
+    """
 
     losses: NDArray[Any]
     until: datetime
+    recipe: Recipe
+    p: Params
+    rows: featurerows.Rows
 
 
 def judge_candidate(
@@ -75,32 +91,51 @@ def judge_candidate(
     if reason_to_wait := explain_wait(p, registry, champion, as_of, manifest.read_limit(folder / p.paths.raw)):
         return hold(reason_to_wait, **number)
     case = Case(p, folder, as_of, Holdout.load(folder / p.paths.reports / "holdout.parquet"))
-    looks = ledger.count_looks(entries, champion.number if champion else None)
     if champion is None:
-        return case.judge_first(looks=looks)
-    verdict = _judge_against(champion, case, registry, looks=looks, home=home)
+        return case.judge_first(looks=ledger.count_looks(entries, None))
+    verdict = _judge_against(champion, case, registry, ledger.find_contender(entries), home=home)
     return replace(verdict, figures={**verdict.figures, **number})
 
 
-def _judge_against(champion: Version, case: "Case", registry: Registry, *, looks: int, home: Path) -> Verdict:
+def _judge_against(
+    champion: Version, case: "Case", registry: Registry, contender: ledger.Contender | None, *, home: Path
+) -> Verdict:
     """A fault of the champion's recipe gives a HOLD. Any other fails the run."""
+    age, store = _measure_age(case.as_of, champion), home / "evidence"
     case.losses  # noqa: B018 (the candidate's own faults must not be taken for the champion's)
     case.costs  # noqa: B018
     with tempfile.TemporaryDirectory() as scratch:
         files = download_recipe(registry, champion, Path(scratch))
         try:
-            opponent = case.load_opponent(load_recipe(files), age=_measure_age(case.as_of, champion))
+            opponent = case.load_opponent(load_recipe(files), age=age)
+            name = identify_stored(opponent.recipe, opponent.p, case.lock)
+            if case.recipe not in (champion.tags.get(RECIPE), name):
+                return _judge_race(case, opponent, name, contender, age=age, store=store)
         except ValueError as error:
             return hold(
                 f"Version {champion.number} cannot be judged on today's tables: {error}",
                 f"Mend what its recipe needs, or take the alias `{CHAMPION}` off it in the MLflow UI: the next "
                 "candidate is then judged as a first model.",
             )
-    if (recipe := champion.tags.get(RECIPE)) and recipe == case.recipe:
-        return case.judge_refresh(
-            opponent, age=_measure_age(case.as_of, champion), fits=case.open_fits(home / "evidence")
-        )
-    return case.judge_against(opponent, looks=looks)
+    return case.judge_refresh(opponent, age=age, fits=case.open_fits(store))
+
+
+def _judge_race(
+    case: "Case", opponent: Opponent, name: str, contender: ledger.Contender | None, *, age: timedelta, store: Path
+) -> Verdict:
+    """A contender's race goes on where a run takes up its recipe against the same champion's. Another begins with its
+    holdout, also where a search chose the contender's recipe again: that search has seen more.
+
+    Args:
+        name: The id of the champion's recipe, as today's code fits it.
+    """
+    champion = Fits.open(store / name, opponent.p, opponent.recipe.tuned, opponent.rows)
+    goes_on = case.p.tune.recipe and contender and (contender.recipe, contender.opponent) == (case.recipe, name)
+    since = contender.since if goes_on and contender else None
+    verdict = case.judge_race(opponent, age=age, fits=case.open_fits(store), champion=champion, since=since)
+    state = ledger.Contender(case.recipe, name, since or case.begin, "").to_figures()
+    # A look at a race that goes on costs nothing; it must not make a refresh wait for gate.backoff.
+    return replace(verdict, figures={**verdict.figures, **state, **({"looked": False} if since else {})})
 
 
 def hold_if_another_serves(verdict: Verdict, serving: Version | None) -> Verdict:
@@ -153,7 +188,12 @@ class Case:
     def recipe(self) -> str:
         """The id of the candidate's recipe."""
         tuned = json.loads((self.folder / self.p.paths.models / "tuned.json").read_text())
-        return identify_recipe(self.p, pipeline.read_lock(self.folder)["stages"], tuned)
+        return identify_recipe(self.p, self.lock, tuned)
+
+    @property
+    def lock(self) -> Mapping[str, Any]:
+        """The entries of the stages in the run's dvc.lock."""
+        return dict(pipeline.read_lock(self.folder)["stages"])
 
     @cached_property
     def shipped(self) -> Model:
@@ -221,9 +261,10 @@ class Case:
         span, spec = self._span, self.shipped.spec
         rows = rebuild_features(recipe, self.p, self.folder, self.rows)
         table = self._select_holdout(rows.take(split.select_between(rows.event_time, span.begin, span.end))).table
-        models = _choose_models(self.p, recipe, rows, span.begin - age)
+        p = _fit_today(recipe, self.p)
+        models = _choose_models(self.p, recipe, p, rows, span.begin - age)
         predictions = [align_classes(spec, twin.spec.classes, twin.predict(table)) for twin in models]
-        return Opponent(self._measure_losses(predictions), _trained_until(models[0]))
+        return Opponent(self._measure_losses(predictions), _trained_until(models[0]), recipe, p, rows)
 
     def judge_against(self, opponent: Opponent, *, looks: int) -> Verdict:
         """On the rows that the champion has not seen."""
@@ -249,11 +290,39 @@ class Case:
         if not unseen.any():
             return self._hold_for_rows(opponent)
         contest, slices = self._compare(opponent, unseen)
-        constant = self._constant[unseen]
-        days = fits.grid.days_of(self.holdout.times[unseen])
-        sums = refresh.HoldoutSums.of(self.losses[:, unseen], opponent.losses[:, unseen], constant, days)
-        refit = refresh.Refit(self.shipped, Model.load(self.folder / self.p.paths.models / "twin.ubj"), age)
+        sums, refit = self._sum_holdout(opponent, unseen, fits), self._load_refit(age)
         return refresh.judge_refresh(contest, sums, refit, fits, as_of=self.as_of, costs=self.costs, slices=slices)
+
+    def judge_race(
+        self, opponent: Opponent, *, age: timedelta, fits: Fits, champion: Fits, since: datetime | None = None
+    ) -> Verdict:
+        """A recipe that is not the champion's.
+
+        Args:
+            age: Of the champion.
+            fits: The past ones of the candidate's recipe.
+            champion: Those of the champion's.
+            since: The first moment that neither recipe's search has seen. None: the candidate's holdout begins there.
+        """
+        unseen = self._select_unseen(opponent)
+        if not unseen.any():
+            return self._hold_for_rows(opponent)
+        contest, slices = self._compare(opponent, unseen)
+        sums, refit = self._sum_holdout(opponent, unseen, fits), self._load_refit(age)
+        pair = race.Pair(fits, champion, since or self.begin)
+        return race.judge_race(contest, sums, refit, pair, as_of=self.as_of, costs=self.costs, slices=slices)
+
+    def _sum_holdout(self, opponent: Opponent, unseen: NDArray[np.bool_], fits: Fits) -> refresh.HoldoutSums:
+        losses, days = (self.losses[:, unseen], opponent.losses[:, unseen]), self.holdout.times[unseen]
+        return refresh.HoldoutSums.of(*losses, self._constant[unseen], fits.grid.days_of(days))
+
+    def _load_refit(self, age: timedelta) -> refresh.Refit:
+        return refresh.Refit(self.shipped, Model.load(self.folder / self.p.paths.models / "twin.ubj"), age)
+
+    @property
+    def begin(self) -> datetime:
+        """Of the holdout: no search has seen the rows from then on."""
+        return self._span.begin
 
     def _select_unseen(self, opponent: Opponent) -> NDArray[np.bool_]:
         return np.asarray(self.holdout.times >= np.datetime64(opponent.until))
@@ -299,7 +368,7 @@ def _measure_latency(shipped: Model, table: pa.Table) -> float:
     return min(seconds) * 1000 / max(len(batch), 1)
 
 
-def _choose_models(p: Params, recipe: Recipe, rows: featurerows.Rows, cut: datetime) -> Sequence[Model]:
+def _choose_models(p: Params, recipe: Recipe, mixed: Params, rows: featurerows.Rows, cut: datetime) -> Sequence[Model]:
     """The champion's model itself without refit, else twins of its recipe that end at `cut`."""
     if recipe.p.label == p.label:
         if not p.train.refit:
@@ -307,9 +376,14 @@ def _choose_models(p: Params, recipe: Recipe, rows: featurerows.Rows, cut: datet
         if abs(_trained_until(recipe.twins[0]) - cut) <= MAX_TWIN_GAP:
             return recipe.twins
     log.info("the champion's stored twin ends elsewhere: training its recipe up to %s", cut)
-    device = recipe.p.train.model_copy(update={"device": p.train.device})
-    mixed = recipe.p.model_copy(update={"label": p.label, "stage": p.stage, "train": device})
     return train.fit_twins(rows, cut, recipe.tuned, mixed, seeds=len(recipe.twins))
+
+
+def _fit_today(recipe: Recipe, p: Params) -> Params:
+    """The params of a stored recipe, with what today's run asks and measures, and on today's machine."""
+    device = recipe.p.train.model_copy(update={"device": p.train.device})
+    today = {"label": p.label, "gate": p.gate, "stage": p.stage, "train": device}
+    return recipe.p.model_copy(update=today)
 
 
 def _trained_until(twin: Model) -> datetime:

@@ -79,7 +79,8 @@ class Entry:
     @property
     def kind(self) -> RetrainKind:
         """Of the retrain; one whose entry does not name it was a search."""
-        return "refresh" if self.verdict.get("figures", {}).get("kind") == "refresh" else "search"
+        kind = self.verdict.get("figures", {}).get("kind")
+        return kind if kind in ("refresh", "contender") else "search"
 
     @property
     def is_retrain(self) -> bool:
@@ -205,6 +206,39 @@ def _list_looks(entries: Sequence[Entry], champion: int | None) -> Iterator[Entr
     for entry in since:
         if entry.mark in ("verdict", "intent") and entry.champion == champion and entry.counts_as_look:
             yield entry
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A searched recipe that is not decided yet.
+
+    Attributes:
+        recipe: its id.
+        opponent: the id of the champion's recipe that it races against.
+        since: the first moment that neither recipe's search has seen.
+        run: of its newest look; its files are the recipe.
+    """
+
+    recipe: str
+    opponent: str
+    since: datetime
+    run: str
+
+    def to_figures(self) -> dict[str, str]:
+        """What a verdict keeps of it."""
+        return {"race_recipe": self.recipe, "race_opponent": self.opponent, "race_since": self.since.isoformat()}
+
+
+def find_contender(entries: Sequence[Entry]) -> Contender | None:
+    """The recipe whose race the newest look at one left open. A look decides it, or a newer search takes its place."""
+    for entry in reversed(entries):
+        figures = entry.verdict.get("figures", {})
+        if entry.mark in ("verdict", "intent") and "race_recipe" in figures:
+            names = ("race_recipe", "race_opponent", "race_since")
+            recipe, opponent, since = (str(figures[name]) for name in names)
+            is_open = entry.mark == "verdict" and entry.outcome == "HOLD" and entry.run is not None
+            return Contender(recipe, opponent, datetime.fromisoformat(since), str(entry.run)) if is_open else None
+    return None
 
 
 def find_unfinished(entries: Sequence[Entry]) -> list[Entry]:

@@ -17,6 +17,7 @@ from tasks.training.trials import Tuned
 RECIPE = ("params.yaml", "reports/tuned.json", "features.sql", "model.ubj", "twin.ubj", "twins")
 
 CODE = (".py", ".sql")
+SQL = "features.sql"
 STAGES = ("features", "train")  # their code makes the model; the search's does not
 
 
@@ -49,15 +50,29 @@ def identify_recipe(p: params.Params, entries: Mapping[str, Any], tuned: Mapping
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def identify_stored(recipe: Recipe, p: params.Params, entries: Mapping[str, Any]) -> str:
+    """The id of a stored recipe as today's code fits it.
+
+    Args:
+        p: Its params, with what today's run sets.
+        entries: Of the stages in today's dvc.lock.
+    """
+    digest = hashlib.md5(recipe.sql.encode(), usedforsecurity=False).hexdigest()
+    deps = [{**dep, "md5": digest} if dep["path"].endswith(SQL) else dep for dep in entries["features"].get("deps", [])]
+    tuned = {"params": recipe.tuned.params, "rounds": recipe.tuned.rounds}
+    return identify_recipe(p, {**entries, "features": {**entries["features"], "deps": deps}}, tuned)
+
+
 def fetch_model(registry: Registry, version: Version) -> Model:
     """The model of a version that would serve."""
     with tempfile.TemporaryDirectory() as scratch:
         return Model.load(registry.runs.fetch(version.run_id, "model.ubj", Path(scratch)))
 
 
-def fetch_tuned(registry: Registry, version: Version) -> Tuned:
+def fetch_tuned(registry: Registry, run: str) -> Tuned:
+    """The parameters and rounds that a run recorded."""
     with tempfile.TemporaryDirectory() as scratch:
-        return Tuned.load(registry.runs.fetch(version.run_id, "reports/tuned.json", Path(scratch)))
+        return Tuned.load(registry.runs.fetch(run, "reports/tuned.json", Path(scratch)))
 
 
 def fetch_recipe(registry: Registry, version: Version) -> Recipe:

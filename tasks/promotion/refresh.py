@@ -75,18 +75,23 @@ def judge_refresh(
 ) -> Verdict:
     """The verdict; the evidence that it lacks is made."""
     p, collected = fits.p, fits.collect(as_of)
-    held = max(1, round((p.split.holdout + p.label.deadline) / WEEK))
+    held = count_held_weeks(p)
     cost = ageing.measure_age(collected.evidence, refit.weeks) if collected else None
     past = collected.evidence.list_past_gains(refit.weeks, held) if collected else np.empty(0)
     guard = ageing.guard_fit(sums.gains, sums.rows, skill=sums.skill, past=past)
-    shift = _measure_shift(refit, fits, held, p, as_of)
+    shift = measure_shipped(refit, fits, held, p, as_of)
     age = _ask_age(cost) if cost else _ask_holdout(sums, refit)
-    findings = [age, _ask_guard(guard, p.gate.metric), _ask_shift(shift, has_weeks=cost is not None)]
+    findings = [age, ask_guard(guard, p.gate.metric), ask_shift(shift, has_weeks=cost is not None)]
     figures = _list_figures(collected, cost, guard, shift, refit)
-    return gate.judge_refresh(contest, findings, figures, gate=p.gate, costs=costs, slices=slices)
+    return gate.judge_findings(contest, findings, figures, gate=p.gate, costs=costs, slices=slices)
 
 
-def _measure_shift(refit: Refit, fits: Fits, held: int, p: Params, as_of: datetime) -> Shift | None:
+def count_held_weeks(p: Params) -> int:
+    """How much older a twin is than the fit that ships."""
+    return max(1, round((p.split.holdout + p.label.deadline) / WEEK))
+
+
+def measure_shipped(refit: Refit, fits: Fits, held: int, p: Params, as_of: datetime) -> Shift | None:
     """None where the twin itself ships."""
     if not p.train.refit:
         return None
@@ -130,7 +135,7 @@ def _ask_age(cost: AgeCost) -> Finding:
     return Finding("HOLD", f"Not sure that age costs this recipe anything: {measured}. {narrower}")
 
 
-def _ask_guard(guard: Guard, metric: str) -> Finding:
+def ask_guard(guard: Guard, metric: str) -> Finding:
     gain, low = float(guard.bound.gain), float(guard.bound.low)
     unit = "squared error" if metric == "rmse" else "log loss"
     measured = f"on its own holdout the newest fit saves {gain:+.4g} of {unit} a row, surely more than {low:+.4g}"
@@ -145,7 +150,7 @@ def _ask_guard(guard: Guard, metric: str) -> Finding:
     return Finding("HOLD", f"Not surely sound: {measured}; the limit is {limit}, and {past}.")
 
 
-def _ask_shift(shift: Shift | None, *, has_weeks: bool) -> Finding:
+def ask_shift(shift: Shift | None, *, has_weeks: bool) -> Finding:
     if shift is None:
         return Finding(None, "The very model that was judged ships.")
     measured = f"the predictions of the fit that ships differ by {shift.change:.4g} on average from its twin's"

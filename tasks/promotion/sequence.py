@@ -39,7 +39,7 @@ class Bound:
     is_by_weeks: NDArray[np.bool_]  # luck that a week's days share makes the bound wide, not the days themselves
 
 
-def bound_gain(gains: Floats, rows: Floats, *, weights: Floats, tail: float) -> Bound:
+def bound_gain(gains: Floats, rows: Floats, *, weights: Floats, tail: float, prior_weeks: float = 0) -> Bound:
     """The lower bound of the mean gain a row.
 
     Args:
@@ -47,6 +47,8 @@ def bound_gain(gains: Floats, rows: Floats, *, weights: Floats, tail: float) -> 
         rows: How many rows each sum is over, (weeks, days).
         weights: Of the weeks, (weeks,): old evidence may count less.
         tail: The probability that the bound is ever above the true mean.
+        prior_weeks: So many weeks' worth do the days count in what the weeks differ by, where there are few weeks
+            (a moderated variance: Smyth, Stat. Appl. Genet. Mol. Biol. 2004).
 
     Raises:
         ValueError: There are fewer than two weeks.
@@ -60,6 +62,10 @@ def bound_gain(gains: Floats, rows: Floats, *, weights: Floats, tail: float) -> 
     days = parts.reshape(*parts.shape[:-2], -1)
     by_days = _estimate_variance(days, _count_effective(weight[rows > 0]), lag=True)
     by_weeks = _estimate_variance(parts.sum(-1), _count_effective(weights), lag=False)
+    if prior_weeks:
+        spare = _count_effective(weights) - 1
+        pooled = (prior_weeks * by_days[0] + spare * by_weeks[0]) / (prior_weeks + spare)
+        by_weeks = pooled, np.minimum(by_days[1], prior_weeks + spare)
     is_by_weeks = by_weeks[0] > by_days[0]
     variance, freedom = (np.where(is_by_weeks, *pair) for pair in zip(by_weeks, by_days, strict=True))
     error = np.sqrt(variance)
@@ -115,7 +121,7 @@ def _estimate_variance(parts: Floats, count: float, *, lag: bool) -> tuple[Float
 
 def _skewness(days: Floats) -> Floats:
     """Of the sum."""
-    squares = np.maximum((days**2).sum(-1), 1e-300)
+    squares = np.maximum((days**2).sum(-1), 1e-200)  # its power must not become 0
     return np.asarray(np.clip((days**3).sum(-1) / squares**1.5, -MOST_SKEWNESS, MOST_SKEWNESS), np.float64)
 
 

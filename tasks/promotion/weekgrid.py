@@ -38,12 +38,20 @@ class Grid:
 
     @staticmethod
     def load(folder: Path, times: NDArray[np.datetime64]) -> "Grid":
-        """The folder's, or one that the rows ask for, which it then keeps. Raises ValueError for another format."""
+        """The folder's, or that of the folders beside it, or one that the rows ask for, which it then keeps.
+
+        Raises:
+            ValueError: Another format.
+        """
         path = folder / "grid.json"
-        if not path.exists():
+        beside = [path, *sorted(folder.parent.glob("*/grid.json"))]
+        if source := next((one for one in beside if one.exists()), None):
+            raw = json.loads(source.read_text())
+        else:
             hours = times.astype("datetime64[h]").astype(np.int64) % 24
-            files.publish_json(path, {"format": GRID.mark, "hour": int(np.bincount(hours, minlength=24).argmin())})
-        raw = json.loads(path.read_text())
+            raw = {"format": GRID.mark, "hour": int(np.bincount(hours, minlength=24).argmin())}
+        if source != path:
+            files.publish_json(path, raw)
         GRID.check(raw.get("format"), path)
         return Grid(raw["hour"])
 

@@ -236,7 +236,7 @@ def test_a_refresh_fits_the_champions_recipe_and_asks_what_age_costs(
     assert champion
     done = retrain(as_of=LATER + timedelta(days=4), kind="refresh", reason="refresh")
     assert done
-    tuned = recipe.fetch_tuned(story.known, champion)
+    tuned = recipe.fetch_tuned(story.known, champion.run_id)
     assert (done.reports["tuned"]["params"], done.reports["tuned"]["rounds"]) == (tuned.params, tuned.rounds)
     assert done.reports["tuned"]["ended_by"] == "recipe"
     assert done.verdict.figures["kind"] == "refresh"

@@ -1,5 +1,6 @@
 """tasks.promotion.judge: both sides of the comparison have the same distance from the rows that they are judged on."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -30,7 +31,7 @@ from tests.conftest import FEATURES_SQL, KEY, raw_params, write_params, write_so
 from tests.tasks import small
 
 FIRST, LATER = small.AS_OF, small.AS_OF + timedelta(days=8)  # gate.backoff is shorter
-ROWS = small.made_rows(days=70)
+ROWS, LONGER = small.made_rows(days=70), small.made_rows(days=77)
 SQL = "-- the features of these tests are made without it\n"
 GOOD: dict[str, Any] = {"rounds": 40}
 POOR: dict[str, Any] = {"rounds": 1, "params": {"max_depth": 1}}
@@ -48,10 +49,14 @@ class Made:
     p: Params
     folder: Path
     as_of: datetime
+    home: Path | None = None  # its folder
 
     def models(self) -> list[Model]:
         models = self.folder / self.p.paths.models
         return [Model.load(path) for path in (models / "twin.ubj", *sorted((models / "twins").glob("*.ubj")))]
+
+    def held_from(self) -> datetime:
+        return split.find_holdout(self.as_of, self.p.split, deadline=self.p.label.deadline).begin
 
     def rows(self) -> Rows:
         return featurerows.read_rows(self.folder / self.p.paths.features)
@@ -71,6 +76,9 @@ def trained(folder: Path, as_of: datetime, p: Params, tuned: dict[str, Any], *, 
     (folder / "tasks" / "features.sql").write_text(sql)
     write_params(p.model_dump(mode="json"), folder)
     small.tuned(folder, p, **tuned)
+    deps = [{"path": "tasks/features.sql", "md5": hashlib.md5(sql.encode()).hexdigest()}]
+    lock = {"stages": {"features": {"deps": deps}, "train": {"deps": []}}}
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
     train.train(p, folder)
     evaluate.evaluate(p, folder)
     return Made(p, folder, as_of)
@@ -105,7 +113,7 @@ class Shelf:
 
     def judged(self, made: Made, champion: Version | None, record: str = "new") -> Verdict:
         return judge.judge_candidate(
-            made.p, made.folder, record, registry=self.known, champion=champion, home=made.folder
+            made.p, made.folder, record, registry=self.known, champion=champion, home=made.home or made.folder
         )
 
 
@@ -245,13 +253,11 @@ def test_a_look_of_2031_neither_holds_back_nor_makes_a_candidate_too_old_once_th
     assert judge.explain_wait(new.p, shelf.known, ahead, LATER, limit=LATER + timedelta(days=1)) is None
 
 
-def test_an_earlier_look_is_paid_for(old: Made, new: Made, shelf: Shelf) -> None:
+def test_an_earlier_look_at_the_champion_costs_nothing(old: Made, new: Made, shelf: Shelf) -> None:
     mine = shelf.champion(old, "refused long ago")
     once = shelf.judged(new, mine).figures
     refuse(shelf.known, mine, LATER - timedelta(days=7), "d3")
-    again = shelf.judged(new, mine).figures
-    assert (once["looks"], again["looks"]) == (0, 1)
-    assert again["bound"] < once["bound"]
+    assert shelf.judged(new, mine).figures["race_bound"] == once["race_bound"]
 
 
 def refuse(known: Registry, champion: Version | None, as_of: datetime, decision: str, *, look: bool = True) -> None:
@@ -272,6 +278,26 @@ def test_a_candidate_that_could_not_have_been_promoted_costs_no_look(
 
 
 # --- against the champion
+
+
+def test_a_contenders_race_goes_on_from_its_first_clean_day_until_a_search_takes_its_place(
+    old: Made, new: Made, shelf: Shelf, tmp_path: Path
+) -> None:
+    mine = shelf.champion(old, "has a contender")
+    once = shelf.judged(new, mine)
+    assert (once.outcome, once.figures["race_since"]) == ("HOLD", new.held_from().isoformat())
+    held = Entry("verdict", "s1", LATER, run=mine.run_id, champion=mine.number, outcome="HOLD", verdict=once.to_dict())
+    shelf.known.append(held)
+    recipe = {"tune.recipe": {"params": {"max_depth": 3}, "rounds": 60}}
+    later = run(tmp_path / "later", LATER + timedelta(days=7), settings(**recipe), {"rounds": 60}, rows=LONGER)
+    going_on = shelf.judged(replace(later, home=new.folder), mine)
+    assert going_on.figures["race_recipe"] == once.figures["race_recipe"]
+    assert going_on.figures["race_since"] == once.figures["race_since"]
+    assert going_on.figures["race_weeks"] == once.figures["race_weeks"] + 1
+    assert not going_on.counts_as_look  # it must not make a refresh wait
+    searched = shelf.judged(replace(later, p=settings()), mine)
+    assert searched.figures["race_since"] == later.held_from().isoformat()
+    assert searched.counts_as_look
 
 
 def test_the_stored_twins_stand_for_the_champion_as_long_as_they_fit(
@@ -498,11 +524,12 @@ def test_a_candidate_that_knows_a_new_class_can_be_judged(shelf: Shelf, tmp_path
     # No fold could calibrate the young class, and it grows. That is no fault of judging.
     p = settings("multiclass", **{"gate.max_calibration_error": 0.2})
     first = run(tmp_path / "a", FIRST, p, GOOD, rows=rows.take(rows.event_time < np.datetime64(FIRST)))
-    second = run(tmp_path / "b", LATER, p, GOOD, rows=later)
+    second = run(tmp_path / "b", LATER, p, {"rounds": 60}, rows=later)
     found = shelf.judged(second, shelf.champion(first, "three classes"))
     assert second.models()[0].spec.classes == ("early", "fair", "late", "lost")
-    assert found.outcome == "PROMOTE", found
     assert found.figures["champion"] > found.figures["candidate"] + 1
+    assert not found.promotes, found.reasons  # fitted as late, the champion's recipe would know the class too
+    assert found.figures["race_weeks"] >= 2
 
 
 def split_up(label: small.Labels) -> small.Labels:

@@ -1,7 +1,9 @@
 """promotion.ledger: what the entries say, without MLflow."""
 
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from tasks.promotion import ledger
 from tasks.promotion.ledger import Entry
@@ -80,3 +82,25 @@ def test_an_entry_of_before_costs_were_known_reads_as_a_search_of_no_cost() -> N
     del raw["cpu"]
     read = ledger.from_tags({**tags, name: json.dumps(raw)}, model="made")
     assert (read.cpu, read.kind) == (0.0, "search")
+
+
+def race(decision: str, recipe: str, outcome: str = "HOLD", **changes: Any) -> Entry:
+    figures = ledger.Contender(recipe, "the champion's", AS_OF, "").to_figures()
+    entry = Entry("verdict", decision, AS_OF, run=f"run of {decision}", outcome=outcome, verdict={"figures": figures})
+    return replace(entry, **changes)
+
+
+def test_the_contender_is_the_recipe_that_the_newest_search_left_open() -> None:
+    assert ledger.find_contender([]) is None
+    entries = [race("a", "first"), verdict("b", 1)]
+    assert ledger.find_contender(entries) == ledger.Contender("first", "the champion's", AS_OF, "run of a")
+    refresh = Entry("intent", "c", AS_OF, run="another", verdict={"figures": {"kind": "refresh"}})
+    entries += [refresh, refresh.next_mark("alias moved", 2), Entry("rolled back", "d", AS_OF, champion=2, version=1)]
+    assert ledger.find_contender(entries) == ledger.Contender("first", "the champion's", AS_OF, "run of a")
+    entries.append(race("e", "second"))
+    assert ledger.find_contender(entries) == ledger.Contender("second", "the champion's", AS_OF, "run of e")
+
+
+def test_a_recipe_that_won_or_lost_is_no_contender_and_the_one_before_it_does_not_come_back() -> None:
+    for end in (race("b", "second", "REJECT"), race("b", "second", "PROMOTE", mark="intent")):
+        assert ledger.find_contender([race("a", "first"), end]) is None
