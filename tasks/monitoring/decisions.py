@@ -167,6 +167,7 @@ def read_retrains(p: Params, journal: Journal, registry: Registry, *, as_of: dat
         unmade=[line.decision for line in unmade],
         refusal=policy.explain_rest(faults, _now()),
         costs=measure_costs(entries, as_of),
+        raced=contender.as_of if (contender := ledger.find_contender(entries)) else None,
     )
 
 

@@ -73,6 +73,7 @@ class Retrains:
     unmade: Sequence[str] = ()  # those that were answered without a candidate since the last one was made
     refusal: str | None = None  # why a retrain that is asked for now would come to nothing
     costs: Costs = Costs()
+    raced: datetime | None = None  # the event time of the newest look at a contender; None: there is none
 
     def last(self, as_of: datetime) -> datetime | None:
         return max((moment for moment in self.made if moment <= as_of), default=None)
@@ -123,6 +124,7 @@ def decide(
         *_wish_for_alarms(alarms, retrains, version, as_of, policy),
         *_wish_for_search(retrains, as_of, policy),
         *_wish_for_freshness(ages, retrains, version, as_of, policy),
+        *_wish_for_contender(retrains, as_of, policy),
     ]
     if not wishes:
         quiet = [_explain_quiet(kind, windows[kind], evidence[kind], policy) for kind in windows]
@@ -211,6 +213,19 @@ def _wish_for_freshness(
         or explain_money("refresh", policy, retrains.costs)
     )
     yield Wish("refresh", cause, (*why, newest.message), obstacle, ("freshness",))
+
+
+def _wish_for_contender(retrains: Retrains, as_of: datetime, policy: Policy) -> Iterator[Wish]:
+    """The next look at a recipe that is in the race, as often as a refresh may be asked for."""
+    last = retrains.raced
+    if last is None or as_of < last + policy.refresh_every:
+        return
+    cause = _hash(["contender", str(last), *retrains.unmade])
+    reason = f"A contender was looked at last at {last}; its race goes on after policy.refresh_every."
+    obstacle = (
+        _explain_joining(cause, retrains) or retrains.refusal or explain_money("contender", policy, retrains.costs)
+    )
+    yield Wish("contender", cause, (reason,), obstacle)
 
 
 def explain_rest(faults: Sequence[datetime], now: datetime) -> str | None:

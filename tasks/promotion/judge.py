@@ -133,7 +133,7 @@ def _judge_race(
     goes_on = case.p.tune.recipe and contender and (contender.recipe, contender.opponent) == (case.recipe, name)
     since = contender.since if goes_on and contender else None
     verdict = case.judge_race(opponent, age=age, fits=case.open_fits(store), champion=champion, since=since)
-    state = ledger.Contender(case.recipe, name, since or case.begin, "").to_figures()
+    state = ledger.to_race_figures(case.recipe, name, since or case.begin)
     # A look at a race that goes on costs nothing; it must not make a refresh wait for gate.backoff.
     return replace(verdict, figures={**verdict.figures, **state, **({"looked": False} if since else {})})
 

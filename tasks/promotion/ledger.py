@@ -151,9 +151,14 @@ def find_answered(entries: Iterable[Entry]) -> set[str]:
 def find_retrains(entries: Iterable[Entry], kind: RetrainKind | None = None) -> list[datetime]:
     """The event times of the candidates that were made, in order; of one kind, where one is named.
 
-    A challenger that is promoted was made before, and a retrain that failed made no candidate.
+    A challenger that is promoted was made before, and a retrain that failed made no candidate. Without a kind, looks at
+    a contender that did not win are left out: what serves is as old as before, and was searched for as long ago.
     """
-    return sorted({entry.as_of for entry in entries if entry.is_retrain and kind in (None, entry.kind)})
+
+    def counts(entry: Entry) -> bool:
+        return entry.kind == kind if kind else entry.kind != "contender" or entry.mark == "intent"
+
+    return sorted({entry.as_of for entry in entries if entry.is_retrain and counts(entry)})
 
 
 def sum_cpu(entries: Iterable[Entry], since: datetime, until: datetime) -> float:
@@ -217,16 +222,19 @@ class Contender:
         opponent: the id of the champion's recipe that it races against.
         since: the first moment that neither recipe's search has seen.
         run: of its newest look; its files are the recipe.
+        as_of: of that look.
     """
 
     recipe: str
     opponent: str
     since: datetime
     run: str
+    as_of: datetime
 
-    def to_figures(self) -> dict[str, str]:
-        """What a verdict keeps of it."""
-        return {"race_recipe": self.recipe, "race_opponent": self.opponent, "race_since": self.since.isoformat()}
+
+def to_race_figures(recipe: str, opponent: str, since: datetime) -> dict[str, str]:
+    """What a verdict keeps of a race; see `Contender`."""
+    return {"race_recipe": recipe, "race_opponent": opponent, "race_since": since.isoformat()}
 
 
 def find_contender(entries: Sequence[Entry]) -> Contender | None:
@@ -237,7 +245,8 @@ def find_contender(entries: Sequence[Entry]) -> Contender | None:
             names = ("race_recipe", "race_opponent", "race_since")
             recipe, opponent, since = (str(figures[name]) for name in names)
             is_open = entry.mark == "verdict" and entry.outcome == "HOLD" and entry.run is not None
-            return Contender(recipe, opponent, datetime.fromisoformat(since), str(entry.run)) if is_open else None
+            begin = datetime.fromisoformat(since)
+            return Contender(recipe, opponent, begin, str(entry.run), entry.as_of) if is_open else None
     return None
 
 

@@ -316,6 +316,14 @@ def test_refreshes_are_policy_refresh_every_apart_and_have_no_cool_down() -> Non
     assert "policy.refresh_every (7d)" in decide(freshness(alarm=True), as_of=NOW, policy=FRESH, made=[NOW]).reasons[0]
 
 
+def test_a_contender_is_looked_at_as_often_as_a_refresh_may_be_asked_for() -> None:
+    for days, name in ((6, "wait"), (7, "contender")):
+        decision = decide([], as_of=NOW, policy=FRESH, made=RESTED, searched=RESTED, raced=NOW - days * DAY)
+        assert decision.name == name
+    both = decide(freshness(alarm=True), as_of=NOW, policy=FRESH, made=RESTED, searched=RESTED, raced=NOW - 7 * DAY)
+    assert both.name == "refresh"  # the contender's turn is next
+
+
 def test_an_alarm_that_must_wait_does_not_keep_a_refresh_for_age_back() -> None:
     seen, made = [*signals(True, True), *freshness(alarm=True)], [NOW - 8 * DAY]
     decision = decide(seen, as_of=NOW, policy=FRESH, made=made, searched=made)

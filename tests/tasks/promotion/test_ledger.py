@@ -85,7 +85,7 @@ def test_an_entry_of_before_costs_were_known_reads_as_a_search_of_no_cost() -> N
 
 
 def race(decision: str, recipe: str, outcome: str = "HOLD", **changes: Any) -> Entry:
-    figures = ledger.Contender(recipe, "the champion's", AS_OF, "").to_figures()
+    figures = ledger.to_race_figures(recipe, "the champion's", AS_OF)
     entry = Entry("verdict", decision, AS_OF, run=f"run of {decision}", outcome=outcome, verdict={"figures": figures})
     return replace(entry, **changes)
 
@@ -93,14 +93,22 @@ def race(decision: str, recipe: str, outcome: str = "HOLD", **changes: Any) -> E
 def test_the_contender_is_the_recipe_that_the_newest_search_left_open() -> None:
     assert ledger.find_contender([]) is None
     entries = [race("a", "first"), verdict("b", 1)]
-    assert ledger.find_contender(entries) == ledger.Contender("first", "the champion's", AS_OF, "run of a")
+    assert ledger.find_contender(entries) == ledger.Contender("first", "the champion's", AS_OF, "run of a", AS_OF)
     refresh = Entry("intent", "c", AS_OF, run="another", verdict={"figures": {"kind": "refresh"}})
     entries += [refresh, refresh.next_mark("alias moved", 2), Entry("rolled back", "d", AS_OF, champion=2, version=1)]
-    assert ledger.find_contender(entries) == ledger.Contender("first", "the champion's", AS_OF, "run of a")
+    assert ledger.find_contender(entries) == ledger.Contender("first", "the champion's", AS_OF, "run of a", AS_OF)
     entries.append(race("e", "second"))
-    assert ledger.find_contender(entries) == ledger.Contender("second", "the champion's", AS_OF, "run of e")
+    assert ledger.find_contender(entries) == ledger.Contender("second", "the champion's", AS_OF, "run of e", AS_OF)
 
 
 def test_a_recipe_that_won_or_lost_is_no_contender_and_the_one_before_it_does_not_come_back() -> None:
     for end in (race("b", "second", "REJECT"), race("b", "second", "PROMOTE", mark="intent")):
         assert ledger.find_contender([race("a", "first"), end]) is None
+
+
+def test_a_look_at_a_contender_that_did_not_win_is_no_retrain_of_what_serves() -> None:
+    look = replace(made("a", 1, kind="contender"), outcome="HOLD")
+    won = replace(made("b", 2, kind="contender"), mark="intent")
+    assert ledger.find_retrains([look, won]) == [won.as_of]
+    assert ledger.find_retrains([look, won], "contender") == [look.as_of, won.as_of]
+    assert ledger.find_retrains([look, won], "search") == []
