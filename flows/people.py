@@ -28,7 +28,8 @@ from pydantic import Field
 
 from flows.runs import retried
 from tasks import params
-from tasks.promotion.verdict import Outcome, Verdict, render_verdict
+from tasks.promotion.page import render_verdict
+from tasks.promotion.verdict import Outcome, Verdict
 from tasks.serving.journal import Journal, open_journal
 from tasks.serving.schema import make_entry
 

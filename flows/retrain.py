@@ -6,7 +6,9 @@ Works with a Prefect server (PREFECT_API_URL) and without one. The graph is dvc.
 of its name. The run has a workspace of its own; the checkout is never edited.
 """
 
+import base64
 import json
+import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -26,8 +28,9 @@ from tasks.data import manifest, state
 from tasks.monitoring import decisions, policy, skew
 from tasks.params import RetrainKind
 from tasks.promotion import changes, judge, ledger, outcome, recipe, record, tags, tracking
+from tasks.promotion.page import render_verdict
 from tasks.promotion.registry import Registry, Version, open_registry
-from tasks.promotion.verdict import Verdict, render_verdict
+from tasks.promotion.verdict import Verdict
 from tasks.runtime import clock, cost, locks, pipeline, workspaces
 from tasks.serving.journal import open_journal
 
@@ -317,8 +320,25 @@ def publish(done: Retrained, p: params.Params) -> None:
     )
     steps = [{"stage": stage.name, "status": stage.status, "seconds": round(stage.wall, 1)} for stage in done.stages]
     artifacts.create_table_artifact(steps, key="stages", description="what ran, and what was taken from the cache")
-    link = open_registry(p.registry).tracking.find_link(done.run_id)
+    registry = open_registry(p.registry)
+    publish_picture(done, registry)
+    link = registry.tracking.find_link(done.run_id)
     artifacts.create_link_artifact(link, key="mlflow-run", link_text="the MLflow run")
+    against = outcome.find_opponent(done.verdict)
+    link = outcome.save_comparison(registry, against)
+    text = f"all candidates that were judged against {against}"
+    artifacts.create_link_artifact(link, key="mlflow-compare", link_text=text)
+
+
+def publish_picture(done: Retrained, registry: Registry) -> None:
+    """The evidence as a picture, in the Prefect UI and beside the MLflow run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path, as_of = Path(scratch) / "pictures" / "verdict.png", datetime.fromisoformat(done.as_of)
+        if outcome.draw(path, done.verdict, params.to_utc(as_of), registry.read_ledger()):
+            registry.runs.add_files(done.run_id, Path(scratch))
+            # The picture itself is the address: the UI's reader need not be on the machine that drew it.
+            address = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+            artifacts.create_image_artifact(address, key="verdict-picture", description=f"as of {done.as_of}")
 
 
 def describe(done: Retrained | None) -> str:

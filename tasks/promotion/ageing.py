@@ -6,10 +6,12 @@ README.md tells the rule and what was measured of it.
 """
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.promotion.gains import Course
 from tasks.promotion.sequence import Bound, Floats, bound_gain, bound_once
 
 BANDS = ((1, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64))  # ages in weeks; each is a series of its own
@@ -127,6 +129,22 @@ def measure_age(evidence: Evidence, age: int, *, tail: float = AGE_TAIL) -> AgeC
         gains[..., -SHOCK_WEEKS:, :], rows[-SHOCK_WEEKS:], weights=np.ones(SHOCK_WEEKS), tail=SHOCK_TAIL
     )
     return AgeCost(band, bound_gain(gains, rows, weights=weights, tail=tail), recent, len(weeks), newest)
+
+
+def course_of_age(evidence: Evidence, age: int, begin: datetime) -> Course:
+    """What the fresh fit of each week saved over those as old as the champion, and the sequence's bound at each look.
+
+    Args:
+        age: Of the champion, in weeks.
+        begin: When the evidence's first week begins.
+    """
+    young, old = choose_band(age)
+    gains, weeks = evidence.pool_gains(young, old)
+    means = gains.sum(-1) / np.maximum(evidence.rows[weeks].sum(-1), 1)
+    costs = [measure_age(evidence.until(int(week) + 1), age) for week in weeks]
+    bounds = [None if cost is None else float(cost.bound.low) for cost in costs]
+    what = f"saved by fresh fits over those {young} to {old} weeks old"
+    return Course("week", what, [begin + int(week) * timedelta(weeks=1) for week in weeks], means.tolist(), bounds)
 
 
 @dataclass(frozen=True, eq=False)

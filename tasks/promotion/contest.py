@@ -6,6 +6,7 @@ The gate, the look at the predecessor, the canary and replay all ask here. Pure.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tasks.params import Gate
+from tasks.promotion.gains import Course
 from tasks.promotion.interval import BlockSums, Estimate, Interval, assign_blocks
 from tasks.training.model import Floats, Spec
 
@@ -42,6 +44,7 @@ class Contest:
     seeds: tuple[int, int]
     metric: Metric
     constant: float | None = None  # the mean loss of the best constant, which sets the scale of skill
+    begins: tuple[datetime, ...] = ()  # the time of each block's first row
 
     @property
     def rows(self) -> int:
@@ -70,6 +73,14 @@ class Contest:
         loss = float(np.split(self.sums.sums, [self.seeds[0]])[place].sum()) / (self.seeds[place] * self.rows)
         constant = math.sqrt(self.constant) if self.metric == "rmse" else self.constant
         return Skill(max(0.0, constant - self.sums.metrics[place]), max(0.0, self.constant - loss))
+
+    @property
+    def course(self) -> Course:
+        """The gain of each block, in units of the metric."""
+        losses = self.sums.sums / self.sums.sizes
+        sides = np.split(np.sqrt(losses) if self.metric == "rmse" else losses, [self.seeds[0]])
+        candidate, champion = (side.mean(axis=0) for side in sides)
+        return Course("block", "saved on the holdout", self.begins, tuple((champion - candidate).tolist()))
 
     def gain(self, level: float) -> dict[str, float | None]:
         """The gain and the two ends of its interval at this level, by name. None for a single block."""
@@ -105,7 +116,10 @@ def compare_losses(
     losses, block = np.concatenate(sides), assign_blocks(times, gate.block)
     level = None if constant is None else math.fsum(constant) / len(constant)  # in any order of the rows
     order = np.lexsort((*losses, block))  # depends on the rows' content alone, so that the sums have the same bits
-    return Contest(losses[:, order], block[order], order, (len(sides[0]), len(sides[1])), gate.metric, level)
+    firsts = np.searchsorted(block[order], np.arange(block.max() + 1)) if len(block) else np.zeros(0, np.intp)
+    begins = np.minimum.reduceat(times[order].astype("datetime64[us]"), firsts) if len(block) else times
+    seeds, places = (len(sides[0]), len(sides[1])), tuple(begins.astype("datetime64[us]").tolist())
+    return Contest(losses[:, order], block[order], order, seeds, gate.metric, level, places)
 
 
 def compare_predictions(

@@ -10,9 +10,11 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.promotion import gains
 from tasks.runtime import files
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ STYLE: Any = {  # for matplotlib.rc_context
     **{f"{axis}tick.{key}": setting for axis in "xy" for key, setting in (("color", INK), ("labelsize", 9))},
     **{f"{axis}tick.major.size": 0 for axis in "xy"},
 }
+OUTCOME_MARKS = {"PROMOTE": ("o", "#009E73"), "HOLD": ("D", "#E69F00"), "REJECT": ("X", "#D55E00")}
 MAX_FEATURES = 20
 COLUMNS = 3  # of small pictures in a row
 WIDE = 20  # a parameter whose largest value is so many times its smallest is drawn on a log axis
@@ -137,6 +140,72 @@ def _draw_importance(figure: "Figure", rows: Sequence[Mapping[str, str]]) -> Non
     axes = figure.add_subplot(title=f"mean |SHAP|, the first {len(ranked)} features")
     axes.barh([row["feature"] for row in ranked], _read_column(ranked, "importance"), color=ACCENT, height=0.7)
     axes.grid(visible=False, axis="y")
+
+
+# --- a verdict -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look of the gate: when, by event time, what came of it, and what the gain was surely more than."""
+
+    as_of: Moment
+    outcome: str
+    bound: float | None
+
+
+def draw_verdict(
+    path: Path, course: gains.Course, looks: Sequence[Look], *, title: str, unit: str, mean: float | None
+) -> Path:
+    """Draw the gain of each block or week as bars, its bound as a line, and the looks, of which the last is this one.
+
+    Args:
+        unit: Of the gain, such as log loss.
+        mean: The gain of all of them, where it is known.
+    """
+    import matplotlib.dates
+
+    dates: Any = matplotlib.dates
+    with _open_figure(path, (9, 4.6)) as figure:
+        axes = figure.add_subplot(title=f"{title}\n{unit} {course.what}, by {course.unit}", ylabel=f"{unit} a row")
+        spans = [later - begin for begin, later in itertools.pairwise(course.begins)]
+        width = min(spans, default=timedelta(days=1))
+        colours = [ACCENT if gain > 0 else FAINT for gain in course.gains]
+        begins: Sequence[Moment] = course.begins
+        bar: Any = 0.85 * width
+        axes.bar(begins, course.gains, bar, align="edge", color=colours, label=f"a {course.unit}")
+        axes.axhline(0, color=INK, linewidth=0.8)
+        if mean is not None:
+            axes.axhline(mean, color=INK, linewidth=1, linestyle=":", label="the mean")
+        ends = [begin + width for begin in course.begins]
+        sure = [(end, low) for end, low in zip(ends, course.bounds, strict=False) if low is not None]
+        if sure:
+            axes.plot(
+                *zip(*sure, strict=True), color=LINES[1][0], linewidth=2, label="the mean was surely more than this"
+            )
+        _draw_looks(axes, looks)
+        _hold_bars(axes, course.gains, [low for _, low in sure[-1:]] + [look.bound for look in looks[-1:]])
+        axes.legend(loc="upper left", fontsize=8, ncols=3)
+        locator = dates.AutoDateLocator(maxticks=8)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+    return path
+
+
+def _draw_looks(axes: "Axes", looks: Sequence[Look]) -> None:
+    """Each outcome by a mark of its own."""
+    for outcome, (marker, colour) in OUTCOME_MARKS.items():
+        marked = [(look.as_of, look.bound) for look in looks if look.outcome == outcome and look.bound is not None]
+        if marked:
+            style: Any = {"color": colour, "markeredgecolor": "white", "markersize": 9, "zorder": 4}
+            axes.plot(*zip(*marked, strict=True), marker, label=f"a look's bound: {outcome}", **style)
+
+
+def _hold_bars(axes: "Axes", gains: Sequence[float], shown: Sequence[float | None]) -> None:
+    """The axis ends a little beyond the bars and what decided: an early bound lies far below them."""
+    values = [*gains, *(value for value in shown if value is not None), 0.0]
+    room = 0.1 * (max(values) - min(values)) or 1.0
+    axes.set_ylim(min(values) - room, max(values) + 3 * room)
 
 
 # --- a replay ------------------------------------------------------------------------------------------------------

@@ -203,6 +203,7 @@ def _conclude(
     ordered = sorted([*forbidden, *compared], key=lambda finding: -_harshness(finding))
     figures = {
         **_list_figures(contest, gate),
+        "course": contest.course.to_dict(),
         "looked": not forbidden,
         **spending,
         **asdict(costs),

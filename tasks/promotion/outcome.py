@@ -3,20 +3,66 @@
 Its version inherits the tags.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
-from tasks.promotion import tags
+from tasks.params import to_utc
+from tasks.promotion import figures, tags
+from tasks.promotion.gains import Course
+from tasks.promotion.ledger import Entry
+from tasks.promotion.registry import Registry
 from tasks.promotion.runs import Runs
-from tasks.promotion.verdict import Verdict
+from tasks.promotion.verdict import METRIC_NAMES, Verdict
 from tasks.runtime import cost
 
-CPU_PART = "cpu."  # and the part: the name of a metric
+BASELINES = "baselines"  # what a first model is judged against
+COLUMNS = (  # of the view that compares candidates
+    *(f"tags.`{name}`" for name in (tags.KIND, tags.VERDICT, tags.AS_OF, tags.RECIPE)),
+    *(f"metrics.`{name}`" for name in ("gate.gain", "gate.bound", "gate.champion_age", "cpu_s", "cost")),
+)
+Figures = Mapping[str, Any]
 
 
-def list_costs(parts: Mapping[str, float], cpu_price: float) -> dict[str, float]:
-    """CPU seconds and money as metrics: of all parts, and the seconds of each."""
-    whole = {"cpu_s": round(sum(parts.values()), 2), "cost": cost.price(parts, cpu_price)}
-    return whole | {f"{CPU_PART}{part}": seconds for part, seconds in parts.items()}
+# Of a refresh, of a race, and of a single look.
+GAINS = (("age_gain", "age_bound"), ("race_gain", "race_bound"), ("gain", "bound"))
+
+
+def find_gain(shown: Figures) -> tuple[float | None, float | None]:
+    """The gain that decided and its bound."""
+    for gain, bound in GAINS:
+        if shown.get(bound) is not None:
+            return shown.get(gain), shown[bound]
+    return shown.get("gain"), None
+
+
+def draw(path: Path, verdict: Verdict, as_of: datetime, entries: Sequence[Entry]) -> Path | None:
+    """The evidence of a verdict as a picture, with the looks at the same champion before it; None where it has none.
+
+    Args:
+        entries: The ledger.
+    """
+    shown = verdict.figures
+    if not (raw := shown.get("course")) or not raw["gains"]:
+        return None
+    course, champion = Course.from_dict(raw), shown.get("champion_version")
+    earlier = [
+        _to_look(entry.as_of, str(entry.outcome), entry.verdict.get("figures", {}))
+        for entry in entries
+        if entry.is_retrain and champion is not None and entry.champion == champion and entry.as_of < as_of
+    ]
+    looks = [look for look in earlier if look.as_of >= course.begins[0]]
+    looks.append(_to_look(as_of, verdict.outcome, shown))
+    kind = shown.get("kind", "search")
+    title = f"{verdict.outcome}: {kind} as of {as_of:%Y-%m-%d}, against {find_opponent(verdict)}"
+    is_squared = shown["metric"] == "rmse" and course.unit == "week"  # evidence is sums of row losses
+    unit = "squared error" if is_squared else METRIC_NAMES[shown["metric"]]
+    return figures.draw_verdict(path, course, looks, title=title, unit=unit, mean=find_gain(shown)[0])
+
+
+def _to_look(as_of: datetime, outcome: str, shown: Figures) -> figures.Look:
+    return figures.Look(to_utc(as_of), outcome, find_gain(shown)[1])
 
 
 def add_verdict(runs: Runs, run_id: str, verdict: Verdict, *, cpu_price: float) -> None:
@@ -24,8 +70,28 @@ def add_verdict(runs: Runs, run_id: str, verdict: Verdict, *, cpu_price: float) 
 
     A candidate that is judged again keeps what its stages took when they ran.
     """
-    before = runs.read_data(run_id).metrics
-    parts = {name.removeprefix(CPU_PART): value for name, value in before.items() if name.startswith(CPU_PART)}
-    costs = list_costs(parts | verdict.figures["cpu"], cpu_price)
-    shown = {tags.KIND: verdict.figures["kind"], tags.CPU: f"{costs['cpu_s']:.1f}", tags.COST: f"{costs['cost']:.4g}"}
-    runs.add(run_id, tags=shown, metrics=costs)
+    before, shown = runs.read_data(run_id).metrics, verdict.figures
+    parts = {name.removeprefix(cost.PART): value for name, value in before.items() if name.startswith(cost.PART)}
+    costs = cost.list_metrics(parts | shown["cpu"], cpu_price)
+    labels = {
+        tags.KIND: shown["kind"],
+        tags.AGAINST: find_opponent(verdict),
+        tags.VERDICT: verdict.outcome,
+        tags.CPU: f"{costs['cpu_s']:.1f}",
+        tags.COST: f"{costs['cost']:.4g}",
+    }
+    gain, bound = find_gain(shown)
+    numbers = {"gate.gain": gain, "gate.bound": bound, "gate.champion_age": shown.get("champion_age")}
+    runs.add(run_id, tags=labels, metrics=costs | {name: value for name, value in numbers.items() if value is not None})
+
+
+def find_opponent(verdict: Verdict) -> str:
+    """What a candidate was judged against."""
+    number = verdict.figures.get("champion_version")
+    return f"version {number}" if number else BASELINES
+
+
+def save_comparison(registry: Registry, against: str) -> str:
+    """Save the view of all candidates that were judged against the same; its address."""
+    query, name = f"tags.`{tags.AGAINST}` = '{against}'", f"against-{against.replace(' ', '-')}"
+    return registry.tracking.save_view(registry.runs.experiment, name, query=query, columns=COLUMNS)

@@ -24,7 +24,7 @@ import yaml
 from tasks import log
 from tasks.data import manifest, periods
 from tasks.params import Params
-from tasks.promotion import figures, outcome, registry, tags, tracking, verdict
+from tasks.promotion import figures, registry, tags, tracking, verdict
 from tasks.promotion.recipe import identify_recipe
 from tasks.promotion.runs import Bundle, Dataset, Runs
 from tasks.runtime import code, cost, files, stage
@@ -264,7 +264,7 @@ def _list_counts(results: Results) -> dict[str, float]:
             "rows.labelled": results.features.labelled,
         }
         | {f"tune.{name}": results.tuned[name] for name in ("score", "trial", "trials", "pruned")}
-        | outcome.list_costs(results.costs, results.p.policy.cpu_price)
+        | cost.list_metrics(results.costs, results.p.policy.cpu_price)
     )
 
 

@@ -22,7 +22,7 @@ from tasks.promotion.gate import Costs, Finding
 from tasks.promotion.sequence import bound_once
 from tasks.promotion.slices import Slices
 from tasks.promotion.verdict import Outcome, Verdict
-from tasks.promotion.weekgrid import WEEK
+from tasks.promotion.weekgrid import WEEK, Grid
 from tasks.training import split
 from tasks.training.model import Model
 
@@ -82,7 +82,7 @@ def judge_refresh(
     shift = measure_shipped(refit, fits, held, p, as_of)
     age = _ask_age(cost) if cost else _ask_holdout(sums, refit)
     findings = [age, ask_guard(guard, p.gate.metric), ask_shift(shift, has_weeks=cost is not None)]
-    figures = _list_figures(collected, cost, guard, shift, refit)
+    figures = _list_figures(collected, cost, guard, shift, refit, fits.grid)
     return gate.judge_findings(contest, findings, figures, gate=p.gate, costs=costs, slices=slices)
 
 
@@ -167,8 +167,9 @@ def ask_shift(shift: Shift | None, *, has_weeks: bool) -> Finding:
 
 
 def _list_figures(
-    collected: Collected | None, cost: AgeCost | None, guard: Guard, shift: Shift | None, refit: Refit
+    collected: Collected | None, cost: AgeCost | None, guard: Guard, shift: Shift | None, refit: Refit, grid: Grid
 ) -> dict[str, Any]:
+    begin = grid.begin_of(collected.first_week) if collected else None
     age = (
         {
             "age_band": f"{cost.band[0]} to {cost.band[1]} weeks",
@@ -176,8 +177,9 @@ def _list_figures(
             "age_bound": float(cost.bound.low),
             "age_recent": float(cost.recent),
             "age_weeks": cost.weeks,
+            "course": ageing.course_of_age(collected.evidence, refit.weeks, begin).to_dict(),
         }
-        if cost
+        if cost and collected and begin
         else {}
     )
     return {

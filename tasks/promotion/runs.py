@@ -169,6 +169,12 @@ class Runs:
                 self.tracking.client.set_tag(run_id, name, tag)
             self.tracking.log_points(run_id, [Point(*item) for item in metrics.items()])
 
+    @asks_mlflow
+    def add_files(self, run_id: str, files: Path) -> None:
+        """Add a folder's files to a run's artifacts; those of the same names are replaced."""
+        with self.tracking.lock:
+            self.tracking.client.log_artifacts(run_id, str(files))
+
     def _search_record(self, record: str, status: str) -> list[Any]:
         query = f"tags.`{RECORD}` = '{record}' AND attributes.status = '{status}'"
         return self.tracking.search_runs(self.experiment, query)

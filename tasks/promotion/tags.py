@@ -4,6 +4,7 @@ The ledger's entries show their other fields under the fields' names.
 """
 
 PREFIX = "evergreen."
+AGAINST = f"{PREFIX}against"  # the version that a candidate was judged against, or `baselines`
 AS_OF = f"{PREFIX}as_of"
 COMMIT = f"{PREFIX}commit"
 COST = f"{PREFIX}cost"  # money: CPU hours times policy.cpu_price

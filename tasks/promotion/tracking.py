@@ -4,15 +4,18 @@ The only importer of mlflow beside pyfunc.py, which MLflow runs. mlflow takes se
 it is first used. Run ids are explicit: nothing depends on an active run or a global address.
 """
 
+import base64
 import contextlib
 import functools
 import importlib
+import json
 import os
 import ssl
 import threading
 import urllib.error
 import urllib.request
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,6 +54,9 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}  # or its UI asks w
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+VIEW = "mlflow.sharedViewState."  # and a name: MLflow's own tag of an experiment, for a view of its runs
 
 
 class Point(NamedTuple):
@@ -114,9 +120,24 @@ class Tracking:
 
     def find_link(self, run_id: str) -> str:
         """Where a person sees the run: on the server in use, else where `make ui-mlflow` shows this database."""
-        server = hide_password(self.uri).rstrip("/") if is_server(self.uri) else LOCAL_UI
         experiment = self.client.get_run(run_id).info.experiment_id
-        return f"{server}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
+        return f"{self._ui}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
+
+    def save_view(self, experiment_id: str, name: str, *, query: str, columns: Sequence[str]) -> str:
+        """Save a view of an experiment's runs, as the button Share of MLflow's UI does; where a person sees it.
+
+        Args:
+            columns: such as tags.`evergreen.kind`.
+        """
+        view = {"searchFilter": query, "orderByKey": "attributes.start_time", "orderByAsc": False}
+        content = json.dumps({**view, "selectedColumns": list(columns)}).encode()
+        packed = f"deflate;{base64.b64encode(zlib.compress(content)).decode()}"
+        self.client.set_experiment_tag(experiment_id, f"{VIEW}{name}", packed)
+        return f"{self._ui}/#/experiments/{experiment_id}/runs?viewStateShareKey={name}&workflowType=machine_learning"
+
+    @property
+    def _ui(self) -> str:
+        return hide_password(self.uri).rstrip("/") if is_server(self.uri) else LOCAL_UI
 
 
 # --- the address ---------------------------------------------------------------------------------------------------

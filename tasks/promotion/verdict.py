@@ -1,4 +1,4 @@
-"""verdict: what was decided of a candidate, the words for it, and the page that a person reads."""
+"""verdict: what was decided of a candidate, and the words for it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -49,17 +49,6 @@ def describe_gain(figures: Mapping[str, Any]) -> str:
         f"a gain of {figures['gain']:+.4g} ({figures['level']:.0%} interval {figures['low']:+.4g} to "
         f"{figures['high']:+.4g})"
     )
-
-
-def render_verdict(verdict: Verdict) -> str:
-    """The verdict as Markdown, as a person reads it in the Prefect UI."""
-    figures = dict(verdict.figures)
-    tables = {name: figures.pop(name, None) for name in ("baselines", "slices")}
-    parts = [f"# {verdict.outcome}", "\n".join(f"- {reason}" for reason in verdict.reasons)]
-    if rows := [{"figure": name, "value": value} for name, value in figures.items() if value is not None]:
-        parts.append(render_table(rows))
-    parts += [f"## {name.capitalize()}\n\n{render_table(rows)}" for name, rows in tables.items() if rows]
-    return "\n\n".join(parts) + "\n"
 
 
 def render_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tasks.runtime import files
 
 FIRST = "ingest"  # DVC runs it in every run, so that what is older is of an earlier run
+PART = "cpu."  # and the part: the name of a metric
 HOUR_S = 3600.0
 
 
@@ -51,6 +52,12 @@ def read_usage() -> float:
     """CPU seconds of this process so far: user and system, with all threads, and the children that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def list_metrics(parts: Mapping[str, float], cpu_price: float) -> dict[str, float]:
+    """CPU seconds and money as metrics of an MLflow run: of all parts, and the seconds of each."""
+    whole = {"cpu_s": round(sum(parts.values()), 2), "cost": price(parts, cpu_price)}
+    return whole | {f"{PART}{part}": seconds for part, seconds in parts.items()}
 
 
 def price(parts: Mapping[str, float], cpu_price: float) -> float:

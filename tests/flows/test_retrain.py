@@ -120,6 +120,20 @@ def test_the_prefect_ui_gets_the_verdict_the_metrics_and_a_link(story: Story) ->
     assert all(any(run.run_id in link for link in links) for run in (story.first, story.later))
 
 
+def test_the_evidence_is_a_picture_in_both_uis_and_candidates_are_comparable(story: Story, tmp_path: Path) -> None:
+    assert any(picture.startswith("data:image/png;base64,") for picture in shown("verdict-picture"))
+    picture = story.known.runs.fetch(story.later.run_id, "pictures/verdict.png", tmp_path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    data = story.known.runs.read_data(story.later.run_id)
+    assert data.tags["evergreen.against"] == "version 1"
+    assert data.tags["evergreen.verdict"] == story.later.verdict.outcome
+    assert data.metrics["gate.gain"] == pytest.approx(story.later.verdict.figures["gain"])
+    assert data.metrics["gate.bound"] == pytest.approx(story.later.verdict.figures["bound"])
+    assert any("viewStateShareKey=against-version-1" in link for link in shown("mlflow-compare"))
+    together = story.known.tracking.search_runs(story.known.runs.experiment, "tags.`evergreen.against` = 'version 1'")
+    assert story.later.run_id in {run.info.run_id for run in together}
+
+
 def test_the_parameters_are_typed_for_the_form_of_the_prefect_ui(story: Story) -> None:
     assert story
     properties = parameter_schema(retrain).properties

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.promotion.contest import compare_losses
 from tasks.promotion.gate import allot_tail, explain_backoff, judge_contest
-from tasks.promotion.verdict import render_verdict
+from tasks.promotion.page import render_verdict
 from tests.tasks.promotion.holdouts import BEGIN, DAY, GATE, NOMINAL, Days, first, judge, judged
 
 pytestmark = pytest.mark.usefixtures("more_replicates")
@@ -328,7 +328,8 @@ def test_a_verdict_is_json_and_reads_as_markdown(days: Days, looks: int) -> None
     verdict = replace(days.judge(days.loss(), 1.1 * days.loss(), looks=looks), reasons=("Good.",))
     text = render_verdict(verdict)
     assert json.loads(json.dumps(verdict.to_dict(), allow_nan=False))["outcome"] == verdict.outcome
-    assert text.startswith(f"# {verdict.outcome}\n\n- Good.\n\n| figure | value |\n| --- | --- |\n")
+    assert text.startswith(f"# {verdict.outcome}\n\n- Good.\n\n|  | value |\n| --- | --- |\n| the candidate's loss | ")
+    assert "_" not in text.partition("## Slices")[0].replace("gate.min_gain", "").replace("cpu_price", "")
     assert "## Slices\n\n| slice | value | rows | blocks | gain | low | high | outcome |" in text
 
 
@@ -339,7 +340,7 @@ def test_a_verdict_on_one_block_has_no_interval_and_is_json(days: Days) -> None:
     assert verdict.outcome == "HOLD"
     assert verdict.figures["low"] is None
     assert json.dumps(verdict.to_dict(), allow_nan=False)
-    assert "1 blocks of 1d" in render_verdict(verdict)
+    assert "| length of a block | 1d |" in render_verdict(verdict)
 
 
 def test_a_bar_in_a_slices_name_does_not_break_the_table(days: Days) -> None:
