@@ -169,7 +169,7 @@ def draw_verdict(
     with _open_figure(path, (9, 4.6)) as figure:
         axes = figure.add_subplot(title=f"{title}\n{unit} {course.what}, by {course.unit}", ylabel=f"{unit} a row")
         spans = [later - begin for begin, later in itertools.pairwise(course.begins)]
-        width = min(spans, default=timedelta(days=1))
+        width = sorted(spans)[len(spans) // 2] if spans else timedelta(days=1)  # the first block may be cut short
         colours = [ACCENT if gain > 0 else FAINT for gain in course.gains]
         begins: Sequence[Moment] = course.begins
         bar: Any = 0.85 * width

@@ -19,7 +19,7 @@ from tasks.runtime import cost
 
 BASELINES = "baselines"  # what a first model is judged against
 COLUMNS = (  # of the view that compares candidates
-    *(f"tags.`{name}`" for name in (tags.KIND, tags.VERDICT, tags.AS_OF, tags.RECIPE)),
+    *(f"tags.`{name}`" for name in (tags.KIND, tags.RECIPE, tags.VERDICT)),
     *(f"metrics.`{name}`" for name in ("gate.gain", "gate.bound", "gate.champion_age", "cpu_s", "cost")),
 )
 Figures = Mapping[str, Any]
@@ -82,7 +82,10 @@ def add_verdict(runs: Runs, run_id: str, verdict: Verdict, *, cpu_price: float) 
     }
     gain, bound = find_gain(shown)
     numbers = {"gate.gain": gain, "gate.bound": bound, "gate.champion_age": shown.get("champion_age")}
-    runs.add(run_id, tags=labels, metrics=costs | {name: value for name, value in numbers.items() if value is not None})
+    shortened = {
+        name: float(f"{value:.4g}") for name, value in numbers.items() if value is not None
+    }  # a column is narrow
+    runs.add(run_id, tags=labels, metrics=costs | shortened)
 
 
 def find_opponent(verdict: Verdict) -> str:

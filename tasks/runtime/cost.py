@@ -56,7 +56,7 @@ def read_usage() -> float:
 
 def list_metrics(parts: Mapping[str, float], cpu_price: float) -> dict[str, float]:
     """CPU seconds and money as metrics of an MLflow run: of all parts, and the seconds of each."""
-    whole = {"cpu_s": round(sum(parts.values()), 2), "cost": price(parts, cpu_price)}
+    whole = {"cpu_s": round(sum(parts.values()), 2), "cost": float(f"{price(parts, cpu_price):.4g}")}
     return whole | {f"{PART}{part}": seconds for part, seconds in parts.items()}
 
 
