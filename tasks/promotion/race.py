@@ -18,12 +18,14 @@ from tasks.promotion import ageing, gate, refresh
 from tasks.promotion.ageing import Evidence, Guard
 from tasks.promotion.contest import Contest
 from tasks.promotion.evidence import Collected, Fits
+from tasks.promotion.gains import Course
 from tasks.promotion.gate import Costs, Finding, Share
 from tasks.promotion.interval import DAY
 from tasks.promotion.refresh import HoldoutSums, Refit
 from tasks.promotion.sequence import Bound, Floats, bound_gain
 from tasks.promotion.slices import Slices
 from tasks.promotion.verdict import Verdict
+from tasks.promotion.weekgrid import WEEK
 
 # Of the sequence of one contender. README.md has the rates of a year, in which contenders take each other's place.
 RACE_TAIL = 0.0125
@@ -119,25 +121,39 @@ class Pair:
             raise ValueError("the features of the champion's recipe give other rows than the candidate's")
         before = np.array([self.since - timedelta(microseconds=1)], "datetime64[us]")
         first_day = int(self.champion.grid.days_of(before)[0]) + 1  # the first whole one
-        return Both(contender, champion, first_day - 7 * start)
+        return Both(contender, champion, self.champion.grid.begin_of(start), first_day - 7 * start)
 
 
 @dataclass(frozen=True, eq=False)
 class Both:
-    """The evidence of both recipes, of the same weeks, and the first clean day among theirs."""
+    """The evidence of both recipes, of the same weeks, when the first begins, and the first clean day among theirs."""
 
     contender: Evidence
     champion: Evidence
+    begin: datetime
     first_day: int
+
+    @property
+    def course(self) -> Course:
+        """The gain of each week, and what a look at its end was sure of."""
+        gains, rows = self.sum_gains()
+        begins = [self.begin + int(week) * WEEK for week in np.flatnonzero(self._sum_clean()[1].any(axis=1))]
+        looks = [measure_race(gains[: week + 1], rows[: week + 1]) for week in range(len(rows))]
+        bounds = [None if look is None else float(look.bound.low) for look in looks]
+        return Course("week", "saved at the same age", begins, (gains.sum(axis=1) / rows.sum(axis=1)).tolist(), bounds)
 
     def sum_gains(self) -> tuple[Floats, Floats]:
         """Sums of loss saved on clean days by the contender's fit of each week, and their rows, (weeks, 7)."""
+        gains, rows = self._sum_clean()
+        held = rows.any(axis=1)
+        return gains[held], rows[held]
+
+    def _sum_clean(self) -> tuple[Floats, Floats]:
+        """The same of all weeks, without a clean day too."""
         weeks = np.arange(self.contender.weeks)
         gains = self.champion.losses[weeks, weeks] - self.contender.losses[weeks, weeks]
         clean = (7 * weeks[:, None] + np.arange(7) >= self.first_day) & np.isfinite(gains)
-        rows = np.where(clean, self.contender.rows, 0.0)
-        held = rows.any(axis=1)
-        return np.where(clean, gains, 0.0)[held], rows[held]
+        return np.where(clean, gains, 0.0), np.where(clean, self.contender.rows, 0.0)
 
 
 def judge_race(
@@ -171,7 +187,8 @@ def judge_race(
         shift, has_weeks = refresh.measure_shipped(refit, pair.contender, held, p, as_of), _has_weeks(collected)
         findings.append(refresh.ask_shift(shift, has_weeks=has_weeks))
     spent = {"evidence_fits": made, "evidence_cpu": time.process_time() - began}
-    figures = {**_list_figures(race, guard, least), **spent}
+    course = {"course": both.course.to_dict()} if both and race else {}
+    figures = {**_list_figures(race, guard, least), **course, **spent}
     too_few = gate.find_too_few(int(rows.sum()), (rows > 0).sum() * DAY // p.gate.block, p.gate)
     return gate.judge_findings(
         contest, findings, figures, gate=p.gate, costs=costs, slices=slices, too_few=list(too_few)

@@ -1,5 +1,6 @@
 """A search's race: its rates and its power over made years, and real fits of two recipes."""
 
+import itertools
 import math
 from dataclasses import replace
 from datetime import timedelta
@@ -11,7 +12,7 @@ import pytest
 from tasks.promotion import race
 from tasks.promotion.evidence import Fits
 from tasks.promotion.race import Pair, measure_race
-from tasks.promotion.weekgrid import Grid
+from tasks.promotion.weekgrid import WEEK, Grid
 from tests.tasks import small
 from tests.tasks.promotion import races
 from tests.tasks.promotion.races import HELD, LOOKS, SHAPES
@@ -90,6 +91,11 @@ def test_more_rounds_win_a_race_against_a_stump_on_real_fits(tmp_path: Path) -> 
     assert both
     measured = race.measure_race(*both.sum_gains())
     assert measured
+    course = both.course
+    assert course.bounds[-1] == pytest.approx(float(measured.bound.low))
+    assert course.bounds[0] is None  # a single week tells nothing
+    assert [later - begin for begin, later in itertools.pairwise(course.begins)] == [WEEK] * (measured.weeks - 1)
+    assert course.begins[0] <= pair.since + timedelta(days=1) < course.begins[1]
     assert measured.wins(0.0)
     assert not measured.is_lost
 
