@@ -170,7 +170,9 @@ def compare_features(p: params.Params, root: Path, registry: Registry) -> skew.S
 
 @retried("choose the recipe")
 def choose_recipe(p: params.Params, kind: RetrainKind) -> dict[str, Any]:
-    """The setting by which a refresh takes the champion's recipe, and a contender's look the contender's.
+    """The settings by which a refresh takes the champion's recipe, and a contender's look the contender's.
+
+    Only a first model must beat the baselines, so that the cheapest alone is fitted.
 
     Raises:
         ValueError: No version serves, or no recipe is in the race.
@@ -188,7 +190,7 @@ def choose_recipe(p: params.Params, kind: RetrainKind) -> dict[str, Any]:
             raise ValueError("no recipe is in the race against the champion's: retrain with --kind search first")
         run = contender.run
     tuned = recipe.fetch_tuned(registry, run)
-    return {"tune.recipe": {"params": tuned.params, "rounds": tuned.rounds}}
+    return {"tune.recipe": {"params": tuned.params, "rounds": tuned.rounds}, "evaluate.baselines": ["constant"]}
 
 
 @retried("limit the cost")

@@ -5,6 +5,7 @@ fits answer it: in each past week, the model that was as old then as the champio
 README.md tells the rule and what was measured of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -19,15 +20,20 @@ MIN_WEEKS = 8
 RECENT_WEEKS = 8  # that must show the cost by themselves: what age cost in another regime does not vote for ever
 HALF_LIFE = 26  # weeks after which evidence counts half
 # Of each band's sequence. Not the rate of a year: README.md has those rates, by simulation.
-AGE_TAIL = 0.04
+AGE_TAIL = 0.02
 # Something may have changed of late, and then the weeks before make the bound wide: the newest may tell alone.
 SHOCK_WEEKS = 4
-SHOCK_TAIL = 0.004
+SHOCK_TAIL = 0.0005
+# After a large change it takes weeks until the past shows it. What the newest fit saves on its own holdout may tell
+# alone where it is far beyond the usual: days that one pair of fits scores share its luck, which a bound cannot see.
+LEAP_TAIL = 0.0005
+LEAP = 16  # times the median of what past fits saved or lost
 GUARD_TAIL = 0.025
 GUARD_SHARE = 0.05  # of the skill: a fit that may be worse by more is held
 YARDSTICK_SHARE = 0.25  # of that margin: with a larger error, past fits are the yardstick
 YARDSTICK_QUANTILE = 0.05
 MIN_YARDSTICK = 8  # past fits
+FEW_SHIFTS = 1.25  # times the largest of fewer is usual: one of three sound fits lies beyond the two before it
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +109,12 @@ class AgeCost:
 
     @property
     def is_sure(self) -> NDArray[np.bool_]:
-        return ((self.bound.low > 0) & (self.recent > 0)) | self.is_shock
+        return self.is_lasting | self.is_shock
+
+    @property
+    def is_lasting(self) -> NDArray[np.bool_]:
+        """Whether all weeks together are sure, and the newest do not gainsay it."""
+        return (self.bound.low > 0) & (self.recent > 0) & (self.weeks >= MIN_WEEKS)
 
     @property
     def is_shock(self) -> NDArray[np.bool_]:
@@ -111,16 +122,27 @@ class AgeCost:
         return self.newest.low > 0
 
 
-def choose_band(age: int) -> tuple[int, int]:
-    """The band of ages that holds `age` weeks; the oldest one beyond."""
-    return next((band for band in BANDS if band[0] <= age <= band[1]), BANDS[-1])
+def measure_ages(evidence: Evidence, age: int, *, tail: float = AGE_TAIL) -> list[AgeCost]:
+    """What it costs to be as old as the champion is, and what the ages before cost, the youngest first.
+
+    A champion is at least as stale as it was: where a younger age surely costs something, so does its own. Older ages
+    have fewer weeks that tell. Bands with less than SHOCK_WEEKS are left out.
+    """
+    costs = (_measure_band(evidence, band, tail) for band in BANDS if band[0] <= age)
+    return [cost for cost in costs if cost]
 
 
-def measure_age(evidence: Evidence, age: int, *, tail: float = AGE_TAIL) -> AgeCost | None:
-    """What it costs to be as old as the champion is; None where too few weeks tell."""
-    band = choose_band(age)
+def choose_cost(costs: Sequence[AgeCost]) -> AgeCost | None:
+    """The one that decides, of a single world: the surest, of those that have weeks enough or are sure all the same."""
+    telling = [cost for cost in costs if cost.weeks >= MIN_WEEKS or cost.is_sure]
+    return max(
+        telling, key=lambda cost: (bool(cost.is_sure), bool(cost.is_lasting), float(cost.bound.low)), default=None
+    )
+
+
+def _measure_band(evidence: Evidence, band: tuple[int, int], tail: float) -> AgeCost | None:
     gains, weeks = evidence.pool_gains(*band)
-    if len(weeks) < MIN_WEEKS:
+    if len(weeks) < SHOCK_WEEKS:
         return None
     rows = evidence.rows[weeks]
     weights = 0.5 ** ((evidence.weeks - 1 - weeks) / HALF_LIFE)
@@ -131,20 +153,38 @@ def measure_age(evidence: Evidence, age: int, *, tail: float = AGE_TAIL) -> AgeC
     return AgeCost(band, bound_gain(gains, rows, weights=weights, tail=tail), recent, len(weeks), newest)
 
 
-def course_of_age(evidence: Evidence, age: int, begin: datetime) -> Course:
-    """What the fresh fit of each week saved over those as old as the champion, and the sequence's bound at each look.
+def course_of_age(evidence: Evidence, band: tuple[int, int], begin: datetime) -> Course:
+    """What the fresh fit of each week saved over those of a band of ages, and the sequence's bound at each look.
 
     Args:
-        age: Of the champion, in weeks.
+        band: Of ages, in weeks.
         begin: When the evidence's first week begins.
     """
-    young, old = choose_band(age)
+    young, old = band
     gains, weeks = evidence.pool_gains(young, old)
     means = gains.sum(-1) / np.maximum(evidence.rows[weeks].sum(-1), 1)
-    costs = [measure_age(evidence.until(int(week) + 1), age) for week in weeks]
-    bounds = [None if cost is None else float(cost.bound.low) for cost in costs]
+    costs = [_measure_band(evidence.until(int(week) + 1), band, AGE_TAIL) for week in weeks]
+    bounds = [float(cost.bound.low) if cost and cost.weeks >= MIN_WEEKS else None for cost in costs]
     what = f"saved by fresh fits over those {young} to {old} weeks old"
     return Course("week", what, [begin + int(week) * timedelta(weeks=1) for week in weeks], means.tolist(), bounds)
+
+
+@dataclass(frozen=True, eq=False)
+class Leap:
+    """What the newest fit saves over the champion's twin on its own holdout."""
+
+    bound: Bound
+    least: Floats  # that it must save
+
+    @property
+    def is_sure(self) -> NDArray[np.bool_]:
+        return (self.bound.low > 0) & (self.bound.gain > self.least)
+
+
+def measure_leap(gains: Floats, rows: Floats, *, past: Floats) -> Leap:
+    """The arguments are those of `guard_fit`."""
+    usual = np.median(np.abs(past), axis=-1) if past.shape[-1] else np.zeros(past.shape[:-1])
+    return Leap(bound_once(gains, rows, tail=LEAP_TAIL, lag=False), LEAP * usual)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,5 +231,12 @@ class Shift:
     past: tuple[float, ...]  # the same of past fits, each and the one a holdout older
 
     @property
+    def most(self) -> float | None:
+        """That is still usual; None where no past fits tell."""
+        if not self.past:
+            return None
+        return max(self.past) * (1.0 if len(self.past) >= MIN_YARDSTICK else FEW_SHIFTS)
+
+    @property
     def holds(self) -> bool:
-        return bool(self.past) and self.change <= max(self.past)
+        return self.most is not None and self.change <= self.most

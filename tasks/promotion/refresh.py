@@ -15,19 +15,15 @@ from numpy.typing import NDArray
 from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.promotion import ageing, gate
-from tasks.promotion.ageing import AgeCost, Guard, Shift
+from tasks.promotion.ageing import AgeCost, Guard, Leap, Shift
 from tasks.promotion.contest import Contest
 from tasks.promotion.evidence import Collected, Fits, measure_shift
 from tasks.promotion.gate import Costs, Finding
-from tasks.promotion.sequence import bound_once
 from tasks.promotion.slices import Slices
 from tasks.promotion.verdict import Outcome, Verdict
 from tasks.promotion.weekgrid import WEEK, Grid
 from tasks.training import split
 from tasks.training.model import Model
-
-# Of the newest fit on its own holdout, where past weeks do not tell. A single look's bound, asked for a few looks.
-HOLDOUT_TAIL = 0.002
 
 
 @dataclass(frozen=True)
@@ -76,11 +72,12 @@ def judge_refresh(
     """The verdict; the evidence that it lacks is made."""
     p, collected = fits.p, fits.collect(as_of)
     held = count_held_weeks(p)
-    cost = ageing.measure_age(collected.evidence, refit.weeks) if collected else None
+    cost = ageing.choose_cost(ageing.measure_ages(collected.evidence, refit.weeks)) if collected else None
     past = collected.evidence.list_past_gains(refit.weeks, held) if collected else np.empty(0)
     guard = ageing.guard_fit(sums.gains, sums.rows, skill=sums.skill, past=past)
     shift = measure_shipped(refit, fits, held, p, as_of)
-    age = _ask_age(cost) if cost else _ask_holdout(sums, refit)
+    leap = ageing.measure_leap(sums.gains, sums.rows, past=past)
+    age = _ask_age(cost) if cost and not leap.is_sure else _ask_leap(leap, refit)
     findings = [age, ask_guard(guard, p.gate.metric), ask_shift(shift, has_weeks=cost is not None)]
     figures = _list_figures(collected, cost, guard, shift, refit, fits.grid)
     return gate.judge_findings(contest, findings, figures, gate=p.gate, costs=costs, slices=slices)
@@ -100,17 +97,16 @@ def measure_shipped(refit: Refit, fits: Fits, held: int, p: Params, as_of: datet
     return Shift(measure_shift(refit.shipped, refit.twin, rows), fits.measure_shifts(held, as_of))
 
 
-def _ask_holdout(sums: HoldoutSums, refit: Refit) -> Finding:
-    """Where too few weeks tell what age costs, the newest fit's own holdout may tell alone."""
-    bound = bound_once(sums.gains, sums.rows, tail=HOLDOUT_TAIL)
+def _ask_leap(leap: Leap, refit: Refit) -> Finding:
+    """Where too few weeks tell what age costs, or something has just changed."""
+    gain, low, least = (float(value) for value in (leap.bound.gain, leap.bound.low, leap.least))
+    measured = f"on its own holdout the newest fit saves {gain:+.4g} a row, surely more than {low:+.4g}"
+    if leap.is_sure:
+        beyond = f", beyond {ageing.LEAP} times what is usual of past fits ({least:.4g})" if least else ""
+        return Finding("PROMOTE", f"Much better than the champion: {measured}{beyond}.")
     few = f"fewer than {ageing.MIN_WEEKS} weeks show what being {refit.weeks} weeks old costs this recipe"
-    measured = f"on its own holdout the newest fit saves {float(bound.gain):+.4g} a row, surely more than"
-    if float(bound.low) > 0:
-        return Finding("PROMOTE", f"Better than the champion: {measured} {float(bound.low):+.4g}; {few}.")
     return Finding(
-        "HOLD",
-        f"Not sure that age costs this recipe anything: {few}, and {measured} {float(bound.low):+.4g}. Wait for more "
-        "weeks.",
+        "HOLD", f"Not sure that age costs this recipe anything: {few}, and {measured}. More weeks will tell."
     )
 
 
@@ -121,7 +117,7 @@ def _ask_age(cost: AgeCost) -> Finding:
         f"fits that were {young} to {old} weeks old lost {gain:+.4g} a row more than fresh ones in {cost.weeks} past "
         f"weeks, surely more than {low:+.4g} (a bound for looks in every week)"
     )
-    if low > 0 and recent > 0:
+    if cost.is_lasting:
         return Finding("PROMOTE", f"Age costs this recipe: {measured}.")
     if cost.is_shock:
         fits = f"in the newest {ageing.SHOCK_WEEKS} weeks alone fits that were {young} to {old} weeks old lost"
@@ -154,10 +150,10 @@ def ask_shift(shift: Shift | None, *, has_weeks: bool) -> Finding:
     if shift is None:
         return Finding(None, "The very model that was judged ships.")
     measured = f"the predictions of the fit that ships differ by {shift.change:.4g} on average from its twin's"
-    if not shift.past:
+    if shift.most is None:
         outcome: Outcome | None = "HOLD" if has_weeks else None  # a short history has no past fits for long
         return Finding(outcome, f"Not comparable: {measured}, and no past fits tell what is usual.")
-    usual = f"those of past fits differed by up to {max(shift.past):.4g}"
+    usual = f"up to {shift.most:.4g} is usual, by {len(shift.past)} past fits"
     if shift.holds:
         return Finding("PROMOTE", f"As usual, {measured}; {usual}.")
     return Finding(
@@ -177,7 +173,7 @@ def _list_figures(
             "age_bound": float(cost.bound.low),
             "age_recent": float(cost.recent),
             "age_weeks": cost.weeks,
-            "course": ageing.course_of_age(collected.evidence, refit.weeks, begin).to_dict(),
+            "course": ageing.course_of_age(collected.evidence, cost.band, begin).to_dict(),
         }
         if cost and collected and begin
         else {}
@@ -190,7 +186,7 @@ def _list_figures(
         "guard_bound": float(guard.bound.low),
         "guard_floor": guard.floor,
         "shift": shift.change if shift else None,
-        "shift_usual": max(shift.past, default=None) if shift else None,
+        "shift_usual": shift.most if shift else None,
         "evidence_fits": collected.fits if collected else 0,
         "evidence_cpu": collected.cpu if collected else 0.0,
     }

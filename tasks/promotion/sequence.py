@@ -74,12 +74,16 @@ def bound_gain(gains: Floats, rows: Floats, *, weights: Floats, tail: float, pri
     return Bound(gain, error, freedom, low, is_by_weeks)
 
 
-def bound_once(gains: Floats, rows: Floats, *, tail: float) -> Bound:
-    """The lower bound of the mean gain a row for a single look, from sums of days (..., days) taken as AR(1)."""
+def bound_once(gains: Floats, rows: Floats, *, tail: float, lag: bool = True) -> Bound:
+    """The lower bound of the mean gain a row for a single look, from sums of days (..., days).
+
+    Args:
+        lag: The days are taken as AR(1), not as independent.
+    """
     total = float(rows.sum())
     gain = gains.sum(-1) / total
     parts = (gains - gain[..., None] * rows) / total
-    variance, freedom = _estimate_variance(parts, float((rows > 0).sum()), lag=True)
+    variance, freedom = _estimate_variance(parts, float((rows > 0).sum()), lag=lag)
     error = np.sqrt(variance)
     low = gain - error * _interpolate_quantiles(tail, freedom)
     return Bound(gain, error, freedom, low, np.zeros(gain.shape, np.bool_))

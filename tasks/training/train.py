@@ -39,7 +39,8 @@ def train(p: Params, folder: Path = Path()) -> None:
     as_of = FeaturesManifest.read(source).as_of
     tuned = Tuned.load(target / "tuned.json")
     start = split.find_holdout(as_of, p.split, deadline=p.label.deadline).begin
-    twins = fit_twins(rows, start, tuned, p, seeds=p.train.seeds)
+    seeds = 1 if p.tune.recipe else p.train.seeds  # of a recipe that is given, past fits tell what is luck
+    twins = fit_twins(rows, start, tuned, p, seeds=seeds)
     shipped = _refit(rows, as_of, tuned, p, twins[0].spec) if p.train.refit else twins[0]
     shutil.rmtree(target / "twins", ignore_errors=True)
     (target / "twins").mkdir()

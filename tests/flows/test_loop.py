@@ -133,7 +133,7 @@ def test_a_shift_starts_one_retrain_with_the_decisions_id_and_time(story: Story,
 def test_the_verdict_answers_the_decision_and_the_new_champion_serves(story: Story) -> None:
     (decided,) = decisions(story, LOUD)
     answers = [entry for entry in story.known.read_ledger() if entry.decision == decided["id"]]
-    assert [entry.mark for entry in answers] == ["intent", "alias moved", "done"]
+    assert [entry.mark for entry in answers] == ["intent", "alias moved", "done"], answers[0].reasons
     champion = story.known.find_champion()
     assert champion
     assert (champion.number, champion.as_of, champion.decision) == (2, LOUD, decided["id"])

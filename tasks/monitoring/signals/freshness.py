@@ -33,7 +33,7 @@ def make_freshness(kept: Kept | None, *, made_at: datetime, since: datetime, as_
     known = "no fit of its recipe is kept yet: a refresh measures it"
     cost = None
     if kept:
-        cost = ageing.measure_age(kept.evidence, age)
+        cost = ageing.choose_cost(ageing.measure_ages(kept.evidence, age))
         known = f"fewer than {ageing.MIN_WEEKS} weeks tell, up to {kept.until:%Y-%m-%d}"
     rows = kept.evidence.rows[-ageing.RECENT_WEEKS :] if kept else None
     detail = {

@@ -41,14 +41,14 @@ def test_two_thousand_years_of_looks_seldom_promote_equals(name: str) -> None:
     assert share_promoted(name, FULL) <= (0.025 if "independent" in name else 0.05)
 
 
-@pytest.mark.parametrize("jump", [0.01, 0.1])
+@pytest.mark.parametrize("jump", [0.03, 0.1])
 def test_a_sudden_change_lets_newer_fits_in_however_large_it_is(jump: float) -> None:
     """From one week on old fits lose more. A newer one has learnt 40 % of what is left after each week."""
     change, champion = 22, 14
     is_after, learnt = np.arange(years.DAYS) >= 7 * change, np.maximum(np.arange(WEEKS)[:, None] - change, 0)
     noise = years.make_noise(np.random.default_rng(3), 40)
     evidence = years.to_evidence(0.5 + noise + np.where(is_after, jump * 0.6**learnt, 0))
-    waits = [years.may_refresh(evidence, now, champion) for now in range(change, change + 10)]
+    waits = [years.may_refresh(evidence, now, champion) for now in range(change, change + 13)]
     assert np.any(waits, axis=0).mean() >= 0.9
 
 
@@ -100,7 +100,26 @@ def test_a_table_of_170_rows_a_week_opens_within_a_year() -> None:
 
 def test_too_few_weeks_tell_nothing() -> None:
     evidence = years.to_evidence(years.make_noise(np.random.default_rng(6), 1)).until(ageing.MIN_WEEKS)
-    assert ageing.measure_age(evidence, 1) is None
+    one = Evidence(evidence.losses[0], evidence.rows)
+    assert ageing.choose_cost(ageing.measure_ages(one, 1)) is None
+
+
+def test_a_champion_that_grew_old_is_asked_by_its_younger_ages_too() -> None:
+    """Old ages have too few weeks: the gate would close while the champion waits."""
+    evidence = years.to_evidence(
+        years.make_noise(np.random.default_rng(2), 40) + years.cost_of_age(years.list_ages())
+    ).until(16)
+    costs = ageing.measure_ages(evidence, 12)
+    assert [cost.band for cost in costs] == [(1, 2), (3, 4), (5, 8), (9, 16)]
+    assert not costs[-1].is_lasting.any()
+    assert np.any([cost.is_lasting for cost in costs], axis=0).mean() > 0.3
+
+
+def test_few_past_shifts_leave_a_margin_and_many_none() -> None:
+    assert ageing.Shift(0.12, (0.1, 0.05)).holds
+    assert not ageing.Shift(0.13, (0.1, 0.05)).holds
+    assert not ageing.Shift(0.101, (0.1,) * 8).holds
+    assert not ageing.Shift(0.0, ()).holds
 
 
 def test_a_week_without_a_fresh_fit_is_left_out() -> None:

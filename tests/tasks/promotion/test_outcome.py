@@ -28,11 +28,11 @@ def made_evidence(weeks: int) -> Evidence:
 
 def test_the_course_of_age_has_each_weeks_gain_and_the_bound_that_a_look_then_had() -> None:
     evidence = made_evidence(14)
-    course = ageing.course_of_age(evidence, 3, AS_OF - 14 * WEEK)
+    course = ageing.course_of_age(evidence, (3, 4), AS_OF - 14 * WEEK)
     assert course.gains == pytest.approx([0.035 if week > 3 else 0.03 for week in range(3, 14)], abs=0.002)
     assert course.begins[0] == AS_OF - 11 * WEEK
-    look = ageing.measure_age(evidence.until(12), 3)
-    assert look
+    look = ageing.measure_ages(evidence.until(12), 3)[-1]
+    assert look.band == (3, 4)
     assert course.bounds[12 - 3 - 1] == pytest.approx(float(look.bound.low))
     assert course.bounds[0] is None  # nobody could tell yet
 
@@ -44,7 +44,7 @@ def test_a_course_is_short_in_the_ledger_and_comes_back() -> None:
 
 
 def refresh_of(**more: Any) -> Verdict:
-    course = ageing.course_of_age(made_evidence(14), 3, AS_OF - 14 * WEEK).to_dict()
+    course = ageing.course_of_age(made_evidence(14), (3, 4), AS_OF - 14 * WEEK).to_dict()
     shown = {"course": course, "metric": "log_loss", "kind": "refresh", "champion_version": 3}
     return Verdict("HOLD", (), {**shown, "age_gain": 0.01, "age_bound": 0.002, **more})
 

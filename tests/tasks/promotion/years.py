@@ -94,20 +94,14 @@ def list_ages() -> Floats:
 def may_refresh(evidence: Evidence, now: int, champion: int) -> NDArray[np.bool_]:
     """For each year: is the fit of this week promoted over that of the champion's week? By the gate's own code."""
     past, age = evidence.until(now), now - champion
-    cost = ageing.measure_age(past, age)
-    allowed = cost.is_sure if cost else np.zeros(len(evidence.losses), bool)
-    if not allowed.any():
-        return allowed
-    begin, asked = now - HOLDOUT, past.losses[allowed]
-    gains = asked[:, max(champion - HOLDOUT, 0), begin:] - asked[:, begin, begin:]
-    guard = ageing.guard_fit(
-        gains.reshape(len(gains), -1),
-        past.rows[begin:].ravel(),
-        skill=SKILL,
-        past=Evidence(asked, past.rows).list_past_gains(age, HOLDOUT),
-    )
-    allowed[allowed] = guard.holds
-    return allowed
+    begin = now - HOLDOUT
+    gains = past.losses[:, max(champion - HOLDOUT, 0), begin:] - past.losses[:, begin, begin:]
+    gains, rows = gains.reshape(len(gains), -1), past.rows[begin:].ravel()
+    usual = past.list_past_gains(age, HOLDOUT)
+    allowed = ageing.measure_leap(gains, rows, past=usual).is_sure
+    for cost in ageing.measure_ages(past, age):
+        allowed = allowed | cost.is_sure
+    return allowed & ageing.guard_fit(gains, rows, skill=SKILL, past=usual).holds
 
 
 @dataclass(frozen=True)

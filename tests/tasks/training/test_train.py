@@ -126,6 +126,14 @@ def test_twins_of_an_earlier_run_with_more_seeds_do_not_stay(tmp_path: Path) -> 
     assert list((folder / p.paths.models / "twins").iterdir()) == []
 
 
+def test_a_recipe_that_is_given_has_one_twin(tmp_path: Path) -> None:
+    p = small.settings(**{"train.seeds": 3, "tune.recipe": {"params": {}, "rounds": 3}})
+    small.write(tmp_path, small.made_rows(), p)
+    small.tuned(tmp_path, p)
+    train.train(p, tmp_path)
+    assert not list((tmp_path / p.paths.models / "twins").iterdir())
+
+
 def test_class_weighting_changes_the_model(tmp_path: Path) -> None:
     none, some = (trained(tmp_path / str(each), drawn={"class_weight": each}) for each in (0.0, 0.5))
     assert none["model.ubj"] != some["model.ubj"]
