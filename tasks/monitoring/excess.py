@@ -22,6 +22,8 @@ LEAST_BLOCKS = 4  # that an interval needs
 GROUPS = 10  # of scores, each with an expected squared error of its own
 LEAST_GROUP_ROWS = 50
 LEAST_FREEDOM = 2.0  # of Student's t
+OWN_SHARE = 0.9  # of the error rate is for the interval of both
+AS_BEFORE_SHARE = 0.04  # is for that of days as they were on the holdout; skewness takes the rest
 
 
 @dataclass(frozen=True)
@@ -150,15 +152,20 @@ def compare_excess(now: Excess, before: Excess, *, level: float) -> Change | Non
 
     Blocks are taken as AR(1), with one correlation for both, since a window alone hardly tells one. The small-sample
     bias of a correlation is taken off (Kendall, Biometrika 1954). The interval of the difference is made of those of
-    both (Zou and Donner 2008).
+    both (Zou and Donner 2008). A change that makes a few days differ much would hide behind them: so what lies far
+    beyond all that days like the holdout's could do is surely higher too, and gets a small part of the error rate.
 
     Args:
         level: of the interval. Each end is passed with half of what is left.
     """
     if min(now.blocks, before.blocks) < LEAST_BLOCKS:
         return None
-    correlation = _correlate_neighbours((now.parts, before.parts))
-    reach = math.hypot(*(_reach(excess.parts, correlation, tail=(1 - level) / 2) for excess in (now, before)))
+    correlation, tail = _correlate_neighbours((now.parts, before.parts)), (1 - level) / 2
+    errors = [_estimate_error(excess.parts, correlation) for excess in (now, before)]
+    by_both = math.hypot(*(student_quantile(OWN_SHARE * tail, freedom) * error for error, freedom in errors))
+    error, freedom = errors[1]
+    as_before = student_quantile(AS_BEFORE_SHARE * tail, freedom) * error * math.sqrt(1 + before.blocks / now.blocks)
+    reach = min(by_both, as_before)
     return Change(now.loss, now.expected + before.value, now.loss - reach, now.loss + reach)
 
 
@@ -171,8 +178,8 @@ def _correlate_neighbours(series: Sequence[Floats]) -> float:
     return min(max(correlation, 0.0), sequence.MOST_CORRELATION)
 
 
-def _reach(parts: Floats, correlation: float, *, tail: float) -> float:
-    """How far the interval of a sum of such parts reaches to either side."""
+def _estimate_error(parts: Floats, correlation: float) -> tuple[float, float]:
+    """The standard error of the sum of such parts, and its degrees of freedom."""
     count, stretch = len(parts), (1 + correlation) / (1 - correlation)
     variance = float((parts**2).sum()) * count / (count - 1) * stretch
-    return student_quantile(tail, max(count / stretch - 1, LEAST_FREEDOM)) * math.sqrt(variance)
+    return math.sqrt(variance), max(count / stretch - 1, LEAST_FREEDOM)

@@ -252,6 +252,16 @@ def draw_excess(p: Params, rng: np.random.Generator, days: int, level: float) ->
     return measure_excess(expected + level + rng.normal(0, 0.08, days), expected, to_times(day), p.gate)
 
 
+def test_a_large_change_is_heard_though_it_makes_four_days_differ_much() -> None:
+    p, rng = settings(), np.random.default_rng(0)
+    before = draw_excess(p, rng, 14, 0.0)
+    uneven = np.array([0.2, 0.4, 1.6, 0.6])
+    now = measure_excess(0.5 + uneven, np.full(4, 0.5), to_times(np.arange(4.0)), p.gate)
+    change = compare_excess(now, before, level=0.95)
+    assert change
+    assert change.surely_higher_by > 0.3
+
+
 def test_without_an_interval_nothing_is_compared() -> None:
     whole, part = Excess(0.5, 0.4, np.tile([0.01, -0.01], 14)), Excess(0.5, 0.4, np.array([0.01, 0.0, -0.01]))
     assert compare_excess(whole, whole, level=0.95)
