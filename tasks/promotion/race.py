@@ -31,7 +31,7 @@ from tasks.promotion.weekgrid import WEEK
 RACE_TAIL = 0.0125
 # So many weeks' worth do the days count in what the weeks differ by: a race begins with four weeks.
 PRIOR_WEEKS = 8
-MIN_WEEKS = 2
+MIN_DAYS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +51,14 @@ class Race:
 
 
 def measure_race(gains: Floats, rows: Floats) -> Race | None:
-    """How much the contender saves at the same age; None with fewer than two weeks.
+    """How much the contender saves at the same age; None with fewer than four days.
 
     Args:
         gains: Sums of loss saved, (..., weeks, days), oldest first.
         rows: How many rows each sum is over, (weeks, days).
     """
     weeks = len(rows)
-    if weeks < MIN_WEEKS:
+    if (rows > 0).sum() < MIN_DAYS:
         return None
     weights = np.ones(weeks)
     low, high = (
@@ -203,9 +203,11 @@ def _ask_race(race: Race | None, least: Share, pair: Pair) -> Finding:
     since = f"{pair.since:%Y-%m-%d}, which neither recipe's search has seen"
     goes_on = "It stays the contender: its race goes on with `retrain --kind contender`."
     if race is None:
-        return Finding("HOLD", f"Fewer than {MIN_WEEKS} weeks have fits of both recipes since {since}. {goes_on}")
+        return Finding("HOLD", f"No whole week has fits of both recipes since {since}. {goes_on}")
     gain, low, high = (float(value) for value in (race.bound.gain, race.bound.low, race.high))
-    measured = f"at the same age it saved {gain:+.4g} a row in {race.weeks} weeks since {since}"
+    measured = (
+        f"at the same age it saved {gain:+.4g} a row in {race.weeks} week{'' if race.weeks == 1 else 's'} since {since}"
+    )
     if race.wins(least.value):
         bound = f"surely more than {low:+.4g} (a bound for looks in every week), and more than {least} is asked"
         return Finding("PROMOTE", f"Better than the champion's recipe: {measured}, {bound}.")

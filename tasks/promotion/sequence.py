@@ -51,9 +51,9 @@ def bound_gain(gains: Floats, rows: Floats, *, weights: Floats, tail: float, pri
             (a moderated variance: Smyth, Stat. Appl. Genet. Mol. Biol. 2004).
 
     Raises:
-        ValueError: There are fewer than two weeks.
+        ValueError: There are fewer than two weeks, and no prior.
     """
-    if len(weights) < 2:
+    if len(weights) < 2 and not (prior_weeks and len(weights)):
         raise ValueError(f"a bound needs at least 2 weeks of evidence, but got {len(weights)}")
     weight = np.broadcast_to(weights[:, None], rows.shape)
     total = float((weight * rows).sum())
@@ -61,9 +61,9 @@ def bound_gain(gains: Floats, rows: Floats, *, weights: Floats, tail: float, pri
     parts = (gains - gain[..., None, None] * rows) * weight / total
     days = parts.reshape(*parts.shape[:-2], -1)
     by_days = _estimate_variance(days, _count_effective(weight[rows > 0]), lag=True)
-    by_weeks = _estimate_variance(parts.sum(-1), _count_effective(weights), lag=False)
+    spare = _count_effective(weights) - 1
+    by_weeks = _estimate_variance(parts.sum(-1), spare + 1, lag=False) if spare else by_days
     if prior_weeks:
-        spare = _count_effective(weights) - 1
         pooled = (prior_weeks * by_days[0] + spare * by_weeks[0]) / (prior_weeks + spare)
         by_weeks = pooled, np.minimum(by_days[1], prior_weeks + spare)
     is_by_weeks = by_weeks[0] > by_days[0]

@@ -62,8 +62,13 @@ def test_a_better_recipe_wins_within_weeks_and_a_worse_one_leaves_the_race() -> 
     assert races.judge(-gains[:, : 7 * 3 * HELD])[1].mean() >= 0.85
 
 
-def test_a_race_of_one_week_tells_nothing() -> None:
-    assert measure_race(*races.sum_weeks(np.zeros((1, 7)))) is None
+def test_a_race_of_one_week_asks_for_more_than_one_of_four_and_none_for_nothing() -> None:
+    gains = np.tile([0.01, -0.004, 0.02, 0.003, 0.001, 0.008, -0.002], 4)[None]
+    one, four = measure_race(*races.sum_weeks(gains[:, :7])), measure_race(*races.sum_weeks(gains))
+    assert one
+    assert four
+    assert one.bound.low < four.bound.low < four.bound.gain < four.high < one.high
+    assert measure_race(np.empty((0, 7)), np.empty((0, 7))) is None
 
 
 def test_the_days_before_the_first_clean_one_do_not_count(tmp_path: Path) -> None:
@@ -93,7 +98,8 @@ def test_more_rounds_win_a_race_against_a_stump_on_real_fits(tmp_path: Path) -> 
     assert measured
     course = both.course
     assert course.bounds[-1] == pytest.approx(float(measured.bound.low))
-    assert course.bounds[0] is None  # a single week tells nothing
+    assert course.bounds[0] is not None
+    assert course.bounds[0] < 0  # a single week tells little
     assert [later - begin for begin, later in itertools.pairwise(course.begins)] == [WEEK] * (measured.weeks - 1)
     assert course.begins[0] <= pair.since + timedelta(days=1) < course.begins[1]
     assert measured.wins(0.0)
