@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -9,11 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.reproduce import Difference, Origin, find_differences, reproduce
+from flows.reproduce import Difference, Origin, find_differences, reproduce, restore_params
 from flows.retrain import retrain
+from tasks import params
+from tasks.promotion import changes, registry
 from tasks.promotion.registry import Version
 from tasks.runtime.workspaces import Workspace
+from tests.conftest import write_params
 from tests.flows.conftest import Project, commit
+
+AS_OF = datetime(2024, 2, 20)
 
 
 @pytest.mark.faults  # whole retrains: with the other long ones
@@ -29,6 +36,36 @@ def test_a_version_comes_out_as_it_was_and_a_changed_source_is_named(project: Pr
     commit(project.folder, "other data")
     # the commit of the version still holds the sources of then: they are part of this made checkout
     assert reproduce(1) == []
+
+
+@pytest.mark.faults
+def test_a_refreshed_version_comes_out_without_a_search(
+    project: Project, recorded: Callable[[], registry.Version]
+) -> None:
+    assert recorded().number == 1
+    as_of = datetime.fromisoformat(project.raw["clock"]["as_of"]) + timedelta(days=7)
+    done = retrain(as_of=as_of, kind="refresh")
+    assert done
+    verdict = {"outcome": "PROMOTE", "reasons": ["Its evidence is too short here."]}
+    known = registry.open_registry(params.load().registry)
+    changes.promote(known, done.run_id, decision="a refresh", verdict=verdict, as_of=as_of, tags={})
+    assert reproduce(2) == []
+
+
+def test_a_search_ends_with_its_trials_and_a_recipe_stays_as_it_was(tmp_path: Path, project: Project) -> None:
+    recipe = {"params": {"eta": 0.1}, "rounds": 50}
+    for trials, tuned in ((3, None), (0, recipe)):
+        version = Version(1, "r", "d", "h", AS_OF, "c", MappingProxyType({}))
+        raw = {**project.raw, "tune": {**project.raw["tune"], "recipe": tuned}}
+        write_params(raw, tmp_path)
+        (tmp_path / "tuned.json").write_text(json.dumps({"trials": trials}))
+        files = {"params.yaml": tmp_path / "params.yaml", "reports/tuned.json": tmp_path / "tuned.json"}
+        (tmp_path / "now").mkdir(exist_ok=True)
+        restore_params(Origin(version, files, None), Workspace(tmp_path / "now", "c", None, {}))
+        now = params.load(tmp_path / "now" / "params.yaml")
+        assert now.clock.as_of == AS_OF
+        assert now.tune.trials == (trials or project.raw["tune"]["trials"])
+        assert (now.tune.recipe and now.tune.recipe.model_dump()) == tuned
 
 
 def test_a_version_that_does_not_exist_is_refused(project: Project) -> None:
