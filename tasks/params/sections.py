@@ -272,16 +272,29 @@ class Policy(Section):
     cpu_price: float = Field(0.05, ge=0)
 
 
-REPLAYED = "never, drift, performance, both, every:<length> such as every:7d, or spaced:<number>"
+REPLAYED = (
+    "never, default, drift, performance, both, every:<length> such as every:7d, refresh:<length>, ungated:<length>, or "
+    "spaced:<number>"
+)
 ReplayPolicy = Annotated[
     str,
-    spelled_as(r"never|drift|performance|both|every:\d+[hdw]|spaced:\d+", f"a policy to replay is {REPLAYED}"),
+    spelled_as(
+        r"never|default|drift|performance|both|(every|refresh|ungated):\d+[hdw]|spaced:\d+",
+        f"a policy to replay is {REPLAYED}",
+    ),
 ]
 
 
 class Replay(Section):
-    policies: Annotated[list[ReplayPolicy], Field(min_length=1)] = ["never", "every:7d", "drift", "performance", "both"]
+    policies: Annotated[list[ReplayPolicy], Field(min_length=1)] = [
+        "never",
+        "default",
+        "refresh:7d",
+        "every:28d",
+        "ungated:7d",
+    ]
     step: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=7)
+    dates: int = Field(12, ge=1)
     trials: int | None = Field(None, ge=1)
 
 

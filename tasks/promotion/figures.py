@@ -213,37 +213,64 @@ def _hold_bars(axes: "Axes", gains: Sequence[float], shown: Sequence[float | Non
 
 @dataclass(frozen=True)
 class Course:
-    """One policy in a replay: its metric by week and what it saved so far, in % of never's error; its retrains."""
+    """One policy in a replay.
+
+    Attributes:
+        weeks: its metric by week.
+        saved: what it saved up to each week, in % of never's error.
+        gains: what it saved from each first date, a row.
+        retrains, promoted: of all first dates.
+        cpu: seconds, of one first date.
+    """
 
     name: str
     weeks: Sequence[float | None]
     saved: Sequence[float]
+    gains: Sequence[float]
     retrains: Sequence[Moment]
     promoted: Sequence[Moment]
+    cpu: float
 
 
-def draw_policies(lines: Sequence[Course], starts: Sequence[Moment], path: Path, *, metric: str, never: str) -> Path:
-    """Draw a replay: the metric by week, what each policy saved so far, and when each retrained."""
-    others = [line.name for line in lines if line.name != never]
-    styles: dict[str, tuple[str, Any]] = {name: LINES[i % len(LINES)] for i, name in enumerate(others)}
+def draw_policies(
+    lines: Sequence[Course], starts: Sequence[Moment], dates: Sequence[Moment], path: Path, *, metric: str, never: str
+) -> Path:
+    """Draw a replay: what each policy saved so far, and the metric by week and each retrain, or, over many first dates,
+    what it saved from each of them, and what that took."""
+    others = [line for line in lines if line.name != never]
+    styles: dict[str, tuple[str, Any]] = {line.name: LINES[i % len(LINES)] for i, line in enumerate(others)}
     styles[never] = (INK, "-")
     with _open_figure(path, (9, 6.4 + 0.26 * len(lines))) as figure:
         grid = figure.add_gridspec(3, 1, height_ratios=[2.2, 2.8, 0.5 + 0.3 * len(lines)])
-        top = figure.add_subplot(grid[0], title=f"{metric} by week")
-        saved = f"error saved so far, in % of what `{never}` made"
-        middle = figure.add_subplot(grid[1], sharex=top, title=saved)
-        bottom = figure.add_subplot(grid[2], sharex=top, title="retrains: ● promoted   ○ refused")
+        saved = figure.add_subplot(grid[1], title=f"error saved so far, in % of what `{never}` made")
         for line in lines:
-            colour, dash = styles[line.name]
-            width = 1.2 if line.name == never else 1.7
-            values = [math.nan if value is None else value for value in line.weeks]
-            top.plot(starts, values, color=colour, linestyle=dash, linewidth=width)
-            middle.plot(starts, line.saved, color=colour, linestyle=dash, linewidth=width)
-        _name_ends(middle, lines, starts, styles)
-        _draw_retrains(bottom, lines, styles)
-        for axes in (top, middle):
-            axes.tick_params(labelbottom=False)
+            _draw_line(saved, starts, line.saved, styles[line.name], is_thin=line.name == never)
+        _name_ends(saved, lines, starts, styles)
+        top, bottom = figure.add_subplot(grid[0], sharex=saved), figure.add_subplot(grid[2])
+        if len(dates) > 1:
+            top.set_title(f"{metric} saved a row from each first date to the end")
+            for line in lines:
+                _draw_line(top, dates, line.gains, styles[line.name], is_thin=line.name == never, marker="o")
+            _draw_costs(bottom, others, styles)
+        else:
+            top.set_title(f"{metric} by week")
+            for line in lines:
+                values = [math.nan if value is None else value for value in line.weeks]
+                _draw_line(top, starts, values, styles[line.name], is_thin=line.name == never)
+            bottom.sharex(saved)
+            bottom.set_title("retrains: ● promoted   ○ refused")
+            _draw_retrains(bottom, lines, styles)
+            saved.tick_params(labelbottom=False)
+        top.tick_params(labelbottom=False)
     return path
+
+
+def _draw_line(
+    axes: "Axes", x: Sequence[Any], y: Sequence[float], style: tuple[str, Any], *, is_thin: bool, marker: str = ""
+) -> None:
+    colour, dash = style
+    width = 1.2 if is_thin else 1.7
+    axes.plot(x, y, color=colour, linestyle=dash, linewidth=width, marker=marker, markersize=4)
 
 
 def _name_ends(
@@ -268,6 +295,18 @@ def _draw_retrains(axes: "Axes", lines: Sequence[Course], styles: Mapping[str, t
     axes.set_yticks(range(len(lines)), [line.name for line in reversed(lines)])
     axes.set_ylim(-0.6, len(lines) - 0.4)
     axes.grid(visible=False, axis="x")
+
+
+def _draw_costs(axes: "Axes", lines: Sequence[Course], styles: Mapping[str, tuple[str, Any]]) -> None:
+    axes.set_title("seconds of CPU of the retrains, a first date   (promoted, retrains)")
+    for place, line in enumerate(reversed(lines)):
+        axes.barh(place, line.cpu, color=styles[line.name][0], height=0.6)
+        counts = [len(moments) / len(line.gains) for moments in (line.promoted, line.retrains)]
+        text = f" {line.cpu:,.0f} s   ({counts[0]:.3g} of {counts[1]:.3g})"
+        axes.annotate(text, (line.cpu, place), fontsize=9, va="center", color=INK)
+    axes.set_yticks(range(len(lines)), [line.name for line in reversed(lines)])
+    axes.set_xlim(0, 1.3 * max((line.cpu for line in lines), default=1.0) or 1.0)
+    axes.grid(visible=False, axis="y")
 
 
 # --- the parts -----------------------------------------------------------------------------------------------------

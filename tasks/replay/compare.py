@@ -1,34 +1,61 @@
 """compare: what each policy's predictions lost, and what its retrains cost, against never retraining."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tasks import log
 from tasks.data import feasibility
 from tasks.params import spell
-from tasks.promotion.contest import align_classes, compare_losses, estimate_loss, row_losses
-from tasks.promotion.interval import SEED, Estimate, assign_blocks, draw_blocks
-from tasks.replay.walk import BY_SIGNALS, NEVER, Grid, Past, PolicyState, Retrain, check_period, walk
-from tasks.training import model
+from tasks.promotion.interval import Estimate
+from tasks.replay.course import Course, Draws, Stream
+from tasks.replay.past import Past
+from tasks.replay.policies import NEVER, Grid, check_period
+from tasks.replay.walk import Measure, PolicyState, Retrain, walk
+from tasks.training.model import Floats
 
-REPLICATES = 2000  # of the bootstrap of an AUC
+WORSE = 0.0005  # of the metric: a first date that ends worse than never by more is counted
+HOUR_S = 3600
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What a promotion brought: the metric saved over what it replaced, on the rows that it served."""
+
+    as_of: datetime
+    rows: int
+    gain: float
+
+
+@dataclass(frozen=True)
+class Walked:
+    """One policy from one first date. Gains are against never retraining; positive is better."""
+
+    date: datetime
+    metric: float
+    gain: float
+    auc: float | None
+    auc_gain: float | None
+    cpu: float
+    retrains: tuple[Retrain, ...]
+    promotions: tuple[Promotion, ...]
+    alarms: int | None  # None: it looks at no signal
 
 
 @dataclass(frozen=True)
 class Line:
-    """A policy over the whole stream.
+    """A policy over all first dates.
 
     Attributes:
-        gain: against never retraining, as auc_gain; positive is better.
-        alarms: None: it looks at no signal.
-        cost: of its retrains.
-        cost_per_percent: of error saved against never; None where nothing was saved.
-        weeks: the metric by stretch of the grid; None where no row counts.
+        metric: the mean over the dates, as gain, auc and auc_gain. Their intervals are of the weeks: a paired bootstrap
+            that draws the stretches of the grid, for all dates and policies alike.
+        kept, auc_kept: of what ungated refits gain, the share that this policy gains; None without those.
+        cpu, cost: of the retrains of a date, on average.
+        weeks: the metric by stretch of the grid, over the dates that had begun; None where no row counts.
     """
 
     policy: str
@@ -36,25 +63,46 @@ class Line:
     gain: Estimate
     auc: Estimate | None
     auc_gain: Estimate | None
-    retrains: tuple[Retrain, ...]
-    alarms: int | None
+    kept: Estimate | None
+    auc_kept: Estimate | None
+    walks: tuple[Walked, ...]
     cpu: float
     cost: float
-    cost_per_percent: float | None
     weeks: tuple[float | None, ...]
 
     @property
+    def retrains(self) -> tuple[Retrain, ...]:
+        return tuple(retrain for walked in self.walks for retrain in walked.retrains)
+
+    @property
     def promotions(self) -> int:
-        return sum(retrain.promoted for retrain in self.retrains)
+        return sum(len(walked.promotions) for walked in self.walks)
+
+    @property
+    def unpromoted_dates(self) -> int:
+        return sum(not walked.promotions for walked in self.walks)
+
+    @property
+    def worse_dates(self) -> int:
+        return sum(walked.gain < -WORSE for walked in self.walks)
+
+    @property
+    def alarms(self) -> int | None:
+        listed = [walked.alarms for walked in self.walks if walked.alarms is not None]
+        return sum(listed) if listed else None
+
+    def to_dict(self) -> dict[str, Any]:
+        counted = {name: getattr(self, name) for name in ("promotions", "unpromoted_dates", "worse_dates", "alarms")}
+        return asdict(self) | counted
 
 
 @dataclass(frozen=True)
 class Comparison:
     grid: Grid
+    dates: tuple[datetime, ...]
     metric: str
     rows: int
     unlabelled_share: float  # of the rows that are old enough: these count for nobody
-    first_cpu: float  # of the model that all begin with
     stretches: tuple[int, ...]  # rows that count in each
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()  # settings that keep a policy by signals from acting
@@ -63,16 +111,24 @@ class Comparison:
         return next(line for line in self.lines if line.policy == name)
 
     def to_dict(self) -> dict[str, Any]:
-        lines = [{**asdict(line), "promotions": line.promotions} for line in self.lines]
-        figures = asdict(self)
-        grid = figures.pop("grid") | {"step": spell(self.grid.step), "starts": self.grid.starts}
-        return {**grid, **figures, "lines": lines}
+        grid = asdict(self.grid) | {"step": spell(self.grid.step), "starts": self.grid.starts}
+        rest = {name: getattr(self, name) for name in ("dates", "metric", "rows", "unlabelled_share", "stretches")}
+        return {**grid, **rest, "lines": [line.to_dict() for line in self.lines], "notes": self.notes}
 
 
 def compare_policies(
-    past: Past, grid: Grid, names: Sequence[str], *, say: Callable[[str], None] = log.info
+    past: Past,
+    grid: Grid,
+    names: Sequence[str],
+    dates: Sequence[datetime] = (),
+    *,
+    measure: Measure = Past.measure,
+    say: Callable[[str], None] = log.info,
 ) -> Comparison:
-    """Walks the grid with each policy, and compares them. `never` is always among them.
+    """Walks the grid with each policy from each first date, and compares them. `never` is always among them.
+
+    Args:
+        dates: moments of the grid, in order; none: its first.
 
     Raises:
         ValueError: History does not reach from before `since` to `until`.
@@ -81,149 +137,106 @@ def compare_policies(
     notes = _explain_deafness(past, grid, names)
     for note in notes:
         say(note)
+    dates = tuple(dates) or (grid.since,)
     stream = Stream(past, grid)
-    states = walk(past, grid, names, say=say)
-    scores = {state.rule.name: stream.scores(state) for state in states}
-    losses = {name: row_losses(stream.codes, values, metric=past.p.gate.metric) for name, values in scores.items()}
-    aucs = {name: stream.measure_auc(values) for name, values in scores.items()}
-    return Comparison(
-        grid,
-        past.p.gate.metric,
-        len(stream.codes),
-        stream.unlabelled_share,
-        past.candidate(grid.since).cpu,
-        tuple(stream.sum_by_stretch(np.ones(len(stream.codes)))[1].tolist()),
-        tuple(_summarize(state, stream, losses, aucs) for state in states),
-        notes,
-    )
+    states = walk(past, grid, names, dates, measure=measure, say=say)
+    courses = {(state.rule.name, state.began): stream.measure(state) for state in states}
+    policies = list(dict.fromkeys(state.rule.name for state in states))
+    figures = Figures(stream, Draws(len(grid.starts), past.p.gate.level), dates, courses)
+    lines = tuple(figures.summarize(name, [state for state in states if state.rule.name == name]) for name in policies)
+    counts = np.bincount(stream.stretch, minlength=len(grid.starts))
+    share = stream.unlabelled_share
+    return Comparison(grid, dates, past.p.gate.metric, stream.rows, share, tuple(counts.tolist()), lines, notes)
 
 
 def _explain_deafness(past: Past, grid: Grid, names: Sequence[str]) -> tuple[str, ...]:
     """Why a policy by signals cannot act on this table, whatever happens."""
-    if not set(names) & BY_SIGNALS.keys():
+    if not set(names) & {"drift", "performance", "both", "default"}:
         return ()
     problems = feasibility.find_problems(past.rows.event_time, grid.until, past.p)
     return tuple(one.message for one in problems if one.setting in ("policy.min_rows", "monitor.window"))
 
 
-def _summarize(
-    state: PolicyState, stream: "Stream", losses: Mapping[str, model.Floats], aucs: Mapping[str, "Auc | None"]
-) -> Line:
-    p, name = stream.past.p, state.rule.name
-    cpu = sum(retrain.cpu for retrain in state.retrains)
-    cost = cpu / 3600 * p.policy.cpu_price
-    metric = estimate_loss(losses[name], times=stream.times, gate=p.gate)
-    contest = compare_losses(losses[name], losses[NEVER], times=stream.times, gate=p.gate)
-    (own, never), ends = contest.sums.metrics, contest.gain(p.gate.level)
-    saved = 100 * (never - own) / never if never else 0.0
-    auc, never_auc = aucs[name], aucs[NEVER]
-    return Line(
-        policy=name,
-        metric=metric,
-        gain=Estimate(never - own, ends["low"], ends["high"]),
-        auc=auc.estimate(p.gate.level) if auc else None,
-        auc_gain=auc.estimate(p.gate.level, above=never_auc) if auc and never_auc else None,
-        retrains=state.retrains,
-        alarms=state.alarms if state.rule.signals else None,
-        cpu=round(cpu, 2),
-        cost=cost,
-        cost_per_percent=cost / saved if saved > 0 and state.retrains else None,
-        weeks=stream.measure_weeks(losses[name]),
-    )
+@dataclass(frozen=True)
+class Figures:
+    """The courses of all walks, and what they come to."""
 
+    stream: Stream
+    draws: Draws
+    dates: tuple[datetime, ...]
+    courses: dict[tuple[str, datetime], Course]
 
-class Stream:
-    """The rows that count, in the order of time: from since on, mature at until, and labelled."""
+    def summarize(self, name: str, states: Sequence[PolicyState]) -> Line:
+        walks = tuple(self._describe(state) for state in states)
+        cpu = sum(walked.cpu for walked in walks) / len(walks)
+        own, never = self._metrics(name), self._metrics(NEVER)
+        auc, never_auc, ungated = self._aucs(name), self._aucs(NEVER), self._find_ungated()
+        kept = self._share(never - own, never - self._metrics(ungated)) if ungated else None
+        auc_kept = None
+        if ungated and auc is not None and never_auc is not None and (other := self._aucs(ungated)) is not None:
+            auc_kept = self._share(auc - never_auc, other - never_auc)
+        return Line(
+            policy=name,
+            metric=self.draws.estimate(own),
+            gain=self.draws.estimate(never - own),
+            auc=self.draws.estimate(auc) if auc is not None else None,
+            auc_gain=self.draws.estimate(auc - never_auc) if auc is not None and never_auc is not None else None,
+            kept=kept,
+            auc_kept=auc_kept,
+            walks=walks,
+            cpu=round(cpu, 2),
+            cost=cpu / HOUR_S * self.stream.past.p.policy.cpu_price,
+            weeks=self._pool([self.courses[name, date] for date in self.dates]).weeks,
+        )
 
-    def __init__(self, past: Past, grid: Grid) -> None:
-        self.past, self.grid = past, grid
-        p, where = past.p, past.find_rows(grid.since, grid.until)
-        label, times = past.rows.label[where], past.rows.event_time[where]
-        mature = times < np.datetime64(grid.until - p.label.deadline)
-        self._counts = mature & model.is_labelled(label)
-        if not self._counts.any():
-            raise ValueError(
-                f"no row from {grid.since} on had an outcome by {grid.until}: nothing can be compared. Give a later "
-                "--until, or check label and known_at."
+    def _metrics(self, name: str) -> Floats:
+        """The mean over the dates, as it was and in each draw."""
+        return np.asarray(
+            np.nanmean([self.courses[name, date].weigh(self.draws.weights) for date in self.dates], axis=0)
+        )
+
+    def _aucs(self, name: str) -> Floats | None:
+        aucs = [self.courses[name, date].auc for date in self.dates]
+        listed = [auc.weigh(self.draws.weights) for auc in aucs if auc]
+        return np.asarray(np.nanmean(listed, axis=0)) if len(listed) == len(aucs) else None
+
+    def _find_ungated(self) -> str | None:
+        return next((name for name, _ in self.courses if name.startswith("ungated:")), None)
+
+    def _share(self, own: Floats, whole: Floats) -> Estimate | None:
+        """None where ungated refits gain nothing: then there is nothing to keep."""
+        return self.draws.estimate(own / whole) if whole[0] > 0 else None
+
+    def _pool(self, courses: Sequence[Course]) -> Course:
+        sums, rows = (np.sum([getattr(course, name) for course in courses], axis=0) for name in ("sums", "rows"))
+        return Course(sums, rows, None, courses[0].is_root)
+
+    def _describe(self, state: PolicyState) -> Walked:
+        own, never = (self.courses[name, state.began] for name in (state.rule.name, NEVER))
+        cpu = round(sum(retrain.cpu for retrain in state.retrains), 2)
+        return Walked(
+            date=state.began,
+            metric=own.metric,
+            gain=never.metric - own.metric,
+            auc=own.auc.value if own.auc else None,
+            auc_gain=own.auc.value - never.auc.value if own.auc and never.auc else None,
+            cpu=cpu,
+            retrains=state.retrains,
+            promotions=tuple(self._list_promotions(state)),
+            alarms=state.alarms if state.rule.signals is not None else None,
+        )
+
+    def _list_promotions(self, state: PolicyState) -> list[Promotion]:
+        starts = self.stream.grid.starts
+        offset, listed = starts.index(state.began), list[Promotion]()
+        changes = [i for i in range(1, len(state.served)) if state.served[i] != state.served[i - 1]]
+        for change, end in pairwise([*changes, len(state.served)]):
+            numbers = range(offset + change, offset + end)
+            before, after = (
+                np.concatenate([self.stream.losses(training, number) for number in numbers])
+                for training in (state.served[change - 1], state.served[change])
             )
-        self.times = times[self._counts]
-        self.unlabelled_share = round(1 - float(self._counts.sum() / mature.sum()), 6)
-        self.spec = model.Spec(p.label.task, (), {}, model.find_classes(past.rows.label, task=p.label.task))
-        self.codes = self.spec.encode_label(label[self._counts]).astype(np.float64)
-
-    def scores(self, state: PolicyState) -> model.Floats:
-        """Each row's prediction by the champion of the time when it arrived."""
-        parts = [
-            align_classes(self.spec, self.past.candidate(by).model.spec.classes, self.past.scores(by, *stretch))
-            for by, stretch in zip(state.served, self.grid.stretches, strict=True)
-        ]
-        return np.asarray(np.concatenate(parts)[self._counts])
-
-    def measure_auc(self, scores: model.Floats) -> "Auc | None":
-        """None but for two classes that both occur."""
-        if self.spec.task != "binary" or len(np.unique(self.codes)) < 2:
-            return None
-        return Auc(count_wins(self.codes, scores, assign_blocks(self.times, self.past.p.gate.block)))
-
-    def sum_by_stretch(self, values: model.Floats) -> tuple[model.Floats, NDArray[np.intp]]:
-        """The sum of the rows' values (n), and the number of rows, in each stretch of the grid."""
-        starts = np.array(self.grid.starts, dtype="datetime64[us]")
-        place, count = np.searchsorted(starts, self.times, side="right") - 1, len(starts)
-        return np.bincount(place, values, minlength=count).astype(np.float64), np.bincount(place, minlength=count)
-
-    def measure_weeks(self, losses: model.Floats) -> tuple[float | None, ...]:
-        power = 0.5 if self.past.p.gate.metric == "rmse" else 1
-        sums, rows = self.sum_by_stretch(losses)
-        return tuple(float(total / count) ** power if count else None for total, count in zip(sums, rows, strict=True))
-
-
-# --- the area under the ROC curve, in draws of its blocks without ranking rows again -------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Auc:
-    """One stream's AUC, and that of draws of its blocks. Two streams of the same rows are drawn alike."""
-
-    wins: model.Floats  # see count_wins
-
-    @property
-    def value(self) -> float:
-        return float(self.weigh(np.ones((1, len(self.wins))))[0])
-
-    @cached_property
-    def drawn(self) -> model.Floats:
-        return self.weigh(draw_blocks(len(self.wins), REPLICATES, seed=SEED).astype(np.float64))
-
-    def weigh(self, draws: model.Floats) -> model.Floats:
-        """The AUC of each draw (draws, blocks), where each block counts as often as it was drawn."""
-        pairs, positive, negative = self.wins[:, :-2], self.wins[:, -2], self.wins[:, -1]
-        with np.errstate(invalid="ignore"):  # a draw without one of the classes has no AUC
-            shares = ((draws @ pairs) * draws).sum(axis=1) / ((draws @ positive) * (draws @ negative))
-        return np.asarray(shares)
-
-    def estimate(self, level: float, *, above: "Auc | None" = None) -> Estimate:
-        """With its interval, or how far it lies above another's. By the percentile bootstrap: over months of days it
-        needs no refinement."""
-        value, drawn = (self.value - above.value, self.drawn - above.drawn) if above else (self.value, self.drawn)
-        low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-        return Estimate(value, float(low), float(high))
-
-
-def count_wins(codes: model.Floats, scores: model.Floats, block: NDArray[np.intp]) -> model.Floats:
-    """How often a positive row of one block has a higher score than a negative one of another; ties count half.
-
-    Returns:
-        (blocks, blocks + 2): the wins, then each block's positive and negative rows. The AUC of any draw of blocks
-        follows from it.
-    """
-    count, positive = int(block.max()) + 1, codes == 1
-    order = np.argsort(scores[positive], kind="stable")
-    high, high_block = scores[positive][order], block[positive][order]
-    wins = np.empty((count, count + 2))
-    for other in range(count):
-        low = np.sort(scores[~positive & (block == other)])
-        beaten = (np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")) / 2
-        wins[:, other] = np.bincount(high_block, beaten, minlength=count)
-        wins[other, -1] = len(low)
-    wins[:, -2] = np.bincount(high_block, minlength=count)
-    return wins
+            root = np.sqrt if self.courses[NEVER, state.began].is_root else np.asarray
+            gain = float(root(before.mean()) - root(after.mean())) if len(before) else 0.0
+            listed.append(Promotion(starts[offset + change], len(before), gain))
+        return listed

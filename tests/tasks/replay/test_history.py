@@ -131,7 +131,7 @@ def test_a_search_made_before_saves_nobody_its_cost(kept: History, monkeypatch: 
 def test_a_failed_training_leaves_nothing_on_the_shelf(kept: History) -> None:
     with pytest.raises(ValueError, match="split"):
         kept.candidate(BEGIN + 20 * DAY)
-    assert [each.name for each in kept.shelf.iterdir()] == ["making.lock"]
+    assert [each.name for each in kept.shelf.iterdir()] == [history.LOCKS]
 
 
 def test_a_smaller_search_has_fewer_finalists() -> None:

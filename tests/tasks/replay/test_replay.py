@@ -17,21 +17,13 @@ from tasks.monitoring.signal import Signal
 from tasks.params import Params, Policy, SignalKind
 from tasks.promotion.contest import row_losses
 from tasks.replay import history
-from tasks.replay.compare import Auc, Comparison, compare_policies, count_wins
-from tasks.replay.history import Candidate, History
-from tasks.replay.report import list_points, list_saved, render_markdown, tabulate, write_report
-from tasks.replay.walk import (
-    FAILED,
-    Grid,
-    Past,
-    PolicyState,
-    Retrain,
-    Serving,
-    check_period,
-    explain_retrain,
-    find_earliest,
-    parse_rule,
-)
+from tasks.replay.compare import Comparison, compare_policies
+from tasks.replay.course import Auc, count_wins
+from tasks.replay.history import History, Training
+from tasks.replay.past import Needs, Past, Serving, make_here
+from tasks.replay.policies import Grid, check_period, find_earliest, parse_rule
+from tasks.replay.report import list_points, list_saved, render_markdown, tabulate_costs, tabulate_gains, write_report
+from tasks.replay.walk import FAILED, PolicyState, Retrain, explain_retrain
 from tests.conftest import BEGIN
 from tests.tasks import small
 
@@ -63,7 +55,12 @@ def kept(folder: Path, rows: Rows, p: Params | None = None) -> History:
 
 
 def walked(past: History, names: Sequence[str] = NAMES, grid: Grid = GRID, **measure: Any) -> Comparison:
-    return compare_policies(Past(past, grid.since, make=History.candidate, **measure), grid, names)
+    return compare_policies(Past(past, grid.since), grid, names, **measure)
+
+
+def at(moment: datetime) -> Training:
+    """The search of a moment."""
+    return Training(moment, moment)
 
 
 def rows_made(**changes: Any) -> Rows:
@@ -91,10 +88,12 @@ def plain(done: Comparison) -> dict[str, Any]:
     """Without what differs from one training to the next: its seconds."""
     found = done.to_dict()
     for line in found["lines"]:
-        line.update(cpu=0, cost=0, cost_per_percent=0)
-        for each in line["retrains"]:
-            each.update(cpu=0)
-    return {**found, "first_cpu": 0}
+        line.update(cpu=0, cost=0)
+        for walk in line["walks"]:
+            walk.update(cpu=0)
+            for each in walk["retrains"]:
+                each.update(cpu=0)
+    return found
 
 
 # --- the policies --------------------------------------------------------------------------------------------------
@@ -103,7 +102,7 @@ def plain(done: Comparison) -> dict[str, Any]:
 def test_never_never_retrains_and_costs_nothing(done: Comparison) -> None:
     never = done.line("never")
     assert (never.retrains, never.cpu, never.cost, never.gain.value) == ((), 0, 0, 0)
-    assert never.cost_per_percent is None
+    assert never.unpromoted_dates == 1
 
 
 def test_every_retrains_on_its_grid_and_not_after_the_last_row(done: Comparison) -> None:
@@ -128,7 +127,7 @@ def test_outcomes_that_turn_are_seen_and_retraining_pays(turned: Comparison) -> 
     assert found.gain.low is not None
     assert found.gain.low > 0
     assert found.metric.value < turned.line("never").metric.value
-    assert found.cost_per_percent is not None
+    assert found.walks[0].promotions[0].gain > 0
     assert found.auc_gain is not None
     assert found.auc_gain.value > 0
 
@@ -146,8 +145,7 @@ def test_a_feature_that_moves_is_seen_by_those_who_watch_for_drift(tmp_path: Pat
 
 
 def test_until_they_turn_all_policies_are_the_same_model(turned: Comparison) -> None:
-    first = {line.weeks[0] for line in turned.lines}
-    assert len(first) == 1
+    assert len({line.weeks[0] for line in turned.lines}) == 1
 
 
 def test_a_refusal_costs_its_training_and_changes_nothing(done: Comparison) -> None:
@@ -161,7 +159,7 @@ def test_a_refusal_costs_its_training_and_changes_nothing(done: Comparison) -> N
 def test_spaced_retrains_are_so_many_and_even() -> None:
     grid = Grid(datetime(2013, 5, 1), datetime(2013, 12, 31), WEEK)
     for number in range(1, len(grid.starts)):
-        moments = parse_rule(f"spaced:{number}", grid).moments
+        moments = parse_rule(f"spaced:{number}", grid, small.settings()).moments
         assert len(set(moments)) == number
         ends = [grid.since, *moments, grid.until]
         gaps = [after - before for before, after in pairwise(ends)]
@@ -172,7 +170,7 @@ def test_spaced_retrains_are_so_many_and_even() -> None:
 @pytest.mark.parametrize("name", ["sometimes", "every:0d", "every:4", "every:7x", "spaced:0", ""])
 def test_an_unknown_policy_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"but got '{name}'"):
-        parse_rule(name, GRID)
+        parse_rule(name, GRID, small.settings())
 
 
 # --- what is shared, and what comes again --------------------------------------------------------------------------
@@ -181,9 +179,9 @@ def test_an_unknown_policy_is_refused_by_name(name: str) -> None:
 def test_a_model_is_trained_once_and_charged_to_each(tmp_path: Path) -> None:
     made: list[datetime] = []
 
-    def make(past: History, as_of: datetime) -> Candidate:
-        made.append(as_of)
-        return past.candidate(as_of)
+    def make(past: History, trainings: Sequence[Training], fits: Needs) -> None:
+        made.extend(training.as_of for training in trainings)
+        make_here(past, trainings, fits)
 
     past = Past(kept(tmp_path / "folder", rows_made()), GRID.since, make=make)
     done = compare_policies(past, GRID, ["every:14d", "every:28d"])
@@ -191,13 +189,14 @@ def test_a_model_is_trained_once_and_charged_to_each(tmp_path: Path) -> None:
     assert len(list((tmp_path / "shelf").glob("2*"))) == 4
     costs = {line.policy: {each.as_of: each.cpu for each in line.retrains} for line in done.lines}
     assert costs["every:28d"].items() <= costs["every:14d"].items()
-    assert past.cpu == pytest.approx(sum(costs["every:14d"].values()) + done.first_cpu, abs=0.01)
 
 
 def test_the_same_replay_again_trains_nothing_and_is_equal(quiet: History, done: Comparison) -> None:
-    past = Past(quiet, GRID.since, make=History.candidate)
-    assert compare_policies(past, GRID, NAMES) == done
-    assert past.cpu == 0
+    assert compare_policies(Past(quiet, GRID.since, make=refuse), GRID, NAMES) == done
+
+
+def refuse(_past: History, trainings: Sequence[Training], fits: Needs) -> None:
+    raise AssertionError((trainings, fits))
 
 
 def test_another_shelf_gives_the_same_but_for_the_seconds(quiet: History, done: Comparison, tmp_path: Path) -> None:
@@ -207,9 +206,7 @@ def test_another_shelf_gives_the_same_but_for_the_seconds(quiet: History, done: 
 
 def test_a_later_end_keeps_what_was_trained(quiet: History) -> None:
     """Every candidate of a shorter grid is one of the longer's."""
-    past = Past(quiet, GRID.since, make=History.candidate)
-    compare_policies(past, replace(GRID, until=GRID.until - 2 * WEEK), ["every:14d"])
-    assert past.cpu == 0
+    compare_policies(Past(quiet, GRID.since, make=refuse), replace(GRID, until=GRID.until - 2 * WEEK), ["every:14d"])
 
 
 # --- nobody sees the future ----------------------------------------------------------------------------------------
@@ -230,20 +227,22 @@ def test_performance_is_measured_on_what_was_known_then(tmp_path: Path) -> None:
     window = (rows.event_time >= np.datetime64(now - 8 * DAY)) & (rows.event_time < np.datetime64(now - DAY))
     known_at = np.where(window, np.datetime64(now + DAY), rows.known_at)
     found = {
-        name: Past(kept(tmp_path / name, each), GRID.since, make=History.candidate)
+        name: Past(kept(tmp_path / name, each), GRID.since)
         for name, each in (("early", rows), ("late", replace(rows, known_at=known_at)))
     }
-    serving = Serving(GRID.since, 1)
-    counts = {name: past.signals(serving, now, ("performance",))[0].rows for name, past in found.items()}
+    serving = Serving(at(GRID.since), 1)
+    counts = {name: past.measure(serving, now, ("performance",), GRID.since)[0].rows for name, past in found.items()}
     assert counts == {"early": int(window.sum()), "late": 0}
 
 
 def test_a_policy_hears_only_of_rows_that_its_champion_predicted(quiet: History) -> None:
-    past = Past(quiet, GRID.since, make=History.candidate)
+    past = Past(quiet, GRID.since)
     now = GRID.since + 3 * WEEK
-    (old,) = past.signals(Serving(GRID.since, 1), now, ("performance",))
-    (young,) = past.signals(Serving(GRID.since + 2 * WEEK, 2), now, ("performance",))
-    (newborn,) = past.signals(Serving(now, 3), now, ("performance",))
+    ages = (GRID.since, GRID.since + 2 * WEEK, now)
+    (old,), (young,), (newborn,) = (
+        past.measure(Serving(at(since), version), now, ("performance",), GRID.since)
+        for version, since in enumerate(ages, 1)
+    )
     assert old.rows > young.rows > newborn.rows == 0
     assert not newborn.alarm
 
@@ -251,8 +250,10 @@ def test_a_policy_hears_only_of_rows_that_its_champion_predicted(quiet: History)
 def test_signals_reach_the_policies_that_look_at_them_and_no_others(quiet: History) -> None:
     asked: list[tuple[SignalKind, ...]] = []
 
-    def alarmed(_past: Past, serving: Serving, now: datetime, kinds: tuple[SignalKind, ...]) -> list[Signal]:
-        asked.append(kinds)
+    def alarmed(
+        _past: Past, serving: Serving, now: datetime, kinds: Sequence[SignalKind], _began: datetime
+    ) -> list[Signal]:
+        asked.append(tuple(kinds))
         told = {"window_begin": now - WEEK, "window_end": now, "version": serving.version, "rows": 400}
         return [Signal(kind, alarm=kind == "drift", message="Moved.", **told) for kind in kinds]
 
@@ -295,7 +296,7 @@ def test_the_auc_of_a_draw_is_that_of_its_rows() -> None:
     scores = np.round(codes * 0.3 + rng.random(400), 1)  # with ties
     draw = np.array([2, 0, 1, 3, 0, 1])
     repeated = np.concatenate([np.flatnonzero(block == each).repeat(count) for each, count in enumerate(draw)])
-    found = Auc(count_wins(codes, scores, block)).weigh(draw[None].astype(float))[0]
+    found = Auc(count_wins(codes, scores, block, 6)).weigh(draw[None].astype(float))[0]
     assert found == pytest.approx(roc_auc_score(codes[repeated], scores[repeated]), abs=1e-12)
 
 
@@ -339,15 +340,17 @@ def test_a_retrain_that_failed_costs_no_cool_down_and_the_gates_back_off_is_aske
     p = p.model_copy(update={"policy": policy, "gate": p.gate.model_copy(update={"backoff": WEEK})})
     ends = [now - WEEK, now]
     alarms = [Signal("drift", end - WEEK, end, 1, 400, alarm=True, message="Moved.") for end in ends]
-    state = PolicyState(parse_rule("drift", GRID), Serving(GRID.since, 1), GRID.since, signals=tuple(alarms))
-    why, (cause,) = explain_retrain(state, now, p)
-    assert why
-    asked = replace(state, asked=(cause,))
+    state = PolicyState(parse_rule("drift", GRID, p), GRID, Serving(at(GRID.since), 1), signals=tuple(alarms))
+    wanted = explain_retrain(state, now, p)
+    assert wanted
+    asked = replace(state, asked=wanted.causes)
     failed = replace(asked, retrains=(Retrain(now - DAY, FAILED, (), 0.0, ()),))
     made = replace(asked, retrains=(Retrain(now - DAY, "HOLD", (), 1.0, ()),))
-    assert explain_retrain(failed, now, p)[0] == why
-    assert explain_retrain(made, now, p) == explain_retrain(asked, now, p) == ((), ())
-    assert explain_retrain(replace(state, looks=(now - DAY,)), now, p) == ((), ())
+    again = explain_retrain(failed, now, p)
+    assert again
+    assert again.why == wanted.why
+    assert explain_retrain(made, now, p) is explain_retrain(asked, now, p) is None
+    assert explain_retrain(replace(state, looks=(now - DAY,)), now, p) is None
 
 
 # --- what people see -----------------------------------------------------------------------------------------------
@@ -358,9 +361,9 @@ def test_the_files_are_written_and_the_table_has_a_row_a_policy(turned: Comparis
     assert {each.name for each in tmp_path.iterdir()} == {"replay.json", "replay.md", "replay.png"}
     text = (tmp_path / "replay.md").read_text()
     assert all(f"| {line.policy} |" in text for line in turned.lines)
-    assert "log loss saved" in text
+    assert "| log loss | saved |" in text
     assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
-    assert len(tabulate(turned)) == len(turned.lines)
+    assert len(tabulate_gains(turned)) == len(tabulate_costs(turned)) == len(turned.lines)
 
 
 def test_what_is_saved_so_far_ends_at_what_was_saved(turned: Comparison) -> None:

@@ -1,0 +1,67 @@
+"""ahead: candidates and past fits that are known to be needed, made side by side in processes of their own.
+
+Each process fits with one thread, so the cores are shared evenly and a candidate's seconds of CPU are its own. Nothing
+is handed back: what is made lies on the shelf, where a killed replay finds it again.
+"""
+
+import contextlib
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cache
+
+from tasks.promotion.evidence import Fits
+from tasks.replay.history import History, Training
+
+_WORKER: list[History] = []  # of a process of the pool: one
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Processes that fill the shelf of one history."""
+
+    pool: ProcessPoolExecutor
+
+    def train(self, training: Training) -> None:
+        """Returns when the candidate is there. One that cannot be trained is left out: the walk meets it again."""
+        with contextlib.suppress(ValueError):
+            self.pool.submit(_train, training).result()
+
+    def fit(self, search: datetime, weeks: Sequence[int]) -> None:
+        """Returns when these past fits of a recipe are there."""
+        futures = [self.pool.submit(_fit, search, week) for week in weeks]
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()
+
+
+@contextlib.contextmanager
+def open_workers(history: History) -> Iterator[Workers]:
+    """As many as stage.threads, each begun when it is needed. They end with the block, and what none has begun is
+    dropped."""
+    one = history.p.model_copy(update={"stage": history.p.stage.model_copy(update={"threads": 1})})
+    alone = replace(history, p=one)
+    context = multiprocessing.get_context("spawn")  # a forked XGBoost may wait for threads that it does not have
+    pool = ProcessPoolExecutor(history.p.stage.threads, context, initializer=_remember, initargs=(alone,))
+    try:
+        yield Workers(pool)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _remember(history: History) -> None:
+    _WORKER.append(history)
+
+
+def _train(training: Training) -> None:
+    _WORKER[0].candidate(training.as_of, training.search)
+
+
+def _fit(search: datetime, week: int) -> None:
+    _open_fits(search).fit([week])
+
+
+@cache
+def _open_fits(search: datetime) -> Fits:
+    return _WORKER[0].open_fits(search)
