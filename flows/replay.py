@@ -10,15 +10,14 @@ ends with a recommendation; `--adopt` writes that one into params.yaml.
 
 import base64
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import artifacts, cache_policies, flow, get_run_logger, runtime, task
+from prefect.utilities.annotations import quote
 from pydantic import Field
 from rich.console import Group
 from rich.table import Table
@@ -103,29 +102,28 @@ def walk_policies(root: Path, since: datetime | None, last: datetime | None, nam
 
 
 def make_candidates(
-    workers: ahead.Workers, past: history.History, trainings: Sequence[history.Training], fits: Needs
+    workers: ahead.Workers, _past: history.History, trainings: Sequence[history.Training], fits: Needs
 ) -> None:
-    """Make them side by side, each as a task run."""
-    with ThreadPoolExecutor(past.p.stage.threads) as pool:
-        context = copy_context()
-        futures = [pool.submit(context.copy().run, candidate, workers, training) for training in trainings]
-        futures += [
-            pool.submit(context.copy().run, past_fits, workers, search, weeks) for search, weeks in fits.items()
-        ]
-    for future in futures:
-        future.result()
+    """Make them side by side. A task run for each candidate, and for each recipe's past fits, waits for its own."""
+    jobs = [(training, workers.train(training)) for training in trainings]
+    fit_jobs = [(search, workers.fit(search, weeks)) for search, weeks in fits.items()]
+    for training, job in jobs:
+        candidate(training, quote(job))
+    for search, listed in fit_jobs:
+        past_fits(search, quote(listed))
 
 
 @task(name="candidate", task_run_name="candidate {training.as_of:%Y-%m-%d}", cache_policy=cache_policies.NO_CACHE)
-def candidate(workers: ahead.Workers, training: history.Training) -> None:
+def candidate(training: history.Training, job: Any) -> None:  # noqa: ARG001 (it names the run)
     """The model of one moment."""
-    workers.train(training)
+    job.result()
 
 
 @task(name="past fits", task_run_name="past fits of {search:%Y-%m-%d}", cache_policy=cache_policies.NO_CACHE)
-def past_fits(workers: ahead.Workers, search: datetime, weeks: Sequence[int]) -> None:
+def past_fits(search: datetime, jobs: Any) -> None:  # noqa: ARG001 (it names the run)
     """The past fits of one recipe, by which refreshes are judged."""
-    workers.fit(search, weeks)
+    for job in jobs:
+        job.result()
 
 
 def result_folder(done: compare.Comparison) -> Path:

@@ -7,7 +7,7 @@ is handed back: what is made lies on the shelf, where a killed replay finds it a
 import contextlib
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -24,16 +24,13 @@ class Workers:
 
     pool: ProcessPoolExecutor
 
-    def train(self, training: Training) -> None:
-        """Returns when the candidate is there. One that cannot be trained is left out: the walk meets it again."""
-        with contextlib.suppress(ValueError):
-            self.pool.submit(_train, training).result()
+    def train(self, training: Training) -> "Future[None]":
+        """A job that puts a candidate on the shelf."""
+        return self.pool.submit(_train, training)
 
-    def fit(self, search: datetime, weeks: Sequence[int]) -> None:
-        """Returns when these past fits of a recipe are there."""
-        futures = [self.pool.submit(_fit, search, week) for week in weeks]
-        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-            future.result()
+    def fit(self, search: datetime, weeks: Sequence[int]) -> "list[Future[None]]":
+        """Jobs that make past fits of a recipe, one each."""
+        return [self.pool.submit(_fit, search, week) for week in weeks]
 
 
 @contextlib.contextmanager
@@ -55,7 +52,9 @@ def _remember(history: History) -> None:
 
 
 def _train(training: Training) -> None:
-    _WORKER[0].candidate(training.as_of, training.search)
+    """What cannot be trained is left out: the walk meets it again."""
+    with contextlib.suppress(ValueError):
+        _WORKER[0].candidate(training.as_of, training.search)
 
 
 def _fit(search: datetime, week: int) -> None:

@@ -14,7 +14,7 @@ from tasks.params import spell
 from tasks.promotion.interval import Estimate
 from tasks.replay.course import Course, Draws, Stream
 from tasks.replay.past import Past
-from tasks.replay.policies import NEVER, Grid, check_period
+from tasks.replay.policies import NEVER, Grid, check_period, parse_rule
 from tasks.replay.walk import Measure, PolicyState, Retrain, walk
 from tasks.training.model import Floats
 
@@ -151,7 +151,8 @@ def compare_policies(
 
 def _explain_deafness(past: Past, grid: Grid, names: Sequence[str]) -> tuple[str, ...]:
     """Why a policy by signals cannot act on this table, whatever happens."""
-    if not set(names) & {"drift", "performance", "both", "default"}:
+    signals = {signal for name in names for signal in parse_rule(name, grid, past.p).signals or ()}
+    if not signals - {"freshness"}:
         return ()
     problems = feasibility.find_problems(past.rows.event_time, grid.until, past.p)
     return tuple(one.message for one in problems if one.setting in ("policy.min_rows", "monitor.window"))

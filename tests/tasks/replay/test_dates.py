@@ -86,7 +86,7 @@ def test_without_a_gate_each_refit_serves_and_what_it_brought_is_as_by_hand(past
 def test_the_gate_judges_a_refresh_by_its_past_fits_and_their_cost_is_charged(past: Past, done: Comparison) -> None:
     for walk in done.line("refresh:14d").walks:
         first = walk.retrains[0]
-        assert (first.kind, first.outcome) == ("refresh", "HOLD")
+        assert (first.kind, first.promoted) == ("refresh", False)
         assert any("weeks show what being" in reason for reason in first.reasons)
         weeks = past.list_needed_fits(GRID.since, first.as_of)
         fits = sum(past.fits(GRID.since).read_cost(week) for week in weeks)
