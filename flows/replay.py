@@ -109,8 +109,8 @@ def make_candidates(
     fit_jobs = [(search, workers.fit(search, weeks)) for search, weeks in fits.items()]
     for training, job in jobs:
         candidate(training, quote(job))
-    for search, listed in fit_jobs:
-        past_fits(search, quote(listed))
+    for search, job in fit_jobs:
+        past_fits(search, quote(job))
 
 
 @task(name="candidate", task_run_name="candidate {training.as_of:%Y-%m-%d}", cache_policy=cache_policies.NO_CACHE)
@@ -120,10 +120,9 @@ def candidate(training: history.Training, job: Any) -> None:  # noqa: ARG001 (it
 
 
 @task(name="past fits", task_run_name="past fits of {search:%Y-%m-%d}", cache_policy=cache_policies.NO_CACHE)
-def past_fits(search: datetime, jobs: Any) -> None:  # noqa: ARG001 (it names the run)
+def past_fits(search: datetime, job: Any) -> None:  # noqa: ARG001 (it names the run)
     """The past fits of one recipe, by which refreshes are judged."""
-    for job in jobs:
-        job.result()
+    job.result()
 
 
 def result_folder(done: compare.Comparison) -> Path:

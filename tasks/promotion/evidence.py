@@ -106,6 +106,12 @@ class Fits:
         folder.mkdir(parents=True, exist_ok=True)
         return Fits(folder, p, tuned, rows, Grid.load(folder, rows.event_time))
 
+    def limit(self, since: int | None) -> "Fits":
+        """The same without the fits of earlier weeks."""
+        limited = replace(self, since=since)
+        limited.__dict__["_trainable"] = self._trainable  # it is slow to find, and the same
+        return limited
+
     def collect(self, as_of: datetime, *, most: int = MOST_FITS) -> Collected | None:
         """The evidence at `as_of`, after making what it lacks. None where no week has a fit.
 

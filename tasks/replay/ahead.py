@@ -6,13 +6,14 @@ is handed back: what is made lies on the shelf, where a killed replay finds it a
 
 import contextlib
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
+from multiprocessing import connection
 
-from tasks.promotion.evidence import Fits
 from tasks.replay.history import History, Training
 
 _WORKER: list[History] = []  # of a process of the pool: one
@@ -28,9 +29,9 @@ class Workers:
         """A job that puts a candidate on the shelf."""
         return self.pool.submit(_train, training)
 
-    def fit(self, search: datetime, weeks: Sequence[int]) -> "list[Future[None]]":
-        """Jobs that make past fits of a recipe, one each."""
-        return [self.pool.submit(_fit, search, week) for week in weeks]
+    def fit(self, search: datetime, weeks: Sequence[int]) -> "Future[None]":
+        """A job that makes past fits of a recipe. One alone, since a fit is calibrated by older ones."""
+        return self.pool.submit(_fit, search, weeks)
 
 
 @contextlib.contextmanager
@@ -49,6 +50,15 @@ def open_workers(history: History) -> Iterator[Workers]:
 
 def _remember(history: History) -> None:
     _WORKER.append(history)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A replay that is killed leaves no process that goes on training."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _train(training: Training) -> None:
@@ -57,10 +67,5 @@ def _train(training: Training) -> None:
         _WORKER[0].candidate(training.as_of, training.search)
 
 
-def _fit(search: datetime, week: int) -> None:
-    _open_fits(search).fit([week])
-
-
-@cache
-def _open_fits(search: datetime) -> Fits:
-    return _WORKER[0].open_fits(search)
+def _fit(search: datetime, weeks: Sequence[int]) -> None:
+    _WORKER[0].open_fits(search).fit(weeks)

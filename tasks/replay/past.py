@@ -138,7 +138,7 @@ class Past:
         """The gate's verdict on newer rows for the recipe of who serves, by its past fits from week `since` on."""
         case, age = self._case(training), training.as_of - champion.as_of
         opponent = case.load_opponent(self.candidate(champion).recipe, age=age)
-        return case.judge_refresh(opponent, age=age, fits=replace(self.fits(training.search), since=since))
+        return case.judge_refresh(opponent, age=age, fits=self.fits(training.search).limit(since))
 
     # --- signals ---------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class Past:
 
     def _read_kept(self, search: datetime, since: int, at: datetime) -> Kept | None:
         """What the last look had kept."""
-        fits = replace(self.fits(search), since=since)
+        fits = self.fits(search).limit(since)
         evidence = fits.read(at)
         return Kept(evidence, fits.grid.begin_of(fits.end_of(at))) if evidence else None
 

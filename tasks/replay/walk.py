@@ -174,8 +174,10 @@ def _list_retrains(state: PolicyState, now: datetime, p: Params) -> policy.Retra
         asked=state.asked,
         unmade=[one.as_of.isoformat() for one in failed],
         refusal=gate.explain_backoff(max(state.looks, default=None), now, p.gate),
-        cpu={one.kind: one.cpu for one in made},
-        spent_cpu=sum(one.cpu for one in made if one.as_of > now - policy.MONTH),
+        costs=policy.Costs(
+            last={one.kind: one.cpu for one in made},
+            spent=sum(one.cpu for one in made if one.as_of > now - policy.MONTH),
+        ),
     )
 
 

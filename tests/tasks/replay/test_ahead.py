@@ -27,7 +27,7 @@ def test_processes_make_the_same_candidates_and_past_fits(tmp_path: Path) -> Non
         workers.train(Training(SEARCH, SEARCH)).result()
         too_early = Training(BEGIN + 15 * DAY, BEGIN + 15 * DAY)  # it is left out
         jobs = [workers.train(training) for training in (Training(REFRESH, SEARCH), too_early)]
-        for job in (*jobs, *workers.fit(SEARCH, [week])):
+        for job in (*jobs, workers.fit(SEARCH, [week])):
             job.result()
     here.open_fits(SEARCH).fit([week])
     made = [past.candidate(REFRESH, SEARCH) for past in (here, there)]
