@@ -65,7 +65,7 @@ class Past:
         self.p, self.rows, self.history, self.since = history.p, history.rows, history, since
         self._make = make
         self.candidate, self.scores, self.fits = cache(self._load), cache(self._predict), cache(self._open_fits)
-        self.judge_search, self.judge_refresh = cache(self._judge_search), cache(self._judge_refresh)
+        self.judge_race, self.judge_refresh = cache(self._judge_race), cache(self._judge_refresh)
         self._performance, self._drift = cache(self._measure_performance), cache(self._measure_drift)
         self._kept = cache(self._read_kept)
         # A few alone are held: a case comes to hold all rows, and a champion its holdout.
@@ -128,11 +128,18 @@ class Past:
 
     # --- verdicts --------------------------------------------------------------------------------------------------
 
-    def _judge_search(self, training: Training, champion: Training, looks: int) -> Verdict:
-        """The gate's verdict on a new recipe against who serves."""
-        case = self._case(training)
-        opponent = case.load_opponent(self.candidate(champion).recipe, age=training.as_of - champion.as_of)
-        return case.judge_against(opponent, looks=looks)
+    def find_race_weeks(self, training: Training, search: datetime) -> list[int]:
+        """The weeks whose fits of a recipe a race asks for that begins with a new recipe's holdout."""
+        first = self.fits(search).grid.week_of(self._case(training).begin)
+        return [week for week in self.list_needed_fits(search, training.as_of) if week >= first]
+
+    def _judge_race(self, training: Training, champion: Training) -> Verdict:
+        """The gate's verdict on a new recipe against that of who serves."""
+        case, age = self._case(training), training.as_of - champion.as_of
+        opponent = case.load_opponent(self.candidate(champion).recipe, age=age)
+        searches = (training.search, champion.search)
+        fits = [self.fits(search).limit(min(self.list_needed_fits(search, training.as_of))) for search in searches]
+        return case.judge_race(opponent, age=age, fits=fits[0], champion=fits[1])
 
     def _judge_refresh(self, training: Training, champion: Training, since: int | None) -> Verdict:
         """The gate's verdict on newer rows for the recipe of who serves, by its past fits from week `since` on."""

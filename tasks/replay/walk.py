@@ -201,7 +201,7 @@ def retrain(state: PolicyState, wanted: Wanted, now: datetime, past: Past) -> Po
     elif training.search == state.serving.training.search:
         state, verdict, spent = _judge_refresh(state, training, past)
     else:
-        verdict, spent = past.judge_search(training, state.serving.training, len(state.looks)), 0.0
+        state, verdict, spent = _judge_race(state, training, past)
     done = Retrain(now, verdict.outcome, verdict.reasons, cpu + spent, wanted.why, wanted.kind)
     state = replace(state, retrains=(*state.retrains, done))
     if verdict.promotes:
@@ -212,12 +212,30 @@ def retrain(state: PolicyState, wanted: Wanted, now: datetime, past: Past) -> Po
 
 def _judge_refresh(state: PolicyState, training: Training, past: Past) -> tuple[PolicyState, Verdict, float]:
     """The verdict by the past fits that this walk would have made by now, and what those it makes now cost."""
-    search, now = training.search, training.as_of
-    needed, held = past.list_needed_fits(search, now), state.fits.get(search, Held(frozenset(), now))
-    weeks = held.weeks | set(needed)
+    needed = past.list_needed_fits(training.search, training.as_of)
+    state, spent = _hold_fits(state, training.search, needed, training.as_of, past)
+    since = min(state.fits[training.search].weeks, default=None)
+    return state, past.judge_refresh(training, state.serving.training, since), spent
+
+
+def _judge_race(state: PolicyState, training: Training, past: Past) -> tuple[PolicyState, Verdict, float]:
+    """The verdict by the fits of both recipes since the new one's holdout began, and what those made now cost."""
+    total = 0.0
+    for search in (training.search, state.serving.training.search):
+        weeks = past.find_race_weeks(training, search)
+        state, spent = _hold_fits(state, search, weeks, training.as_of, past)
+        total += spent
+    return state, past.judge_race(training, state.serving.training), total
+
+
+def _hold_fits(
+    state: PolicyState, search: datetime, weeks: Sequence[int], now: datetime, past: Past
+) -> tuple[PolicyState, float]:
+    """The walk with these past fits of a recipe, and what those that it did not have cost."""
+    before = state.fits[search].weeks if search in state.fits else frozenset[int]()
     past.prepare([], {search: sorted(weeks)})
-    spent = sum(past.fits(search).read_cost(week) for week in weeks - held.weeks)
-    verdict = past.judge_refresh(training, state.serving.training, min(weeks, default=None))
-    held = Held(weeks, now)
-    serving = replace(state.serving, held=held)
-    return replace(state, fits={**state.fits, search: held}, serving=serving), verdict, spent
+    held = Held(before | set(weeks), now)
+    own = search == state.serving.training.search
+    serving = replace(state.serving, held=held) if own else state.serving
+    spent = sum(past.fits(search).read_cost(week) for week in held.weeks - before)
+    return replace(state, fits={**state.fits, search: held}, serving=serving), spent
