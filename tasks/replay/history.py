@@ -34,7 +34,7 @@ from tasks.params import Recipe as Given
 from tasks.promotion import contest, evidence
 from tasks.promotion.evidence import Fits
 from tasks.promotion.judge import Case
-from tasks.promotion.recipe import Recipe, load_recipe
+from tasks.promotion.recipe import Recipe
 from tasks.runtime import files
 from tasks.training import evaluate, model, train, tune
 from tasks.training.holdout import Holdout
@@ -79,13 +79,13 @@ class Candidate:
     @cached_property
     def recipe(self) -> Recipe:
         models = self.folder / self.p.paths.models
-        files = {"params.yaml": self.folder / PARAMS, "features.sql": self.folder / SQL}
-        files |= {"reports/tuned.json": models / "tuned.json"}
-        return load_recipe(files | {name: models / name for name in ("model.ubj", "twin.ubj", "twins")})
+        twins = [models / "twin.ubj", *sorted((models / "twins").glob("*.ubj"))]
+        sql = (self.folder / SQL).read_text()
+        return Recipe(self.p, self.tuned, sql, self.model, tuple(Model.load(path) for path in twins))
 
-    @property
+    @cached_property
     def model(self) -> Model:
-        return self.recipe.model
+        return Model.load(self.folder / self.p.paths.models / "model.ubj")
 
     @property
     def holdout(self) -> Holdout:

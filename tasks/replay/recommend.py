@@ -68,14 +68,11 @@ def _word(line: Line, best: Line, comparison: Comparison, settings: Mapping[str,
     metric = METRIC_NAMES[comparison.metric]
     how = ", ".join(f"{name}: {_spell(value)}" for name, value in settings.items()) or "params.yaml as it is"
     if line.policy == NEVER:
-        surely = "" if best.gain.low is None else f", surely only {best.gain.low:+.4f}"
         return (
             f"Recommended: `never` ({how}): no policy surely saves {metric} here; the best, `{best.policy}`, saves "
-            f"{best.gain.value:+.4f}{surely}."
+            f"{_spell_gain(best)}."
         )
-    gain = f"{line.gain.value:.4f}" + (
-        "" if line.gain.low is None else f" ({line.gain.low:+.4f} to {line.gain.high:+.4f})"
-    )
+    gain = _spell_gain(line)
     kept = f", {line.kept.value:.0%} of what ungated refits save" if line.kept else ""
     auc = f" and {line.auc_gain.value:+.4f} of AUC" if line.auc_gain else ""
     dates = f"{len(comparison.dates)} first date{'s' if len(comparison.dates) > 1 else ''}"
@@ -84,6 +81,11 @@ def _word(line: Line, best: Line, comparison: Comparison, settings: Mapping[str,
         f"for {line.cpu:,.0f} s of CPU a date ({line.cost:.3f} at policy.cpu_price); {line.unpromoted_dates} dates "
         f"without a promotion, {line.worse_dates} worse than never."
     )
+
+
+def _spell_gain(line: Line) -> str:
+    gain = line.gain
+    return f"{gain.value:.4f}" + ("" if gain.low is None else f" ({gain.low:+.4f} to {gain.high:+.4f})")
 
 
 def _spell(value: Any) -> str:

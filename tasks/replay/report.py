@@ -28,10 +28,10 @@ def _format_gains(line: Line, metric: str, *, is_many: bool) -> dict[str, str]:
     is_never = line.policy == NEVER
     cells = {"policy": line.policy, metric: f"{line.metric.value:.4f}"}
     cells |= {"saved": NOTHING if is_never else _format(line.gain)}
-    cells |= {"kept": _format_share(line.kept)} if line.kept else {}
+    cells |= {"kept": NOTHING if is_never else _format_share(line.kept)} if line.kept else {}
     if line.auc and line.auc_gain:
         cells |= {"AUC": f"{line.auc.value:.4f}", "gained": NOTHING if is_never else _format(line.auc_gain)}
-        cells |= {"AUC kept": _format_share(line.auc_kept)} if line.auc_kept else {}
+        cells |= {"AUC kept": NOTHING if is_never else _format_share(line.auc_kept)} if line.auc_kept else {}
     if is_many:
         cells |= {"worst date": NOTHING if is_never else f"{min(walked.gain for walked in line.walks):+.4f}"}
         cells |= {"dates worse": NOTHING if is_never else str(line.worse_dates)}
@@ -65,8 +65,8 @@ def _format(estimate: Estimate) -> str:
     return f"{estimate.value:+.4f} ({estimate.low:+.4f} to {estimate.high:+.4f})"
 
 
-def _format_share(estimate: Estimate | None) -> str:
-    return f"{estimate.value:.0%}" if estimate else NOTHING
+def _format_share(estimate: Estimate) -> str:
+    return f"{estimate.value:.0%}"
 
 
 def summarize(comparison: Comparison) -> str:

@@ -68,7 +68,7 @@ def test_with_a_price_the_policy_with_the_most_value_is_recommended() -> None:
 def test_where_nothing_surely_pays_never_is_recommended_and_the_best_is_named(low: float) -> None:
     advice = recommend_policy(compared(line("refresh:7d", 0.004, 400, low)), with_price(None))
     assert advice.policy == "never"
-    assert "`refresh:7d`, saves +0.0040" in advice.sentence
+    assert "`refresh:7d`, saves 0.0040 (" in advice.sentence
 
 
 def test_what_is_only_a_yardstick_is_never_recommended() -> None:
