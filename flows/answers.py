@@ -79,7 +79,7 @@ def give_up(p: params.Params, asked: Asked, as_of: datetime | None, reason: str)
     if asked.decision in ledger.find_answered(registry.read_ledger()):
         return
     moment = as_of or state.read_event_now() or params.to_utc(datetime.now(UTC))
-    _hold(registry, asked, moment, reason, failed=True)
+    _hold(p, registry, asked, moment, reason, failed=True)
     subject = f"evergreen: a retrain of {p.registry.model} failed"
     people.tell(p, subject, reason, cause=f"failed {asked.decision}")
 
@@ -95,13 +95,16 @@ def is_too_early(p: params.Params, asked: Asked, as_of: datetime, limit: datetim
     if reason is None:
         return False
     get_run_logger().warning("HOLD, and nothing was trained: %s", reason)
-    _hold(registry, asked, as_of, reason)
+    _hold(p, registry, asked, as_of, reason)
     return True
 
 
-def _hold(registry: Registry, asked: Asked, as_of: datetime, reason: str, *, failed: bool = False) -> None:
+def _hold(
+    p: params.Params, registry: Registry, asked: Asked, as_of: datetime, reason: str, *, failed: bool = False
+) -> None:
     """Write into the ledger that nothing was judged, why, and what was spent."""
-    serving, spent = registry.find_champion(), round(sum(asked.read_costs().values()), 2)
+    serving, parts = registry.find_champion(), asked.read_costs()
+    spent = cost.list_metrics(parts, p.policy.cpu_price)
     registry.append(
         ledger.Entry(
             "verdict",
@@ -112,7 +115,7 @@ def _hold(registry: Registry, asked: Asked, as_of: datetime, reason: str, *, fai
             reasons=(reason,),
             counts_as_look=False,
             failed=failed,
-            cpu=spent,
-            verdict=hold(reason, kind=asked.kind, cpu_s=spent).to_dict(),
+            cpu=spent["cpu_s"],
+            verdict=hold(reason, kind=asked.kind, cpu_s=spent["cpu_s"], cost=spent["cost"], cpu=parts).to_dict(),
         )
     )

@@ -320,7 +320,15 @@ def publish(done: Retrained, p: params.Params) -> None:
     artifacts.create_table_artifact(
         done.reports["leaderboard"], key="metrics", description="on the holdout, the best first"
     )
-    steps = [{"stage": stage.name, "status": stage.status, "seconds": round(stage.wall, 1)} for stage in done.stages]
+    steps = [
+        {
+            "stage": stage.name,
+            "status": stage.status,
+            "seconds": round(stage.wall, 1),
+            "CPU seconds": round(stage.cpu, 1),
+        }
+        for stage in done.stages
+    ]
     artifacts.create_table_artifact(steps, key="stages", description="what ran, and what was taken from the cache")
     registry = open_registry(p.registry)
     publish_picture(done, registry)

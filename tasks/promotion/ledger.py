@@ -102,6 +102,9 @@ def to_tags(entry: Entry) -> dict[str, str]:
     pieces = {f"{tags.ENTRY}{i:03}": text[start : start + PIECE_CHARACTERS] for i, start in enumerate(starts)}
     names = ("mark", "decision", "as_of", "run", "version", "champion", "outcome")
     shown = {f"{tags.PREFIX}{name}": str(value) for name in names if (value := getattr(entry, name)) is not None}
+    if entry.cpu:
+        shown |= {tags.KIND: entry.kind, tags.CPU: f"{entry.cpu:.1f}"}
+        shown |= {tags.COST: f"{cost:.4g}"} if (cost := entry.verdict.get("figures", {}).get("cost")) else {}
     note = f"**{entry.outcome or entry.mark}** {' '.join(entry.reasons)[:PIECE_CHARACTERS]}"
     return {files.FORMAT_KEY: LEDGER.mark, **pieces, **shown, tags.NOTE: note}
 

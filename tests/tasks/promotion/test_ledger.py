@@ -57,6 +57,14 @@ def test_what_retrains_cost_is_summed_over_event_time_and_failures_count() -> No
     assert ledger.sum_cpu(entries, AS_OF + timedelta(days=1), AS_OF + timedelta(days=5)) == 1037.0
 
 
+def test_what_a_retrain_cost_is_shown_on_its_entry_in_mlflow() -> None:
+    entry = Entry("verdict", "a", AS_OF, run="a", cpu=12.34, verdict={"figures": {"kind": "refresh", "cost": 0.00017}})
+    shown = ledger.to_tags(entry)
+    names = ("evergreen.kind", "evergreen.cpu_s", "evergreen.cost")
+    assert [shown[name] for name in names] == ["refresh", "12.3", "0.00017"]
+    assert not {*names} & ledger.to_tags(Entry("rollback", "b", AS_OF)).keys()
+
+
 def test_the_last_cost_is_of_the_kind_and_not_of_a_candidate_that_is_judged_again() -> None:
     old = Entry("verdict", "old", AS_OF, run="old")  # of before costs were known: a search
     entries = [old, made("a", 1, cpu=100.0), made("b", 2, kind="refresh", cpu=9.0), made("c", 3, cpu=2.0, run="a")]
