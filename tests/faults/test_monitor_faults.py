@@ -12,6 +12,7 @@ from flows import monitor as flow
 from tasks import params
 from tasks.monitoring import monitor
 from tasks.monitoring.signal import Signal, append_signals, read_signals
+from tasks.monitoring.signals import SIGNALS
 from tasks.monitoring.window import load_watched
 from tasks.promotion import registry
 from tasks.serving.journal import Journal, open_journal
@@ -113,7 +114,7 @@ def test_two_monitors_at_once_leave_one_row_for_each_signal_and_window(shop: Sho
         process.communicate(timeout=120)
     assert [process.returncode for process in both] == [0, 0]
     measured = rows(shop.kept)
-    assert len(measured) == len(set(measured)) == 5 * len(ENDS)
+    assert len(measured) == len(set(measured)) == len(SIGNALS) * len(ENDS)
     shop.kept.compact()
     assert rows(shop.kept) == measured
 
@@ -127,8 +128,8 @@ def test_a_monitor_that_is_killed_leaves_whole_windows_and_the_next_measures_the
     one.kill()
     one.communicate()
     before = rows(shop.kept)
-    assert len(before) % 5 == 0
-    assert 5 <= len(before) <= 5 * len(ENDS)
+    assert len(before) % len(SIGNALS) == 0
+    assert len(SIGNALS) <= len(before) <= len(SIGNALS) * len(ENDS)
     for end in monitor.find_due(read_signals(shop.kept), shop.kept, shop.of.version, shop.of.p, newest=LAST):
         shop.measures(end)
     assert set(rows(shop.kept)) >= set(before)
@@ -186,7 +187,7 @@ def test_mlflow_that_goes_away_when_all_is_measured_costs_a_point_on_a_chart_and
         monkeypatch.setattr(flow, name, getattr(flow, name).with_options(retries=1, retry_delay_seconds=0.1))
     with pytest.raises(ConnectionError, match="does not answer"):
         flow.monitor(as_of=LAST, report="never")
-    assert len(rows(shop.kept)) == 5
+    assert len(rows(shop.kept)) == len(SIGNALS)
     (decision,) = shop.kept.read("decisions").to_pylist()
     assert decision["action"] == "wait"
 
