@@ -69,7 +69,8 @@ def finish(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
 
 
 def whole(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (folder / "shelf").glob("2*")}
+    paths = (folder / "shelf").glob("2*")
+    return {path.name: path.stat().st_mtime_ns for path in paths if "evidence" not in path.name}
 
 
 def half(folder: Path) -> list[Path]:
