@@ -243,6 +243,18 @@ def test_a_setting_that_does_not_exist_is_refused_by_name(story: Story) -> None:
         retrain(settings={"tune.trails": 3})
 
 
+def test_a_contenders_look_fits_its_recipe_and_its_race_goes_on(story: Story) -> None:
+    before = ledger.find_contender(story.known.read_ledger())
+    assert before
+    done = retrain(as_of=LATER + timedelta(days=2), kind="contender", reason="contender")
+    assert done
+    assert done.reports["tuned"]["params"] == story.later.reports["tuned"]["params"]
+    assert done.verdict.figures["kind"] == "contender"
+    assert done.verdict.figures["race_recipe"] == before.recipe
+    assert done.verdict.figures["race_since"] == before.since.isoformat()
+    assert not done.verdict.counts_as_look
+
+
 def test_a_refresh_fits_the_champions_recipe_and_asks_what_age_costs(
     story: Story, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
