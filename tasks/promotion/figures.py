@@ -172,7 +172,7 @@ def draw_verdict(
         width = sorted(spans)[len(spans) // 2] if spans else timedelta(days=1)  # the first block may be cut short
         colours = [ACCENT if gain > 0 else FAINT for gain in course.gains]
         begins: Sequence[Moment] = course.begins
-        bar: Any = 0.85 * width
+        bar: Any = [0.85 * min(width, span) for span in [*spans, width]]
         axes.bar(begins, course.gains, bar, align="edge", color=colours, label=f"a {course.unit}")
         axes.axhline(0, color=INK, linewidth=0.8)
         if mean is not None:
