@@ -26,7 +26,7 @@ from infra.servers import run_prefect
 from tasks import params
 
 STEP = timedelta(days=28)
-FIRST = datetime(2013, 4, 22)  # as_of of the first model
+FIRST = datetime(2013, 4, 15)  # as_of of the first model
 STEPS = 5
 
 

@@ -28,14 +28,14 @@ from tasks.serving.journal import Journal, open_journal
 from tasks.serving.predictions import features_of
 from tasks.training.model import Floats
 
-QUIET, JUNE, LAST = FIRST + STEP, FIRST + 2 * STEP, FIRST + 3 * STEP
+WEEK = timedelta(days=7)
+QUIET, JUNE, LAST = FIRST + STEP, FIRST + 9 * WEEK, FIRST + 13 * WEEK
 TRIALS, BUDGET = 6, timedelta(seconds=40)
 SMALLER = {"tune.rows": 20_000, "tune.finalists": 2}
 TICK_TASKS, RETRAIN_TASKS = 16, 16  # Prefect tasks of a tick (score, then monitor) and of a retrain, for the bar
 OUTCOME_COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 VERSION_COLOURS = ("#4c72b0", "#2e8b57", "#c44e52", "#8172b3")  # in the order in which they served
 SIZE_INCHES, DOTS_PER_INCH = (8, 3.4), 100
-WEEK = timedelta(days=7)
 
 
 class Tour:
@@ -54,7 +54,7 @@ class Tour:
             )
         self.retrain_at(f"a first model, of the flights until {FIRST:%d %B}", FIRST, None, seconds=45)
         self.live_on("four weeks go by: it predicts each flight, and outcomes come late", FIRST, QUIET)
-        watched = self.live_on(f"four weeks more, until {JUNE:%d %B}", QUIET, JUNE)
+        watched = self.live_on(f"five weeks more, until {JUNE:%d %B}", QUIET, JUNE)
         decision = watched.decision
         if decision and (decision.retrains or self.is_left_open(decision.id)):
             what = f"the {decision.kind} that this decision asks for"

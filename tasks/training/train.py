@@ -44,6 +44,7 @@ def train(p: Params, folder: Path = Path()) -> None:
     shipped = _refit(rows, as_of, tuned, p, twins[0].spec) if p.train.refit else twins[0]
     shutil.rmtree(target / "twins", ignore_errors=True)
     (target / "twins").mkdir()
+    (target / "twins" / ".folder").touch()  # with one twin it is empty, which neither DVC nor an object store likes
     models = {f"twins/{seed}.ubj" if seed else "twin.ubj": twin for seed, twin in enumerate(twins)}
     for name, fitted in (models | {"model.ubj": shipped}).items():
         files.publish(target / name, fitted.write)
