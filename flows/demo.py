@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from rich import progress
@@ -25,9 +25,8 @@ from flows import cli
 from infra.servers import run_prefect
 from tasks import params
 
-STEP = timedelta(days=28)
 FIRST = datetime(2013, 4, 15)  # as_of of the first model
-STEPS = 5
+STEPS = 4
 
 
 def demo() -> None:

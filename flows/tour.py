@@ -13,7 +13,7 @@ import numpy as np
 from prefect.logging.handlers import APILogHandler
 from rich.table import Table
 
-from flows.demo import FIRST, STEP, STEPS, Screen
+from flows.demo import FIRST, STEPS, Screen
 from flows.monitor import Monitored, monitor
 from flows.retrain import retrain
 from flows.score import score
@@ -29,7 +29,7 @@ from tasks.serving.predictions import features_of
 from tasks.training.model import Floats
 
 WEEK = timedelta(days=7)
-QUIET, JUNE, LAST = FIRST + STEP, FIRST + 9 * WEEK, FIRST + 13 * WEEK
+JUNE, LAST = FIRST + 9 * WEEK, FIRST + 13 * WEEK
 TRIALS, BUDGET = 6, timedelta(seconds=40)
 SMALLER = {"tune.rows": 20_000, "tune.finalists": 2}
 TICK_TASKS, RETRAIN_TASKS = 16, 16  # Prefect tasks of a tick (score, then monitor) and of a retrain, for the bar
@@ -53,8 +53,7 @@ class Tour:
                 "With EVERGREEN_HOME=<a new folder> the tour begins at the beginning.[/]"
             )
         self.retrain_at(f"a first model, of the flights until {FIRST:%d %B}", FIRST, None, seconds=45)
-        self.live_on("four weeks go by: it predicts each flight, and outcomes come late", FIRST, QUIET)
-        watched = self.live_on(f"five weeks more, until {JUNE:%d %B}", QUIET, JUNE)
+        watched = self.live_on("nine weeks go by: it predicts each flight, and outcomes come late", FIRST, JUNE)
         decision = watched.decision
         if decision and (decision.retrains or self.is_left_open(decision.id)):
             what = f"the {decision.kind} that this decision asks for"

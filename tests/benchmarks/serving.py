@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def batch(bench: Bench) -> list[Row]:
 def whole_flow(bench: Bench) -> str:
     """flows.score four weeks later, as a program: sources to journal."""
     place = without_journal(bench.copy(stand(bench)))
-    place.set(clock={"as_of": f"{demo.FIRST + demo.STEP:%Y-%m-%d}"})
+    place.set(clock={"as_of": f"{demo.FIRST + timedelta(days=28):%Y-%m-%d}"})
     with prefect(place) as address:
         took = place.run("flows.score", PREFECT_API_URL=address).seconds
     rows = len(journalled(place))
