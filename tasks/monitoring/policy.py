@@ -27,8 +27,9 @@ MONTH = timedelta(days=30)
 FIRST_REST = timedelta(hours=6)  # by the wall clock, after a retrain that failed; twice as long after each more
 LONGEST_REST = timedelta(days=7)
 NO_VERSION = 0  # of a decision on a first model
-# Kept evidence that ends so long ago no longer says what age costs: a refresh measures it again.
-STALE_EVIDENCE = timedelta(weeks=2)
+# Kept evidence that ends so long ago no longer says what age costs: a refresh measures it again. It ends with a week
+# whose labels are due: within the week that follows it is not yet stale.
+STALE_EVIDENCE = timedelta(days=10)
 HOUR_S = 3600
 
 
