@@ -12,7 +12,7 @@ killed goes on where it stopped. A week counts when it is over and its labels ar
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property, partial
@@ -52,6 +52,11 @@ class Collected:
     first_week: int
     fits: int
     cpu: float  # seconds
+
+
+def choose_missing(trainable: Sequence[int], there: Collection[int], *, most: int = MOST_FITS) -> list[int]:
+    """The weeks whose fits a look makes: the newest that are not there, and none older than two looks make."""
+    return [week for week in trainable[-2 * most :] if week not in there][-most:]
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,8 @@ class Fits:
 
     def list_missing(self, as_of: datetime, *, most: int = MOST_FITS) -> list[int]:
         """The weeks whose fits a look at `as_of` makes, oldest first."""
-        return [week for week in self.list_trainable(as_of)[-most:] if not self._model(week).exists()]
+        weeks = self.list_trainable(as_of)
+        return choose_missing(weeks, {week for week in weeks if self._model(week).exists()}, most=most)
 
     def list_trainable(self, as_of: datetime) -> list[int]:
         """The weeks up to `as_of` that a fit may begin, oldest first."""

@@ -1,7 +1,7 @@
 """past: what policies and first dates share: candidates, predictions, verdicts and signals, each made once."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
@@ -16,7 +16,7 @@ from tasks.monitoring.signals.freshness import make_freshness
 from tasks.monitoring.signals.performance import measure_performance
 from tasks.monitoring.window import Predictions, Watched, Window, read_watched
 from tasks.params import SignalKind
-from tasks.promotion.evidence import MOST_FITS, Fits, Kept
+from tasks.promotion.evidence import Fits, Kept, choose_missing
 from tasks.promotion.registry import Version
 from tasks.promotion.verdict import Verdict
 from tasks.replay.history import Candidate, History, Training
@@ -105,9 +105,9 @@ class Past:
     def _open_fits(self, search: datetime) -> Fits:
         return self.history.open_fits(search)
 
-    def list_needed_fits(self, search: datetime, as_of: datetime) -> list[int]:
-        """The weeks whose fits a look makes where none is there."""
-        return self.fits(search).list_trainable(as_of)[-MOST_FITS:]
+    def list_needed_fits(self, search: datetime, as_of: datetime, there: Collection[int] = ()) -> list[int]:
+        """The weeks whose fits a look makes, where some are there."""
+        return choose_missing(self.fits(search).list_trainable(as_of), there)
 
     # --- rows and predictions --------------------------------------------------------------------------------------
 

@@ -212,7 +212,8 @@ def retrain(state: PolicyState, wanted: Wanted, now: datetime, past: Past) -> Po
 
 def _judge_refresh(state: PolicyState, training: Training, past: Past) -> tuple[PolicyState, Verdict, float]:
     """The verdict by the past fits that this walk would have made by now, and what those it makes now cost."""
-    needed = past.list_needed_fits(training.search, training.as_of)
+    there = state.fits[training.search].weeks if training.search in state.fits else ()
+    needed = past.list_needed_fits(training.search, training.as_of, there)
     state, spent = _hold_fits(state, training.search, needed, training.as_of, past)
     since = min(state.fits[training.search].weeks, default=None)
     return state, past.judge_refresh(training, state.serving.training, since), spent

@@ -46,15 +46,16 @@ def test_a_fit_is_scored_on_each_later_day_as_by_hand(tmp_path: Path, task: Task
     assert np.isnan(made.evidence.losses[1, 0]).all()
 
 
-def test_a_second_look_makes_nothing_and_a_later_one_a_fit(tmp_path: Path) -> None:
+def test_a_second_look_makes_older_fits_a_third_none_and_a_later_one_a_fit(tmp_path: Path) -> None:
     fits = open_fits(tmp_path)
-    before = fits.collect(small.AS_OF - timedelta(days=7), most=3)
-    again = fits.collect(small.AS_OF - timedelta(days=7), most=3)
-    later = fits.collect(small.AS_OF, most=3)
+    first = fits.collect(small.AS_OF - timedelta(days=7), most=2)
+    before, again = (fits.collect(small.AS_OF - timedelta(days=7), most=2) for _ in range(2))
+    later = fits.collect(small.AS_OF, most=2)
+    assert first
     assert before
     assert again
     assert later
-    assert (before.fits, again.fits, later.fits) == (3, 0, 1)
+    assert (first.fits, before.fits, again.fits, later.fits) == (2, 2, 0, 1)
     assert np.array_equal(before.evidence.losses, again.evidence.losses, equal_nan=True)
     old = before.evidence.weeks
     assert np.array_equal(later.evidence.losses[:old, :old], before.evidence.losses, equal_nan=True)
@@ -131,8 +132,10 @@ def test_calibration_trains_one_more_fit_for_a_first_look_and_none_for_a_weekly_
     monkeypatch.setattr(train, "fit", count_calls(train.fit, made))
     fits.collect(small.AS_OF - timedelta(days=7), most=3)
     assert len(made) == boosters
+    fits.collect(small.AS_OF - timedelta(days=7), most=3)  # the older ones
+    before = len(made)
     fits.collect(small.AS_OF, most=3)
-    assert len(made) == boosters + 1
+    assert len(made) == before + 1
 
 
 def count_calls(fit: Callable[..., Any], made: list[float], *, dies_at: int | None = None) -> Callable[..., Any]:
