@@ -29,7 +29,7 @@ from tasks.serving.predictions import features_of
 from tasks.training.model import Floats
 
 WEEK = timedelta(days=7)
-JUNE, LAST = FIRST + 9 * WEEK, FIRST + 13 * WEEK
+JUNE, LAST = FIRST + 9 * WEEK, FIRST + 12 * WEEK
 TRIALS, BUDGET = 6, timedelta(seconds=40)
 SMALLER = {"tune.rows": 20_000, "tune.finalists": 2}
 TICK_TASKS, RETRAIN_TASKS = 16, 16  # Prefect tasks of a tick (score, then monitor) and of a retrain, for the bar
@@ -61,7 +61,7 @@ class Tour:
         else:
             self.step += 1
             self.say(f"\n[bold]{self.step} of {STEPS}:[/] no retrain is wanted, so none is made")
-        self.close(self.live_on(f"four weeks more, until {LAST:%d %B}", JUNE, LAST))
+        self.close(self.live_on(f"three weeks more, until {LAST:%d %B}", JUNE, LAST))
         APILogHandler().flush()  # the server goes when the demo ends
 
     @contextmanager
