@@ -53,7 +53,7 @@ def _name_rate(watched: Watched) -> str:
 
 def _why_unmeasured(comparison: Comparison, window: Window, watched: Watched) -> str | None:
     """Why a window alarms about nothing, as one that was hardly covered does, or one of few rows."""
-    least, length = watched.p.policy.min_rows, spell(watched.profile.window)
+    least, length = watched.p.policy.min_rows, spell(window.as_of - window.since)
     if not comparison.rows:
         return f"no rows in the window, of monitor.window ({length})."
     if not comparison.windows:

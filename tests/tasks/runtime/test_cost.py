@@ -42,7 +42,7 @@ def test_a_killed_stage_costs_what_it_took_until_then(tmp_path: Path) -> None:
     program = BURN + "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
     with pytest.raises(StageFailed, match="SIGKILL"):
         run_stage(with_stage(tmp_path, program), "it")
-    assert cost.read(tmp_path)["it"] > 0.5
+    assert cost.read(tmp_path)["it"] > 0.4
 
 
 def test_a_block_that_fails_costs_what_it_took_until_then(tmp_path: Path) -> None:
