@@ -175,9 +175,10 @@ def _wish_for_alarms(
         reasons = ("A refresh has not brought the loss back: a new recipe is wanted.", *reasons)
     obstacle = (
         _explain_joining(cause, retrains)
-        or _explain_cool_down(as_of, policy, retrains.last(as_of))
-        or _explain_budget(as_of, policy, retrains)
+        or _explain_cool_down(as_of, policy, retrains.last_search(as_of))
+        or (_explain_budget(as_of, policy, retrains) if kind == "search" else None)
         or retrains.refusal
+        or (_explain_age(as_of, policy, retrains.last(as_of)) if kind == "refresh" else None)
         or explain_money(kind, policy, retrains.costs)
     )
     yield Wish(kind, cause, reasons, obstacle, tuple(alarms))
@@ -308,7 +309,7 @@ def _explain_joining(cause: str, retrains: Retrains) -> str | None:
 
 def _explain_cool_down(as_of: datetime, policy: Policy, last: datetime | None) -> str | None:
     if last is not None and as_of < (until := last + policy.cool_down):
-        return f"The last retrain was at {last}; policy.cool_down ({spell(policy.cool_down)}) ends {until}."
+        return f"The last search was at {last}; policy.cool_down ({spell(policy.cool_down)}) ends {until}."
     return None
 
 
@@ -361,9 +362,9 @@ def _to_money(cpu: float, policy: Policy) -> float:
 
 
 def _explain_budget(as_of: datetime, policy: Policy, retrains: Retrains) -> str | None:
-    recent = [moment for moment in retrains.made if as_of - MONTH < moment <= as_of]
+    recent = [moment for moment in retrains.searched if as_of - MONTH < moment <= as_of]
     if len(recent) >= policy.budget:
-        return f"{len(recent)} retrains in the last 30 days, and policy.budget is {policy.budget}."
+        return f"{len(recent)} searches in the last 30 days, and policy.budget is {policy.budget}."
     return None
 
 

@@ -26,7 +26,7 @@ Figures = Mapping[str, Any]
 
 
 # Of a refresh, of a race, and of a single look.
-GAINS = (("age_gain", "age_bound"), ("race_gain", "race_bound"), ("gain", "bound"))
+GAINS = (("leap_gain", "leap_bound"), ("age_gain", "age_bound"), ("race_gain", "race_bound"), ("gain", "bound"))
 
 
 def find_gain(shown: Figures) -> tuple[float | None, float | None]:

@@ -79,7 +79,8 @@ def judge_refresh(
     leap = ageing.measure_leap(sums.gains, sums.rows, past=past)
     age = _ask_age(cost) if cost and not leap.is_sure else _ask_leap(leap, refit)
     findings = [age, ask_guard(guard, p.gate.metric), ask_shift(shift, has_weeks=cost is not None)]
-    figures = _list_figures(collected, cost, guard, shift, refit, fits.grid)
+    asked = None if leap.is_sure else cost
+    figures = _list_leap(leap) | _list_figures(collected, asked, guard, shift, refit, fits.grid)
     return gate.judge_findings(contest, findings, figures, gate=p.gate, costs=costs, slices=slices)
 
 
@@ -160,6 +161,14 @@ def ask_shift(shift: Shift | None, *, has_weeks: bool) -> Finding:
         "HOLD",
         f"Unusual: {measured}; {usual}. Check the labels of the newest weeks, which only the fit that ships saw.",
     )
+
+
+def _list_leap(leap: Leap) -> dict[str, Any]:
+    """Of one that decides: the age's evidence is then not what was asked."""
+    if not leap.is_sure:
+        return {}
+    gain, low, least = (float(value) for value in (leap.bound.gain, leap.bound.low, leap.least))
+    return {"leap_gain": gain, "leap_bound": low, "leap_least": least}
 
 
 def _list_figures(

@@ -73,10 +73,11 @@ def test_an_alarm_counts_when_it_lasts_and_has_the_rows(found: list[Signal], act
         ([NOW + DAY], "retrain", "Loss."),
     ],
 )
-def test_a_retrain_waits_for_the_cool_down_and_the_budget(retrains: list[datetime], action: str, said: str) -> None:
-    decision = decide(signals(True, True), as_of=NOW, policy=POLICY, made=retrains, searched=retrains)
-    assert decision.action == action
-    assert said in decision.reasons[0]
+def test_a_search_waits_for_the_cool_down_and_the_budget(retrains: list[datetime], action: str, said: str) -> None:
+    made = [*retrains, NOW - 8 * DAY]  # a refresh that did not help, so that a search is wanted
+    decision = decide(signals(True, True), as_of=NOW, policy=POLICY, made=made, searched=retrains)
+    assert (decision.kind, decision.action) == ("search", action)
+    assert said in " ".join(decision.reasons)
 
 
 def test_one_cause_asks_once() -> None:
@@ -236,7 +237,7 @@ def test_retrains_that_always_fail_are_asked_for_a_bounded_number_of_times() -> 
         ({"made": [NOW - DAY]}, "retrain", "a first model is wanted"),  # its back-off comes as a refusal
         ({"refusal": "The gate backs off."}, "wait", "The gate backs off."),
         ({"pending": ["x"]}, "wait", "The retrain of decision x is not answered yet"),
-        ({"made": [NOW - 20 * DAY, NOW - 25 * DAY]}, "wait", "policy.budget is 2"),
+        ({"searched": [NOW - 20 * DAY, NOW - 25 * DAY]}, "wait", "policy.budget is 2"),
     ],
 )
 def test_where_no_version_serves_a_first_model_is_asked_for(given: dict[str, Any], action: str, reason: str) -> None:
@@ -275,6 +276,13 @@ def test_a_lasting_alarm_asks_for_a_refresh_and_for_a_search_when_that_did_not_h
     made = [*searched, NOW]
     again = decide([*alarms, *later], as_of=NOW + 14 * DAY, policy=POLICY, made=made, searched=searched)
     assert again.name == "search"
+
+
+def test_weekly_refreshes_hold_no_search_back_that_alarms_ask_for() -> None:
+    refreshes, searched = [NOW - 7 * DAY * week for week in range(1, 6)], [NOW - 40 * DAY]
+    policy = POLICY.model_copy(update={"search_every": None})
+    decision = decide(signals(True, True), as_of=NOW, policy=policy, made=[*searched, *refreshes], searched=searched)
+    assert decision.name == "search"
 
 
 def test_drift_alone_asks_for_no_search() -> None:

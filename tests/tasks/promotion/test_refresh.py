@@ -86,3 +86,14 @@ def test_labels_that_broke_in_the_newest_week_hold_the_fit_that_would_ship(turni
     verdict = judge(tmp_path, turning, broken=True)
     assert verdict.outcome == "HOLD"
     assert any("Check the labels of the newest weeks" in reason for reason in verdict.reasons)
+
+
+def test_a_large_change_is_told_by_the_newest_fits_own_holdout(tmp_path: Path) -> None:
+    """The rule turns round before the newest fit's holdout, and the champion has not seen it."""
+    rows = small.relabelled(made_rows(turns=False), small.flipped, AS_OF - timedelta(days=40), AS_OF)
+    verdict = judge(tmp_path, rows)
+    assert verdict.outcome == "PROMOTE", verdict.reasons
+    assert verdict.reasons[0].startswith("Much better than the champion: on its own holdout the newest fit saves +")
+    assert verdict.figures["leap_bound"] > 0
+    assert verdict.figures["leap_gain"] > verdict.figures["leap_least"]
+    assert "age_gain" not in verdict.figures
