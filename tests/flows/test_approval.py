@@ -25,6 +25,8 @@ from tasks.promotion.verdict import Verdict
 from tests.flows.conftest import Project
 from tests.waiting import wait_until
 
+COSTS = {"kind": "search", "cpu": {}, "cpu_s": 0.0, "cost": 0.0}  # as the flow adds them to each verdict
+
 BETTER = Verdict("PROMOTE", ("Better than the champion.",), {"looked": True, "gain": 0.01})
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -195,7 +197,7 @@ def test_a_retrain_that_is_refused_leaves_the_champion_and_spends_the_look(
     approved: tuple[Retrained, Registry], project: Project
 ) -> None:
     done, known = approved
-    refused = Verdict("REJECT", ("A person refused it: no.",), {"looked": True, "champion_version": 1})
+    refused = Verdict("REJECT", ("A person refused it: no.",), {"looked": True, "champion_version": 1, **COSTS})
     verdict, version = acted(project, done, known, refused, "refused")
     assert (verdict, version, ledger.count_looks(known.read_ledger(), 1)) == (refused, None, 1)
     line = known.read_ledger()[-1]
@@ -207,7 +209,7 @@ def test_what_was_judged_against_a_champion_that_serves_no_longer_is_held(
     approved: tuple[Retrained, Registry], project: Project
 ) -> None:
     done, known = approved
-    stale = Verdict("PROMOTE", ("Better than it.",), {"looked": True, "champion_version": 7})
+    stale = Verdict("PROMOTE", ("Better than it.",), {"looked": True, "champion_version": 7, **COSTS})
     before = ledger.count_looks(known.read_ledger(), 1)
     verdict, version = acted(project, done, known, stale, "stale")
     assert (verdict.outcome, version) == ("HOLD", None)

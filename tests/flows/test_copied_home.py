@@ -18,6 +18,7 @@ from tests.tasks.monitoring.test_predecessor import GOOD_MODEL, Shop
 from tests.tasks.promotion.test_database_moved import snapshot
 
 
+@pytest.mark.faults  # whole flows: with the other long ones
 def test_flows_in_a_copy_leave_every_byte_and_time_of_the_original(project: Project, tmp_path: Path) -> None:
     assert getattr(retrain(), "version", None) == 1
     before = snapshot(project.folder) | snapshot(project.home)

@@ -230,6 +230,7 @@ def test_the_back_off_is_asked_before_the_stages_run_and_answers_the_decision(st
     assert "The last look, at 2024-03-12 00:00, did not promote." in line.reasons[0]
 
 
+@pytest.mark.faults  # a whole retrain: with the other long ones
 def test_another_key_for_the_pseudonyms_is_refused(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     assert story
     monkeypatch.setenv("EVERGREEN_PII_KEY", "another key, as long")
@@ -305,6 +306,7 @@ def test_a_regression_needs_no_python(project: Project, story: Story) -> None:
     assert {"rmse", "mae", "r2"} <= done.reports["metrics"].keys()
 
 
+@pytest.mark.faults  # a whole retrain: with the other long ones
 def test_several_classes_need_no_python(project: Project, story: Story) -> None:
     assert project
     assert story
