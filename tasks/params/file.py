@@ -51,6 +51,11 @@ class Params(sections.Section):
         _check_spine(self)
         if (self.label.task == "regression") != (self.gate.metric == "rmse"):
             raise ValueError(f"label.task {self.label.task} does not go with gate.metric {self.gate.metric}")
+        if self.train.warm and self.split.window:
+            raise ValueError(
+                f"train.warm {spell(self.train.warm)} needs split.window null, since the booster that a fit goes on "
+                f"from forgets no row, but split.window is {spell(self.split.window)}. Set one of them to null."
+            )
         if self.label.task == "binary" and self.evaluate.costs is None:
             raise ValueError(
                 "label.task binary needs evaluate.costs, from which its decision threshold follows, but there are "

@@ -158,6 +158,7 @@ class Train(Section):
     seeds: int = Field(3, ge=1)
     calibration: Literal["sigmoid", "none"] = "sigmoid"
     categories: Literal["coded", "native"] = "coded"
+    warm: Annotated[Duration, Field(gt=timedelta(0))] | None = None
     device: Annotated[str, spelled_as(r"cpu|cuda(:\d+)?", "a device is cpu, cuda or cuda:<number>")] = "cpu"
 
 

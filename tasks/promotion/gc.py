@@ -30,7 +30,7 @@ from tasks.promotion.tags import RECIPE
 from tasks.promotion.tracking import hide_password
 from tasks.runtime import files, locks, pipeline, workspaces
 
-Kind = Literal["workspace", "object", "run", "study", "candidate", "period", "evidence"]
+Kind = Literal["workspace", "object", "run", "study", "booster", "candidate", "period", "evidence"]
 Inode = tuple[int, int]  # of a file: device and number
 
 
@@ -96,9 +96,9 @@ def free(
 ) -> list[Freed]:
     """Free what neither the locks of the given folders, nor the checkout's, nor a running workspace's need.
 
-    Objects and remembered runs of DVC, left workspaces; and studies, periods, candidates of replays, and evidence of
-    recipes not in `keep_recipes`, that were last used `days` ago. Waits for the run that is under way. Branches and
-    tags of git do not count: their data is made again when asked for.
+    Objects and remembered runs of DVC, left workspaces; and studies, boosters, periods, candidates of replays, and
+    evidence of recipes not in `keep_recipes`, that were last used `days` ago. Waits for the run that is under way.
+    Branches and tags of git do not count: their data is made again when asked for.
     """
     checkout = checkout.resolve()
     with contextlib.ExitStack() as stack:
@@ -130,6 +130,7 @@ def _find_unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float)
         "object": [path for path in objects if path.parent.name + path.name not in needed],
         "run": [path for path in runs if not _list_outputs(yaml.safe_load(path.read_text()) or {}) <= needed],
         "study": _list_unused(home, "studies/*", before),
+        "booster": _list_unused(home, "boosters/*", before),
         "candidate": _list_unused(home, "replay/candidates/[0-9]*", before),
     }
     gone = Counter(_read_inode(file) for group in paths.values() for path in group for file in _list_files(path))

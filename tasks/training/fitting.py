@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.data.featurerows import Rows
 from tasks.params import Params
@@ -59,9 +60,22 @@ def make_matrix(spec: model.Spec, rows: Rows, drawn: dict[str, Any], *, threads:
         drawn: a trial's parameters; max_bin counts here.
         ref: the training rows' matrix, whose bins validation rows take.
     """
+    return bin_matrix(spec, spec.encode(rows.table), spec.scale_label(rows.label), drawn, threads=threads, ref=ref)
+
+
+def bin_matrix(
+    spec: model.Spec,
+    matrix: NDArray[np.float32],
+    label: NDArray[np.float32],
+    drawn: dict[str, Any],
+    *,
+    threads: int,
+    ref: Any = None,
+) -> Any:
+    """The same of rows that the spec has encoded, (n, features), and their labels (n)."""
     return model.import_xgboost().QuantileDMatrix(
-        spec.encode(rows.table),
-        label=spec.scale_label(rows.label),
+        matrix,
+        label=label,
         feature_names=spec.names,
         feature_types=spec.types,
         enable_categorical=spec.native,

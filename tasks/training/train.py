@@ -24,7 +24,7 @@ from tasks.data.featurerows import Rows, read_rows
 from tasks.data.manifest import FeaturesManifest
 from tasks.params import Costs, Params, Task
 from tasks.runtime import files, stage
-from tasks.training import calibration, fitting, model, split
+from tasks.training import calibration, fitting, model, split, warm
 from tasks.training.model import Floats, Model, Spec
 from tasks.training.trials import Tuned
 
@@ -81,7 +81,7 @@ def fit(
     classes: tuple[Any, ...] = (),
     stop: threading.Event | None = None,
 ) -> Model:
-    """A booster on these very rows, without calibration.
+    """A booster on these very rows, without calibration. With train.warm it goes on from a base (warm.py).
 
     Args:
         seed: added to tune.seed.
@@ -89,14 +89,39 @@ def fit(
         stop: ends the fit when it is set.
     """
     spec = model.make_spec(seen.table, seen.label, task=p.label.task, native=p.train.categories == "native")
-    spec, drawn = replace(spec, classes=classes or spec.classes), tuned.params
-    data = fitting.make_matrix(spec, seen, drawn, threads=threads)
-    if "class_weight" in drawn and spec.classes:
-        data.set_weight(model.weigh_rows(spec.encode_label(seen.label), spec.classes, drawn["class_weight"]))
-    settings = fitting.to_booster_params(drawn, p, classes=len(spec.classes))
+    spec = replace(spec, classes=classes or spec.classes)
+    settings = fitting.to_booster_params(tuned.params, p, classes=len(spec.classes))
     settings |= {"seed": p.tune.seed + seed, "nthread": threads}
+    older = warm.count_base_rows(seen, spec, p.train.warm, rounds=tuned.rounds)
+    if older:
+        spec = warm.name_base_first(spec, seen, older)
+    arrays = spec.encode(seen.table), spec.scale_label(seen.label)
+    boost = partial(_boost, spec=spec, settings=settings, drawn=tuned.params, stop=stop)
+    if not older:
+        return Model(boost(arrays, rounds=tuned.rounds), spec)
+    part, last = (arrays[0][:older], arrays[1][:older]), warm.count_last_rounds(tuned.rounds)
+    make = partial(boost, part, rounds=tuned.rounds - last)
+    base = warm.load_base(spec, settings | tuned.params, tuned.rounds - last, part, make)
+    return Model(boost(arrays, rounds=last, base=base), spec)
+
+
+def _boost(
+    arrays: tuple[NDArray[np.float32], NDArray[np.float32]],
+    *,
+    spec: Spec,
+    settings: dict[str, Any],
+    drawn: dict[str, Any],
+    rounds: int,
+    stop: threading.Event | None,
+    base: Any = None,
+) -> Any:
+    """XGBoost's booster on encoded rows and labels; so many rounds, after those of the base."""
+    matrix, label = arrays
+    data = fitting.bin_matrix(spec, matrix, label, drawn, threads=settings["nthread"])
+    if "class_weight" in drawn and spec.classes:
+        data.set_weight(model.weigh_rows(label, spec.classes, drawn["class_weight"]))
     callbacks = [fitting.make_watcher(stop)] if stop else []  # Ctrl-C must not wait for whole fits
-    return Model(model.import_xgboost().train(settings, data, tuned.rounds, callbacks=callbacks), spec)
+    return model.import_xgboost().train(settings, data, rounds, callbacks=callbacks, xgb_model=base)
 
 
 def calibrate(

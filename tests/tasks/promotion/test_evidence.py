@@ -161,6 +161,25 @@ def test_where_no_older_fit_knows_the_classes_each_fold_gets_a_fit_of_its_own(tm
     assert fitted.to_bytes() == trained.to_bytes()
 
 
+def test_past_fits_go_on_from_the_boosters_that_twins_of_their_weeks_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "home"))
+    p = small.settings("binary", **{"split.folds": 1, "split.fold": "7d", "train.warm": "10d"})
+    fits = Fits.open(tmp_path / "evidence", p, small.tuned(tmp_path, p), small.made_rows(per_day=30))
+    weeks = fits.list_missing(small.AS_OF, most=2)
+    fits.fit(weeks)
+    made = set((tmp_path / "home").glob("boosters/*.ubj"))
+    assert made
+    for week in weeks:
+        cut = fits.grid.begin_of(week)
+        fitted = Model.load(fits.folder / f"{cut:%Y-%m-%dT%H}" / "model.ubj")
+        twin = train.fit_twins(fits.rows, cut, fits.tuned, p, seeds=1)[0]
+        assert fitted.booster.get_dump() == twin.booster.get_dump()
+    plain = train.fit(take_training(fits.rows, cut, p), fits.tuned, small.settings(), threads=1)
+    assert fitted.booster.get_dump() != plain.booster.get_dump()
+
+
 def test_what_a_killed_look_had_fitted_is_not_fitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits, made, fit = open_fits(tmp_path), list[float](), train.fit
     monkeypatch.setattr(train, "fit", count_calls(fit, made, dies_at=3))

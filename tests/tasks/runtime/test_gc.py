@@ -50,13 +50,14 @@ def test_gc_frees_left_workspaces_old_studies_candidates_and_periods_that_no_dat
         saved_lock(left, checkout)
         model = left.root / "models" / "model.txt"
         write(shared_state, {"studies/a.log": "trials", "periods/ab/abc/x.parquet": "unused", "periods/ab/abd/.k": ""})
-        write(shared_state, {"replay/candidates/2013-05-01T000000-ab/cost.json": "{}"})
+        write(shared_state, {"replay/candidates/2013-05-01T000000-ab/cost.json": "{}", "boosters/b.ubj": "trees"})
         os.link(model, shared_state / "periods" / "ab" / "abd" / "used.parquet")
         raise RuntimeError("a failed run's workspace stays")
     freed = gc.free(checkout, dry=False, days=0)
     assert {(each.kind, each.path.name) for each in freed} == {
         ("workspace", left.root.name),
         ("study", "a.log"),
+        ("booster", "b.ubj"),
         ("candidate", "2013-05-01T000000-ab"),
         ("period", "abc"),
     }
