@@ -115,13 +115,7 @@ class Bench:
     @cached_property
     def _base(self) -> Path:
         base = self._scratch / "base"
-        listed = _git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
-        for name in filter(None, listed):
-            if (ROOT / name).is_file():
-                (base / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, base / name)
-        for command in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "as it is now")):
-            _git(base, *command)
+        copy_code(base)
         subprocess.run([sys.executable, "-m", "compileall", "-q", "tasks", "flows", "tests"], cwd=base, check=True)
         return base
 
@@ -140,6 +134,22 @@ class Bench:
         for stage in ("ingest", "clean", "features"):
             made.run(PROGRAMS[stage])
         return made
+
+
+def copy_code(folder: Path) -> None:
+    """The code as it is now, edits and new files included, as the one commit of a new repository."""
+    listed = _git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    _git(folder, "init", "-q")
+    commit(folder, "as it is now")
+
+
+def commit(folder: Path, subject: str) -> None:
+    _git(folder, "add", "-A")
+    _git(folder, "commit", "-qm", subject, "--allow-empty")
 
 
 def _git(where: Path, *args: str) -> str:
