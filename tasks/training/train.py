@@ -100,7 +100,8 @@ def fit(
     if not older:
         return Model(boost(arrays, rounds=tuned.rounds), spec)
     part, last = (arrays[0][:older], arrays[1][:older]), warm.count_last_rounds(tuned.rounds)
-    make = partial(boost, part, rounds=tuned.rounds - last)
+    # One thread, since twins, past fits and models share it, and threads add up numbers in another order.
+    make = partial(boost, part, rounds=tuned.rounds - last, settings=settings | {"nthread": 1})
     base = warm.load_base(spec, settings | tuned.params, tuned.rounds - last, part, make)
     return Model(boost(arrays, rounds=last, base=base), spec)
 

@@ -106,7 +106,7 @@ def load_base(
 
 
 def _hash_inputs(spec: Spec, settings: Mapping[str, Any], rounds: int, arrays: Sequence[NDArray[Any]]) -> str:
-    """A digest of all that a base follows from. The number of threads changes no byte."""
+    """A digest of all that a base follows from. It is made on one thread, whatever its fit may use."""
     named = {name: value for name, value in settings.items() if name not in ("nthread", "verbosity")}
     text = json.dumps([named, rounds, spec.names, spec.types, model.import_xgboost().__version__], sort_keys=True)
     digest = hashlib.sha256(text.encode())

@@ -136,6 +136,7 @@ def list_ways(champion: Champion, now: datetime) -> Mapping[str, Callable[[], Mo
 def measure(champion: Champion) -> dict[str, list[tuple[float, float, float]]]:
     """By way and week: the mean loss on the week's rows, the seconds of CPU, and the model's megabytes."""
     p, measured = champion.p, defaultdict(list)
+    champion.model  # noqa: B018 (its fit is no week's)
     for now in (champion.day + week * WEEK for week in WEEKS):
         inside = split.select_between(champion.rows.event_time, now, now + WEEK)
         unseen = champion.rows.take(inside & model.is_labelled(champion.rows.label))

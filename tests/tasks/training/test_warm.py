@@ -75,6 +75,18 @@ def test_a_fit_has_the_same_bytes_in_another_home_and_where_its_base_is_there(
     assert [path.name for path in list_bases(tmp_path / "other")] == [path.name for path in made]
 
 
+def test_a_fit_of_two_threads_leaves_the_base_that_one_of_one_thread_would(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, p = small.made_rows(per_day=60), settings()
+    tuned = small.by_hand({"max_depth": 6, "eta": 0.3, "max_bin": 256, "subsample": 0.8}, rounds=ROUNDS)
+    train.fit(rows, tuned, p, threads=2)
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "other"))
+    train.fit(rows, tuned, p, threads=1)
+    [one], [other] = list_bases(home), list_bases(tmp_path / "other")
+    assert (one.name, one.read_bytes()) == (other.name, other.read_bytes())
+
+
 def test_refreshes_until_the_next_boundary_go_on_from_one_base(home: Path) -> None:
     rows, p = small.made_rows(per_day=30), settings()
     boundary = find_boundary(rows)
