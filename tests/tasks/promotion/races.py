@@ -74,3 +74,32 @@ def share_promoted(name: str, every: int, count: int) -> float:
     rng = np.random.default_rng((8, list(SHAPES).index(name), every))
     losses = make_losses(rng, name, count, 1 + math.ceil(LOOKS / every))
     return float(live(losses, every)[0].mean())
+
+
+def share_worse_promoted(share: float, count: int) -> float:
+    """The share of contenders that pass the first look though they are worse by so much of skill."""
+    losses = make_losses(np.random.default_rng(1), "luck of a fit", count, 2)[..., : 7 * HELD]
+    return float(judge(losses[:, 0] - losses[:, 1] - share * SKILL)[0].mean())
+
+
+def measure_creep(count: int) -> float:
+    """By what share of skill the loss is higher after a year, where each week's recipe is worse by 0.1 % of skill than
+    the one before."""
+    losses = make_losses(np.random.default_rng(2), "luck of a fit", count, 1 + LOOKS)
+    return float(live(losses, 1, years.CREEP * np.arange(1 + LOOKS))[1].mean() / SKILL)
+
+
+def share_won(gain: float, count: int, weeks: tuple[int, ...]) -> tuple[list[float], float]:
+    """Where a recipe gains so much of skill: the shares that were promoted by so many weeks after the first look, and
+    the share that left the race in a year."""
+    losses = make_losses(np.random.default_rng(3), "luck of a fit", count, 2)
+    gains = losses[:, 0] - losses[:, 1] + gain * SKILL
+    is_open, promoted, lost, shares = np.ones(count, bool), np.zeros(count, bool), np.zeros(count, bool), []
+    for look in range(max(weeks) + 1):
+        wins, leaves = judge(gains[:, : 7 * (HELD + look)])
+        promoted |= wins & is_open
+        lost |= leaves & is_open & ~wins
+        is_open &= ~(wins | leaves)
+        if look in weeks:
+            shares.append(float(promoted.mean()))
+    return shares, float(lost.mean())

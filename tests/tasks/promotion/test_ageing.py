@@ -8,9 +8,8 @@ import pytest
 from tasks.promotion import ageing
 from tasks.promotion.ageing import Evidence
 from tests.tasks.promotion import years
-from tests.tasks.promotion.years import EQUALS, FIRST, SKILL, WEEKS
+from tests.tasks.promotion.years import EQUALS, WEEKS
 
-CREEP = 0.001 * SKILL  # a week
 QUICK, FULL = 400, 2000  # made years
 
 
@@ -19,26 +18,15 @@ def at_most(trials: int, rate: float) -> float:
     return rate + 3 * math.sqrt(rate * (1 - rate) / trials)
 
 
-def share_promoted(name: str, count: int) -> float:
-    """The share of years in which equals are promoted at any of 34 looks at one champion."""
-    rng = np.random.default_rng((7, list(EQUALS).index(name)))
-    promoted = []
-    for _ in range(count // QUICK):
-        evidence = years.to_evidence(years.SPREAD * EQUALS[name](rng, (QUICK, WEEKS, years.DAYS)))
-        looks = [years.may_refresh(evidence, now, FIRST) for now in range(FIRST + 1, WEEKS + 1)]
-        promoted.append(np.any(looks, axis=0).mean())
-    return float(np.mean(promoted))
-
-
 @pytest.mark.parametrize("name", EQUALS)
 def test_a_year_of_looks_seldom_promotes_equals(name: str) -> None:
-    assert share_promoted(name, QUICK) <= at_most(QUICK, 0.025 if "independent" in name else 0.05)
+    assert years.share_promoted(name, QUICK) <= at_most(QUICK, 0.025 if "independent" in name else 0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EQUALS)
 def test_two_thousand_years_of_looks_seldom_promote_equals(name: str) -> None:
-    assert share_promoted(name, FULL) <= (0.025 if "independent" in name else 0.05)
+    assert years.share_promoted(name, FULL) <= (0.025 if "independent" in name else 0.05)
 
 
 @pytest.mark.parametrize("jump", [0.03, 0.1])
@@ -53,49 +41,27 @@ def test_a_sudden_change_lets_newer_fits_in_however_large_it_is(jump: float) -> 
 
 
 def test_what_age_costs_lets_newer_fits_in() -> None:
-    evidence = years.to_evidence(years.make_noise(np.random.default_rng(1), 100) + years.cost_of_age(years.list_ages()))
-    lives = years.live(evidence)
-    never, always = (
-        years.list_losses(evidence, FIRST),
-        np.stack([years.list_losses(evidence, k)[:, k] for k in range(WEEKS)], 1),
-    )
-    kept = (never - lives.losses)[:, FIRST:].mean() / (never - always)[:, FIRST:].mean()
-    assert (lives.promotions > 0).all()
+    opened, kept = years.measure_ageing(100)
+    assert opened == 1
     assert kept >= 0.7
 
 
 def test_fits_that_creep_up_in_loss_are_not_let_in() -> None:
-    rise = CREEP * np.arange(WEEKS)[:, None]
-    evidence = years.to_evidence(years.make_noise(np.random.default_rng(2), 100) + rise)
-    lives, never = years.live(evidence), years.list_losses(evidence, FIRST)
-    assert (lives.losses - never)[:, -1].mean() <= 0.02 * SKILL
+    assert years.measure_creep(100) <= 0.02
 
 
 def test_what_age_cost_in_another_regime_does_not_vote_for_ever() -> None:
     """Age costs in the first half; in the second, it does not, and the newest fits are 5 % of skill worse."""
-    turn, ages = WEEKS // 2, years.list_ages()
-    at_turn = ages[:, 7 * turn][:, None]
-    cost = years.cost_of_age(np.where(np.arange(years.DAYS) < 7 * turn, ages, at_turn))
-    worse = np.where(np.arange(WEEKS) >= turn, 0.05 * SKILL, 0)[:, None]
-    evidence = years.to_evidence(years.make_noise(np.random.default_rng(3), 100) + cost + worse)
-    lives, never = years.live(evidence), years.list_losses(evidence, FIRST)
-    assert (lives.losses - never)[:, FIRST:].mean() <= 0.02 * SKILL
+    assert years.measure_regime(100) <= 0.02
 
 
 @pytest.mark.parametrize(("share", "rate"), [(0.05, 0.025), (0.10, 0.005)])
 def test_a_fit_that_is_worse_is_held_though_age_costs(share: float, rate: float) -> None:
-    now, champion, trials = 30, 22, 600
-    losses = years.make_noise(np.random.default_rng(4), trials) + years.cost_of_age(years.list_ages())
-    losses[:, now - years.HOLDOUT] += share * SKILL + years.cost_of_age(np.array(float(now - champion + 1)))
-    promoted = years.may_refresh(years.to_evidence(losses), now, champion).mean()
-    assert promoted <= at_most(trials, rate)
+    assert years.share_worse_promoted(share, 600) <= at_most(600, rate)
 
 
 def test_a_table_of_170_rows_a_week_opens_within_a_year() -> None:
-    rows = 170 / 7
-    noise = years.make_noise(np.random.default_rng(5), 100, rows)
-    evidence = years.to_evidence(noise + years.cost_of_age(years.list_ages()), rows)
-    assert (years.live(evidence).promotions > 0).mean() >= 0.8
+    assert years.share_opened(170, 100) >= 0.8
 
 
 def test_too_few_weeks_tell_nothing() -> None:

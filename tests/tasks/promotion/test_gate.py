@@ -12,6 +12,7 @@ import pytest
 from tasks.promotion.contest import compare_losses
 from tasks.promotion.gate import allot_tail, explain_backoff, judge_contest
 from tasks.promotion.page import render_verdict
+from tests.tasks.promotion.firsts import share_promoted_at_once
 from tests.tasks.promotion.holdouts import BEGIN, DAY, GATE, NOMINAL, Days, first, judge, judged
 
 pytestmark = pytest.mark.usefixtures("more_replicates")
@@ -277,14 +278,8 @@ def test_what_makes_a_first_models_bound_wide_is_said_with_the_way_out(days: Day
 
 @pytest.mark.parametrize("trials", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_first_model_that_is_better_by_three_and_a_half_standard_errors_passes_the_first_look(trials: int) -> None:
-    """Measured by a plain bootstrap over 28 days, which is this spread over the root of 28."""
-    rng, times, gate = np.random.default_rng(11), BEGIN + np.arange(28) * DAY, GATE.model_copy(update={"min_rows": 1})
-    promoted = 0
-    for _ in range(trials):
-        noise = rng.standard_normal(28)
-        gains = noise - noise.mean() + 3.5 * noise.std() / math.sqrt(28)
-        promoted += first(judged(100 - gains), {"linear": judged(np.full(28, 100.0))}, times=times, gate=gate).promotes
-    assert promoted >= 0.9 * trials
+    """Measured by a plain bootstrap over 28 days."""
+    assert share_promoted_at_once("normal", trials) >= 0.9
 
 
 def test_a_first_model_that_passes_once_may_fail_after_many_looks(days: Days) -> None:

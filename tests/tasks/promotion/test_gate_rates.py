@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tasks.promotion.contest import estimate_loss, row_losses
 from tasks.promotion.interval import add_skewness, remove_skewness, student_quantile
 from tasks.promotion.verdict import Verdict
-from tests.tasks.promotion import years
+from tests.tasks.promotion.firsts import share_of_years_with_a_first_model
 from tests.tasks.promotion.holdouts import (
     BEGIN,
     DAY,
@@ -27,7 +27,6 @@ from tests.tasks.promotion.holdouts import (
     Days,
     Floats,
     at_most,
-    first,
     judge,
     judged,
     sigmoid,
@@ -303,21 +302,6 @@ def test_a_planted_regression_of_a_booster_is_never_promoted(
 
 
 # ---------------------------------------------------------------------------------------------- years of first models
-
-
-def share_of_years_with_a_first_model(kind: str, count: int) -> float:
-    """A recipe a week that is no better than the baseline, each on 28 days; the share of years that promote any."""
-    rng, times, gate = np.random.default_rng(12), BEGIN + np.arange(28) * DAY, GATE.model_copy(update={"min_rows": 1})
-    losses = 100 + years.EQUALS[kind](rng, (count, 35, years.DAYS))
-    promoted = 0
-    for year in losses:
-        looks = (
-            first(judged(year[k + 1, 7 * k : 7 * k + 28]), {"b": judged(year[0, 7 * k : 7 * k + 28])}, times=times,
-                  gate=gate, looks=k).promotes
-            for k in range(34)
-        )  # fmt: skip
-        promoted += any(looks)
-    return promoted / count
 
 
 @pytest.mark.slow

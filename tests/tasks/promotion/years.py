@@ -22,6 +22,8 @@ ROWS = 900.0  # a day
 SPREAD = 0.006  # of a day's loss, from fit to fit
 LUCK = 0.0007  # of a fit, over all its days
 SKILL = 0.07  # the constant baseline's loss less the model's
+CREEP = 0.001 * SKILL  # a week
+BATCH = 400  # years that are made at a time
 
 Shape = tuple[int, int, int]  # years, fits, days
 
@@ -130,3 +132,57 @@ def live(evidence: Evidence, first: int = FIRST) -> Lives:
 def list_losses(evidence: Evidence, fit: int) -> Floats:
     """The mean losses of one fit, (years, weeks)."""
     return np.asarray(evidence.losses[:, fit].sum(-1) / evidence.rows.sum(-1))
+
+
+def share_promoted(name: str, count: int) -> float:
+    """The share of years in which equals are promoted at any of 34 looks at one champion."""
+    rng, promoted = np.random.default_rng((7, list(EQUALS).index(name))), 0
+    for begin in range(0, count, BATCH):
+        evidence = to_evidence(SPREAD * EQUALS[name](rng, (min(BATCH, count - begin), WEEKS, DAYS)))
+        looks = [may_refresh(evidence, now, FIRST) for now in range(FIRST + 1, WEEKS + 1)]
+        promoted += np.any(looks, axis=0).sum()
+    return float(promoted / count)
+
+
+def measure_ageing(count: int) -> tuple[float, float]:
+    """Where age costs what it costs on the flights: the share of years with a promotion, and the share that is kept of
+    what the newest fit of each week saves."""
+    evidence = to_evidence(make_noise(np.random.default_rng(1), count) + cost_of_age(list_ages()))
+    lives, never = live(evidence), list_losses(evidence, FIRST)
+    always = np.stack([list_losses(evidence, week)[:, week] for week in range(WEEKS)], 1)
+    kept = (never - lives.losses)[:, FIRST:].mean() / (never - always)[:, FIRST:].mean()
+    return float((lives.promotions > 0).mean()), float(kept)
+
+
+def measure_creep(count: int) -> float:
+    """By what share of skill the loss is higher after a year, where each week's fit is worse than the one before."""
+    rise = CREEP * np.arange(WEEKS)[:, None]
+    evidence = to_evidence(make_noise(np.random.default_rng(2), count) + rise)
+    return float((live(evidence).losses - list_losses(evidence, FIRST))[:, -1].mean() / SKILL)
+
+
+def measure_regime(count: int) -> float:
+    """By what share of skill the loss is higher than never retraining has it, where age costs in the first half of a
+    year, and in the second it does not and the newest fits are 5 % of skill worse."""
+    turn, ages = WEEKS // 2, list_ages()
+    at_turn = ages[:, 7 * turn][:, None]
+    cost = cost_of_age(np.where(np.arange(DAYS) < 7 * turn, ages, at_turn))
+    worse = np.where(np.arange(WEEKS) >= turn, 0.05 * SKILL, 0)[:, None]
+    evidence = to_evidence(make_noise(np.random.default_rng(3), count) + cost + worse)
+    return float((live(evidence).losses - list_losses(evidence, FIRST))[:, FIRST:].mean() / SKILL)
+
+
+def share_worse_promoted(share: float, count: int) -> float:
+    """The share of fits that pass one look, where age costs something and this very fit is worse by so much of skill
+    than the champion is."""
+    now, champion = 30, 22
+    losses = make_noise(np.random.default_rng(4), count) + cost_of_age(list_ages())
+    losses[:, now - HOLDOUT] += share * SKILL + cost_of_age(np.array(float(now - champion + 1)))
+    return float(may_refresh(to_evidence(losses), now, champion).mean())
+
+
+def share_opened(rows_a_week: float, count: int) -> float:
+    """The share of years with a promotion where age costs something, at so many rows."""
+    rows = rows_a_week / 7
+    noise = make_noise(np.random.default_rng(5), count, rows)
+    return float((live(to_evidence(noise + cost_of_age(list_ages()), rows)).promotions > 0).mean())
