@@ -11,6 +11,7 @@ import pytest
 
 from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
+from tasks.promotion.recipe import identify_recipe
 from tasks.training import train, warm
 from tasks.training.model import Model
 from tests.conftest import BEGIN
@@ -185,6 +186,14 @@ def test_a_torn_base_is_made_again(home: Path) -> None:
     [path] = list_bases(home)
     path.write_bytes(path.read_bytes()[:-100])
     assert fit(rows, p).to_bytes() == first
+
+
+def test_warm_fits_are_those_of_another_recipe() -> None:
+    stages: dict[str, Any] = {"features": {}, "train": {}}
+    tuned = {"params": {"eta": 0.3}, "rounds": ROUNDS}
+    names = [identify_recipe(settings(warm=every), stages, tuned) for every in (None, EVERY, "30d", EVERY)]
+    assert len(set(names)) == 3
+    assert names[1] == names[3]
 
 
 def test_what_a_window_would_forget_is_refused() -> None:
