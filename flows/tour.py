@@ -30,7 +30,7 @@ from tasks.training.model import Floats
 
 WEEK = timedelta(days=7)
 JUNE, LAST = FIRST + 9 * WEEK, FIRST + 12 * WEEK
-TRIALS, BUDGET = 6, timedelta(seconds=40)
+TRIALS, BUDGET = 6, timedelta(seconds=80)
 SMALLER = {"tune.rows": 20_000, "tune.finalists": 2}
 TICK_TASKS, RETRAIN_TASKS = 16, 16  # Prefect tasks of a tick (score, then monitor) and of a retrain, for the bar
 OUTCOME_COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}

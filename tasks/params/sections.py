@@ -147,6 +147,7 @@ class Tune(Section):
     parallel: int = Field(2, ge=1)
     rows: int | None = Field(None, ge=100)
     finalists: int = Field(5, ge=0)
+    halvings: int = Field(0, ge=0)
     rounds: int = Field(400, ge=1)
     patience: int = Field(20, ge=1)
     seed: int = Field(0, ge=0, le=SEED)
@@ -158,6 +159,7 @@ class Train(Section):
     seeds: int = Field(3, ge=1)
     calibration: Literal["sigmoid", "none"] = "sigmoid"
     categories: Literal["coded", "native"] = "coded"
+    bag: int = Field(1, ge=1)
     warm: Annotated[Duration, Field(gt=timedelta(0))] | None = None
     device: Annotated[str, spelled_as(r"cpu|cuda(:\d+)?", "a device is cpu, cuda or cuda:<number>")] = "cpu"
 

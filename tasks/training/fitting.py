@@ -22,6 +22,7 @@ T = TypeVar("T")
 METRIC = {"binary": "logloss", "multiclass": "mlogloss", "regression": "rmse"}
 OBJECTIVE = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}
 MAX_BIN = 256  # where tune.space names none: XGBoost's own
+WORTH_THINNING = 1.5  # a search has fewer rows only where there are so many times as many
 LEAST_RARE_ROWS = 200  # of the rarest class that a search on fewer rows keeps
 
 
@@ -141,6 +142,11 @@ class Progress:
     def plus(self, score: float, rows: int) -> "Progress":
         return replace(self, total=self.total + score * self.unit * rows, rows=self.rows + rows, folds=self.folds + 1)
 
+    def join(self, other: "Progress") -> "Progress":
+        """The folds of both."""
+        total, rows = self.total + other.total, self.rows + other.rows
+        return replace(self, total=total, rows=rows, folds=self.folds + other.folds)
+
     @property
     def mean(self) -> float:
         return self.total / self.rows
@@ -160,7 +166,10 @@ class Folds:
         if self.spec.classes:
             folds = split.keep_trained_classes(folds, rows.label, self.spec.classes)
         self._whole = [(rows.take(fold.train), rows.take(fold.valid)) for fold in folds]
-        self._parts = [(thin_rows(train, p.tune.rows, self.spec), valid) for train, valid in self._whole]
+        most = p.tune.rows
+        if most and max(len(train) for train, _ in self._whole) <= WORTH_THINNING * most:
+            most = None  # all rows cost less than to fit finalists once more
+        self._parts = [(thin_rows(train, most, self.spec), valid) for train, valid in self._whole]
         self._threads = p.stage.threads
         self._binned: dict[tuple[Any, int], list[Binned]] = {}
 
@@ -203,15 +212,22 @@ def thin_rows(rows: Rows, most: int | None, spec: model.Spec) -> Rows:
 
 
 def fit_folds(
-    drawn: dict[str, Any], parts: Iterable[Binned], spec: model.Spec, p: Params, watch: Callable[[Progress, int], Any]
+    drawn: dict[str, Any],
+    parts: Iterable[Binned],
+    spec: model.Spec,
+    p: Params,
+    watch: Callable[[Progress, int], Any],
+    *,
+    threads: int,
 ) -> tuple[Progress, int]:
     """Fits the folds one after the other: what they came to, and the mean of their best rounds.
 
     Args:
         drawn: a trial's parameters.
         watch: makes XGBoost's callback for a fold, from the folds before it and the fold's validation rows.
+        threads: of each fit.
     """
-    settings = to_booster_params(drawn, p, classes=len(spec.classes))
+    settings = to_booster_params(drawn, p, classes=len(spec.classes)) | {"nthread": threads}
     progress, rounds = Progress(unit=spec.scale), []
     for binned in parts:
         if "class_weight" in drawn and spec.classes:

@@ -2,8 +2,8 @@
 
 A parameter is added in params.yaml alone. Its name here, in DEFAULTS, lets the first trial begin at XGBoost's value.
 
-A trial is compared with its elders, the trials that have ended, when they had come as far in that fold. As far means
-that eta times the rounds is the same: a small eta is slow, not bad. The README has the measurements.
+A trial is compared with its elders, the trials that have ended, after each fold. Within a fold nothing is compared: a
+small eta is slow, and so are small trees, which often are the best in the end. The README has the measurements.
 
 A search that is killed and started again goes on from its log: a line for each trial that has ended, in <home>/studies.
 The log's name is a hash of all that decides the search, so that a search on other rows or with other code begins anew.
@@ -16,7 +16,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,6 @@ from tasks.training import fitting, model, split
 from tasks.training.trials import Trial
 
 CODE = periods.hash_code(__file__, *(str(one.__file__) for one in (features, fitting, model, split)))  # decide a trial
-ROUNDS_BETWEEN_REPORTS = 10
-WARM_UP_ROUNDS = 20  # of each fold, in which no trial is pruned
 LEAST_ELDERS = 4  # trials that end before any is pruned
 RANDOM_TRIALS = 6  # drawn blindly before the sampler learns
 RESERVED = {  # set by fitting.to_booster_params, or by the centre that a number is learnt from
@@ -53,7 +50,7 @@ RESERVED = {  # set by fitting.to_booster_params, or by the centre that a number
 DEFAULTS: dict[str, Any] = {
     "eta": 0.3,
     "max_depth": 6,
-    "max_leaves": 0,
+    "max_leaves": 64,  # as many as max_depth 6 lets grow
     "min_child_weight": 1.0,
     "subsample": 1.0,
     "colsample_bytree": 1.0,
@@ -83,7 +80,7 @@ def check_space(p: Params) -> None:
     of a range that XGBoost refuses."""
     if reserved := sorted(RESERVED & p.tune.space.keys()):
         raise ValueError(f"tune.space must leave {reserved} to tune, which sets them itself: take them out")
-    if "learning_rate" in p.tune.space:  # XGBoost would take it, but pruning reads eta
+    if "learning_rate" in p.tune.space:  # XGBoost would take it, but halvings read eta
         raise ValueError("tune.space must call XGBoost's step size eta, but it holds learning_rate: write eta")
     ends = {name: dimension.choice or _bounds(dimension) for name, dimension in p.tune.space.items()}
     for end in (0, -1):
@@ -140,61 +137,31 @@ def make_sampler(p: Params, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS, multivariate=True, constant_liar=False)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A trial's reports by step, which is its fold times tune.rounds and the round; and how far a round takes it."""
-
-    scores: dict[int, float]
-    eta: float
-
-    def best(self, fold: int, reach: float, rounds: int) -> float:
-        """The best score in a fold by the time that eta times the rounds came to `reach`."""
-        parts = ((*divmod(step, rounds), score) for step, score in self.scores.items())
-        inside = (score for part, epoch, score in parts if part == fold and (epoch + 1) * self.eta <= reach)
-        return min(inside, default=np.inf)
-
-
-def is_behind(own: Curve, elders: Sequence[Curve], *, rounds: int) -> bool:
-    """Whether a trial's last report is worse than the median of its elders when they had come as far in that fold."""
-    step = max(own.scores)
-    fold, epoch = divmod(step, rounds)
-    then = [elder.best(fold, (epoch + 1) * own.eta, rounds) for elder in elders]
-    return len(then) >= LEAST_ELDERS and own.scores[step] > float(np.median(then))
-
-
-def read_curves(study: optuna.Study) -> list[Curve]:
-    """Of the trials that have ended."""
-    ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    return [Curve(trial.intermediate_values, trial.params.get("eta", 1.0)) for trial in ended]
+def is_behind(score: float, elders: Sequence[float]) -> bool:
+    """Whether a score is worse than the median of the elders'."""
+    return len(elders) >= LEAST_ELDERS and score > float(np.median(elders))
 
 
 def watch_trial(
-    trial: optuna.Trial,
-    elders: Sequence[Curve],
-    p: Params,
-    stop: threading.Event,
-    progress: fitting.Progress,
-    rows: int,
+    trial: optuna.Trial, study: optuna.Study, stop: threading.Event, progress: fitting.Progress, _rows: int
 ) -> Any:
-    """XGBoost's callback for one fold: it reports the score so far every few rounds, and prunes a trial that is behind.
+    """XGBoost's callback for one fold; before that, a trial that is behind after the folds so far is pruned.
 
     Args:
+        study: its trials that have ended are the elders.
         stop: set when the fit must end.
         progress: the folds before this one.
-        rows: of validation in this fold.
     """
-    own = Curve({}, trial.params.get("eta", 1.0))
+    if progress.folds:
+        trial.report(progress.mean, progress.folds)
+        ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        elders = [elder.intermediate_values.get(progress.folds, np.inf) for elder in ended]
+        if is_behind(progress.mean, elders):
+            raise optuna.TrialPruned
 
-    def report(epoch: int, scores: Sequence[float]) -> None:
-        if epoch % ROUNDS_BETWEEN_REPORTS != ROUNDS_BETWEEN_REPORTS - 1:
-            return
+    def report(_epoch: int, scores: Sequence[float]) -> None:
         if not np.isfinite(scores[-1]):
             raise optuna.TrialPruned  # labels beyond what float32 holds
-        step = progress.folds * p.tune.rounds + epoch
-        own.scores[step] = progress.plus(min(scores), rows).mean
-        trial.report(own.scores[step], step)
-        if epoch >= WARM_UP_ROUNDS and is_behind(own, elders, rounds=p.tune.rounds):
-            raise optuna.TrialPruned
 
     return fitting.make_watcher(stop, report)
 
@@ -207,7 +174,7 @@ def open_log(p: Params, source: Path, as_of: datetime, *, home: Path | None = No
         home: the folder of shared state, where not EVERGREEN_HOME.
     """
     rows = [periods.hash_file(path) for _, path in periods.list_files(source)]
-    search = p.tune.model_dump(exclude={"trials", "budget", "cpu", "finalists"})
+    search = p.tune.model_dump(exclude={"trials", "budget", "cpu", "finalists", "halvings"})
     task = p.label.task, p.label.deadline, p.split.model_dump(), p.train.categories, p.train.device
     libraries = optuna.__version__, np.__version__, model.import_xgboost().__version__
     name = periods.hash_inputs(rows, as_of, search, task, CODE, libraries)
@@ -231,6 +198,11 @@ def read_lines(path: Path) -> list[str]:
     if len(whole) < len(lines):
         files.publish_text(path, "".join(whole))
     return whole
+
+
+def sum_seconds(path: Path) -> float:
+    """What the log's lines took, in seconds; those that ran side by side share theirs."""
+    return float(sum(json.loads(line).get("seconds", 0.0) for line in read_lines(path)))
 
 
 def to_row(trial: optuna.trial.FrozenTrial) -> Trial:

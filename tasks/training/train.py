@@ -24,10 +24,11 @@ from tasks.data.featurerows import Rows, read_rows
 from tasks.data.manifest import FeaturesManifest
 from tasks.params import Costs, Params, Task
 from tasks.runtime import files, stage
-from tasks.training import calibration, fitting, model, split, warm
+from tasks.training import bagging, calibration, fitting, model, split, warm
 from tasks.training.model import Floats, Model, Spec
 from tasks.training.trials import Tuned
 
+Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]  # encoded rows (n, features) and their labels (n)
 OutOfFold = tuple[Floats, NDArray[np.int64]]  # margins (n, classes) without class weights, and the rows' classes (n)
 MOST_UNSCORED = 0.01  # share of training rows whose classes may lack an out-of-fold row where margins are calibrated
 
@@ -54,7 +55,8 @@ def train(p: Params, folder: Path = Path()) -> None:
 def fit_twins(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, seeds: int) -> list[Model]:
     """The recipe trained up to `cut` with so many seeds, calibrated alike: the first is the one with tune.seed."""
     seen, stop = fitting.take_training(rows, cut, p), threading.Event()
-    works = [partial(fit, seen, tuned, p, seed=seed, threads=1, stop=stop) for seed in range(seeds)]
+    threads = max(1, p.stage.threads // seeds)
+    works = [partial(fit, seen, tuned, p, seed=seed, threads=threads, stop=stop) for seed in range(seeds)]
     twins = fitting.run_side_by_side(works, p.stage.threads, stop=stop)
     extras = calibrate(rows, cut, tuned, p, classes=twins[0].spec.classes)
     return [twin.with_spec(until=cut.isoformat(), **extras) for twin in twins]
@@ -81,7 +83,8 @@ def fit(
     classes: tuple[Any, ...] = (),
     stop: threading.Event | None = None,
 ) -> Model:
-    """A booster on these very rows, without calibration. With train.warm it goes on from a base (warm.py).
+    """A booster on these very rows, without calibration: the mean of train.bag boosters (bagging.py), each of which
+    goes on from a base with train.warm (warm.py).
 
     Args:
         seed: added to tune.seed.
@@ -90,24 +93,37 @@ def fit(
     """
     spec = model.make_spec(seen.table, seen.label, task=p.label.task, native=p.train.categories == "native")
     spec = replace(spec, classes=classes or spec.classes)
-    settings = fitting.to_booster_params(tuned.params, p, classes=len(spec.classes))
-    settings |= {"seed": p.tune.seed + seed, "nthread": threads}
     older = warm.count_base_rows(seen, spec, p.train.warm, rounds=tuned.rounds)
     if older:
         spec = warm.name_base_first(spec, seen, older)
     arrays = spec.encode(seen.table), spec.scale_label(seen.label)
-    boost = partial(_boost, spec=spec, settings=settings, drawn=tuned.params, stop=stop)
+    settings = fitting.to_booster_params(tuned.params, p, classes=len(spec.classes))
+    settings |= {"nthread": max(1, threads // p.train.bag)}
+    ended = threading.Event()
+    boost = partial(_boost, arrays, older, tuned=tuned, spec=spec, stop=stop or ended)
+    seeds = bagging.find_seeds(p.tune.seed + seed, p.train.bag)
+    works = [partial(boost, settings | {"seed": one}) for one in seeds]
+    boosters = fitting.run_side_by_side(works, threads, stop=ended)
+    return Model(bagging.merge_boosters(boosters), spec)
+
+
+def _boost(
+    arrays: Arrays, older: int, settings: dict[str, Any], *, tuned: Tuned, spec: Spec, stop: threading.Event | None
+) -> Any:
+    """The recipe's booster on encoded rows, with settings that hold its seed; it goes on from a base of the oldest rows
+    where `older` says how many those are."""
+    boost = partial(_boost_rounds, settings=settings, drawn=tuned.params, spec=spec, stop=stop)
     if not older:
-        return Model(boost(arrays, rounds=tuned.rounds), spec)
+        return boost(arrays, rounds=tuned.rounds)
     part, last = (arrays[0][:older], arrays[1][:older]), warm.count_last_rounds(tuned.rounds)
     # One thread, since twins, past fits and models share it, and threads add up numbers in another order.
     make = partial(boost, part, rounds=tuned.rounds - last, settings=settings | {"nthread": 1})
     base = warm.load_base(spec, settings | tuned.params, tuned.rounds - last, part, make)
-    return Model(boost(arrays, rounds=last, base=base), spec)
+    return boost(arrays, rounds=last, base=base)
 
 
-def _boost(
-    arrays: tuple[NDArray[np.float32], NDArray[np.float32]],
+def _boost_rounds(
+    arrays: Arrays,
     *,
     spec: Spec,
     settings: dict[str, Any],

@@ -2,20 +2,24 @@
 
     python -m tasks.training.tune
 
-Trials run side by side, on matrices that each side bins once. One that falls behind the median of its elders is pruned,
-in whichever fold that shows. The search may have fewer rows than there are (tune.rows); then its best trials are fitted
-once more on all of them, and the best of these wins.
+Trials run side by side, on matrices that each side bins once. One that is behind the median of its elders after a fold
+is pruned. The search may have fewer rows than there are (tune.rows); then its best trials are fitted once more on all
+of them, and the best of these wins. Then the winner's step size may be halved
+(tune.halvings).
 """
 
+import functools
 import json
 import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import optuna
 from tqdm import tqdm
 
@@ -47,13 +51,13 @@ def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
         search = Search(p, folds, study, path)
         ended_by = search.run()
         finals = search.rank_finalists()
-    best = finals[0]
+        winner = search.slow_down(finals[0])
     tuned = trials.Tuned(
-        params=study.trials[best.number].params,
-        rounds=best.rounds,
-        score=best.score,
+        params=winner.params,
+        rounds=winner.rounds,
+        score=winner.score,
         metric=fitting.METRIC[p.label.task],
-        trial=best.number,
+        trial=finals[0].number,
         trials=len(study.trials),
         pruned=sum(trial.state.name == "PRUNED" for trial in study.trials),
         ended_by=ended_by,
@@ -86,6 +90,10 @@ def take_recipe(p: Params, recipe: Recipe, folder: Path) -> None:
     log.info("no search: tune.recipe has the parameters and %s rounds", recipe.rounds)
 
 
+ETA = studies.DEFAULTS["eta"]  # of a recipe that names none
+SEARCH_SHARE = 0.6  # of tune.budget, that trials may take where finalists or halvings follow
+
+
 @dataclass(frozen=True, order=True)
 class Final:
     """What a trial's parameters come to on all rows; the best is the smallest."""
@@ -93,6 +101,17 @@ class Final:
     score: float
     number: int
     rounds: int
+    seconds: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True)
+class Slower:
+    """The winner with another step size, and what it comes to on all rows. The seconds are a clock's."""
+
+    params: dict[str, Any]
+    score: float
+    rounds: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +123,19 @@ class Search:
     study: optuna.Study
     path: Path
 
+    @property
+    def _threads(self) -> int:
+        """Of each fit beside another: more than there are cores cost more than they give."""
+        return max(1, self.p.stage.threads // self.p.tune.parallel)
+
+    @property
+    def _finals_path(self) -> Path:
+        return self.path.with_suffix(".finals.jsonl")
+
+    @property
+    def _slower_path(self) -> Path:
+        return self.path.with_suffix(".slower.jsonl")
+
     def run(self) -> str:
         """Runs trials until they, the time or the CPU is spent, at least one; returns "trials", "budget" or "cpu"."""
         tune = self.p.tune
@@ -113,7 +145,7 @@ class Search:
         cpu = spent * tune.parallel * self.p.stage.threads
         with tqdm(total=tune.trials, initial=done, desc="tune", unit="trial", mininterval=1, leave=False) as bar:
             for first in range(done, tune.trials, tune.parallel):
-                if first and spent >= tune.budget.total_seconds():
+                if first and spent >= self._find_budget():
                     return "budget"
                 if first and tune.cpu and cpu * (1 + tune.parallel / first) > tune.cpu.total_seconds():
                     return "cpu"
@@ -141,14 +173,63 @@ class Search:
         if not ranked:
             raise ValueError("no trial came to an end with a finite score: check label.expression for extreme values")
         if not self.folds.are_thinned or not self.p.tune.finalists:
-            return ranked[:1]
+            seconds = studies.sum_seconds(self.path) / len(self.study.trials)
+            return [replace(ranked[0], seconds=seconds)]
         numbers = [final.number for final in ranked[: self.p.tune.finalists]]
-        if ended[0].number == 0 and 0 not in numbers:
-            numbers.append(0)  # a search on few rows may be misled: it is never worse than its first trial
-        path = self.path.with_suffix(".finals.jsonl")
-        finals = [Final(**json.loads(line)) for line in studies.read_lines(path)]
+        if ended[0].number == 0 and numbers[0] != 0:
+            # A search on few rows may be misled: whatever the budget, it is never worse than its first trial.
+            numbers = [numbers[0], 0, *(number for number in numbers[1:] if number != 0)]
+        finals = [Final(**json.loads(line)) for line in studies.read_lines(self._finals_path)]
         missing = [number for number in numbers if number not in {final.number for final in finals}]
-        return sorted([*(final for final in finals if final.number in numbers), *self._fit_finals(missing, path)])
+        return sorted([*(final for final in finals if final.number in numbers), *self._fit_finals(missing)])
+
+    def slow_down(self, best: Final) -> Slower:
+        """The winner with half its step size, a quarter, and so on, as long as the folds gain and the budget has room.
+
+        Shrinkage (Friedman 2001) gains a little and costs twice the rounds at each step. All steps have a seed that no
+        trial had, the winner's own again too: the best of many trials owes some of its score to its seed.
+        """
+        winner = Slower(self.study.trials[best.number].params, best.score, best.rounds)
+        if not self.p.tune.halvings or not self._has_room(3 * best.seconds):
+            return winner
+        winner = self._fit_slower(winner.params)
+        for _ in range(self.p.tune.halvings):
+            if not self._has_room(2 * winner.seconds):
+                break
+            slower = self._fit_slower(winner.params | {"eta": winner.params.get("eta", ETA) / 2})
+            if slower.score >= winner.score:
+                break
+            winner = slower
+        return winner
+
+    def _has_room(self, seconds: float) -> bool:
+        """Whether the budget has so many left."""
+        spent = sum(studies.sum_seconds(path) for path in (self.path, self._finals_path, self._slower_path))
+        return spent + seconds <= self.p.tune.budget.total_seconds()
+
+    def _fit_slower(self, drawn: dict[str, Any]) -> Slower:
+        """These parameters on all rows, the folds side by side; from the log where it has them."""
+        logged = (Slower(**json.loads(line)) for line in studies.read_lines(self._slower_path))
+        if (done := next((slower for slower in logged if slower.params == drawn), None)) is not None:
+            return done
+        began, stop, tune, eta = time.monotonic(), threading.Event(), self.p.tune, drawn.get("eta", ETA)
+        settings = {"rounds": round(tune.rounds * max(1.0, ETA / eta)), "seed": tune.seed + 1}
+        p = self.p.model_copy(update={"tune": tune.model_copy(update=settings)})
+        parts, watcher = list(self.folds.bin_whole(drawn)), fitting.make_watcher(stop)
+        threads = max(1, p.stage.threads // len(parts))
+        fit = partial(fitting.fit_folds, drawn, spec=self.folds.spec, p=p, watch=lambda *_: watcher, threads=threads)
+        ended = fitting.run_side_by_side([partial(fit, parts=[part]) for part in parts], p.stage.threads, stop=stop)
+        progress = functools.reduce(fitting.Progress.join, (progress for progress, _ in ended))
+        rounds = round(float(np.mean([rounds for _, rounds in ended])))
+        slower = Slower(drawn, progress.mean, rounds, time.monotonic() - began)
+        studies.append_rows(self._slower_path, [asdict(slower)])
+        log.info("eta %.4f: %s %.5f after %s rounds", eta, fitting.METRIC[p.label.task], slower.score, rounds)
+        return slower
+
+    def _find_budget(self) -> float:
+        """The seconds that trials may take: half of tune.budget where finalists or halvings follow."""
+        follows = self.p.tune.halvings > 0 or (self.folds.are_thinned and self.p.tune.finalists > 0)
+        return self.p.tune.budget.total_seconds() * (SEARCH_SHARE if follows else 1.0)
 
     def _ended(self) -> list[optuna.trial.FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
@@ -171,25 +252,31 @@ class Search:
 
     def _score(self, trial: optuna.trial.Trial, side: int, stop: threading.Event) -> float | None:
         """The mean of the folds' best validation scores, weighted by their rows; None when the trial was pruned."""
-        elders = studies.read_curves(self.study)
         parts = self.folds.bin_thinned(trial.params, side)
-        watch = partial(studies.watch_trial, trial, elders, self.p, stop)
+        watch = partial(studies.watch_trial, trial, self.study, stop)
         try:
-            progress, rounds = fitting.fit_folds(trial.params, parts, self.folds.spec, self.p, watch)
+            progress, rounds = fitting.fit_folds(
+                trial.params, parts, self.folds.spec, self.p, watch, threads=self._threads
+            )
         except optuna.TrialPruned:
             return None
         trial.set_user_attr("rounds", rounds)
         return progress.mean
 
-    def _fit_finals(self, numbers: Sequence[int], path: Path) -> list[Final]:
+    def _fit_finals(self, numbers: Sequence[int]) -> list[Final]:
         """Fits these trials on all rows; each is in the log when it has ended."""
         finals: list[Final] = []
         with tqdm(total=len(numbers), desc="finalists", unit="trial", mininterval=1, leave=False) as bar:
             for first in range(0, len(numbers), self.p.tune.parallel):
+                if finals and not self._has_room(sum(final.seconds for final in finals[-self.p.tune.parallel :])):
+                    log.warning("tune.budget ends with %s of %s finalists", len(finals), len(numbers))
+                    break
                 some, stop = numbers[first : first + self.p.tune.parallel], threading.Event()
-                works = [partial(self._fit_final, number, stop) for number in some]
+                works, began = [partial(self._fit_final, number, stop) for number in some], time.monotonic()
                 ended = fitting.run_side_by_side(works, len(works), stop=stop)
-                studies.append_rows(path, [asdict(final) for final in ended])
+                seconds = (time.monotonic() - began) / len(works)
+                ended = [replace(final, seconds=seconds) for final in ended]
+                studies.append_rows(self._finals_path, [asdict(final) for final in ended])
                 finals += ended
                 bar.update(len(some))
         return finals
@@ -197,7 +284,9 @@ class Search:
     def _fit_final(self, number: int, stop: threading.Event) -> Final:
         drawn = self.study.trials[number].params
         parts, watcher = self.folds.bin_whole(drawn), fitting.make_watcher(stop)
-        progress, rounds = fitting.fit_folds(drawn, parts, self.folds.spec, self.p, lambda *_: watcher)
+        progress, rounds = fitting.fit_folds(
+            drawn, parts, self.folds.spec, self.p, lambda *_: watcher, threads=self._threads
+        )
         return Final(progress.mean, number, rounds)
 
 

@@ -23,6 +23,7 @@ from tests.benchmarks import (  # each puts its rows on the list
     month,  # noqa: F401
     probe,  # noqa: F401
     replay,  # noqa: F401
+    search,  # noqa: F401
     serving,  # noqa: F401
     tuning,  # noqa: F401
 )

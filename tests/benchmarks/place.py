@@ -56,8 +56,11 @@ class Checkout:
 
     def set(self, **values: Any) -> None:
         """Change params.yaml: set(clock={"as_of": "2013-11-01"})."""
-        flat = {f"{section}.{key}": value for section, inner in values.items() for key, value in inner.items()}
-        overrides.override_params(self.root / "params.yaml", flat)
+        self.set_flat({f"{section}.{key}": value for section, inner in values.items() for key, value in inner.items()})
+
+    def set_flat(self, values: Mapping[str, Any]) -> None:
+        """The same by whole names: set_flat({"clock.as_of": "2013-11-01"})."""
+        overrides.override_params(self.root / "params.yaml", values)
         _git(self.root, "commit", "-qam", "other params", "--allow-empty")
 
     def empty_periods(self) -> None:

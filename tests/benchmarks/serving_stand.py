@@ -26,7 +26,7 @@ from tests.benchmarks.place import Bench, Checkout
 from tests.programs import PROGRAMS
 
 START = 60.0  # seconds that a server may take until it answers
-SEARCH = {"trials": 6, "budget": "40s", "rows": 20_000, "finalists": 2}  # the demo's
+SEARCH = {"trials": 6, "budget": "80s", "rows": 20_000, "finalists": 2}  # the demo's
 
 
 @dataclass(frozen=True)
