@@ -246,8 +246,9 @@ class Search:
     def _ask(self, number: int) -> optuna.trial.Trial:
         self.study.sampler = studies.make_sampler(self.p, number)
         dimensions = self.p.tune.space
-        if number == 0:
-            self.study.enqueue_trial(studies.make_first_trial(dimensions))
+        firsts = studies.make_first_trials(dimensions)
+        if number < len(firsts):
+            self.study.enqueue_trial(firsts[number])
         return self.study.ask({name: studies.to_distribution(dimensions[name]) for name in sorted(dimensions)})
 
     def _score(self, trial: optuna.trial.Trial, side: int, stop: threading.Event) -> float | None:

@@ -165,6 +165,16 @@ def test_a_search_on_fewer_rows_takes_them_evenly_over_time(count: int, most: in
     assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
 
 
+@pytest.mark.parametrize(("share", "thinned"), [(0.9, False), (0.7, False), (0.6, True)])
+def test_a_search_has_fewer_rows_where_that_saves_more_than_finalists_cost(share: float, thinned: bool) -> None:
+    p, rows = small.settings(), small.made_rows(per_day=40)
+    labelled = model.is_labelled(rows.label)
+    start = split.find_holdout(small.AS_OF, p.split, deadline=p.label.deadline).begin
+    folds = split.make_folds(rows.event_time, start, p.split, deadline=p.label.deadline, labelled=labelled)
+    most = round(share * max(fold.train.sum() for fold in folds))
+    assert fitting.Folds(with_trials(p, 1, rows=most), rows, small.AS_OF).are_thinned is thinned
+
+
 def test_class_weighting_changes_what_a_trial_learns(tmp_path: Path) -> None:
     p, folder = project(tmp_path, **{"tune.trials": 1})
     scores = []
@@ -655,8 +665,15 @@ def test_the_first_trial_stays_within_the_space(
     dimensions: dict[str, Any], first: dict[str, Any], tmp_path: Path
 ) -> None:
     p, folder = project(tmp_path, **{"tune.space": dimensions, "tune.trials": 1, "tune.rounds": 3})
-    assert studies.make_first_trial(p.tune.space) == first
+    assert studies.make_first_trials(p.tune.space)[0] == first
     assert searched(p, folder)["params"].items() >= first.items()
+
+
+def test_the_second_trial_takes_small_steps_and_draws_rows(tmp_path: Path) -> None:
+    p, folder = project(tmp_path, **{"tune.trials": 2})
+    tune.tune(p, folder)
+    second = trials(p, folder)[1]["params"]
+    assert second.items() >= {"eta": 0.05, "subsample": 0.8, "max_depth": 4}.items()
 
 
 def test_a_class_that_is_younger_than_a_fold_does_not_stop_the_search(tmp_path: Path) -> None:
