@@ -174,8 +174,10 @@ class Folds:
         self._binned: dict[tuple[Any, int], list[Binned]] = {}
 
     @property
-    def are_thinned(self) -> bool:
-        return any(len(part[0]) < len(whole[0]) for part, whole in zip(self._parts, self._whole, strict=True))
+    def thinning(self) -> float:
+        """How many times as many rows training has as the search. 1: it has all."""
+        whole, parts = (sum(len(train) for train, _ in pairs) for pairs in (self._whole, self._parts))
+        return whole / parts
 
     def bin_thinned(self, drawn: dict[str, Any], side: int) -> list[Binned]:
         """With at most tune.rows of training, for one of the trials that run side by side: a trial's weights are set

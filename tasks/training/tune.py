@@ -91,7 +91,8 @@ def take_recipe(p: Params, recipe: Recipe, folder: Path) -> None:
 
 
 ETA = studies.DEFAULTS["eta"]  # of a recipe that names none
-SEARCH_SHARE = 0.6  # of tune.budget, that trials may take where finalists or halvings follow
+RESERVE = 0.4  # of tune.budget, at most, for what follows the trials
+WINNER = 2  # trials: what the winner's fit costs, since pruned trials and those with large steps are cheap
 
 
 @dataclass(frozen=True, order=True)
@@ -145,7 +146,7 @@ class Search:
         cpu = spent * tune.parallel * self.p.stage.threads
         with tqdm(total=tune.trials, initial=done, desc="tune", unit="trial", mininterval=1, leave=False) as bar:
             for first in range(done, tune.trials, tune.parallel):
-                if first and spent >= self._find_budget():
+                if first and spent + self._reserve_seconds(spent / first) >= tune.budget.total_seconds():
                     return "budget"
                 if first and tune.cpu and cpu * (1 + tune.parallel / first) > tune.cpu.total_seconds():
                     return "cpu"
@@ -172,7 +173,7 @@ class Search:
         ranked = sorted(Final(trial.value or 0.0, trial.number, trial.user_attrs["rounds"]) for trial in ended)
         if not ranked:
             raise ValueError("no trial came to an end with a finite score: check label.expression for extreme values")
-        if not self.folds.are_thinned or not self.p.tune.finalists:
+        if self.folds.thinning == 1 or not self.p.tune.finalists:
             seconds = studies.sum_seconds(self.path) / len(self.study.trials)
             return [replace(ranked[0], seconds=seconds)]
         numbers = [final.number for final in ranked[: self.p.tune.finalists]]
@@ -226,10 +227,13 @@ class Search:
         log.info("eta %.4f: %s %.5f after %s rounds", eta, fitting.METRIC[p.label.task], slower.score, rounds)
         return slower
 
-    def _find_budget(self) -> float:
-        """The seconds that trials may take: half of tune.budget where finalists or halvings follow."""
-        follows = self.p.tune.halvings > 0 or (self.folds.are_thinned and self.p.tune.finalists > 0)
-        return self.p.tune.budget.total_seconds() * (SEARCH_SHARE if follows else 1.0)
+    def _reserve_seconds(self, trial: float) -> float:
+        """What finalists and halvings will take, by what a trial takes: no more than RESERVE of tune.budget."""
+        tune = self.p.tune
+        finalists = tune.finalists + 1 if self.folds.thinning > 1 else 0
+        halvings = WINNER * (2 ** (tune.halvings + 1) - 1) if tune.halvings else 0
+        expected = trial * self.folds.thinning * (finalists + halvings)
+        return min(expected, RESERVE * tune.budget.total_seconds())
 
     def _ended(self) -> list[optuna.trial.FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))

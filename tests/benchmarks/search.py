@@ -34,10 +34,27 @@ from tests.tasks import small
 
 OTHERS = ("flaml", "autogluon")
 PYTHON = ROOT / ".venv-automl" / "bin" / "python"
-OURS: dict[str, Any] = {"tune.trials": 10_000, "tune.finalists": 2, "tune.halvings": 1, "train.seeds": 1}
-BUDGET_SHARE = 0.65  # of the time, for tune: the twin and its calibration take the rest
-BAG = 3  # of a table with classes beyond two: 1, since each class has boosters of its own
+OURS: dict[str, Any] = {"tune.trials": 10_000, "tune.finalists": 2, "tune.halvings": 2, "train.seeds": 1}
 BEGIN = datetime(2020, 1, 1)
+
+
+@dataclass(frozen=True)
+class Time:
+    """How long each may take, in seconds, and how ours is spent: tune's budget, and boosters in a bag. The twin and its
+    calibration take the rest, which is more where rows or classes are many."""
+
+    seconds: int
+    budget: int
+    bag: int
+
+
+TIMES = {
+    "flights": Time(100, budget=68, bag=3),
+    "stops": Time(60, budget=38, bag=5),
+    "diamonds": Time(60, budget=26, bag=1),
+    "hotels": Time(60, budget=48, bag=5),
+    "loans": Time(60, budget=48, bag=5),
+}
 
 
 @dataclass(frozen=True)
@@ -110,27 +127,27 @@ AUC = "search: {}, AUC less the better of FLAML and AutoGluon"
 @benchmark(_name("flights"), AUC.format("flights"))
 def on_flights(bench: Bench) -> list[Row]:
     place = bench.copy(bench.featured)
-    return compare("flights", bench, place, seconds=100)
+    return compare("flights", bench, place)
 
 
 @benchmark(_name("stops"), AUC.format("stops"))
 def on_stops(bench: Bench) -> list[Row]:
-    return compare("stops", bench, make_place("stops", bench), seconds=60)
+    return compare("stops", bench, make_place("stops", bench))
 
 
 @benchmark(_name("diamonds"))
 def on_diamonds(bench: Bench) -> list[Row]:
-    return compare("diamonds", bench, make_place("diamonds", bench), seconds=60)
+    return compare("diamonds", bench, make_place("diamonds", bench))
 
 
 @benchmark(_name("hotels"))
 def on_hotels(bench: Bench) -> list[Row]:
-    return compare("hotels", bench, make_place("hotels", bench), seconds=60)
+    return compare("hotels", bench, make_place("hotels", bench))
 
 
 @benchmark(_name("loans"))
 def on_loans(bench: Bench) -> list[Row]:
-    return compare("loans", bench, make_place("loans", bench), seconds=60)
+    return compare("loans", bench, make_place("loans", bench))
 
 
 def make_place(name: str, bench: Bench) -> Checkout:
@@ -180,17 +197,17 @@ def read_table(table: Table) -> Rows:
     return Rows(pa.table(columns), moments, moments + np.timedelta64(1, "h"), labels)
 
 
-def compare(name: str, bench: Bench, place: Checkout, *, seconds: int) -> list[Row]:
+def compare(name: str, bench: Bench, place: Checkout) -> list[Row]:
     if not PYTHON.exists():
         raise RuntimeError(f"{PYTHON.relative_to(ROOT)} is not there: see tests/benchmarks/automl.txt")
-    seconds, seeds = (10, [0]) if bench.quick else (seconds, [0, 1, 2])
+    time, seeds = (Time(10, budget=5, bag=1), [0]) if bench.quick else (TIMES[name], [0, 1, 2])
     p = params.load(place.root / "params.yaml")
     folder = write_frames(p, place, bench.folder(f"search-{name}"))
     runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in ("ours", *OTHERS)}
     for seed in seeds:
-        runs["ours"].append(run_ours(place, p, seed, seconds))
+        runs["ours"].append(run_ours(place, seed, time))
         for tool in OTHERS:
-            runs[tool].append(run_other(tool, folder, seed, seconds))
+            runs[tool].append(run_other(tool, folder, seed, time.seconds))
     return make_rows(name, runs)
 
 
@@ -208,10 +225,9 @@ def write_frames(p: Params, place: Checkout, folder: Path) -> Path:
     return folder
 
 
-def run_ours(place: Checkout, p: Params, seed: int, seconds: int) -> dict[str, float]:
-    bag = 1 if p.label.task == "multiclass" else BAG
-    budget = f"{round(seconds * BUDGET_SHARE)}s"
-    place.set_flat(OURS | {"train.bag": bag, "tune.budget": budget, "tune.seed": 20130101 + seed})
+def run_ours(place: Checkout, seed: int, time: Time) -> dict[str, float]:
+    spent = {"train.bag": time.bag, "tune.budget": f"{time.budget}s", "tune.seed": 20130101 + seed}
+    place.set_flat(OURS | spent)
     output: dict[str, float] = place.run("tests.benchmarks.search_timed").output
     return output
 
