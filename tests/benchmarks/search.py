@@ -34,7 +34,25 @@ from tests.tasks import small
 
 OTHERS = ("flaml", "autogluon")
 PYTHON = ROOT / ".venv-automl" / "bin" / "python"
-OURS: dict[str, Any] = {"tune.trials": 10_000, "tune.finalists": 2, "tune.halvings": 2, "train.seeds": 1}
+SPACE: dict[str, Any] = {  # wider than params.yaml's: for a search that ends with its time
+    "grow_policy": {"choice": ["lossguide"]},
+    "max_depth": {"choice": [0]},
+    "max_leaves": {"low": 4, "high": 256, "log": True, "integer": True},
+    "eta": {"low": 0.04, "high": 0.3, "log": True},
+    "min_child_weight": {"low": 0.01, "high": 32, "log": True},
+    "subsample": {"low": 0.5, "high": 1.0},
+    "colsample_bytree": {"low": 0.3, "high": 1.0},
+    "lambda": {"low": 0.03, "high": 30, "log": True},
+    "max_bin": {"choice": [256, 1024]},
+}
+OURS: dict[str, Any] = {
+    "tune.space": SPACE,
+    "tune.trials": 10_000,
+    "tune.rounds": 1000,
+    "tune.finalists": 2,
+    "tune.halvings": 2,
+    "train.seeds": 1,
+}
 BEGIN = datetime(2020, 1, 1)
 
 
