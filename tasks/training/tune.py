@@ -167,7 +167,7 @@ class Search:
         """The best trials, the best first. After a search on fewer rows these are the best of it, fitted on all rows.
 
         Fewer rows rank the parameters; their scores, and the rounds they want, belong to the rows that training will
-        have. Finalists come after the budget: they cost as many fits of each fold as training does.
+        have. The first finalists are fitted whatever the budget, the others as far as it goes.
         """
         ended = self._ended()
         ranked = sorted(Final(trial.value or 0.0, trial.number, trial.user_attrs["rounds"]) for trial in ended)
@@ -180,9 +180,8 @@ class Search:
         if ended[0].number == 0 and numbers[0] != 0:
             # A search on few rows may be misled: whatever the budget, it is never worse than its first trial.
             numbers = [numbers[0], 0, *(number for number in numbers[1:] if number != 0)]
-        finals = [Final(**json.loads(line)) for line in studies.read_lines(self._finals_path)]
-        missing = [number for number in numbers if number not in {final.number for final in finals}]
-        return sorted([*(final for final in finals if final.number in numbers), *self._fit_finals(missing)])
+        logged = [Final(**json.loads(line)) for line in studies.read_lines(self._finals_path)]
+        return sorted(self._fit_finals(numbers, [final for final in logged if final.number in numbers]))
 
     def slow_down(self, best: Final) -> Slower:
         """The winner with half its step size, a quarter, and so on, as long as the folds gain and the budget has room.
@@ -268,23 +267,28 @@ class Search:
         trial.set_user_attr("rounds", rounds)
         return progress.mean
 
-    def _fit_finals(self, numbers: Sequence[int]) -> list[Final]:
-        """Fits these trials on all rows; each is in the log when it has ended."""
-        finals: list[Final] = []
-        with tqdm(total=len(numbers), desc="finalists", unit="trial", mininterval=1, leave=False) as bar:
-            for first in range(0, len(numbers), self.p.tune.parallel):
-                if finals and not self._has_room(sum(final.seconds for final in finals[-self.p.tune.parallel :])):
-                    log.warning("tune.budget ends with %s of %s finalists", len(finals), len(numbers))
+    def _fit_finals(self, numbers: Sequence[int], finals: Sequence[Final]) -> list[Final]:
+        """These trials on all rows: the finals, and others as far as the budget goes, but the first in any case.
+
+        Each is in the log when it has ended.
+        """
+        fitted, beside = list(finals), self.p.tune.parallel
+        missing = [number for number in numbers if number not in {final.number for final in finals}]
+        with tqdm(total=len(missing), desc="finalists", unit="trial", mininterval=1, leave=False) as bar:
+            for first in range(0, len(missing), beside):
+                due = set(numbers[:beside]) - {final.number for final in fitted}
+                if not due and not self._has_room(sum(final.seconds for final in fitted[-beside:])):
+                    log.warning("tune.budget ends with %s of %s finalists", len(fitted), len(numbers))
                     break
-                some, stop = numbers[first : first + self.p.tune.parallel], threading.Event()
+                some, stop = missing[first : first + beside], threading.Event()
                 works, began = [partial(self._fit_final, number, stop) for number in some], time.monotonic()
                 ended = fitting.run_side_by_side(works, len(works), stop=stop)
                 seconds = (time.monotonic() - began) / len(works)
                 ended = [replace(final, seconds=seconds) for final in ended]
                 studies.append_rows(self._finals_path, [asdict(final) for final in ended])
-                finals += ended
+                fitted += ended
                 bar.update(len(some))
-        return finals
+        return fitted
 
     def _fit_final(self, number: int, stop: threading.Event) -> Final:
         drawn = self.study.trials[number].params

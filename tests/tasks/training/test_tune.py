@@ -537,6 +537,9 @@ def test_finalists_end_with_the_budget(
     monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: next(clock), process_time=lambda: 0.0))
     assert searched(with_trials(p, 6, budget=timedelta(seconds=55)), folder)["ended_by"] == "trials"
     assert "tune.budget ends with 4 of 6 finalists" in caplog.text
+    before = outputs(p, folder)
+    searched(with_trials(p, 6, budget=timedelta(seconds=55)), folder)
+    assert outputs(p, folder) == before, "the same budget again is no further finalist"
 
 
 def test_the_first_trial_is_a_finalist_whatever_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
