@@ -73,7 +73,8 @@ DEFAULTS: dict[str, Any] = {
     "max_cat_threshold": 64,
     "class_weight": 0.0,
 }
-# The second trial: small steps that draw rows and columns, which many tables like. A short search then has one such.
+# The second trial of a search over max_leaves: small steps that draw rows and columns, which many tables like. So wide
+# a space has few such, and a short search would meet none.
 STEADY: dict[str, Any] = {
     "eta": 0.05,
     "max_depth": 6,
@@ -125,9 +126,9 @@ def to_distribution(dimension: Range) -> optuna.distributions.BaseDistribution:
 
 
 def make_first_trials(space: dict[str, Range]) -> list[dict[str, Any]]:
-    """XGBoost's own values, then steady ones, each moved to the nearest that the space allows; a name without one is
-    left to the draw."""
-    firsts = DEFAULTS, DEFAULTS | STEADY
+    """XGBoost's own values, and of a search over max_leaves steady ones too, each moved to the nearest that the space
+    allows; a name without one is left to the draw."""
+    firsts = [DEFAULTS, DEFAULTS | STEADY] if "max_leaves" in space else [DEFAULTS]
     return [{name: _nearest(values[name], space[name]) for name in space if name in values} for values in firsts]
 
 

@@ -672,11 +672,12 @@ def test_the_first_trial_stays_within_the_space(
     assert searched(p, folder)["params"].items() >= first.items()
 
 
-def test_the_second_trial_takes_small_steps_and_draws_rows(tmp_path: Path) -> None:
-    p, folder = project(tmp_path, **{"tune.trials": 2})
+def test_the_second_trial_over_leaves_takes_small_steps_and_draws_rows(tmp_path: Path) -> None:
+    leaves = {"max_leaves": {"low": 4, "high": 64, "log": True, "integer": True}}
+    p, folder = project(tmp_path, **{"tune.trials": 2, "tune.space": SPACE | leaves})
     tune.tune(p, folder)
     second = trials(p, folder)[1]["params"]
-    assert second.items() >= {"eta": 0.05, "subsample": 0.8, "max_depth": 4}.items()
+    assert second.items() >= {"eta": 0.05, "subsample": 0.8, "max_leaves": 32}.items()
 
 
 def test_a_class_that_is_younger_than_a_fold_does_not_stop_the_search(tmp_path: Path) -> None:
