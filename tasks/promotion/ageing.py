@@ -33,6 +33,10 @@ GUARD_SHARE = 0.05  # of the skill: a fit that may be worse by more is held
 YARDSTICK_SHARE = 0.25  # of that margin: with a larger error, past fits are the yardstick
 YARDSTICK_QUANTILE = 0.05
 MIN_YARDSTICK = 8  # past fits
+# Weeks that save far more than is usual make the bound wide: what was learnt of the first few rows, or of a change.
+# They count as if they had saved so many times the median of what a week saves or loses. That only lowers the gain.
+MOST_GAIN = 3.0
+LOWEST_LEVEL = 0.1  # of the mean level: a week that is easier still counts as if it were so easy
 FEW_SHIFTS = 1.25  # times the largest of fewer is usual: one of three sound fits lies beyond the two before it
 
 
@@ -63,6 +67,9 @@ class Evidence:
     def pool_gains(self, youngest: int, oldest: int) -> tuple[Floats, NDArray[np.intp]]:
         """What the fresh model of a week saves over those of the ages from `youngest` to `oldest`, on average.
 
+        The gain is scaled to a week of the mean level. Where prices double, squared errors are four times as large, and
+        those weeks alone would decide how wide the bound is.
+
         Returns:
             Sums of loss saved, (..., weeks, days), and the weeks that have a fresh and an old model.
         """
@@ -73,7 +80,16 @@ class Evidence:
             if np.isfinite(gain).all():
                 listed.append(gain)
                 weeks.append(week)
-        return (np.stack(listed, -2) if listed else np.empty((*self.losses.shape[:-3], 0, 7))), np.array(weeks, int)
+        if not listed:
+            return np.empty((*self.losses.shape[:-3], 0, 7)), np.array(weeks, int)
+        return np.stack(listed, -2) * self._scale_weeks(np.array(weeks))[..., None], np.array(weeks)
+
+    def _scale_weeks(self, weeks: NDArray[np.intp]) -> Floats:
+        """The mean level of these weeks by that of each, (..., weeks). A level is the mean row loss of all fits."""
+        rows = self.rows[weeks].sum(-1)
+        levels = np.nanmean(self.losses[..., weeks, :].sum(-1), axis=-2) / np.maximum(rows, 1)
+        mean = (levels * rows).sum(-1, keepdims=True) / max(float(rows.sum()), 1.0)
+        return np.where(mean > 0, mean / np.maximum(np.maximum(levels, LOWEST_LEVEL * mean), 1e-300), 1.0)
 
     def list_past_gains(self, age: int, holdout: int, *, older: "Evidence | None" = None) -> Floats:
         """The mean gain a row of each past fit over the one that was `age` weeks older, on a holdout of so many weeks.
@@ -150,7 +166,15 @@ def _measure_band(evidence: Evidence, band: tuple[int, int], tail: float) -> Age
     newest = bound_gain(
         gains[..., -SHOCK_WEEKS:, :], rows[-SHOCK_WEEKS:], weights=np.ones(SHOCK_WEEKS), tail=SHOCK_TAIL
     )
-    return AgeCost(band, bound_gain(gains, rows, weights=weights, tail=tail), recent, len(weeks), newest)
+    bound = bound_gain(_limit_weeks(gains, rows), rows, weights=weights, tail=tail)
+    return AgeCost(band, bound, recent, len(weeks), newest)
+
+
+def _limit_weeks(gains: Floats, rows: Floats) -> Floats:
+    """Sums of loss saved, (..., weeks, days), where no week counts as more than MOST_GAIN has it."""
+    means = gains.sum(-1) / np.maximum(rows.sum(-1), 1)
+    most = MOST_GAIN * np.median(np.abs(means), axis=-1, keepdims=True)
+    return gains * np.where(means > most, most / np.maximum(means, 1e-300), 1.0)[..., None]
 
 
 def course_of_age(evidence: Evidence, band: tuple[int, int], begin: datetime) -> Course:

@@ -35,7 +35,7 @@ def test_a_sudden_change_lets_newer_fits_in_however_large_it_is(jump: float) -> 
     change, champion = 22, 14
     is_after, learnt = np.arange(years.DAYS) >= 7 * change, np.maximum(np.arange(WEEKS)[:, None] - change, 0)
     noise = years.make_noise(np.random.default_rng(3), 40)
-    evidence = years.to_evidence(0.5 + noise + np.where(is_after, jump * 0.6**learnt, 0))
+    evidence = years.to_evidence(noise + np.where(is_after, jump * 0.6**learnt, 0))
     waits = [years.may_refresh(evidence, now, champion) for now in range(change, change + 13)]
     assert np.any(waits, axis=0).mean() >= 0.9
 
@@ -96,3 +96,15 @@ def test_a_week_without_a_fresh_fit_is_left_out() -> None:
     assert 20 not in weeks
     assert len(weeks) == len(whole.pool_gains(3, 4)[1]) - 1
     assert np.isfinite(gains).all()
+
+
+def test_weeks_of_large_losses_do_not_hide_what_age_costs() -> None:
+    """Age costs a tenth of what a row loses, after a week. In every other week rows lose sixteen times as much, as
+    where prices are fourfold and errors squared."""
+    noise = np.random.default_rng(9).standard_normal((40, WEEKS, years.DAYS))
+    losses = 1 + 0.1 * np.minimum(years.list_ages(), 1) + 0.1 * noise
+    dear = np.where(np.arange(years.DAYS) // 7 % 2, 16.0, 1.0)
+    for level in (np.ones(years.DAYS), dear):
+        evidence = years.to_evidence(losses * level, levels=np.zeros(years.DAYS)).until(20)
+        costs = ageing.measure_ages(evidence, 4)
+        assert np.any([cost.is_sure for cost in costs], axis=0).mean() >= 0.9

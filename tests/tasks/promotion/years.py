@@ -21,6 +21,8 @@ HOLDOUT = 4  # weeks
 ROWS = 900.0  # a day
 SPREAD = 0.006  # of a day's loss, from fit to fit
 LUCK = 0.0007  # of a fit, over all its days
+# What a week costs every fit, a row: around 0.47, with a standard deviation of 17 % from week to week.
+LEVELS = np.repeat(0.47 * np.exp(0.17 * np.random.default_rng(11).standard_normal(WEEKS)), 7)
 SKILL = 0.07  # the constant baseline's loss less the model's
 CREEP = 0.001 * SKILL  # a week
 BATCH = 400  # years that are made at a time
@@ -71,10 +73,14 @@ EQUALS: dict[str, Callable[[np.random.Generator, Shape], Floats]] = {
 }
 
 
-def to_evidence(losses: Floats, rows: float = ROWS) -> Evidence:
-    """Mean losses a row, (years, fits, days), as evidence."""
+def to_evidence(losses: Floats, rows: float = ROWS, *, levels: Floats = LEVELS) -> Evidence:
+    """Mean losses a row beyond what the day costs every fit, (years, fits, days), as evidence.
+
+    Args:
+        levels: What it costs, (days,).
+    """
     fits, days = np.arange(WEEKS)[:, None], np.arange(DAYS)
-    sums = np.where(days >= 7 * fits, losses * rows, np.nan)
+    sums = np.where(days >= 7 * fits, (levels + losses) * rows, np.nan)
     return Evidence(sums.reshape(-1, WEEKS, WEEKS, 7), np.full((WEEKS, 7), rows))
 
 
