@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tests.tasks.monitoring import windows
-from tests.tasks.promotion import firsts, races, sliced, years
+from tests.tasks.promotion import firsts, races, refits, sliced, years
 
 LATER = (0, 4, 8, 12, races.LOOKS - 1)  # weeks after the first look
 AUTOCORRELATED = ("days are independent", "days go together, 0.2", "days go together, 0.4")
@@ -89,6 +89,13 @@ def measure_first_models(made: int) -> Iterator[list[str]]:
         yield [f"no better, {kind}: any of a year's 34 looks", percent(share)]
 
 
+def measure_broken(made: int) -> Iterator[list[str]]:
+    yield ["nothing", "–", percent(refits.share_promoted("nothing", 0, made))]
+    for breaks in list(refits.BREAKS)[1:]:
+        for days in (7, 14):
+            yield [breaks, str(days), percent(refits.share_promoted(breaks, days, made))]
+
+
 def measure_performance(made: int) -> Iterator[list[str]]:
     for name, world in windows.WORLDS.items():
         alarms, heard = windows.count_alarms(world, made) / made, windows.share_heard(world, max(made // 5, 1))
@@ -107,6 +114,12 @@ TABLES = {
         measure_power,
     ),
     "ageing": Table("Refreshes where age costs something", 100, ("", "share"), measure_ageing),
+    "broken": Table(
+        "Refreshes on real boosters where age costs and the newest labels broke",
+        100,
+        ("labels", "days", "promoted"),
+        measure_broken,
+    ),
     "slices": Table(
         "Candidates that gain elsewhere and are worse in one slice",
         400,
