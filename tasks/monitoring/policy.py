@@ -8,6 +8,9 @@ most urgent first:
 2. `policy.search_every` has passed since the last search.
 3. Age costs the champion's recipe more than a refresh costs, or nobody has measured lately what it costs.
 
+A search that has become due lets one refresh go first: its recipe seldom wins at its first look, and at most looks a
+refresh helps at once.
+
 A retrain is not asked for twice for one cause, nor sooner or more often than the settings allow, nor for more money
 than `policy.money`. A retrain that failed made no candidate: it costs no cool-down, and the next one waits for
 `explain_rest`. Where no version serves, a first model is asked for.
@@ -123,8 +126,13 @@ def decide(
     alarms = {kind: listed for kind, listed in evidence.items() if _persists(listed, policy)}
     wishes = [
         *_wish_for_alarms(alarms, retrains, version, as_of, policy),
-        *_wish_for_search(retrains, as_of, policy),
-        *_wish_for_freshness(ages, retrains, version, as_of, policy),
+        *_order_by_turn(
+            list(_wish_for_search(retrains, as_of, policy)),
+            list(_wish_for_freshness(ages, retrains, version, as_of, policy)),
+            retrains,
+            as_of,
+            policy,
+        ),
         *_wish_for_contender(retrains, as_of, policy),
     ]
     if not wishes:
@@ -192,6 +200,16 @@ def _wish_for_search(retrains: Retrains, as_of: datetime, policy: Policy) -> Ite
     reason = f"The last search was at {last}, and policy.search_every ({spell(policy.search_every)}) has passed."
     obstacle = _explain_joining(cause, retrains) or retrains.refusal or explain_money("search", policy, retrains.costs)
     yield Wish("search", cause, (reason,), obstacle)
+
+
+def _order_by_turn(
+    searches: list[Wish], refreshes: list[Wish], retrains: Retrains, as_of: datetime, policy: Policy
+) -> list[Wish]:
+    """The search first, where a refresh was judged since it is due."""
+    last = retrains.last_search(as_of)
+    if last and policy.search_every and retrains.has_refreshed_since(last + policy.search_every, as_of):
+        return searches + refreshes
+    return refreshes + searches
 
 
 def _wish_for_freshness(

@@ -20,7 +20,7 @@ MIN_WEEKS = 8
 RECENT_WEEKS = 8  # that must show the cost by themselves: what age cost in another regime does not vote for ever
 HALF_LIFE = 26  # weeks after which evidence counts half
 # Of each band's sequence. Not the rate of a year: README.md has those rates, by simulation.
-AGE_TAIL = 0.02
+AGE_TAIL = 0.024
 # Something may have changed of late, and then the weeks before make the bound wide: the newest may tell alone.
 SHOCK_WEEKS = 4
 SHOCK_TAIL = 0.0005

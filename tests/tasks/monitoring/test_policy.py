@@ -301,6 +301,17 @@ def test_a_search_comes_when_the_last_is_long_ago() -> None:
     assert decide(freshness(alarm=False), as_of=NOW, policy=never, made=searched, searched=searched).name == "wait"
 
 
+def test_a_search_that_is_due_lets_one_refresh_go_first() -> None:
+    policy = FRESH.model_copy(update={"search_every": 90 * DAY})
+    searched, seen = [NOW - 97 * DAY], freshness(alarm=True)
+    due = searched[0] + 90 * DAY
+    for refreshed, name in ((due - DAY, "refresh"), (due, "search")):
+        made = [*searched, refreshed]
+        assert decide(seen, as_of=NOW, policy=policy, made=made, searched=searched).name == name
+    held_back = policy.model_copy(update={"refresh_every": 30 * DAY})
+    assert decide(seen, as_of=NOW, policy=held_back, made=[*searched, due - DAY], searched=searched).name == "search"
+
+
 @pytest.mark.parametrize(
     ("seen", "name"),
     [
