@@ -32,6 +32,7 @@ PROGRAMS = {
     "demo": ("flows.demo:demo", "Live through months of real flights: a first model, drift, a fresher model."),
     "deploy": ("flows.deploy:main", "Put prefect.yaml's deployments on the server at PREFECT_API_URL."),
     "up": ("infra.up:main", "Start Prefect, MLflow, Evidently, the API and a worker on this machine."),
+    "pull": ("tasks.promotion.pull:main", "Bring a registered version back with its data."),
     "gc": ("tasks.promotion.gc:main", "Show what could be freed on disk, or free it."),
 }
 INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell

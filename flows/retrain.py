@@ -22,7 +22,7 @@ from pydantic import Field
 
 from flows import answers, cli, forms, people
 from flows.runs import pass_on_logs, retried
-from flows.stages import list_lineage, run_stages
+from flows.stages import list_lineage, push_outputs, run_stages
 from tasks import params
 from tasks.data import manifest, state
 from tasks.monitoring import decisions, policy, skew
@@ -125,6 +125,7 @@ def make_and_judge(space: workspaces.Workspace, asked: answers.Asked, attempt: i
         return None
     registry = retried("open the registry")(open_registry)(p.registry)
     run = record_run(p, space, registry)
+    push_outputs(space)  # before a version can name them
     compare_features(p, space.root, registry, return_state=True)  # whatever comes of it, the retrain goes on
     with cost.measure(space.root, JUDGE):
         verdict = judge_candidate(p, space, registry, run)

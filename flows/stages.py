@@ -8,11 +8,12 @@ from typing import Any
 
 from prefect import cache_policies, get_run_logger, runtime, task
 
+from flows.runs import retried
 from tasks import params
 from tasks.data import feasibility
 from tasks.data.manifest import RawManifest
 from tasks.promotion import tracking
-from tasks.runtime import clock, pipeline, workspaces
+from tasks.runtime import clock, pipeline, project, remote, workspaces
 
 FIRST = "ingest"  # it knows what the sources have
 LAST_OF_DATA = "features"  # what comes after it is training
@@ -84,7 +85,24 @@ def run_stage(space: workspaces.Workspace, name: str, *, force: bool = False) ->
     say = get_run_logger().info
     done = pipeline.run_stage(space.root, name, env=list_lineage(space), on_line=say, force=force)
     say("%s: %s, %.1f s, %.1f s of CPU", name, done.status, done.wall, done.cpu)
+    if done.status == "ran" and project.find_remote(space.root):
+        push_early(space, name)
     return done
+
+
+def push_early(space: workspaces.Workspace, name: str) -> None:
+    """What a stage has made, so that a run that is cut off goes on elsewhere from there. The run goes on without."""
+    try:
+        remote.push_outputs(space.root, name)
+    except remote.RemoteFailed as error:
+        get_run_logger().warning("%s: %s", name, error)
+
+
+def push_outputs(space: workspaces.Workspace) -> None:
+    """What all stages made, where the project has a remote: a version must not hang on the disk of one machine."""
+    if address := project.find_remote(space.root):
+        sent = retried("push")(remote.push_outputs)(space.root)
+        get_run_logger().info("the DVC remote %s has all outputs; %d files were sent just now", address, sent)
 
 
 def list_lineage(space: workspaces.Workspace) -> dict[str, str]:

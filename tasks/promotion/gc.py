@@ -28,7 +28,7 @@ from tasks import params
 from tasks.promotion.registry import open_registry
 from tasks.promotion.tags import RECIPE
 from tasks.promotion.tracking import hide_password
-from tasks.runtime import files, locks, pipeline, workspaces
+from tasks.runtime import files, locks, pipeline, project, workspaces
 
 Kind = Literal["workspace", "object", "run", "study", "booster", "candidate", "period", "evidence"]
 Inode = tuple[int, int]  # of a file: device and number
@@ -78,7 +78,7 @@ def collect(
 
 
 def _check_cache(checkout: Path) -> None:
-    cache, places = Path(pipeline.find_cache(checkout)).resolve(), (checkout, params.home(checkout))
+    cache, places = Path(project.find_cache(checkout)).resolve(), (checkout, params.home(checkout))
     if not any(cache.is_relative_to(place.resolve()) for place in places):
         raise ValueError(
             f"the DVC cache must lie in the checkout or in the home to be freed, but it is {cache}: other projects may "
@@ -108,7 +108,7 @@ def free(
         roots += [root for root in workspaces.list_workspaces(params.home(checkout)) if locks.has_owner(root)]
         for root in roots:
             if not dry and (root / ".dvc").is_dir():  # between an output's way into the cache and its line in dvc.lock
-                stack.enter_context(stack.enter_context(pipeline.open_project(root)).lock)
+                stack.enter_context(stack.enter_context(project.open_project(root)).lock)
         before = time.time() - days * 86400
         unneeded = [
             *_find_unneeded(checkout, keep_locks=[*roots, *keep_locks], before=before),
@@ -122,7 +122,7 @@ def free(
 
 
 def _find_unneeded(checkout: Path, *, keep_locks: Iterable[Path], before: float) -> list[tuple[Kind, Path]]:
-    home, cache = params.home(checkout), Path(pipeline.find_cache(checkout))
+    home, cache = params.home(checkout), Path(project.find_cache(checkout))
     needed = _find_needed(cache, keep_locks)
     objects, runs = _list_files(cache / "files" / "md5"), _list_files(cache / "runs")
     paths: dict[Kind, list[Path]] = {

@@ -1,15 +1,12 @@
-"""The stages of dvc.yaml listed and run, DVC's settings, and the files of its cache; the only importer of dvc.
+"""The stages of dvc.yaml listed and run, and the files of DVC's cache.
 
 Whether a run should happen and what its results mean is decided elsewhere.
 """
 
 import contextlib
 import hashlib
-import logging
 import os
-import re
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +20,8 @@ import yaml
 from tasks import log
 from tasks.runtime import cost
 from tasks.runtime.program import Program
-
-_one_stage = threading.Lock()  # the working directory belongs to the whole process, and DVC needs it to be the root
+from tasks.runtime.project import collect_errors, enter_project, find_remote
+from tasks.runtime.remote import look_at_remote
 
 
 @dataclass(frozen=True)
@@ -46,69 +43,9 @@ class StageFailed(RuntimeError):  # noqa: N818 (the name says what happened)
     """A stage's program failed, with its last lines; or DVC could not run it or keep its outputs."""
 
 
-# --- a project of DVC -----------------------------------------------------------------------------------------------
-
-
-def configure_project(checkout: Path, root: Path, *, cache: str | Path, site: Path) -> None:
-    """The checkout's settings and remotes, without git, with its own locks and hashes of files, and the given cache."""
-    from dvc.config import Config, merge
-
-    if re.search(r"[{}]|%\(", str(cache)):  # DVC takes these for places to fill in, and dies in mid-run
-        raise ValueError(
-            f"the path of DVC's cache must hold no {{, }} or %(, but it is {cache}. Move or rename that folder, or set "
-            "another by `dvc cache dir`."
-        )
-    settings = Config(str(checkout / ".dvc")).read()
-    own = {
-        "core": {
-            "no_scm": True,
-            "autostage": False,
-            "analytics": False,
-            "check_update": False,
-            "site_cache_dir": str(site / ".dvc" / "tmp" / "site"),  # else each run leaves one under /var/tmp
-        },
-        "cache": {"dir": str(cache), "type": settings["cache"].get("type", ["hardlink", "copy"])},
-    }
-    merge(settings, own)
-    (root / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
-    with _settings_of(root).edit("local") as written:
-        merge(written, settings)
-    (root / ".dvc" / "config.local").chmod(0o600)  # a remote's credentials may be among them
-
-
-def _settings_of(root: Path) -> Any:
-    """DVC's settings of a project, written as UTF-8: DVC itself writes ASCII, and dies of a folder such as `josé`."""
-    from configobj import ConfigObj
-    from dvc.config import Config, _pack_named
-
-    class Settings(Config):  # type: ignore[misc]
-        def _save_config(self, level: str, conf_dict: Any) -> None:
-            with Path(self.files[level]).open("wb") as file:
-                ConfigObj(_pack_named(conf_dict), encoding="utf-8").write(file)
-
-    return Settings(str(root / ".dvc"))
-
-
-def find_cache(checkout: Path) -> str:
-    from dvc.config import Config
-
-    return str(Config(str(checkout / ".dvc")).read()["cache"].get("dir") or checkout / ".dvc" / "cache")
-
-
-@contextlib.contextmanager
-def open_project(root: Path) -> Iterator[Any]:
-    """DVC's repository object; it waits for its lock as long as somebody has it, and never writes a .gitignore."""
-    from dvc.repo import Repo
-
-    logging.getLogger("dvc").setLevel(logging.WARNING)
-    logging.getLogger("dvc.progress").setLevel(logging.CRITICAL)  # what DVC asks before it draws a bar
-    with contextlib.closing(Repo(str(root), config={"core": {"no_scm": True}}, _wait_for_lock=True)) as repo:
-        yield repo
-
-
 def list_stages(root: Path) -> dict[str, tuple[str, ...]]:
     """The stages of dvc.yaml and those that each needs. A stage comes after those, else in the file's order."""
-    with _one_stage, contextlib.chdir(root), open_project(root) as repo:
+    with enter_project(root) as repo:
         graph = repo.index.graph  # its edges point from a stage to what it needs
         needs = {
             stage.addressing: tuple(sorted(needed.addressing for needed in graph.successors(stage)))
@@ -155,8 +92,7 @@ def run_stage(
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     run_env = {"PATH": path, "PYTHONUNBUFFERED": "1", **(env or {})}
     try:
-        with _one_stage, contextlib.chdir(root), _run_with(program):
-            changed = _reproduce(root, name, program, env=run_env, force=force)
+        changed = _reproduce(root, name, program, env=run_env, force=force)
     finally:
         if program.ran:  # of a program that was killed, only its parent knows
             cost.note(root, name, program.cpu)
@@ -168,11 +104,13 @@ def _reproduce(root: Path, name: str, program: "Program", *, env: Mapping[str, s
     from dvc.exceptions import DvcException
 
     clone_apart()
-    with _collect_errors("dvc_data") as errors:
+    with collect_errors("dvc_data") as errors:
         try:
-            with open_project(root) as repo:
+            with enter_project(root) as repo, _run_with(program):
                 _check_content(repo.cache.local, stage=name)
-                changed = repo.reproduce(name, single_item=True, force=force, run_env=dict(env))
+                if has_remote := find_remote(root) is not None:
+                    look_at_remote(repo)
+                changed = repo.reproduce(name, single_item=True, force=force, run_env=dict(env), pull=has_remote)
         except DvcException as error:
             log.debug("DVC's own account", exc_info=True)
             raise StageFailed(f"{name}: {program.failure or _explain(error)}") from None
@@ -186,25 +124,6 @@ def _explain(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}"
-
-
-@contextlib.contextmanager
-def _collect_errors(name: str) -> Iterator[list[BaseException]]:
-    """The exceptions that a library logs instead of raising them. They are logged nowhere else."""
-    errors: list[BaseException] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.exc_info and record.exc_info[1]:
-                errors.append(record.exc_info[1])
-
-    logger = logging.getLogger(name)
-    handlers, propagate = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [Collector()], False
-    try:
-        yield errors
-    finally:
-        logger.handlers, logger.propagate = handlers, propagate
 
 
 @contextlib.contextmanager

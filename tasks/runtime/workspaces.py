@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import log, params
-from tasks.runtime import code, files, locks, pipeline
+from tasks.runtime import code, files, locks, project
 from tasks.runtime.overrides import override_params
 
 KEPT_MARK = ".kept"  # in a workspace that was left on purpose; one without it and without a living owner was killed
@@ -96,9 +96,8 @@ def _make_workspace(
         base, diff = code.copy_code(checkout, making, commit=commit, patch=patch)
         if overrides:
             override_params(making / "params.yaml", overrides)
-        pipeline.configure_project(
-            checkout, making, cache=root / ".dvc" / "cache" if fresh else pipeline.find_cache(checkout), site=root
-        )
+        cache = root / ".dvc" / "cache" if fresh else project.find_cache(checkout)
+        project.configure_project(checkout, making, cache=cache, site=root, remote=not fresh)
         if diff:
             (making / PATCH).write_bytes(diff)
         if fresh:  # empty but for the key of the pseudonyms: without it the same sources give other bytes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.runtime import pipeline, workspaces
+from tasks.runtime import pipeline, project, workspaces
 from tests.tasks.runtime.conftest import FILES, commit, git, write
 
 NAMES = (
@@ -36,7 +36,7 @@ def test_a_workspace_works_under_a_folder_of_any_letters(
     commit(checkout)
     for status in ("ran", "cached"):
         with workspaces.open_workspace(checkout) as space:
-            assert Path(pipeline.find_cache(space.root)) == Path(pipeline.find_cache(checkout))
+            assert Path(project.find_cache(space.root)) == Path(project.find_cache(checkout))
             assert pipeline.run_stage(space.root, "ingest", env=space.env, on_line=lambda _: None).status == "ran"
             done = pipeline.run_stage(space.root, "train", env=space.env, on_line=lambda _: None)
             assert done.status == status
