@@ -99,7 +99,7 @@ def judge_first_model(
         return hold("There is no baseline to beat. Name one in evaluate.baselines.")
     tail = _allot_first_tail(looks, max(contest.blocks for contest in contests.values()), gate)
     intervals = {name: contest.interval for name, contest in contests.items() if contest.interval}
-    bounds = {name: _bound_gain(contests[name], intervals[name], tail, is_first=not looks) for name in intervals}
+    bounds = {name: _bound_gain(contests[name], intervals[name], tail) for name in intervals}
     findings = [_compare_with_baseline(name, contests[name], intervals[name], bounds[name], gate) for name in intervals]
     if bounds:
         hardest = min(bounds, key=lambda name: bounds[name])
@@ -258,10 +258,8 @@ def _compare_with_champion(contest: Contest, interval: Interval, tail: float, ga
     return findings
 
 
-def _bound_gain(contest: Contest, interval: Interval, tail: float, *, is_first: bool) -> float:
-    """What the gain surely exceeds. Blocks that go together widen it: at a first look where they are seen to."""
-    if is_first and not _go_together(contest):
-        return interval.low(tail)
+def _bound_gain(contest: Contest, interval: Interval, tail: float) -> float:
+    """What the gain surely exceeds. Blocks that go together widen it."""
     correlation = np.array(contest.sums.correlation)
     stretch = math.sqrt(float(stretch_variance(correlation, contest.blocks)))
     return interval.gain - stretch * (interval.gain - interval.low(tail))

@@ -10,7 +10,7 @@ from tasks.promotion.ageing import Evidence
 from tests.tasks.promotion import years
 from tests.tasks.promotion.years import EQUALS, WEEKS
 
-QUICK, FULL = 400, 2000  # made years
+QUICK, FULL = 200, 2000  # made years
 
 
 def at_most(trials: int, rate: float) -> float:

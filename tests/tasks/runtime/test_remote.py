@@ -34,14 +34,19 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(params=["folder", "S3"])
-def shared_checkout(request: pytest.FixtureRequest, checkout: Path, tmp_path: Path) -> Path:
-    """A checkout whose default remote is a folder, or an S3 bucket."""
-    if request.param == "folder":
-        dvc(checkout, "remote", "add", "-d", "storage", str(tmp_path / "storage"))
-    else:
-        dvc(checkout, "remote", "add", "-d", "storage", f"s3://evergreen/{tmp_path.name}")
-        dvc(checkout, "remote", "modify", "storage", "endpointurl", request.getfixturevalue("s3"))
+@pytest.fixture
+def shared_checkout(checkout: Path, tmp_path: Path) -> Path:
+    """A checkout whose default remote is a folder."""
+    dvc(checkout, "remote", "add", "-d", "storage", str(tmp_path / "storage"))
+    commit(checkout)
+    return checkout
+
+
+@pytest.fixture
+def s3_checkout(checkout: Path, tmp_path: Path, s3: str) -> Path:
+    """A checkout whose default remote is a bucket."""
+    dvc(checkout, "remote", "add", "-d", "storage", f"s3://evergreen/{tmp_path.name}")
+    dvc(checkout, "remote", "modify", "storage", "endpointurl", s3)
     commit(checkout)
     return checkout
 
@@ -58,7 +63,11 @@ def clone(checkout: Path, target: Path) -> Path:
     return target
 
 
-def test_a_machine_with_an_empty_disk_takes_what_another_has_made(shared_checkout: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["shared_checkout", "s3_checkout"])
+def test_a_machine_with_an_empty_disk_takes_what_another_has_made(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    shared_checkout: Path = request.getfixturevalue(kind)
     with open_workspace(shared_checkout) as space:
         run_and_push(space)
         made = {name: content(space.root / name) for name in ("data", "models", "reports")}
@@ -67,6 +76,7 @@ def test_a_machine_with_an_empty_disk_takes_what_another_has_made(shared_checkou
         assert run_all(space) == ["ran", "cached", "cached"]  # ingest alone is always run
         assert {name: content(space.root / name) for name in made} == made
         assert pipeline.read_lock(space.root) == lock
+        assert remote.push_outputs(space.root) == 0  # all of it is there
 
 
 def test_a_machine_takes_no_more_than_its_stage_needs(shared_checkout: Path, tmp_path: Path) -> None:
@@ -99,17 +109,15 @@ def test_a_fresh_workspace_takes_nothing_from_the_remote(shared_checkout: Path) 
         assert run_all(space) == ["ran", "ran", "ran"]
 
 
-def test_a_damaged_file_of_the_remote_is_not_taken(checkout: Path, tmp_path: Path) -> None:
-    dvc(checkout, "remote", "add", "-d", "storage", str(tmp_path / "storage"))
-    commit(checkout)
-    with open_workspace(checkout) as space:
+def test_a_damaged_file_of_the_remote_is_not_taken(shared_checkout: Path, tmp_path: Path) -> None:
+    with open_workspace(shared_checkout) as space:
         run_and_push(space)
         made = content(space.root / "models")
     for path in (tmp_path / "storage" / "files").rglob("*"):
         if path.is_file() and path.read_bytes() == made["model.txt"]:
             path.chmod(0o644)
             path.write_bytes(b"other bytes")
-    other = clone(checkout, tmp_path / "other")
+    other = clone(shared_checkout, tmp_path / "other")
     with open_workspace(other) as space:
         assert run_all(space)[:2] == ["ran", "ran"]
         assert content(space.root / "models") == made
