@@ -22,6 +22,7 @@ from tasks.promotion.slices import Part, Slices, measure_parts
 from tasks.promotion.verdict import COMPARISONS, Outcome, Verdict, describe_gain, hold
 
 HARSHNESS: tuple[Outcome, ...] = ("PROMOTE", "HOLD", "REJECT")
+TELLING_BLOCKS = 20  # so many show whether neighbouring blocks go together
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def judge_first_model(
         return hold("There is no baseline to beat. Name one in evaluate.baselines.")
     tail = _allot_first_tail(looks, max(contest.blocks for contest in contests.values()), gate)
     intervals = {name: contest.interval for name, contest in contests.items() if contest.interval}
-    bounds = {name: _bound_gain(contests[name], intervals[name], tail) for name in intervals}
+    bounds = {name: _bound_gain(contests[name], intervals[name], tail, is_first=not looks) for name in intervals}
     findings = [_compare_with_baseline(name, contests[name], intervals[name], bounds[name], gate) for name in intervals]
     if bounds:
         hardest = min(bounds, key=lambda name: bounds[name])
@@ -258,8 +259,11 @@ def _compare_with_champion(contest: Contest, interval: Interval, tail: float, ga
     return findings
 
 
-def _bound_gain(contest: Contest, interval: Interval, tail: float) -> float:
-    """What the gain surely exceeds. Blocks that go together widen it."""
+def _bound_gain(contest: Contest, interval: Interval, tail: float, *, is_first: bool) -> float:
+    """What the gain surely exceeds. Blocks that go together widen it; at a first look on few blocks, where that is
+    plain: what few blocks show of it is chance more often than not."""
+    if is_first and contest.blocks < TELLING_BLOCKS and not _go_together(contest):
+        return interval.low(tail)
     correlation = np.array(contest.sums.correlation)
     stretch = math.sqrt(float(stretch_variance(correlation, contest.blocks)))
     return interval.gain - stretch * (interval.gain - interval.low(tail))

@@ -8,7 +8,7 @@ from tests.benchmarks.loop import server
 from tests.benchmarks.place import Bench, Checkout
 from tests.benchmarks.row import Row, benchmark
 
-PERIOD = {"since": "2013-04-15", "last-date": "2013-08-15", "dates": "12", "until": "2013-12-31"}
+PERIOD = {"since": "2013-04-15", "last-date": "2013-08-26", "dates": "12", "until": "2013-12-30"}
 QUICK = {"since": "2013-05-01", "last-date": "2013-05-08", "dates": "2", "until": "2013-05-25"}
 POLICIES = ("never", "default", "refresh:7d", "ungated:7d", "every:7d")
 LOSS = "replay: log loss that the default policy saves ÷ that of ungated weekly refits"

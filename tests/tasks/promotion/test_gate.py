@@ -342,3 +342,12 @@ def test_a_bar_in_a_slices_name_does_not_break_the_table(days: Days) -> None:
     slices = {"kind": np.full(len(days.day), "a|b")}
     verdict = judge(judged(days.loss()), judged(days.loss(0.5)), times=days.times, slices=slices, gate=GATE)
     assert "| a\\|b |" in render_verdict(verdict)
+
+
+def test_few_blocks_that_go_together_by_chance_do_not_hold_a_first_model_that_is_plainly_better() -> None:
+    """Eight days, on which the gain rises and falls: their correlation, 0.55, may be chance."""
+    gains = np.array([0.22, 0.25, 0.2, 0.14, 0.11, 0.14, 0.2, 0.21])
+    times, gate = BEGIN + np.arange(8) * DAY, GATE.model_copy(update={"min_rows": 1, "min_blocks": 5})
+    verdict = first(judged(1 - gains), {"constant": judged(np.ones(8))}, times=times, gate=gate)
+    assert verdict.figures["block_correlation"] == pytest.approx(0.55, abs=0.02)
+    assert verdict.outcome == "PROMOTE", verdict.reasons
