@@ -22,6 +22,7 @@ from hypothesis import settings
 from tasks import params
 from tasks.params import Params
 from tasks.promotion import interval
+from tasks.runtime import store
 from tests.programs import PROGRAMS
 
 # The same command gives the same result, on a busy machine too.
@@ -159,6 +160,38 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 def made(make_world: Callable[..., Made]) -> Made:
     """Sixty days of orders, a binary label, a working folder of its own."""
     return make_world()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of an S3 server (moto's) with the bucket evergreen, and made credentials for it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "made")
+        patch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+        address = f"http://{host}:{port}"
+        location = {"LocationConstraint": "eu-central-1"}
+        boto3.client("s3", endpoint_url=address).create_bucket(Bucket="evergreen", CreateBucketConfiguration=location)
+        yield address
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> store.Store:
+    """A store that EVERGREEN_STORE names: a folder, and a bucket on an S3 server."""
+    address = str(tmp_path / "store")
+    if request.param == "s3":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
+        address = f"s3://evergreen/{tmp_path.name}"
+    store._connect.cache_clear()
+    monkeypatch.setenv(store.VARIABLE, address)
+    return store.open_store(address)
 
 
 def write_sources(folder: Path, *, days: int, per_day: int, rng: np.random.Generator) -> None:
@@ -311,3 +344,8 @@ def raw_params(task: Task, days: int) -> dict[str, Any]:
             "reports": "reports",
         },
     }
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> str:
+    return "postgresql://postgres@127.0.0.1:5439/postgres"

@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from filelock import FileLock
-
 from tasks import TELEMETRY_OFF, log, params
 from tasks.promotion import database, tags
+from tasks.runtime import locks
 
 if TYPE_CHECKING:
     import mlflow.entities.model_registry
@@ -73,13 +72,13 @@ class Tracking:
     """MLflow at one address.
 
     Attributes:
-        lock: held by the processes of this machine while they write.
+        lock: held by the processes of this machine, or of all machines of a team, while they write.
         experiments: the ids of the experiments, by name.
     """
 
     client: "mlflow.MlflowClient"
     uri: str
-    lock: FileLock
+    lock: locks.Lock
     experiments: Mapping[str, str]
 
     def open_experiment(self, name: str, note: str) -> str:
@@ -237,7 +236,8 @@ def connect(uri: str, *, experiments: Mapping[str, str], model: str) -> Tracking
         _probe_server(uri)
     folder, key = _find_place(uri)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / database.LOCK, timeout=database.LOCK_WAIT_S)
+    name = database.LOCK.removesuffix(".lock")
+    lock = locks.open_lock(folder, name, timeout=database.LOCK_WAIT_S, local=not is_server(uri))
     quiet = warnings.catch_warnings(action="ignore")  # mlflow's imports warn of its own libraries
     with lock, explain_silence(uri), quiet:  # two processes that migrate a fresh database at once would break it
         check_database(uri)

@@ -1,6 +1,7 @@
 """Locks between processes. A process that has died holds none.
 
-A run takes turns with others of its name. What belongs to one process, such as a workspace, has a lock beside it that
+A run takes turns with others of its name: by a file in the home, or by PostgreSQL where EVERGREEN_LOCKS names one, so
+that the machines of a team take turns too. What belongs to one process, such as a workspace, has a lock beside it that
 the process holds as long as it lives, so that others can tell what a killed process has left.
 """
 
@@ -11,38 +12,114 @@ import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 
 from tasks import log
+from tasks.runtime import store
+
+VARIABLE = "EVERGREEN_LOCKS"
+
+
+class Lock(Protocol):
+    """A lock between processes. Its holder may take it again, and releases it as often."""
+
+    def acquire(self, *, timeout: float | None = None) -> object:
+        """Raises TimeoutError when another process has held it for so many seconds; None: the lock's own wait."""
+
+    def release(self) -> None: ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def read_holder(self) -> str:
+        """Which process holds it, as a message says it."""
+
+
+def open_lock(home: Path, name: str, *, timeout: float = -1, local: bool = False) -> Lock:
+    """The lock of a name.
+
+    Args:
+        home: the folder of the lock's file, where it is a file.
+        timeout: the longest wait in seconds; -1: without an end.
+        local: of this machine alone, whatever the variables say.
+
+    Raises:
+        ValueError: the store is a bucket, and no database is named that could hold the locks of several machines.
+    """
+    if not local and (database := os.environ.get(VARIABLE)):
+        from tasks.runtime import advisory
+
+        return advisory.AdvisoryLock(database, name, scope=os.environ.get(store.VARIABLE, ""), timeout=timeout)
+    shared = None if local else store.find_store()
+    if isinstance(shared, store.S3Store):
+        raise ValueError(
+            f"{VARIABLE} must name a PostgreSQL database where {store.VARIABLE} is a bucket ({shared.address}): "
+            f"machines that share a store must wait for each other. Set {VARIABLE}=postgresql://user:password@host/database."
+        )
+    return _FileLock((shared.root / "locks" if isinstance(shared, store.FolderStore) else home), name, timeout)
+
+
+class _FileLock:
+    """A lock by a file, and a file beside it that says who holds it."""
+
+    def __init__(self, folder: Path, name: str, timeout: float) -> None:
+        self._lock = FileLock(folder / f"{name}.lock", timeout=timeout)
+        self._holder = folder / f"{name}.holder"
+
+    def acquire(self, *, timeout: float | None = None) -> object:
+        self._holder.parent.mkdir(parents=True, exist_ok=True)
+        is_first = not self._lock.is_locked
+        self._lock.acquire(timeout=timeout, poll_interval=0.05 if timeout is None else 0.2)
+        if is_first:
+            self._holder.write_text(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+        return self
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> object:
+        return self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def read_holder(self) -> str:
+        return self._holder.read_text() if self._holder.exists() else "which has not said its process yet"
 
 
 @contextlib.contextmanager
 def take_turn(
-    home: Path, *, name: str = "run", say: Callable[[str], None] = log.info, timeout: float = 6 * 3600
+    home: Path,
+    *,
+    name: str = "run",
+    say: Callable[[str], None] = log.info,
+    timeout: float = 6 * 3600,
+    local: bool = False,
 ) -> Iterator[None]:
-    """Hold the lock of a name for the block: one run of a name at a time for a home.
+    """Hold the lock of a name for the block: one run of a name at a time.
 
     Args:
         say: told for whom this run waits.
         timeout: in seconds.
+        local: one of this machine, whatever others do.
 
     Raises:
         TimeoutError: another process has held the lock all that time; names it.
     """
-    home.mkdir(parents=True, exist_ok=True)
-    lock, holder = _run_lock(home, name), home / f"{name}.holder"
+    lock = open_lock(home, name, local=local)
     try:
         lock.acquire(timeout=0)
-    except Timeout:
-        say(f"another run is under way ({_read_holder(holder)}); waiting for it, at most {timeout:.0f} s")
+    except TimeoutError:
+        say(f"another run is under way ({lock.read_holder()}); waiting for it, at most {timeout:.0f} s")
         try:
-            lock.acquire(timeout=timeout, poll_interval=0.2)
-        except Timeout:
-            rule = f"another run ({_read_holder(holder)}) did not end within {timeout:.0f} s"
+            lock.acquire(timeout=timeout)
+        except TimeoutError:
+            rule = f"another run ({lock.read_holder()}) did not end within {timeout:.0f} s"
             raise TimeoutError(f"{rule}. Wait for it, or end that process.") from None
     try:
-        holder.write_text(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
         yield
     finally:
         lock.release()
@@ -50,21 +127,13 @@ def take_turn(
 
 def is_run_under_way(home: Path, *, name: str = "run") -> bool:
     """Whether a process holds the lock of this name now."""
+    lock = open_lock(home, name)
     try:
-        with _run_lock(home, name).acquire(timeout=0):
-            return False
-    except Timeout:
+        lock.acquire(timeout=0)
+    except TimeoutError:
         return True
-    except FileNotFoundError:  # no home yet
-        return False
-
-
-def _run_lock(home: Path, name: str) -> FileLock:
-    return FileLock(home / f"{name}.lock", thread_local=False)
-
-
-def _read_holder(path: Path) -> str:
-    return path.read_text() if path.exists() else "which has not said its process yet"
+    lock.release()
+    return False
 
 
 def owner_lock(path: Path) -> FileLock:

@@ -95,7 +95,9 @@ def load_base(
         arrays: the base's rows, their labels and weights: with the settings, all that the base follows from.
     """
     path = params.home() / "boosters" / f"{_hash_inputs(spec, settings, rounds, arrays)}.ubj"
-    with locks.take_turn(path.parent, name=path.stem, say=log.debug):  # fits side by side often have one base
+    with locks.take_turn(
+        path.parent, name=path.stem, say=log.debug, local=True
+    ):  # fits side by side often have one base
         try:
             base = Model.load(path)
             os.utime(path)  # gc frees what nobody has used for long

@@ -1,37 +1,163 @@
-"""tasks.runtime.locks: one run of a name at a time."""
+"""tasks.runtime.locks: one run of a name at a time, on one machine and on several."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from tasks.runtime import locks
+from tasks.runtime import advisory, locks, store
 from tests.waiting import wait_until
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from tasks.runtime import locks
+with locks.take_turn(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
-def test_a_second_run_waits_and_says_for_whom(tmp_path: Path) -> None:
-    said: list[str] = []
+
+@pytest.fixture(params=["file", "folder", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the locks are: in the home, in a folder that machines share, in a database."""
+    if request.param != "file":
+        monkeypatch.setenv(store.VARIABLE, str(tmp_path / "store"))
+    if request.param == "postgres":
+        monkeypatch.setenv(locks.VARIABLE, request.getfixturevalue("postgres_url"))
+    return str(request.param)
+
+
+def homes(place: str, tmp_path: Path) -> tuple[Path, Path]:
+    """The homes of two runs: of one machine, or of two that share the locks' place."""
+    return (tmp_path / "one", tmp_path / "one") if place == "file" else (tmp_path / "one", tmp_path / "two")
+
+
+def test_a_second_run_waits_and_says_for_whom(place: str, tmp_path: Path) -> None:
+    first, second = homes(place, tmp_path)
+    messages: list[str] = []
     began = threading.Event()
 
-    def second() -> None:
-        with locks.take_turn(tmp_path, say=said.append):
+    def run() -> None:
+        with locks.take_turn(second, say=messages.append):
             began.set()
 
-    with locks.take_turn(tmp_path):
-        thread = threading.Thread(target=second)
+    with locks.take_turn(first):
+        thread = threading.Thread(target=run)
         thread.start()
-        wait_until(lambda: said)
+        wait_until(lambda: messages)
         assert not began.is_set()
+        assert locks.is_run_under_way(second)
+        assert not locks.is_run_under_way(second, name="another")
     thread.join()
     assert began.is_set()
-    assert f"process {os.getpid()}, since 20" in said[0]
+    assert not locks.is_run_under_way(second)
+    assert str(os.getpid()) in messages[0]
+    assert ", since 20" in messages[0]
 
 
-def test_waiting_for_a_run_has_an_end_that_names_it(tmp_path: Path) -> None:
+def test_waiting_for_a_run_has_an_end_that_names_it(place: str, tmp_path: Path) -> None:
+    first, second = homes(place, tmp_path)
     with (
-        locks.take_turn(tmp_path),
-        pytest.raises(TimeoutError, match=f"process {os.getpid()}"),
-        locks.take_turn(tmp_path, timeout=0.1),
+        locks.take_turn(first),
+        pytest.raises(TimeoutError, match=f"{os.getpid()}, since .* did not end within 0 s"),
+        locks.take_turn(second, timeout=0.1),
     ):
         pass
+
+
+def test_a_killed_run_holds_nothing(place: str, tmp_path: Path) -> None:
+    first, second = homes(place, tmp_path)
+    command = [sys.executable, "-c", HOLD, str(first)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        assert locks.is_run_under_way(second)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with locks.take_turn(second, timeout=60):
+            pass
+
+
+def test_the_holder_may_take_its_lock_again_and_no_other_thread_may(place: str, tmp_path: Path) -> None:
+    lock, results = locks.open_lock(tmp_path, "registry"), list[bool]()
+
+    def take() -> None:
+        try:
+            lock.acquire(timeout=0)
+        except TimeoutError:
+            results.append(False)
+
+    with lock, lock:
+        pass
+    with lock:
+        with lock:
+            pass
+        thread = threading.Thread(target=take)
+        thread.start()
+        thread.join()
+        assert locks.is_run_under_way(tmp_path, name="registry")  # the inner block has not released it
+    assert not locks.is_run_under_way(tmp_path, name="registry")
+    assert results == [False]
+    assert place
+
+
+def test_two_scopes_know_nothing_of_each_other(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(locks.VARIABLE, postgres_url)
+    monkeypatch.setenv(store.VARIABLE, "s3://evergreen/flights")
+    with locks.take_turn(tmp_path):
+        monkeypatch.setenv(store.VARIABLE, "s3://evergreen/hotels")
+        with locks.take_turn(tmp_path, timeout=0):
+            pass
+
+
+def test_a_bucket_without_a_database_for_its_locks_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(locks.VARIABLE, raising=False)
+    monkeypatch.setenv(store.VARIABLE, "s3://evergreen/flights")
+    with pytest.raises(ValueError, match="EVERGREEN_LOCKS must name a PostgreSQL"), locks.take_turn(tmp_path):
+        pass
+
+
+def test_a_database_that_is_away_is_an_error_that_hides_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advisory, "AWAY_S", 1)
+    monkeypatch.setenv(locks.VARIABLE, "postgresql://someone:secret@127.0.0.1:9/evergreen")
+    with (
+        pytest.raises(ConnectionError, match="Start it, or correct EVERGREEN_LOCKS") as caught,
+        locks.take_turn(tmp_path),
+    ):
+        pass
+    assert "secret" not in str(caught.value)
+
+
+def test_a_lock_whose_connection_is_lost_is_taken_again(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    import psycopg
+
+    monkeypatch.setattr(advisory, "WATCH_S", 0.05)
+    monkeypatch.setenv(locks.VARIABLE, postgres_url)
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path))
+    with locks.take_turn(tmp_path):
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'evergreen run%'"
+            )
+        wait_until(lambda: "is held again" in caplog.text)
+        assert locks.is_run_under_way(tmp_path)
+
+
+def test_a_holder_is_told_by_name(postgres_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(locks.VARIABLE, postgres_url)
+    before = time.time()
+    with locks.take_turn(tmp_path, name="score"):
+        assert f":{os.getpid()}, since" in locks.open_lock(tmp_path, "score").read_holder()
+    assert time.time() - before < 60

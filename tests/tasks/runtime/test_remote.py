@@ -1,12 +1,9 @@
 """tasks.runtime.remote: what one machine has made, another takes from the DVC remote."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tasks.runtime import pipeline, project, remote
 from tasks.runtime.pipeline import run_stage
@@ -15,23 +12,6 @@ from tasks.runtime.workspaces import Workspace, open_workspace
 from tests.tasks.runtime.conftest import ORDER, commit, content, dvc, git, objects, run_all
 
 CLOSED = "http://127.0.0.1:9"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The address of an S3 server with the bucket evergreen."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "made")
-        patch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
-        address = f"http://{host}:{port}"
-        location = {"LocationConstraint": "eu-central-1"}
-        boto3.client("s3", endpoint_url=address).create_bucket(Bucket="evergreen", CreateBucketConfiguration=location)
-        yield address
-    server.stop()
 
 
 @pytest.fixture

@@ -1,0 +1,223 @@
+"""store: named files that all machines of a team share. A file is whole or absent.
+
+EVERGREEN_STORE says where: `s3://bucket/prefix`, or a folder that all machines mount. Without it there is no store, and
+what runs share lies in the home of this machine. A name is a relative path such as `periods/ab/abcd/hashes.json`.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from tasks.runtime import files
+
+VARIABLE = "EVERGREEN_STORE"
+BUCKET = re.compile(r"s3://(?P<bucket>[^/]+)(?:/(?P<prefix>.*?))?/*")
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ATTEMPTS = 10, 60, 5
+ABSENT = ("404", "NoSuchKey", "NotFound")  # S3's codes for what is not there
+PRESENT = (
+    "412",
+    "PreconditionFailed",
+    "409",
+    "ConditionalRequestConflict",
+)  # ... and for what is there, or comes just now
+
+
+class StoreError(OSError):
+    """The store did not answer, or refused. It may answer later."""
+
+
+class Store(Protocol):
+    """Where the machines of a team keep what they share. All methods raise StoreError where it does not answer."""
+
+    @property
+    def address(self) -> str:
+        """As people write it in EVERGREEN_STORE."""
+
+    def add(self, name: str, content: bytes | Path) -> bool:
+        """Write a file that is not there yet; on disk when this returns.
+
+        Returns:
+            False where a file of this name is there, which stays as it is. It may be this one: a write whose answer was
+            lost is tried again.
+        """
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write a file, whether or not one is there. A reader sees the old one or the new one."""
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+
+    def list_names(self, folder: str) -> list[str]:
+        """The names of all files below a folder, sorted."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
+
+
+def find_store() -> Store | None:
+    """The store that EVERGREEN_STORE names; None without it. Raises ValueError for an address of another kind."""
+    address = os.environ.get(VARIABLE)
+    return open_store(address) if address else None
+
+
+def open_store(address: str) -> Store:
+    """The store at an address. Raises ValueError for one that is neither a bucket of S3 nor a folder."""
+    if match := BUCKET.fullmatch(address):
+        return S3Store(match["bucket"], match["prefix"] or "")
+    if "://" in address:
+        raise ValueError(f"{VARIABLE} must be s3://bucket/prefix or a folder, but it is {address}. Correct it.")
+    return FolderStore(Path(address).absolute())
+
+
+# --- a folder --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FolderStore:
+    """A folder of this machine, or one that all machines mount."""
+
+    root: Path
+
+    @property
+    def address(self) -> str:
+        return str(self.root)
+
+    def add(self, name: str, content: bytes | Path) -> bool:
+        target = self.root / name
+        with self._explain("write", name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+            try:
+                new.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+                files.sync(new)
+                os.link(new, target)  # unlike a rename, this replaces nothing
+            except FileExistsError:
+                return False
+            finally:
+                new.unlink(missing_ok=True)
+            files.sync(target.parent)
+        return True
+
+    def replace(self, name: str, content: bytes) -> None:
+        with self._explain("write", name):
+            files.publish(self.root / name, lambda path: path.write_bytes(content))
+
+    def read(self, name: str) -> bytes:
+        with self._explain("read", name):
+            return (self.root / name).read_bytes()
+
+    def list_names(self, folder: str) -> list[str]:
+        with self._explain("list", folder):
+            paths = (
+                path for path in (self.root / folder).rglob("*") if not path.name.startswith(".") and path.is_file()
+            )
+            return sorted(str(path.relative_to(self.root)) for path in paths)
+
+    def remove(self, name: str) -> None:
+        with self._explain("remove", name):
+            (self.root / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _explain(self, act: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(f"cannot {act} {name} in the store {self.address}: {error}") from None
+
+
+# --- a bucket of S3 --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class S3Store:
+    """A bucket, and a prefix of the keys in it. Credentials, region and endpoint are those that boto3 finds."""
+
+    bucket: str
+    prefix: str
+
+    @property
+    def address(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def add(self, name: str, content: bytes | Path) -> bool:
+        with contextlib.ExitStack() as stack:
+            body = content if isinstance(content, bytes) else stack.enter_context(content.open("rb"))
+            stack.enter_context(self._explain("write", name))
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=body, IfNoneMatch="*")
+            except self._client.exceptions.ClientError as error:
+                if _code_of(error) in PRESENT:
+                    return False
+                raise
+        return True
+
+    def replace(self, name: str, content: bytes) -> None:
+        with self._explain("write", name):
+            self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=content)
+
+    def read(self, name: str) -> bytes:
+        with self._explain("read", name):
+            return bytes(self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read())
+
+    def list_names(self, folder: str) -> list[str]:
+        with self._explain("list", folder):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self._key(folder.rstrip("/") + "/")
+            )
+            keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        return sorted(key.removeprefix(self._key("")) for key in keys)
+
+    def remove(self, name: str) -> None:
+        with self._explain("remove", name):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    @property
+    def _client(self) -> Any:
+        return _connect(os.getpid())
+
+    @contextlib.contextmanager
+    def _explain(self, act: str, name: str) -> Iterator[None]:
+        """Raise botocore's errors as FileNotFoundError or StoreError."""
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+        try:
+            yield
+        except ClientError as error:
+            if _code_of(error) in ABSENT:
+                raise FileNotFoundError(f"{name} is not in the store {self.address}") from None
+            raise StoreError(
+                f"cannot {act} {name} in the store {self.address} ({_code_of(error)}). Check {VARIABLE}, and "
+                "that these credentials may read and write there."
+            ) from None
+        except (BotoCoreError, HTTPClientError) as error:
+            raise StoreError(
+                f"cannot {act} {name} in the store {self.address} ({type(error).__name__}: {error}). Check {VARIABLE}, "
+                "AWS_ENDPOINT_URL and the credentials."
+            ) from None
+
+
+def _code_of(error: Any) -> str:
+    """The code of S3's answer, such as NoSuchKey."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@lru_cache(maxsize=1)
+def _connect(_process: int) -> Any:
+    """A client of S3 for this process: a forked child must not use its parent's connections."""
+    import boto3
+    from botocore.config import Config
+
+    retries: Any = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+    config = Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries)
+    return boto3.client("s3", config=config)

@@ -1,0 +1,91 @@
+"""tasks.runtime.store: both kinds keep the same promises."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from tasks.runtime import store
+from tasks.runtime.store import Store, StoreError
+
+
+def test_what_is_added_is_read_and_listed(shared: Store) -> None:
+    assert shared.add("periods/a/one.bin", b"1")
+    assert shared.add("periods/b/two.bin", b"2")
+    assert shared.add("other/three.bin", b"")
+    assert shared.read("periods/b/two.bin") == b"2"
+    assert shared.list_names("periods") == ["periods/a/one.bin", "periods/b/two.bin"]
+    assert shared.list_names("period") == []  # a folder, not the beginning of a name
+    assert shared.list_names("absent") == []
+
+
+def test_a_file_that_is_there_is_not_written_over(shared: Store) -> None:
+    assert shared.add("entry", b"first")
+    assert not shared.add("entry", b"second")
+    assert shared.read("entry") == b"first"
+
+
+def test_a_file_of_this_machine_is_added_by_its_path(shared: Store, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"x" * 1_000_000)
+    assert shared.add("entry", tmp_path / "large")
+    assert not shared.add("entry", tmp_path / "large")
+    assert shared.read("entry") == b"x" * 1_000_000
+
+
+def test_of_many_who_add_one_name_one_succeeds(shared: Store) -> None:
+    results: list[bool] = []
+    barrier = threading.Barrier(8)
+
+    def add(number: int) -> None:
+        barrier.wait()
+        results.append(shared.add("entry", b"%d" % number))
+
+    threads = [threading.Thread(target=add, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [False] * 7 + [True]
+
+
+def test_what_is_replaced_has_the_new_content(shared: Store) -> None:
+    shared.replace("pointer", b"1")
+    shared.replace("pointer", b"2")
+    assert shared.read("pointer") == b"2"
+
+
+def test_what_is_absent_is_an_error_to_read_and_none_to_remove(shared: Store) -> None:
+    with pytest.raises(FileNotFoundError):
+        shared.read("absent")
+    shared.remove("absent")
+    shared.add("entry", b"1")
+    shared.remove("entry")
+    with pytest.raises(FileNotFoundError):
+        shared.read("entry")
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_store_that_does_not_answer_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    store._connect.cache_clear()
+    with pytest.raises(StoreError, match=r"s3://evergreen/team .*AWS_ENDPOINT_URL"):
+        store.open_store("s3://evergreen/team").read("entry")
+    store._connect.cache_clear()
+
+
+def test_a_bucket_that_is_not_there_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch, s3: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    store._connect.cache_clear()
+    with pytest.raises(StoreError, match=r"s3://absent .*NoSuchBucket.*EVERGREEN_STORE"):
+        store.open_store("s3://absent").add("entry", b"")
+
+
+def test_the_address_chooses_the_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert store.open_store("s3://bucket/a/b/").address == "s3://bucket/a/b"
+    assert store.open_store("s3://bucket").address == "s3://bucket"
+    assert store.open_store(str(tmp_path)).address == str(tmp_path)
+    with pytest.raises(ValueError, match="must be s3://bucket/prefix or a folder"):
+        store.open_store("gs://bucket")
+    monkeypatch.delenv(store.VARIABLE, raising=False)
+    assert store.find_store() is None
