@@ -182,14 +182,18 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture
+def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty place in a bucket, which boto3 finds by the variables."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    store._connect.cache_clear()
+    return f"s3://evergreen/{tmp_path.name}"
+
+
 @pytest.fixture(params=["folder", "s3"])
 def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> store.Store:
-    """A store that EVERGREEN_STORE names: a folder, and a bucket on an S3 server."""
-    address = str(tmp_path / "store")
-    if request.param == "s3":
-        monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
-        address = f"s3://evergreen/{tmp_path.name}"
-    store._connect.cache_clear()
+    """The store that EVERGREEN_STORE names: a folder, and a bucket on an S3 server."""
+    address = request.getfixturevalue("bucket") if request.param == "s3" else str(tmp_path / "store")
     monkeypatch.setenv(store.VARIABLE, address)
     return store.open_store(address)
 

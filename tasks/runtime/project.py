@@ -8,13 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tasks.runtime import store
+
 # Of an S3 remote whose settings name none, seconds: DVC's own wait is a minute, five times.
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60
+STORE = "evergreen-store"  # the default remote of a project that names none
 _one_project = threading.Lock()  # the working directory belongs to the whole process, and DVC needs it to be the root
 
 
 def configure_project(checkout: Path, root: Path, *, cache: str | Path, site: Path, remote: bool = True) -> None:
     """The checkout's settings and remotes, without git, with its own locks and hashes of files, and the given cache.
+
+    Where the checkout has no default remote and EVERGREEN_STORE names a store, the store's folder `dvc` is the remote.
 
     Args:
         remote: With the default remote. Without it, nothing is taken from there or sent there.
@@ -27,6 +32,9 @@ def configure_project(checkout: Path, root: Path, *, cache: str | Path, site: Pa
             "another by `dvc cache dir`."
         )
     settings = Config(str(checkout / ".dvc")).read()
+    if not settings["core"].get("remote") and (shared := store.find_store()):  # what stages make is shared state too
+        settings["core"]["remote"] = STORE
+        settings["remote"][STORE] = {"url": f"{shared.address}/dvc"}
     for place in settings["remote"].values():
         if str(place["url"]).startswith("s3://"):
             place.setdefault("connect_timeout", CONNECT_TIMEOUT)

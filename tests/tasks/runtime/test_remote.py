@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.runtime import pipeline, project, remote
+from tasks.runtime import pipeline, project, remote, store
 from tasks.runtime.pipeline import run_stage
 from tasks.runtime.remote import RemoteFailed
 from tasks.runtime.workspaces import Workspace, open_workspace
@@ -31,6 +31,13 @@ def s3_checkout(checkout: Path, tmp_path: Path, s3: str) -> Path:
     return checkout
 
 
+@pytest.fixture
+def store_checkout(checkout: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout without a remote, where the machines share a store."""
+    monkeypatch.setenv(store.VARIABLE, bucket)
+    return checkout
+
+
 def run_and_push(space: Workspace) -> None:
     for name in ORDER:
         run_stage(space.root, name, env=space.env, on_line=lambda _: None)
@@ -43,7 +50,7 @@ def clone(checkout: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("kind", ["shared_checkout", "s3_checkout"])
+@pytest.mark.parametrize("kind", ["shared_checkout", "s3_checkout", "store_checkout"])
 def test_a_machine_with_an_empty_disk_takes_what_another_has_made(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
