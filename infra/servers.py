@@ -60,6 +60,7 @@ class Part:
     arguments: Sequence[str]
     is_ready: Callable[[], bool]
     env: Mapping[str, str]
+    stop_signal: signal.Signals = signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def wait(running: Running, *, beside: Sequence[Running] = (), seconds: float = S
 
 def stop(running: Running, *, seconds: float = STOP_TIMEOUT_S) -> None:
     """Ask a part to end; after so many seconds kill what is left of it and of its session."""
-    running.process.terminate()
+    running.process.send_signal(running.part.stop_signal)
     with contextlib.suppress(subprocess.TimeoutExpired):
         running.process.wait(seconds)
     with contextlib.suppress(ProcessLookupError, PermissionError):

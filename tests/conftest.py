@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import numpy as np
 import pytest
 import yaml
 from hypothesis import settings
 
+from infra import postgres, s3
 from tasks import params
 from tasks.params import Params
 from tasks.promotion import interval
 from tasks.runtime import store
+from tests import servers
 from tests.programs import PROGRAMS
 
 # The same command gives the same result, on a busy machine too.
@@ -87,6 +90,32 @@ def _turn(item: pytest.Item) -> int:
 def pytest_sessionfinish() -> None:
     """DuckDB's binding complains at exit of connections that the collector has not come round to yet."""
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.Server]:
+    with servers.open_folder() as folder, servers.run_postgres(folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_server: postgres.Server) -> str:
+    """postgresql://user:password@127.0.0.1:port/evergreen"""
+    return postgres_server.url("evergreen")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[s3.Server]:
+    with servers.open_folder() as folder, servers.run_s3(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_store(s3_server: s3.Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """s3://evergreen/…, a place of this test's own; the environment leads boto3 there."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{servers.BUCKET}/{uuid4().hex}"
 
 
 @dataclass(frozen=True)
