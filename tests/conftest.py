@@ -115,6 +115,7 @@ def s3_store(s3_server: s3.Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """s3://evergreen/…, a place of this test's own; the environment leads boto3 there."""
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
+    store._connect.cache_clear()
     return f"s3://{servers.BUCKET}/{uuid4().hex}"
 
 
@@ -377,8 +378,3 @@ def raw_params(task: Task, days: int) -> dict[str, Any]:
             "reports": "reports",
         },
     }
-
-
-@pytest.fixture(scope="session")
-def postgres_url() -> str:
-    return "postgresql://postgres@127.0.0.1:5439/postgres"
