@@ -1,9 +1,9 @@
 """journal_writer: the journal as a server writes it.
 
-An answer is sent when its predictions are the operating system's: then no kill of this process can lose them. They are
-on disk within serving.sync, which matters only for a loss of power or a crash of the whole machine. With a sync of 0s
-an answer waits for the disk, and waiting answers share one sync. A log that has grown is closed, so that it can be
-compacted.
+An answer is sent when no kill of this process can lose its predictions. On a machine of its own they are then the
+operating system's, and on disk within serving.sync, which matters only for a loss of power or a crash of the whole
+machine; with a sync of 0s an answer waits for the disk. With a team's store an answer waits until they are in the
+store. Waiting answers share one sync. A log that has grown is closed, so that it can be compacted.
 """
 
 import asyncio
@@ -33,6 +33,8 @@ class JournalWriter:
         self._next: asyncio.Task[OSError | None] | None = None  # the sync that has not begun
         self._syncs = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "journal")
+        if not self.journal.logs.outlive_process:
+            self.sync = timedelta(0)
         self.error: OSError | None = None  # of the last write, if it failed
 
     async def write(self, kind: Kind, rows: pa.Table) -> None:
@@ -50,7 +52,7 @@ class JournalWriter:
             self._next = asyncio.create_task(self._sync_later())
         if not self.sync and (error := await asyncio.shield(self._next)):
             raise error
-        if self._written > LOG_BYTES:
+        if self._written > LOG_BYTES and self.journal.logs.outlive_process:
             self._written = 0
             old = self.journal.detach()  # rows that are appended meanwhile go to a new log
             try:
@@ -70,8 +72,9 @@ class JournalWriter:
         try:
             await self._in_thread(self.journal.prepare_sync())
         except OSError as error:
-            log.error("the journal is not on disk, and a loss of power would lose some of it: %s", error)
-            self.journal.close()
+            if self.journal.logs.outlive_process:
+                log.error("the journal is not on disk, and a loss of power would lose some of it: %s", error)
+                self.journal.close()
             return error
         return None
 

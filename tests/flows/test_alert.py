@@ -14,6 +14,7 @@ from prefect import flow
 from flows import people
 from tasks.params import Monitor, Params
 from tasks.serving.journal import Journal
+from tasks.serving.journal_log import LocalLogs
 from tests.tasks import small
 from tests.waiting import PATIENCE_S
 
@@ -68,7 +69,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    one = Journal(tmp_path / "logs", str(tmp_path / "parquet"))
+    one = Journal(LocalLogs(tmp_path / "logs"), str(tmp_path / "parquet"))
     yield one
     one.close()
 

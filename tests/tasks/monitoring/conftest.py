@@ -8,6 +8,7 @@ import pytest
 from tasks import params
 from tasks.promotion import registry
 from tasks.serving.journal import Journal
+from tasks.serving.journal_log import LocalLogs
 
 if TYPE_CHECKING:
     from tests.tasks.monitoring.test_predecessor import Shop
@@ -25,4 +26,4 @@ def shop(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> "Shop":
 
     name = request.node.name
     known = registry.open_registry(params.Registry(model=name, experiment=name, top_trials=0), uri=store)
-    return Shop(known, Journal(tmp_path / "logs", str(tmp_path / "parquet")), tmp_path)
+    return Shop(known, Journal(LocalLogs(tmp_path / "logs"), str(tmp_path / "parquet")), tmp_path)

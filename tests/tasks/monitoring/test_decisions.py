@@ -19,6 +19,7 @@ from tasks.promotion import ledger, registry
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, Version
 from tasks.serving.journal import Journal
+from tasks.serving.journal_log import LocalLogs
 from tests.tasks import small
 
 DAY = timedelta(days=1)
@@ -99,7 +100,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def loop(uri: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Loop]:
     """A ledger of its own, in one database."""
     known = registry.open_registry(params.Registry(model="made", experiment=request.node.name, top_trials=0), uri=uri)
-    journal = Journal(tmp_path / "logs", str(tmp_path / "parquet"))
+    journal = Journal(LocalLogs(tmp_path / "logs"), str(tmp_path / "parquet"))
     yield Loop(known, journal, settings())
     journal.close()
 

@@ -41,6 +41,7 @@ from tasks.promotion.contest import row_losses
 from tasks.promotion.registry import Registry, Version
 from tasks.promotion.runs import Bundle
 from tasks.serving.journal import Journal
+from tasks.serving.journal_log import LocalLogs
 from tasks.serving.predictions import latest_outcomes
 from tasks.serving.schema import make_entry
 from tasks.training import columns, evaluate, model, train
@@ -147,7 +148,7 @@ class Shop:
 
 @pytest.fixture
 def shop(of: Watched, known: Registry, tmp_path: Path) -> Iterator[Shop]:
-    kept = Journal(tmp_path / "logs", str(tmp_path / "parquet"))
+    kept = Journal(LocalLogs(tmp_path / "logs"), str(tmp_path / "parquet"))
     yield Shop(of, known, kept)
     kept.close()
 

@@ -21,6 +21,7 @@ from tasks.promotion.registry import Registry, Version
 from tasks.promotion.runs import Bundle
 from tasks.serving import score
 from tasks.serving.journal import Journal
+from tasks.serving.journal_log import LocalLogs
 from tasks.training.model import Model, import_xgboost, make_spec
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, Made, raw_params, write_params, write_sources
 from tests.tasks import small
@@ -106,7 +107,7 @@ def scene(origin: Path, shelf: tuple[Registry, Version], tmp_path: Path, monkeyp
     known, champion = shelf
     told = score.predict_arrived(p, made.folder, rows, entries, recent, registry=known, champion=champion)
     asked = pa.array(["api" if place % 2 else "batch" for place in range(told.num_rows)])
-    book = Journal(tmp_path / "logs", str(tmp_path / "journal"))
+    book = Journal(LocalLogs(tmp_path / "logs"), str(tmp_path / "journal"))
     book.append("predictions", told.set_column(told.column_names.index("by"), "by", asked))
     return Scene(made, known, book, champion)
 
@@ -182,7 +183,9 @@ def test_rows_that_are_gone_are_counted_and_other_versions_rows_are_not(scene: S
 
 
 def test_a_journal_without_predictions_says_so(scene: Scene, tmp_path: Path) -> None:
-    empty = Scene(scene.made, scene.registry, Journal(tmp_path / "none", str(tmp_path / "nothing")), scene.champion)
+    empty = Scene(
+        scene.made, scene.registry, Journal(LocalLogs(tmp_path / "none"), str(tmp_path / "nothing")), scene.champion
+    )
     (line,) = skew.describe(empty.compare())
     assert line.startswith("Version 1 has no journalled predictions from 2024-01-18")
     manifest = json.loads((scene.made.folder / "data/features/manifest.json").read_text())

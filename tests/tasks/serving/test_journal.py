@@ -10,15 +10,20 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
+import fsspec.core
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tasks import params
+from tasks.runtime import store
 from tasks.runtime.files import Format
-from tasks.serving import journal, schema
+from tasks.serving import journal, journal_log, journal_segments, schema
 from tasks.serving.journal import Journal
+from tasks.serving.journal_log import LocalLogs
 from tests.tasks import journalled
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 BEGIN = datetime(2013, 5, 1)
@@ -36,10 +41,28 @@ def numbers(found: pa.Table) -> list[int]:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[Journal]:
-    one = Journal(tmp_path / "logs", str(tmp_path / "parquet"))
+def local(tmp_path: Path) -> Iterator[Journal]:
+    """A journal of one machine."""
+    one = Journal(LocalLogs(tmp_path / "logs"), str(tmp_path / "parquet"))
     yield one
     one.close()
+
+
+@pytest.fixture(params=["machine", "folder", "s3"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    """A journal of one machine, of a folder that machines share, and of a bucket."""
+    if request.param != "machine":
+        address = request.getfixturevalue("bucket") if request.param == "s3" else str(tmp_path / "store")
+        monkeypatch.setenv(store.VARIABLE, address)
+    one = journal.open_journal(params.Journal(), home=tmp_path / "home")
+    yield one
+    one.close()
+
+
+def parquet_files(journal: Journal) -> list[str]:
+    files, root = fsspec.core.url_to_fs(journal.address)
+    files.invalidate_cache()
+    return list(files.glob(f"{root}/**/*.parquet"))
 
 
 def another(of: Journal) -> Journal:
@@ -63,7 +86,7 @@ def test_rows_may_gain_columns(kept: Journal) -> None:
     kept.append("predictions", rows(0))
     kept.append("predictions", rows(3).append_column("x_wind", pa.array([1.0, 2.0, 3.0])))
     kept.close()
-    assert kept.compact() == 1
+    assert kept.compact()
     assert kept.read("predictions")["x_wind"].to_pylist() == [None, None, None, 1.0, 2.0, 3.0]
 
 
@@ -94,35 +117,35 @@ def test_compaction_changes_where_rows_are_and_not_which(kept: Journal) -> None:
     before = kept.read("predictions")
     assert kept.compact() == 4
     assert kept.read("predictions").equals(before)
-    assert not list((kept.logs / "predictions").iterdir())
-    assert len(list(Path(kept.address).glob("predictions/day=*"))) == 6
+    assert kept.logs.read("predictions") == []
+    assert len({path.rpartition("/")[0] for path in parquet_files(kept)}) == 6
     assert kept.compact() == 0
 
 
-def test_the_log_of_a_process_that_lives_stays(kept: Journal) -> None:
-    kept.append("predictions", rows(0))
-    assert another(kept).compact() == 0
-    kept.append("predictions", rows(3))
-    assert numbers(another(kept).read("predictions")) == list(range(6))
+def test_the_log_of_a_process_that_lives_stays(local: Journal) -> None:
+    local.append("predictions", rows(0))
+    assert another(local).compact() == 0
+    local.append("predictions", rows(3))
+    assert numbers(another(local).read("predictions")) == list(range(6))
 
 
 def test_compaction_that_is_killed_before_the_log_goes_can_be_run_again(
-    kept: Journal, monkeypatch: pytest.MonkeyPatch
+    local: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept.append("predictions", rows(0, 5))
-    kept.close()
+    local.append("predictions", rows(0, 5))
+    local.close()
 
     def killed(_path: Path) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "remove_log", killed)
+        patch.setattr(journal_log, "remove_log", killed)
         with pytest.raises(KeyboardInterrupt):
-            kept.compact()
-    assert numbers(kept.read("predictions")) == list(range(5))
-    assert kept.compact() == 1
-    assert numbers(kept.read("predictions")) == list(range(5))
-    assert len(list(Path(kept.address).rglob("*.parquet"))) == 3
+            local.compact()
+    assert numbers(local.read("predictions")) == list(range(5))
+    assert local.compact() == 1
+    assert numbers(local.read("predictions")) == list(range(5))
+    assert len(list(Path(local.address).rglob("*.parquet"))) == 3
 
 
 def test_a_reader_never_sees_a_gap_while_logs_are_moved(kept: Journal) -> None:
@@ -150,7 +173,7 @@ def test_a_reader_never_sees_a_gap_while_logs_are_moved(kept: Journal) -> None:
 @given(cut=st.floats(0, 1, exclude_max=True))
 def test_a_torn_log_loses_no_frame_before_the_tear(cut: float, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("torn")
-    one = Journal(folder / "logs", str(folder / "parquet"))
+    one = Journal(LocalLogs(folder / "logs"), str(folder / "parquet"))
     ends = []
     for first in range(0, 9, 3):
         one.append("predictions", rows(first))
@@ -167,24 +190,25 @@ def test_a_torn_log_loses_no_frame_before_the_tear(cut: float, tmp_path_factory:
     assert bool(torn) == (kept not in (0, *ends))
 
 
-def test_a_bit_that_turned_is_noticed(kept: Journal) -> None:
-    kept.append("predictions", rows(0))
-    kept.append("predictions", rows(3))
-    kept.close()
-    (path,) = (kept.logs / "predictions").glob("*.log")
+def test_a_bit_that_turned_is_noticed(local: Journal) -> None:
+    local.append("predictions", rows(0))
+    local.append("predictions", rows(3))
+    local.close()
+    (path,) = (local.logs.folder / "predictions").glob("*.log")
     data = bytearray(path.read_bytes())
     data[-10] ^= 1
     path.write_bytes(data)
-    assert numbers(kept.read("predictions")) == [0, 1, 2]
+    assert numbers(local.read("predictions")) == [0, 1, 2]
 
 
 WRITER = """
 import sys
 from pathlib import Path
 from tasks.serving.journal import Journal
+from tasks.serving.journal_log import LocalLogs
 from tests.tasks import journalled
 from tests.tasks.serving.test_journal import rows
-one = Journal(Path(sys.argv[1]) / "logs", sys.argv[1] + "/parquet")
+one = Journal(LocalLogs(Path(sys.argv[1]) / "logs"), sys.argv[1] + "/parquet")
 for first in range(0, 100_000, 3):
     one.append("predictions", rows(first, hours=1))
     print(first, flush=True)
@@ -200,7 +224,7 @@ def test_every_row_that_was_acknowledged_survives_a_kill(after: int, tmp_path: P
             acknowledged = int(writer.stdout.readline())
         writer.send_signal(signal.SIGKILL)
         acknowledged = max([acknowledged, *map(int, writer.stdout.read().split())])
-    one = Journal(tmp_path / "logs", str(tmp_path / "parquet"))
+    one = Journal(LocalLogs(tmp_path / "logs"), str(tmp_path / "parquet"))
     found = numbers(one.read("predictions"))
     assert found[: acknowledged + 3] == list(range(acknowledged + 3))
     assert one.compact() == 1
@@ -208,19 +232,19 @@ def test_every_row_that_was_acknowledged_survives_a_kill(after: int, tmp_path: P
 
 
 @pytest.mark.faults
-def test_a_full_disk_is_an_error_and_the_next_rows_are_whole(kept: Journal) -> None:
-    kept.append("predictions", rows(0))
-    (path,) = (kept.logs / "predictions").glob("*.log")
+def test_a_full_disk_is_an_error_and_the_next_rows_are_whole(local: Journal) -> None:
+    local.append("predictions", rows(0))
+    (path,) = (local.logs.folder / "predictions").glob("*.log")
     before, heard = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, before[1]))
         with pytest.raises(OSError, match="File too large"):
-            kept.append("predictions", rows(3, 2000))
+            local.append("predictions", rows(3, 2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, heard)
-    kept.append("predictions", rows(3))
-    assert numbers(another(kept).read("predictions")) == list(range(6))
+    local.append("predictions", rows(3))
+    assert numbers(another(local).read("predictions")) == list(range(6))
 
 
 def test_a_column_that_became_text_is_text_in_all_rows(kept: Journal) -> None:
@@ -257,22 +281,22 @@ def test_a_column_that_nobody_wrote_is_refused(kept: Journal) -> None:
         kept.read("predictions", columns=["entry", "event_time", "fever"])
 
 
-def test_a_schema_is_told_once_in_a_log_and_again_when_it_changes(kept: Journal) -> None:
-    path, sizes = kept.logs / "predictions", [0]
+def test_a_schema_is_told_once_in_a_log_and_again_when_it_changes(local: Journal) -> None:
+    path, sizes = local.logs.folder / "predictions", [0]
     parts = [rows(0), rows(3), rows(6), rows(9).append_column("more", pa.array(["a", "b", None])), rows(12), rows(15)]
     for part in parts:
-        kept.append("predictions", part)
+        local.append("predictions", part)
         sizes.append(sum(each.stat().st_size for each in path.glob("*.log")))
     first, second, third, wider, back, again = (after - before for before, after in pairwise(sizes))
     assert second == third == again < first / 1.3
     assert min(wider, back) > second
-    assert kept.read("predictions").num_rows == 18
-    assert kept.read("predictions")["more"].to_pylist().count("a") == 1
+    assert local.read("predictions").num_rows == 18
+    assert local.read("predictions")["more"].to_pylist().count("a") == 1
 
 
-def test_append_returns_the_bytes_that_the_log_grows_by(kept: Journal) -> None:
-    grown = [kept.append("predictions", rows(first, count)) for first, count in ((0, 3), (3, 3), (6, 0))]
-    (log,) = (kept.logs / "predictions").glob("*.log")
+def test_append_returns_the_bytes_that_the_log_grows_by(local: Journal) -> None:
+    grown = [local.append("predictions", rows(first, count)) for first, count in ((0, 3), (3, 3), (6, 0))]
+    (log,) = (local.logs.folder / "predictions").glob("*.log")
     assert sum(grown) == log.stat().st_size
     assert grown[2] == 0
 
@@ -286,17 +310,17 @@ def fill_a_day(kept: Journal, count: int = journal.MERGE_FILES) -> None:
         kept.close()
 
 
-def test_the_many_files_of_a_day_become_one(kept: Journal) -> None:
-    fill_a_day(kept)
-    before = kept.read("predictions")
-    kept.compact()
-    (path,) = Path(kept.address).rglob("*.parquet")
+def test_the_many_files_of_a_day_become_one(local: Journal) -> None:
+    fill_a_day(local)
+    before = local.read("predictions")
+    local.compact()
+    (path,) = Path(local.address).rglob("*.parquet")
     assert path.name.startswith("merged-")
-    assert kept.read("predictions").equals(before)
-    fill_a_day(kept, 2)  # few files stay as they are
-    kept.compact()
-    assert len(list(Path(kept.address).rglob("*.parquet"))) == 3
-    assert kept.read("predictions").equals(before)
+    assert local.read("predictions").equals(before)
+    fill_a_day(local, 2)  # few files stay as they are
+    local.compact()
+    assert len(parquet_files(local)) == 3
+    assert local.read("predictions").equals(before)
 
 
 MERGER = """
@@ -304,6 +328,7 @@ import os, signal, sys
 from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 from tasks.serving.journal import Journal
+from tasks.serving.journal_log import LocalLogs
 step, left = sys.argv[2], int(sys.argv[3])
 whole = getattr(LocalFileSystem, step)
 def dying(self, path, *args, **more):
@@ -313,13 +338,13 @@ def dying(self, path, *args, **more):
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(self, path, *args, **more)
 setattr(LocalFileSystem, step, dying)
-Journal(Path(sys.argv[1]) / "logs", sys.argv[1] + "/parquet").compact()
+Journal(LocalLogs(Path(sys.argv[1]) / "logs"), sys.argv[1] + "/parquet").compact()
 """
 
 
 @pytest.mark.parametrize(("step", "call"), [("pipe_file", 1), ("mv", 1), ("rm_file", 1), ("rm_file", 4)])
 def test_a_merge_that_is_killed_loses_no_row_and_is_done_by_the_next(step: str, call: int, tmp_path: Path) -> None:
-    kept = Journal(tmp_path / "logs", str(tmp_path / "parquet"))
+    kept = Journal(LocalLogs(tmp_path / "logs"), str(tmp_path / "parquet"))
     fill_a_day(kept)
     before = kept.read("predictions")
     with pytest.MonkeyPatch.context() as patch:
@@ -330,31 +355,125 @@ def test_a_merge_that_is_killed_loses_no_row_and_is_done_by_the_next(step: str, 
     assert kept.read("predictions").equals(before)
     fill_a_day(kept)
     kept.compact()
-    assert len(list(Path(kept.address).rglob("*.parquet"))) == 1
+    assert len(parquet_files(kept)) == 1
     assert kept.read("predictions").equals(before)
 
 
 def test_a_journal_of_another_format_is_refused_with_the_way_out(
-    kept: Journal, monkeypatch: pytest.MonkeyPatch
+    local: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     way_out = "Use the evergreen that wrote it, or begin a new home"
-    kept.append("predictions", rows(0))
-    kept.close()
+    local.append("predictions", rows(0))
+    local.close()
     with monkeypatch.context() as patch:
         patch.setattr(schema, "FORMAT", Format("journal", 99))
         with pytest.raises(ValueError, match=f"is in format journal/1, but this evergreen reads journal/99. {way_out}"):
-            kept.read("predictions")
-    kept.compact()
+            local.read("predictions")
+    local.compact()
     with monkeypatch.context() as patch:
         patch.setattr(schema, "FORMAT", Format("journal", 99))
         with pytest.raises(ValueError, match=f"is in format journal/1, but this evergreen reads journal/99. {way_out}"):
-            kept.read("predictions")
-    (kept.logs / "predictions" / "old.log").write_bytes(b"EVJ1" + bytes(40))  # of before there were versions
+            local.read("predictions")
+    (local.logs.folder / "predictions" / "old.log").write_bytes(b"EVJ1" + bytes(40))  # of before there were versions
     with pytest.raises(ValueError, match=f"is in format unknown, but this evergreen reads journal/1. {way_out}"):
-        kept.read("predictions")
+        local.read("predictions")
 
 
 def test_a_column_of_another_type_is_refused(kept: Journal) -> None:
     wrong = journalled.predictions(["a"]).drop_columns(["version"]).append_column("version", pa.array(["1"]))
     with pytest.raises(ValueError, match="`version` of the journal's predictions must be int64, but got string"):
         kept.append("predictions", wrong)
+
+
+# --- of a team
+
+
+SEGMENT_WRITER = """
+import sys
+from tasks import params
+from tasks.serving.journal import open_journal
+from tests.tasks.serving.test_journal import rows
+one = open_journal(params.Journal())
+for first in range(0, 100_000, 3):
+    one.append("predictions", rows(first, hours=1), sync=first % 2 == 0)
+    if first % 2 == 0:
+        print(first, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 40, 100])
+def test_what_a_team_acknowledged_survives_the_machine(
+    after: int, shared: store.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is killed and its disk is gone."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("EVERGREEN_HOME", str(home))
+    with subprocess.Popen([sys.executable, "-c", SEGMENT_WRITER], cwd=ROOT, stdout=-1, text=True) as writer:
+        assert writer.stdout
+        for _ in range(after):
+            acknowledged = int(writer.stdout.readline())
+        writer.send_signal(signal.SIGKILL)
+        acknowledged = max([acknowledged, *map(int, writer.stdout.read().split())])
+    assert not home.exists()
+    one = journal.open_journal(params.Journal())
+    found = numbers(one.read("predictions"))
+    assert found[: acknowledged + 3] == list(range(acknowledged + 3))
+    assert one.compact() == len(shared.list_names(journal_segments.FOLDER)) or not shared.list_names("journal/logs")
+    assert numbers(one.read("predictions")) == found
+
+
+def test_a_reader_sees_each_row_once_while_segments_are_joined_and_moved(
+    shared: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_segments, "JOINED_SEGMENTS", 3)
+    writer, reader, mover = (journal.open_journal(params.Journal()) for _ in range(3))
+    written, faults, done = [0], list[str](), threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            least = written[0]
+            found = numbers(reader.read("predictions"))
+            if found[:least] != list(range(least)):
+                faults.append(f"{least} rows were acknowledged, and {found} were read")
+
+    def move() -> None:
+        while not done.is_set():
+            mover.compact()
+
+    threads = [threading.Thread(target=act) for act in (look, move)]
+    for thread in threads:
+        thread.start()
+    for first in range(0, 90, 3):
+        writer.append("predictions", rows(first, hours=1))
+        written[0] = first + 3
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    assert numbers(reader.read("predictions")) == list(range(90))
+    assert shared
+
+
+def test_a_writer_joins_its_small_segments(shared: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_segments, "JOINED_SEGMENTS", 4)
+    one = journal.open_journal(params.Journal())
+    for first in range(0, 27, 3):
+        one.append("predictions", rows(first))
+    wait_until(lambda: len(shared.list_names("journal/logs")) == 3)
+    assert numbers(one.read("predictions")) == list(range(27))
+
+
+def test_rows_that_the_store_did_not_take_are_an_error_and_the_next_are_whole(
+    shared: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise store.StoreError("away")
+
+    one = journal.open_journal(params.Journal())
+    one.append("predictions", rows(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(shared), "add", fail)
+        with pytest.raises(OSError, match="away"):
+            one.append("predictions", rows(3))
+    one.append("predictions", rows(6))
+    assert numbers(one.read("predictions")) == [0, 1, 2, 6, 7, 8]

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from tasks import params
+from tasks.runtime import store
 from tasks.serving import journal, journal_writer
 from tasks.serving.journal import Journal
 from tasks.serving.journal_writer import JournalWriter
@@ -74,3 +75,35 @@ def test_a_sync_that_fails_is_told_to_all_that_wait_and_is_not_tried_again(
 
     found = asyncio.run(write())
     assert all(isinstance(each, OSError) for each in found)
+
+
+def test_a_team_acknowledges_what_is_in_its_store(shared: store.Store) -> None:
+    async def write() -> None:
+        one = JournalWriter(journal.open_journal(params.Journal()), timedelta(hours=1))
+        await asyncio.gather(*(one.write("predictions", row(name)) for name in "abc"))
+        assert journal.open_journal(params.Journal()).read("predictions").num_rows == 3  # as another machine reads it
+        assert len(shared.list_names("journal/logs")) < 3  # who waits shares a write
+
+    asyncio.run(write())
+
+
+def test_a_team_hears_of_rows_that_its_store_did_not_take(shared: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bool:
+        raise store.StoreError("the store is away")
+
+    async def write() -> list[BaseException | None]:
+        one = JournalWriter(journal.open_journal(params.Journal()), timedelta(0))
+        await one.write("predictions", row("a"))
+        with monkeypatch.context() as patch:
+            patch.setattr(type(shared), "add", fail)
+            results = await asyncio.gather(
+                *(one.write("predictions", row(name)) for name in "bcd"), return_exceptions=True
+            )
+            assert one.error
+        await one.write("predictions", row("e"))
+        assert one.error is None
+        await one.close()
+        return results
+
+    assert all(isinstance(result, OSError) for result in asyncio.run(write()))
+    assert journal.open_journal(params.Journal()).read("predictions")["entry"].to_pylist() == ["a", "e"]

@@ -22,7 +22,7 @@ from infra import servers
 from tasks import params
 from tasks.params import Params
 from tasks.promotion import changes
-from tasks.serving import journal, kafka, messages, registry_mirror, schema, stream, tables, versions
+from tasks.serving import journal, journal_log, kafka, messages, registry_mirror, schema, stream, tables, versions
 from tasks.serving.stream_messages import KafkaMessage, RowReader, StreamRow
 from tests.conftest import BEGIN
 from tests.tasks.serving.test_app import Shop, champion_scores, crowned, shop
@@ -143,7 +143,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[bytes]:
 def written(home: Path) -> list[dict[str, Any]]:
     """The journal's rows as they lie in its logs: what is there twice is seen twice."""
     paths = sorted((home / "journal" / "logs" / "predictions").glob("*.log"))
-    return [row for path in paths for frame in journal.read_frames(path) for row in frame.to_pylist()]
+    return [row for path in paths for frame in journal_log.read_frames(path) for row in frame.to_pylist()]
 
 
 def source(message: KafkaMessage) -> str:
