@@ -114,7 +114,7 @@ def _run_without_champion(p: params.Params, journal: Journal, registry: Registry
 def _as_of_last_tick() -> datetime | None:
     """Not the time that has passed since: a retrain may not be ahead of a clock that goes by steps."""
     with contextlib.suppress(ValueError):
-        published = state.read_current()
+        published = state.read_published()
         return published.as_of if published else None
     return None
 

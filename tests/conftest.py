@@ -24,7 +24,7 @@ from infra import postgres, s3
 from tasks import params
 from tasks.params import Params
 from tasks.promotion import interval
-from tasks.runtime import store
+from tasks.runtime import locks, store
 from tests import servers
 from tests.programs import PROGRAMS
 
@@ -226,6 +226,14 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     address = request.getfixturevalue("bucket") if request.param == "s3" else str(tmp_path / "store")
     monkeypatch.setenv(store.VARIABLE, address)
     return store.open_store(address)
+
+
+@pytest.fixture
+def team(shared: store.Store, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> store.Store:
+    """The store of a team, and what its locks need."""
+    if isinstance(shared, store.S3Store):
+        monkeypatch.setenv(locks.VARIABLE, request.getfixturevalue("postgres_url"))
+    return shared
 
 
 def write_sources(folder: Path, *, days: int, per_day: int, rng: np.random.Generator) -> None:

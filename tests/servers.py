@@ -4,12 +4,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 
 from infra import postgres, s3, servers
 
-UNPACKED = Path(__file__).parents[1] / ".evergreen" / "programs"
+ROOT = Path(__file__).parents[1]
+UNPACKED = ROOT / ".evergreen" / "programs"
 BUCKET = "evergreen"
 
 
@@ -28,7 +29,8 @@ def open_folder() -> Iterator[Path]:
 def run_postgres(folder: Path) -> Iterator[postgres.Server]:
     """PostgreSQL with its three databases. Raises RuntimeError where this machine can have none."""
     server = postgres.Server(folder / "postgres", servers.free_port())
-    running = servers.start(server.part(dict(os.environ), unpacked=UNPACKED), folder / "logs")
+    with chdir(ROOT):  # a test may have changed it
+        running = servers.start(server.part(dict(os.environ), unpacked=UNPACKED), folder / "logs")
     try:
         wait(running)
         server.create_databases()
@@ -41,7 +43,8 @@ def run_postgres(folder: Path) -> Iterator[postgres.Server]:
 def run_s3(folder: Path) -> Iterator[s3.Server]:
     """S3 with the bucket `evergreen`."""
     server = s3.Server(folder / "s3", servers.free_port())
-    running = servers.start(server.part(dict(os.environ)), folder / "logs")
+    with chdir(ROOT):
+        running = servers.start(server.part(dict(os.environ)), folder / "logs")
     try:
         wait(running)
         server.create_bucket(BUCKET)

@@ -1,7 +1,8 @@
 """The clean tables as they were at the newest as_of, for the features of single rows.
 
 A tick of the loop publishes them, cut to what features.sql may look back to. A server loads them into memory. They are
-published whole, in a folder of their own, and a pointer is moved last: a reader sees the old ones or the new ones.
+published whole, in a folder of their own, and a pointer is moved last: a reader sees the old ones or the new ones. A
+team's store has them too, from which each machine that serves fetches them into its home.
 """
 
 import contextlib
@@ -17,10 +18,10 @@ import pyarrow as pa
 
 from tasks import log, params
 from tasks.data import features, featuresql, manifest, periods
-from tasks.runtime import files
+from tasks.runtime import files, locks, store
 from tasks.runtime.sql import literal, parquet, quote, time_sql
 
-POINTER = "current.json"
+FOLDER, POINTER = "state", "current.json"
 KEPT_FOLDERS = 2  # a reader may still be loading the one before
 
 
@@ -50,10 +51,16 @@ def publish(p: params.Params, folder: Path, *, home: Path | None = None) -> Stat
 
     Time never goes back, but for a state from beyond the data: only a clock that was set wrong can have made that.
     """
-    root, raw = (home or params.home()) / "state", manifest.RawManifest.read(folder / p.paths.raw)
+    home = home or params.home()
+    with locks.take_turn(home, name=FOLDER, say=log.debug):
+        return _publish(p, folder, home)
+
+
+def _publish(p: params.Params, folder: Path, home: Path) -> State | None:
+    root, raw = home / FOLDER, manifest.RawManifest.read(folder / p.paths.raw)
     as_of, before, kind = raw.as_of, None, identify_tables(p)
     try:
-        before = read_current(home)
+        before = read_published(home)
     except ValueError as error:
         log.warning("the state is published anew: %s", error)
     if before and before.as_of > max(raw.limit, as_of):
@@ -64,10 +71,22 @@ def publish(p: params.Params, folder: Path, *, home: Path | None = None) -> Stat
     now = datetime.now(UTC).replace(tzinfo=None)
     state = State(root / f"{as_of:%Y%m%dT%H%M%S}-{now:%Y%m%dT%H%M%S%f}", as_of, as_of - p.serving.behind, now, kind)
     _write_tables(p, folder, state)
-    files.publish_json(root / POINTER, asdict(state) | {"folder": state.folder.name})
+    _point_to(state)
+    if shared := store.find_store():
+        _share(state, shared)
+    return state
+
+
+def _point_to(state: State) -> None:
+    """Let the home's pointer name a state, and remove older ones."""
+    root = state.folder.parent
+    files.publish_text(root / POINTER, _pointer(state))
     folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     remove_folders(folders[:-KEPT_FOLDERS])
-    return state
+
+
+def _pointer(state: State) -> str:
+    return files.to_json(asdict(state) | {"folder": state.folder.name})
 
 
 def identify_tables(p: params.Params) -> str:
@@ -84,7 +103,7 @@ def _write_tables(p: params.Params, folder: Path, state: State) -> None:
     """One file a table, in a folder that gets its name when all are there."""
     con, tables = featuresql.connect(p), features.open_tables(p, folder / p.paths.clean)
     since = state.since - p.features.lookback
-    with files.publish_folder(state.folder, temporary=state.folder.with_name(f"{state.folder.name}.new")) as new:
+    with files.publish_folder(state.folder, temporary=_temporary(state)) as new:
         for name, paths in tables.files_between(since).items():
             where = f"event_time >= {time_sql(since)}" if name in tables.timed else "TRUE"
             featuresql.create_table(con, p, name, paths, where=where)
@@ -93,19 +112,35 @@ def _write_tables(p: params.Params, folder: Path, state: State) -> None:
 
 
 def read_current(home: Path | None = None) -> State | None:
-    """What was published last; None before the first time. Raises ValueError for a pointer that names no state."""
-    path = (home or params.home()) / "state" / POINTER
+    """What lies in the home; None before the first time. Raises ValueError for a pointer that names no state."""
+    path = (home or params.home()) / FOLDER / POINTER
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return _parse_pointer(path.read_text(encoding="utf-8"), path, path.parent)
+    except FileNotFoundError:
+        return None
+
+
+def read_published(home: Path | None = None) -> State | None:
+    """What any machine of a team published last: its tables may not be in this home. Raises as `read_current`."""
+    if (shared := store.find_store()) is None:
+        return read_current(home)
+    try:
+        content = shared.read(f"{FOLDER}/{POINTER}").decode()
+    except FileNotFoundError:
+        return None
+    return _parse_pointer(content, f"{shared.address}/{FOLDER}/{POINTER}", (home or params.home()) / FOLDER)
+
+
+def _parse_pointer(text: str, where: object, root: Path) -> State:
+    try:
+        content = json.loads(text)
         times = {name: datetime.fromisoformat(content[name]) for name in ("as_of", "since", "published_at")}
         if any(time.tzinfo for time in times.values()):
             raise ValueError("its times must be without a zone")
-        return State(path.parent / content["folder"], kind=str(content["kind"]), **times)
-    except FileNotFoundError:
-        return None
+        return State(root / content["folder"], kind=str(content["kind"]), **times)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{path} must tell a state's folder, as_of, since, published_at and kind, but it does not "
+            f"{where} must tell a state's folder, as_of, since, published_at and kind, but it does not "
             f"({type(error).__name__}: {error}). Remove it: the next tick of the loop publishes the state anew."
         ) from None
 
@@ -113,9 +148,66 @@ def read_current(home: Path | None = None) -> State | None:
 def read_event_now() -> datetime | None:
     """Event time "now", by what was published last; None where nothing was, or nothing that can be read."""
     with contextlib.suppress(ValueError):
-        if state := read_current():
+        if state := read_published():
             return state.event_now()
     return None
+
+
+# --- between the machines of a team ----------------------------------------------------------------------------------
+
+
+def _share(state: State, shared: store.Store) -> None:
+    """Bring a state to the store: its files, then the pointer; and remove older ones there."""
+    root = f"{FOLDER}/{state.folder.name}"
+    for path in sorted(state.folder.iterdir()):
+        shared.add(f"{root}/{path.name}", path)
+    shared.replace(f"{FOLDER}/{POINTER}", _pointer(state).encode())
+    names = [name for name in shared.list_names(FOLDER) if name.count("/") > 1]
+    published = sorted({name.split("/")[1] for name in names}, key=lambda name: name.rpartition("-")[2])  # by time
+    for name in names:
+        if name.split("/")[1] in published[:-KEPT_FOLDERS]:
+            shared.remove(name)
+
+
+def fetch(home: Path) -> State | None:
+    """Bring the newest state of a team's store into the home.
+
+    Returns:
+        The state, where it is new to this home.
+
+    Raises:
+        StoreError: the store does not answer.
+        ValueError: its pointer names no state, or the files are not those that were published.
+    """
+    shared = store.find_store()
+    state = read_published(home) if shared else None
+    if shared is None or state is None or _is_current(state, home):
+        return None
+    if not state.folder.exists():
+        try:
+            with files.publish_folder(state.folder, temporary=_temporary(state)) as new:
+                for name in shared.list_names(f"{FOLDER}/{state.folder.name}"):
+                    path = new / name.rpartition("/")[2]
+                    path.write_bytes(shared.read(name))
+                    files.sync(path)
+                _refuse_damage(new)
+        except FileNotFoundError:  # it has been replaced meanwhile: the next look finds the newer one
+            return None
+    _point_to(state)
+    return state
+
+
+def _is_current(state: State, home: Path) -> bool:
+    with contextlib.suppress(ValueError):
+        return read_current(home) == state
+    return False
+
+
+def _temporary(state: State) -> Path:
+    """Where a state lies until it is whole. What a process that was killed has left there is removed."""
+    path = state.folder.with_name(f"{state.folder.name}.new")
+    shutil.rmtree(path, ignore_errors=True)
+    return path
 
 
 def remove_folders(folders: Iterable[Path]) -> None:
@@ -131,12 +223,8 @@ def load_tables(p: params.Params, state: State) -> dict[str, pa.Table]:
         FileNotFoundError: they have been replaced since.
         ValueError: they are not those that were published.
     """
-    damaged = periods.find_damage(state.folder)
-    if damaged and state.folder.exists():
-        raise ValueError(
-            f"the state must hold the bytes that were published, but these files are gone or hold others: "
-            f"{', '.join(str(state.folder / name) for name in damaged)}. The next tick of the loop publishes it anew."
-        )
+    if state.folder.exists():
+        _refuse_damage(state.folder)
     con, paths = featuresql.connect(p), {name: state.folder / f"{name}.parquet" for name in p.sources}
     try:
         return {
@@ -144,3 +232,11 @@ def load_tables(p: params.Params, state: State) -> dict[str, pa.Table]:
         }
     except duckdb.IOException:
         raise FileNotFoundError(f"{state.folder}: newer state has been published") from None
+
+
+def _refuse_damage(folder: Path) -> None:
+    if damaged := periods.find_damage(folder):
+        raise ValueError(
+            f"the state must hold the bytes that were published, but these files are gone or hold others: "
+            f"{', '.join(str(folder / name) for name in damaged)}. The next tick of the loop publishes it anew."
+        )

@@ -1,13 +1,14 @@
 """Event time "now": params.yaml's clock.as_of, or with clock.step a stored clock that the score flow moves on.
 
 With a step the sources' history is lived through as if it were arriving: every tick of `score` brings clock.step more.
+The machines of a team share the stored clock.
 """
 
 import json
 from datetime import datetime
 
 from tasks import params
-from tasks.runtime import files
+from tasks.runtime import files, store
 
 NAME = "clock.json"
 
@@ -32,7 +33,7 @@ def now_at_next_tick(clock: params.Clock) -> datetime | None:
 def advance(clock: params.Clock, moment: datetime) -> None:
     """Store the time that a tick has reached. It never goes back: two ticks at once are one."""
     if clock.step is not None and moment > (_stored() or datetime.min):
-        files.publish_json(params.home() / NAME, {"as_of": moment.isoformat()})
+        _store(moment)
 
 
 def reset_beyond(clock: params.Clock, *, limit: datetime, end: datetime) -> datetime | None:
@@ -41,7 +42,7 @@ def reset_beyond(clock: params.Clock, *, limit: datetime, end: datetime) -> date
     stored = _stored()
     if clock.step is None or stored is None or stored <= limit + clock.step:
         return None
-    files.publish_json(params.home() / NAME, {"as_of": end.isoformat()})
+    _store(end)
     return stored
 
 
@@ -70,5 +71,12 @@ def refuse_beyond(limit: datetime | None, as_of: datetime, *, force: bool) -> No
 
 
 def _stored() -> datetime | None:
-    path = params.home() / NAME
-    return datetime.fromisoformat(json.loads(path.read_text())["as_of"]) if path.exists() else None
+    try:
+        content = store.open_shared(params.home()).read(NAME)
+    except FileNotFoundError:
+        return None
+    return datetime.fromisoformat(json.loads(content)["as_of"])
+
+
+def _store(moment: datetime) -> None:
+    store.open_shared(params.home()).replace(NAME, files.to_json({"as_of": moment.isoformat()}).encode())

@@ -44,7 +44,12 @@ def publish(target: Path, write: Callable[[Path], object]) -> None:
 
 
 def publish_json(target: Path, value: Any) -> None:
-    publish_text(target, json.dumps(value, indent=1, sort_keys=True, default=str, allow_nan=False) + "\n")
+    publish_text(target, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """A value as text that a person can read, the same each time."""
+    return json.dumps(value, indent=1, sort_keys=True, default=str, allow_nan=False) + "\n"
 
 
 def publish_text(target: Path, text: str) -> None:

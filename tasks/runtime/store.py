@@ -66,13 +66,20 @@ def find_store() -> Store | None:
     return open_store(address) if address else None
 
 
+def open_shared(home: Path) -> Store:
+    """The store of a team, else the home of this machine."""
+    return find_store() or FolderStore(home)
+
+
 def open_store(address: str) -> Store:
     """The store at an address. Raises ValueError for one that is neither a bucket of S3 nor a folder."""
     if match := BUCKET.fullmatch(address):
         return S3Store(match["bucket"], match["prefix"] or "")
-    if "://" in address:
-        raise ValueError(f"{VARIABLE} must be s3://bucket/prefix or a folder, but it is {address}. Correct it.")
-    return FolderStore(Path(address).absolute())
+    if "://" in address or not Path(address).is_absolute():  # each stage has a working directory of its own
+        raise ValueError(
+            f"{VARIABLE} must be s3://bucket/prefix or a folder's whole path, but it is {address}. Correct it."
+        )
+    return FolderStore(Path(address))
 
 
 # --- a folder --------------------------------------------------------------------------------------------------------

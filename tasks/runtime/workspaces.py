@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import log, params
-from tasks.runtime import code, files, locks, project
+from tasks.runtime import code, files, locks, project, store
 from tasks.runtime.overrides import override_params
 
 KEPT_MARK = ".kept"  # in a workspace that was left on purpose; one without it and without a living owner was killed
@@ -110,5 +110,5 @@ def _make_workspace(
         "EVERGREEN_HOME": str(root / FRESH_HOME if fresh else params.home(checkout)),
     }
     if fresh:
-        env["EVERGREEN_PERIODS"] = str(root / FRESH_HOME / "periods")
+        env |= {"EVERGREEN_PERIODS": str(root / FRESH_HOME / "periods"), store.VARIABLE: "", locks.VARIABLE: ""}
     return Workspace(root, base, root / PATCH if diff else None, env)

@@ -1,5 +1,7 @@
 """registry_mirror: copies the registry's champion and challenger to a local folder. Serving's only user of MLflow.
 
+Of a team's store it brings the published state into the home, too.
+
     python -m tasks.serving.registry_mirror --parent 1234
 
 The API's processes read the copy (versions.py). One mirror runs for all of them. It ends with the process that started
@@ -146,6 +148,7 @@ def watch(p: params.Params, home: Path, stop: threading.Event) -> None:
         try:
             source = source or registry.open_registry(p.registry)
             copy_versions(source, home, seen)
+            state.fetch(home)
             versions.folder(home).mkdir(parents=True, exist_ok=True)
             (versions.folder(home) / LOOKED).touch()
             last_error = None

@@ -12,6 +12,7 @@ import pytest
 from tasks import params
 from tasks.data import featuresql, state
 from tasks.params import Params
+from tasks.runtime.store import Store
 from tasks.serving.active import Active
 from tests.conftest import BEGIN, Made
 
@@ -158,3 +159,53 @@ def test_a_state_of_other_tables_is_not_loaded(cleaned: Made, caplog: pytest.Log
 
 def of_model(p: Params, name: str) -> Params:
     return p.model_copy(update={"registry": p.registry.model_copy(update={"model": name})})
+
+
+# --- of a team
+
+
+def test_what_one_machine_publishes_another_fetches(cleaned: Made, team: Store, tmp_path: Path) -> None:
+    p, other = cleaned.params(), tmp_path / "other"
+    assert state.fetch(other) is None  # nothing is published yet
+    published = state.publish(p, cleaned.folder)
+    assert published
+    assert state.read_current(other) is None
+    fetched = state.fetch(other)
+    assert fetched
+    assert fetched.folder.parent == other / "state"
+    assert state.read_current(other) == fetched == state.read_published(other)
+    assert state.load_tables(p, fetched) == state.load_tables(p, published)
+    assert state.fetch(other) is None  # it is there
+    assert team.list_names("state")
+
+
+def test_time_goes_back_on_no_machine_of_a_team(cleaned: Made, team: Store, tmp_path: Path) -> None:
+    first = state.publish(cleaned.params(), cleaned.folder)
+    assert first
+    early = cleaned.params(**{"clock.as_of": (BEGIN + 10 * DAY).isoformat()})
+    cleaned.run("ingest", "clean", p=early)
+    assert state.publish(early, cleaned.folder, home=tmp_path / "other") is None
+    assert state.read_event_now() == pytest.approx(first.event_now(), abs=timedelta(minutes=5))
+    assert team
+
+
+def test_the_store_keeps_the_newest_states(cleaned: Made, team: Store, tmp_path: Path) -> None:
+    p = cleaned.params()
+    made = [state.publish(p, cleaned.folder, home=tmp_path / f"home{number}") for number in range(3)]
+    folders = {name.split("/")[1] for name in team.list_names("state") if name.count("/") > 1}
+    assert folders == {one.folder.name for one in made[1:] if one}
+    assert [(tmp_path / f"home{number}" / "state" / state.POINTER).exists() for number in range(3)] == [True] * 3
+
+
+def test_a_state_that_came_damaged_is_refused_and_the_old_stays(cleaned: Made, team: Store, tmp_path: Path) -> None:
+    p, other = cleaned.params(), tmp_path / "other"
+    state.publish(p, cleaned.folder)
+    first, second = state.fetch(other), state.publish(p, cleaned.folder)
+    assert second
+    team.replace(f"state/{second.folder.name}/orders.parquet", b"spoiled")
+    with pytest.raises(ValueError, match=r"orders\.parquet"):
+        state.fetch(other)
+    assert state.read_current(other) == first
+    assert (
+        [path.name for path in (other / "state").iterdir() if path.is_dir()] == [first.folder.name] if first else False
+    )

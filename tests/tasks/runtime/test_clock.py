@@ -8,6 +8,7 @@ import pytest
 
 from tasks.params import Clock
 from tasks.runtime import clock
+from tasks.runtime.store import Store
 
 BEGIN, WEEK = datetime(2013, 4, 1), timedelta(days=7)
 STEPS = Clock(as_of=BEGIN, step=WEEK)
@@ -60,3 +61,10 @@ def test_a_stored_clock_beyond_the_data_goes_back_to_their_end() -> None:
     assert clock.reset_beyond(STEPS, limit=BEGIN, end=BEGIN) == datetime(2031, 1, 1)
     assert clock.now(STEPS) == BEGIN
     assert clock.reset_beyond(STEPS, limit=BEGIN, end=BEGIN) is None
+
+
+def test_the_machines_of_a_team_share_the_clock(team: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock.advance(STEPS, BEGIN + WEEK)
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "other"))
+    assert clock.now(STEPS) == BEGIN + WEEK
+    assert team.read(clock.NAME)

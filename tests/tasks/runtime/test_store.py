@@ -85,7 +85,9 @@ def test_the_address_chooses_the_kind(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert store.open_store("s3://bucket/a/b/").address == "s3://bucket/a/b"
     assert store.open_store("s3://bucket").address == "s3://bucket"
     assert store.open_store(str(tmp_path)).address == str(tmp_path)
-    with pytest.raises(ValueError, match="must be s3://bucket/prefix or a folder"):
+    with pytest.raises(ValueError, match="must be s3://bucket/prefix or a folder's whole path"):
         store.open_store("gs://bucket")
+    with pytest.raises(ValueError, match="whole path"):
+        store.open_store("folder")
     monkeypatch.delenv(store.VARIABLE, raising=False)
     assert store.find_store() is None
