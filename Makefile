@@ -57,8 +57,8 @@ key:
 demo: setup  ## live through months of real flights: a first model, drift, a retrain, a fresher model
 	@$(BIN)/python -m flows.cli demo
 
-up: setup  ## Prefect, MLflow, Evidently and a worker on 127.0.0.1, until Ctrl-C; PORTS="--prefect-port 4300 ..." moves them
-	@exec $(BIN)/python -m flows.cli up $(PORTS)
+up: setup  ## Prefect, MLflow, Evidently and a worker on 127.0.0.1, until Ctrl-C; PROFILE=team: on PostgreSQL and S3; PORTS="--prefect-port 4300 ..." moves them
+	@exec $(BIN)/python -m flows.cli up $(if $(PROFILE),--profile $(PROFILE)) $(PORTS)
 
 repro: setup  ## the pipeline by hand: dvc repro in this checkout
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m dvc repro

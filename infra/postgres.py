@@ -58,8 +58,12 @@ class Server:
 
         Args:
             unpacked: Where PostgreSQL's programs are unpacked, if this machine has none.
+
+        Raises:
+            RuntimeError: PostgreSQL cannot be had, or cannot run on this folder.
         """
         read_secret(self.folder / "password")
+        check_reach(self.folder, programs.find_postgres(unpacked))
         arguments = ("-m", "infra.postgres", str(self.folder), str(self.port), str(unpacked))
         return servers.Part("postgres", arguments, self.is_ready, env, stop_signal=signal.SIGINT)  # without waiting
 
@@ -113,9 +117,6 @@ def read_secret(path: Path) -> str:
 def become_postgres(server: Server, *, unpacked: Path) -> None:
     """Replace this process by PostgreSQL. The first time, make its data."""
     postgres, account = programs.find_postgres(unpacked), _find_account()
-    if account:
-        _check_reach(server.folder.resolve(), account)
-        _check_reach(postgres.folder.resolve(), account)
     if not (server.data / "PG_VERSION").exists():
         _make_data(server, postgres, account)
     _wait_for_killed(server.data)
@@ -145,15 +146,20 @@ def _find_account() -> pwd.struct_passwd | None:
     raise RuntimeError(f"PostgreSQL does not run as root, and there is no user {' or '.join(ACCOUNTS)} to run it as")
 
 
-def _check_reach(folder: Path, account: pwd.struct_passwd) -> None:
-    for above in folder.parents:
-        status = above.stat()
-        mine, group = status.st_uid == account.pw_uid, status.st_gid == account.pw_gid
-        if not status.st_mode & (0o100 if mine else 0o010 if group else 0o001):
-            raise RuntimeError(
-                f"PostgreSQL does not run as root, and the user {account.pw_name} cannot reach {folder} by way of "
-                f"{above}: run this as an ordinary user, set EVERGREEN_HOME to a folder elsewhere, or chmod o+x {above}"
-            )
+def check_reach(folder: Path, postgres: programs.Postgres) -> None:
+    """Raises RuntimeError where root starts the server, and whom it runs as cannot reach its data or its programs."""
+    if not (account := _find_account()):
+        return
+    for place in (folder.resolve(), postgres.folder.resolve()):
+        for above in place.parents:
+            status = above.stat()
+            mine, group = status.st_uid == account.pw_uid, status.st_gid == account.pw_gid
+            if not status.st_mode & (0o100 if mine else 0o010 if group else 0o001):
+                raise RuntimeError(
+                    f"PostgreSQL does not run as root, and the user {account.pw_name} cannot reach {place} by way of "
+                    f"{above}: run this as an ordinary user, set EVERGREEN_HOME to a folder elsewhere, or chmod o+x "
+                    f"{above}"
+                )
 
 
 def _make_data(server: Server, postgres: programs.Postgres, account: pwd.struct_passwd | None) -> None:

@@ -104,8 +104,13 @@ def mlflow(port: int, home: Path, env: Mapping[str, str]) -> Part:
     """
     database.check_whole(home / database.DATABASE)
     store, artifacts = database.sqlite_uri(home / database.DATABASE), (home / database.ARTIFACTS).as_uri()
-    options = ("--workers", "1", "--backend-store-uri", store, "--default-artifact-root", artifacts)
-    return _server("mlflow", port, "/health", env, "mlflow", "server", "--host", HOST, "--no-serve-artifacts", *options)
+    places = ("--backend-store-uri", store, "--default-artifact-root", artifacts)
+    return serve_mlflow(port, env, "--no-serve-artifacts", *places)
+
+
+def serve_mlflow(port: int, env: Mapping[str, str], *options: str) -> Part:
+    """MLflow on a database that its options or its environment name."""
+    return _server("mlflow", port, "/health", env, "mlflow", "server", "--host", HOST, "--workers", "1", *options)
 
 
 def evidently(port: int, workspace: Path, env: Mapping[str, str]) -> Part:

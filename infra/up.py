@@ -1,6 +1,7 @@
 """up: everything on this machine with one command, on 127.0.0.1 alone, until Ctrl-C.
 
     make up
+    make up PROFILE=team    # with PostgreSQL and S3: infra/team.py
 
 Prefect's server and UI, MLflow, Evidently's UI, the API, and a worker that runs what prefect.yaml deploys. Their logs
 are in <home>/logs. Two processes see to it that nothing outlives this: an inner one starts and stops the parts, and
@@ -9,30 +10,33 @@ stops them when the outer one is gone; the outer one ends whatever is left when 
 
 import ctypes
 import os
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import cyclopts
 from filelock import FileLock, Timeout
 
-from infra import servers
+from infra import servers, team
 from tasks import params
 from tasks.promotion import database
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 NAMES = {"prefect": "Prefect", "mlflow": "MLflow", "evidently": "Evidently", "api": "API"}
-WORKER_STOP_TIMEOUT_S = 20.0  # the worker stops its runs first
+Profile = Literal["laptop", "team"]
+STOP_TIMEOUTS_S = {"worker": 20.0, "s3": 2.0}  # a worker stops its runs first; S3 takes its time and needs none
 DEPLOY_TIMEOUT_S = 120.0
 
 
 # --- the inner process ---------------------------------------------------------------------------------------------
 
 
-def up(ports: Mapping[str, int]) -> int:
+def up(ports: Mapping[str, int], profile: Profile = "laptop") -> int:
     """Start all, deploy, stay until a part ends (1) or somebody asks to stop (0)."""
     checkout, home = Path.cwd(), params.home()
     running: list[servers.Running] = []
@@ -42,7 +46,7 @@ def up(ports: Mapping[str, int]) -> int:
     try:
         with FileLock(home / "up.lock", timeout=0):  # two servers over one database would take each other's runs
             try:
-                _start(running, ports, checkout=checkout, home=home)
+                _start(running, ports, profile, checkout=checkout, home=home)
                 return _watch(running)
             finally:
                 for number in (signal.SIGINT, signal.SIGTERM):
@@ -57,32 +61,45 @@ def up(ports: Mapping[str, int]) -> int:
         return 1
 
 
-def _start(running: list[servers.Running], ports: Mapping[str, int], *, checkout: Path, home: Path) -> None:
+def _start(
+    running: list[servers.Running], ports: Mapping[str, int], profile: Profile, *, checkout: Path, home: Path
+) -> None:
     """Start the parts one after another. Each is added to `running` at once, so that it is stopped whatever comes."""
-    database.relocate_home(home)
     started, logs, pool = time.monotonic(), home / "logs", servers.read_pool(checkout)
     free = {name: servers.free_port(wanted, option=f"--{name}-port") for name, wanted in ports.items()}
-    addresses = {name: f"http://{servers.HOST}:{port}" for name, port in free.items()}
+    addresses = {name: f"http://{servers.HOST}:{free[name]}" for name in NAMES}
     env = servers.environment(home, api=f"{addresses['prefect']}/api", mlflow=addresses["mlflow"])
+    if profile == "team":
+        store = team.open_team(home, postgres_port=free["postgres"], s3_port=free["s3"])
+        env |= store.environment()
+        print("starting PostgreSQL and S3", flush=True)
+        running += [servers.start(part, logs) for part in store.parts(env)]
+        for part in running:
+            servers.wait(part, beside=running)
+        store.prepare()
+        prefect, mlflow = store.prefect(free["prefect"], env), store.mlflow(free["mlflow"], env)
+    else:
+        team.check_laptop(home)
+        database.relocate_home(home)
+        prefect, mlflow = servers.prefect(free["prefect"], env), servers.mlflow(free["mlflow"], home, env)
     print("starting Prefect, MLflow, Evidently, the API and a worker: half a minute", flush=True)
-    for part in (
-        servers.prefect(free["prefect"], env),
-        servers.mlflow(free["mlflow"], home, env),
-        servers.evidently(free["evidently"], home / "evidently", env),
-        servers.serving(free["api"], env),
-    ):
-        running.append(servers.start(part, logs))
-    servers.wait(running[0], beside=running)
+    others = (servers.evidently(free["evidently"], home / "evidently", env), servers.serving(free["api"], env))
+    first = len(running)
+    for new in (prefect, mlflow, *others):
+        running.append(servers.start(new, logs))
+    servers.wait(running[first], beside=running)
     _deploy(env, logs)
     running.append(servers.start(servers.worker(pool, env), logs))
-    for waited in running:
-        servers.wait(waited, beside=running)
+    for part in running:
+        servers.wait(part, beside=running)
     shown = " · ".join(f"{NAMES[name]} {address}" for name, address in addresses.items())
     print(f"ready after {time.monotonic() - started:.0f} s: {shown} · logs {logs} · Ctrl-C stops all")
-    print(
-        f"for `evergreen` and `prefect` in another terminal: export PREFECT_API_URL={env['PREFECT_API_URL']}",
-        flush=True,
-    )
+    if profile == "team":
+        print(f"PostgreSQL {servers.HOST}:{free['postgres']} · S3 {store.s3.endpoint} · data in {home}")
+        export = f". {shlex.quote(str(store.write_environment(env)))}"
+    else:
+        export = f"export PREFECT_API_URL={env['PREFECT_API_URL']}"
+    print(f"for `evergreen` and `prefect` in another terminal: {export}", flush=True)
 
 
 def _deploy(env: Mapping[str, str], logs: Path) -> None:
@@ -104,7 +121,7 @@ def _stop(running: Sequence[servers.Running]) -> None:
     """Stop the parts, the last first: the worker stops its runs while the servers still listen."""
     processes = descendants(os.getpid())
     for part in reversed(running):
-        servers.stop(part, seconds=WORKER_STOP_TIMEOUT_S if part.part.name == "worker" else servers.STOP_TIMEOUT_S)
+        servers.stop(part, seconds=STOP_TIMEOUTS_S.get(part.part.name, servers.STOP_TIMEOUT_S))
     kill(processes)
 
 
@@ -170,6 +187,9 @@ def main(
     mlflow_port: int = servers.MLFLOW_PORT,
     evidently_port: int = 8000,
     api_port: int = 8080,
+    profile: Profile = "laptop",
+    postgres_port: int = 5433,
+    s3_port: int = 8333,
 ) -> int:
     """Start everything on this machine, until Ctrl-C.
 
@@ -178,9 +198,14 @@ def main(
         mlflow_port: Of MLflow's server and UI. 0: a free one.
         evidently_port: Of the drift reports. 0: a free one.
         api_port: Of the prediction API. 0: a free one.
+        profile: laptop: state lies in files of the home. team: it lies in PostgreSQL and S3, which are started too.
+        postgres_port: Of the team's PostgreSQL. 0: a free one.
+        s3_port: Of the team's S3. 0: a free one.
     """
     ports = {"prefect": prefect_port, "mlflow": mlflow_port, "evidently": evidently_port, "api": api_port}
-    return guarded(lambda: up(ports))
+    if profile == "team":
+        ports |= {"postgres": postgres_port, "s3": s3_port}
+    return guarded(lambda: up(ports, profile))
 
 
 if __name__ == "__main__":
