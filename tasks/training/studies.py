@@ -191,6 +191,7 @@ def open_log(p: Params, source: Path, as_of: datetime, *, home: Path | None = No
     libraries = optuna.__version__, np.__version__, model.import_xgboost().__version__
     name = periods.hash_inputs(rows, as_of, search, task, CODE, libraries)
     folder = (home or params.home()) / "studies"
+    folder.mkdir(parents=True, exist_ok=True)  # a lock in a database makes none
     with locks.take_turn(folder, name=name):
         yield folder / f"{name}.jsonl"
 
