@@ -109,6 +109,7 @@ def take_turn(
     Raises:
         TimeoutError: another process has held the lock all that time; names it.
     """
+    home.mkdir(parents=True, exist_ok=True)
     lock = open_lock(home, name, local=local)
     try:
         lock.acquire(timeout=0)

@@ -5,16 +5,15 @@ A parameter is added in params.yaml alone. Its name here, in DEFAULTS, lets the 
 A trial is compared with its elders, the trials that have ended, after each fold. Within a fold nothing is compared: a
 small eta is slow, and so are small trees, which often are the best in the end. The README has the measurements.
 
-A search that is killed and started again goes on from its log: a line for each trial that has ended, in <home>/studies.
+A search that is killed and started again goes on from its log (triallogs.py): a line for each trial that has ended.
 The log's name is a hash of all that decides the search, so that a search on other rows or with other code begins anew.
 A second file, *.finals.jsonl, has a line for each finalist.
 """
 
 import json
-import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -26,8 +25,8 @@ import optuna
 from tasks import log, params
 from tasks.data import features, periods
 from tasks.params import Params, Range
-from tasks.runtime import files, locks
-from tasks.training import fitting, model, split
+from tasks.runtime import locks
+from tasks.training import fitting, model, split, triallogs
 from tasks.training.trials import Trial
 
 CODE = periods.hash_code(__file__, *(str(one.__file__) for one in (features, fitting, model, split)))  # decide a trial
@@ -193,29 +192,13 @@ def open_log(p: Params, source: Path, as_of: datetime, *, home: Path | None = No
     folder = (home or params.home()) / "studies"
     folder.mkdir(parents=True, exist_ok=True)  # a lock in a database makes none
     with locks.take_turn(folder, name=name):
+        triallogs.fetch_logs(folder, name)
         yield folder / f"{name}.jsonl"
-
-
-def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line each, on disk before the next trial begins."""
-    with path.open("a") as stream:
-        stream.write("".join(json.dumps(row) + "\n" for row in rows))
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def read_lines(path: Path) -> list[str]:
-    """The log's lines. A torn last one is cut off."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        files.publish_text(path, "".join(whole))
-    return whole
 
 
 def sum_seconds(path: Path) -> float:
     """What the log's lines took, in seconds; those that ran side by side share theirs."""
-    return float(sum(json.loads(line).get("seconds", 0.0) for line in read_lines(path)))
+    return float(sum(json.loads(line).get("seconds", 0.0) for line in triallogs.read_lines(path)))
 
 
 def to_row(trial: optuna.trial.FrozenTrial) -> Trial:
@@ -235,11 +218,11 @@ def restore_trials(study: optuna.Study, path: Path, p: Params) -> float:
 
     Of trials that ran side by side a kill may have left some alone: they are cut off.
     """
-    lines = read_lines(path)
+    lines = triallogs.read_lines(path)
     alone = len(lines) % p.tune.parallel if len(lines) < p.tune.trials else 0
     if alone:
         lines = lines[:-alone]
-        files.publish_text(path, "".join(lines))
+        triallogs.write_lines(path, lines)
     rows = [json.loads(line) for line in lines[: p.tune.trials]]
     space = {name: to_distribution(dimension) for name, dimension in p.tune.space.items()}
     for row in rows:

@@ -27,7 +27,7 @@ from tasks import log
 from tasks.data import feasibility, featurerows, featuresql, manifest
 from tasks.params import Params, Recipe
 from tasks.runtime import files, stage
-from tasks.training import fitting, studies, trials
+from tasks.training import fitting, studies, triallogs, trials
 
 
 def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
@@ -158,7 +158,7 @@ class Search:
                 spent += seconds
                 cpu += time.process_time() - began
                 rows = [studies.to_row(trial) for trial in self.study.get_trials(deepcopy=False)[first:]]
-                studies.append_rows(self.path, [{**row, "seconds": seconds / len(numbers)} for row in rows])
+                triallogs.append_rows(self.path, [{**row, "seconds": seconds / len(numbers)} for row in rows])
                 bar.set_postfix(best=f"{min((trial.value or 0.0 for trial in self._ended()), default=math.nan):.5f}")
                 bar.update(len(numbers))
         return "trials"
@@ -180,7 +180,7 @@ class Search:
         if ended[0].number == 0 and numbers[0] != 0:
             # A search on few rows may be misled: whatever the budget, it is never worse than its first trial.
             numbers = [numbers[0], 0, *(number for number in numbers[1:] if number != 0)]
-        logged = [Final(**json.loads(line)) for line in studies.read_lines(self._finals_path)]
+        logged = [Final(**json.loads(line)) for line in triallogs.read_lines(self._finals_path)]
         return sorted(self._fit_finals(numbers, [final for final in logged if final.number in numbers]))
 
     def slow_down(self, best: Final) -> Slower:
@@ -209,7 +209,7 @@ class Search:
 
     def _fit_slower(self, drawn: dict[str, Any]) -> Slower:
         """These parameters on all rows, the folds side by side; from the log where it has them."""
-        logged = (Slower(**json.loads(line)) for line in studies.read_lines(self._slower_path))
+        logged = (Slower(**json.loads(line)) for line in triallogs.read_lines(self._slower_path))
         if (done := next((slower for slower in logged if slower.params == drawn), None)) is not None:
             return done
         began, stop, tune, eta = time.monotonic(), threading.Event(), self.p.tune, drawn.get("eta", ETA)
@@ -222,7 +222,7 @@ class Search:
         progress = functools.reduce(fitting.Progress.join, (progress for progress, _ in ended))
         rounds = round(float(np.mean([rounds for _, rounds in ended])))
         slower = Slower(drawn, progress.mean, rounds, time.monotonic() - began)
-        studies.append_rows(self._slower_path, [asdict(slower)])
+        triallogs.append_rows(self._slower_path, [asdict(slower)])
         log.info("eta %.4f: %s %.5f after %s rounds", eta, fitting.METRIC[p.label.task], slower.score, rounds)
         return slower
 
@@ -285,7 +285,7 @@ class Search:
                 ended = fitting.run_side_by_side(works, len(works), stop=stop)
                 seconds = (time.monotonic() - began) / len(works)
                 ended = [replace(final, seconds=seconds) for final in ended]
-                studies.append_rows(self._finals_path, [asdict(final) for final in ended])
+                triallogs.append_rows(self._finals_path, [asdict(final) for final in ended])
                 fitted += ended
                 bar.update(len(some))
         return fitted

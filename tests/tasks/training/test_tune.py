@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from tasks.data import featurerows
 from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
-from tasks.training import fitting, model, split, studies, train, tune
+from tasks.runtime import store
+from tasks.runtime.store import Store
+from tasks.training import fitting, model, split, studies, train, triallogs, tune
 from tasks.training.model import Model, Spec
 from tasks.training.studies import is_behind
 from tasks.training.trials import Tuned, read_trials
@@ -331,6 +333,33 @@ def test_a_kill_between_the_lines_of_trials_that_ran_side_by_side_changes_nothin
     assert len(path.read_text().splitlines()) == 8
 
 
+@pytest.mark.parametrize("torn", [0, 7])
+def test_another_machine_of_a_team_goes_on_with_a_search(
+    torn: int,
+    team: Store,
+    tmp_path: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where a kill tore the last line on the first machine."""
+    p, folder = project(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.delenv(store.VARIABLE)
+        tune.tune(with_trials(p, 10), folder)
+    unbroken = outputs(p, folder)
+    for number, (trials_done, machine) in enumerate([(4, "one"), (6, "one"), (10, "two")]):
+        monkeypatch.setenv("EVERGREEN_HOME", str(home / machine))
+        if number == 1:
+            tear(home / machine, torn)
+        caplog.clear()
+        caplog.set_level(logging.INFO)
+        tune.tune(with_trials(p, trials_done), folder)
+    assert "6 trials taken up" in caplog.text
+    assert outputs(p, folder) == unbroken
+    assert team.list_names("studies")
+
+
 def test_a_search_that_shrinks_is_the_smaller_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     p, folder = project(tmp_path)
     tune.tune(with_trials(p, 2), folder)
@@ -386,14 +415,14 @@ def test_what_is_written_between_trials_counts_for_the_budget_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     p, folder = project(tmp_path)
-    now, append = [0.0], studies.append_rows
+    now, append = [0.0], triallogs.append_rows
 
     def append_slowly(path: Path, lines: list[dict[str, Any]]) -> None:
         append(path, lines)
         now[0] += 10
 
     monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: 0.0))
-    monkeypatch.setattr(studies, "append_rows", append_slowly)
+    monkeypatch.setattr(triallogs, "append_rows", append_slowly)
     result = searched(with_trials(p, 20, budget=timedelta(seconds=15)), folder)
     assert (result["trials"], result["ended_by"]) == (3 * p.tune.parallel, "budget")
 
