@@ -2,12 +2,14 @@
 
     <folder>/grid.json                  at which hour a day begins
     <folder>/<cut>/model.ubj            the recipe trained up to the beginning of a week
-    <folder>/<cut>/losses.parquet       its sums of losses by day, over all rows and over each slice
+    <folder>/<cut>/losses-<week>.parquet
+                                        its sums of losses by day, over all rows and over each slice, before a week
     <folder>/<cut>/cost.json            the seconds of CPU that it took
     <folder>/<cut>/shift-<n>.json       how far its predictions lie from those of the fit n weeks older
 
 What is missing is made: the newest fits, side by side. Each is in its place when it is whole, so that a look that was
-killed goes on where it stopped. A week counts when it is over and its labels are due.
+killed goes on where it stopped. A week counts when it is over and its labels are due. No file changes, so that the
+machines of a team share them by their names.
 """
 
 import json
@@ -31,11 +33,12 @@ from tasks.promotion.ageing import Evidence
 from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.pastfits import MODEL, Maker
 from tasks.promotion.weekgrid import Grid
-from tasks.runtime import files
+from tasks.runtime import files, store
 from tasks.training import model, split
 from tasks.training.model import Model
 from tasks.training.trials import Tuned
 
+FOLDER = "evidence"  # in the home and in a team's store, with a folder for each recipe
 MOST_FITS = 16  # that one look makes
 SLICE = pa.schema(
     [("day", pa.int64()), ("slice", pa.string()), ("value", pa.string()), ("rows", pa.int64()), ("loss", pa.float64())]
@@ -73,7 +76,9 @@ def read_kept(folder: Path) -> Kept | None:
     Raises:
         ValueError: another format.
     """
-    tables = {path.parent.name: pq.read_table(path) for path in folder.glob("*/losses.parquet")}
+    fetch_evidence(folder)
+    paths = [path for cut in folder.glob("*/") if (path := _find_losses(cut))]
+    tables = {path.parent.name: pq.read_table(path) for path in paths}
     if not tables:
         return None
     grid, end = Grid.load(folder, np.zeros(0, "datetime64[us]")), max(map(_scored_until, tables.values()))
@@ -83,6 +88,23 @@ def read_kept(folder: Path) -> Kept | None:
         if _scored_until(table) == end
     }
     return Kept(_stack(losses, end), grid.begin_of(end))
+
+
+def fetch_evidence(folder: Path) -> None:
+    """Bring what a team's store has of a recipe's evidence, and the grid that all recipes share."""
+    if folder.parent.name == FOLDER:  # a replay's lies elsewhere, and is its own
+        store.fetch_folder(folder, f"{FOLDER}/{folder.name}")
+        store.fetch_folder(folder.parent, FOLDER, pattern="*/grid.json")
+
+
+def _share_evidence(folder: Path) -> None:
+    if folder.parent.name == FOLDER:
+        store.share_folder(folder, f"{FOLDER}/{folder.name}", removes="*/losses-*.parquet")
+
+
+def _find_losses(cut: Path) -> Path | None:
+    """The file that goes furthest."""
+    return max(cut.glob("losses-*.parquet"), default=None)
 
 
 def _scored_until(losses: pa.Table) -> int:
@@ -109,6 +131,7 @@ class Fits:
     @staticmethod
     def open(folder: Path, p: Params, tuned: Tuned, rows: Rows) -> "Fits":
         folder.mkdir(parents=True, exist_ok=True)
+        fetch_evidence(folder)
         return Fits(folder, p, tuned, rows, Grid.load(folder, rows.event_time))
 
     def limit(self, since: int | None) -> "Fits":
@@ -127,6 +150,7 @@ class Fits:
         missing = self.list_missing(as_of, most=most)
         self.fit(missing)
         evidence = self.read(as_of)
+        _share_evidence(self.folder)
         if evidence is None:
             return None
         return Collected(evidence, self.list_fits(as_of)[0], len(missing), time.process_time() - began)
@@ -222,8 +246,8 @@ class Fits:
 
     def _score(self, week: int, end: int) -> None:
         """Put what this fit lost in the weeks up to `end`, as far as it is missing, beside its model."""
-        path = self._place(week) / "losses.parquet"
-        scored = pq.read_table(path) if path.exists() else SLICE.empty_table()
+        before = _find_losses(self._place(week))
+        scored = pq.read_table(before) if before else SLICE.empty_table()
         begin = int((scored.schema.metadata or {}).get(UNTIL, week))
         if begin >= end:
             return
@@ -231,7 +255,10 @@ class Fits:
         asked = self.rows.take((days >= 7 * begin) & (days < 7 * end) & model.is_labelled(self.rows.label))
         fresh = self._sum_losses(Model.load(self._model(week)), asked) if len(asked) else scored[:0]
         table = pa.concat_tables([scored.replace_schema_metadata(), fresh.replace_schema_metadata()])
+        path = self._place(week) / f"losses-{end:06}.parquet"
         files.publish(path, partial(pq.write_table, table.replace_schema_metadata({UNTIL: str(end)})))
+        for older in sorted(self._place(week).glob("losses-*.parquet"))[:-2]:  # a reader may have the one before
+            older.unlink()
 
     def _sum_losses(self, fitted: Model, rows: Rows) -> pa.Table:
         spec = fitted.spec
@@ -246,7 +273,7 @@ class Fits:
         return pa.concat_tables([_sum_by_day(name, days, values[name], losses) for name in names])
 
     def _read(self, week: int) -> pa.Table:
-        return pq.read_table(self._place(week) / "losses.parquet", filters=[("slice", "=", ALL)])
+        return pq.read_table(_find_losses(self._place(week)), filters=[("slice", "=", ALL)])
 
 
 def measure_shift(new: Model, old: Model, rows: Rows) -> float:

@@ -5,20 +5,24 @@ what runs share lies in the home of this machine. A name is a relative path such
 """
 
 import contextlib
+import fnmatch
 import os
 import re
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks import log
 from tasks.runtime import files
 
 VARIABLE = "EVERGREEN_STORE"
 BUCKET = re.compile(r"s3://(?P<bucket>[^/]+)(?:/(?P<prefix>.*?))?/*")
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ATTEMPTS = 10, 60, 5
+THREADS = 16  # that copy the files of a folder
 ABSENT = ("404", "NoSuchKey", "NotFound")  # S3's codes for what is not there
 PRESENT = (
     "412",
@@ -228,3 +232,62 @@ def _connect(_process: int) -> Any:
     retries: Any = {"mode": "standard", "total_max_attempts": ATTEMPTS}
     config = Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries)
     return boto3.client("s3", config=config)
+
+
+# --- folders whose files never change --------------------------------------------------------------------------------
+
+
+def fetch_folder(folder: Path, name: str, *, pattern: str = "*") -> int:
+    """Bring files below a store's folder that this one lacks. Without a store nothing is brought.
+
+    Args:
+        pattern: of the names below the folder; * stands for slashes too.
+
+    Returns:
+        How many were brought. A store that does not answer costs a warning: what lies there saves time and no more.
+    """
+    if (shared := find_store()) is None:
+        return 0
+    try:
+        below = [one.removeprefix(f"{name}/") for one in shared.list_names(name)]
+        missing = [one for one in below if fnmatch.fnmatch(one, pattern) and not (folder / one).exists()]
+        with ThreadPoolExecutor(THREADS, "store") as threads:
+            list(threads.map(lambda one: _fetch_file(shared, f"{name}/{one}", folder / one), missing))
+    except StoreError as error:
+        log.warning("what the store has of %s is not brought here: %s", name, error)
+        return 0
+    return len(missing)
+
+
+def _fetch_file(shared: Store, name: str, path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # it has been removed since it was listed
+        content = shared.read(name)
+        files.publish(path, lambda new: new.write_bytes(content))
+
+
+def share_folder(folder: Path, name: str, *, removes: str = "") -> int:
+    """Bring this folder's files to a store's folder, as far as it lacks them. Hidden ones stay.
+
+    Args:
+        removes: a pattern of names that are removed there if this folder has them no more.
+
+    Returns:
+        How many were brought. A store that does not answer costs a warning.
+    """
+    if (shared := find_store()) is None:
+        return 0
+    try:
+        there = set(shared.list_names(name))
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        here = {f"{name}/{path.relative_to(folder)}": path for path in paths}
+        missing, gone = (
+            here.keys() - there,
+            [one for one in there - here.keys() if fnmatch.fnmatch(one, f"{name}/{removes}")],
+        )
+        with ThreadPoolExecutor(THREADS, "store") as threads:
+            list(threads.map(lambda one: shared.add(one, here[one]), missing))
+            list(threads.map(shared.remove, gone))
+    except StoreError as error:
+        log.warning("%s is on this machine alone: %s", name, error)
+        return 0
+    return len(missing)

@@ -13,6 +13,7 @@ from tasks.params import Task
 from tasks.promotion import evidence, pastfits
 from tasks.promotion.contest import row_losses
 from tasks.promotion.evidence import Fits, read_kept
+from tasks.runtime.store import Store
 from tasks.training import calibration, model, train
 from tasks.training.fitting import take_training
 from tasks.training.model import Model
@@ -222,3 +223,25 @@ def test_weeks_that_history_cannot_train_have_no_fit(tmp_path: Path) -> None:
     begin = fits.rows.event_time.min().astype("datetime64[us]").item()
     assert fits.grid.begin_of(made.first_week) >= begin + fits.p.split.fold + 2 * fits.p.label.deadline
     assert made.evidence.weeks <= evidence.MOST_FITS
+
+
+def test_a_machine_of_a_team_makes_no_fit_that_another_has_made(shared: Store, tmp_path: Path) -> None:
+    one, two = (tmp_path / name / "evidence" / "recipe" for name in ("one", "two"))
+    p = small.settings("binary", **{"split.folds": 1, "split.fold": "7d"})
+    rows, tuned = small.made_rows("binary", per_day=30), small.tuned(tmp_path, p)
+    week = timedelta(days=7)
+    Fits.open(one, p, tuned, rows).collect(small.AS_OF - week, most=3)
+    made = Fits.open(one, p, tuned, rows).collect(small.AS_OF - week, most=3)
+    later = Fits.open(two, p, tuned, rows).collect(small.AS_OF, most=3)
+    back = Fits.open(one, p, tuned, rows).collect(small.AS_OF, most=3)
+    assert made
+    assert later
+    assert back
+    assert (made.fits, later.fits, back.fits) == (3, 1, 0)
+    assert np.array_equal(back.evidence.losses, later.evidence.losses, equal_nan=True)
+    kept = read_kept(tmp_path / "three" / "evidence" / "recipe")
+    assert kept
+    assert np.array_equal(kept.evidence.losses, later.evidence.losses, equal_nan=True)
+    Fits.open(tmp_path / "three" / "evidence" / "another", p, tuned, rows)
+    assert (tmp_path / "three/evidence/another/grid.json").read_bytes() == (one / "grid.json").read_bytes()
+    assert len([name for name in shared.list_names("evidence") if "losses" in name]) <= 2 * 7

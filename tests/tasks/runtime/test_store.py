@@ -91,3 +91,32 @@ def test_the_address_chooses_the_kind(monkeypatch: pytest.MonkeyPatch, tmp_path:
         store.open_store("folder")
     monkeypatch.delenv(store.VARIABLE, raising=False)
     assert store.find_store() is None
+
+
+def test_a_folder_is_shared_and_fetched_as_far_as_it_is_missing(shared: Store, tmp_path: Path) -> None:
+    here, other = tmp_path / "here", tmp_path / "other"
+    for name in ("grid.json", "a/model.ubj", "a/losses-1.parquet", "a/.hidden"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    assert store.share_folder(here, "evidence/one") == 3
+    assert store.share_folder(here, "evidence/one") == 0
+    assert store.fetch_folder(other, "evidence", pattern="*/grid.json") == 1
+    assert (other / "one/grid.json").read_text() == "grid.json"
+    assert store.fetch_folder(other / "one", "evidence/one") == 2
+    assert (other / "one/a/model.ubj").read_text() == "a/model.ubj"
+    (here / "a/losses-1.parquet").rename(here / "a/losses-2.parquet")
+    (here / "grid.json").unlink()
+    assert store.share_folder(here, "evidence/one", removes="*/losses-*") == 1
+    names = ["a/losses-2.parquet", "a/model.ubj", "grid.json"]
+    assert shared.list_names("evidence") == [f"evidence/one/{name}" for name in names]
+
+
+def test_a_store_that_is_away_costs_a_warning_where_it_only_saves_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "file"))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a").write_text("a")
+    assert store.share_folder(tmp_path / "here", "evidence/one") == 0
+    assert "evidence/one is on this machine alone" in caplog.text
