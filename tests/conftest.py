@@ -8,6 +8,7 @@ same bytes.
 import copy
 import gc
 import importlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -190,6 +191,12 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 def made(make_world: Callable[..., Made]) -> Made:
     """Sixty days of orders, a binary label, a working folder of its own."""
     return make_world()
+
+
+@pytest.fixture(autouse=True)
+def no_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One test's store that does not answer is not another's."""
+    monkeypatch.setattr(store, "_away_until", -math.inf)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ that its files are made of, the code included: deleting the cache changes time, 
 An entry's files are read-only, and their hashes stand beside them. Each file is hashed when it is put in place, at
 1 GB/s, whatever its size and time say: a program that wrote into it and a disk that lost bits are noticed alike. An
 entry with other bytes is made again, and the log says so.
+
+In a team, its store has the entries of all machines: what one has made, another fetches instead of making it.
 """
 
 import contextlib
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import log, params
-from tasks.runtime import files, stage
+from tasks.runtime import files, stage, store
 
 FORMATS = {"day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m"}
 WHOLE = "all"  # the one period of a table without event times
@@ -102,8 +104,9 @@ def provide(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) 
     root = Path(os.environ.get("EVERGREEN_PERIODS") or params.home() / "periods")
     folder, made = root / entry[:2] / entry, False
     for _ in range(TRIES):
-        if not folder.is_dir():
+        if not folder.is_dir() and not _fetch(folder):
             _make(folder, make)
+            _share(folder)
             made = True
         try:
             for target, name in targets.items():
@@ -139,6 +142,40 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
     except OSError:
         if not folder.is_dir():  # another process was faster: its files hold the same bytes
             raise
+
+
+def _fetch(folder: Path) -> bool:
+    """Bring an entry from the store of a team. False where the store has none that is whole."""
+    if store.find_store() is None:
+        return False
+    name = _name_in_store(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        store.fetch_folder(Path(scratch), name)
+        if not (Path(scratch) / HASHES).exists():  # which comes last
+            return False
+        if damaged := find_damage(Path(scratch)):
+            log.warning("%s in the store holds other bytes in %s: it is made again", name, ", ".join(damaged))
+            store.remove_folder(name)
+            return False
+        _make(folder, lambda new: _copy_entry(Path(scratch), new))
+    return True
+
+
+def _copy_entry(source: Path, target: Path) -> None:
+    for path in source.rglob("*"):
+        if path.is_file() and path.name != HASHES:
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target / path.relative_to(source))
+
+
+def _share(folder: Path) -> None:
+    """Bring an entry to the store of a team."""
+    if folder.is_dir():
+        store.share_folder(folder, _name_in_store(folder), last=HASHES)
+
+
+def _name_in_store(folder: Path) -> str:
+    return f"periods/{folder.parent.name}/{folder.name}"
 
 
 def seal_folder(folder: Path) -> None:

@@ -6,9 +6,11 @@ what runs share lies in the home of this machine. A name is a relative path such
 
 import contextlib
 import fnmatch
+import math
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from tasks.runtime import files
 VARIABLE = "EVERGREEN_STORE"
 BUCKET = re.compile(r"s3://(?P<bucket>[^/]+)(?:/(?P<prefix>.*?))?/*")
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ATTEMPTS = 10, 60, 5
+AWAY_S = 60.0  # that nobody asks a store that did not answer for what only saves time
 THREADS = 16  # that copy the files of a folder
 ABSENT = ("404", "NoSuchKey", "NotFound")  # S3's codes for what is not there
 PRESENT = (
@@ -246,7 +249,7 @@ def fetch_folder(folder: Path, name: str, *, pattern: str = "*") -> int:
     Returns:
         How many were brought. A store that does not answer costs a warning: what lies there saves time and no more.
     """
-    if (shared := find_store()) is None:
+    if (shared := _find_unless_away()) is None:
         return 0
     try:
         below = [one.removeprefix(f"{name}/") for one in shared.list_names(name)]
@@ -254,7 +257,7 @@ def fetch_folder(folder: Path, name: str, *, pattern: str = "*") -> int:
         with ThreadPoolExecutor(THREADS, "store") as threads:
             list(threads.map(lambda one: _fetch_file(shared, f"{name}/{one}", folder / one), missing))
     except StoreError as error:
-        log.warning("what the store has of %s is not brought here: %s", name, error)
+        _note_away(error)
         return 0
     return len(missing)
 
@@ -265,16 +268,17 @@ def _fetch_file(shared: Store, name: str, path: Path) -> None:
         files.publish(path, lambda new: new.write_bytes(content))
 
 
-def share_folder(folder: Path, name: str, *, removes: str = "") -> int:
+def share_folder(folder: Path, name: str, *, removes: str = "", last: str = "") -> int:
     """Bring this folder's files to a store's folder, as far as it lacks them. Hidden ones stay.
 
     Args:
         removes: a pattern of names that are removed there if this folder has them no more.
+        last: the file that goes last: where it is, the others are.
 
     Returns:
         How many were brought. A store that does not answer costs a warning.
     """
-    if (shared := find_store()) is None:
+    if (shared := _find_unless_away()) is None:
         return 0
     try:
         there = set(shared.list_names(name))
@@ -285,9 +289,35 @@ def share_folder(folder: Path, name: str, *, removes: str = "") -> int:
             [one for one in there - here.keys() if fnmatch.fnmatch(one, f"{name}/{removes}")],
         )
         with ThreadPoolExecutor(THREADS, "store") as threads:
-            list(threads.map(lambda one: shared.add(one, here[one]), missing))
+            list(threads.map(lambda one: shared.add(one, here[one]), missing - {f"{name}/{last}"}))
             list(threads.map(shared.remove, gone))
+        if f"{name}/{last}" in missing:
+            shared.add(f"{name}/{last}", here[f"{name}/{last}"])
     except StoreError as error:
-        log.warning("%s is on this machine alone: %s", name, error)
+        _note_away(error)
         return 0
     return len(missing)
+
+
+def remove_folder(name: str) -> None:
+    """Remove all files below a store's folder."""
+    if (shared := _find_unless_away()) is None:
+        return
+    try:
+        for one in shared.list_names(name):
+            shared.remove(one)
+    except StoreError as error:
+        _note_away(error)
+
+
+_away_until = -math.inf  # by the monotonic clock: so long nobody asks, where the store only saves time
+
+
+def _find_unless_away() -> Store | None:
+    return find_store() if time.monotonic() >= _away_until else None
+
+
+def _note_away(error: StoreError) -> None:
+    global _away_until
+    _away_until = time.monotonic() + AWAY_S
+    log.warning("the store is not asked for %.0f s, and what it has is made here: %s", AWAY_S, error)

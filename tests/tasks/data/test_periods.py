@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.data import periods
+from tasks.runtime.store import Store
 from tests.conftest import tree
 
 ROOT = Path(__file__).parents[3]
@@ -245,3 +246,60 @@ def test_linking_over_a_link_of_the_same_file_leaves_no_temporary_name(tmp_path:
     for _ in range(2):
         periods.provide("ab12", {tmp_path / "out" / "1": "rows"}, lambda folder: (folder / "rows").touch())
     assert list(tree(tmp_path / "out")) == ["1"]
+
+
+# --- of a team
+
+
+def another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("EVERGREEN_PERIODS", str(tmp_path / "other"))
+    return tmp_path / "other"
+
+
+def make_once(folder: Path) -> None:
+    (folder / "rows.parquet").write_bytes(b"rows")
+    (folder / "counts.json").write_text("{}")
+
+
+def refuse(_folder: Path) -> None:
+    raise AssertionError("it is made again")
+
+
+@pytest.mark.usefixtures("entries", "shared")
+def test_what_one_machine_has_made_another_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "target" / "2024-01.parquet"
+    assert periods.provide("ab12", {target: "rows.parquet"}, make_once)
+    other = another_machine(monkeypatch, tmp_path)
+    target.unlink()
+    assert not periods.provide("ab12", {target: "rows.parquet"}, refuse)
+    assert target.read_bytes() == b"rows"
+    assert not periods.find_damage(other / "ab" / "ab12")
+    assert periods.read_json("ab12", "counts.json", refuse) == {}
+
+
+@pytest.mark.usefixtures("entries")
+def test_an_entry_that_is_damaged_in_the_store_is_made_again_and_shared_anew(
+    shared: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = tmp_path / "target" / "2024-01.parquet"
+    periods.provide("ab12", {target: "rows.parquet"}, make_once)
+    shared.replace("periods/ab/ab12/rows.parquet", b"others")
+    another_machine(monkeypatch, tmp_path)
+    target.unlink()
+    assert periods.provide("ab12", {target: "rows.parquet"}, make_once)
+    assert "holds other bytes in rows.parquet" in caplog.text
+    assert shared.read("periods/ab/ab12/rows.parquet") == b"rows"
+
+
+@pytest.mark.usefixtures("entries")
+def test_an_entry_that_a_kill_left_half_in_the_store_is_made_and_completed(
+    shared: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target" / "2024-01.parquet"
+    periods.provide("ab12", {target: "rows.parquet"}, make_once)
+    for name in (periods.HASHES, "counts.json"):
+        shared.remove(f"periods/ab/ab12/{name}")
+    another_machine(monkeypatch, tmp_path)
+    target.unlink()
+    assert periods.provide("ab12", {target: "rows.parquet"}, make_once)
+    assert len(shared.list_names("periods/ab/ab12")) == 3
