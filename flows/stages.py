@@ -50,9 +50,12 @@ def run_stages(
     except ValueError as error:  # a faulty features.sql is told before the sources are read
         raise pipeline.StageFailed(f"{FIRST}: {error}") from None
     futures: dict[str, Any] = {}
-    for stage, upstream in pipeline.list_stages(space.root).items():
-        needs = [futures[name] for name in upstream]
-        futures[stage] = stage_task(stage).submit(space, stage, wait_for=needs)
+    settled: dict[str, pipeline.StageRun] = {}
+    stages = pipeline.list_stages(space.root)
+    names = list(stages)[: list(stages).index(last) + 1 if last else None]
+    for stage in names:
+        needs = [futures[name] for name in stages[stage]]
+        futures[stage] = stage_task(stage).submit(space, stage, settled=settled.get(stage), wait_for=needs)
         futures[stage].wait()
         if stage == FIRST and futures[stage].state.is_completed():
             manifest = RawManifest.read(space.root / p.paths.raw)
@@ -61,9 +64,11 @@ def run_stages(
                 return None
             if last is None:
                 _refuse_misfit(p, space.root)
-        if stage == last:
-            break
-    return tuple(future.result() for future in futures.values())
+            settled = pipeline.settle_stages(space.root, names[1:])
+    runs = tuple(future.result() for future in futures.values())
+    if last is None:
+        workspaces.keep_lock(space)
+    return runs
 
 
 def _refuse_misfit(p: params.Params, root: Path) -> None:
@@ -80,10 +85,10 @@ def stage_task(name: str) -> Any:
     return task(name=name, task_run_name=name, cache_policy=cache_policies.NO_CACHE)(run_stage)
 
 
-def run_stage(space: workspaces.Workspace, name: str, *, force: bool = False) -> pipeline.StageRun:
-    """One stage; what its program says goes to the log as it says it."""
+def run_stage(space: workspaces.Workspace, name: str, *, settled: pipeline.StageRun | None = None) -> pipeline.StageRun:
+    """One stage, unless it is settled; what its program says goes to the log as it says it."""
     say = get_run_logger().info
-    done = pipeline.run_stage(space.root, name, env=list_lineage(space), on_line=say, force=force)
+    done = settled or pipeline.run_stage(space.root, name, env=list_lineage(space), on_line=say)
     say("%s: %s, %.1f s, %.1f s of CPU", name, done.status, done.wall, done.cpu)
     if done.status == "ran" and project.find_remote(space.root):
         push_early(space, name)

@@ -19,11 +19,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from tasks import log
 from tasks.data import manifest, periods
-from tasks.params import Params
+from tasks.params import Params, yamltext
 from tasks.promotion import figures, registry, tags, tracking, verdict
 from tasks.promotion.recipe import identify_recipe
 from tasks.promotion.runs import Bundle, Dataset, Runs
@@ -130,8 +129,8 @@ def read_entries(folder: Path) -> dict[str, Any]:
     lock = folder / "dvc.lock"
     if not lock.exists():
         raise ValueError(f"{lock} is missing: record needs the stages before it. Run `dvc repro`.")
-    entries = yaml.safe_load(lock.read_text())["stages"]
-    names = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"].keys() - {NAME}
+    entries = yamltext.load_plain(lock.read_text())["stages"]
+    names = yamltext.load_plain((folder / "dvc.yaml").read_text())["stages"].keys() - {NAME}
     if missing := names - entries.keys():
         raise ValueError(
             f"{lock} has no entry for {', '.join(sorted(missing))}: run `dvc repro`, which runs them before record"

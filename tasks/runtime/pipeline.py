@@ -9,15 +9,14 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from tasks import log
+from tasks.params import yamltext
 from tasks.runtime import cost
 from tasks.runtime.program import Program
 from tasks.runtime.project import collect_errors, enter_project, find_remote
@@ -61,7 +60,15 @@ def list_stages(root: Path) -> dict[str, tuple[str, ...]]:
 def read_lock(root: Path) -> dict[str, Any]:
     """dvc.lock as data: each stage's command, parameters, and the hashes of what it read and made."""
     path = root / "dvc.lock"
-    return dict(yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    return dict(yamltext.load_plain(path.read_text()) or {}) if path.exists() else {}
+
+
+def _read_stages(root: Path) -> dict[str, Any]:
+    """The entries of dvc.lock by stage, with the values that DVC reads there."""
+    from dvc.utils.serialize import load_yaml
+
+    path = root / "dvc.lock"
+    return dict(load_yaml(str(path)).get("stages", {})) if path.exists() else {}
 
 
 # --- a stage -------------------------------------------------------------------------------------------------------
@@ -104,6 +111,7 @@ def _reproduce(root: Path, name: str, program: "Program", *, env: Mapping[str, s
     from dvc.exceptions import DvcException
 
     clone_apart()
+    keep_same_lock()
     with collect_errors("dvc_data") as errors:
         try:
             with enter_project(root) as repo, _run_with(program):
@@ -117,6 +125,50 @@ def _reproduce(root: Path, name: str, program: "Program", *, env: Mapping[str, s
     if errors:  # DVC logs that a file could not be copied into the cache, and ends as if it had been
         raise StageFailed(f"{name}: DVC could not keep {len(errors)} files of its outputs: {_explain(errors[0])}")
     return bool(changed)
+
+
+def settle_stages(root: Path, names: Sequence[str]) -> dict[str, StageRun]:
+    """Put in place what the stages made of which nothing has changed since dvc.lock was written. DVC is asked once for
+    all of them, which takes a fraction of what `run_stage` takes for each.
+
+    Args:
+        names: In the order of `list_stages`, each after those that it needs.
+
+    Returns:
+        Those that were unchanged, up to the first that was not, or of whose outputs the cache lacks a sound copy. The
+        others are for `run_stage`.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import lock_repo
+
+    settled: dict[str, StageRun] = {}
+    if not names or not (root / "dvc.lock").exists():
+        return settled
+    clone_apart()
+    try:
+        with collect_errors("dvc_data"), enter_project(root) as repo, lock_repo(repo):
+            _check_content(repo.cache.local, stage="what has not changed")
+            stages, lock = {stage.addressing: stage for stage in repo.index.stages}, _read_stages(root)
+            for name in names:
+                started = time.monotonic()
+                if not _settle(stages[name], lock.get(name)):
+                    break
+                settled[name] = StageRun(name, "unchanged", 0.0, time.monotonic() - started)
+    except DvcException:
+        log.debug("DVC's own account of what it could not put in place", exc_info=True)
+    return settled
+
+
+def _settle(stage: Any, entry: Any) -> bool:
+    """Put a stage's outputs in place if it would get the very entry that dvc.lock has. Returns whether that was so."""
+    from dvc.stage.serialize import to_lockfile
+
+    if stage.always_changed or to_lockfile(stage)[stage.name] != entry:  # a dependency or an output less, say
+        return False
+    if stage.changed_stage() or stage.changed_deps() or not stage.outs_cached():
+        return False
+    stage.checkout()
+    return True
 
 
 def _explain(error: BaseException) -> str:
@@ -209,3 +261,20 @@ def clone_apart() -> None:
             Path(temporary).unlink(missing_ok=True)
 
     system.reflink = clone
+
+
+@cache
+def keep_same_lock() -> None:
+    """Have DVC leave dvc.lock as it is where it holds already what would be written. DVC reads it with every comment
+    and writes it anew, which takes longer than all other work for a stage whose outputs come from the cache."""
+    from dvc.dvcfile import Lockfile
+    from dvc.stage.serialize import to_lockfile
+
+    write: Callable[..., None] = Lockfile.dump_stages
+
+    def write_changes(lockfile: Any, stages: Sequence[Any], **options: Any) -> None:
+        written = _read_stages(Path(lockfile.path).parent)
+        changed = [one for one in stages if written.get(one.name) != to_lockfile(one, **options)[one.name]]
+        write(lockfile, changed, **options)
+
+    Lockfile.dump_stages = write_changes

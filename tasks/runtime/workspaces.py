@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ KEPT_MARK = ".kept"  # in a workspace that was left on purpose; one without it a
 FAILURES_KEPT = 3  # workspaces of the newest failed runs
 PATCH = ".dvc/tmp/uncommitted.patch"
 FRESH_HOME = ".dvc/tmp/home"
+LOCK = "dvc.lock"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,12 @@ def list_workspaces(shared: Path) -> list[Path]:
     return sorted(root for root in (shared / "workspaces").glob("*") if root.is_dir())
 
 
+def keep_lock(space: Workspace) -> None:
+    """Keep what a run's stages read and made. The next run begins with it, and DVC sees what has not changed since."""
+    write = partial(shutil.copyfile, space.root / LOCK)
+    files.publish(Path(space.env["EVERGREEN_HOME"]) / LOCK, write)
+
+
 def _make_workspace(
     checkout: Path,
     root: Path,
@@ -98,6 +106,8 @@ def _make_workspace(
             override_params(making / "params.yaml", overrides)
         cache = root / ".dvc" / "cache" if fresh else project.find_cache(checkout)
         project.configure_project(checkout, making, cache=cache, site=root, remote=not fresh)
+        if commit is None and not fresh and (lock := params.home(checkout) / LOCK).exists():
+            shutil.copyfile(lock, making / LOCK)
         if diff:
             (making / PATCH).write_bytes(diff)
         if fresh:  # empty but for the key of the pseudonyms: without it the same sources give other bytes

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -67,6 +68,29 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(text: str, said: str
 def test_what_an_anchor_gives_may_be_given_again(tmp_path: Path) -> None:
     found = read(tmp_path, "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: *a\n")
     assert found["b"] == {"x": 3, "y": 2}
+
+
+@pytest.mark.parametrize("bracket", ["[", "{"])
+def test_brackets_that_would_end_libyaml_are_an_error_in_words(bracket: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"params\.yaml is not YAML\. Its values are nested too deeply: write them flat"
+    ):
+        read(tmp_path, f"a: {bracket * 100_000}")
+
+
+@LAW
+@given(st.text("ab10:-# \n'\"[]{},&*~", max_size=40))
+def test_what_libyaml_takes_means_the_same_to_pyyaml(text: str) -> None:
+    def load(loader: Any) -> Any:
+        try:
+            return repr(yaml.load(text, loader))
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            return type(error)
+
+    slow, quick = load(yaml.SafeLoader), load(yaml.CSafeLoader)
+    assert quick == slow or isinstance(quick, type), "what libyaml refuses is read again"
+    if isinstance(slow, str):
+        assert repr(yamltext.load_plain(text)) == slow
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:

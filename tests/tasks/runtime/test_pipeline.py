@@ -116,11 +116,12 @@ def outputs(root: Path) -> dict[str, dict[str, bytes]]:
     return {name: content(root / name) for name in ("data", "models", "reports")}
 
 
-def cached_as(checkout: Path, out: str) -> list[Path]:
-    """The objects of an output: the file's, or those of the folder's files and its listing."""
+def cached_as(checkout: Path, out: str, *, home: Path | None = None) -> list[Path]:
+    """The objects of an output: the file's, or those of the folder's files and its listing. By the lock of the
+    checkout, or the last run's in a home."""
     hashes = {
         entry["path"]: entry["md5"]
-        for stage in pipeline.read_lock(checkout)["stages"].values()
+        for stage in pipeline.read_lock(home or checkout)["stages"].values()
         for entry in stage["outs"]
     }
     name = hashes[out]
