@@ -130,11 +130,15 @@ def _server(name: str, port: int, page: str, env: Mapping[str, str], module: str
     return Part(name, arguments, answers(f"http://{HOST}:{port}{page}"), {**env, **LEAN})
 
 
-def worker(pool: str, env: Mapping[str, str]) -> Part:
-    """A worker of a pool. Without --limit: with it a worker ends when a crashed run is scheduled again."""
-    command = ("-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", WORKER_NAME)
+def worker(pool: str, env: Mapping[str, str], *, name: str = WORKER_NAME) -> Part:
+    """A worker of a pool. Without --limit: with it a worker ends when a crashed run is scheduled again.
+
+    Args:
+        name: Of its own among the pool's workers.
+    """
+    command = ("-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name)
     since = datetime.now(UTC)
-    return Part("worker", command, lambda: _polls(env["PREFECT_API_URL"], pool, since), env)
+    return Part("worker", command, lambda: _polls(env["PREFECT_API_URL"], pool, name, since), env)
 
 
 def read_pool(checkout: Path) -> str:
@@ -147,12 +151,12 @@ def answers(url: str) -> Callable[[], bool]:
     return lambda: _request(urllib.request.Request(url)) is not None
 
 
-def _polls(api: str, pool: str, since: datetime) -> bool:
+def _polls(api: str, pool: str, name: str, since: datetime) -> bool:
     """Whether the worker has asked for work since then. The server remembers earlier workers, too."""
     url = f"{api}/work_pools/{pool}/workers/filter"
     answer = _request(urllib.request.Request(url, b"{}", {"Content-Type": "application/json"}))
     return any(
-        worker["name"] == WORKER_NAME and datetime.fromisoformat(worker["last_heartbeat_time"]) > since
+        worker["name"] == name and datetime.fromisoformat(worker["last_heartbeat_time"]) > since
         for worker in json.loads(answer or "[]")
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows import deploy
-from infra import servers, up
+from infra import servers, team, up
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +58,23 @@ def test_a_port_that_is_taken_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} of 127.0.0.1 cannot be had .* --mlflow-port another"):
             servers.free_port(port, option="--mlflow-port")
+
+
+def test_a_home_has_one_profile_and_a_team_of_this_machine_has_its_own_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in team.OURS:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "team" / "postgres" / "data").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds the servers of PROFILE=team: give that again"):
+        team.check_laptop(tmp_path / "team")
+    team.open_team(tmp_path / "team", postgres_port=1, s3_port=2)
+    (tmp_path / "mlflow.db").touch()
+    with pytest.raises(ValueError, match=r"holds a laptop's registry .*set EVERGREEN_HOME to another folder"):
+        team.open_team(tmp_path, postgres_port=1, s3_port=2)
+    monkeypatch.setenv("EVERGREEN_STORE", "s3://elsewhere/state")
+    with pytest.raises(ValueError, match="the environment sets EVERGREEN_STORE, but PROFILE=team starts servers"):
+        team.open_team(tmp_path / "team", postgres_port=1, s3_port=2)
 
 
 def test_a_part_that_ends_before_it_answers_says_where_its_log_is(tmp_path: Path) -> None:
