@@ -34,6 +34,7 @@ PROGRAMS = {
     "up": ("infra.up:main", "Start Prefect, MLflow, Evidently, the API and a worker on this machine."),
     "pull": ("tasks.promotion.pull:main", "Bring a registered version back with its data."),
     "gc": ("tasks.promotion.gc:main", "Show what could be freed on disk, or free it."),
+    "cloud": ("infra.aws.cloud:app", "What it needs on AWS: up, status, down."),
 }
 INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
 

@@ -1,0 +1,1 @@
+"""AWS: the templates of what evergreen needs there, and what acts on them."""
