@@ -9,6 +9,7 @@ user's password is in the variable of its name. As often as you like: a password
 import os
 import sys
 from collections.abc import Mapping
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
@@ -39,7 +40,7 @@ def _make_user(connection: psycopg.Connection, name: str, password: str) -> None
     connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(user))
 
 
-def _exists(connection: psycopg.Connection, query: sql.LiteralString, name: str) -> bool:
+def _exists(connection: psycopg.Connection, query: LiteralString, name: str) -> bool:
     return connection.execute(query, [name]).fetchone() is not None
 
 

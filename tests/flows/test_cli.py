@@ -28,9 +28,15 @@ def call(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=120)
 
 
-@pytest.fixture(params=[*cli.FLOWS, *cli.PROGRAMS])
+CLOUD = ("cloud up", "cloud status", "cloud down")
+
+
+@pytest.fixture(params=[*cli.FLOWS, *(name for name in cli.PROGRAMS if name != "cloud"), *CLOUD])
 def command(request: pytest.FixtureRequest) -> App:
-    return cli.app[request.param]
+    app = cli.app
+    for name in request.param.split():
+        app = app[name]
+    return app
 
 
 def test_the_list_of_commands_comes_without_what_they_import() -> None:
