@@ -87,8 +87,8 @@ lock: setup  ## pin pyproject.toml anew (no index address gets into the files)
 	"$$UV" pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 pyproject.toml -o requirements.lock && \
 	"$$UV" pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 
-deploy: setup  ## put prefect.yaml's deployments on the server at PREFECT_API_URL; SCHEDULES=1: its schedules too
-	@$(BIN)/python -m flows.cli deploy $(if $(SCHEDULES),--schedules)
+deploy: setup  ## put prefect.yaml's deployments on the server at PREFECT_API_URL; SCHEDULES=1: its schedules too; CODE=store: workers pull the commit
+	@$(BIN)/python -m flows.cli deploy $(if $(SCHEDULES),--schedules) $(if $(CODE),--code $(CODE))
 
 ui-mlflow: setup  ## the MLflow UI on http://127.0.0.1:5000
 	@exec $(BIN)/python -m infra.servers

@@ -4,7 +4,8 @@
 
 `make deploy` and `make up` run it; as often as you like. What a person has paused or edited on the server stays: a
 deployment that is there keeps its schedules, and an automation that is off stays off. `--schedules` puts the schedules
-of prefect.yaml in their place.
+of prefect.yaml in their place. `--code store` brings the commit to the store of a team, from which a worker pulls it
+for each run: such a worker needs the environment and no checkout.
 
 The automations are what the server does by itself: it starts a retrain that is wanted, and answers runs that die. A run
 is never scheduled again under its own id: Prefect may then execute it twice at once. A retrain that died is a new run
@@ -20,7 +21,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import yaml
@@ -33,7 +34,10 @@ from prefect.client.schemas.responses import DeploymentResponse
 from flows import cli, runs
 from infra import HEARTBEAT, HEARTBEAT_S, PATIENCE, servers
 from tasks import params
+from tasks.runtime import store
+from tasks.runtime.code import save_code
 
+Steps = list[dict[str, dict[str, str]]]  # of Prefect's, by name, with their inputs
 TIMEOUT_S = 120
 SILENCE = timedelta(seconds=5 * HEARTBEAT_S)  # so long that a server may be away for a minute, and nobody is missed
 LEFT = "left behind by a worker that is gone"
@@ -48,22 +52,35 @@ AGAIN = (  # a run by hand has no decision, and promotes under its own id: the n
 RETRAIN, RETRAIN_AGAIN = "retrain", "retrain-again"  # the deployments
 
 
-def main(*, schedules: bool = False, no_worker_runs: bool = False) -> None:
+def main(
+    *, schedules: bool = False, no_worker_runs: bool = False, code: Literal["checkout", "store"] = "checkout"
+) -> None:
     """Put prefect.yaml's deployments and the automations on the server at PREFECT_API_URL.
 
     Args:
         schedules: Take prefect.yaml's schedules, whatever the server has.
         no_worker_runs: Take each run that the server calls running for dead.
+        code: Where a worker finds the code. checkout: in a folder at this one's path. store: it pulls this commit from
+            EVERGREEN_STORE.
     """
+    pull = pull_steps(Path.cwd()) if code == "store" else None
     with get_client(sync_client=True) as client:
-        names = deploy(Path.cwd(), client, schedules=schedules, no_worker_runs=no_worker_runs)
+        names = deploy(Path.cwd(), client, schedules=schedules, no_worker_runs=no_worker_runs, pull=pull)
     print(f"deployed: {', '.join(names)}")
 
 
 def deploy(
-    checkout: Path, client: SyncPrefectClient, *, schedules: bool = False, no_worker_runs: bool = False
+    checkout: Path,
+    client: SyncPrefectClient,
+    *,
+    schedules: bool = False,
+    no_worker_runs: bool = False,
+    pull: Steps | None = None,
 ) -> list[str]:
     """Put everything on the server. Returns the deployments' names.
+
+    Args:
+        pull: What a worker does before each run to have the code. None: it goes to a folder at the checkout's path.
 
     Raises RuntimeError with Prefect's own words where a deployment is refused."""
     pool, plan = servers.read_pool(checkout), yaml.safe_load((checkout / "prefect.yaml").read_text())
@@ -71,12 +88,30 @@ def deploy(
         client.read_work_pool(pool)
     except exceptions.ObjectNotFound:  # somebody may have made it of another type
         client.create_work_pool(actions.WorkPoolCreate(name=pool, type="process"))
+    plan = plan if pull is None else {**plan, "pull": pull}
     put_deployments(checkout, adapt_plan(plan, read_deployments(plan, client), schedules=schedules))
     put_automations(client, attempts=params.load(checkout / "params.yaml").policy.attempts)
     if no_worker_runs:
         for run in rerun_left_behind(pool, client):
             print(f"{run.name}: {LEFT}")
     return [deployment["name"] for deployment in plan["deployments"]]
+
+
+def pull_steps(checkout: Path) -> Steps:
+    """Bring the checkout's commit to the store of a team; the steps by which a worker takes it from there.
+
+    Raises:
+        ValueError: There is no store, or the checkout has edits that are not committed.
+    """
+    shared = store.find_store()
+    if shared is None:
+        raise ValueError(f"--code store needs a store that the workers reach: set {store.VARIABLE}.")
+    folder = save_code(checkout, shared)
+    if isinstance(shared, store.S3Store):
+        source = {"bucket": shared.bucket, "folder": f"{shared.prefix}/{folder}".lstrip("/")}
+        return [{"prefect_aws.deployments.steps.pull_from_s3": source}]
+    directory = f"{shared.address}/{folder}"
+    return [{"prefect.deployments.steps.set_working_directory": {"directory": directory}}]
 
 
 # --- the deployments -----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The code of a run: the checkout's files as they are, or as they were at a commit, and the patch from that commit.
 
 Everything that git tracks travels, and new files that look like code. Data and secrets that git does not track stay.
+Where there is no git, a snapshot (snapshot.py) says which commit the code is of.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tasks import log, params
+from tasks.runtime import snapshot, store
 
 UNKNOWN = "unknown"  # the commit of a run that was made without git, or before the first commit
 LEFT_OUT = ("data", "models", "reports", ".git", ".venv", ".evergreen")  # where no git says what the code is
@@ -39,6 +41,9 @@ def copy_code(checkout: Path, root: Path, *, commit: str | None, patch: Path | N
     if commit is not None:
         return _code_of_commit(checkout, root, commit=commit, patch=patch)
     if not _is_in_git(checkout):
+        if found := snapshot.read_snapshot(checkout):
+            snapshot.copy_snapshot(checkout, found, root)
+            return found.commit, b""
         _copy_tree(checkout, root)
         return UNKNOWN, b""
     with _write_tree(checkout) as (tree, env):
@@ -52,7 +57,9 @@ def copy_code(checkout: Path, root: Path, *, commit: str | None, patch: Path | N
 def _code_of_commit(checkout: Path, root: Path, *, commit: str, patch: Path | None) -> tuple[str, bytes]:
     if commit == UNKNOWN and patch is None:
         raise ValueError("the code of a run without a commit and without a patch is not known: it was made without git")
-    if commit != UNKNOWN:
+    if commit != UNKNOWN and not _is_in_git(checkout):
+        _copy_snapshot_of(commit, root)
+    elif commit != UNKNOWN:
         commit = _git(checkout, "rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}").decode().strip()
         _unpack_tree(checkout, root, tree=commit)
     if patch is None:
@@ -60,6 +67,42 @@ def _code_of_commit(checkout: Path, root: Path, *, commit: str, patch: Path | No
     # The ceiling: a workspace lies inside the checkout, and git would take the checkout's paths for the patch's.
     _git(root, "apply", "--whitespace=nowarn", str(patch.resolve()), env={"GIT_CEILING_DIRECTORIES": str(root.parent)})
     return commit, patch.read_bytes()
+
+
+def _copy_snapshot_of(commit: str, root: Path) -> None:
+    """Fill `root` with the code of a commit that was deployed from the store of a team."""
+    shared = store.find_store()
+    with tempfile.TemporaryDirectory() as scratch:
+        code = snapshot.fetch_snapshot(commit, Path(scratch), shared) if shared else None
+        if code is None:
+            raise ValueError(
+                f"the code of commit {commit} is not known here: there is no git, and no store that has it. Run this "
+                "in a clone, or deploy that commit with `evergreen deploy --code store`."
+            )
+        snapshot.copy_snapshot(Path(scratch), code, root)
+
+
+def save_code(checkout: Path, shared: store.Store) -> str:
+    """Bring the checkout's commit to the store of a team; the folder's name there.
+
+    Raises:
+        ValueError: There is no commit, or the checkout differs from it: a worker without git could not tell how.
+    """
+    commit, patch = find_commit_and_patch(checkout)
+    if commit == UNKNOWN:
+        raise ValueError(f"code must be committed to travel to workers, but {checkout} has no commit. Commit it.")
+    if patch:
+        lines = patch.decode(errors="replace").splitlines()
+        edited = [line.rpartition(" b/")[2] for line in lines if line.startswith("diff --git ")]
+        raise ValueError(
+            f"code must be committed to travel to workers, but {checkout} has edits that are not "
+            f"({', '.join(edited[:5])}{', ...' if edited[5:] else ''}). Commit them, or put them away with `git stash`."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        copy_code(checkout, Path(scratch), commit=commit, patch=None)
+        if (lock := checkout / "dvc.lock").exists():
+            shutil.copyfile(lock, Path(scratch) / "dvc.lock")
+        return snapshot.save_snapshot(Path(scratch), commit, shared)
 
 
 def _is_in_git(checkout: Path) -> bool:
@@ -78,7 +121,8 @@ def find_commit_and_patch(checkout: Path) -> tuple[str, bytes]:
     """
     checkout = checkout.resolve()
     if not _is_in_git(checkout):
-        return UNKNOWN, b""
+        found = snapshot.read_snapshot(checkout)
+        return found.commit if found else UNKNOWN, b""
     with _write_tree(checkout) as (tree, env):
         return _diff_from_head(checkout, tree, env)
 

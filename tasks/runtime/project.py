@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.runtime import store
+from tasks import params
+from tasks.runtime import snapshot, store
 
 # Of an S3 remote whose settings name none, seconds: DVC's own wait is a minute, five times.
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60
@@ -72,9 +73,12 @@ def _settings_of(root: Path) -> Any:
 
 
 def find_cache(checkout: Path) -> str:
+    """DVC's cache: as its settings say, else in the checkout. Code that was pulled for one run has it in the home."""
     from dvc.config import Config
 
-    return str(Config(str(checkout / ".dvc")).read()["cache"].get("dir") or checkout / ".dvc" / "cache")
+    is_pulled = (checkout / snapshot.LIST).exists()
+    usual = params.home(checkout) / "dvc" if is_pulled else checkout / ".dvc" / "cache"
+    return str(Config(str(checkout / ".dvc")).read()["cache"].get("dir") or usual)
 
 
 def find_remote(root: Path) -> str | None:

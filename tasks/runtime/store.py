@@ -128,9 +128,7 @@ class FolderStore:
 
     def list_names(self, folder: str) -> list[str]:
         with self._explain("list", folder):
-            paths = (
-                path for path in (self.root / folder).rglob("*") if not path.name.startswith(".") and path.is_file()
-            )
+            paths = (path for path in (self.root / folder).rglob("*") if _is_whole(path))
             return sorted(str(path.relative_to(self.root)) for path in paths)
 
     def remove(self, name: str) -> None:
@@ -145,6 +143,11 @@ class FolderStore:
             raise
         except OSError as error:
             raise StoreError(f"cannot {act} {name} in the store {self.address}: {error}") from None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether it is a file under its own name: `files.publish` and `add` write under another first."""
+    return path.is_file() and not (path.name.startswith(".") and path.name.endswith(".new"))
 
 
 # --- a bucket of S3 --------------------------------------------------------------------------------------------------
@@ -269,7 +272,7 @@ def _fetch_file(shared: Store, name: str, path: Path) -> None:
 
 
 def share_folder(folder: Path, name: str, *, removes: str = "", last: str = "") -> int:
-    """Bring this folder's files to a store's folder, as far as it lacks them. Hidden ones stay.
+    """Bring this folder's files to a store's folder, as far as it lacks them.
 
     Args:
         removes: a pattern of names that are removed there if this folder has them no more.
@@ -282,7 +285,7 @@ def share_folder(folder: Path, name: str, *, removes: str = "", last: str = "") 
         return 0
     try:
         there = set(shared.list_names(name))
-        paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        paths = sorted(path for path in folder.rglob("*") if _is_whole(path))
         here = {f"{name}/{path.relative_to(folder)}": path for path in paths}
         missing, gone = (
             here.keys() - there,

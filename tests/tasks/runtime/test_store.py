@@ -95,7 +95,7 @@ def test_the_address_chooses_the_kind(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_a_folder_is_shared_and_fetched_as_far_as_it_is_missing(shared: Store, tmp_path: Path) -> None:
     here, other = tmp_path / "here", tmp_path / "other"
-    for name in ("grid.json", "a/model.ubj", "a/losses-1.parquet", "a/.hidden"):
+    for name in ("grid.json", "a/model.ubj", "a/losses-1.parquet", "a/.hidden.new"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(name)
     assert store.share_folder(here, "evidence/one") == 3
