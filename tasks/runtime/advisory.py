@@ -85,10 +85,9 @@ class AdvisoryLock:
         """Who holds the lock, and since when; says so where nobody does."""
         import psycopg
 
-        unsigned = self.key % 2**64
         try:
             with self._connect() as connection:
-                row = connection.execute(HOLDER, [unsigned - 2**64 if unsigned >= 2**63 else unsigned]).fetchone()
+                row = connection.execute(HOLDER, [self.key]).fetchone()
         except psycopg.Error:
             return "which the database does not tell"
         return f"{row[0]}, since {row[1].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if row else "which has just ended"
