@@ -1,6 +1,10 @@
 """tasks.runtime.remote: what one machine has made, another takes from the DVC remote."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +90,46 @@ def test_what_the_remote_has_is_not_sent_again(shared_checkout: Path) -> None:
         run_all(space)
         assert remote.push_outputs(space.root) > 5
         assert remote.push_outputs(space.root) == 0
+
+
+PUSHER = """
+import os, signal, sys
+from dvc_objects.fs import generic
+from pathlib import Path
+from tasks.runtime import remote
+step, left = sys.argv[2], int(sys.argv[3])
+holder = {"note": (generic, "copy"), "outputs": (remote, "_find_notes")}[step]
+whole = getattr(*holder)
+def dying(*args, **more):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*args, **more)
+setattr(*holder, dying)
+remote.push_outputs(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(("step", "call"), [("outputs", 1), ("note", 1), ("note", 2)])
+def test_a_push_that_is_killed_between_outputs_and_notes_is_finished_by_the_next(
+    step: str, call: int, shared_checkout: Path, tmp_path: Path
+) -> None:
+    """Outputs go first: a note in the remote never names what is not there."""
+    root = Path(__file__).parents[3]
+    with open_workspace(shared_checkout) as space:
+        run_all(space)
+        made = {name: content(space.root / name) for name in ("models", "reports")}
+        command = [sys.executable, "-c", PUSHER, str(space.root), step, str(call)]
+        killed = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        with open_workspace(clone(shared_checkout, tmp_path / "between")) as other:
+            assert "ran" in run_all(other)[1:]
+            assert {name: content(other.root / name) for name in made} == made
+        assert remote.push_outputs(space.root) > 0  # the notes that are missing
+    with open_workspace(clone(shared_checkout, tmp_path / "after")) as other:
+        assert run_all(other)[1:] == ["cached", "cached"]
+        assert {name: content(other.root / name) for name in made} == made
 
 
 def test_a_fresh_workspace_takes_nothing_from_the_remote(shared_checkout: Path) -> None:
