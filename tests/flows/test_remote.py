@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.retrain import retrain
 from tasks import params
@@ -13,7 +14,7 @@ from tasks.promotion.pull import pull_version
 from tasks.runtime import project as dvc_project
 from tasks.runtime import remote
 from tests.flows.conftest import Project, commit, make_checkout
-from tests.tasks.runtime.conftest import content, dvc, git
+from tests.tasks.runtime.conftest import content, dvc, git, objects
 
 
 def add_remote(folder: Path, storage: Path) -> None:
@@ -75,4 +76,9 @@ def test_a_machine_with_an_empty_disk_makes_nothing_anew_that_another_has_made(
         stage.name: "ran" if stage.name == "ingest" else "cached" for stage in first.stages
     }
     assert second.run_id == first.run_id
+    runs = registry.open_registry(params.load(other / "params.yaml").registry).runs
+    lock = yaml.safe_load(runs.fetch(first.run_id, "dvc.lock", tmp_path / "scratch").read_text())
+    outputs = sum(out["size"] for stage in lock["stages"].values() for out in stage.get("outs", []))
+    came = sum(path.stat().st_size for path in objects(other))  # what ingest made here among it
+    assert came <= 1.05 * outputs
     assert "Same recipe and same data" in second.verdict.reasons[0]
