@@ -14,8 +14,9 @@ reported, and its row is kept.
 
 import html
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from tasks import log
 from tasks.data import contract, expressions, manifest, periods, timeline
 from tasks.params import FAULT, PLACE, TIMES, Params, Source, Table
-from tasks.runtime import files, sql, stage
+from tasks.runtime import engine, files, sql, stage
 from tasks.runtime.sql import literal, parquet, quote
 
 CODE = periods.hash_code(__file__, contract.__file__, expressions.__file__, sql.__file__, timeline.__file__)
@@ -34,63 +35,89 @@ Counts = dict[str, Any]  # rows, bad, superseded, and by rule or column: by_rule
 
 def clean(p: Params, folder: Path = Path()) -> None:
     """Write <clean>, <quarantine> and the quality report. Raises ValueError when too many rows of a table are bad."""
-    con = stage.connect(p)
     for output in (p.paths.clean, p.paths.quarantine):
         shutil.rmtree(folder / output, ignore_errors=True)
         (folder / output).mkdir(parents=True)
     raw = manifest.RawManifest.read(folder / p.paths.raw).tables
-    counts = {name: _clean_table(con, name, p, folder, raw[name]) for name in contract.sort_tables(p.contract)}
+    order = contract.sort_tables(p.contract)
+    counts = {name: _clean_table(name, p, folder, raw[name], order[:place]) for place, name in enumerate(order)}
     write_report({name: counts[name] for name in p.contract}, p, folder / p.paths.reports)
     refuse_bad_tables(counts, p)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One table to clean: its settings, the names of its source's files, and the label where it is the spine's."""
+    """One table to clean: its settings, the names of its source's files, and the tables that are clean already.
 
-    con: duckdb.DuckDBPyConnection
+    Attributes:
+        references: the hashes of the tables that this one refers to: when they change, so may its bad rows.
+    """
+
+    p: Params
+    folder: Path
     name: str
-    table: Table
-    source: Source
     files: tuple[str, ...]
-    label: str | None
+    before: tuple[str, ...]
+    references: tuple[str, ...]
+
+    @property
+    def table(self) -> Table:
+        return self.p.contract[self.name]
+
+    @property
+    def source(self) -> Source:
+        return self.p.sources[self.name]
+
+    @property
+    def label(self) -> str | None:
+        """The label's expression, where the table is the spine's."""
+        return self.p.label.expression if self.name == self.p.spine.table else None
+
+    @cached_property
+    def con(self) -> duckdb.DuckDBPyConnection:
+        """A connection that has the clean tables."""
+        con = stage.connect(self.p)
+        for name in self.before:
+            self.create_view(con, name)
+        return con
+
+    def create_view(self, con: duckdb.DuckDBPyConnection, name: str) -> None:
+        if paths := sorted((self.folder / self.p.paths.clean / name).glob("*.parquet")):
+            con.execute(f"CREATE VIEW {quote(name)} AS FROM {parquet(paths)}")
+        else:  # nothing of it was known by as_of
+            con.execute(f"CREATE TABLE {quote(name)} ({contract.columns_sql(self.p.contract[name])})")
 
 
-def _clean_table(con: duckdb.DuckDBPyConnection, name: str, p: Params, folder: Path, raw: manifest.RawTable) -> Counts:
-    """Clean one table's periods in turn. Returns their counts added up, with what its files held."""
-    table, cleaned = p.contract[name], folder / p.paths.clean / name
-    job = Job(
-        con, name, table, p.sources[name], tuple(raw.files), p.label.expression if name == p.spine.table else None
-    )
-    # The contents of the tables that this one refers to: when they change, so may its bad rows.
-    others = [sorted(cleaned.with_name(other).glob("*")) for other in contract.find_references(table)]
+def _clean_table(name: str, p: Params, folder: Path, raw: manifest.RawTable, before: Sequence[str]) -> Counts:
+    """Clean one table's periods. Returns their counts added up, with what its files held."""
+    cleaned = folder / p.paths.clean
+    others = [sorted((cleaned / other).glob("*")) for other in contract.find_references(p.contract[name])]
     references = [periods.hash_file(path) for paths in others for path in paths]
-    counts = []
-    for file in sorted((folder / p.paths.raw / name).glob("*.parquet")):
-        targets = {cleaned / file.name: "clean.parquet", folder / p.paths.quarantine / name / file.name: "held.parquet"}
-        counts.append(_clean_period(job, file, references, targets))
-    if paths := sorted(cleaned.glob("*.parquet")):
-        con.execute(f"CREATE VIEW {quote(name)} AS FROM {parquet(paths)}")
-    else:  # nothing of it was known by as_of
-        con.execute(f"CREATE TABLE {quote(name)} ({contract.columns_sql(table)})")
-    total = add_counts([*counts, _count_across_periods(con, name, table)])
+    job = Job(engine.divide(p), folder, name, tuple(raw.files), tuple(before), tuple(references))
+    paths = sorted((folder / p.paths.raw / name).glob("*.parquet"))
+    names = [f"the period {path.stem} of {name}" for path in paths]
+    counts = engine.map_ordered(clean_period, job, paths, p, names=names, threads=1)
+    job.create_view(job.con, name)
+    total = add_counts([*counts, _count_across_periods(job.con, name, job.table)])
     return total | raw.model_dump(include={"read", "empty", "later", "lacking"})
 
 
-def _clean_period(job: Job, file: Path, references: list[str], targets: dict[Path, str]) -> Counts:
+def clean_period(job: Job, file: Path) -> Counts:
+    """Put a period's good and bad rows in place, made now or linked from the cache. Returns their counts."""
     entry = periods.hash_inputs(
         "clean",
         periods.hash_file(file),
         (job.name, job.table.model_dump(), job.source.model_dump(exclude={"address"}), job.label),
         _name_winners(job, file),
-        references,
+        list(job.references),
         CODE,
     )
+    good, bad = (job.folder / folder / job.name / file.name for folder in (job.p.paths.clean, job.p.paths.quarantine))
 
     def make(into: Path) -> None:
         _clean_file(job, file, into)
 
-    periods.provide(entry, targets, make)
+    periods.provide(entry, {good: "clean.parquet", bad: "held.parquet"}, make)
     return dict(periods.read_json(entry, "counts.json", make))
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from tasks import log
 from tasks.data import contract, featurerows, featuresql, leaks, manifest, periods, sqlcheck
 from tasks.params import Params, spell
-from tasks.runtime import stage
+from tasks.runtime import engine, stage
 from tasks.runtime.sql import parquet, quote, time_sql
 
 CODE = periods.hash_code(__file__, featuresql.__file__, featurerows.__file__, contract.__file__, sqlcheck.__file__)
@@ -56,26 +56,36 @@ def build(p: Params, clean: Path, out: Path, sql: str) -> manifest.Probes:
     featuresql.check_sql(p, sql)
     tables, at_least = open_tables(p, clean), p.features.leak_probes
     spans = [period for period, _ in tables.timed[p.spine.table]]
-
-    def job_of(place: int) -> Job:
-        return Job(p, tables, spans[place], sql, look_further=at_least > 0 and place >= len(spans) - 2)
-
-    plan = leaks.plan_moments(
-        functools.cache(lambda place: job_of(place).read_times()),
-        [period.name for period in spans],
-        at_least=at_least,
-        lead=p.features.lead,
-    )
-    rows = 0
-    for place, alone in enumerate(leaks.spread_evenly(at_least, len(spans))):
-        job, target = job_of(place), out / f"{spans[place].name}.parquet"
-        if periods.provide(job.key, {target: "rows.parquet"}, job.make):
-            log.info("%s computed", job.period.name)
-        rows += job.check(target, plan[place], alone=alone)
+    names, task = [period.name for period in spans], Build(engine.divide(p), tables, sql, out)
+    read_times = functools.cache(lambda place: task.open_job(spans[place]).read_times())
+    plan = leaks.plan_moments(read_times, names, at_least=at_least, lead=p.features.lead)
+    works = [
+        Work(spans[place], tuple(plan[place]), alone, look_further=at_least > 0 and place >= len(spans) - 2)
+        for place, alone in enumerate(leaks.spread_evenly(at_least, len(spans)))
+    ]
+    rows = engine.map_ordered(build_period, task, works, p, names=[f"the period {name}" for name in names], threads=1)
     read = sqlcheck.find_tables(sql)
     return manifest.Probes(
-        moments=sum(map(len, plan)), rows=rows, unseen=[name for name in tables.static if name.lower() in read]
+        moments=sum(map(len, plan)), rows=sum(rows), unseen=[name for name in tables.static if name.lower() in read]
     )
+
+
+@dataclass(frozen=True)
+class Work:
+    """A period to build, and where to look for leaks in it: at some moments, and at so many rows alone."""
+
+    period: periods.Period
+    moments: Sequence[leaks.Moment]
+    alone: int
+    look_further: bool
+
+
+def build_period(task: "Build", work: Work) -> int:
+    """The features of a period, and the look for leaks in them. Returns how many rows were computed again."""
+    job, target = task.open_job(work.period, look_further=work.look_further), task.out / f"{work.period.name}.parquet"
+    if periods.provide(job.key, {target: "rows.parquet"}, job.make):
+        log.info("%s computed", job.period.name)
+    return job.check(target, work.moments, alone=work.alone)
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,20 @@ class Tables:
 def open_tables(p: Params, clean: Path) -> Tables:
     timed = {name: list(periods.list_files(clean / name)) for name, source in p.sources.items() if source.event_time}
     return Tables(timed, {name: sorted((clean / name).glob("*.parquet")) for name in p.sources if name not in timed})
+
+
+@dataclass(frozen=True)
+class Build:
+    """What all periods are made of, and where they go."""
+
+    p: Params
+    tables: Tables
+    sql: str
+    out: Path
+
+    def open_job(self, period: periods.Period, *, look_further: bool = False) -> "Job":
+        """A new one each time, since it holds the period's tables."""
+        return Job(self.p, self.tables, period, self.sql, look_further)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from tasks import LOOPBACK
 from tasks.params.values import Duration, Moment, normalize_encoding, spell, spelled_as, suggest
 
 Task = Literal["binary", "multiclass", "regression"]
@@ -212,7 +213,34 @@ class Stage(Section):
     memory: Annotated[
         str, spelled_as(r"\d+(\.\d+)? ?([kKMGT]i?B|%)", "an amount of memory is such as 4GB or 500MB")
     ] = "4GB"
+    cluster: (
+        Annotated[
+            str,
+            spelled_as(
+                r"local:[1-9]\d{0,2}|(tcp|tls)://[^\s/@]+:\d{1,5}",
+                "a cluster is local:<processes>, or the address of a Dask scheduler, tls://<host>:<port>",
+            ),
+        ]
+        | None
+    ) = None
     limits: dict[str, Duration]
+
+    def split_memory(self) -> tuple[float, str]:
+        """The number of `memory`, and its unit."""
+        number = re.match(r"[\d.]+", self.memory)
+        assert number  # its spelling is checked
+        return float(number[0]), self.memory[number.end() :].strip()
+
+    @model_validator(mode="after")
+    def _safe(self) -> "Stage":
+        scheme, _, place = (self.cluster or "").partition("://")
+        if scheme == "tcp" and place.rpartition(":")[0].strip("[]") not in LOOPBACK:
+            raise ValueError(
+                f"cluster must be tls:// beyond this machine, since Dask runs what it is sent; got {self.cluster!r}: "
+                "write tls://, with Dask's distributed.comm.tls settings on both sides; or reach it by a tunnel, as "
+                f"tcp://{LOOPBACK[0]}:<port>."
+            )
+        return self
 
     @model_validator(mode="after")
     def _known(self) -> "Stage":

@@ -10,6 +10,7 @@ import contextlib
 import json
 import resource
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tasks.runtime import files
 FIRST = "ingest"  # DVC runs it in every run, so that what is older is of an earlier run
 PART = "cpu."  # and the part: the name of a metric
 HOUR_S = 3600.0
+_elsewhere: list[float] = []
 
 
 def begin(root: Path) -> None:
@@ -49,9 +51,20 @@ def measure(root: Path, part: str) -> Iterator[None]:
 
 
 def read_usage() -> float:
-    """CPU seconds of this process so far: user and system, with all threads, and the children that have ended."""
+    """CPU seconds of this process so far: user and system, with all threads, the children that have ended, and what
+    workers of its engine took."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages) + sum(_elsewhere)
+
+
+def read_own_usage() -> float:
+    """The same without children."""
+    return time.process_time() + sum(_elsewhere)
+
+
+def add_elsewhere(seconds: float) -> None:
+    """Count what a worker of this process's engine took: it goes on living, so the kernel does not count it yet."""
+    _elsewhere.append(seconds)
 
 
 def list_metrics(parts: Mapping[str, float], cpu_price: float) -> dict[str, float]:

@@ -163,7 +163,7 @@ def connect(p: Params) -> "DuckDBPyConnection":
             "threads": p.stage.threads,
             "memory_limit": p.stage.memory,
             # Of its own: what lies in it may be read even where files may not (tasks/data/sqlcheck.py).
-            "temp_directory": str(_spill_folder(Path.cwd()) / secrets.token_hex(8)),
+            "temp_directory": str(spill_folder(Path.cwd()) / secrets.token_hex(8)),
             "temp_file_encryption": True,
             "force_mbedtls_unsafe": "true",
             "errors_as_json": True,  # with their place, for tasks/data/sqlcheck.py
@@ -174,7 +174,7 @@ def connect(p: Params) -> "DuckDBPyConnection":
 
 
 @functools.cache
-def _spill_folder(project: Path) -> Path:
+def spill_folder(project: Path) -> Path:
     """A private folder of this process: in the project's .dvc/tmp, so on the disk of its data, else in the system's."""
     with contextlib.suppress(OSError):
         if (project / ".dvc").is_dir():

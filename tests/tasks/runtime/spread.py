@@ -1,0 +1,114 @@
+"""Functions that the engine's tests spread: a worker imports them by name. And schedulers and workers, as programs."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from tasks import log
+from tasks.params import Params
+from tasks.runtime import engine
+from tests.tasks import small
+
+ROOT = Path(__file__).parents[3]
+
+
+def settings(cluster: str | None, threads: int = 2) -> Params:
+    return small.settings(**{"stage.cluster": cluster, "stage.threads": threads})
+
+
+def square(factor: int, item: int) -> int:
+    log.info("the square of %s", item)
+    return factor * item * item
+
+
+def fail_at_2_and_4(folder: Path, item: int) -> int:
+    """4 fails at once, 2 a little later; what was begun leaves a mark each time."""
+    with (folder / f"{item}").open("a") as stream:
+        stream.write("begun\n")
+    time.sleep(0.3 if item == 2 else 0.0)
+    if item in (2, 4):
+        raise ValueError(f"item {item} is wrong")
+    return item
+
+
+def die_once(folder: Path, item: int) -> int:
+    """The first to work on item 3 is killed as by the kernel."""
+    mark = folder / "killed"
+    if item == 3 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item * item
+
+
+def die_at_3(_shared: None, item: int) -> int:
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def mark_and_wait(folder: Path, item: int) -> int:
+    """Until the file `go` is there."""
+    (folder / f"begun-{item}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.02)
+    return item * item
+
+
+def spin(folder: Path, item: int) -> int:
+    (folder / f"{item}-{os.getpid()}").touch()
+    while True:
+        item += 1
+
+
+def map_inside(p: Params, item: int) -> tuple[int, list[int]]:
+    """A map inside of a worker: it starts no processes."""
+    return len(psutil.Process().children()), engine.map_ordered(square, 1, [item, item + 1], p)
+
+
+def see(_shared: None, _item: int) -> tuple[int, str, str | None, list[str]]:
+    """The process, its folder, its OMP_NUM_THREADS and the addresses that it listens on."""
+    return os.getpid(), str(Path.cwd()), os.environ.get("OMP_NUM_THREADS"), listening(os.getpid())
+
+
+def listening(pid: int) -> list[str]:
+    connections = psutil.Process(pid).net_connections(kind="inet")
+    return [str(one.laddr.ip) for one in connections if one.status == psutil.CONN_LISTEN]
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def run_program(*args: str, env: Mapping[str, str] = {}) -> Iterator["subprocess.Popen[bytes]"]:
+    program = subprocess.Popen(
+        [sys.executable, "-m", *args],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield program
+    finally:
+        program.kill()
+        program.wait()
+
+
+def scheduler(port: int, scheme: str = "tcp") -> Sequence[str]:
+    loopback = ("--host", f"{scheme}://127.0.0.1", "--port", f"{port}", "--no-dashboard", "--dashboard-address", ":0")
+    return ("distributed.cli.dask_scheduler", *loopback)
+
+
+def worker(port: int, scheme: str = "tcp") -> Sequence[str]:
+    address = f"{scheme}://127.0.0.1:{port}"
+    return ("distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1")
