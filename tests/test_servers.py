@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 from infra import postgres, programs, s3
 from infra import servers as parts
 from tests import servers
+from tests.waiting import wait_until
 
 
 def mode(path: Path) -> int:
@@ -55,17 +56,27 @@ def test_what_s3_has_acknowledged_outlives_its_process_on_other_ports_too() -> N
             server.client().put_object(Bucket=servers.BUCKET, Key="held", Body=body)
         (folder / "s3" / "ports.json").unlink()
         with servers.run_s3(folder) as server:
-            assert server.client().get_object(Bucket=servers.BUCKET, Key="held")["Body"].read() == body
+            assert wait_until(lambda: read(server, "held")) == body
+
+
+def read(server: s3.Server, key: str) -> bytes | None:
+    """None while the server, which has just been started, has not found its volumes yet."""
+    try:
+        return bytes(server.client().get_object(Bucket=servers.BUCKET, Key=key)["Body"].read())
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "InternalError":
+            raise
+        return None
 
 
 def test_s3_asks_for_its_keys_and_overwrites_nothing_that_is_to_be_new(s3_server: s3.Server, s3_store: str) -> None:
     assert mode(s3_server.folder / "identities.json") == 0o600
-    client, (_, _, bucket, prefix) = boto3.client("s3"), s3_store.split("/")
+    client, (_, _, bucket, prefix) = boto3.Session().client("s3"), s3_store.split("/")
     client.put_object(Bucket=bucket, Key=f"{prefix}/entry", Body=b"first", IfNoneMatch="*")
     with pytest.raises(ClientError, match="PreconditionFailed"):
         client.put_object(Bucket=bucket, Key=f"{prefix}/entry", Body=b"second", IfNoneMatch="*")
     assert client.get_object(Bucket=bucket, Key=f"{prefix}/entry")["Body"].read() == b"first"
-    stranger = boto3.client("s3", aws_access_key_id="stranger", aws_secret_access_key="none")
+    stranger = boto3.Session().client("s3", aws_access_key_id="stranger", aws_secret_access_key="none")
     with pytest.raises(ClientError, match="InvalidAccessKeyId"):
         stranger.list_objects_v2(Bucket=bucket)
 

@@ -237,7 +237,8 @@ def _connect(_process: int) -> Any:
 
     retries: Any = {"mode": "standard", "total_max_attempts": ATTEMPTS}
     config = Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries)
-    return boto3.client("s3", config=config)
+    # Of a session of its own: boto3's keeps the credentials that it found first.
+    return boto3.Session().client("s3", config=config)
 
 
 # --- folders whose files never change --------------------------------------------------------------------------------

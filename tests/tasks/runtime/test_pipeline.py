@@ -64,6 +64,7 @@ def test_a_fresh_workspace_uses_nothing_made_before_and_leaves_nothing(checkout:
         assert pipeline.read_lock(space.root) == made
         assert content(Path(space.env["EVERGREEN_HOME"])) == {"pii.key": b"k"}
         own = {name: folder for name, folder in space.env.items() if name != "EVERGREEN_CHECKOUT"}
+        assert (own.pop("EVERGREEN_STORE"), own.pop("EVERGREEN_LOCKS")) == ("", "")  # a team's are not used
         assert all(Path(folder).is_relative_to(space.root) for folder in own.values())
     assert objects(checkout) == before
 
