@@ -86,8 +86,9 @@ def give_up(p: params.Params, asked: Asked, as_of: datetime | None, reason: str)
 
 @runs.retried("is it too early")
 def is_too_early(p: params.Params, asked: Asked, as_of: datetime, limit: datetime | None = None) -> bool:
-    """Whether the gate would judge no candidate yet; the ledger then says why. Asked before the stages run or, without
-    clock.as_of, as soon as ingest has found the time. `limit` is the end of the data, if it is known."""
+    """Whether the gate would judge no candidate yet; the ledger then says why. Asked as soon as ingest has run and there
+    is anything to make; before that, where a decision is answered at a known time, for which the registry is open
+    already. `limit` is the end of the data, if it is known."""
     registry = open_registry(p.registry)
     as_of = params.to_utc(as_of)
     # What is later than this run may come from a clock that has been mended: the gate can tell, which knows the data.

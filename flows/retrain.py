@@ -11,9 +11,8 @@ import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,25 +21,29 @@ from pydantic import Field
 
 from flows import answers, cli, forms, people
 from flows.runs import pass_on_logs, retried
-from flows.stages import list_lineage, push_outputs, run_stages
+from flows.stages import list_changed, list_lineage, push_outputs, run_stages
 from tasks import params
 from tasks.data import manifest, state
 from tasks.monitoring import decisions, policy, skew
 from tasks.params import RetrainKind
-from tasks.promotion import changes, judge, ledger, outcome, recipe, record, tags, tracking
+from tasks.promotion import changes, judge, ledger, outcome, recipe, record, same, tags
 from tasks.promotion.page import render_verdict
 from tasks.promotion.registry import Registry, Version, open_registry
 from tasks.promotion.verdict import Verdict
 from tasks.runtime import clock, cost, locks, pipeline, workspaces
 from tasks.serving.journal import open_journal
 
-JUDGE = "judge"  # a part of the costs, as the stages are
 LONGEST = timedelta(hours=6)  # of a retrain, for those that wait for it
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """The result of a retrain. `version` is None unless it was promoted."""
+    """The result of a retrain.
+
+    Attributes:
+        version: None unless it was promoted.
+        links: None where nobody has asked MLflow for them yet.
+    """
 
     as_of: str
     record: str
@@ -49,6 +52,7 @@ class Retrained:
     version: int | None
     stages: tuple[pipeline.StageRun, ...]
     reports: Mapping[str, Any]
+    links: outcome.Links | None = None
 
 
 @forms.hide_from_form("decision", "attempt")
@@ -112,28 +116,34 @@ def make_and_judge(space: workspaces.Workspace, asked: answers.Asked, attempt: i
     if decision and answers.is_answered(p, decision):
         return None
     _refuse_further_attempt(p, attempt)
-    is_too_early = partial(answers.is_too_early, p, asked)
-    if p.clock.as_of and is_too_early(p.clock.as_of):
-        return None
-    tracking.preload()
     if p.clock.as_of:
         clock.refuse_ahead(params.load().clock, p.clock.as_of, force=force)
-        stages = run_stages(space, force=force)
-    else:  # ingest finds the time
+        if decision and answers.is_too_early(p, asked, p.clock.as_of):
+            return None
+    with same.start() as closer:
+
+        def is_too_early(moment: datetime, limit: datetime | None) -> bool:
+            closer.stop()  # there is something to make, so there is something to judge
+            return answers.is_too_early(p, asked, moment, limit)
+
         stages = run_stages(space, force=force, stops=is_too_early)
-    if stages is None:
-        return None
+        if stages is None:
+            return None
+        closed = None if list_changed(stages) else close_same(p, space, asked, closer)
+    if closed:
+        reports, verdict = read_reports(p, space.root), closed.verdict
+        return Retrained(closed.as_of, closed.record, verdict, closed.run_id, None, stages, reports, closed.links)
     registry = retried("open the registry")(open_registry)(p.registry)
     run = record_run(p, space, registry)
     push_outputs(space)  # before a version can name them
     compare_features(p, space.root, registry, return_state=True)  # whatever comes of it, the retrain goes on
-    with cost.measure(space.root, JUDGE):
+    with cost.measure(space.root, outcome.JUDGE):
         verdict = judge_candidate(p, space, registry, run)
-    verdict = add_costs(verdict, p, asked)
+    verdict = outcome.add_costs(verdict, asked.read_costs(), asked.kind, cpu_price=p.policy.cpu_price)
     tell_who_approves(p, verdict, decision)
     # While a person decides, other retrains wait: they would be judged against a champion that is about to go.
     verdict = people.ask_approval(verdict, p.gate)
-    verdict, version = carry_out(p, registry, run, verdict, decision=decision or f"retrain-{runtime.flow_run.id}")
+    verdict, version = carry_out(p, registry, run, verdict, decision=name_decision(asked))
     state.publish(p, space.root)
     return Retrained(run.as_of, run.record, verdict, run.run_id, version, stages, read_reports(p, space.root))
 
@@ -149,10 +159,13 @@ def _refuse_further_attempt(p: params.Params, attempt: int) -> None:
 
 
 @retried("compare features")
-def compare_features(p: params.Params, root: Path, registry: Registry) -> skew.Skew | None:
+def compare_features(
+    p: params.Params, root: Path, registry: Registry | None, champion: Version | None = None
+) -> skew.Skew | None:
     """Warn of each feature whose value, computed today, differs from the one that the champion predicted with. The
     retrain goes on: late data may change a feature, and the candidate is judged on its own holdout."""
-    champion, logger = registry.find_champion(), get_run_logger()
+    logger = get_run_logger()
+    champion = registry.find_champion() if registry else champion
     if champion is None:
         return None
     with closing(open_journal(p.journal)) as journal:
@@ -206,6 +219,25 @@ def limit_cost(p: params.Params, kind: RetrainKind, as_of: datetime | None, *, f
         raise ValueError(f"{obstacle} With --force it starts all the same.")
     limit = policy.allot_trials(p.policy, costs)
     return {"tune.cpu": params.spell(limit)} if limit and kind == "search" else {}
+
+
+@retried("nothing changed")
+def close_same(
+    p: params.Params, space: workspaces.Workspace, asked: answers.Asked, closer: same.Closer
+) -> same.Closed | None:
+    """Close a retrain whose stages came to what they came to before, if that is what serves."""
+    made = same.Made(space.root, name_decision(asked), asked.kind, asked.read_costs())
+    if (closed := closer.close(made)) is None:
+        return None
+    get_run_logger().info("%s: %s", closed.verdict.outcome, " ".join(closed.verdict.reasons))
+    compare_features(p, space.root, None, closed.champion, return_state=True)
+    push_outputs(space)
+    state.publish(p, space.root)
+    return closed
+
+
+def name_decision(asked: answers.Asked) -> str:
+    return asked.decision or f"retrain-{runtime.flow_run.id}"
 
 
 @retried("tell who approves")
@@ -280,31 +312,9 @@ def carry_out(
                 cpu=verdict.figures["cpu_s"],
             )
             return verdict, done.number
-        registry.append(
-            ledger.Entry(
-                "verdict",
-                decision,
-                as_of,
-                run=run.run_id,
-                champion=verdict.figures.get("champion_version", serving.number if serving else None),
-                outcome=verdict.outcome,
-                reasons=verdict.reasons,
-                counts_as_look=verdict.counts_as_look,
-                cpu=verdict.figures["cpu_s"],
-                verdict=verdict.to_dict(),
-            )
-        )
+        champion = serving.number if serving else None
+        outcome.append_verdict(registry, verdict, run.run_id, decision=decision, as_of=as_of, champion=champion)
     return verdict, None
-
-
-def add_costs(verdict: Verdict, p: params.Params, asked: answers.Asked) -> Verdict:
-    """The verdict with the kind of its retrain and what that took: the stages that ran, the evidence, the judging."""
-    parts = asked.read_costs()
-    if evidence := float(verdict.figures.get("evidence_cpu", 0.0)):
-        parts = {**parts, "evidence": evidence, JUDGE: max(parts.get(JUDGE, 0.0) - evidence, 0.0)}
-    parts = {part: round(seconds, 2) for part, seconds in parts.items()}
-    spent = {"cpu_s": round(sum(parts.values()), 2), "cpu": parts, "cost": cost.price(parts, p.policy.cpu_price)}
-    return replace(verdict, figures={**verdict.figures, "kind": asked.kind, **spent})
 
 
 def read_reports(p: params.Params, root: Path) -> dict[str, Any]:
@@ -331,14 +341,14 @@ def publish(done: Retrained, p: params.Params) -> None:
         for stage in done.stages
     ]
     artifacts.create_table_artifact(steps, key="stages", description="what ran, and what was taken from the cache")
-    registry = open_registry(p.registry)
-    publish_picture(done, registry)
-    link = registry.tracking.find_link(done.run_id)
-    artifacts.create_link_artifact(link, key="mlflow-run", link_text="the MLflow run")
-    against = outcome.find_opponent(done.verdict)
-    link = outcome.save_comparison(registry, against)
-    text = f"all candidates that were judged against {against}"
-    artifacts.create_link_artifact(link, key="mlflow-compare", link_text=text)
+    links = done.links
+    if links is None:
+        registry = open_registry(p.registry)
+        publish_picture(done, registry)
+        links = outcome.find_links(registry, done.run_id, done.verdict)
+    artifacts.create_link_artifact(links.run, key="mlflow-run", link_text="the MLflow run")
+    text = f"all candidates that were judged against {links.against}"
+    artifacts.create_link_artifact(links.comparison, key="mlflow-compare", link_text=text)
 
 
 def publish_picture(done: Retrained, registry: Registry) -> None:

@@ -1,6 +1,6 @@
 """stages: the pipeline's stages, each as a task run of its name. What each needs and makes is said by dvc.yaml."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -39,45 +39,56 @@ def run_stages(
     """The stages of dvc.yaml, all or up to `last`, each as a task run of its name that waits for those it needs.
 
     Args:
-        stops: Called with what ingest has found, its as_of and the end of the data, before the stages that cost. If it
+        stops: Called with what ingest has found, its as_of and the end of the data, before a stage that costs. If it
             says so, no further stage runs and the result is None.
 
     Raises ValueError, before anything is spent, for an as_of beyond what ingest has brought, unless it is forced.
     """
-    p = params.load(space.root / "params.yaml")
-    try:
-        feasibility.dry_run(p, space.root)
-    except ValueError as error:  # a faulty features.sql is told before the sources are read
-        raise pipeline.StageFailed(f"{FIRST}: {error}") from None
-    futures: dict[str, Any] = {}
-    settled: dict[str, pipeline.StageRun] = {}
-    stages = pipeline.list_stages(space.root)
+    p, stages = params.load(space.root / "params.yaml"), pipeline.list_stages(space.root)
     names = list(stages)[: list(stages).index(last) + 1 if last else None]
-    for stage in names:
-        needs = [futures[name] for name in stages[stage]]
-        futures[stage] = stage_task(stage).submit(space, stage, settled=settled.get(stage), wait_for=needs)
-        futures[stage].wait()
-        if stage == FIRST and futures[stage].state.is_completed():
-            manifest = RawManifest.read(space.root / p.paths.raw)
-            clock.refuse_beyond(manifest.limit, manifest.as_of, force=force)
+    futures: dict[str, Any] = {FIRST: stage_task(FIRST).submit(space, FIRST)}
+    _refuse_faulty_sql(p, space.root)  # while the sources are read
+    futures[FIRST].wait()
+    settled: dict[str, pipeline.StageRun] = {}
+    if futures[FIRST].state.is_completed():
+        manifest = RawManifest.read(space.root / p.paths.raw)
+        clock.refuse_beyond(manifest.limit, manifest.as_of, force=force)
+        misfit = _find_misfit(p, space.root) if last is None else None
+        settled = {} if misfit else pipeline.settle_stages(space.root, names[1:])
+        if len(settled) < len(names) - 1:
+            tracking.preload()  # while stages run
             if stops(manifest.as_of, manifest.limit):
                 return None
-            if last is None:
-                _refuse_misfit(p, space.root)
-            settled = pipeline.settle_stages(space.root, names[1:])
+        if misfit:
+            raise pipeline.StageFailed(f"{FIRST}: {misfit}")
+    for name in names[1:]:
+        needs = [futures[upstream] for upstream in stages[name]]
+        futures[name] = stage_task(name).submit(space, name, settled=settled.get(name), wait_for=needs)
+        futures[name].wait()
     runs = tuple(future.result() for future in futures.values())
     if last is None:
         workspaces.keep_lock(space)
     return runs
 
 
-def _refuse_misfit(p: params.Params, root: Path) -> None:
-    """Fail early if there are too few rows for a verdict; warn of lesser problems."""
+def list_changed(stages: Sequence[pipeline.StageRun]) -> list[str]:
+    """The stages that have made anything. Ingest, which always runs, has made nothing where nothing after it has."""
+    return [stage.name for stage in stages if stage.name != FIRST and stage.status != "unchanged"]
+
+
+def _refuse_faulty_sql(p: params.Params, root: Path) -> None:
+    try:
+        feasibility.dry_run(p, root)
+    except ValueError as error:
+        raise pipeline.StageFailed(f"{FIRST}: {error}") from None
+
+
+def _find_misfit(p: params.Params, root: Path) -> str | None:
+    """Why there are too few rows for a verdict, if there are; warns of lesser problems."""
     problems = feasibility.check_workspace(p, root)
     for problem in problems:
         get_run_logger().warning("%s", problem.message)
-    if reason := feasibility.explain_refusal(problems):
-        raise pipeline.StageFailed(f"{FIRST}: {reason}")
+    return feasibility.explain_refusal(problems)
 
 
 def stage_task(name: str) -> Any:

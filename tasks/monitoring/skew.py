@@ -20,7 +20,7 @@ from tasks.data import featurerows, leaks
 from tasks.data.manifest import FeaturesManifest
 from tasks.params import Params
 from tasks.promotion import recipe
-from tasks.promotion.registry import Registry, Version
+from tasks.promotion.registry import Registry, Version, open_registry
 from tasks.serving import predictions, score
 from tasks.serving.journal import Journal
 
@@ -63,9 +63,13 @@ class Skew:
     columns: tuple[Column, ...]
 
 
-def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, champion: Version) -> Skew:
+def compare(p: Params, folder: Path, *, journal: Journal, champion: Version, registry: Registry | None = None) -> Skew:
     """The champion's journalled features of the last monitor.window against those that its own features.sql gives on
-    the tables that a pipeline run left in `folder`."""
+    the tables that a pipeline run left in `folder`.
+
+    Args:
+        registry: None: it is opened where there is anything to compare.
+    """
     until = FeaturesManifest.read(folder / p.paths.features).as_of
     since = until - p.monitor.window
     made = predictions.drop_stale(journal.read("predictions", since=since, until=until))  # features of another moment
@@ -73,7 +77,7 @@ def compare(p: Params, folder: Path, *, registry: Registry, journal: Journal, ch
     if not journalled.num_rows:
         return Skew(champion.number, since, until, {}, 0, ())
     rows = featurerows.read_rows(folder / p.paths.features)
-    own_recipe = recipe.fetch_recipe(registry, champion)
+    own_recipe = recipe.fetch_recipe(registry or open_registry(p.registry), champion)
     own = recipe.rebuild_features(own_recipe, p, folder, rows)
     places = {subject: place for place, subject in enumerate(score.subjects_of_keys(own).tolist())}
     there = np.array([subject in places for subject in journalled["subject"].to_pylist()], dtype=bool)

@@ -39,7 +39,7 @@ from tasks.promotion.recipe import (
 from tasks.promotion.registry import CHAMPION, Registry, Version
 from tasks.promotion.slices import Slices
 from tasks.promotion.tags import RECIPE
-from tasks.promotion.verdict import Verdict, hold
+from tasks.promotion.verdict import Verdict, hold, hold_same
 from tasks.runtime import pipeline
 from tasks.training import evaluate, metrics, model, split, train
 from tasks.training.holdout import Holdout
@@ -79,8 +79,7 @@ def judge_candidate(
         home: Keeps the evidence of each recipe.
     """
     if champion and champion.record == record:
-        name = f"version {champion.number}"
-        return hold(f"Same recipe and same data as {name}: nothing to judge.", same_as=name)
+        return hold_same(champion.number)
     entries = registry.read_ledger()
     if (barred := registry.find_barred(record, entries)) is not None:
         how = "lost as a challenger" if barred in ledger.find_rejected(entries) else "was rolled back"
@@ -92,7 +91,7 @@ def judge_candidate(
         return hold(reason_to_wait, **number)
     case = Case(p, folder, as_of, Holdout.load(folder / p.paths.reports / "holdout.parquet"))
     if champion is None:
-        return case.judge_first(looks=ledger.count_looks(entries, None))
+        return case.judge_first(looks=ledger.count_looks(entries, None, again=registry.runs.find(record)))
     verdict = _judge_against(champion, case, registry, ledger.find_contender(entries), home=home)
     return replace(verdict, figures={**verdict.figures, **number})
 

@@ -189,14 +189,16 @@ def find_empty_answers(entries: Iterable[Entry]) -> list[Entry]:
     return answers[made[-1] + 1 :] if made else answers
 
 
-def count_looks(entries: Sequence[Entry], champion: int | None) -> int:
+def count_looks(entries: Sequence[Entry], champion: int | None, *, again: str | None = None) -> int:
     """How often a candidate was compared with a champion.
 
     Args:
         champion: counted from when it first served, also before a rollback gave it the alias again. None: how often
             a first model was judged since there last was a champion.
+        again: a candidate's run: its own looks do not count, since the same rows and the same recipe give the same
+            figures, and nothing new is tried by looking once more.
     """
-    return len(list(_list_looks(entries, champion)))
+    return sum(again is None or entry.run != again for entry in _list_looks(entries, champion))
 
 
 def find_last_look(entries: Sequence[Entry], champion: int | None) -> datetime | None:

@@ -4,11 +4,12 @@ Its version inherits the tags.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.params import to_utc
+from tasks.params import RetrainKind, to_utc
 from tasks.promotion import figures, tags
 from tasks.promotion.gains import Course
 from tasks.promotion.ledger import Entry
@@ -17,6 +18,7 @@ from tasks.promotion.runs import Runs
 from tasks.promotion.verdict import METRIC_NAMES, Verdict
 from tasks.runtime import cost
 
+JUDGE = "judge"  # a part of the costs, as the stages are
 BASELINES = "baselines"  # what a first model is judged against
 COLUMNS = (  # of the view that compares candidates
     *(f"tags.`{name}`" for name in (tags.KIND, tags.RECIPE, tags.VERDICT)),
@@ -65,6 +67,43 @@ def _to_look(as_of: datetime, outcome: str, shown: Figures) -> figures.Look:
     return figures.Look(to_utc(as_of), outcome, find_gain(shown)[1])
 
 
+def add_costs(verdict: Verdict, parts: Mapping[str, float], kind: RetrainKind, *, cpu_price: float) -> Verdict:
+    """The verdict with the kind of its retrain and what that took: the stages that ran, the evidence, the judging.
+
+    Args:
+        parts: CPU seconds by part.
+    """
+    if evidence := float(verdict.figures.get("evidence_cpu", 0.0)):
+        parts = {**parts, "evidence": evidence, JUDGE: max(parts.get(JUDGE, 0.0) - evidence, 0.0)}
+    parts = {part: round(seconds, 2) for part, seconds in parts.items()}
+    spent = {"cpu_s": round(sum(parts.values()), 2), "cpu": parts, "cost": cost.price(parts, cpu_price)}
+    return replace(verdict, figures={**verdict.figures, "kind": kind, **spent})
+
+
+def append_verdict(
+    registry: Registry, verdict: Verdict, run_id: str, *, decision: str, as_of: datetime, champion: int | None
+) -> None:
+    """Write a verdict that does not promote into the ledger.
+
+    Args:
+        champion: The version that serves.
+    """
+    registry.append(
+        Entry(
+            "verdict",
+            decision,
+            as_of,
+            run=run_id,
+            champion=verdict.figures.get("champion_version", champion),
+            outcome=verdict.outcome,
+            reasons=verdict.reasons,
+            counts_as_look=verdict.counts_as_look,
+            cpu=verdict.figures["cpu_s"],
+            verdict=verdict.to_dict(),
+        )
+    )
+
+
 def add_verdict(runs: Runs, run_id: str, verdict: Verdict, *, cpu_price: float) -> None:
     """Show on a candidate's run what the verdict says, and what making and judging it takes.
 
@@ -92,6 +131,24 @@ def find_opponent(verdict: Verdict) -> str:
     """What a candidate was judged against."""
     number = verdict.figures.get("champion_version")
     return f"version {number}" if number else BASELINES
+
+
+@dataclass(frozen=True)
+class Links:
+    """Where a person sees a candidate's run, and all candidates that were judged against the same.
+
+    Attributes:
+        against: what that is.
+    """
+
+    run: str
+    against: str
+    comparison: str
+
+
+def find_links(registry: Registry, run_id: str, verdict: Verdict) -> Links:
+    against = find_opponent(verdict)
+    return Links(registry.tracking.find_link(run_id), against, save_comparison(registry, against))
 
 
 def save_comparison(registry: Registry, against: str) -> str:

@@ -194,13 +194,15 @@ def find(ask: Callable[..., T], *args: Any) -> T | None:
 def preload() -> None:
     """Begin to import mlflow in the background: it takes seconds, while the caller waits for a program."""
     _set_environment()
+    threading.Thread(target=load_stores, name="preload", daemon=True).start()
 
-    def load() -> None:
-        with contextlib.suppress(Exception):  # whoever opens the registry meets the error
-            for name in ("mlflow", *(() if is_server(find_address()) else STORES)):
-                importlib.import_module(name)
 
-    threading.Thread(target=load, name="preload", daemon=True).start()
+def load_stores() -> None:
+    """Import mlflow, and what it needs for the address in use. Whoever opens the registry meets an error of it."""
+    _set_environment()
+    with contextlib.suppress(Exception):
+        for name in ("mlflow", *(() if is_server(find_address()) else STORES)):
+            importlib.import_module(name)
 
 
 def _set_environment() -> None:

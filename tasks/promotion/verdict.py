@@ -42,6 +42,11 @@ def hold(*reasons: str, **figures: Any) -> Verdict:
     return Verdict("HOLD", reasons, figures)
 
 
+def hold_same(number: int) -> Verdict:
+    """The HOLD of a candidate that is the version which serves."""
+    return hold(f"Same recipe and same data as version {number}: nothing to judge.", same_as=f"version {number}")
+
+
 def describe_gain(figures: Mapping[str, Any]) -> str:
     """A verdict's metrics and gain in words, such as `log loss 0.45 against 0.47, a gain of +0.02 (...)`."""
     return (

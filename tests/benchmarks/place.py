@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -33,10 +34,15 @@ YEAR = "2014-01-01"  # an as_of that lets all of the default case's year in
 
 @dataclass(frozen=True)
 class Ran:
-    """How long a process took from its start to its end, and the JSON that was the last line it printed, if any."""
+    """How long a process took from its start to its end, and the JSON that was the last line it printed, if any.
+
+    Attributes:
+        cpu: seconds, of it and its children.
+    """
 
     seconds: float
     output: Any
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -69,14 +75,19 @@ class Checkout:
     def run(self, module: str, *args: str, **env: str) -> Ran:
         """`python -m module args` to its end. Raises RuntimeError, with the last it said, when it fails."""
         command = [sys.executable, "-m", module, *args]
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), _read_children_cpu()
         done = subprocess.run(command, cwd=self.root, env={**self.env, **env}, capture_output=True, text=True)
         took = time.perf_counter() - began
         if done.returncode:
             raise RuntimeError(
                 f"{' '.join(command[1:])} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
             )
-        return Ran(took, _read_last_line(done.stdout))
+        return Ran(took, _read_last_line(done.stdout), _read_children_cpu() - spent)
+
+
+def _read_children_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _read_last_line(text: str) -> Any:

@@ -44,6 +44,14 @@ def test_looks_at_first_models_count_their_refusals_since_there_last_was_a_champ
     assert ledger.count_looks(entries, 1) == 1
 
 
+def test_a_second_look_at_the_same_first_model_is_no_further_look() -> None:
+    """With gate.backoff: 0d it is judged by the bound that it had the first time, and another by a wider one."""
+    entries = [replace(verdict("a", 1), run="run of a"), replace(verdict("b", 1), run="run of a")]
+    assert ledger.count_looks(entries, None, again="run of a") == 0
+    assert ledger.count_looks(entries, None, again="run of b") == 2
+    assert ledger.count_looks(entries, None) == 2
+
+
 def made(decision: str, day: int, *, kind: str = "search", cpu: float = 0.0, run: str | None = None) -> Entry:
     figures = {"figures": {"kind": kind}}
     return Entry("verdict", decision, AS_OF + timedelta(days=day), run=run or decision, cpu=cpu, verdict=figures)
