@@ -86,8 +86,8 @@ def give_up(p: params.Params, asked: Asked, as_of: datetime | None, reason: str)
 
 @runs.retried("is it too early")
 def is_too_early(p: params.Params, asked: Asked, as_of: datetime, limit: datetime | None = None) -> bool:
-    """Whether the gate would judge no candidate yet; the ledger then says why. Asked as soon as ingest has run and there
-    is anything to make; before that, where a decision is answered at a known time, for which the registry is open
+    """Whether the gate would judge no candidate yet; the ledger then says why. Asked as soon as ingest has run and
+    there is anything to make; before that, where a decision is answered at a known time, for which the registry is open
     already. `limit` is the end of the data, if it is known."""
     registry = open_registry(p.registry)
     as_of = params.to_utc(as_of)
