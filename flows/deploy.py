@@ -32,7 +32,7 @@ from prefect.client.schemas import actions, filters, objects
 from prefect.client.schemas.responses import DeploymentResponse
 
 from flows import cli, runs
-from infra import HEARTBEAT, HEARTBEAT_S, PATIENCE, servers
+from infra import HEARTBEAT, HEARTBEAT_S, PATIENCE, pools
 from tasks import params
 from tasks.runtime import store
 from tasks.runtime.code import save_code
@@ -53,11 +53,16 @@ RETRAIN, RETRAIN_AGAIN = "retrain", "retrain-again"  # the deployments
 
 
 def main(
-    *, schedules: bool = False, no_worker_runs: bool = False, code: Literal["checkout", "store"] = "checkout"
+    *,
+    kind: pools.Kind | None = None,
+    schedules: bool = False,
+    no_worker_runs: bool = False,
+    code: Literal["checkout", "store"] = "checkout",
 ) -> None:
-    """Put prefect.yaml's deployments and the automations on the server at PREFECT_API_URL.
+    """Put prefect.yaml's deployments, its pool and the automations on the server at PREFECT_API_URL.
 
     Args:
+        kind: Of the pool, instead of prefect.yaml's.
         schedules: Take prefect.yaml's schedules, whatever the server has.
         no_worker_runs: Take each run that the server calls running for dead.
         code: Where a worker finds the code. checkout: in a folder at this one's path. store: it pulls this commit from
@@ -65,7 +70,7 @@ def main(
     """
     pull = pull_steps(Path.cwd()) if code == "store" else None
     with get_client(sync_client=True) as client:
-        names = deploy(Path.cwd(), client, schedules=schedules, no_worker_runs=no_worker_runs, pull=pull)
+        names = deploy(Path.cwd(), client, kind=kind, schedules=schedules, no_worker_runs=no_worker_runs, pull=pull)
     print(f"deployed: {', '.join(names)}")
 
 
@@ -73,6 +78,7 @@ def deploy(
     checkout: Path,
     client: SyncPrefectClient,
     *,
+    kind: pools.Kind | None = None,
     schedules: bool = False,
     no_worker_runs: bool = False,
     pull: Steps | None = None,
@@ -80,21 +86,39 @@ def deploy(
     """Put everything on the server. Returns the deployments' names.
 
     Args:
+        kind: Of the pool. None: prefect.yaml's.
         pull: What a worker does before each run to have the code. None: it goes to a folder at the checkout's path.
 
-    Raises RuntimeError with Prefect's own words where a deployment is refused."""
-    pool, plan = servers.read_pool(checkout), yaml.safe_load((checkout / "prefect.yaml").read_text())
-    try:
-        client.read_work_pool(pool)
-    except exceptions.ObjectNotFound:  # somebody may have made it of another type
-        client.create_work_pool(actions.WorkPoolCreate(name=pool, type="process"))
+    Raises:
+        ValueError: the server's pool is of another kind, or its template needs variables that are not set.
+        RuntimeError: a deployment is refused; with Prefect's own words.
+    """
+    pool, plan = pools.read_pool(checkout), yaml.safe_load((checkout / "prefect.yaml").read_text())
+    put_pool(client, pool.name, kind or pool.kind)
     plan = plan if pull is None else {**plan, "pull": pull}
     put_deployments(checkout, adapt_plan(plan, read_deployments(plan, client), schedules=schedules))
     put_automations(client, attempts=params.load(checkout / "params.yaml").policy.attempts)
     if no_worker_runs:
-        for run in rerun_left_behind(pool, client):
+        for run in rerun_left_behind(pool.name, client):
             print(f"{run.name}: {LEFT}")
     return [deployment["name"] for deployment in plan["deployments"]]
+
+
+def put_pool(client: SyncPrefectClient, name: str, kind: pools.Kind) -> None:
+    """Make the pool, or give it the template of this checkout. Raises ValueError for one of another kind."""
+    template = pools.read_template(kind)
+    try:
+        present = client.read_work_pool(name)
+    except exceptions.ObjectNotFound:
+        client.create_work_pool(actions.WorkPoolCreate(name=name, type=kind, base_job_template=template))
+        return
+    if present.type != kind:
+        raise ValueError(
+            f"the server's work pool {name!r} is of the kind {present.type}, not {kind}, and Prefect changes no kind: "
+            "give it another name in prefect.yaml, or remove it from the server (prefect work-pool delete)"
+        )
+    if present.base_job_template != template:
+        client.update_work_pool(name, actions.WorkPoolUpdate(base_job_template=template))
 
 
 def pull_steps(checkout: Path) -> Steps:

@@ -104,7 +104,9 @@ def _start(
 
 def _deploy(env: Mapping[str, str], logs: Path) -> None:
     """Run flows.deploy to its end."""
-    running = servers.start(servers.Part("deploy", ("-m", "flows.deploy", "--no-worker-runs"), lambda: True, env), logs)
+    running = servers.start(
+        servers.Part("deploy", ("-m", "flows.deploy", "--kind", "process", "--no-worker-runs"), lambda: True, env), logs
+    )
     if running.process.wait(DEPLOY_TIMEOUT_S):
         raise RuntimeError(running.describe_end())
 
