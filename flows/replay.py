@@ -105,11 +105,10 @@ def make_candidates(
     workers: ahead.Workers, _past: history.History, trainings: Sequence[history.Training], fits: Needs
 ) -> None:
     """Make them side by side. A task run for each candidate, and for each recipe's past fits, waits for its own."""
-    jobs = [(training, workers.train(training)) for training in trainings]
-    fit_jobs = [(search, workers.fit(search, weeks)) for search, weeks in fits.items()]
-    for training, job in jobs:
+    jobs, fit_jobs = workers.start(trainings, fits)
+    for training, job in zip(trainings, jobs, strict=True):
         candidate(training, quote(job))
-    for search, job in fit_jobs:
+    for search, job in zip(fits, fit_jobs, strict=True):
         past_fits(search, quote(job))
 
 

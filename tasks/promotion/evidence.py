@@ -13,7 +13,6 @@ machines of a team share them by their names.
 """
 
 import json
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -33,7 +32,7 @@ from tasks.promotion.ageing import Evidence
 from tasks.promotion.contest import align_classes, row_losses
 from tasks.promotion.pastfits import MODEL, Maker
 from tasks.promotion.weekgrid import Grid
-from tasks.runtime import files, store
+from tasks.runtime import cost, files, store
 from tasks.training import model, split
 from tasks.training.model import Model
 from tasks.training.trials import Tuned
@@ -146,14 +145,14 @@ class Fits:
         Args:
             most: As many fits are made, the newest.
         """
-        began = time.process_time()
+        began = cost.read_own_usage()
         missing = self.list_missing(as_of, most=most)
         self.fit(missing)
         evidence = self.read(as_of)
         _share_evidence(self.folder)
         if evidence is None:
             return None
-        return Collected(evidence, self.list_fits(as_of)[0], len(missing), time.process_time() - began)
+        return Collected(evidence, self.list_fits(as_of)[0], len(missing), cost.read_own_usage() - began)
 
     def read(self, as_of: datetime) -> Evidence | None:
         """The evidence at `as_of` of the fits that there are. None where no week has one."""
@@ -237,9 +236,9 @@ class Fits:
         """Make the fits up to these weeks, side by side. A fit's cost is an equal share of what all of them took."""
         if not weeks:
             return
-        began = time.process_time()
+        began = cost.read_own_usage()
         boosters = self._maker.make(weeks)
-        spent = time.process_time() - began
+        spent = cost.read_own_usage() - began
         log.info("evidence: made, by %s boosters and in %.0f s of CPU", boosters, spent)
         for week in weeks:
             files.publish_json(self._place(week) / "cost.json", {"cpu": round(spent / len(weeks), 2)})

@@ -8,7 +8,6 @@ before, is there as a rule, and has not seen the fold either. So calibration tra
 the CPU. A fold begins with a week here; README.md tells what that changes.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from tasks import log
 from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.promotion.weekgrid import WEEK, Grid
-from tasks.runtime import files
+from tasks.runtime import cost, engine, files
+from tasks.runtime.threads import stop_event
 from tasks.training import fitting, model, split, train
 from tasks.training.model import Model
 from tasks.training.train import OutOfFold
@@ -48,30 +48,40 @@ class Maker:
         first, last = (f"{self.grid.begin_of(week):%Y-%m-%d}" for week in (weeks[0], weeks[-1]))
         more = f", and {len(helpers)} older ones to calibrate them by" if helpers else ""
         log.info("evidence: %s fits of the recipe are missing, up to %s ... %s%s", len(weeks), first, last, more)
-        progress, stop = _Progress(len(plain)), threading.Event()
-        works = [partial(self._fit_plain, week, stop, progress.count) for week in plain]
-        fitting.run_side_by_side(works, self.p.stage.threads, stop=stop)
-        for week in weeks:
-            self._calibrate(week)
+        self._spread(Maker.fit_plain, plain, _Progress(len(plain)).count, threads=self.p.stage.threads)
+        self._spread(Maker.calibrate, weeks, threads=1)  # it sets the threads of BLAS, which are the process's
+        for week in weeks:  # now that none is calibrated by it
+            (self.place(week) / PLAIN).unlink(missing_ok=True)
         return len(plain)
+
+    def _spread(
+        self,
+        work: "Callable[[Maker, int], None]",
+        weeks: Sequence[int],
+        report: Callable[[int], None] = lambda _: None,
+        *,
+        threads: int,
+    ) -> None:
+        names = [f"the fit up to {self.grid.begin_of(week):%Y-%m-%d}" for week in weeks]
+        engine.map_ordered(work, self, weeks, self.p, names=names, threads=threads, report=report)
 
     def place(self, week: int) -> Path:
         return self.folder / self.grid.begin_of(week).strftime("%Y-%m-%dT%H")
 
-    def _fit_plain(self, week: int, stop: threading.Event, report: Callable[[], None]) -> None:
+    def fit_plain(self, week: int) -> None:
+        """A week's fit without its calibration."""
         cut = self.grid.begin_of(week)
         seen = fitting.take_training(self.rows, cut, self.p)
-        plain = train.fit(seen, self.tuned, self.p, threads=1, stop=stop).with_spec(until=cut.isoformat())
-        files.publish(self.place(week) / PLAIN, plain.write)
-        report()
+        plain = train.fit(seen, self.tuned, self.p, threads=1, stop=stop_event())
+        files.publish(self.place(week) / PLAIN, plain.with_spec(until=cut.isoformat()).write)
 
-    def _calibrate(self, week: int) -> None:
+    def calibrate(self, week: int) -> None:
+        """A week's calibrated fit, of the one without."""
         cut, plain = self.grid.begin_of(week), Model.load(self.place(week) / PLAIN)
         older = list(self._load_older(week, plain.spec.classes))
         score = partial(self._score_folds, week, older) if len(older) == self.p.split.folds else None
         fields = train.calibrate(self.rows, cut, self.tuned, self.p, classes=plain.spec.classes, score=score)
         files.publish(self.place(week) / MODEL, plain.with_spec(**fields).write)
-        (self.place(week) / PLAIN).unlink()
 
     # --- the folds of a cut, by the fits that are older
 
@@ -134,12 +144,11 @@ class _Progress:
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
-        self._began, self._reported, self._lock = time.process_time(), time.monotonic(), threading.Lock()
+        self._began, self._reported = cost.read_own_usage(), time.monotonic()
 
-    def count(self) -> None:
-        with self._lock:
-            self.done += 1
-            if time.monotonic() - self._reported > REPORT_S:
-                self._reported = time.monotonic()
-                spent = time.process_time() - self._began
-                log.info("evidence: %s of %s fits, %.0f s of CPU", self.done, self.total, spent)
+    def count(self, _place: int) -> None:
+        self.done += 1
+        if time.monotonic() - self._reported > REPORT_S:
+            self._reported = time.monotonic()
+            spent = cost.read_own_usage() - self._began
+            log.info("evidence: %s of %s fits, %.0f s of CPU", self.done, self.total, spent)

@@ -6,7 +6,6 @@ confidence sequence, so a look costs nothing. A recipe that is not decided stays
 contender` fits it to newer rows, and its race goes on from its first clean day. What ships is judged as a refresh is.
 """
 
-import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,6 +25,7 @@ from tasks.promotion.sequence import Bound, Floats, bound_gain
 from tasks.promotion.slices import Slices
 from tasks.promotion.verdict import Verdict
 from tasks.promotion.weekgrid import WEEK
+from tasks.runtime import cost
 
 # Of the sequence of one contender. README.md has the rates of a year, in which contenders take each other's place.
 RACE_TAIL = 0.0125
@@ -172,7 +172,7 @@ def judge_race(
         contest: With the champion as it serves, on the candidate's holdout, for slices and figures.
         sums: The same by day, for the guard.
     """
-    p, began = pair.contender.p, time.process_time()
+    p, began = pair.contender.p, cost.read_own_usage()
     made, both = pair.make_fits(as_of), pair.read(as_of)
     gains, rows = both.sum_gains() if both else (np.empty((0, 7)), np.empty((0, 7)))
     race = measure_race(gains, rows)
@@ -186,7 +186,7 @@ def judge_race(
         made += collected.fits if collected else 0
         shift, has_weeks = refresh.measure_shipped(refit, pair.contender, held, p, as_of), _has_weeks(collected)
         findings.append(refresh.ask_shift(shift, has_weeks=has_weeks))
-    spent = {"evidence_fits": made, "evidence_cpu": time.process_time() - began}
+    spent = {"evidence_fits": made, "evidence_cpu": cost.read_own_usage() - began}
     course = {"course": both.course.to_dict()} if both and race else {}
     figures = {**_list_figures(race, guard, least), **course, **spent}
     too_few = gate.find_too_few(int(rows.sum()), (rows > 0).sum() * DAY // p.gate.block, p.gate)

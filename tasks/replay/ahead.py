@@ -5,67 +5,76 @@ is handed back: what is made lies on the shelf, where a killed replay finds it a
 """
 
 import contextlib
-import multiprocessing
-import os
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime
-from multiprocessing import connection
 
+from tasks.params import Params
 from tasks.replay.history import History, Training
+from tasks.runtime import engine
 
-_WORKER: list[History] = []  # of a process of the pool: one
+
+@dataclass(frozen=True)
+class Work:
+    """A candidate to train, or past fits of a recipe to make: one alone, since a fit is calibrated by older ones."""
+
+    training: Training | None
+    search: datetime
+    weeks: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"the candidate of {self.training.as_of}" if self.training else f"the past fits of {self.search}"
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that fill the shelf of one history."""
+    """Processes that fill the shelf of one history: as many as stage.threads, or a cluster that stage.cluster names."""
 
-    pool: ProcessPoolExecutor
+    history: History
+    p: Params
 
-    def train(self, training: Training) -> "Future[None]":
-        """A job that puts a candidate on the shelf."""
-        return self.pool.submit(_train, training)
+    def start(
+        self, trainings: Sequence[Training], fits: Mapping[datetime, Sequence[int]]
+    ) -> tuple[list["Future[None]"], list["Future[None]"]]:
+        """Begin to put candidates and past fits on the shelf; a future each, in their order."""
+        works = [Work(training, training.search) for training in trainings]
+        works += [Work(None, search, tuple(weeks)) for search, weeks in fits.items()]
+        futures: list[Future[None]] = [Future() for _ in works]
+        threading.Thread(target=self._make, args=(works, futures), daemon=True).start()
+        return futures[: len(trainings)], futures[len(trainings) :]
 
-    def fit(self, search: datetime, weeks: Sequence[int]) -> "Future[None]":
-        """A job that makes past fits of a recipe. One alone, since a fit is calibrated by older ones."""
-        return self.pool.submit(_fit, search, weeks)
+    def _make(self, works: Sequence[Work], futures: Sequence["Future[None]"]) -> None:
+        names = [work.name for work in works]
+        try:
+            engine.map_ordered(
+                make, self.history, works, self.p, names=names, report=lambda place: futures[place].set_result(None)
+            )
+        except BaseException as error:
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
 
 
 @contextlib.contextmanager
 def open_workers(history: History) -> Iterator[Workers]:
-    """As many as stage.threads, each begun when it is needed. They end with the block, and what none has begun is
-    dropped."""
-    one = history.p.model_copy(update={"stage": history.p.stage.model_copy(update={"threads": 1})})
-    alone = replace(history, p=one)
-    context = multiprocessing.get_context("spawn")  # a forked XGBoost may wait for threads that it does not have
-    pool = ProcessPoolExecutor(history.p.stage.threads, context, initializer=_remember, initargs=(alone,))
+    """They start when they are needed, and end with the block."""
+    stage = history.p.stage
+    alone = history.p.model_copy(update={"stage": stage.model_copy(update={"threads": 1, "cluster": None})})
+    cluster = stage.cluster or f"{engine.LOCAL}{stage.threads}"
+    spread = history.p.model_copy(update={"stage": stage.model_copy(update={"cluster": cluster})})
     try:
-        yield Workers(pool)
+        yield Workers(replace(history, p=alone), spread)
     finally:
-        pool.shutdown(cancel_futures=True)
+        engine.close()
 
 
-def _remember(history: History) -> None:
-    _WORKER.append(history)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A replay that is killed leaves no process that goes on training."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def _train(training: Training) -> None:
-    """What cannot be trained is left out: the walk meets it again."""
+def make(history: History, work: Work) -> None:
+    """Put something on the shelf. What cannot be trained is left out: the walk meets it again."""
+    if work.training is None:
+        return history.open_fits(work.search).fit(work.weeks)
     with contextlib.suppress(ValueError):
-        _WORKER[0].candidate(training.as_of, training.search)
-
-
-def _fit(search: datetime, weeks: Sequence[int]) -> None:
-    _WORKER[0].open_fits(search).fit(weeks)
+        history.candidate(work.training.as_of, work.search)
+    return None

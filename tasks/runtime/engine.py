@@ -21,14 +21,14 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from contextvars import ContextVar
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tasks import log
 from tasks.params import Params
 from tasks.runtime import cost, engine_task, stage
+from tasks.runtime.threads import Stopped, run_threads
 
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
@@ -47,12 +47,6 @@ DASK = {  # of the processes that this machine starts
     "distributed.worker.daemon": True,
     "distributed.logging": {"distributed": "critical"},
 }
-_NEVER = threading.Event()
-_STOP: ContextVar[threading.Event] = ContextVar("stop", default=_NEVER)
-
-
-class Stopped(RuntimeError):  # noqa: N818 (it says what happened)
-    """Work beside this one failed, or somebody pressed Ctrl-C."""
 
 
 class ClusterLost(ConnectionError):  # noqa: N818 (it says what happened)
@@ -61,11 +55,6 @@ class ClusterLost(ConnectionError):  # noqa: N818 (it says what happened)
 
 class Unreachable(ClusterLost):
     """It has been waited for."""
-
-
-def stop_event() -> threading.Event:
-    """Set when the item that this thread works on is no longer wanted. A function that takes long looks at it."""
-    return _STOP.get()
 
 
 def is_spread(p: Params) -> bool:
@@ -81,6 +70,13 @@ def divide(p: Params) -> Params:
     amount, unit = p.stage.split_memory()
     shares = {"threads": max(1, p.stage.threads // count), "memory": f"{amount / count:.3f}{unit}"}
     return p.model_copy(update={"stage": p.stage.model_copy(update=shares)})
+
+
+def start(p: Params) -> None:
+    """Have the processes of `local:<processes>` start now, where what follows is timed."""
+    if is_spread(p):
+        with contextlib.suppress(ClusterLost):  # a map says so
+            _find_cluster(str(p.stage.cluster))
 
 
 def map_ordered(
@@ -111,7 +107,7 @@ def map_ordered(
         works = [lambda item=item: function(shared, item) for item in items]
         return run_threads(works, threads or p.stage.threads, report=report)
     with _scratch() as folder:
-        place = engine_task.write_shared(folder / "shared", shared)
+        place = engine_task.write_shared(folder, shared)
         messages = [engine_task.Message.pack(function, place, item) for item in items]
         for message, name in zip(messages, names, strict=True):
             if len(message) > MOST_BYTES:
@@ -124,57 +120,6 @@ def map_ordered(
         return spread.take()
 
 
-# --- threads of this process ------------------------------------------------------------------------------------------
-
-
-def run_threads(
-    works: Sequence[Callable[[], Result]], workers: int, *, report: Callable[[int], None] = lambda _: None
-) -> list[Result]:
-    """Does these works in threads; their results in order. After an error, or Ctrl-C, those behind it are stopped."""
-    if workers == 1 or len(works) == 1:
-        return [_run_here(work, place, report) for place, work in enumerate(works)]
-    stops, first = [threading.Event() for _ in works], len(works)
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(_with_stop, work, stop) for work, stop in zip(works, stops, strict=True)]
-        places, running = {future: place for place, future in enumerate(futures)}, set(futures)
-        try:
-            while running := {future for future in running if places[future] < first}:
-                ended, _ = wait(running, return_when=FIRST_COMPLETED)
-                running -= ended
-                for future in ended:
-                    if future.exception():
-                        first = min(first, places[future])
-                    else:
-                        report(places[future])
-                _stop(futures[first + 1 :], stops[first + 1 :])
-        except BaseException:
-            _stop(futures, stops)
-            raise
-    return [future.result() for future in futures[: first + 1]]
-
-
-def _run_here(work: Callable[[], Result], place: int, report: Callable[[int], None]) -> Result:
-    result = work()
-    report(place)
-    return result
-
-
-def _with_stop(work: Callable[[], Result], stop: threading.Event) -> Result:
-    if stop.is_set():
-        raise Stopped
-    token = _STOP.set(stop)
-    try:
-        return work()
-    finally:
-        _STOP.reset(token)
-
-
-def _stop(futures: Sequence["Future[Any]"], stops: Sequence[threading.Event]) -> None:
-    for future, stop in zip(futures, stops, strict=True):
-        stop.set()
-        future.cancel()
-
-
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +128,7 @@ class _Cluster:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.ended = False  # by this process itself
         self.client: Any = None
         self._own: Any = None
 
@@ -321,7 +267,9 @@ def close() -> None:
     """End the processes that this one has started, and leave the schedulers elsewhere."""
     with _LOCK:
         while _CLUSTERS:
-            _CLUSTERS.popitem()[1].close()
+            _, cluster = _CLUSTERS.popitem()
+            cluster.ended = True
+            cluster.close()
 
 
 @contextlib.contextmanager
@@ -367,9 +315,13 @@ class _Map:
         """Work on what is missing, until nothing is. A cluster that is lost is made, or waited for, again."""
         lost = 0
         while before := self.missing:
+            cluster = None
             try:
-                return self._run_on(_find_cluster(address))
+                cluster = _find_cluster(address)
+                return self._run_on(cluster)
             except ClusterLost as error:
+                if cluster and cluster.ended:
+                    raise Stopped from error
                 _forget_cluster(address)
                 lost = lost + 1 if self.missing == before else 1
                 if isinstance(error, Unreachable) or (lost == TRIES and not address.startswith(LOCAL)):

@@ -27,6 +27,8 @@ from tasks import log
 from tasks.runtime import stage
 
 PLACES = ("EVERGREEN_HOME", "EVERGREEN_CHECKOUT", "EVERGREEN_PERIODS")  # where things lie: they travel with an item
+MOST_SHARED = 2  # values that a worker holds: tables are large
+_SHARED: dict[str, Any] = {}
 IN_WORKER = False  # whether this process works for an engine elsewhere
 _TURN = threading.Lock()  # a worker with several threads would mix up the folders that items are worked on in
 
@@ -178,13 +180,18 @@ def dump(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def write_shared(path: Path, value: Any) -> Path:
-    """What all items share, in a file that only this user reads."""
-    path.write_bytes(dump(value))
+def write_shared(folder: Path, value: Any) -> Path:
+    """What all items share, in a file that only this user reads. It is named for its bytes."""
+    data = dump(value)
+    path = folder / hashlib.sha256(data).hexdigest()
+    path.write_bytes(data)
     return path
 
 
-@functools.lru_cache(2)  # tables are large
 def read_shared(path: Path) -> Any:
-    """What write_shared wrote. Its path is of one map alone."""
-    return pickle.loads(path.read_bytes())
+    """What write_shared wrote. The same value again is the same object, with all that it has computed since."""
+    if path.name not in _SHARED:
+        while len(_SHARED) >= MOST_SHARED:
+            _SHARED.pop(next(iter(_SHARED)))
+        _SHARED[path.name] = pickle.loads(path.read_bytes())
+    return _SHARED[path.name]

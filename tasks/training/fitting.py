@@ -191,6 +191,14 @@ class Folds:
         """With all their rows, one fold in memory at a time."""
         return (self._bin(train, valid, drawn) for train, valid in self._whole)
 
+    def bin_one(self, drawn: dict[str, Any], fold: int) -> Binned:
+        """One fold with all its rows."""
+        return self._bin(*self._whole[fold], drawn)
+
+    @property
+    def count(self) -> int:
+        return len(self._whole)
+
     def _bin(self, train: Rows, valid: Rows, drawn: dict[str, Any]) -> Binned:
         """A category that these training rows do not have is missing in validation, as it will be when serving."""
         spec = replace(self.spec, categories=model.find_categories(train.table, self.spec))

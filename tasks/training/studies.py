@@ -11,7 +11,7 @@ A second file, *.finals.jsonl, has a line for each finalist.
 """
 
 import json
-import threading
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +26,12 @@ from tasks import log, params
 from tasks.data import features, periods
 from tasks.params import Params, Range
 from tasks.runtime import locks
-from tasks.training import fitting, model, split, triallogs
+from tasks.training import fitting, model, split, trialfits, triallogs
+from tasks.training.trialfits import Fitted
 from tasks.training.trials import Trial
 
-CODE = periods.hash_code(__file__, *(str(one.__file__) for one in (features, fitting, model, split)))  # decide a trial
+DECIDES = features, fitting, model, split, trialfits  # a trial
+CODE = periods.hash_code(__file__, *(str(one.__file__) for one in DECIDES))
 LEAST_ELDERS = 4  # trials that end before any is pruned
 RANDOM_TRIALS = 6  # drawn blindly before the sampler learns
 RESERVED = {  # set by fitting.to_booster_params, or by the centre that a number is learnt from
@@ -148,33 +150,28 @@ def make_sampler(p: Params, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS, multivariate=True, constant_liar=False)
 
 
-def is_behind(score: float, elders: Sequence[float]) -> bool:
-    """Whether a score is worse than the median of the elders'."""
-    return len(elders) >= LEAST_ELDERS and score > float(np.median(elders))
+def find_limit(elders: Sequence[float]) -> float:
+    """The score above which a trial is behind: the median of its elders'."""
+    return float(np.median(elders)) if len(elders) >= LEAST_ELDERS else math.inf
 
 
-def watch_trial(
-    trial: optuna.Trial, study: optuna.Study, stop: threading.Event, progress: fitting.Progress, _rows: int
-) -> Any:
-    """XGBoost's callback for one fold; before that, a trial that is behind after the folds so far is pruned.
+def find_limits(study: optuna.Study, folds: int) -> tuple[float, ...]:
+    """The limits after each fold but the last, of the trials that have ended."""
+    elders = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    return tuple(
+        find_limit([elder.intermediate_values.get(step, np.inf) for elder in elders]) for step in range(1, folds)
+    )
 
-    Args:
-        study: its trials that have ended are the elders.
-        stop: set when the fit must end.
-        progress: the folds before this one.
-    """
-    if progress.folds:
-        trial.report(progress.mean, progress.folds)
-        ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-        elders = [elder.intermediate_values.get(progress.folds, np.inf) for elder in ended]
-        if is_behind(progress.mean, elders):
-            raise optuna.TrialPruned
 
-    def report(_epoch: int, scores: Sequence[float]) -> None:
-        if not np.isfinite(scores[-1]):
-            raise optuna.TrialPruned  # labels beyond what float32 holds
-
-    return fitting.make_watcher(stop, report)
+def tell(study: optuna.Study, trial: optuna.Trial, fitted: Fitted) -> None:
+    """Enter what a trial came to."""
+    for place, score in enumerate(fitted.steps):
+        trial.report(score, place + 1)
+    if fitted.score is None:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    else:
+        trial.set_user_attr("rounds", fitted.rounds)
+        study.tell(trial, fitted.score)
 
 
 @contextmanager

@@ -11,11 +11,9 @@ of them, and the best of these wins. Then the winner's step size may be halved
 import functools
 import json
 import math
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,8 @@ from tqdm import tqdm
 from tasks import log
 from tasks.data import feasibility, featurerows, featuresql, manifest
 from tasks.params import Params, Recipe
-from tasks.runtime import files, stage
-from tasks.training import fitting, studies, triallogs, trials
+from tasks.runtime import cost, engine, files, stage
+from tasks.training import fitting, studies, trialfits, triallogs, trials
 
 
 def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
@@ -45,10 +43,11 @@ def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
     if p.tune.recipe:
         take_recipe(p, p.tune.recipe, folder)
         return
-    folds = fitting.Folds(p, rows, as_of)
+    task = trialfits.Task(p, source, as_of)
+    vars(task)["folds"] = fitting.Folds(p, rows, as_of)  # of rows that are read already
     study = optuna.create_study()
     with studies.open_log(p, source, as_of, home=home) as path:
-        search = Search(p, folds, study, path)
+        search = Search(task, study, path)
         ended_by = search.run()
         finals = search.rank_finalists()
         winner = search.slow_down(finals[0])
@@ -119,15 +118,17 @@ class Slower:
 class Search:
     """A study on folds, and the path of its log."""
 
-    p: Params
-    folds: fitting.Folds
+    task: trialfits.Task
     study: optuna.Study
     path: Path
 
     @property
-    def _threads(self) -> int:
-        """Of each fit beside another: more than there are cores cost more than they give."""
-        return max(1, self.p.stage.threads // self.p.tune.parallel)
+    def p(self) -> Params:
+        return self.task.p
+
+    @property
+    def folds(self) -> fitting.Folds:
+        return self.task.folds
 
     @property
     def _finals_path(self) -> Path:
@@ -140,6 +141,7 @@ class Search:
     def run(self) -> str:
         """Runs trials until they, the time or the CPU is spent, at least one; returns "trials", "budget" or "cpu"."""
         tune = self.p.tune
+        engine.start(self.p)
         spent = studies.restore_trials(self.study, self.path, self.p)
         done, mark = len(self.study.trials), time.monotonic()
         # What a killed run took of the CPU is not in its log: all threads, as long as it lasted.
@@ -150,13 +152,13 @@ class Search:
                     return "budget"
                 if first and tune.cpu and cpu * (1 + tune.parallel / first) > tune.cpu.total_seconds():
                     return "cpu"
-                began = time.process_time()
+                began = cost.read_own_usage()
                 numbers = range(first, min(first + tune.parallel, tune.trials))
                 self._run_trials(numbers)
                 now = time.monotonic()
                 mark, seconds = now, now - mark  # with what was written after the trials before
                 spent += seconds
-                cpu += time.process_time() - began
+                cpu += cost.read_own_usage() - began
                 rows = [studies.to_row(trial) for trial in self.study.get_trials(deepcopy=False)[first:]]
                 triallogs.append_rows(self.path, [{**row, "seconds": seconds / len(numbers)} for row in rows])
                 bar.set_postfix(best=f"{min((trial.value or 0.0 for trial in self._ended()), default=math.nan):.5f}")
@@ -212,13 +214,11 @@ class Search:
         logged = (Slower(**json.loads(line)) for line in triallogs.read_lines(self._slower_path))
         if (done := next((slower for slower in logged if slower.params == drawn), None)) is not None:
             return done
-        began, stop, tune, eta = time.monotonic(), threading.Event(), self.p.tune, drawn.get("eta", ETA)
+        began, tune, eta = time.monotonic(), self.p.tune, drawn.get("eta", ETA)
         settings = {"rounds": round(tune.rounds * max(1.0, ETA / eta)), "seed": tune.seed + 1}
         p = self.p.model_copy(update={"tune": tune.model_copy(update=settings)})
-        parts, watcher = list(self.folds.bin_whole(drawn)), fitting.make_watcher(stop)
-        threads = max(1, p.stage.threads // len(parts))
-        fit = partial(fitting.fit_folds, drawn, spec=self.folds.spec, p=p, watch=lambda *_: watcher, threads=threads)
-        ended = fitting.run_side_by_side([partial(fit, parts=[part]) for part in parts], p.stage.threads, stop=stop)
+        draws = [trialfits.SlowDraw(drawn, p, fold) for fold in range(self.folds.count)]
+        ended = engine.map_ordered(trialfits.fit_slower, self.task, draws, p)
         progress = functools.reduce(fitting.Progress.join, (progress for progress, _ in ended))
         rounds = round(float(np.mean([rounds for _, rounds in ended])))
         slower = Slower(drawn, progress.mean, rounds, time.monotonic() - began)
@@ -239,12 +239,21 @@ class Search:
 
     def _run_trials(self, numbers: Sequence[int]) -> None:
         """Trials side by side: all are drawn, and pruned, by what the trials before them all came to."""
-        trials, stop = [self._ask(number) for number in numbers], threading.Event()
-        for side, trial in enumerate(trials):
-            self.folds.bin_thinned(trial.params, side)  # with all threads, before they are shared out
-        works = [partial(self._score, trial, side, stop) for side, trial in enumerate(trials)]
-        for trial, score in zip(trials, fitting.run_side_by_side(works, len(works), stop=stop), strict=True):
-            self.study.tell(trial, score, state=optuna.trial.TrialState.PRUNED if score is None else None)
+        trials, limits = [self._ask(number) for number in numbers], studies.find_limits(self.study, self.folds.count)
+        draws = [trialfits.Draw(trial.number, trial.params, limits, side) for side, trial in enumerate(trials)]
+        if engine.is_spread(self.p):
+            draws = [replace(draw, side=0) for draw in draws]
+        else:
+            for draw in draws:
+                self.folds.bin_thinned(draw.params, draw.side)  # with all threads, before they are shared out
+        for trial, fitted in zip(trials, self._fit(trialfits.fit_trial, draws), strict=True):
+            studies.tell(self.study, trial, fitted)
+
+    def _fit(
+        self, work: Callable[[trialfits.Task, trialfits.Draw], trialfits.Fitted], draws: Sequence[trialfits.Draw]
+    ) -> list[trialfits.Fitted]:
+        names = [f"trial {draw.number}" for draw in draws]
+        return engine.map_ordered(work, self.task, draws, self.p, names=names, threads=len(draws))
 
     def _ask(self, number: int) -> optuna.trial.Trial:
         self.study.sampler = studies.make_sampler(self.p, number)
@@ -253,19 +262,6 @@ class Search:
         if number < len(firsts):
             self.study.enqueue_trial(firsts[number])
         return self.study.ask({name: studies.to_distribution(dimensions[name]) for name in sorted(dimensions)})
-
-    def _score(self, trial: optuna.trial.Trial, side: int, stop: threading.Event) -> float | None:
-        """The mean of the folds' best validation scores, weighted by their rows; None when the trial was pruned."""
-        parts = self.folds.bin_thinned(trial.params, side)
-        watch = partial(studies.watch_trial, trial, self.study, stop)
-        try:
-            progress, rounds = fitting.fit_folds(
-                trial.params, parts, self.folds.spec, self.p, watch, threads=self._threads
-            )
-        except optuna.TrialPruned:
-            return None
-        trial.set_user_attr("rounds", rounds)
-        return progress.mean
 
     def _fit_finals(self, numbers: Sequence[int], finals: Sequence[Final]) -> list[Final]:
         """These trials on all rows: the finals, and others as far as the budget goes, but the first in any case.
@@ -280,23 +276,17 @@ class Search:
                 if not due and not self._has_room(sum(final.seconds for final in fitted[-beside:])):
                     log.warning("tune.budget ends with %s of %s finalists", len(fitted), len(numbers))
                     break
-                some, stop = missing[first : first + beside], threading.Event()
-                works, began = [partial(self._fit_final, number, stop) for number in some], time.monotonic()
-                ended = fitting.run_side_by_side(works, len(works), stop=stop)
-                seconds = (time.monotonic() - began) / len(works)
-                ended = [replace(final, seconds=seconds) for final in ended]
+                some, began = missing[first : first + beside], time.monotonic()
+                draws = [trialfits.Draw(number, self.study.trials[number].params) for number in some]
+                fits = self._fit(trialfits.fit_final, draws)
+                seconds = (time.monotonic() - began) / len(some)
+                ended = [
+                    Final(one.score or 0.0, number, one.rounds, seconds) for number, one in zip(some, fits, strict=True)
+                ]
                 triallogs.append_rows(self._finals_path, [asdict(final) for final in ended])
                 fitted += ended
                 bar.update(len(some))
         return fitted
-
-    def _fit_final(self, number: int, stop: threading.Event) -> Final:
-        drawn = self.study.trials[number].params
-        parts, watcher = self.folds.bin_whole(drawn), fitting.make_watcher(stop)
-        progress, rounds = fitting.fit_folds(
-            drawn, parts, self.folds.spec, self.p, lambda *_: watcher, threads=self._threads
-        )
-        return Final(progress.mean, number, rounds)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tasks.runtime import files
 from tests.benchmarks import (  # each puts its rows on the list
     calibration,  # noqa: F401
     drift,  # noqa: F401
+    engine,  # noqa: F401
     event,  # noqa: F401
     features,  # noqa: F401
     kills,  # noqa: F401

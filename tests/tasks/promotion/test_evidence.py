@@ -13,10 +13,12 @@ from tasks.params import Task
 from tasks.promotion import evidence, pastfits
 from tasks.promotion.contest import row_losses
 from tasks.promotion.evidence import Fits, read_kept
+from tasks.runtime import engine
 from tasks.runtime.store import Store
 from tasks.training import calibration, model, train
 from tasks.training.fitting import take_training
 from tasks.training.model import Model
+from tests.conftest import tree
 from tests.tasks import small
 
 TASKS: tuple[Task, ...] = ("binary", "multiclass", "regression")
@@ -245,3 +247,22 @@ def test_a_machine_of_a_team_makes_no_fit_that_another_has_made(shared: Store, t
     Fits.open(tmp_path / "three" / "evidence" / "another", p, tuned, rows)
     assert (tmp_path / "three/evidence/another/grid.json").read_bytes() == (one / "grid.json").read_bytes()
     assert len([name for name in shared.list_names("evidence") if "losses" in name]) <= 2 * 7
+
+
+def test_fits_are_the_same_in_processes_and_their_cpu_is_counted(tmp_path: Path) -> None:
+    p, made = (
+        small.settings("multiclass", **{"split.folds": 1, "split.fold": "7d"}),
+        dict[str | None, dict[str, bytes]](),
+    )
+    recipe, rows = small.tuned(tmp_path, p), small.made_rows("multiclass", per_day=30)
+    for cluster in (None, "local:2"):
+        spread = p.model_copy(update={"stage": p.stage.model_copy(update={"cluster": cluster})})
+        fits = Fits.open(tmp_path / f"on {cluster}", spread, recipe, rows)
+        collected = fits.collect(small.AS_OF, most=4)
+        assert collected
+        assert collected.cpu > 0
+        assert all(fits.read_cost(week) > 0 for week in fits.list_fits(small.AS_OF))
+        made[cluster] = {name: data for name, data in tree(fits.folder).items() if not name.endswith("cost.json")}
+    engine.close()
+    assert len(made[None]) > 8
+    assert made["local:2"] == made[None]

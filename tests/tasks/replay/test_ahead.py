@@ -1,6 +1,6 @@
 """ahead: what the processes put on the shelf is what this one would have made."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from tasks.replay import ahead, history
@@ -24,11 +24,14 @@ def test_processes_make_the_same_candidates_and_past_fits(tmp_path: Path) -> Non
     here, there = open_past(tmp_path / "here"), open_past(tmp_path / "there")
     week = here.open_fits(SEARCH).list_trainable(REFRESH)[-1]
     with ahead.open_workers(there) as workers:
-        workers.train(Training(SEARCH, SEARCH)).result()
         too_early = Training(BEGIN + 15 * DAY, BEGIN + 15 * DAY)  # it is left out
-        jobs = [workers.train(training) for training in (Training(REFRESH, SEARCH), too_early)]
-        for job in (*jobs, workers.fit(SEARCH, [week])):
-            job.result()
+        for trainings, fits in (
+            ([Training(SEARCH, SEARCH)], {}),
+            ([Training(REFRESH, SEARCH), too_early], dict[datetime, list[int]]({SEARCH: [week]})),
+        ):
+            for jobs in workers.start(trainings, fits):
+                for job in jobs:
+                    job.result()
     here.open_fits(SEARCH).fit([week])
     made = [past.candidate(REFRESH, SEARCH) for past in (here, there)]
     assert [one.is_new for one in made] == [True, False]

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from tasks.data import featurerows
 from tasks.data.featurerows import Rows
 from tasks.params import Params, Task
-from tasks.runtime import store
+from tasks.runtime import engine, store
 from tasks.runtime.store import Store
 from tasks.training import fitting, model, split, studies, train, triallogs, tune
 from tasks.training.model import Model, Spec
-from tasks.training.studies import is_behind
+from tasks.training.studies import find_limit
 from tasks.training.trials import Tuned, read_trials
 from tests.tasks import small
 
@@ -126,6 +126,20 @@ def test_the_number_of_threads_does_not_change_the_search(tmp_path: Path, monkey
     another_home(monkeypatch, tmp_path)
     tune.tune(p.model_copy(update={"stage": p.stage.model_copy(update={"threads": 2})}), folder)
     assert outputs(p, folder) == before
+
+
+def test_the_search_is_the_same_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = {"tune.trials": 12, "tune.rows": 400, "tune.finalists": 2, "tune.halvings": 1, "tune.budget": "30m"}
+    p, folder = project(tmp_path, **more)
+    tune.tune(p, folder)
+    before, listed = outputs(p, folder), read_trials(folder / p.paths.reports / "trials.json")
+    assert {trial["state"] for trial in listed} == {"COMPLETE", "PRUNED"}
+    assert any(trial["final"] for trial in listed)
+    for cluster in ("local:1", "local:2"):
+        another_home(monkeypatch, tmp_path / cluster)
+        tune.tune(p.model_copy(update={"stage": p.stage.model_copy(update={"cluster": cluster})}), folder)
+        assert outputs(p, folder) == before
+    engine.close()
 
 
 def test_each_folds_rows_are_binned_once_a_side_however_many_trials(
@@ -405,7 +419,8 @@ def test_the_cpu_that_money_leaves_ends_the_search_before_the_trials_that_would_
     """Two trials at a time take 10 s: a third pair would end after 30 of 29 s."""
     p, folder = project(tmp_path)
     clock = itertools.count(0, 10)
-    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: 0.0, process_time=lambda: next(clock)))
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(tune, "cost", SimpleNamespace(read_own_usage=lambda: next(clock)))
     result = searched(with_trials(p, 20, cpu=timedelta(seconds=29)), folder)
     assert (result["trials"], result["ended_by"]) == (2 * p.tune.parallel, "cpu")
     assert "tune.cpu ended the search after 4 of 20 trials" in caplog.text
@@ -421,7 +436,7 @@ def test_what_is_written_between_trials_counts_for_the_budget_too(
         append(path, lines)
         now[0] += 10
 
-    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: 0.0))
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(triallogs, "append_rows", append_slowly)
     result = searched(with_trials(p, 20, budget=timedelta(seconds=15)), folder)
     assert (result["trials"], result["ended_by"]) == (3 * p.tune.parallel, "budget")
@@ -500,11 +515,11 @@ ELDERS = [0.40, 0.41, 0.42, 0.43, 0.44]
 
 @pytest.mark.parametrize(("score", "pruned"), [(0.43, True), (0.42, False), (0.41, False)])
 def test_a_trial_is_behind_when_it_is_worse_than_the_median_of_its_elders(score: float, pruned: bool) -> None:
-    assert is_behind(score, ELDERS) is pruned
+    assert (score > find_limit(ELDERS)) is pruned
 
 
 def test_nobody_is_behind_before_enough_elders_have_ended() -> None:
-    assert not is_behind(9.0, ELDERS[: studies.LEAST_ELDERS - 1])
+    assert find_limit(ELDERS[: studies.LEAST_ELDERS - 1]) == np.inf
 
 
 def test_a_trial_is_compared_with_what_its_elders_had_after_the_same_folds(tmp_path: Path) -> None:
@@ -515,7 +530,7 @@ def test_a_trial_is_compared_with_what_its_elders_had_after_the_same_folds(tmp_p
     for first in range(0, 12, p.tune.parallel):
         elders = [trial["steps"]["1"] for trial in listed[:first] if trial["state"] == "COMPLETE"]
         for trial in listed[first : first + p.tune.parallel]:
-            assert (trial["state"] == "PRUNED") is is_behind(trial["steps"]["1"], elders)
+            assert (trial["state"] == "PRUNED") is (trial["steps"]["1"] > find_limit(elders))
 
 
 # --- slowed down
@@ -563,7 +578,7 @@ def test_finalists_end_with_the_budget(
     p, folder = project(tmp_path, **{"tune.trials": 6, "tune.rows": 150, "tune.finalists": 6})
     clock = itertools.count(0, 10)
     monkeypatch.setattr(studies, "LEAST_ELDERS", 10**9)
-    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: next(clock), process_time=lambda: 0.0))
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert searched(with_trials(p, 6, budget=timedelta(seconds=55)), folder)["ended_by"] == "trials"
     assert "tune.budget ends with 4 of 6 finalists" in caplog.text
     before = outputs(p, folder)
@@ -573,9 +588,7 @@ def test_finalists_end_with_the_budget(
 
 def test_the_first_trial_is_a_finalist_whatever_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     p, folder = project(tmp_path, **{"tune.trials": 6, "tune.rows": 150, "tune.finalists": 6})
-    monkeypatch.setattr(
-        tune, "time", SimpleNamespace(monotonic=itertools.count(0, 10).__next__, process_time=lambda: 0.0)
-    )
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=itertools.count(0, 10).__next__))
     tune.tune(with_trials(p, 6, budget=timedelta(seconds=30)), folder)
     finals = [trial["number"] for trial in trials(p, folder) if trial["final"]]
     assert len(finals) == 2
