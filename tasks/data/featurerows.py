@@ -40,6 +40,21 @@ class Rows:
             None if self.keys is None else self.keys.filter(mask),
         )
 
+    def __reduce__(self) -> Any:
+        """Arrow forgets how many rows a table without columns has when it travels."""
+        has_none = self.keys is not None and not self.keys.num_columns
+        return _restore, (self.table, self.event_time, self.known_at, self.label, has_none or self.keys)
+
+
+def _restore(
+    table: pa.Table,
+    event_time: NDArray[np.datetime64],
+    known_at: NDArray[np.datetime64],
+    label: NDArray[Any],
+    keys: pa.Table | bool | None,
+) -> Rows:
+    return Rows(table, event_time, known_at, label, table.select([]) if keys is True else keys)
+
 
 def read_rows(features: Path) -> Rows:
     """All the feature rows of a folder that the features stage has written."""

@@ -48,6 +48,7 @@ class Maker:
         first, last = (f"{self.grid.begin_of(week):%Y-%m-%d}" for week in (weeks[0], weeks[-1]))
         more = f", and {len(helpers)} older ones to calibrate them by" if helpers else ""
         log.info("evidence: %s fits of the recipe are missing, up to %s ... %s%s", len(weeks), first, last, more)
+        model.import_xgboost()  # here, since threads that import it at once get in each other's way
         self._spread(Maker.fit_plain, plain, _Progress(len(plain)).count, threads=self.p.stage.threads)
         self._spread(Maker.calibrate, weeks, threads=1)  # it sets the threads of BLAS, which are the process's
         for week in weeks:  # now that none is calibrated by it

@@ -177,7 +177,15 @@ class Model:
     @staticmethod
     def load(path: Path | str) -> "Model":
         """Raises ValueError when the file is no whole model of this project, or of another version."""
-        data = Path(path).read_bytes()
+        return Model.from_bytes(Path(path).read_bytes(), path)
+
+    def __reduce__(self) -> Any:
+        """As the model file, so that a model that another process has made is the same to the last bit."""
+        return Model.from_bytes, (self.to_bytes(), "a model that was sent")
+
+    @staticmethod
+    def from_bytes(data: bytes, path: Path | str) -> "Model":
+        """A model file's bytes as a model; `path` is for errors."""
         raw, _, _ = data.rpartition(SEAL)
         if data != _sealed(raw):
             raise ValueError(

@@ -10,7 +10,7 @@ All carry one calibration, from out-of-fold predictions, and one threshold, from
 import shutil
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from tasks import log
 from tasks.data.featurerows import Rows, read_rows
 from tasks.data.manifest import FeaturesManifest
 from tasks.params import Costs, Params, Task
-from tasks.runtime import files, stage
+from tasks.runtime import engine, files, stage
+from tasks.runtime.threads import stop_event
 from tasks.training import bagging, calibration, fitting, model, split, warm
 from tasks.training.model import Floats, Model, Spec
 from tasks.training.trials import Tuned
@@ -54,12 +55,36 @@ def train(p: Params, folder: Path = Path()) -> None:
 
 def fit_twins(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, seeds: int) -> list[Model]:
     """The recipe trained up to `cut` with so many seeds, calibrated alike: the first is the one with tune.seed."""
-    seen, stop = fitting.take_training(rows, cut, p), threading.Event()
-    threads = max(1, p.stage.threads // seeds)
-    works = [partial(fit, seen, tuned, p, seed=seed, threads=threads, stop=stop) for seed in range(seeds)]
-    twins = fitting.run_side_by_side(works, p.stage.threads, stop=stop)
+    table = Table(fitting.take_training(rows, cut, p), tuned, p, threads=max(1, p.stage.threads // seeds))
+    model.import_xgboost()  # here, since threads that import it at once get in each other's way
+    names = [f"the twin of seed {seed}" for seed in range(seeds)]
+    twins = engine.map_ordered(Table.fit_seed, table, range(seeds), p, names=names)
     extras = calibrate(rows, cut, tuned, p, classes=twins[0].spec.classes)
     return [twin.with_spec(until=cut.isoformat(), **extras) for twin in twins]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that several fits of a recipe share.
+
+    Attributes:
+        folds: the training rows of each (n).
+    """
+
+    rows: Rows
+    tuned: Tuned
+    p: Params
+    threads: int
+    classes: tuple[Any, ...] = ()
+    folds: tuple[split.Mask, ...] = ()
+
+    def fit_seed(self, seed: int) -> Model:
+        """All rows, with another seed."""
+        return fit(self.rows, self.tuned, self.p, seed=seed, threads=self.threads, stop=stop_event())
+
+    def fit_fold(self, place: int) -> Model:
+        seen = self.rows.take(self.folds[place])
+        return fit(seen, self.tuned, self.p, classes=self.classes, threads=self.threads, stop=stop_event())
 
 
 def _refit(rows: Rows, as_of: datetime, tuned: Tuned, p: Params, spec: Spec) -> Model:
@@ -188,10 +213,10 @@ def _score_out_of_fold(rows: Rows, cut: datetime, tuned: Tuned, p: Params, class
     """What the folds' models say of their validation rows."""
     labelled = model.is_labelled(rows.label)
     folds = split.make_folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=labelled)
-    folds, stop = split.keep_trained_classes(folds, rows.label, classes), threading.Event()
-    fit_one = partial(fit, tuned=tuned, p=p, classes=classes, threads=1, stop=stop)
-    works = [partial(fit_one, rows.take(fold.train)) for fold in folds]
-    fits = fitting.run_side_by_side(works, p.stage.threads, stop=stop)
+    folds = split.keep_trained_classes(folds, rows.label, classes)
+    table = Table(rows, tuned, p, threads=1, classes=classes, folds=tuple(fold.train for fold in folds))
+    names = [f"the calibration's fold {place + 1}" for place in range(len(folds))]
+    fits = engine.map_ordered(Table.fit_fold, table, range(len(folds)), p, names=names)
     return join_scores(
         score_unseen(fitted, rows.take(fold.valid), tuned, p, trained_on=rows.label[fold.train])
         for fold, fitted in zip(folds, fits, strict=True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tasks.data.featurerows import Rows
 from tasks.params import Costs, Params, Task
+from tasks.runtime import engine
 from tasks.training import calibration, train
 from tasks.training.model import Floats, Model
 from tests.tasks import small
@@ -109,6 +110,12 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
 def test_the_number_of_threads_does_not_change_the_bytes(tmp_path: Path) -> None:
     one, three = (trained(tmp_path / str(count), **{"stage.threads": count}) for count in (1, 3))
     assert one == three
+
+
+def test_processes_do_not_change_the_bytes(tmp_path: Path) -> None:
+    here, there = (trained(tmp_path / str(cluster), **{"stage.cluster": cluster}) for cluster in (None, "local:2"))
+    engine.close()
+    assert here == there
 
 
 def test_a_twin_of_another_seed_is_another_model_with_the_same_calibration(tmp_path: Path) -> None:
