@@ -48,9 +48,11 @@ def measure(bench: Bench, base: Checkout, name: str, part: str, *, bar: float, *
             load.append(os.getloadavg()[0])
     one, two = ([output["seconds"] for output in outputs] for outputs in runs)
     same = len({output["made"] for outputs in runs for output in outputs}) == 1
+    ways = [median(output["way"] for output in outputs) for outputs in runs]
     starts = [output["start"] for output in runs[1]]
     detail = (
-        f"{seconds(one)} and {seconds(two)}, and {median(starts):.1f} s for two processes to start; "
+        f"{seconds(one)} and {seconds(two)}, by CPU on the longest way {ways[0]:.1f} ÷ {ways[1]:.1f} = "
+        f"{ways[0] / ways[1]:.2f}; {median(starts):.1f} s for two processes to start; "
         f"{'the same bytes' if same else 'OTHER BYTES'}; load {min(load):.1f} to {max(load):.1f}"
     )
     return row(name, over=one, under=two, bar=bar, detail=detail, sense="at least", sound=same)
