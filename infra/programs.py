@@ -24,6 +24,7 @@ INSTALLED = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt
 PACKAGES = re.compile(r"postgresql-(\d+)")
 APT_TIMEOUT_S = 300
 LIBRARY_ROUNDS = 4  # a library that is missing may need others
+SYSTEM = ("libc6", "libgcc", "libstdc++", "libllvm")  # the system's own must be used, or are not needed
 WAY_OUT = f"Install PostgreSQL {OLDEST_POSTGRES} or newer, with its contrib modules, so that pg_ctl is on PATH."
 
 
@@ -82,31 +83,32 @@ def unpack_postgres(folder: Path) -> None:
     """
     if not all(map(shutil.which, ("apt-get", "apt-cache", "dpkg"))):
         raise RuntimeError(f"there is no PostgreSQL here, and no apt-get to take it from. {WAY_OUT}")
+    try:
+        _unpack_postgres(folder, own_lists=False)
+    except RuntimeError:  # no lists of packages here, or old ones
+        _unpack_postgres(folder, own_lists=True)
+
+
+def _unpack_postgres(folder: Path, *, own_lists: bool) -> None:
+    """own_lists: by lists of packages that are made now, instead of the system's."""
     with files.publish_folder(folder) as new:
         state = new / "apt"
-        options = _choose_lists(state)
+        (state / "archives" / "partial").mkdir(parents=True)
+        options = [f"-oDir::Cache={state}", "-oDebug::NoLocking=1", "-oAPT::Sandbox::User="]
+        if own_lists:
+            (state / "lists" / "partial").mkdir(parents=True)
+            options.append(f"-oDir::State::lists={state / 'lists'}")
+            _run("apt-get", *options, "update")
         names = _run("apt-cache", *options, "pkgnames", "postgresql-").split()
-        versions = [int(match[1]) for name in names if (match := PACKAGES.fullmatch(name))]
-        if not versions or max(versions) < OLDEST_POSTGRES:
+        number = max((int(match[1]) for name in names if (match := PACKAGES.fullmatch(name))), default=0)
+        if number < OLDEST_POSTGRES:
             raise RuntimeError(
                 f"the packages of this system hold no PostgreSQL of {OLDEST_POSTGRES} or newer. {WAY_OUT}"
             )
-        number = max(versions)
         _unpack((f"postgresql-{number}", f"postgresql-client-{number}", "libpq5"), new, options)
         _add_libraries(new, options, [f"postgresql-{number}"])
         shutil.rmtree(state, ignore_errors=True)
         new.chmod(0o755)  # root starts the server as another user
-
-
-def _choose_lists(state: Path) -> list[str]:
-    """apt's options: none where the system has lists of packages, else folders of our own with lists made now."""
-    (state / "archives" / "partial").mkdir(parents=True)
-    (state / "lists" / "partial").mkdir(parents=True)
-    ours = [f"-oDir::Cache={state}", "-oDebug::NoLocking=1", "-oAPT::Sandbox::User="]
-    if not PACKAGES.search(_run("apt-cache", "pkgnames", "postgresql-")):
-        ours.append(f"-oDir::State::lists={state / 'lists'}")
-        _run("apt-get", *ours, "update")
-    return ours
 
 
 def _unpack(packages: Iterable[str], folder: Path, options: list[str]) -> None:
@@ -124,7 +126,8 @@ def _add_libraries(folder: Path, options: list[str], packages: list[str]) -> Non
         if not (missing := _find_missing_libraries(read_unpacked(folder))):
             break
         depends = _run("apt-cache", *options, "depends", *sorted(fetched))
-        wanted = set(re.findall(r"^ +\|?Depends: (lib[\w.+-]+)$", depends, re.MULTILINE)) - fetched
+        named = re.findall(r"^ +\|?Depends: (lib[\w.+-]+)$", depends, re.MULTILINE)
+        wanted = {name for name in named if not name.startswith(SYSTEM)} - fetched
         if not wanted:
             raise RuntimeError(f"PostgreSQL's packages lack the libraries {', '.join(missing)}. {WAY_OUT}")
         _unpack(sorted(wanted), folder, options)

@@ -12,14 +12,13 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun
 
 from infra import postgres, s3, servers, up
 from infra.servers import HOST, Part, Running
@@ -32,7 +31,7 @@ from tasks.serving.schema import Kind
 from tests.conftest import KEY
 from tests.flows.conftest import commit
 from tests.flows.station import FOREIGN, Station, program
-from tests.flows.test_loop import made
+from tests.flows.test_loop import FIRST, made
 from tests.servers import UNPACKED, open_folder
 from tests.waiting import wait_until
 
@@ -254,6 +253,7 @@ def _stop(it: Ground) -> None:
         servers.stop(it.running[name], seconds=1 if name == "s3" else servers.STOP_TIMEOUT_S)
 
 
-def read_run(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
-    (now,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-    return now
+def count_arrived(it: Ground, until: datetime) -> int:
+    """Orders since the first model."""
+    lines = (it.origin / "source" / "orders.csv").read_text().splitlines()[1:]
+    return sum(FIRST <= datetime.fromisoformat(line.split(",")[1]) < until for line in lines)

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 from tests.faults.test_worker_faults import hear_silence, marks, next_of
 from tests.flows.station import until
 from tests.flows.test_loop import FIRST
-from tests.team.ground import Ground, Machine, ground
+from tests.team.ground import Ground, Machine, count_arrived, ground
 
 pytestmark = [pytest.mark.team, pytest.mark.faults, pytest.mark.timeout(600)]
 WEEK = timedelta(days=7)
@@ -45,14 +45,8 @@ def test_what_one_machine_trained_another_scores(team: Team) -> None:
     assert champion.number == 1
     predictions = team.ground.read_journal("predictions")
     entries = [row["entry"] for row in predictions]
-    assert len(entries) == len(set(entries)) == count_arrived(team.ground)
+    assert len(entries) == len(set(entries)) == count_arrived(team.ground, FIRST + WEEK)
     assert {row["version"] for row in predictions} == {1}
-
-
-def count_arrived(it: Ground) -> int:
-    """Orders of the week after the first model."""
-    lines = (it.origin / "source" / "orders.csv").read_text().splitlines()[1:]
-    return sum(FIRST.isoformat() <= line.split(",")[1].replace(" ", "T") < (FIRST + WEEK).isoformat() for line in lines)
 
 
 def test_a_third_machine_answers_and_what_it_acknowledged_outlives_it(team: Team) -> None:
