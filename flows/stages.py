@@ -96,10 +96,12 @@ def stage_task(name: str) -> Any:
     return task(name=name, task_run_name=name, cache_policy=cache_policies.NO_CACHE)(run_stage)
 
 
-def run_stage(space: workspaces.Workspace, name: str, *, settled: pipeline.StageRun | None = None) -> pipeline.StageRun:
+def run_stage(
+    space: workspaces.Workspace, name: str, *, settled: pipeline.StageRun | None = None, force: bool = False
+) -> pipeline.StageRun:
     """One stage, unless it is settled; what its program says goes to the log as it says it."""
     say = get_run_logger().info
-    done = settled or pipeline.run_stage(space.root, name, env=list_lineage(space), on_line=say)
+    done = settled or pipeline.run_stage(space.root, name, env=list_lineage(space), on_line=say, force=force)
     say("%s: %s, %.1f s, %.1f s of CPU", name, done.status, done.wall, done.cpu)
     if done.status == "ran" and project.find_remote(space.root):
         push_early(space, name)

@@ -149,9 +149,10 @@ def _fetch(folder: Path) -> bool:
     if store.find_store() is None:
         return False
     name = _name_in_store(folder)
-    with tempfile.TemporaryDirectory() as scratch:
-        store.fetch_folder(Path(scratch), name)
-        if not (Path(scratch) / HASHES).exists():  # which comes last
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as scratch:
+        count = store.fetch_folder(Path(scratch), name)
+        if not count or not (Path(scratch) / HASHES).exists():  # which comes last
             return False
         if damaged := find_damage(Path(scratch)):
             log.warning("%s in the store holds other bytes in %s: it is made again", name, ", ".join(damaged))

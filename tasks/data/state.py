@@ -71,9 +71,9 @@ def _publish(p: params.Params, folder: Path, home: Path) -> State | None:
     now = datetime.now(UTC).replace(tzinfo=None)
     state = State(root / f"{as_of:%Y%m%dT%H%M%S}-{now:%Y%m%dT%H%M%S%f}", as_of, as_of - p.serving.behind, now, kind)
     _write_tables(p, folder, state)
+    if shared := store.find_store():  # first: a home is never ahead of its team
+        _share(state, before, shared)
     _point_to(state)
-    if shared := store.find_store():
-        _share(state, shared)
     return state
 
 
@@ -147,25 +147,26 @@ def _parse_pointer(text: str, where: object, root: Path) -> State:
 
 def read_event_now() -> datetime | None:
     """Event time "now", by what was published last; None where nothing was, or nothing that can be read."""
-    with contextlib.suppress(ValueError):
-        if state := read_published():
-            return state.event_now()
-    return None
+    try:
+        state = read_published()
+    except (ValueError, store.StoreError) as error:
+        log.warning("event time is not known: %s", error)
+        return None
+    return state.event_now() if state else None
 
 
 # --- between the machines of a team ----------------------------------------------------------------------------------
 
 
-def _share(state: State, shared: store.Store) -> None:
-    """Bring a state to the store: its files, then the pointer; and remove older ones there."""
+def _share(state: State, before: State | None, shared: store.Store) -> None:
+    """Bring a state to the store: its files, then the pointer; and remove all others but the one before."""
     root = f"{FOLDER}/{state.folder.name}"
     for path in sorted(state.folder.iterdir()):
         shared.add(f"{root}/{path.name}", path)
     shared.replace(f"{FOLDER}/{POINTER}", _pointer(state).encode())
-    names = [name for name in shared.list_names(FOLDER) if name.count("/") > 1]
-    published = sorted({name.split("/")[1] for name in names}, key=lambda name: name.rpartition("-")[2])  # by time
-    for name in names:
-        if name.split("/")[1] in published[:-KEPT_FOLDERS]:
+    stay = {POINTER, state.folder.name, *([before.folder.name] if before else [])}
+    for name in shared.list_names(FOLDER):
+        if name.split("/")[1] not in stay:
             shared.remove(name)
 
 
@@ -183,6 +184,11 @@ def fetch(home: Path) -> State | None:
     state = read_published(home) if shared else None
     if shared is None or state is None or _is_current(state, home):
         return None
+    with locks.take_turn(home, name=f"{FOLDER}-fetch", say=log.debug, local=True):
+        return _fetch(state, shared)
+
+
+def _fetch(state: State, shared: store.Store) -> State | None:
     if not state.folder.exists():
         try:
             with files.publish_folder(state.folder, temporary=_temporary(state)) as new:

@@ -13,6 +13,8 @@ machines of a team share them by their names.
 """
 
 import json
+import shutil
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -37,6 +39,7 @@ from tasks.training import model, split
 from tasks.training.model import Model
 from tasks.training.trials import Tuned
 
+GRID_FILE, SHARED_GRID = "grid.json", "evidence-grid"  # of a recipe; and the folder of the store that has one for all
 FOLDER = "evidence"  # in the home and in a team's store, with a folder for each recipe
 MOST_FITS = 16  # that one look makes
 SLICE = pa.schema(
@@ -75,7 +78,7 @@ def read_kept(folder: Path) -> Kept | None:
     Raises:
         ValueError: another format.
     """
-    fetch_evidence(folder)
+    fetch_evidence(folder, pattern="*/losses-*.parquet")
     paths = [path for cut in folder.glob("*/") if (path := _find_losses(cut))]
     tables = {path.parent.name: pq.read_table(path) for path in paths}
     if not tables:
@@ -89,16 +92,32 @@ def read_kept(folder: Path) -> Kept | None:
     return Kept(_stack(losses, end), grid.begin_of(end))
 
 
-def fetch_evidence(folder: Path) -> None:
-    """Bring what a team's store has of a recipe's evidence, and the grid that all recipes share."""
+def fetch_evidence(folder: Path, *, pattern: str = "*") -> None:
+    """Bring what a team's store has of a recipe's evidence, and the grid that all recipes share.
+
+    Args:
+        pattern: of the files, below the recipe's folder.
+    """
     if folder.parent.name == FOLDER:  # a replay's lies elsewhere, and is its own
-        store.fetch_folder(folder, f"{FOLDER}/{folder.name}")
-        store.fetch_folder(folder.parent, FOLDER, pattern="*/grid.json")
+        store.fetch_folder(folder, f"{FOLDER}/{folder.name}", pattern=pattern)
+        if not (folder / GRID_FILE).exists():
+            store.fetch_folder(folder, SHARED_GRID)
 
 
 def _share_evidence(folder: Path) -> None:
-    if folder.parent.name == FOLDER:
-        store.share_folder(folder, f"{FOLDER}/{folder.name}", removes="*/losses-*.parquet")
+    if folder.parent.name != FOLDER:
+        return
+    store.share_folder(folder, f"{FOLDER}/{folder.name}", replaces=partial(_has_newer, folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copyfile(folder / GRID_FILE, Path(scratch) / GRID_FILE)
+        store.share_folder(Path(scratch), SHARED_GRID)
+
+
+def _has_newer(folder: Path, name: str) -> bool:
+    """Whether a file of losses, by its name below the folder, goes less far than both that are here."""
+    here = sorted(path.name for path in (folder / name).parent.glob("losses-*.parquet"))
+    file = Path(name).name
+    return file.startswith("losses-") and len(here) > 1 and file < here[0]
 
 
 def _find_losses(cut: Path) -> Path | None:

@@ -239,7 +239,7 @@ def connect(uri: str, *, experiments: Mapping[str, str], model: str) -> Tracking
     folder, key = _find_place(uri)
     folder.mkdir(parents=True, exist_ok=True)
     name = database.LOCK.removesuffix(".lock")
-    lock = locks.open_lock(folder, name, timeout=database.LOCK_WAIT_S, local=not is_server(uri))
+    lock = locks.open_lock(folder, name, timeout=database.LOCK_WAIT_S, local=not is_server(uri), by_thread=True)
     quiet = warnings.catch_warnings(action="ignore")  # mlflow's imports warn of its own libraries
     with lock, explain_silence(uri), quiet:  # two processes that migrate a fresh database at once would break it
         check_database(uri)

@@ -20,6 +20,7 @@ from tasks import log
 from tasks.runtime import store
 
 VARIABLE = "EVERGREEN_LOCKS"
+GRACE_S = 3.0  # longer than a holder takes to notice that its connection is lost
 
 
 class Lock(Protocol):
@@ -34,39 +35,48 @@ class Lock(Protocol):
 
     def __exit__(self, *error: object) -> None: ...
 
+    def is_held(self) -> bool:
+        """Whether a process holds it now."""
+
     def read_holder(self) -> str:
         """Which process holds it, as a message says it."""
 
 
-def open_lock(home: Path, name: str, *, timeout: float = -1, local: bool = False) -> Lock:
+def open_lock(
+    home: Path, name: str, *, timeout: float = -1, local: bool = False, grace: float = 0.0, by_thread: bool = False
+) -> Lock:
     """The lock of a name.
 
     Args:
         home: the folder of the lock's file, where it is a file.
         timeout: the longest wait in seconds; -1: without an end.
         local: of this machine alone, whatever the variables say.
+        grace: seconds that whoever waits leaves a holder that has lost the database, so that it takes its lock again.
+        by_thread: of the thread that takes it: another thread of this process waits like any other.
 
     Raises:
         ValueError: the store is a bucket, and no database is named that could hold the locks of several machines.
     """
+    shared = None if local else store.find_store()
     if not local and (database := os.environ.get(VARIABLE)):
         from tasks.runtime import advisory
 
-        return advisory.AdvisoryLock(database, name, scope=os.environ.get(store.VARIABLE, ""), timeout=timeout)
-    shared = None if local else store.find_store()
+        scope = store.read_identity(shared) if shared else ""
+        return advisory.AdvisoryLock(database, name, scope=scope, timeout=timeout, grace=grace)
     if isinstance(shared, store.S3Store):
         raise ValueError(
             f"{VARIABLE} must name a PostgreSQL database where {store.VARIABLE} is a bucket ({shared.address}): "
             f"machines that share a store must wait for each other. Set {VARIABLE}=postgresql://user:password@host/database."
         )
-    return _FileLock((shared.root / "locks" if isinstance(shared, store.FolderStore) else home), name, timeout)
+    folder = shared.root / "locks" if isinstance(shared, store.FolderStore) else home
+    return _FileLock(folder, name, timeout, by_thread=by_thread)
 
 
 class _FileLock:
     """A lock by a file, and a file beside it that says who holds it."""
 
-    def __init__(self, folder: Path, name: str, timeout: float) -> None:
-        self._lock = FileLock(folder / f"{name}.lock", timeout=timeout)
+    def __init__(self, folder: Path, name: str, timeout: float, *, by_thread: bool) -> None:
+        self._lock = FileLock(folder / f"{name}.lock", timeout=timeout, thread_local=by_thread)
         self._holder = folder / f"{name}.holder"
 
     def acquire(self, *, timeout: float | None = None) -> object:
@@ -74,7 +84,8 @@ class _FileLock:
         is_first = not self._lock.is_locked
         self._lock.acquire(timeout=timeout, poll_interval=0.05 if timeout is None else 0.2)
         if is_first:
-            self._holder.write_text(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+            with contextlib.suppress(OSError):  # it is for messages alone
+                self._holder.write_text(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
         return self
 
     def release(self) -> None:
@@ -85,6 +96,16 @@ class _FileLock:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+    def is_held(self) -> bool:
+        if not Path(self._lock.lock_file).exists():
+            return False
+        try:
+            self._lock.acquire(timeout=0)
+        except TimeoutError:
+            return True
+        self._lock.release()
+        return False
 
     def read_holder(self) -> str:
         return self._holder.read_text() if self._holder.exists() else "which has not said its process yet"
@@ -110,7 +131,7 @@ def take_turn(
         TimeoutError: another process has held the lock all that time; names it.
     """
     home.mkdir(parents=True, exist_ok=True)
-    lock = open_lock(home, name, local=local)
+    lock = open_lock(home, name, local=local, grace=GRACE_S)
     try:
         lock.acquire(timeout=0)
     except TimeoutError:
@@ -128,13 +149,7 @@ def take_turn(
 
 def is_run_under_way(home: Path, *, name: str = "run") -> bool:
     """Whether a process holds the lock of this name now."""
-    lock = open_lock(home, name)
-    try:
-        lock.acquire(timeout=0)
-    except TimeoutError:
-        return True
-    lock.release()
-    return False
+    return open_lock(home, name).is_held()
 
 
 def owner_lock(path: Path) -> FileLock:

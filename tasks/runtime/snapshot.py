@@ -10,8 +10,9 @@ The list proves that the code is that of the commit: an edited file is refused, 
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,12 @@ class Snapshot:
 
     Attributes:
         files: The SHA-256 of each file's bytes, by its path.
+        programs: Those that can be executed.
     """
 
     commit: str
     files: Mapping[str, str]
+    programs: Sequence[str]
 
 
 def read_snapshot(folder: Path) -> Snapshot | None:
@@ -44,7 +47,7 @@ def read_snapshot(folder: Path) -> Snapshot | None:
     except FileNotFoundError:
         return None
     FORMAT.check(content.get("format"), folder / LIST)
-    snapshot = Snapshot(content["commit"], content["files"])
+    snapshot = Snapshot(content["commit"], content["files"], content["programs"])
     if edited := [name for name, digest in snapshot.files.items() if _hash(folder / name) != digest]:
         raise ValueError(
             f"code without git must be that of its commit {snapshot.commit[:12]}, but {len(edited)} files of {folder} "
@@ -59,6 +62,8 @@ def copy_snapshot(folder: Path, snapshot: Snapshot, root: Path) -> None:
     for name in snapshot.files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, root / name)
+    for name in snapshot.programs:  # what no store knows
+        (root / name).chmod(0o755)
 
 
 def save_snapshot(folder: Path, commit: str, shared: store.Store) -> str:
@@ -68,23 +73,32 @@ def save_snapshot(folder: Path, commit: str, shared: store.Store) -> str:
         The folder's name in the store.
     """
     name = f"{FOLDER}/{commit}"
+    if f"{name}/{LIST}" in shared.list_names(name):  # which comes last
+        return name
     paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    there = set(shared.list_names(name))
     for file, path in paths.items():
-        if f"{name}/{file}" not in there:
-            shared.add(f"{name}/{file}", path)
-    hashes = {file: _hash(path) for file, path in paths.items()}
-    shared.add(f"{name}/{LIST}", files.to_json({"format": FORMAT.mark, "commit": commit, "files": hashes}).encode())
+        shared.replace(f"{name}/{file}", path.read_bytes())
+    content = {
+        "format": FORMAT.mark,
+        "commit": commit,
+        "files": {file: _hash(path) for file, path in paths.items()},
+        "programs": [file for file, path in paths.items() if os.access(path, os.X_OK)],
+    }
+    shared.add(f"{name}/{LIST}", files.to_json(content).encode())
     return name
 
 
 def fetch_snapshot(commit: str, folder: Path, shared: store.Store) -> Snapshot | None:
     """Bring the code of a commit from the store into an empty folder; None where the store has it not."""
     name = f"{FOLDER}/{commit}"
-    for file in shared.list_names(name):
-        target = folder / file.removeprefix(f"{name}/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(shared.read(file))
+    try:
+        listed = shared.read(f"{name}/{LIST}")
+    except FileNotFoundError:
+        return None
+    (folder / LIST).write_bytes(listed)
+    for file in json.loads(listed)["files"]:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(shared.read(f"{name}/{file}"))
     return read_snapshot(folder)
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,16 +23,12 @@ from tasks.runtime import files
 
 VARIABLE = "EVERGREEN_STORE"
 BUCKET = re.compile(r"s3://(?P<bucket>[^/]+)(?:/(?P<prefix>.*?))?/*")
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ATTEMPTS = 10, 60, 5
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ATTEMPTS = 5, 30, 4
 AWAY_S = 60.0  # that nobody asks a store that did not answer for what only saves time
 THREADS = 16  # that copy the files of a folder
 ABSENT = ("404", "NoSuchKey", "NotFound")  # S3's codes for what is not there
-PRESENT = (
-    "412",
-    "PreconditionFailed",
-    "409",
-    "ConditionalRequestConflict",
-)  # ... and for what is there, or comes just now
+PRESENT = ("412", "PreconditionFailed")  # ... for what is there
+CONFLICT = ("409", "ConditionalRequestConflict")  # ... and for what another request is just writing, or fails to
 
 
 class StoreError(OSError):
@@ -76,6 +72,14 @@ def find_store() -> Store | None:
 def open_shared(home: Path) -> Store:
     """The store of a team, else the home of this machine."""
     return find_store() or FolderStore(home)
+
+
+def read_identity(shared: Store) -> str:
+    """What tells a store from all others: its address, or the mark that a folder has, which may be mounted anywhere."""
+    if isinstance(shared, S3Store):
+        return shared.address
+    shared.add("identity", secrets.token_hex(16).encode())
+    return shared.read("identity").decode()
 
 
 def open_store(address: str) -> Store:
@@ -128,8 +132,7 @@ class FolderStore:
 
     def list_names(self, folder: str) -> list[str]:
         with self._explain("list", folder):
-            paths = (path for path in (self.root / folder).rglob("*") if _is_whole(path))
-            return sorted(str(path.relative_to(self.root)) for path in paths)
+            return sorted(str(path.relative_to(self.root)) for path in _list_whole(self.root / folder))
 
     def remove(self, name: str) -> None:
         with self._explain("remove", name):
@@ -145,9 +148,13 @@ class FolderStore:
             raise StoreError(f"cannot {act} {name} in the store {self.address}: {error}") from None
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether it is a file under its own name: `files.publish` and `add` write under another first."""
-    return path.is_file() and not (path.name.startswith(".") and path.name.endswith(".new"))
+def _list_whole(folder: Path) -> Iterator[Path]:
+    """The files below a folder under their own names: `files.publish` and `add` write under another first.
+
+    No file is looked at but by its name: one that is removed meanwhile is listed, and missed by whoever reads it.
+    """
+    for base, _, names in os.walk(folder):
+        yield from (Path(base, name) for name in names if not (name.startswith(".") and name.endswith(".new")))
 
 
 # --- a bucket of S3 --------------------------------------------------------------------------------------------------
@@ -169,12 +176,24 @@ class S3Store:
             body = content if isinstance(content, bytes) else stack.enter_context(content.open("rb"))
             stack.enter_context(self._explain("write", name))
             try:
-                self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=body, IfNoneMatch="*")
+                self._put_new(name, body)
             except self._client.exceptions.ClientError as error:
                 if _code_of(error) in PRESENT:
                     return False
                 raise
         return True
+
+    def _put_new(self, name: str, body: Any) -> None:
+        for attempt in range(ATTEMPTS):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=body, IfNoneMatch="*")
+                return
+            except self._client.exceptions.ClientError as error:
+                if _code_of(error) not in CONFLICT or attempt == ATTEMPTS - 1:
+                    raise
+            time.sleep(0.2 * 2**attempt)
+            if not isinstance(body, bytes):
+                body.seek(0)
 
     def replace(self, name: str, content: bytes) -> None:
         with self._explain("write", name):
@@ -272,11 +291,11 @@ def _fetch_file(shared: Store, name: str, path: Path) -> None:
         files.publish(path, lambda new: new.write_bytes(content))
 
 
-def share_folder(folder: Path, name: str, *, removes: str = "", last: str = "") -> int:
+def share_folder(folder: Path, name: str, *, replaces: Callable[[str], bool] = lambda _: False, last: str = "") -> int:
     """Bring this folder's files to a store's folder, as far as it lacks them.
 
     Args:
-        removes: a pattern of names that are removed there if this folder has them no more.
+        replaces: whether a file there, by its name below the folder, goes: this folder has a newer one in its place.
         last: the file that goes last: where it is, the others are.
 
     Returns:
@@ -286,12 +305,8 @@ def share_folder(folder: Path, name: str, *, removes: str = "", last: str = "") 
         return 0
     try:
         there = set(shared.list_names(name))
-        paths = sorted(path for path in folder.rglob("*") if _is_whole(path))
-        here = {f"{name}/{path.relative_to(folder)}": path for path in paths}
-        missing, gone = (
-            here.keys() - there,
-            [one for one in there - here.keys() if fnmatch.fnmatch(one, f"{name}/{removes}")],
-        )
+        here = {f"{name}/{path.relative_to(folder)}": path for path in sorted(_list_whole(folder))}
+        missing, gone = here.keys() - there, [one for one in there - here.keys() if replaces(one[len(name) + 1 :])]
         with ThreadPoolExecutor(THREADS, "store") as threads:
             list(threads.map(lambda one: shared.add(one, here[one]), missing - {f"{name}/{last}"}))
             list(threads.map(shared.remove, gone))

@@ -7,6 +7,7 @@ any moment. schema.py says what the rows are.
 """
 
 import io
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -141,10 +142,9 @@ class Journal:
         """A file that a merge removes after it was listed is in a file that a new listing shows."""
         fs, root = fsspec.core.url_to_fs(f"{self.address}/{kind}")
         for _ in range(READ_ATTEMPTS):
-            fs.invalidate_cache()  # an older listing lacks what has been moved since
             paths = [
                 path
-                for path in sorted(fs.glob(f"{root}/day=*/*.parquet"))
+                for path in _list_parquet(fs, root)
                 if (since is None or _day_of(path) >= since.date()) and (until is None or _day_of(path) <= until.date())
             ]
             try:
@@ -181,6 +181,17 @@ class Journal:
                     fs.rm_file(path)
 
 
+def _list_parquet(fs: Any, root: str) -> list[str]:
+    """The files of all days, as two listings in a row show them: a folder that is listed while two files become one may
+    show neither."""
+    paths: list[str] | None = None
+    while True:
+        fs.invalidate_cache()  # an older listing lacks what has been moved since
+        before, paths = paths, sorted(fs.glob(f"{root}/day=*/*.parquet"))
+        if paths == before or (before is None and "file" not in fs.protocol):
+            return paths
+
+
 def _day_of(path: str) -> date:
     return date.fromisoformat(path.rsplit("/", 2)[-2].removeprefix("day="))
 
@@ -197,8 +208,9 @@ def _write_parquet(fs: Any, path: str, rows: pa.Table) -> None:
     fs.makedirs(path.rpartition("/")[0], exist_ok=True)
     buffer = io.BytesIO()
     pq.write_table(rows.replace_schema_metadata(schema.METADATA), buffer, compression="zstd")
-    fs.pipe_file(f"{path}.new", buffer.getvalue())
-    fs.mv(f"{path}.new", path)
+    new = f"{path}.{secrets.token_hex(4)}.new"  # two processes may write one file, which holds the same then
+    fs.pipe_file(new, buffer.getvalue())
+    fs.mv(new, path)
 
 
 def _unite(parts: Sequence[pa.Table], since: datetime | None, until: datetime | None) -> pa.Table:

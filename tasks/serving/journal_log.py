@@ -102,6 +102,14 @@ def unpack_frames(file: IO[bytes], name: object) -> Iterator[pa.Table]:
         yield rows
 
 
+def split_frames(content: bytes) -> Iterator[bytes]:
+    """The bytes of each whole frame, up to the first that is not."""
+    file, begin = io.BytesIO(content), 0
+    while _read_frame(file, "a segment"):
+        yield content[begin : file.tell()]
+        begin = file.tell()
+
+
 def _read_frame(file: IO[bytes], name: object) -> tuple[int, bytes] | None:
     """The content and the bytes of the next whole frame; None at the end, or where the rest is torn."""
     header = file.read(HEADER.size)

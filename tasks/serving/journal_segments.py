@@ -18,13 +18,13 @@ import pyarrow as pa
 from tasks import log
 from tasks.runtime.store import Store, StoreError
 from tasks.serving import schema
-from tasks.serving.journal_log import Log, make_log_name, pack_rows, unpack_frames
+from tasks.serving.journal_log import TORN, Log, make_log_name, pack_rows, split_frames, unpack_frames
 
 FOLDER = "journal/logs"
 JOINED_SEGMENTS, JOINED_BYTES = 64, 8_000_000  # a writer joins its last segments when they are so many, or so large
 READ_ATTEMPTS = 20  # of a reader whose segments are joined meanwhile
 READERS = 16  # threads that read segments
-MOVED_SEGMENTS = 1000  # that become Parquet together
+MOVED_SEGMENTS = 64  # that become Parquet together
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,21 @@ class StoreLogs:
 
     def read(self, kind: schema.Kind) -> list[pa.Table]:
         segments: dict[str, list[pa.Table]] = {}
+        before: set[str] | None = None
         for _ in range(READ_ATTEMPTS):
-            names = [name for name in self.store.list_names(f"{FOLDER}/{kind}") if name not in segments]
-            fresh = dict(self._read(names))
+            listed = set(self._list(kind))
+            fresh = dict(self._read(sorted(listed - segments.keys())))
+            lacks = listed - segments.keys() - fresh.keys()
             segments |= fresh
-            if len(fresh) == len(names):
-                break  # else some were joined meanwhile, and a new listing shows as what; or moved into Parquet
-        return [table for tables in segments.values() for table in tables]
+            # Where a name has gone, its rows were joined or moved, and the next listing shows what came of it. Also a
+            # folder that is listed while it changes may show neither the old name nor the new one.
+            if before is not None and not lacks and before <= listed:
+                return [table for tables in segments.values() for table in tables]
+            before = listed
+        raise StoreError(f"the segments of {kind} changed in each of {READ_ATTEMPTS} readings: read again")
 
     def move(self, kind: schema.Kind, write: Callable[[str, list[pa.Table]], None]) -> int:
-        names = self.store.list_names(f"{FOLDER}/{kind}")
+        names = self._list(kind)
         for begin in range(0, len(names), MOVED_SEGMENTS):
             segments = self._read(names[begin : begin + MOVED_SEGMENTS])
             if segments:
@@ -58,17 +63,30 @@ class StoreLogs:
                 self._remove([name for name, _ in segments])
         return len(names)
 
+    def _list(self, kind: schema.Kind) -> list[str]:
+        return [name for name in self.store.list_names(f"{FOLDER}/{kind}") if not name.endswith(TORN)]
+
     def _read(self, names: Sequence[str]) -> list[tuple[str, list[pa.Table]]]:
         """The segments that are there; the others have been moved or joined meanwhile."""
 
         def read(name: str) -> tuple[str, list[pa.Table]] | None:
             try:
-                return name, [*unpack_frames(io.BytesIO(self.store.read(name)), name)]
+                return name, self._unpack(name, self.store.read(name))
             except FileNotFoundError:
                 return None
 
         with ThreadPoolExecutor(READERS, "segments") as threads:
             return [segment for segment in threads.map(read, names) if segment]
+
+    def _unpack(self, name: str, content: bytes) -> list[pa.Table]:
+        """The whole frames. A segment with others, which only damage makes, stays under another name too."""
+        file = io.BytesIO(content)
+        tables = [*unpack_frames(file, name)]
+        whole = sum(len(frame) for frame in split_frames(content))
+        if whole < len(content):
+            log.warning("%s: the last %s bytes are damaged; it is kept as %s", name, len(content) - whole, name + TORN)
+            self.store.add(name + TORN, content)
+        return tables
 
     def _remove(self, names: Sequence[str]) -> None:
         with ThreadPoolExecutor(READERS, "segments") as threads:

@@ -75,6 +75,8 @@ class JournalWriter:
             if self.journal.logs.outlive_process:
                 log.error("the journal is not on disk, and a loss of power would lose some of it: %s", error)
                 self.journal.close()
+            else:
+                log.error("the store did not take rows, and their requests are refused: %s", error)
             return error
         return None
 

@@ -22,7 +22,7 @@ from tasks import log, params
 from tasks.data import periods, state
 from tasks.promotion import registry
 from tasks.promotion.tags import NOTE
-from tasks.runtime import files
+from tasks.runtime import files, store
 from tasks.serving import versions
 
 LOOK = 0.5  # seconds between looks whether the parent lives
@@ -140,7 +140,9 @@ def _remove_old(folder: Path, serving: set[int]) -> None:
 
 
 def watch(p: params.Params, home: Path, stop: threading.Event) -> None:
-    """Copy the versions every POLL_S, until `stop` is set."""
+    """Copy the versions, and the state of a team, every POLL_S, until `stop` is set."""
+    if store.find_store():  # in a thread of its own: neither waits while the other's server is away
+        threading.Thread(target=_watch_state, args=[home, stop], name="state", daemon=True).start()
     source: registry.Registry | None = None
     last_error: type[Exception] | None = None
     seen: Seen = {}
@@ -148,7 +150,6 @@ def watch(p: params.Params, home: Path, stop: threading.Event) -> None:
         try:
             source = source or registry.open_registry(p.registry)
             copy_versions(source, home, seen)
-            state.fetch(home)
             versions.folder(home).mkdir(parents=True, exist_ok=True)
             (versions.folder(home) / LOOKED).touch()
             last_error = None
@@ -156,6 +157,19 @@ def watch(p: params.Params, home: Path, stop: threading.Event) -> None:
             if type(error) is not last_error:
                 log.warning("the registry's versions cannot be copied, so the last ones serve on: %s", error)
             source, last_error = None, type(error)
+        stop.wait(POLL_S)
+
+
+def _watch_state(home: Path, stop: threading.Event) -> None:
+    last_error: type[Exception] | None = None
+    while not stop.is_set():
+        try:
+            state.fetch(home)
+            last_error = None
+        except Exception as error:  # whatever it is, what serves must go on
+            if type(error) is not last_error:
+                log.warning("the state cannot be fetched, so the last one serves on: %s", error)
+            last_error = type(error)
         stop.wait(POLL_S)
 
 

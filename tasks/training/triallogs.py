@@ -16,20 +16,22 @@ from tasks import log
 from tasks.runtime import files, store
 
 FOLDER = "studies"
+_lacking: dict[Path, int] = {}  # the first byte of each log that the store did not take
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A line each, on disk before the next trial begins."""
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
     with path.open("a") as stream:
         begin = stream.tell()
-        stream.write(lines)
+        stream.write("".join(json.dumps(row) + "\n" for row in rows))
         stream.flush()
         os.fsync(stream.fileno())
     if shared := store.find_store():
+        begin = _lacking.pop(path, begin)
         try:
-            shared.add(_part(path, begin), lines.encode())
+            shared.add(_part(path, begin), path.read_bytes()[begin:])
         except store.StoreError as error:  # the search goes on: another machine would only have to do more of it again
+            _lacking[path] = begin
             log.warning("this part of the search is on this machine alone: %s", error)
 
 
@@ -52,6 +54,7 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
                 shared.remove(name)
             if text:
                 shared.add(_part(path, 0), text.encode())
+            _lacking.pop(path, None)
         except store.StoreError as error:
             log.warning("this part of the search is on this machine alone: %s", error)
 

@@ -21,9 +21,9 @@ TRIALS = 12
 DYING = """\
 import os, signal, sys
 from tasks.runtime import stage
-from tasks.training import fitting, studies, tune
+from tasks.training import fitting, triallogs, tune
 
-left, rounds, append, fit = int(sys.argv[1]), 4, studies.append_rows, fitting.fit_fold
+left, rounds, append, fit = int(sys.argv[1]), 4, triallogs.append_rows, fitting.fit_fold
 
 def appended(path, rows):
     global left
@@ -40,7 +40,7 @@ def dying(settings, binned, p, watcher):
     watcher.after_iteration = round_done
     return fit(settings, binned, p, watcher)
 
-studies.append_rows, fitting.fit_fold = appended, dying
+triallogs.append_rows, fitting.fit_fold = appended, dying
 stage.main("tune", tune.tune)
 """
 

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from contextlib import nullcontext
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 from tasks import params
 from tasks.data import featuresql, state
 from tasks.params import Params
-from tasks.runtime.store import Store
+from tasks.runtime.store import Store, StoreError
 from tasks.serving.active import Active
 from tests.conftest import BEGIN, Made
 
@@ -195,6 +196,48 @@ def test_the_store_keeps_the_newest_states(cleaned: Made, team: Store, tmp_path:
     folders = {name.split("/")[1] for name in team.list_names("state") if name.count("/") > 1}
     assert folders == {one.folder.name for one in made[1:] if one}
     assert [(tmp_path / f"home{number}" / "state" / state.POINTER).exists() for number in range(3)] == [True] * 3
+
+
+class Behind(datetime):
+    """The clock of a machine that is an hour behind the others."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return datetime.now(tz) - timedelta(hours=1)
+
+
+def test_a_machine_whose_clock_is_behind_removes_nothing_that_is_named(
+    cleaned: Made, team: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = cleaned.params()
+    for number in range(2):
+        state.publish(p, cleaned.folder, home=tmp_path / f"home{number}")
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "datetime", Behind)
+        published = state.publish(p, cleaned.folder, home=tmp_path / "behind")
+    fetched = state.fetch(tmp_path / "other")
+    assert published
+    assert fetched
+    assert fetched.folder.name == published.folder.name
+    assert team.list_names("state")
+
+
+def test_where_the_store_is_away_event_time_is_not_known_and_a_home_is_not_ahead(
+    cleaned: Made, shared: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("away")
+
+    monkeypatch.setenv("EVERGREEN_LOCKS", "")
+    monkeypatch.setattr(state.locks, "take_turn", lambda *_, **__: nullcontext())
+    with monkeypatch.context() as patch:
+        patch.setattr(type(shared), "read", fail)
+        assert state.read_event_now() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(type(shared), "replace", fail)
+        with pytest.raises(StoreError):
+            state.publish(cleaned.params(), cleaned.folder)
+    assert state.read_current() is None
 
 
 def test_a_state_that_came_damaged_is_refused_and_the_old_stays(cleaned: Made, team: Store, tmp_path: Path) -> None:

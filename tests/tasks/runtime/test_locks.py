@@ -85,7 +85,7 @@ def test_a_killed_run_holds_nothing(place: str, tmp_path: Path) -> None:
 
 
 def test_the_holder_may_take_its_lock_again_and_no_other_thread_may(place: str, tmp_path: Path) -> None:
-    lock, results = locks.open_lock(tmp_path, "registry"), list[bool]()
+    lock, results = locks.open_lock(tmp_path, "registry", by_thread=True), list[bool]()
 
     def take() -> None:
         try:
@@ -141,18 +141,102 @@ def test_a_database_that_is_away_is_an_error_that_hides_its_password(
 def test_a_lock_whose_connection_is_lost_is_taken_again(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    import psycopg
-
     monkeypatch.setattr(advisory, "WATCH_S", 0.05)
     monkeypatch.setenv(locks.VARIABLE, postgres_url)
     monkeypatch.setenv(store.VARIABLE, str(tmp_path))
     with locks.take_turn(tmp_path):
-        with psycopg.connect(postgres_url, autocommit=True) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'evergreen run%'"
-            )
+        cut_connections(postgres_url)
         wait_until(lambda: "is held again" in caplog.text)
         assert locks.is_run_under_way(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "host=127.0.0.1 port=9 password=s3cret user=u dbname=evergreen",
+        "postgresql://u:s3cr%zz@127.0.0.1:9/s3cret",
+        "postgresql://u:s3c/ret@127.0.0.1:9/s3cret",
+        "postgresql://u:s3c@s3cret@127.0.0.1:9/evergreen",
+        "mysql://u:s3cret@127.0.0.1/evergreen",
+    ],
+)
+def test_no_message_quotes_a_password(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advisory, "AWAY_S", 0)
+    monkeypatch.setenv(locks.VARIABLE, url)
+    with pytest.raises((ValueError, ConnectionError), match="EVERGREEN_LOCKS") as caught, locks.take_turn(tmp_path):
+        pass
+    assert not any(part in str(caught.value) for part in ("s3cret", "s3cr%", "s3c@", "s3c/"))
+
+
+def test_a_password_that_is_wrong_is_told_at_once(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(locks.VARIABLE, postgres_url.rpartition("/")[0] + "/absent")
+    with pytest.raises(ValueError, match=r'database "absent" does not exist. Correct it'), locks.take_turn(tmp_path):
+        pass
+
+
+def test_two_spellings_of_a_store_are_one(
+    postgres_url: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(locks.VARIABLE, postgres_url)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "mounted").symlink_to(tmp_path / "store")
+    for one, other in ((bucket, f"{bucket}/"), (str(tmp_path / "store"), str(tmp_path / "mounted"))):
+        monkeypatch.setenv(store.VARIABLE, one)
+        with locks.take_turn(tmp_path):
+            monkeypatch.setenv(store.VARIABLE, other)
+            assert locks.is_run_under_way(tmp_path)
+
+
+def test_whoever_waits_leaves_a_holder_without_its_connection_the_time_to_take_its_lock_again(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(locks.VARIABLE, postgres_url)
+    waits, began, messages = [], threading.Event(), list[str]()
+
+    def wait() -> None:
+        with locks.take_turn(tmp_path, say=messages.append):
+            waits.append(released.is_set())
+            began.set()
+
+    released = threading.Event()
+    with locks.take_turn(tmp_path):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        wait_until(lambda: messages)
+        cut_connections(postgres_url)
+        wait_until(lambda: "is held again" in caplog.text)
+        released.set()
+    thread.join()
+    assert waits == [True]
+
+
+def cut_connections(url: str) -> None:
+    """As a proxy or a short absence of the network does, of all that hold or wait for a run's lock."""
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'evergreen run%'"
+        )
+
+
+def test_a_lock_is_not_released_more_often_than_it_was_taken(postgres_url: str) -> None:
+    lock = advisory.AdvisoryLock(postgres_url, "run", scope="more often")
+    with lock:
+        pass
+    with pytest.raises(RuntimeError, match="more often than it was taken"):
+        lock.release()
+
+
+def test_asking_whether_a_run_is_under_way_leaves_no_trace(place: str, tmp_path: Path) -> None:
+    assert not locks.is_run_under_way(tmp_path / "home")
+    assert not (tmp_path / "home").exists()
+    with locks.take_turn(tmp_path / "home"):
+        assert locks.is_run_under_way(tmp_path / "home")
+        assert str(os.getpid()) in locks.open_lock(tmp_path / "home", "run").read_holder()
+    assert place
 
 
 def test_a_holder_is_told_by_name(postgres_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

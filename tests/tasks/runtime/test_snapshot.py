@@ -1,5 +1,6 @@
 """tasks.runtime.snapshot: code travels to a machine without git, and is that of its commit."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,28 @@ def test_code_that_is_deployed_twice_is_stored_once(checkout: Path, shared: Stor
     names = shared.list_names(first)
     assert code.save_code(checkout, shared) == first
     assert shared.list_names(first) == names
+
+
+def test_a_deploy_that_was_killed_before_the_list_is_finished_by_the_next(
+    checkout: Path, shared: Store, tmp_path: Path
+) -> None:
+    (checkout / "dvc.lock").write_text("stages: {}\n")
+    name = code.save_code(checkout, shared)
+    shared.remove(f"{name}/{snapshot.LIST}")
+    (checkout / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")  # something was run meanwhile
+    other = travel(checkout, shared, tmp_path / "other")
+    assert (other / "dvc.lock").read_text() == "schema: '2.0'\nstages: {}\n"
+    assert snapshot.read_snapshot(other)
+
+
+def test_a_program_can_be_executed_where_it_arrives(checkout: Path, shared: Store, tmp_path: Path) -> None:
+    (checkout / "run.sh").write_text("#!/bin/sh\n")
+    (checkout / "run.sh").chmod(0o755)
+    commit(checkout)
+    other = travel(checkout, shared, tmp_path / "other")
+    with open_workspace(other) as space:
+        assert os.access(space.root / "run.sh", os.X_OK)
+        assert not os.access(space.root / "train.py", os.X_OK)
 
 
 def test_an_older_commit_is_found_in_the_store(

@@ -1,7 +1,9 @@
 """tasks.runtime.store: both kinds keep the same promises."""
 
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -81,6 +83,54 @@ def test_a_bucket_that_is_not_there_is_an_error_that_says_so(monkeypatch: pytest
         store.open_store("s3://absent").add("entry", b"")
 
 
+class Conflicts(BaseHTTPRequestHandler):
+    """An S3 server on which another request is just writing each name, until it has been asked so often."""
+
+    left = 0
+    stored: ClassVar[list[bytes]] = []
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).left -= 1
+        if self.left >= 0:
+            text = b"<Error><Code>ConditionalRequestConflict</Code></Error>"
+            self.send_response(409)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+            return
+        self.stored.append(body)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize(("conflicts", "arrives"), [(1, True), (99, False)])
+def test_a_name_that_another_request_is_writing_is_not_taken_for_written(
+    conflicts: int, arrives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "ATTEMPTS", 2)
+    monkeypatch.setattr(Conflicts, "left", conflicts)
+    monkeypatch.setattr(Conflicts, "stored", [])
+    with HTTPServer(("127.0.0.1", 0), Conflicts) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        store._connect.cache_clear()
+        bucket = store.open_store("s3://evergreen/team")
+        if arrives:
+            assert bucket.add("entry", b"1")
+        else:
+            with pytest.raises(StoreError, match="ConditionalRequestConflict"):
+                bucket.add("entry", b"1")
+        server.shutdown()
+    assert len(Conflicts.stored) == arrives
+    store._connect.cache_clear()
+
+
 def test_the_address_chooses_the_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert store.open_store("s3://bucket/a/b/").address == "s3://bucket/a/b"
     assert store.open_store("s3://bucket").address == "s3://bucket"
@@ -106,7 +156,7 @@ def test_a_folder_is_shared_and_fetched_as_far_as_it_is_missing(shared: Store, t
     assert (other / "one/a/model.ubj").read_text() == "a/model.ubj"
     (here / "a/losses-1.parquet").rename(here / "a/losses-2.parquet")
     (here / "grid.json").unlink()
-    assert store.share_folder(here, "evidence/one", removes="*/losses-*") == 1
+    assert store.share_folder(here, "evidence/one", replaces=lambda file: "losses" in file) == 1
     names = ["a/losses-2.parquet", "a/model.ubj", "grid.json"]
     assert shared.list_names("evidence") == [f"evidence/one/{name}" for name in names]
 

@@ -454,6 +454,24 @@ def test_a_reader_sees_each_row_once_while_segments_are_joined_and_moved(
     assert shared
 
 
+def test_a_segment_that_is_damaged_gives_what_is_whole_and_stays(
+    shared: store.Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = journal.open_journal(params.Journal())
+    one.append("predictions", rows(0), sync=False)
+    one.append("predictions", rows(3))
+    (name,) = shared.list_names("journal/logs")
+    content = bytearray(shared.read(name))
+    content[-20] ^= 1
+    shared.replace(name, bytes(content))
+    assert numbers(one.read("predictions")) == [0, 1, 2]
+    assert "bytes are damaged" in caplog.text
+    one.compact()
+    assert numbers(one.read("predictions")) == [0, 1, 2]
+    assert shared.list_names("journal/logs") == [f"{name}.torn"]
+    assert shared.read(f"{name}.torn") == bytes(content)
+
+
 def test_a_writer_joins_its_small_segments(shared: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_segments, "JOINED_SEGMENTS", 4)
     one = journal.open_journal(params.Journal())

@@ -374,6 +374,26 @@ def test_another_machine_of_a_team_goes_on_with_a_search(
     assert team.list_names("studies")
 
 
+def test_what_the_store_did_not_take_of_a_search_goes_there_with_the_next_trial(
+    shared: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise store.StoreError("away")
+
+    path = tmp_path / "studies" / "it.jsonl"
+    path.parent.mkdir()
+    triallogs.append_rows(path, [{"number": 0}])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(shared), "add", fail)
+        for number in (1, 2):
+            triallogs.append_rows(path, [{"number": number}])
+    triallogs.append_rows(path, [{"number": 3}])
+    (tmp_path / "other").mkdir()
+    triallogs.fetch_logs(tmp_path / "other", "it")
+    assert (tmp_path / "other" / "it.jsonl").read_text() == path.read_text()
+    assert path.read_text().count("\n") == 4
+
+
 def test_a_search_that_shrinks_is_the_smaller_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     p, folder = project(tmp_path)
     tune.tune(with_trials(p, 2), folder)
