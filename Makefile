@@ -30,7 +30,7 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help setup key up deploy demo repro test test-slow test-faults test-team check bench lock ui-mlflow ui-prefect gc clean
+.PHONY: help setup key up deploy demo repro test test-slow test-faults test-team check check-cloud bench lock ui-mlflow ui-prefect gc clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -78,6 +78,17 @@ test-team: setup  ## machines that share PostgreSQL and S3, one lost in mid-run:
 check: setup  ## format, lint, types, the import contract
 	@$(BIN)/python -m ruff format --check -q . && $(BIN)/python -m ruff check -q . && $(BIN)/python -m mypy && \
 	$(BIN)/python -c "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+
+check-cloud: .venv-cloud/.ready  ## the templates of AWS by checkov, those of pools by Prefect's workers and Kubernetes' schema
+	@.venv-cloud/bin/python -m checkov.main --directory infra/aws --framework cloudformation --compact --quiet --skip-download && \
+	.venv-cloud/bin/python tests/infra/check_pools.py
+
+.venv-cloud/.ready: infra/cloud.lock
+	@test -x .venv-cloud/bin/python || $(PYTHON) -m venv .venv-cloud
+	@UV=$$(command -v uv || true); \
+	if [ -z "$$UV" ]; then test -x .venv-cloud/bin/uv || .venv-cloud/bin/python -m pip install --quiet --disable-pip-version-check uv; UV=.venv-cloud/bin/uv; fi; \
+	"$$UV" pip install --quiet --python .venv-cloud/bin/python --require-hashes -r infra/cloud.lock
+	@touch $@
 
 bench: setup  ## every bar, measured side by side → reports/bench.json
 	@$(BIN)/python -m tests.benchmarks

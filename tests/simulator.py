@@ -14,6 +14,7 @@ import boto3
 import pytest
 from moto.cloudformation.models import ChangeSet, Stack
 from moto.cloudformation.parsing import ResourceMap, clean_json, get_model_map, parse_and_update_resource
+from moto.ecs.models import EC2ContainerServiceBackend
 from moto.server import ThreadedMotoServer
 
 REGION = "eu-central-1"
@@ -241,6 +242,10 @@ def simulate_all() -> None:
     Stack.parameter_list = property(list_parameters)  # type: ignore[assignment]
     ChangeSet.apply = apply_change_set  # type: ignore[method-assign]
     ResourceMap.delete = delete_resources  # type: ignore[method-assign]
+    # moto adds up what containers ask for; on Fargate it is the task that asks, and they need not.
+    nothing = {"CPU": 0, "MEMORY": 0, "PORTS": [], "PORTS_UDP": []}
+    count = "_calculate_task_resource_requirements"
+    setattr(EC2ContainerServiceBackend, count, staticmethod(lambda _: dict(nothing)))
     simulate("AWS::S3::Bucket", make_bucket)
     simulate("AWS::S3::BucketPolicy", make_policy)
     simulate("AWS::RDS::DBInstance", make_database)
@@ -275,6 +280,7 @@ def make_network() -> tuple[str, list[str]]:
     """A network with two subnets, as an account has one. Returns their ids."""
     ec2 = boto3.client("ec2")
     vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    ec2.modify_vpc_attribute(VpcId=vpc, EnableDnsHostnames={"Value": True})  # as names of the network's own need
     zones = ((f"{REGION}a", "10.0.1.0/24"), (f"{REGION}b", "10.0.2.0/24"))
     subnets = [ec2.create_subnet(VpcId=vpc, CidrBlock=cidr, AvailabilityZone=zone) for zone, cidr in zones]
     return vpc, [subnet["Subnet"]["SubnetId"] for subnet in subnets]

@@ -116,6 +116,9 @@ def describe_use(state: Stack, services: Stack) -> str:
         f"the image: docker push {outputs['Repository']}:TAG, then evergreen cloud up --image-tag TAG",
         f"inside the network: PREFECT_API_URL={outputs['PrefectApi']} MLFLOW_TRACKING_URI={outputs['MlflowUri']}",
     ]
+    pool = {"CLUSTER": outputs["Cluster"], "TASK": f"{outputs['Cluster']}-run"}
+    pool |= {"SUBNETS": state.parameters["Subnets"], "GROUPS": outputs["RunGroupId"]}
+    lines.append(f"to deploy from there: export {' '.join(f'POOL_{key}={value}' for key, value in pool.items())}")
     return "\n".join(lines)
 
 

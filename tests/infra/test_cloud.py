@@ -1,5 +1,6 @@
 """`evergreen cloud` against a simulated AWS: made, left alone, changed, taken down, and nothing lost by mistake."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -254,6 +255,10 @@ def test_status_tells_of_what_is_there_and_what_is_not(made: dict[str, str], cap
     assert "seen-state: CREATE_COMPLETE" in printed
     assert "prefect: 0 of 0 running" in printed
     assert f"{made['DataBucket']}: empty" in printed
+    assert re.search(
+        rf"POOL_CLUSTER=seen POOL_TASK=seen-run POOL_SUBNETS=subnet-\w+,subnet-\w+ POOL_GROUPS={made['RunGroupId']}",
+        printed,
+    )
     cloud.status(name="nothing")
     assert capsys.readouterr().out == "nothing-state: not there\nnothing-services: not there\n"
 

@@ -193,3 +193,11 @@ def test_no_secret_is_written_in_a_template() -> None:
 def test_what_the_services_need_of_the_state_is_what_it_gives() -> None:
     outputs, needed = read_template("state")["Outputs"], read_template("services")["Parameters"]
     assert {name for name, one in needed.items() if one == {"Type": "String"}} <= outputs.keys()
+
+
+def test_the_lock_of_the_checks_is_pinned_by_hash_and_names_no_index() -> None:
+    text = (HERE.parent / "cloud.lock").read_text()
+    assert "://" not in text
+    pins = re.findall(r"^[a-z0-9]\S*==\S+", text, re.MULTILINE | re.IGNORECASE)
+    assert len(pins) > 100
+    assert all(re.search(rf"^{re.escape(pin)}.*\\\n +--hash=", text, re.MULTILINE) for pin in pins)
