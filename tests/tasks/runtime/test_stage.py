@@ -89,7 +89,9 @@ def test_params_that_will_not_do_are_told_before_any_work(start: Start, tmp_path
 
 
 def test_ctrl_c_exits_as_the_shell_expects(start: Start) -> None:
-    program = start("def work(p): print('begun'); time.sleep(60)\nstage.main('ingest', work)")
+    # Not one long sleep: a signal that comes just before it would not end it.
+    work = "def work(p):\n    print('begun')\n    for _ in range(600): time.sleep(0.1)\nstage.main('ingest', work)"
+    program = start(work)
     assert program.stdout is not None
     assert program.stdout.readline() == "begun\n"
     program.send_signal(signal.SIGINT)
