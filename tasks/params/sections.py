@@ -1,5 +1,6 @@
 """The sections of params.yaml as frozen, strict models, one class a section, in the order of the file."""
 
+import os
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -230,6 +231,14 @@ class Stage(Section):
         number = re.match(r"[\d.]+", self.memory)
         assert number  # its spelling is checked
         return float(number[0]), self.memory[number.end() :].strip()
+
+    @property
+    def memory_bytes(self) -> float:
+        """`memory` as bytes; a share is of this machine's."""
+        number, unit = self.split_memory()
+        if unit == "%":
+            return number / 100 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return number * float((1024 if "i" in unit else 1000) ** (1 + "KMGT".index(unit[0].upper())))
 
     @model_validator(mode="after")
     def _safe(self) -> "Stage":

@@ -342,7 +342,8 @@ class Case:
 
     def _select_holdout(self, rows: featurerows.Rows) -> featurerows.Rows:
         """The holdout's rows, in its order. Both come from one spine, sorted by time and key."""
-        held = evaluate.keep_known_classes(rows.take(model.is_labelled(rows.label)), self.shipped.spec)
+        labelled = rows.take(model.is_labelled(rows.label))
+        held = evaluate.keep_known_classes(labelled, self.shipped.spec).load()
         if len(held) != len(self.holdout.times) or not (held.event_time == self.holdout.times).all():
             raise ValueError(f"its features give {len(held)} rows of the holdout's {len(self.holdout.times)}")
         return held

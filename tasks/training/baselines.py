@@ -9,14 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tasks import log
 from tasks.data.featurerows import Rows
+from tasks.data.storedrows import AnyRows
+from tasks.training import fitting
 from tasks.training.model import Floats, Spec
 
+MOST_ROWS = 500_000  # that scikit-learn gets of a table that memory does not hold
 RARE_ROWS = 20  # a category with fewer rows has no column of its own in the linear model
 
 
-def predict_constant(seen: Rows, held: Rows, spec: Spec, _threads: int) -> Floats:
+def predict_constant(seen: AnyRows, held: AnyRows, spec: Spec, _threads: int) -> Floats:
     """The mean of training, or the share of each class."""
     codes = spec.encode_label(seen.label)
     if spec.task != "multiclass":
@@ -24,7 +29,7 @@ def predict_constant(seen: Rows, held: Rows, spec: Spec, _threads: int) -> Float
     return np.tile(np.bincount(codes.astype(int), minlength=len(spec.classes)) / len(codes), (len(held), 1))
 
 
-def predict_linear(seen: Rows, held: Rows, spec: Spec, _threads: int) -> Floats:
+def predict_linear(seen: AnyRows, held: AnyRows, spec: Spec, _threads: int) -> Floats:
     """Logistic or ridge regression on scaled numbers and one-hot categories, missing values at the median."""
     from sklearn import compose, impute, linear_model, pipeline, preprocessing
 
@@ -35,39 +40,53 @@ def predict_linear(seen: Rows, held: Rows, spec: Spec, _threads: int) -> Floats:
     inputs = compose.make_column_transformer((numbers, places["number"]), (texts, places["category"]))
     is_regression = spec.task == "regression"
     regression = linear_model.Ridge() if is_regression else linear_model.LogisticRegression(max_iter=300)
-    fitted = pipeline.make_pipeline(inputs, regression).fit(spec.encode(seen.table), spec.scale_label(seen.label))
+    loaded = load_rows(seen, spec)
+    fitted = pipeline.make_pipeline(inputs, regression).fit(spec.encode(loaded.table), spec.scale_label(loaded.label))
     return _predict(fitted, held, spec)
 
 
-def predict_forest(seen: Rows, held: Rows, spec: Spec, threads: int) -> Floats:
+def predict_forest(seen: AnyRows, held: AnyRows, spec: Spec, threads: int) -> Floats:
     """A random forest; each tree draws at most 20,000 rows, which costs little and keeps it to seconds.
 
     It predicts on one thread: threads would add up the trees in the order in which they end, to other last digits.
     """
     from sklearn import ensemble
 
+    loaded = load_rows(seen, spec)
     kind = ensemble.RandomForestRegressor if spec.task == "regression" else ensemble.RandomForestClassifier
     forest = kind(
         n_estimators=60,
         min_samples_leaf=10,
         max_features="sqrt",
-        max_samples=min(20_000, len(seen)),
+        max_samples=min(20_000, len(loaded)),
         random_state=0,
         n_jobs=threads,
     )
-    forest.fit(spec.encode(seen.table), spec.scale_label(seen.label))
+    forest.fit(spec.encode(loaded.table), spec.scale_label(loaded.label))
     return _predict(forest.set_params(n_jobs=1), held, spec)
 
 
-def _predict(fitted: Any, held: Rows, spec: Spec) -> Floats:
-    inputs = spec.encode(held.table)
+def load_rows(seen: AnyRows, spec: Spec) -> Rows:
+    """The training rows in memory; of a table that is larger than that, so many, evenly over time."""
+    if isinstance(seen, Rows):
+        return seen
+    loaded = fitting.thin_rows(seen, MOST_ROWS, spec).load()
+    log.info("the baseline learns from %s of %s rows, which memory holds", f"{len(loaded):,}", f"{len(seen):,}")
+    return loaded
+
+
+def _predict(fitted: Any, held: AnyRows, spec: Spec) -> Floats:
+    return np.concatenate([_predict_block(fitted, spec.encode(block), spec) for block in held.read_blocks()])
+
+
+def _predict_block(fitted: Any, inputs: NDArray[np.float32], spec: Spec) -> Floats:
     if spec.task == "regression":
         return spec.unscale(np.asarray(fitted.predict(inputs)))
     shares = np.asarray(fitted.predict_proba(inputs))
     return shares[:, 1] if spec.task == "binary" else shares
 
 
-BASELINES: dict[str, Callable[[Rows, Rows, Spec, int], Floats]] = {
+BASELINES: dict[str, Callable[[AnyRows, AnyRows, Spec, int], Floats]] = {
     "constant": predict_constant,
     "linear": predict_linear,
     "forest": predict_forest,

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import log
-from tasks.data import featuresql, manifest
-from tasks.data.featurerows import Rows, read_rows
+from tasks.data import featuresql, manifest, storedrows
+from tasks.data.featurerows import Rows
+from tasks.data.storedrows import AnyRows
 from tasks.params import Params
 from tasks.runtime import files, stage
 from tasks.training import baselines, fitting, holdout, labels, metrics, model, profile, split
@@ -29,20 +30,21 @@ SHAP_ROWS = 1000  # of the holdout: exact SHAP values of deep trees take about 3
 def evaluate(p: Params, folder: Path = Path()) -> None:
     """Write the reports. Raises ValueError when history does not reach behind the holdout."""
     source, models, reports = (folder / path for path in (p.paths.features, p.paths.models, p.paths.reports))
-    rows, as_of = read_rows(source), manifest.FeaturesManifest.read(source).as_of
-    featuresql.check_slices(p.evaluate.slices, rows.table.column_names)
+    rows = storedrows.open_rows(source, memory=p.stage.memory_bytes)
+    as_of = manifest.FeaturesManifest.read(source).as_of
+    featuresql.check_slices(p.evaluate.slices, rows.schema.names)
     span, labelled = split.find_holdout(as_of, p.split, deadline=p.label.deadline), model.is_labelled(rows.label)
     twin = Model.load(models / "twin.ubj")
     due = rows.take(split.select_holdout(rows.event_time, span, labelled))
     held = keep_known_classes(due, twin.spec)
     seen = fitting.take_training(rows, span.begin, p)
-    scores = twin.predict(held.table)
+    scores = predict_rows(twin, held)
     fits = {name: baselines.BASELINES[name] for name in p.evaluate.baselines}
     rivals = {name: fit(seen, held, twin.spec, p.stage.threads) for name, fit in fits.items()}
     predictions = {holdout.CANDIDATE: scores} | rivals
     board = {name: metrics.measure(twin.spec, held.label, values) for name, values in predictions.items()}
     board[holdout.CANDIDATE] |= {"unseen_class_rows": len(due) - len(held)} if p.label.task == "multiclass" else {}
-    contributions = twin.contributions(held.table.take(profile.draw_evenly(len(held), SHAP_ROWS)))
+    contributions = twin.contributions(take_evenly(held, SHAP_ROWS).table)
     importances = metrics.list_importances(twin.spec, contributions)
     _write_board(p, reports, board)
     files.publish_json(reports / "slices.json", _measure_slices(p, twin.spec, held, scores))
@@ -50,7 +52,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     for curve, draw in (("roc", metrics.draw_roc), ("calibration", metrics.draw_calibration)):
         metrics.write_csv(reports / "curves" / f"{curve}.csv", draw(twin.spec, held.label, scores))
     for path in sorted((models / "twins").glob("*.ubj")):
-        predictions[f"{holdout.CANDIDATE}_{path.stem}"] = Model.load(path).predict(held.table)
+        predictions[f"{holdout.CANDIDATE}_{path.stem}"] = predict_rows(Model.load(path), held)
     # A number such as 1e9 + delay has more digits than float32 holds.
     kind: type[np.floating[Any]] = np.float64 if p.label.task == "regression" else np.float32
     rounded = {name: values.astype(kind) for name, values in predictions.items()}
@@ -66,7 +68,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     log.info("holdout %s to %s: %s", span.begin, span.end, brief)
 
 
-def keep_known_classes(held: Rows, spec: Spec) -> Rows:
+def keep_known_classes(held: AnyRows, spec: Spec) -> AnyRows:
     """The rows of classes that training has seen. No model can score others: they are left out, with a warning."""
     is_known = ~np.isnan(spec.encode_label(held.label))
     unseen = sorted(set(held.label[~is_known].tolist()))
@@ -79,6 +81,18 @@ def keep_known_classes(held: Rows, spec: Spec) -> Rows:
         count, names = (~is_known).sum(), unseen[:5]
         log.warning("%s rows of the holdout are of a class that training has not seen, %s; left out", count, names)
     return held.take(is_known)
+
+
+def predict_rows(fitted: Model, rows: AnyRows) -> Floats:
+    """What a model says of rows (n), a block at a time: (n,), or (n, classes)."""
+    return np.concatenate([fitted.predict(block) for block in rows.read_blocks()])
+
+
+def take_evenly(rows: AnyRows, size: int) -> Rows:
+    """So many rows, drawn evenly over time, in memory; all of them where there are fewer."""
+    drawn = np.zeros(len(rows), dtype=bool)
+    drawn[profile.draw_evenly(len(rows), size)] = True
+    return rows.take(drawn).load()
 
 
 def _write_board(p: Params, reports: Path, board: dict[str, dict[str, float]]) -> None:
@@ -95,47 +109,46 @@ def _write_board(p: Params, reports: Path, board: dict[str, dict[str, float]]) -
     files.publish_json(reports / "leaderboard.json", sorted(rows, key=lambda row: row[p.gate.metric]))
 
 
-def _measure_slices(p: Params, spec: Spec, held: Rows, scores: Floats) -> list[dict[str, Any]]:
-    rows = []
+def _measure_slices(p: Params, spec: Spec, held: AnyRows, scores: Floats) -> list[dict[str, Any]]:
+    rows, label = [], held.label
     for name in p.evaluate.slices:
-        values = np.asarray(held.table[name].to_pylist(), dtype=object)
+        values = np.asarray(held.read_column(name).to_pylist(), dtype=object)
         for value in sorted({value for value in values.tolist() if value is not None}, key=str):
             mask = values == value
             if mask.sum() >= p.evaluate.slice_rows:
-                rows.append({"slice": name, "value": value} | metrics.measure(spec, held.label[mask], scores[mask]))
+                rows.append({"slice": name, "value": value} | metrics.measure(spec, label[mask], scores[mask]))
     return rows
 
 
 def _profile_history(
     p: Params,
-    history: Rows,
+    history: AnyRows,
     as_of: datetime,
-    held: Rows,
+    held: AnyRows,
     scores: dict[str, Floats],
     importance: dict[str, float],
     contributions: Floats,
 ) -> profile.Profile:
     mature = history.take(history.event_time < np.datetime64(as_of - p.label.deadline))
-    with_label = model.is_labelled(mature.label)
+    with_label, times = model.is_labelled(mature.label), mature.event_time
     return profile.build_profile(
-        history.table,
-        history.event_time,
+        history,
         importance=importance,
         contributions=contributions.mean(axis=0),
         scores=scores,
         score_times=held.event_time,
         until=as_of,
         window=p.monitor.window,
-        labelled=labels.find_labelled_share(with_label, mature.event_time, p.monitor.window),
+        labelled=labels.find_labelled_share(with_label, times, p.monitor.window),
         early_labels=labels.find_early_labels(
-            with_label, mature.event_time, mature.known_at, window=p.monitor.window, deadline=p.label.deadline
+            with_label, times, mature.known_at, window=p.monitor.window, deadline=p.label.deadline
         ),
     )
 
 
-def write_sample(path: Path, history: Rows, held: Rows, scores: dict[str, Floats]) -> None:
+def write_sample(path: Path, history: AnyRows, held: AnyRows, scores: dict[str, Floats]) -> None:
     """reference.parquet: rows drawn evenly over time, of the history its features, of the holdout the twin's scores."""
-    drawn = history.table.take(profile.draw_evenly(len(history), SAMPLE_ROWS))
+    drawn = take_evenly(history, SAMPLE_ROWS).table
     places = profile.draw_evenly(len(held), len(drawn))
     for name, values in scores.items():
         padded = np.full(len(drawn), np.nan)

@@ -1,4 +1,4 @@
-"""Boosters: XGBoost's parameters and matrices, fits that run side by side and stop together, and the folds of a search.
+"""Boosters: XGBoost's parameters, fits that run side by side and stop together, and the folds of a search.
 
 The folds' rows are binned matrices that are made once; one trial's fit goes over all folds.
 """
@@ -12,16 +12,17 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tasks.data.featurerows import Rows
+from tasks.data.storedrows import AnyRows
 from tasks.params import Params
-from tasks.training import model, split
+from tasks.training import matrices, model, split
+from tasks.training.matrices import Encoded
 
 T = TypeVar("T")
 METRIC = {"binary": "logloss", "multiclass": "mlogloss", "regression": "rmse"}
 OBJECTIVE = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}
-MAX_BIN = 256  # where tune.space names none: XGBoost's own
+VALIDATED = 4  # rows of a fold's validation that a search on fewer rows has, for each of tune.rows
 WORTH_THINNING = 1.5  # a search has fewer rows only where there are so many times as many
 LEAST_RARE_ROWS = 200  # of the rarest class that a search on fewer rows keeps
 
@@ -30,13 +31,18 @@ class Stopped(RuntimeError):  # noqa: N818 (it says what happened)
     """A fit beside this one failed, or somebody pressed Ctrl-C."""
 
 
-def take_training(rows: Rows, cut: datetime, p: Params) -> Rows:
+def take_training(rows: AnyRows, cut: datetime, p: Params) -> AnyRows:
     """The labelled rows that training up to `cut` may see. Raises ValueError when there is none."""
     old_enough = split.select_training(rows.event_time, cut, p.split, deadline=p.label.deadline)
     seen = old_enough & model.is_labelled(rows.label)
     if not seen.any():
         raise ValueError(f"no labelled row lies before {cut}: wait for more data, or shorten split.holdout")
     return rows.take(seen)
+
+
+def count_beside(rows: AnyRows, p: Params) -> int:
+    """How many fits of these rows run side by side: one, where memory does not hold the rows."""
+    return p.stage.threads if isinstance(rows, Rows) else 1
 
 
 def to_booster_params(drawn: dict[str, Any], p: Params, *, classes: int) -> dict[str, Any]:
@@ -52,38 +58,6 @@ def to_booster_params(drawn: dict[str, Any], p: Params, *, classes: int) -> dict
     }
     fixed |= {"num_class": classes} if p.label.task == "multiclass" else {}
     return fixed | {name: value for name, value in drawn.items() if name != "class_weight"}
-
-
-def make_matrix(spec: model.Spec, rows: Rows, drawn: dict[str, Any], *, threads: int, ref: Any = None) -> Any:
-    """Rows → XGBoost's binned matrix, with labels.
-
-    Args:
-        drawn: a trial's parameters; max_bin counts here.
-        ref: the training rows' matrix, whose bins validation rows take.
-    """
-    return bin_matrix(spec, spec.encode(rows.table), spec.scale_label(rows.label), drawn, threads=threads, ref=ref)
-
-
-def bin_matrix(
-    spec: model.Spec,
-    matrix: NDArray[np.float32],
-    label: NDArray[np.float32],
-    drawn: dict[str, Any],
-    *,
-    threads: int,
-    ref: Any = None,
-) -> Any:
-    """The same of rows that the spec has encoded, (n, features), and their labels (n)."""
-    return model.import_xgboost().QuantileDMatrix(
-        matrix,
-        label=label,
-        feature_names=spec.names,
-        feature_types=spec.types,
-        enable_categorical=spec.native,
-        max_bin=int(drawn.get("max_bin", MAX_BIN)),
-        nthread=threads,
-        ref=ref,
-    )
 
 
 def make_watcher(stop: threading.Event, report: Callable[[int, list[float]], None] | None = None) -> Any:
@@ -155,22 +129,23 @@ class Progress:
 class Folds:
     """The folds' rows as numbers, and their binned matrices, each made once for each side and kept."""
 
-    def __init__(self, p: Params, rows: Rows, as_of: datetime) -> None:
+    def __init__(self, p: Params, rows: AnyRows, as_of: datetime) -> None:
         start = split.find_holdout(as_of, p.split, deadline=p.label.deadline).begin
         labelled = model.is_labelled(rows.label)
         folds = split.make_folds(rows.event_time, start, p.split, deadline=p.label.deadline, labelled=labelled)
         used = rows.take(np.any([fold.train | fold.valid for fold in folds], axis=0))
-        self.spec: model.Spec = model.make_spec(
-            used.table, used.label, task=p.label.task, native=p.train.categories == "native"
-        )
+        self.spec: model.Spec = matrices.make_spec(used, p)
         if self.spec.classes:
             folds = split.keep_trained_classes(folds, rows.label, self.spec.classes)
         self._whole = [(rows.take(fold.train), rows.take(fold.valid)) for fold in folds]
         most = p.tune.rows
         if most and max(len(train) for train, _ in self._whole) <= WORTH_THINNING * most:
             most = None  # all rows cost less than to fit finalists once more
-        self._parts = [(thin_rows(train, most, self.spec), valid) for train, valid in self._whole]
-        self._threads = p.stage.threads
+        self._parts = [
+            (thin_rows(train, most, self.spec), thin_rows(valid, most and VALIDATED * most, self.spec))
+            for train, valid in self._whole
+        ]
+        self._threads, self._memory = p.stage.threads, p.stage.memory_bytes
         self._binned: dict[tuple[Any, int], list[Binned]] = {}
 
     @property
@@ -199,16 +174,16 @@ class Folds:
     def count(self) -> int:
         return len(self._whole)
 
-    def _bin(self, train: Rows, valid: Rows, drawn: dict[str, Any]) -> Binned:
+    def _bin(self, train: AnyRows, valid: AnyRows, drawn: dict[str, Any]) -> Binned:
         """A category that these training rows do not have is missing in validation, as it will be when serving."""
-        spec = replace(self.spec, categories=model.find_categories(train.table, self.spec))
-        data = make_matrix(spec, train, drawn, threads=self._threads)
-        held_out = make_matrix(spec, valid, drawn, threads=self._threads, ref=data)
+        spec = replace(self.spec, categories=matrices.find_categories(train, self.spec))
+        data = Encoded(spec, train).bin(drawn, threads=self._threads, memory=self._memory)
+        held_out = Encoded(spec, valid).bin(drawn, threads=self._threads, memory=self._memory, ref=data)
         return Binned(data, held_out, spec.encode_label(train.label))
 
 
-def thin_rows(rows: Rows, most: int | None, spec: model.Spec) -> Rows:
-    """At most so many rows, evenly over time: to rank parameters, not all of history is needed.
+def thin_rows(rows: AnyRows, most: int | None, spec: model.Spec) -> AnyRows:
+    """At most so many rows, evenly over time and in memory: to rank parameters, not all of history is needed.
 
     More where a class is rare: at least 200 of its rows, or all that there are, since the classes keep their shares.
     """
@@ -218,7 +193,9 @@ def thin_rows(rows: Rows, most: int | None, spec: model.Spec) -> Rows:
         most = max(most, math.ceil(len(rows) * min(1.0, LEAST_RARE_ROWS / rarest)))
     if most is None or len(rows) <= most:
         return rows
-    return rows.take(np.isin(np.arange(len(rows)), np.linspace(0, len(rows) - 1, most).astype(int)))
+    thinned = np.zeros(len(rows), dtype=bool)
+    thinned[np.linspace(0, len(rows) - 1, most).astype(int)] = True
+    return rows.take(thinned).load()
 
 
 def fit_folds(

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks.data.featurerows import Rows
+from tasks.data.storedrows import AnyRows
 from tasks.runtime import files
 from tasks.training.model import Floats
 from tasks.training.windows import Times
@@ -59,7 +59,7 @@ class Holdout:
         return Holdout(table[TIME].to_numpy(), table[LABEL].to_numpy(), predictions, slices)
 
 
-def write_holdout(path: Path, rows: Rows, predictions: Mapping[str, Floats], slices: Sequence[str]) -> None:
+def write_holdout(path: Path, rows: AnyRows, predictions: Mapping[str, Floats], slices: Sequence[str]) -> None:
     """Writes the file.
 
     Args:
@@ -68,7 +68,7 @@ def write_holdout(path: Path, rows: Rows, predictions: Mapping[str, Floats], sli
     """
     columns: dict[str, Any] = {TIME: pa.array(rows.event_time), LABEL: pa.array(rows.label)}
     columns |= {MODEL_PREFIX + name: pa.array(list(values)) for name, values in predictions.items()}
-    columns |= {SLICE_PREFIX + name: rows.table[name] for name in slices}
+    columns |= {SLICE_PREFIX + name: rows.read_column(name) for name in slices}
     table = pa.table(columns).replace_schema_metadata({files.FORMAT_KEY: FORMAT.mark})
     files.publish(path, lambda new: pq.write_table(table, new, compression="zstd"))
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tasks.data.storedrows import AnyRows
 from tasks.training import digits, moderation, windows
 from tasks.training.columns import Column, as_array, as_numbers
 from tasks.training.windows import Codes, Floats
@@ -102,15 +103,13 @@ class Joint:
         return correlate(sums, products, rows, find_slopes(np.asarray(self.inverse)))
 
 
-def profile_joint(table: pa.Table, columns: Sequence[Column], units: Codes, span: int) -> Joint:
+def profile_joint(rows: AnyRows, columns: Sequence[Column], units: Codes, span: int) -> Joint:
     """Fits the regressions on a history (n), and measures each window of it against the rest."""
     names = [column.name for column in columns]
     least = LEAST_ROWS * (windows.count_units(units) / span)
-    terms = [
-        _fit_term(i, level, table[names[i]]) for i, column in enumerate(columns) for level in _levels(column, least)
-    ]
+    terms = [term for i, column in enumerate(columns) for term in _fit_terms(i, column, rows, least)]
     joint = Joint(tuple(term for term in terms if term.scale > 0))
-    sums, products = _sum_by_unit(joint.standardise(table, names), units)
+    sums, products = _sum_blocks(joint, rows, names, units)
     history, relations = _leave_windows_out(sums, products, units, span)
     inverse = _invert(products.sum(axis=0), sums.sum(axis=0), len(units))
     by_unit = _mean_by_unit(sums, np.bincount(units).astype(float)) - sums.sum(axis=0) / max(len(units), 1)
@@ -161,6 +160,13 @@ def _read_term(column: Any, level: str | None) -> Floats:
     return np.asarray(same.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
+def _fit_terms(place: int, column: Column, rows: AnyRows, least: float) -> list[Term]:
+    """The terms of a column, of which there are as many as it has levels that are not rare."""
+    levels = _levels(column, least)
+    values = rows.read_column(column.name) if levels else None
+    return [_fit_term(place, level, values) for level in levels]
+
+
 def _fit_term(place: int, level: str | None, column: Any) -> Term:
     values = _read_term(column, level)
     present = values[~np.isnan(values)]
@@ -171,6 +177,20 @@ def _fit_term(place: int, level: str | None, column: Any) -> Term:
         low, high = present.min(), present.max()
     clipped = np.clip(present, low, high)
     return Term(place, level, float(low), float(high), float(clipped.mean()), float(clipped.std()))
+
+
+def _sum_blocks(joint: Joint, rows: AnyRows, names: Sequence[str], units: Codes) -> tuple[Floats, Floats]:
+    """`_sum_by_unit` of all rows (n), a block at a time."""
+    count, k = windows.count_units(units), len(joint.terms)
+    sums, products, first = np.zeros((count, k)), np.zeros((count, k, k)), 0
+    for block in rows.read_blocks():
+        own = units[first : first + block.num_rows]
+        part = slice(int(own[0]), int(own[-1]) + 1)
+        more, more_products = _sum_by_unit(joint.standardise(block, names), own - own[0])
+        sums[part] += more
+        products[part] += more_products
+        first += block.num_rows
+    return sums, products
 
 
 def _sum_by_unit(values: NDArray[np.float32], units: Codes) -> tuple[Floats, Floats]:

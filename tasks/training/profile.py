@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 
+from tasks.data.storedrows import AnyRows
 from tasks.runtime.files import Format
 from tasks.training import digits, windows
 from tasks.training.columns import Column, profile_column
@@ -80,8 +81,7 @@ class Profile:
 
 
 def build_profile(
-    table: pa.Table,
-    times: Times,
+    rows: AnyRows,
     *,
     importance: Mapping[str, float],
     contributions: Floats,
@@ -95,16 +95,15 @@ def build_profile(
     """The profile of a history.
 
     Args:
-        table: feature rows (n), in the order of time.
-        times: of each row (n).
+        rows: the history's (n); one column of all of them is in memory at a time.
         importance: of each feature to the model.
         scores: predictions of rows that the model had not seen (m), by the column's name.
         score_times: of each of those rows (m).
     """
     unit, span = windows.choose_unit(window), windows.units_in(window)
-    names = sorted(table.column_names)
-    units = windows.shorten_pauses(windows.number_units(times, unit), span)
-    columns = tuple(profile_column(name, table[name], units, span) for name in names)
+    names = sorted(rows.schema.names)
+    units = windows.shorten_pauses(windows.number_units(rows.event_time, unit), span)
+    columns = tuple(profile_column(name, rows.read_column(name), units, span) for name in names)
     score_units = windows.shorten_pauses(windows.number_units(score_times, unit), span)
     arrays = {name: pa.array(np.asarray(values, dtype=np.float64)) for name, values in scores.items()}
     total = sum(importance.get(name, 0.0) for name in names) or 1.0
@@ -112,10 +111,10 @@ def build_profile(
         until=until,
         window=window,
         unit=unit,
-        rows=len(times),
+        rows=len(rows),
         columns=columns,
         weights=tuple(round(importance.get(name, 0.0) / total, 6) for name in names),
-        joint=profile_joint(table, columns, units, span),
+        joint=profile_joint(rows, columns, units, span),
         scores=tuple(profile_column(name, array, score_units, span) for name, array in arrays.items()),
         contributions=digits.to_tuples(contributions),
         labelled=labelled,

@@ -26,11 +26,11 @@ from tasks import log, params
 from tasks.data import features, periods
 from tasks.params import Params, Range
 from tasks.runtime import locks
-from tasks.training import fitting, model, split, trialfits, triallogs
+from tasks.training import fitting, matrices, model, split, trialfits, triallogs
 from tasks.training.trialfits import Fitted
 from tasks.training.trials import Trial
 
-DECIDES = features, fitting, model, split, trialfits  # a trial
+DECIDES = features, fitting, matrices, model, split, trialfits  # a trial
 CODE = periods.hash_code(__file__, *(str(one.__file__) for one in DECIDES))
 LEAST_ELDERS = 4  # trials that end before any is pruned
 RANDOM_TRIALS = 6  # drawn blindly before the sampler learns
@@ -69,7 +69,7 @@ DEFAULTS: dict[str, Any] = {
     "grow_policy": "depthwise",
     "sampling_method": "uniform",
     "booster": "gbtree",
-    "max_bin": fitting.MAX_BIN,
+    "max_bin": matrices.MAX_BIN,
     "max_cat_to_onehot": 4,
     "max_cat_threshold": 64,
     "class_weight": 0.0,

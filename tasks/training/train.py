@@ -20,16 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import log
-from tasks.data.featurerows import Rows, read_rows
+from tasks.data import storedrows
 from tasks.data.manifest import FeaturesManifest
+from tasks.data.storedrows import AnyRows
 from tasks.params import Costs, Params, Task
 from tasks.runtime import engine, files, stage
 from tasks.runtime.threads import stop_event
-from tasks.training import bagging, calibration, fitting, model, split, warm
+from tasks.training import bagging, calibration, fitting, matrices, model, split, warm
+from tasks.training.matrices import Encoded
 from tasks.training.model import Floats, Model, Spec
 from tasks.training.trials import Tuned
 
-Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]  # encoded rows (n, features) and their labels (n)
 OutOfFold = tuple[Floats, NDArray[np.int64]]  # margins (n, classes) without class weights, and the rows' classes (n)
 MOST_UNSCORED = 0.01  # share of training rows whose classes may lack an out-of-fold row where margins are calibrated
 
@@ -37,7 +38,7 @@ MOST_UNSCORED = 0.01  # share of training rows whose classes may lack an out-of-
 def train(p: Params, folder: Path = Path()) -> None:
     """Write <models>/twin.ubj, twins/ and model.ubj. Raises ValueError for a target with one class."""
     source, target = folder / p.paths.features, folder / p.paths.models
-    rows = read_rows(source)
+    rows = storedrows.open_rows(source, memory=p.stage.memory_bytes)
     as_of = FeaturesManifest.read(source).as_of
     tuned = Tuned.load(target / "tuned.json")
     start = split.find_holdout(as_of, p.split, deadline=p.label.deadline).begin
@@ -53,12 +54,14 @@ def train(p: Params, folder: Path = Path()) -> None:
     log.info("twin until %s, model until %s, %s rounds each", start, shipped.spec.until, tuned.rounds)
 
 
-def fit_twins(rows: Rows, cut: datetime, tuned: Tuned, p: Params, *, seeds: int) -> list[Model]:
+def fit_twins(rows: AnyRows, cut: datetime, tuned: Tuned, p: Params, *, seeds: int) -> list[Model]:
     """The recipe trained up to `cut` with so many seeds, calibrated alike: the first is the one with tune.seed."""
-    table = Table(fitting.take_training(rows, cut, p), tuned, p, threads=max(1, p.stage.threads // seeds))
+    seen = fitting.take_training(rows, cut, p)
+    beside = fitting.count_beside(seen, p)
+    table = Table(seen, tuned, p, threads=max(1, p.stage.threads // min(seeds, beside)))
     model.import_xgboost()  # here, since threads that import it at once get in each other's way
     names = [f"the twin of seed {seed}" for seed in range(seeds)]
-    twins = engine.map_ordered(Table.fit_seed, table, range(seeds), p, names=names)
+    twins = engine.map_ordered(Table.fit_seed, table, range(seeds), p, names=names, threads=beside)
     extras = calibrate(rows, cut, tuned, p, classes=twins[0].spec.classes)
     return [twin.with_spec(until=cut.isoformat(), **extras) for twin in twins]
 
@@ -71,7 +74,7 @@ class Table:
         folds: the training rows of each (n).
     """
 
-    rows: Rows
+    rows: AnyRows
     tuned: Tuned
     p: Params
     threads: int
@@ -87,7 +90,7 @@ class Table:
         return fit(seen, self.tuned, self.p, classes=self.classes, threads=self.threads, stop=stop_event())
 
 
-def _refit(rows: Rows, as_of: datetime, tuned: Tuned, p: Params, spec: Spec) -> Model:
+def _refit(rows: AnyRows, as_of: datetime, tuned: Tuned, p: Params, spec: Spec) -> Model:
     """The twin's recipe up to as_of, with the calibration of its spec, for the classes that it was judged on."""
     is_known = ~np.isnan(spec.encode_label(rows.label))
     if later := int((model.is_labelled(rows.label) & ~is_known).sum()):
@@ -99,7 +102,7 @@ def _refit(rows: Rows, as_of: datetime, tuned: Tuned, p: Params, spec: Spec) -> 
 
 
 def fit(
-    seen: Rows,
+    seen: AnyRows,
     tuned: Tuned,
     p: Params,
     *,
@@ -116,58 +119,56 @@ def fit(
         classes: of the model, where the rows may lack one.
         stop: ends the fit when it is set.
     """
-    spec = model.make_spec(seen.table, seen.label, task=p.label.task, native=p.train.categories == "native")
+    spec = matrices.make_spec(seen, p)
     spec = replace(spec, classes=classes or spec.classes)
     older = warm.count_base_rows(seen, spec, p.train.warm, rounds=tuned.rounds)
     if older:
         spec = warm.name_base_first(spec, seen, older)
-    arrays = spec.encode(seen.table), spec.scale_label(seen.label)
+    beside, ended = min(p.train.bag, fitting.count_beside(seen, p)), threading.Event()
     settings = fitting.to_booster_params(tuned.params, p, classes=len(spec.classes))
-    settings |= {"nthread": max(1, threads // p.train.bag)}
-    ended = threading.Event()
-    boost = partial(_boost, arrays, older, tuned=tuned, spec=spec, stop=stop or ended)
+    settings |= {"nthread": max(1, threads // beside)}
+    boost = partial(_boost, Encoded(spec, seen), older, tuned=tuned, p=p, stop=stop or ended)
     seeds = bagging.find_seeds(p.tune.seed + seed, p.train.bag)
     works = [partial(boost, settings | {"seed": one}) for one in seeds]
-    boosters = fitting.run_side_by_side(works, threads, stop=ended)
+    boosters = fitting.run_side_by_side(works, min(threads, beside), stop=ended)
     return Model(bagging.merge_boosters(boosters), spec)
 
 
 def _boost(
-    arrays: Arrays, older: int, settings: dict[str, Any], *, tuned: Tuned, spec: Spec, stop: threading.Event | None
+    seen: Encoded, older: int, settings: dict[str, Any], *, tuned: Tuned, p: Params, stop: threading.Event | None
 ) -> Any:
     """The recipe's booster on encoded rows, with settings that hold its seed; it goes on from a base of the oldest rows
     where `older` says how many those are."""
-    boost = partial(_boost_rounds, settings=settings, drawn=tuned.params, spec=spec, stop=stop)
+    boost = partial(_boost_rounds, settings=settings, drawn=tuned.params, memory=p.stage.memory_bytes, stop=stop)
     if not older:
-        return boost(arrays, rounds=tuned.rounds)
-    part, last = (arrays[0][:older], arrays[1][:older]), warm.count_last_rounds(tuned.rounds)
+        return boost(seen, rounds=tuned.rounds)
+    part, last = seen.head(older), warm.count_last_rounds(tuned.rounds)
     # One thread, since twins, past fits and models share it, and threads add up numbers in another order.
     make = partial(boost, part, rounds=tuned.rounds - last, settings=settings | {"nthread": 1})
-    base = warm.load_base(spec, settings | tuned.params, tuned.rounds - last, part, make)
-    return boost(arrays, rounds=last, base=base)
+    base = warm.load_base(part, settings | tuned.params, tuned.rounds - last, make)
+    return boost(seen, rounds=last, base=base)
 
 
 def _boost_rounds(
-    arrays: Arrays,
+    seen: Encoded,
     *,
-    spec: Spec,
     settings: dict[str, Any],
     drawn: dict[str, Any],
     rounds: int,
+    memory: float,
     stop: threading.Event | None,
     base: Any = None,
 ) -> Any:
-    """XGBoost's booster on encoded rows and labels; so many rounds, after those of the base."""
-    matrix, label = arrays
-    data = fitting.bin_matrix(spec, matrix, label, drawn, threads=settings["nthread"])
-    if "class_weight" in drawn and spec.classes:
-        data.set_weight(model.weigh_rows(label, spec.classes, drawn["class_weight"]))
+    """XGBoost's booster on encoded rows; so many rounds, after those of the base."""
+    data = seen.bin(drawn, threads=settings["nthread"], memory=memory)
+    if "class_weight" in drawn and seen.spec.classes:
+        data.set_weight(model.weigh_rows(seen.label, seen.spec.classes, drawn["class_weight"]))
     callbacks = [fitting.make_watcher(stop)] if stop else []  # Ctrl-C must not wait for whole fits
     return model.import_xgboost().train(settings, data, rounds, callbacks=callbacks, xgb_model=base)
 
 
 def calibrate(
-    rows: Rows,
+    rows: AnyRows,
     cut: datetime,
     tuned: Tuned,
     p: Params,
@@ -209,27 +210,29 @@ def calibrate(
     return fields | to_spec_fields(choice.map.after(offset), task)
 
 
-def _score_out_of_fold(rows: Rows, cut: datetime, tuned: Tuned, p: Params, classes: tuple[Any, ...]) -> OutOfFold:
+def _score_out_of_fold(rows: AnyRows, cut: datetime, tuned: Tuned, p: Params, classes: tuple[Any, ...]) -> OutOfFold:
     """What the folds' models say of their validation rows."""
     labelled = model.is_labelled(rows.label)
     folds = split.make_folds(rows.event_time, cut, p.split, deadline=p.label.deadline, labelled=labelled)
     folds = split.keep_trained_classes(folds, rows.label, classes)
-    table = Table(rows, tuned, p, threads=1, classes=classes, folds=tuple(fold.train for fold in folds))
+    beside = fitting.count_beside(rows, p)
+    threads = 1 if beside > 1 else p.stage.threads
+    table = Table(rows, tuned, p, threads=threads, classes=classes, folds=tuple(fold.train for fold in folds))
     names = [f"the calibration's fold {place + 1}" for place in range(len(folds))]
-    fits = engine.map_ordered(Table.fit_fold, table, range(len(folds)), p, names=names)
+    fits = engine.map_ordered(Table.fit_fold, table, range(len(folds)), p, names=names, threads=beside)
     return join_scores(
         score_unseen(fitted, rows.take(fold.valid), tuned, p, trained_on=rows.label[fold.train])
         for fold, fitted in zip(folds, fits, strict=True)
     )
 
 
-def score_unseen(fitted: Model, unseen: Rows, tuned: Tuned, p: Params, *, trained_on: NDArray[Any]) -> OutOfFold:
+def score_unseen(fitted: Model, unseen: AnyRows, tuned: Tuned, p: Params, *, trained_on: NDArray[Any]) -> OutOfFold:
     """Margins (n, classes) of rows that a model has not seen, without class weights; the rows' classes (n).
 
     Args:
         trained_on: The labels of the rows that it was trained on.
     """
-    scores = np.asarray(fitted.margins(unseen.table), np.float64)
+    scores = np.concatenate([fitted.margins(block) for block in unseen.read_blocks()]).astype(np.float64)
     # A binary margin says as much for one class as against the other.
     margins = scores if scores.ndim == 2 else np.column_stack([-scores / 2, scores / 2])
     codes = fitted.spec.encode_label(unseen.label).astype(np.int64)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.data import featurerows
+from tasks.data import storedrows
 from tasks.params import Params
 from tasks.runtime.threads import stop_event
 from tasks.training import fitting
@@ -34,7 +34,8 @@ class Task:
 
     @cached_property
     def folds(self) -> fitting.Folds:
-        return fitting.Folds(self.p, featurerows.read_rows(self.source), self.as_of)
+        rows = storedrows.open_rows(self.source, memory=self.p.stage.memory_bytes)
+        return fitting.Folds(self.p, rows, self.as_of)
 
     @property
     def threads(self) -> int:

@@ -22,7 +22,7 @@ import optuna
 from tqdm import tqdm
 
 from tasks import log
-from tasks.data import feasibility, featurerows, featuresql, manifest
+from tasks.data import feasibility, featuresql, manifest, storedrows
 from tasks.params import Params, Recipe
 from tasks.runtime import cost, engine, files, stage
 from tasks.training import fitting, studies, trialfits, triallogs, trials
@@ -38,8 +38,8 @@ def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
     studies.check_space(p)
     source, reports = folder / p.paths.features, folder / p.paths.reports
     as_of = manifest.FeaturesManifest.read(source).as_of
-    rows = featurerows.read_rows(source)
-    featuresql.check_slices(p.evaluate.slices, rows.table.column_names)  # evaluate needs them, when all is spent
+    rows = storedrows.open_rows(source, memory=p.stage.memory_bytes)
+    featuresql.check_slices(p.evaluate.slices, rows.schema.names)  # evaluate needs them, when all is spent
     if p.tune.recipe:
         take_recipe(p, p.tune.recipe, folder)
         return

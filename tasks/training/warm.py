@@ -12,19 +12,19 @@ README.md has what this saves and what it costs.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tasks import log, params
-from tasks.data.featurerows import Rows
+from tasks.data.storedrows import AnyRows
 from tasks.data.timeline import Times
 from tasks.runtime import files, locks
-from tasks.training import model
+from tasks.training import matrices, model
+from tasks.training.matrices import Encoded
 from tasks.training.model import Model, Spec
 
 LAST_SHARE = 0.2  # of a recipe's rounds that see all rows
@@ -37,7 +37,7 @@ def count_last_rounds(rounds: int) -> int:
     return max(1, round(rounds * LAST_SHARE))
 
 
-def count_base_rows(seen: Rows, spec: Spec, every: timedelta | None, *, rounds: int) -> int:
+def count_base_rows(seen: AnyRows, spec: Spec, every: timedelta | None, *, rounds: int) -> int:
     """How many of a fit's rows, the oldest ones, its base learns from. 0: the fit begins anew.
 
     It does where the base would have seen less than half of the rows, or lacks one of their classes.
@@ -67,10 +67,10 @@ def _count_before_boundary(event_time: Times, every: timedelta) -> int:
     return int(np.searchsorted(times, times[-1] // step * step))
 
 
-def name_base_first(spec: Spec, seen: Rows, count: int) -> Spec:
+def name_base_first(spec: Spec, seen: AnyRows, count: int) -> Spec:
     """The spec of a fit whose base has its first `count` rows: a category has the code that the base gives it, new ones
     follow, and a number is learnt on the base's scale."""
-    older = model.find_categories(seen.table.slice(0, count), spec)
+    older = matrices.find_categories(seen.take(np.arange(len(seen)) < count), spec)
     categories = {
         name: (*older[name], *(text for text in texts if text not in set(older[name])))
         for name, texts in spec.categories.items()
@@ -82,19 +82,16 @@ def name_base_first(spec: Spec, seen: Rows, count: int) -> Spec:
     return spec
 
 
-def load_base(
-    spec: Spec, settings: Mapping[str, Any], rounds: int, arrays: Sequence[NDArray[Any]], make: Callable[[], Any]
-) -> Any:
+def load_base(part: Encoded, settings: Mapping[str, Any], rounds: int, make: Callable[[], Any]) -> Any:
     """The base's booster, from the home where another fit has made it, else as `make` makes it.
 
     It always comes from its file, so that a fit has the same bytes whether it made its base or not.
 
     Args:
-        spec: of the fit.
+        part: the base's rows, with the fit's spec: with the settings, all that the base follows from.
         settings: XGBoost's.
-        arrays: the base's rows, their labels and weights: with the settings, all that the base follows from.
     """
-    path = params.home() / "boosters" / f"{_hash_inputs(spec, settings, rounds, arrays)}.ubj"
+    path = params.home() / "boosters" / f"{_hash_inputs(part, settings, rounds)}.ubj"
     with locks.take_turn(
         path.parent, name=path.stem, say=log.debug, local=True
     ):  # fits side by side often have one base
@@ -102,17 +99,17 @@ def load_base(
             base = Model.load(path)
             os.utime(path)  # gc frees what nobody has used for long
         except (FileNotFoundError, ValueError):
-            files.publish(path, Model(make(), spec).write)
+            files.publish(path, Model(make(), part.spec).write)
             base = Model.load(path)
     return base.booster
 
 
-def _hash_inputs(spec: Spec, settings: Mapping[str, Any], rounds: int, arrays: Sequence[NDArray[Any]]) -> str:
+def _hash_inputs(part: Encoded, settings: Mapping[str, Any], rounds: int) -> str:
     """A digest of all that a base follows from. It is made on one thread, whatever its fit may use."""
-    named = {name: value for name, value in settings.items() if name not in ("nthread", "verbosity")}
+    spec, named = part.spec, {name: value for name, value in settings.items() if name not in ("nthread", "verbosity")}
     text = json.dumps([named, rounds, spec.names, spec.types, model.import_xgboost().__version__], sort_keys=True)
     digest = hashlib.sha256(text.encode())
-    for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode())
+    digest.update(f"{len(part.rows)} rows".encode())
+    for array in (*part.read_blocks(), part.label):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

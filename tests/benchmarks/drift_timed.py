@@ -26,6 +26,7 @@ from tasks.monitoring.window import Watched, Window
 from tasks.promotion.registry import Version
 from tasks.training.evaluate import SAMPLE_ROWS
 from tasks.training.profile import SCORE_COLUMN, Profile, build_profile
+from tests.tasks import small
 
 NUMBERS, CATEGORIES = 24, 6
 HISTORY, WEEK = 140, 7  # days
@@ -58,8 +59,7 @@ def ours(count: int) -> dict[str, Any]:
 
     then, then_times = rows(count, HISTORY, seed=0)
     profile = build_profile(
-        then,
-        then_times,
+        small.to_rows(then, then_times),
         importance=dict.fromkeys(then.column_names, 1.0),
         contributions=np.zeros(then.num_columns),
         scores={SCORE_COLUMN: np.zeros(2)},

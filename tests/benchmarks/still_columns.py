@@ -19,6 +19,7 @@ from tasks.monitoring.drift import Comparison
 from tasks.monitoring.statistics import History
 from tasks.params import Drift
 from tasks.training.profile import Profile, build_profile
+from tests.tasks import small
 
 KINDS = ("zipf", "unique text", "unique number", "plain")
 HISTORY, WEEKS, WEEK = 84, 8, 7  # days, weeks, days
@@ -60,8 +61,7 @@ def _odd(kind: str, count: int, rng: np.random.Generator) -> Any:
 
 def profile(table: pa.Table, times: Times) -> Profile:
     return build_profile(
-        table,
-        times,
+        small.to_rows(table, times),
         importance={},
         contributions=np.zeros(table.num_columns),
         scores={},

@@ -126,8 +126,7 @@ def watch(p: Params, history: Rows, days: int) -> Watch:
     at_promotion = measure_holdout(label, scores, losses, held.event_time[there], p.gate)
     parts = fitted.contributions(held.table.take(np.arange(0, len(held), max(len(held) // 500, 1))))
     profile = build_profile(
-        history.table,
-        history.event_time,
+        history,
         importance=dict(zip(fitted.spec.names, np.abs(parts).mean(axis=0).tolist(), strict=True)),
         contributions=parts.mean(axis=0),
         scores={SCORE_COLUMN: fitted.predict(held.table)},

@@ -6,6 +6,7 @@ In a checkout whose features are made up to a later as_of: with a recipe of so m
 for each every second of the twelve weeks that follow. Prints a line for each way.
 """
 
+import math
 import os
 import sys
 import time
@@ -26,7 +27,8 @@ from tasks.data import featurerows
 from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.promotion.contest import row_losses
-from tasks.training import fitting, model, split, train, warm
+from tasks.training import fitting, matrices, model, split, train, warm
+from tasks.training.matrices import Encoded
 from tasks.training.model import Model, Spec
 from tasks.training.trials import Tuned
 
@@ -63,7 +65,7 @@ class Champion:
         return train.fit(self.take_seen(self.day), self.tuned, self.p, threads=1)
 
     def take_seen(self, cut: datetime, since: datetime | None = None) -> Rows:
-        seen = fitting.take_training(self.rows, cut, self.p)
+        seen = fitting.take_training(self.rows, cut, self.p).load()
         return seen.take(seen.event_time >= np.datetime64(since - self.p.label.deadline)) if since else seen
 
     def refit(self, now: datetime, *, every: str | None = None, seed: int = 0) -> Model:
@@ -77,7 +79,7 @@ class Champion:
             return base
         spec, rounds = with_new_categories(base, rows), max(1, round(self.tuned.rounds * share))
         settings = self._settings(spec) | {"eta": self.tuned.params["eta"] / slower, "seed": 1}
-        data = fitting.make_matrix(spec, rows, self.tuned.params, threads=1)
+        data = Encoded(spec, rows).bin(self.tuned.params, threads=1, memory=math.inf)
         return Model(model.import_xgboost().train(settings, data, rounds, xgb_model=base.booster), spec)
 
     def refresh_leaves(self, rows: Rows) -> Model:
@@ -106,7 +108,7 @@ class Champion:
 
 
 def with_new_categories(base: Model, rows: Rows) -> Spec:
-    now = model.find_categories(rows.table, base.spec)
+    now = matrices.find_categories(rows, base.spec)
     categories = {
         name: (*texts, *(text for text in now[name] if text not in set(texts)))
         for name, texts in base.spec.categories.items()

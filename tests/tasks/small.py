@@ -52,6 +52,11 @@ def made_rows(task: Task = "binary", *, per_day: int = 60, days: int = DAYS, see
     return Rows(table, event_time, known_at, _label(task, level + rng.logistic(size=count)))
 
 
+def to_rows(table: pa.Table, times: NDArray[np.datetime64]) -> Rows:
+    """Features and their times as rows without a label."""
+    return Rows(table, times, times, np.full(len(times), np.nan))
+
+
 def _label(task: Task, level: NDArray[np.float64]) -> Labels:
     if task == "binary":
         return (level > 1).astype(np.float64)

@@ -62,7 +62,7 @@ def profile(table: pa.Table, times: Times, *, window: timedelta = WEEK, **change
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "BINS", 8)  # the rows are few
-        return build_profile(table, times, window=window, **{**given, **changes})
+        return build_profile(small.to_rows(table, times), window=window, **{**given, **changes})
 
 
 def scores(table: pa.Table) -> NDArray[np.float64]:

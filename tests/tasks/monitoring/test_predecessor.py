@@ -57,8 +57,7 @@ def write_history(folder: Path, model: Model) -> None:
     drawn = to_score_columns(scores, model.spec.classes)
     write_holdout(folder / "holdout.parquet", held, {CANDIDATE: scores}, ())
     made = build_profile(
-        past.table.select(columns),
-        past.event_time,
+        replace(past, table=past.table.select(columns)),
         importance=dict.fromkeys(columns, 1.0),
         contributions=np.zeros(len(columns)),
         scores=drawn,

@@ -21,6 +21,7 @@ from tasks.params import Params, Task
 from tasks.runtime import engine, store
 from tasks.runtime.store import Store
 from tasks.training import fitting, model, split, studies, train, triallogs, tune
+from tasks.training.matrices import Encoded
 from tasks.training.model import Model, Spec
 from tasks.training.studies import find_limit
 from tasks.training.trials import Tuned, read_trials
@@ -146,13 +147,13 @@ def test_each_folds_rows_are_binned_once_a_side_however_many_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, int]] = []
-    original = fitting.make_matrix
+    original = Encoded.bin
 
-    def counted(spec: Any, rows: Rows, drawn: dict[str, Any], **more: Any) -> Any:
-        made.append((len(rows), drawn["max_bin"]))
-        return original(spec, rows, drawn, **more)
+    def counted(encoded: Encoded, drawn: dict[str, Any], **more: Any) -> Any:
+        made.append((len(encoded.rows), drawn["max_bin"]))
+        return original(encoded, drawn, **more)
 
-    monkeypatch.setattr(fitting, "make_matrix", counted)
+    monkeypatch.setattr(Encoded, "bin", counted)
     p, folder = project(tmp_path, **{"tune.trials": 12})
     tune.tune(p, folder)
     parts = 2 * p.split.folds * p.tune.parallel

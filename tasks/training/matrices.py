@@ -1,0 +1,129 @@
+"""Rows as a model's spec encodes them, and XGBoost's binned matrices of them.
+
+A booster that learns from a matrix is the same to the last bit, whichever way it is made:
+
+    rows in memory                              one array is encoded and binned
+    rows in their files (storedrows.py)         blocks are, each read again for each of XGBoost's passes
+    the same, where the encoded matrix would    blocks are, and what is binned lies on disk: XGBoost reads it
+    take more than stage.memory                 a page at a time, in each level of each tree
+"""
+
+import secrets
+import shutil
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from tasks.data.featurerows import Rows
+from tasks.data.storedrows import ENCODED_BYTES, AnyRows
+from tasks.params import Params
+from tasks.runtime import stage
+from tasks.training import model
+from tasks.training.model import Spec
+
+MAX_BIN = 256  # where tune.space names none: XGBoost's own
+Matrix = NDArray[np.float32]  # encoded rows (n, features)
+
+
+def make_spec(rows: AnyRows, p: Params) -> Spec:
+    """The spec that training rows call for. Raises ValueError as `model.make_spec` does."""
+    native = p.train.categories == "native"
+    spec = model.make_spec(rows.schema.empty_table(), rows.label, task=p.label.task, native=native)
+    return replace(spec, categories=find_categories(rows, spec))
+
+
+def find_categories(rows: AnyRows, spec: Spec) -> dict[str, tuple[str, ...]]:
+    """What the category features of these rows hold, sorted."""
+    levels: dict[str, set[str]] = {feature.name: set() for feature in spec.features if feature.kind == "category"}
+    if levels:
+        for block in rows.read_blocks(list(levels)):
+            for name, known in levels.items():
+                known.update(pc.unique(block[name].drop_null()).to_pylist())
+    return {name: tuple(sorted(known)) for name, known in levels.items()}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows (n) as a booster of the spec learns from them."""
+
+    spec: Spec
+    rows: AnyRows
+
+    @property
+    def label(self) -> NDArray[np.float32]:
+        """Of each row (n)."""
+        return self.spec.scale_label(self.rows.label)
+
+    def head(self, count: int) -> "Encoded":
+        """The oldest rows, so many."""
+        return Encoded(self.spec, self.rows.take(np.arange(len(self.rows)) < count))
+
+    def read_blocks(self) -> Iterator[Matrix]:
+        """All rows in their order: at once where they are in memory."""
+        if isinstance(self.rows, Rows):
+            yield self._matrix
+        else:
+            yield from map(self.spec.encode, self.rows.read_blocks())
+
+    @cached_property
+    def _matrix(self) -> Matrix:
+        return self.spec.encode(self.rows.load().table)
+
+    def bin(self, drawn: dict[str, Any], *, threads: int, memory: float, ref: Any = None) -> Any:
+        """XGBoost's binned matrix of the rows, with their labels.
+
+        Args:
+            drawn: a trial's parameters; max_bin counts here.
+            memory: the bytes that the encoded matrix may take; a larger one is binned on disk.
+            ref: the training rows' matrix, whose bins validation rows take.
+        """
+        xgb = model.import_xgboost()
+        settings = {"max_bin": int(drawn.get("max_bin", MAX_BIN)), "nthread": threads, "ref": ref}
+        settings |= {"enable_categorical": self.spec.native}
+        if isinstance(self.rows, Rows):
+            return xgb.QuantileDMatrix(self._matrix, label=self.label, **self._describe(), **settings)
+        is_small = len(self.rows) * len(self.spec.features) * ENCODED_BYTES <= memory
+        data = (
+            xgb.QuantileDMatrix(_make_iterator(self, None), **settings)
+            if is_small
+            else self._bin_on_disk(xgb, settings)
+        )
+        data.set_label(self.label)
+        return data
+
+    def _bin_on_disk(self, xgb: Any, settings: dict[str, Any]) -> Any:
+        folder = stage.spill_folder(Path.cwd()) / f"matrix-{secrets.token_hex(8)}"
+        folder.mkdir(mode=0o700)
+        data = xgb.ExtMemQuantileDMatrix(_make_iterator(self, folder), **settings)
+        weakref.finalize(data, shutil.rmtree, folder, ignore_errors=True)
+        return data
+
+    def _describe(self) -> dict[str, Any]:
+        return {"feature_names": self.spec.names, "feature_types": self.spec.types}
+
+
+def _make_iterator(encoded: Encoded, folder: Path | None) -> Any:
+    """XGBoost's iterator over blocks of rows; what it bins lies in the folder, if there is one."""
+
+    class Blocks(model.import_xgboost().DataIter):  # type: ignore[misc]  # its class is known at run time
+        def __init__(self) -> None:
+            self._left: Iterator[Matrix] = iter(())
+            super().__init__(cache_prefix=str(folder / "page") if folder else None, release_data=True)
+
+        def reset(self) -> None:
+            self._left = encoded.read_blocks()
+
+        def next(self, input_data: Any) -> bool:
+            block = next(self._left, None)
+            if block is not None:
+                input_data(data=block, **encoded._describe())
+            return block is not None
+
+    return Blocks()
