@@ -45,6 +45,8 @@ DASK = {  # of the processes that this machine starts
     "distributed.comm.timeouts.tcp": "60s",
     "distributed.nanny.pre-spawn-environ": {},  # Dask would set the threads of OpenMP and BLAS: other last digits
     "distributed.worker.daemon": True,
+    # Else a killed worker that a busy machine takes 15 s to start again is given up, and at last there is none.
+    "distributed.deploy.lost-worker-timeout": "1h",
     "distributed.logging": {"distributed": "critical"},
 }
 
@@ -145,11 +147,11 @@ class _Cluster:
         from distributed import Client
 
         began = time.monotonic()
+        dask.config.set(DASK)  # for good: some are read when a worker dies
         while True:
             try:
-                with dask.config.set(DASK):
-                    target = self._start() if self.is_local else self.address
-                    self.client = Client(target, timeout=CONNECT_S, set_as_default=False, name="evergreen")
+                target = self._start() if self.is_local else self.address
+                self.client = Client(target, timeout=CONNECT_S, set_as_default=False, name="evergreen")
                 return self.client
             except (OSError, RuntimeError) as error:  # TimeoutError is an OSError
                 self.close()
@@ -344,7 +346,8 @@ class _Map:
                 room = cluster.count_threads()
                 seen = time.monotonic() if room else seen
                 if time.monotonic() - seen > LOST_S:
-                    raise Unreachable(f"stage.cluster {cluster.address} has had no worker for {LOST_S:.0f} s.")
+                    lost = ClusterLost if cluster.is_local else Unreachable  # its own ones are made anew
+                    raise lost(f"stage.cluster {cluster.address} has had no worker for {LOST_S:.0f} s.")
                 idle = [place for place in missing if place not in running.values()]
                 for place in idle[: max(0, room - len(running))]:
                     running[cluster.submit(self.messages[place], self.names[place])] = place
@@ -352,6 +355,7 @@ class _Map:
                 for future in [future for future in running if future.done()]:
                     place = running.pop(future)
                     self.accept(place, cluster.read(future, self.names[place]))
+                    future.release()  # else the item is done again when the worker that did it dies, even after the map
                 running = {future: place for future, place in running.items() if place < self.end}
         finally:
             for future in running:

@@ -62,6 +62,14 @@ def mark_and_wait(folder: Path, item: int) -> int:
     return item * item
 
 
+def mark_slowly(folder: Path, item: int) -> int:
+    """Longer than the engine waits at a time. Each begin leaves a mark, and so does the process."""
+    with (folder / f"begun-{item}").open("a") as stream:
+        stream.write(f"{os.getpid()}\n")
+    time.sleep(engine.ASK_S * 1.5)
+    return os.getpid()
+
+
 def spin(folder: Path, item: int) -> int:
     (folder / f"{item}-{os.getpid()}").touch()
     while True:

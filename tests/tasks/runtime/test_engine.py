@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 
@@ -83,6 +84,30 @@ def test_a_killed_workers_item_is_done_by_another(tmp_path: Path) -> None:
     squares = engine.map_ordered(spread.die_once, tmp_path, range(6), spread.settings("local:2"))
     assert squares == [item * item for item in range(6)]
     assert (tmp_path / "killed").exists()
+
+
+def test_what_has_ended_is_not_done_again_when_its_worker_dies_after_the_map(tmp_path: Path) -> None:
+    p = spread.settings("local:2")
+    pids = engine.map_ordered(spread.mark_slowly, tmp_path, range(4), p)
+    for pid in {*pids}:
+        os.kill(pid, signal.SIGKILL)
+    assert engine.map_ordered(spread.square, 3, range(9), p) == [3 * item * item for item in range(9)]
+    assert {path.name: path.read_text().count("\n") for path in tmp_path.iterdir()} == {
+        f"begun-{item}": 1 for item in range(4)
+    }
+
+
+def test_workers_that_are_all_gone_are_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = spread.settings("local:2")
+    engine.map_ordered(spread.square, 3, range(2), p)
+    engine._CLUSTERS["local:2"]._own.scale(0)
+    monkeypatch.setattr(engine, "LOST_S", 1.0)
+    assert engine.map_ordered(spread.square, 3, range(9), p) == [3 * item * item for item in range(9)]
+
+
+def test_a_worker_that_takes_long_to_start_again_is_not_given_up() -> None:
+    engine.map_ordered(spread.square, 3, range(2), spread.settings("local:2"))
+    assert dask.config.get("distributed.deploy.lost-worker-timeout") == "1h"  # now, since it is read when a worker dies
 
 
 def test_an_item_that_kills_each_worker_ends_in_an_error_that_names_it() -> None:
