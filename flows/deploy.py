@@ -11,7 +11,8 @@ The automations are what the server does by itself: it starts a retrain that is 
 is never scheduled again under its own id: Prefect may then execute it twice at once. A retrain that died is a new run
 with the same parameters. How often is bounded here, on the server, since a run that dies before its first line counts
 nothing: each further attempt is an automation of its own, which answers only the crash of the run that the one before
-it has started. The last attempt trains nothing and answers the decision.
+it has started. The last attempt trains nothing and answers the decision. What a server misses that was killed or lost
+its database, the workers do (flows/lost.py).
 """
 
 import subprocess
@@ -25,23 +26,21 @@ from typing import Any, Literal
 from uuid import UUID
 
 import yaml
-from prefect import exceptions, get_client, states
+from prefect import exceptions, get_client
 from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture, RunDeployment
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas import actions, filters, objects
+from prefect.client.schemas import actions, objects
 from prefect.client.schemas.responses import DeploymentResponse
 
-from flows import cli, runs
-from infra import HEARTBEAT, HEARTBEAT_S, PATIENCE, pools
+from flows import cli, lost, runs
+from flows.lost import BEAT, RETRAIN, RETRAIN_AGAIN, SILENCE, name_rerun
+from infra import HEARTBEAT, PATIENCE, pools
 from tasks import params
 from tasks.runtime import store
 from tasks.runtime.code import save_code
 
 Steps = list[dict[str, dict[str, str]]]  # of Prefect's, by name, with their inputs
 TIMEOUT_S = 120
-SILENCE = timedelta(seconds=5 * HEARTBEAT_S)  # so long that a server may be away for a minute, and nobody is missed
-LEFT = "left behind by a worker that is gone"
-BEAT = "prefect.flow-run.heartbeat"
 DIED = "prefect.flow-run.Crashed"
 BEGAN = {f"prefect.flow-run.{state}" for state in ("Pending", "Running")}
 ANY: dict[str, str | list[str]] = {"prefect.resource.id": ["prefect.flow-run.*"]}
@@ -49,7 +48,6 @@ AGAIN = (  # a run by hand has no decision, and promotes under its own id: the n
     "{{ dict(flow_run.parameters, attempt=(flow_run.parameters.attempt or 0) + 1, "
     "decision=flow_run.parameters.decision or 'retrain-' ~ flow_run.id) | tojson }}"
 )
-RETRAIN, RETRAIN_AGAIN = "retrain", "retrain-again"  # the deployments
 
 
 def main(
@@ -99,8 +97,8 @@ def deploy(
     put_deployments(checkout, adapt_plan(plan, read_deployments(plan, client), schedules=schedules))
     put_automations(client, attempts=params.load(checkout / "params.yaml").policy.attempts)
     if no_worker_runs:
-        for run in rerun_left_behind(pool.name, client):
-            print(f"{run.name}: {LEFT}")
+        for run in lost.end_all(pool.name, client):
+            print(f"{run.name}: {lost.LEFT}")
     return [deployment["name"] for deployment in plan["deployments"]]
 
 
@@ -234,7 +232,7 @@ def end_silent() -> AutomationCore:
     ended = {f"prefect.flow-run.{state}" for state in ("Crashed", "Completed", runs.SKIPPED, "Failed", "Cancelled")}
     message = f"no heartbeat for {SILENCE.total_seconds():.0f} s"
     return AutomationCore(
-        name="a silent run has crashed",
+        name=lost.END_SILENT,
         description="A run whose heartbeats have stopped is marked Crashed.",
         trigger=EventTrigger(
             after={BEAT, *BEGAN},
@@ -263,7 +261,7 @@ def rerun(number: int, deployment: UUID) -> AutomationCore:
         description="As a new run, with its decision's id: policy.attempts times, and a last one answers the decision.",
         trigger=EventTrigger(
             expect={DIED},
-            match={**ANY, "prefect.state-message": f"!{LEFT}"},  # those are run again by `rerun_left_behind`
+            match={**ANY, "prefect.state-message": f"!{lost.LEFT}"},  # whoever says so has run it again
             match_related=related,
             for_each={"prefect.resource.id"},
             posture=Posture.Reactive,
@@ -272,10 +270,6 @@ def rerun(number: int, deployment: UUID) -> AutomationCore:
         ),
         actions=[RunDeployment(source="selected", deployment_id=deployment, parameters=same)],
     )
-
-
-def name_rerun(number: int) -> str:
-    return f"a crashed retrain runs again ({number})"
 
 
 def put_automation(one: AutomationCore, client: SyncPrefectClient) -> None:
@@ -292,36 +286,6 @@ def put_automation(one: AutomationCore, client: SyncPrefectClient) -> None:
 
 def _content(automation: AutomationCore) -> object:
     return automation.model_dump(include={"description", "trigger", "actions"}, exclude={"trigger": {"id"}})
-
-
-def rerun_left_behind(pool: str, client: SyncPrefectClient) -> list[objects.FlowRun]:
-    """Mark runs that still count as running without a worker as crashed, and run a retrain among them again, once.
-
-    The automations would do that too, but late: a server that was started since keeps the event of such a crash back
-    for a quarter of an hour, since it has not seen the event before it.
-    """
-    types = [objects.StateType[name] for name in ("PENDING", "RUNNING", "CANCELLING", "PAUSED")]
-    begun = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=types))
-    left = client.read_flow_runs(
-        work_pool_filter=filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[pool])),
-        flow_run_filter=filters.FlowRunFilter(state=begun),
-    )
-    for run in left:
-        if run.deployment_id and client.read_flow(run.flow_id).name == RETRAIN:
-            _run_again(run, client)  # before it is marked: a kill between them does not lose it
-        client.set_flow_run_state(run.id, states.Crashed(message=LEFT), force=True)
-    return left
-
-
-def _run_again(run: objects.FlowRun, client: SyncPrefectClient) -> None:
-    """What `rerun` does; under a key of the run's, so that there is one however often it is asked for."""
-    before = run.parameters
-    more = {"attempt": before.get("attempt", 0) + 1, "decision": before.get("decision") or f"retrain-{run.id}"}
-    client.create_flow_run_from_deployment(
-        client.read_deployment_by_name(f"{RETRAIN}/{RETRAIN}").id,
-        parameters={**before, **more},
-        idempotency_key=f"{run.id} again",
-    )
 
 
 if __name__ == "__main__":

@@ -130,13 +130,15 @@ def _server(name: str, port: int, page: str, env: Mapping[str, str], module: str
     return Part(name, arguments, answers(f"http://{HOST}:{port}{page}"), {**env, **LEAN})
 
 
-def worker(pool: str, env: Mapping[str, str], *, name: str = WORKER_NAME) -> Part:
+def worker(pool: str, env: Mapping[str, str], *, name: str = WORKER_NAME, plain: bool = False) -> Part:
     """A worker of a pool. Without --limit: with it a worker ends when a crashed run is scheduled again.
 
     Args:
         name: Of its own among the pool's workers.
+        plain: Prefect's own, which needs no checkout and takes up no lost runs.
     """
-    command = ("-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name)
+    program = ("prefect", "worker", "start") if plain else ("flows.worker",)
+    command = ("-m", *program, "--pool", pool, "--type", "process", "--name", name)
     since = datetime.now(UTC)
     return Part("worker", command, lambda: _polls(env["PREFECT_API_URL"], pool, name, since), env)
 

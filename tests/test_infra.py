@@ -125,7 +125,7 @@ def test_the_image_is_as_quiet_as_the_makefile() -> None:
 
 def test_it_starts_a_process_worker_that_says_how_it_is() -> None:
     start = json.loads(steps("ENTRYPOINT")[-1])
-    assert start[-6:] == ["prefect", "worker", "start", "--type", "process", "--with-healthcheck"]
+    assert start[-6:] == ["python", "-m", "flows.worker", "--type", "process", "--with-healthcheck"]
     assert "/health" in steps("HEALTHCHECK")[-1]
 
 

@@ -169,11 +169,11 @@ def containers(family: str) -> list[dict[str, Any]]:
 
 
 def start_worker(ecs: Ecs, container: Mapping[str, Any], base: Path) -> servers.Running:
-    tini, dashes, prefect, *arguments = [*container["entryPoint"], *container["command"]]
-    assert (tini, dashes, prefect) == ("tini", "--", "prefect")
+    tini, dashes, python, *arguments = [*container["entryPoint"], *container["command"]]
+    assert (tini, dashes, python) == ("tini", "--", "python")
     own = {"PREFECT_WORKER_WEBSERVER_PORT": str(servers.free_port()), "PREFECT_WORKER_QUERY_SECONDS": "2"}
     env = {**ecs.environment(container, {}), **own, "PREFECT_HOME": str(base / "worker")}
-    return servers.start(servers.Part("worker", ("-m", "prefect", *arguments), lambda: True, env), base / "logs")
+    return servers.start(servers.Part("worker", arguments, lambda: True, env), base / "logs")
 
 
 @pytest.fixture(scope="module")

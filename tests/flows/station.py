@@ -88,7 +88,7 @@ def station(folder: Path, *, plain: bool = False) -> Iterator[Station]:
     try:
         servers.wait(running[0])
         program(folder, env, "-m", "flows.deploy")
-        running.append(servers.start(servers.worker(servers.read_pool(folder), env), logs))
+        running.append(servers.start(servers.worker(servers.read_pool(folder), env, plain=plain), logs))
         servers.wait(running[1], beside=running)
         with SyncPrefectClient(api) as client:
             yield Station(folder, env, client, running)

@@ -16,7 +16,7 @@ from prefect.server.events.schemas.automations import EventTrigger as ServerTrig
 from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.settings import get_current_settings
 
-from flows import deploy
+from flows import deploy, lost
 from infra import HEARTBEAT, HEARTBEAT_S
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +118,7 @@ def test_each_crash_has_one_answer_and_that_of_the_last_attempt_none() -> None:
 
 def test_what_was_left_behind_is_run_again_by_the_deploy_alone() -> None:
     crash = crash_of("retrain", None)
-    left = Resource({**crash.resource.root, "prefect.state-message": deploy.LEFT})
+    left = Resource({**crash.resource.root, "prefect.state-message": lost.LEFT})
     assert not answers(deploy.rerun(1, uuid4()), crash.model_copy(update={"resource": left}))
 
 

@@ -58,7 +58,7 @@ def place(tmp_path: Path, bucket: str, postgres_url: str) -> Iterator[Place]:
         servers.wait(running[0])
         program(checkout, env, "-m", "flows.deploy", "--code", "store")
         with contextlib.chdir(empty):
-            running.append(servers.start(servers.worker(servers.read_pool(checkout), worker_env), logs))
+            running.append(servers.start(servers.worker(servers.read_pool(checkout), worker_env, plain=True), logs))
         servers.wait(running[1], beside=running)
         with SyncPrefectClient(api) as client:
             yield Place(checkout, Station(empty, worker_env, client, running), env)

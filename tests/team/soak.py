@@ -21,7 +21,9 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import FlowRun, StateType
 
+from tasks import params
 from tests.flows.test_loop import FIRST
+from tests.servers import ROOT
 from tests.team.ground import Ground, Machine, count_arrived
 
 T = TypeVar("T")
@@ -31,6 +33,7 @@ BEGUN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 SERVER_WAIT_S = 120.0  # until Prefect's server answers again
 END_WAIT_S = 1500.0  # after the last kill, until nothing is under way: Prefect holds some crashes back for 15 minutes
 SAMPLE_S = 3.0
+ATTEMPTS = params.load(ROOT / "params.yaml").policy.attempts
 RUN_ID = b"PREFECT__FLOW_RUN_ID="
 
 
@@ -48,8 +51,8 @@ class Plan:
 
 @dataclass
 class Result:
-    """`wrong`: a line for each loss and each double. `stuck`: seconds for which a run that had begun had no process,
-    the longest of each run."""
+    """`wrong`: a line for each loss and each double. `stuck`: seconds for which a run that had begun had no process, or
+    for which a crashed retrain was not run again, the longest of each run."""
 
     wrong: list[str]
     stuck: dict[str, float]
@@ -64,7 +67,7 @@ class Result:
 
 @dataclass
 class Watch:
-    """For each run that has begun, since when no process of it lives."""
+    """For each run that has begun, since when no process of it lives; for each retrain that crashed, since when."""
 
     api: str
     stuck: dict[str, float] = field(default_factory=dict)
@@ -88,14 +91,29 @@ class Watch:
 
     def look(self) -> None:
         with SyncPrefectClient(self.api) as client:
-            begun = {str(run.id): run.name for run in read_runs(client, BEGUN)}
-        living, now = find_runs(), time.monotonic()
+            runs = read_runs(client)
+        names, living, now = {str(run.id): run.name for run in runs}, find_runs(), time.monotonic()
+        begun = {str(run.id) for run in runs if run.state_type in BEGUN}
         self._dead_since = {
-            run: self._dead_since.get(run, now) for run in begun if run not in living
+            run: self._dead_since.get(run, now) for run in (begun - living) | find_unanswered_crashes(runs)
         }  # a run that lives, or has ended, begins anew
         for run, since in self._dead_since.items():
-            name = f"{begun[run]} ({run[:8]})"
+            name = f"{names[run]} ({run[:8]})"
             self.stuck[name] = max(self.stuck.get(name, 0.0), now - since)
+
+
+def find_unanswered_crashes(runs: Sequence[FlowRun]) -> set[str]:
+    """Crashed retrains that have attempts left, and no later one."""
+    retrains = [run for run in runs if run.parameters.get("decision")]
+    newest: defaultdict[str, int] = defaultdict(int)
+    for run in retrains:
+        newest[run.parameters["decision"]] = max(newest[run.parameters["decision"]], count_attempts(run))
+    crashed = [run for run in retrains if run.state_type == StateType.CRASHED and count_attempts(run) <= ATTEMPTS]
+    return {str(run.id) for run in crashed if newest[run.parameters["decision"]] == count_attempts(run)}
+
+
+def count_attempts(run: FlowRun) -> int:
+    return int(run.parameters.get("attempt") or 0)
 
 
 def find_runs() -> set[str]:
