@@ -30,9 +30,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing. Their names are on disk when this returns."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
 def publish(target: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name and rename it: a file's existence means that it is whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     temporary = target.with_name(f".{target.name}.new")
     try:
         write(temporary)
@@ -68,7 +76,7 @@ def publish_folder(target: Path, *, prefix: str = ".new-", temporary: Path | Non
     Raises:
         OSError: among others, where another process has published the target meanwhile.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     if temporary is None:
         temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     else:

@@ -109,7 +109,7 @@ class FolderStore:
     def add(self, name: str, content: bytes | Path) -> bool:
         target = self.root / name
         with self._explain("write", name):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(target.parent)
             new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
             try:
                 new.write_bytes(content if isinstance(content, bytes) else content.read_bytes())

@@ -163,7 +163,7 @@ class LocalLog:
 
     @staticmethod
     def begin(folder: Path) -> "LocalLog":
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         path = folder / f"{make_log_name()}.log"
         lock = locks.owner_lock(path)
         lock.acquire(timeout=0)

@@ -48,8 +48,8 @@ class Station:
         deployment = self.client.read_deployment_by_name(f"{name}/{name}")
         return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
 
-    def completed(self, run: FlowRun) -> FlowRun:
-        done = self.ended(run)
+    def completed(self, run: FlowRun, *, seconds: float = 120) -> FlowRun:
+        done = self.ended(run, seconds=seconds)
         assert done.state_name == "Completed", self.worker.log.read_text(errors="replace")[-3000:]
         return done
 

@@ -31,6 +31,7 @@ DAY = timedelta(days=1)
 VICTIMS = ("machine", "prefect", "machine", "mlflow", "s3", "postgres")
 BEGUN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 SERVER_WAIT_S = 120.0  # until Prefect's server answers again
+RUN_WAIT_S = 600.0  # for a run while nobody is killed
 END_WAIT_S = 1500.0  # after the last kill, until nothing is under way: Prefect holds some crashes back for 15 minutes
 SAMPLE_S = 3.0
 ATTEMPTS = params.load(ROOT / "params.yaml").policy.attempts
@@ -145,13 +146,14 @@ def soak(it: Ground, plan: Plan, *, say: Callable[[str], None] = print) -> Resul
     machines = [it.add_machine(name) for name in ("first", "second")]
     with it.working(*machines):
         with it.station(machines[0]) as station:
-            station.run("retrain", reason="the first")
+            station.completed(station.ask("retrain", reason="the first"), seconds=RUN_WAIT_S)
         work = Work(it, machines, plan, say)
         with watch.running():
             work.run()
             work.wait_for_end()
         with it.station(machines[0]) as station:
-            station.run("score", as_of=(FIRST + plan.scores * DAY).isoformat())  # what ticks that died had not
+            last = station.ask("score", as_of=(FIRST + plan.scores * DAY).isoformat())
+            station.completed(last, seconds=RUN_WAIT_S)  # what ticks that died had not
         states = Counter(f"{name} {state}" for name, state in work.read_states())
     return Result(find_wrong(it, plan), watch.stuck, work.killed, states, work.ended, seconds=time.monotonic() - began)
 

@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tasks.runtime import files
+from tasks.runtime import files, store
 from tests.conftest import tree
 
 ROOT = Path(__file__).parents[3]
@@ -27,6 +28,24 @@ def test_what_is_published_replaces_the_old_file_whole_or_not_at_all(tmp_path: P
         files.publish(target, fail)
     assert list(tree(tmp_path)) == ["reports/figures.json"]
     assert json.loads(target.read_text())["b"] == 1
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_name_of_each_new_folder_is_on_disk(depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+
+    def sync(path: Path, whole: Callable[[Path], None] = files.sync) -> None:
+        synced.append(path)
+        whole(path)
+
+    monkeypatch.setattr(files, "sync", sync)
+    folder = tmp_path.joinpath(*"abc"[:depth])
+    assert store.FolderStore(tmp_path).add(str(folder.relative_to(tmp_path) / "file"), b"1")
+    above = [path for path in (folder, *folder.parents) if path.is_relative_to(tmp_path)]
+    assert set(above) <= set(synced)
+    synced.clear()
+    files.publish_text(folder / "d" / "e" / "file", "1")
+    assert {folder, folder / "d", folder / "d" / "e"} <= set(synced)
 
 
 def test_a_number_that_json_does_not_know_is_refused_rather_than_written(tmp_path: Path) -> None:
