@@ -28,6 +28,7 @@ OPTIONS = (  # the server's: it notices within half a minute that a client's mac
     "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c statement_timeout=30000"
 )
 CLIENT = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permitted", "permission denied")
 HOLDER = """
     SELECT activity.application_name, activity.backend_start
     FROM pg_locks AS locks JOIN pg_stat_activity AS activity USING (pid)
@@ -236,10 +237,10 @@ def hide_password(url: str) -> str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the database answers, and will answer so again: no such user, password or database."""
+    """Whether the database will answer so again: no such user, password or database. What else it says may pass, such as
+    while it starts, ends or recovers."""
     text = str(error)
-    passes = ("starting up", "shutting down", "recovery mode", "too many", "terminating connection", "crash")
-    return "FATAL:" in text and not any(reason in text for reason in passes)
+    return "FATAL:" in text and any(reason in text for reason in REFUSALS)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,11 +1,15 @@
 """tasks.runtime.locks: one run of a name at a time, on one machine and on several."""
 
+import contextlib
 import os
 import signal
+import socketserver
+import struct
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -136,6 +140,33 @@ def test_a_database_that_is_away_is_an_error_that_hides_its_password(
     ):
         pass
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("state", ["starting up", "shutting down", "not yet accepting connections", "in recovery mode"])
+def test_a_database_that_is_just_being_started_is_waited_for(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advisory, "AWAY_S", 1)
+    with answer_all(f"the database system is {state}") as port:
+        monkeypatch.setenv(locks.VARIABLE, f"postgresql://u:p@127.0.0.1:{port}/evergreen?sslmode=disable")
+        with pytest.raises(ConnectionError, match="does not answer"), locks.take_turn(tmp_path):
+            pass
+
+
+@contextlib.contextmanager
+def answer_all(message: str) -> Iterator[int]:
+    """A port where each connection gets PostgreSQL's error."""
+    fields = f"SFATAL\0C57P03\0M{message}\0\0".encode()
+
+    class Postmaster(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1024)  # who asks for what
+            self.request.sendall(b"E" + struct.pack("!I", len(fields) + 4) + fields)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Postmaster) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield int(server.server_address[1])
+        server.shutdown()
 
 
 def test_a_lock_whose_connection_is_lost_is_taken_again(
