@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks import params
+from tasks import log, params
 from tasks.runtime import files, store
 from tasks.serving import schema
 from tasks.serving.journal_log import LocalLogs, Log, Logs
@@ -53,10 +53,30 @@ def prepare_sync(logs: Iterable[Log]) -> Callable[[], None]:
 
 def open_journal(settings: params.Journal, *, home: Path | None = None) -> "Journal":
     """The journal of a team's fs, else of a home; its Parquet is at journal.address, else beside its logs."""
+    home = home or params.home()
     if shared := store.find_store():
+        warn_of_own(home, shared.address)
         return Journal(StoreLogs(shared), settings.address or f"{shared.address}/journal")
-    root = (home or params.home()) / "journal"
+    return open_local(settings, home)
+
+
+def open_local(settings: params.Journal, home: Path) -> "Journal":
+    """The journal of a home, whether or not there is a store."""
+    root = home / "journal"
     return Journal(LocalLogs(root / "logs"), settings.address or str(root))
+
+
+@lru_cache  # once in a process
+def warn_of_own(home: Path, address: str) -> None:
+    """Say that a home's own journal is not read where a team's is."""
+    root = home / "journal"
+    if home != Path(address) and any(path.suffix in (".log", ".parquet") for path in root.rglob("*")):
+        log.warning(
+            "%s has predictions or decisions that the team's journal at %s does not have, and they are not read. Bring "
+            "them there: python -m tasks.serving.adopt. Or, if they are another model's, rename that folder.",
+            root,
+            address,
+        )
 
 
 @dataclass

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tasks import params
 from tasks.runtime import store
 from tasks.runtime.files import Format
-from tasks.serving import journal, journal_log, journal_segments, schema
+from tasks.serving import adopt, journal, journal_log, journal_segments, schema
 from tasks.serving.journal import Journal
 from tasks.serving.journal_log import LocalLogs
 from tests.tasks import journalled
@@ -420,6 +420,32 @@ def test_what_a_team_acknowledged_survives_the_machine(
     assert found[: acknowledged + 3] == list(range(acknowledged + 3))
     assert one.compact() == len(shared.list_names(journal_segments.FOLDER)) or not shared.list_names("journal/logs")
     assert numbers(one.read("predictions")) == found
+
+
+def test_a_homes_own_journal_is_told_of_once_and_comes_to_the_team(
+    shared: store.Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / "home"
+    own = journal.open_local(params.Journal(), home)
+    own.append("predictions", rows(0, 4))
+    own.close()
+    own.compact()
+    own.append("predictions", rows(4, 2))
+    own.close()
+    for _ in range(2):
+        one = journal.open_journal(params.Journal(), home=home)
+    warning = "python -m tasks.serving.adopt"
+    assert [shared.address in line for line in caplog.messages if warning in line] == [True]
+    assert numbers(one.read("predictions")) == []
+    one.append("predictions", rows(5))  # of which one is in the home, too
+    one.close()
+    assert adopt.adopt(home, params.Journal()) == 6
+    assert numbers(one.read("predictions")) == list(range(8))
+    journal.warn_of_own.cache_clear()
+    journal.open_journal(params.Journal(), home=home)
+    assert sum(warning in line for line in caplog.messages) == 1
+    with pytest.raises(ValueError, match="nothing to bring"):
+        adopt.adopt(home, params.Journal())
 
 
 def test_a_reader_sees_each_row_once_while_segments_are_joined_and_moved(
