@@ -22,6 +22,7 @@ from infra import servers, up
 from tasks import params
 from tasks.promotion import registry
 from tasks.serving.journal import open_journal
+from tests.flows.kills import restart_server, restart_worker
 from tests.flows.station import Station, program, station, until
 from tests.flows.test_loop import FIRST, made
 
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.faults
 
 WEEK = timedelta(days=7)
 ONE_EACH = ["intent", "alias moved", "done"]
+LOST_S = 300.0  # until what was lost is taken up
 SILENCE = timedelta(seconds=10)  # the least that Prefect's detector takes
 HOLD = """
 
@@ -158,10 +160,27 @@ def arrived(here: Station, since: datetime, until_: datetime) -> list[str]:
     return [line for line in lines if since <= datetime.fromisoformat(line.split(",")[1]) < until_]
 
 
+@pytest.mark.timeout(900)
+def test_a_run_that_is_lost_with_its_worker_and_its_server_is_made_again_once(here: Station) -> None:
+    """The server that comes back has seen nothing of it: its automations would hold the news back, or have none."""
+    before = len(here.runs("retrain"))
+    has_said, run = here.listen(), here.ask("retrain", decision="lost", as_of=(FIRST + WEEK).isoformat())
+    until(lambda: has_said("Task run 'clean'"), 120, here.worker.log)
+    kill(here.worker.process.pid)
+    restart_server(here)
+    restart_worker(here)
+    again = next_of(here, run, seconds=LOST_S)
+    assert (again.parameters["decision"], again.parameters["attempt"]) == ("lost", 1)
+    assert here.ended(run).state_name == "Crashed"
+    assert here.ended(again, seconds=180).state_name == "Completed"
+    assert len(here.runs("retrain")) == before + 2
+    assert marks(open_registry(here), "lost") in (["verdict"], ONE_EACH)
+
+
 @pytest.mark.timeout(600)
 def test_a_worker_that_is_killed_with_its_run_is_noticed_and_the_run_is_made_again_once(here: Station) -> None:
     before = len(here.runs("retrain"))
-    has_said, run = here.listen(), here.ask("retrain", decision="second", as_of=(FIRST + WEEK).isoformat())
+    has_said, run = here.listen(), here.ask("retrain", decision="second", as_of=(FIRST + 2 * WEEK).isoformat())
     until(lambda: has_said("Task run 'clean'"), 120, here.worker.log)
     kill(here.worker.process.pid)
     here.worker.process.wait()

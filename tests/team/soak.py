@@ -32,7 +32,7 @@ VICTIMS = ("machine", "prefect", "machine", "mlflow", "s3", "postgres")
 BEGUN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 SERVER_WAIT_S = 120.0  # until Prefect's server answers again
 RUN_WAIT_S = 600.0  # for a run while nobody is killed
-END_WAIT_S = 1500.0  # after the last kill, until nothing is under way: Prefect holds some crashes back for 15 minutes
+END_WAIT_S = 1500.0  # after the last kill, until nothing is under way: what waits, and further attempts
 SAMPLE_S = 3.0
 ATTEMPTS = params.load(ROOT / "params.yaml").policy.attempts
 RUN_ID = b"PREFECT__FLOW_RUN_ID="
