@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from prefect import get_client, states
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import Event
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
@@ -145,6 +146,24 @@ def test_nobody_is_missed_while_the_server_has_just_come_back(client: SyncPrefec
     assert client.read_flow_run(run.id).state_name == "Running"
     look(client)
     assert client.read_flow_run(run.id).state_name == "Crashed"
+
+
+def test_all_that_a_pool_without_workers_has_begun_ends_and_runs_again(client: SyncPrefectClient) -> None:
+    client.create_work_pool(WorkPoolCreate(name="left", type="process"))
+    flow = client.create_flow_from_name(lost.RETRAIN)
+    deployment = client.create_deployment(flow, "of a pool", work_pool_name="left", tags=[lost.TAG])
+    begun = [
+        client.create_flow_run_from_deployment(deployment, parameters={"decision": str(uuid4())}, state=state)
+        for state in (states.Running(), states.Paused(), states.Pending(name="Submitting"))
+    ]
+    elsewhere = ask(client)
+    client.set_flow_run_state(elsewhere.id, states.Running(), force=True)
+    assert {run.id for run in lost.end_all("left", client)} == {run.id for run in begun}
+    for run in begun:
+        assert client.read_flow_run(run.id).state_name == "Crashed"
+        assert read_attempts(client, run) == [0, 1]
+    assert client.read_flow_run(elsewhere.id).state_name == "Running"
+    crash_unheard(client, elsewhere)
 
 
 def test_a_run_that_was_lost_is_taken_up_within_five_minutes() -> None:
