@@ -237,8 +237,8 @@ def hide_password(url: str) -> str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the database will answer so again: no such user, password or database. What else it says may pass, such as
-    while it starts, ends or recovers."""
+    """Whether the database will answer so again: no such user, password or database. All else may pass, such as what it
+    says while it starts, ends or recovers."""
     text = str(error)
     return "FATAL:" in text and any(reason in text for reason in REFUSALS)
 
