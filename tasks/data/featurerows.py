@@ -50,6 +50,12 @@ class Rows:
             None if self.keys is None else self.keys.filter(mask),
         )
 
+    def slice(self, begin: int, end: int) -> "Rows":
+        """The rows at begin <= place < end."""
+        part, count = slice(begin, end), max(end - begin, 0)
+        keys = None if self.keys is None else self.keys.slice(begin, count)
+        return Rows(self.table.slice(begin, count), self.event_time[part], self.known_at[part], self.label[part], keys)
+
     def load(self) -> "Rows":
         """They are in memory."""
         return self

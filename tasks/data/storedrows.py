@@ -68,6 +68,11 @@ class StoredRows:
         chosen[self.chosen] = mask
         return StoredRows(self.paths, chosen)
 
+    def slice(self, begin: int, end: int) -> "StoredRows":
+        """The rows at begin <= place < end."""
+        places = np.arange(len(self))
+        return self.take((places >= begin) & (places < end))
+
     def load(self) -> Rows:
         """All of them in memory."""
         tables = [block for block in self._read_files(None) if block.num_rows]

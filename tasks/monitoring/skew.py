@@ -78,7 +78,7 @@ def compare(p: Params, folder: Path, *, journal: Journal, champion: Version, reg
         return Skew(champion.number, since, until, {}, 0, ())
     rows = featurerows.read_rows(folder / p.paths.features)
     own_recipe = recipe.fetch_recipe(registry or open_registry(p.registry), champion)
-    own = recipe.rebuild_features(own_recipe, p, folder, rows)
+    own = recipe.rebuild_features(own_recipe, p, folder, rows).load()
     places = {subject: place for place, subject in enumerate(score.subjects_of_keys(own).tolist())}
     there = np.array([subject in places for subject in journalled["subject"].to_pylist()], dtype=bool)
     is_answer = np.array([by != "batch" for by in journalled["by"].to_pylist()], dtype=bool)

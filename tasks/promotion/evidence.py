@@ -29,6 +29,8 @@ from numpy.typing import NDArray
 
 from tasks import log
 from tasks.data.featurerows import Rows
+from tasks.data.storedrows import AnyRows
+from tasks.data.timeline import Times
 from tasks.params import Params
 from tasks.promotion.ageing import Evidence
 from tasks.promotion.contest import align_classes, row_losses
@@ -142,12 +144,12 @@ class Fits:
     folder: Path
     p: Params
     tuned: Tuned
-    rows: Rows
+    rows: AnyRows
     grid: Grid
     since: int | None = None
 
     @staticmethod
-    def open(folder: Path, p: Params, tuned: Tuned, rows: Rows) -> "Fits":
+    def open(folder: Path, p: Params, tuned: Tuned, rows: AnyRows) -> "Fits":
         folder.mkdir(parents=True, exist_ok=True)
         fetch_evidence(folder)
         return Fits(folder, p, tuned, rows, Grid.load(folder, rows.event_time))
@@ -218,7 +220,7 @@ class Fits:
             days = self.grid.days_of(self.rows.event_time)
             between = (days >= 7 * (week - weeks)) & (days < 7 * week)
             old, new = (Model.load(self._model(one)) for one in (week - weeks, week))
-            shift = measure_shift(new, old, self.rows.take(between)) if between.any() else None
+            shift = measure_shift(new, old, self.rows.take(between).load()) if between.any() else None
             files.publish_json(path, {"shift": shift})
         shift = json.loads(path.read_text())["shift"]
         return None if shift is None else float(shift)
@@ -226,17 +228,16 @@ class Fits:
     @cached_property
     def _trainable(self) -> list[int]:
         """The weeks that a fit may begin, oldest first."""
-        labelled = self.rows.event_time[model.is_labelled(self.rows.label)]
-        if not len(labelled):
+        times, labelled = self.rows.event_time, model.is_labelled(self.rows.label)
+        if not labelled.any():
             return []
-        first = self.grid.week_of(labelled.min().astype("datetime64[us]").item())
-        last = self.grid.week_of(self.rows.event_time.max().astype("datetime64[us]").item())
-        return [week for week in range(first + 1, last + 1) if self._can_fit(self.grid.begin_of(week))]
+        first = self.grid.week_of(times[labelled].min().astype("datetime64[us]").item())
+        last = self.grid.week_of(times.max().astype("datetime64[us]").item())
+        return [week for week in range(first + 1, last + 1) if self._can_fit(self.grid.begin_of(week), times, labelled)]
 
-    def _can_fit(self, cut: datetime) -> bool:
-        labelled = model.is_labelled(self.rows.label)
+    def _can_fit(self, cut: datetime, times: Times, labelled: split.Mask) -> bool:
         try:
-            split.make_folds(self.rows.event_time, cut, self.p.split, deadline=self.p.label.deadline, labelled=labelled)
+            split.make_folds(times, cut, self.p.split, deadline=self.p.label.deadline, labelled=labelled)
         except ValueError:
             return False
         return True
@@ -270,7 +271,7 @@ class Fits:
         if begin >= end:
             return
         days = self.grid.days_of(self.rows.event_time)
-        asked = self.rows.take((days >= 7 * begin) & (days < 7 * end) & model.is_labelled(self.rows.label))
+        asked = self.rows.take((days >= 7 * begin) & (days < 7 * end) & model.is_labelled(self.rows.label)).load()
         fresh = self._sum_losses(Model.load(self._model(week)), asked) if len(asked) else scored[:0]
         table = pa.concat_tables([scored.replace_schema_metadata(), fresh.replace_schema_metadata()])
         path = self._place(week) / f"losses-{end:06}.parquet"

@@ -22,7 +22,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tasks import log
-from tasks.data import featurerows, manifest
+from tasks.data import manifest, storedrows
+from tasks.data.featurerows import Rows
+from tasks.data.storedrows import AnyRows
 from tasks.data.timeline import Span
 from tasks.params import Params, to_utc
 from tasks.promotion import gate, ledger, race, refresh
@@ -65,7 +67,7 @@ class Opponent:
     until: datetime
     recipe: Recipe
     p: Params
-    rows: featurerows.Rows
+    rows: AnyRows
 
 
 def judge_candidate(
@@ -204,8 +206,8 @@ class Case:
         return self.folder / self.p.paths.models / "model.ubj"
 
     @cached_property
-    def rows(self) -> featurerows.Rows:
-        return featurerows.read_rows(self.folder / self.p.paths.features)
+    def rows(self) -> AnyRows:
+        return storedrows.open_rows(self.folder / self.p.paths.features, memory=self.p.stage.memory_bytes)
 
     @property
     def _predictions(self) -> list[Floats]:
@@ -229,7 +231,7 @@ class Case:
     @cached_property
     def costs(self) -> gate.Costs:
         size = self._shipped_path.stat().st_size
-        return measure_costs(self.shipped, self.rows.table, self._codes, self._predictions[0], size=size)
+        return measure_costs(self.shipped, next(self.rows.read_blocks()), self._codes, self._predictions[0], size=size)
 
     def _measure_losses(self, predictions: Sequence[Floats]) -> NDArray[Any]:
         return np.stack([row_losses(self._codes, scores, metric=self.p.gate.metric) for scores in predictions])
@@ -340,7 +342,7 @@ class Case:
     def _span(self) -> Span:
         return split.find_holdout(self.as_of, self.p.split, deadline=self.p.label.deadline)
 
-    def _select_holdout(self, rows: featurerows.Rows) -> featurerows.Rows:
+    def _select_holdout(self, rows: AnyRows) -> Rows:
         """The holdout's rows, in its order. Both come from one spine, sorted by time and key."""
         labelled = rows.take(model.is_labelled(rows.label))
         held = evaluate.keep_known_classes(labelled, self.shipped.spec).load()
@@ -368,7 +370,7 @@ def _measure_latency(shipped: Model, table: pa.Table) -> float:
     return min(seconds) * 1000 / max(len(batch), 1)
 
 
-def _choose_models(p: Params, recipe: Recipe, mixed: Params, rows: featurerows.Rows, cut: datetime) -> Sequence[Model]:
+def _choose_models(p: Params, recipe: Recipe, mixed: Params, rows: AnyRows, cut: datetime) -> Sequence[Model]:
     """The champion's model itself without refit, else twins of its recipe that end at `cut`."""
     if recipe.p.label == p.label:
         if not p.train.refit:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import log
-from tasks.data.featurerows import Rows
+from tasks.data.storedrows import AnyRows
 from tasks.params import Params
 from tasks.promotion.weekgrid import WEEK, Grid
 from tasks.runtime import cost, engine, files
@@ -38,7 +38,7 @@ class Maker:
     folder: Path
     p: Params
     tuned: Tuned
-    rows: Rows
+    rows: AnyRows
     grid: Grid
 
     def make(self, weeks: Sequence[int]) -> int:
@@ -49,7 +49,8 @@ class Maker:
         more = f", and {len(helpers)} older ones to calibrate them by" if helpers else ""
         log.info("evidence: %s fits of the recipe are missing, up to %s ... %s%s", len(weeks), first, last, more)
         model.import_xgboost()  # here, since threads that import it at once get in each other's way
-        self._spread(Maker.fit_plain, plain, _Progress(len(plain)).count, threads=self.p.stage.threads)
+        beside = fitting.count_beside(self.rows, self.p)
+        self._spread(Maker.fit_plain, plain, _Progress(len(plain)).count, threads=beside)
         self._spread(Maker.calibrate, weeks, threads=1)  # it sets the threads of BLAS, which are the process's
         for week in weeks:  # now that none is calibrated by it
             (self.place(week) / PLAIN).unlink(missing_ok=True)

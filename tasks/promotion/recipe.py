@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import secrets
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks import log, params
-from tasks.data import featurerows, features
+from tasks.data import features, storedrows
+from tasks.data.featurerows import Rows
+from tasks.data.storedrows import AnyRows
 from tasks.promotion.registry import Registry, Version
+from tasks.runtime import stage
 from tasks.training.model import Model
 from tasks.training.trials import Tuned
 
@@ -98,13 +103,19 @@ def load_recipe(files: dict[str, Path]) -> Recipe:
     )
 
 
-def rebuild_features(recipe: Recipe, p: params.Params, folder: Path, rows: featurerows.Rows) -> featurerows.Rows:
-    """Today's rows with the champion's features; when its SQL is today's, they are `rows`."""
+def rebuild_features(recipe: Recipe, p: params.Params, folder: Path, rows: AnyRows) -> AnyRows:
+    """Today's rows with the champion's features; when its SQL is today's, they are `rows`.
+
+    Those that memory does not hold stay in a folder that goes with this process.
+    """
     is_same_sql = (folder / "tasks" / "features.sql").read_text() == recipe.sql
     if is_same_sql and (recipe.p.features, recipe.p.spine) == (p.features, p.spine):
         return rows
     log.info("the champion has other features: running its own features.sql")
     mixed = p.model_copy(update={"features": recipe.p.features, "spine": recipe.p.spine})
-    with tempfile.TemporaryDirectory() as out:
-        features.build(params.validate(mixed.model_dump(mode="json")), folder / p.paths.clean, Path(out), recipe.sql)
-        return featurerows.read_rows(Path(out))
+    out = stage.spill_folder(Path.cwd()) / f"features-{secrets.token_hex(8)}"
+    features.build(params.validate(mixed.model_dump(mode="json")), folder / p.paths.clean, out, recipe.sql)
+    own = storedrows.open_rows(out, memory=p.stage.memory_bytes)
+    if isinstance(own, Rows):
+        shutil.rmtree(out)
+    return own

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.data.featurerows import Rows
 from tasks.params import Params
 from tasks.promotion import ageing, gate
 from tasks.promotion.ageing import AgeCost, Guard, Leap, Shift
@@ -94,7 +93,7 @@ def measure_shipped(refit: Refit, fits: Fits, held: int, p: Params, as_of: datet
     if not p.train.refit:
         return None
     unseen = split.select_between(fits.rows.event_time, as_of - p.split.holdout - p.label.deadline, as_of)
-    rows: Rows = fits.rows.take(unseen)
+    rows = fits.rows.take(unseen).load()
     return Shift(measure_shift(refit.shipped, refit.twin, rows), fits.measure_shifts(held, as_of))
 
 

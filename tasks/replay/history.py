@@ -26,9 +26,10 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from tasks import log
-from tasks.data import featurerows, features, periods
+from tasks.data import featurerows, features, periods, storedrows
 from tasks.data.manifest import FeaturesManifest
 from tasks.data.periods import Period
+from tasks.data.storedrows import AnyRows
 from tasks.params import Params, RetrainKind
 from tasks.params import Recipe as Given
 from tasks.promotion import contest, evidence
@@ -106,8 +107,8 @@ class History:
     shelf: Path
 
     @cached_property
-    def rows(self) -> featurerows.Rows:
-        return featurerows.read_rows(self.features)
+    def rows(self) -> AnyRows:
+        return storedrows.open_rows(self.features, memory=self.p.stage.memory_bytes)
 
     @cached_property
     def as_of(self) -> datetime:

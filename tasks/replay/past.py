@@ -63,7 +63,7 @@ class Past:
 
     def __init__(self, history: History, since: datetime, *, make: Make = make_here) -> None:
         self.p, self.rows, self.history, self.since = history.p, history.rows, history, since
-        self._make = make
+        self._make, self._times = make, history.rows.event_time
         self.candidate, self.scores, self.fits = cache(self._load), cache(self._predict), cache(self._open_fits)
         self.judge_race, self.judge_refresh = cache(self._judge_race), cache(self._judge_refresh)
         self._performance, self._drift = cache(self._measure_performance), cache(self._measure_drift)
@@ -113,12 +113,12 @@ class Past:
 
     def find_rows(self, since: datetime, until: datetime) -> slice:
         """The rows of since <= event_time < until: they are in the order of time."""
-        first, last = np.searchsorted(self.rows.event_time, np.array([since, until], dtype="datetime64[us]"))
+        first, last = np.searchsorted(self._times, np.array([since, until], dtype="datetime64[us]"))
         return slice(int(first), int(last))
 
     def take_table(self, where: slice) -> pa.Table:
         """The features of these rows."""
-        return self.rows.table.slice(where.start, where.stop - where.start)
+        return self.rows.slice(where.start, where.stop).load().table
 
     def _predict(self, by: Training, since: datetime, until: datetime) -> model.Floats:
         """What a candidate says of a stretch's rows, as the score flow would have journalled it."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from tasks.data.featurerows import Rows
+from tasks.data.storedrows import AnyRows
 from tasks.params import Params, RetrainKind, SignalKind, parse_duration, spell
 
 NEVER = "never"
@@ -116,7 +116,7 @@ def list_moments(rule: Rule, grid: Grid, anchor: Grid | None = None) -> list[dat
 # --- the period ----------------------------------------------------------------------------------------------------
 
 
-def find_earliest(rows: Rows, p: Params) -> datetime:
+def find_earliest(rows: AnyRows, p: Params) -> datetime:
     """The first midnight at which history has room for a holdout and the folds before it."""
     least = rows.event_time[0].astype("datetime64[us]").item() + _room(p)
     midnight: datetime = least.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
@@ -127,9 +127,10 @@ def _room(p: Params) -> timedelta:
     return p.split.holdout + p.split.folds * p.split.fold + 3 * p.label.deadline
 
 
-def check_period(rows: Rows, p: Params, grid: Grid) -> None:
+def check_period(rows: AnyRows, p: Params, grid: Grid) -> None:
     """Raises ValueError, with the way out, for a period that cannot be walked."""
-    first, newest = (rows.event_time[place].astype("datetime64[us]").item() for place in (0, -1))
+    times = rows.event_time
+    first, newest = (times[place].astype("datetime64[us]").item() for place in (0, -1))
     if grid.since <= first + _room(p):
         raise ValueError(
             f"history before `since` must have room for split.holdout ({spell(p.split.holdout)}), the folds "

@@ -123,7 +123,7 @@ def predict_arrived(
 ) -> pa.Table:
     """The journal's rows of these predictions (schema.py), with the features that the champion's own SQL makes."""
     recipe = fetch_recipe(registry, champion)
-    own = rebuild_features(recipe, p, folder, rows)
+    own = rebuild_features(recipe, p, folder, rows).load()
     if len(own) != len(rows) or not (own.event_time == rows.event_time).all():
         raise ValueError(f"the champion's features.sql gives {len(own)} rows of the spine's {len(rows)}")
     table = own.table.filter(which)

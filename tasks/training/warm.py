@@ -70,7 +70,7 @@ def _count_before_boundary(event_time: Times, every: timedelta) -> int:
 def name_base_first(spec: Spec, seen: AnyRows, count: int) -> Spec:
     """The spec of a fit whose base has its first `count` rows: a category has the code that the base gives it, new ones
     follow, and a number is learnt on the base's scale."""
-    older = matrices.find_categories(seen.take(np.arange(len(seen)) < count), spec)
+    older = matrices.find_categories(seen.slice(0, count), spec)
     categories = {
         name: (*older[name], *(text for text in texts if text not in set(older[name])))
         for name, texts in spec.categories.items()

@@ -70,6 +70,7 @@ def test_rows_in_their_files_are_the_rows_in_memory(tmp_path: Path) -> None:
         assert other.load().keys == one.keys
         assert all(other.read_column(name).equals(one.read_column(name)) for name in one.schema.names)
         assert pa.concat_tables(list(other.read_blocks())).equals(one.table)
+        assert other.slice(100, 900).load().table.equals(one.slice(100, 900).table)
         assert all(block.num_rows <= 300 for block in other.read_blocks())
 
 
