@@ -4,7 +4,7 @@ A column of all rows is read at once, and held no longer than it is wanted; what
 at a time. `open_rows` chooses by stage.memory. Training, tune and evaluate take either kind (`AnyRows`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tasks.data import featurerows
-from tasks.data.featurerows import BLOCK_ROWS, EVENT_TIME, KNOWN_AT, LABEL, Rows
+from tasks.data.featurerows import EVENT_TIME, KNOWN_AT, LABEL, Rows
 
 Mask = NDArray[np.bool_]
 NUMBER_BYTES, TEXT_BYTES = 8, 24  # of a value in memory, about
@@ -51,17 +51,15 @@ class StoredRows:
     @property
     def event_time(self) -> NDArray[np.datetime64]:
         """Read at each call, as are `known_at` and `label`."""
-        times: NDArray[np.datetime64] = self._read_whole(EVENT_TIME).to_numpy()
-        return times
+        return self._read_array(EVENT_TIME, pa.ChunkedArray.to_numpy)
 
     @property
     def known_at(self) -> NDArray[np.datetime64]:
-        times: NDArray[np.datetime64] = self._read_whole(KNOWN_AT).to_numpy()
-        return times
+        return self._read_array(KNOWN_AT, pa.ChunkedArray.to_numpy)
 
     @property
     def label(self) -> NDArray[Any]:
-        return featurerows.read_label(self._read_whole(LABEL))
+        return self._read_array(LABEL, featurerows.read_label)
 
     def take(self, mask: Mask) -> "StoredRows":
         chosen = self.chosen.copy()
@@ -80,7 +78,8 @@ class StoredRows:
 
     def read_column(self, name: str) -> pa.ChunkedArray:
         """One feature (n)."""
-        return self._read_whole(name)
+        chunks = [chunk for block in self._read_files([name]) for chunk in block[name].chunks]
+        return pa.chunked_array(chunks, self.schema.field(name).type)
 
     def read_blocks(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Their features, a block of rows at a time.
@@ -90,10 +89,14 @@ class StoredRows:
         """
         return _cut_blocks(self._read_files(self.schema.names if columns is None else columns))
 
-    def _read_whole(self, name: str) -> pa.ChunkedArray:
-        """A column of the files (n)."""
-        chunks = [chunk for block in self._read_files([name]) for chunk in block[name].chunks]
-        return pa.chunked_array(chunks, pq.read_schema(self.paths[0]).field(name).type)
+    def _read_array(self, name: str, convert: Callable[[pa.ChunkedArray], NDArray[Any]]) -> NDArray[Any]:
+        """A column of the files (n), which is in memory once."""
+        empty = convert(pq.read_schema(self.paths[0]).empty_table()[name])
+        values, first = np.empty(len(self), empty.dtype), 0
+        for block in self._read_files([name]):
+            values[first : first + block.num_rows] = convert(block[name])
+            first += block.num_rows
+        return values
 
     def _read_files(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
         """The files' columns, of these rows alone. Groups of rows that hold none of them are not read."""
@@ -112,7 +115,7 @@ AnyRows = Rows | StoredRows
 
 def _read_group(file: pq.ParquetFile, group: int, columns: Sequence[str] | None, mask: Mask) -> Iterator[pa.Table]:
     first = 0
-    for batch in file.iter_batches(BLOCK_ROWS, row_groups=[group], columns=columns, use_threads=False):
+    for batch in file.iter_batches(featurerows.BLOCK_ROWS, row_groups=[group], columns=columns, use_threads=False):
         part, first = mask[first : first + batch.num_rows], first + batch.num_rows
         if part.any():
             table = pa.Table.from_batches([batch])
@@ -124,10 +127,10 @@ def _cut_blocks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     waiting, rows = list[pa.Table](), 0
     for table in tables:
         waiting, rows = [*waiting, table], rows + table.num_rows
-        while rows >= BLOCK_ROWS:
+        while rows >= featurerows.BLOCK_ROWS:
             joined = pa.concat_tables(waiting)
-            yield joined.slice(0, BLOCK_ROWS).combine_chunks()
-            waiting, rows = [joined.slice(BLOCK_ROWS)], rows - BLOCK_ROWS
+            yield joined.slice(0, featurerows.BLOCK_ROWS).combine_chunks()
+            waiting, rows = [joined.slice(featurerows.BLOCK_ROWS)], rows - featurerows.BLOCK_ROWS
     if rows:
         yield pa.concat_tables(waiting).combine_chunks()
 

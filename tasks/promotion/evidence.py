@@ -282,7 +282,7 @@ class Fits:
     def _sum_losses(self, fitted: Model, rows: Rows) -> pa.Table:
         spec = fitted.spec
         if spec.task == "multiclass":  # a class that this fit has not seen is what its age costs
-            classes = sorted(set(self.rows.label[model.is_labelled(self.rows.label)].tolist()))
+            classes = model.list_labels(self.rows.label)
             spec = replace(spec, classes=tuple(classes))
         predictions = align_classes(spec, fitted.spec.classes, fitted.predict(rows.table))
         losses = row_losses(spec.encode_label(rows.label), predictions, metric=self.p.gate.metric)

@@ -111,7 +111,7 @@ class Maker:
         """Whether the rows before a week hold two classes."""
         cut, p = self.grid.begin_of(week), self.p
         seen = split.select_training(self.rows.event_time, cut, p.split, deadline=p.label.deadline)
-        return len(set(self.rows.label[seen & model.is_labelled(self.rows.label)].tolist())) > 1
+        return len(model.list_labels(self.rows.label[seen])) > 1
 
     def _find_file(self, week: int) -> Path | None:
         return next((path for name in (MODEL, PLAIN) if (path := self.place(week) / name).exists()), None)

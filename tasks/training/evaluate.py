@@ -71,7 +71,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
 def keep_known_classes(held: AnyRows, spec: Spec) -> AnyRows:
     """The rows of classes that training has seen. No model can score others: they are left out, with a warning."""
     is_known = ~np.isnan(spec.encode_label(held.label))
-    unseen = sorted(set(held.label[~is_known].tolist()))
+    unseen = model.list_labels(held.label[~is_known])
     if not is_known.any():
         raise ValueError(
             f"the holdout's {len(is_known)} rows are all of classes that training has not seen, {unseen[:5]}; it knows "

@@ -3,7 +3,7 @@
 A booster that learns from a matrix is the same to the last bit, whichever way it is made:
 
     rows in memory                              one array is encoded and binned
-    rows in their files (storedrows.py)         blocks are, each read again for each of XGBoost's passes
+    rows in their files (storedrows.py)         blocks are, one after the other
     the same, where the encoded matrix would    blocks are, and what is binned lies on disk: XGBoost reads it
     take more than stage.memory                 a page at a time, in each level of each tree
 """
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tasks.data import featurerows
 from tasks.data.featurerows import Rows
 from tasks.data.storedrows import ENCODED_BYTES, AnyRows
 from tasks.params import Params
@@ -28,6 +29,7 @@ from tasks.runtime import stage
 from tasks.training import model
 from tasks.training.model import Spec
 
+PASSED = "passed.f32"  # the encoded rows, between XGBoost's passes
 MAX_BIN = 256  # where tune.space names none: XGBoost's own
 Matrix = NDArray[np.float32]  # encoded rows (n, features)
 
@@ -89,36 +91,44 @@ class Encoded:
         settings |= {"enable_categorical": self.spec.native}
         if isinstance(self.rows, Rows):
             return xgb.QuantileDMatrix(self._matrix, label=self.label, **self._describe(), **settings)
-        is_small = len(self.rows) * len(self.spec.features) * ENCODED_BYTES <= memory
-        data = (
-            xgb.QuantileDMatrix(_make_iterator(self, None), **settings)
-            if is_small
-            else self._bin_on_disk(xgb, settings)
-        )
-        data.set_label(self.label)
-        return data
-
-    def _bin_on_disk(self, xgb: Any, settings: dict[str, Any]) -> Any:
         folder = stage.spill_folder(Path.cwd()) / f"matrix-{secrets.token_hex(8)}"
         folder.mkdir(mode=0o700)
-        data = xgb.ExtMemQuantileDMatrix(_make_iterator(self, folder), **settings)
+        is_small = len(self.rows) * len(self.spec.features) * ENCODED_BYTES <= memory
+        make = xgb.QuantileDMatrix if is_small else xgb.ExtMemQuantileDMatrix
+        try:
+            data = make(_make_iterator(self, folder, cached=not is_small), **settings)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         weakref.finalize(data, shutil.rmtree, folder, ignore_errors=True)
+        (folder / PASSED).unlink(missing_ok=True)
+        data.set_label(self.label)
         return data
 
     def _describe(self) -> dict[str, Any]:
         return {"feature_names": self.spec.names, "feature_types": self.spec.types}
 
 
-def _make_iterator(encoded: Encoded, folder: Path | None) -> Any:
-    """XGBoost's iterator over blocks of rows; what it bins lies in the folder, if there is one."""
+def _make_iterator(encoded: Encoded, folder: Path, *, cached: bool) -> Any:
+    """XGBoost's iterator over blocks of rows. `cached`: what it bins lies in the folder."""
+    passed = folder / PASSED
 
     class Blocks(model.import_xgboost().DataIter):  # type: ignore[misc]  # its class is known at run time
         def __init__(self) -> None:
             self._left: Iterator[Matrix] = iter(())
-            super().__init__(cache_prefix=str(folder / "page") if folder else None, release_data=True)
+            self._is_passed = False
+            super().__init__(cache_prefix=str(folder / "page") if cached else None, release_data=True)
 
         def reset(self) -> None:
-            self._left = encoded.read_blocks()
+            self._left = _read_again(passed, len(encoded.spec.features)) if self._is_passed else self._pass_first()
+
+        def _pass_first(self) -> Iterator[Matrix]:
+            """XGBoost passes four times: what the first has encoded is read again from one file."""
+            with passed.open("wb") as stream:
+                for block in encoded.read_blocks():
+                    block.tofile(stream)
+                    yield block
+            self._is_passed = True
 
         def next(self, input_data: Any) -> bool:
             block = next(self._left, None)
@@ -127,3 +137,9 @@ def _make_iterator(encoded: Encoded, folder: Path | None) -> Any:
             return block is not None
 
     return Blocks()
+
+
+def _read_again(path: Path, features: int) -> Iterator[Matrix]:
+    with path.open("rb") as stream:
+        while len(block := np.fromfile(stream, np.float32, featurerows.BLOCK_ROWS * features)):
+            yield block.reshape(-1, features)

@@ -106,7 +106,10 @@ class Spec:
 
     def scale_label(self, label: NDArray[Any]) -> NDArray[np.float32]:
         """Labels (n) → what a booster of this spec trains on."""
-        return ((self.encode_label(label) - self.center) / self.scale).astype(np.float32)
+        values = self.encode_label(label)
+        values -= self.center
+        values /= self.scale
+        return values.astype(np.float32)
 
     def unscale(self, values: Floats) -> NDArray[np.float64]:
         """What such a booster predicts of a number (n) → values of the label."""
@@ -247,7 +250,7 @@ def find_classes(label: NDArray[Any], *, task: Task) -> tuple[Any, ...]:
         raise ValueError(f"label.task {task} needs a label that is a number, but label.expression gives text")
     if task == "regression":
         return ()
-    classes = sorted(set(label[is_labelled(label)].tolist()))
+    classes = list_labels(label)
     if task == "binary" and not set(classes) <= {0.0, 1.0}:
         raise ValueError(f"label.task binary needs a label that is true or false, but it holds {classes[:5]}")
     if len(classes) < 2:
@@ -256,6 +259,12 @@ def find_classes(label: NDArray[Any], *, task: Task) -> tuple[Any, ...]:
             "Check label.expression, or give training a longer period."
         )
     return tuple(classes)
+
+
+def list_labels(label: NDArray[Any]) -> list[Any]:
+    """The different labels that are there, in order."""
+    unique = pc.unique(pa.array(label, from_pandas=True)).drop_null()
+    return sorted(set(unique.to_pylist()))  # a set, since Arrow tells 0.0 from -0.0
 
 
 def is_labelled(label: NDArray[Any]) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ from tasks import log
 from tasks.data import timeline
 from tasks.data.timeline import Span, Times
 from tasks.params import Split, spell
+from tasks.training import model
 
 Mask = NDArray[np.bool_]
 MEND_CLASSES = "Use fewer or longer folds, or merge rare classes in label.expression."
@@ -110,11 +111,9 @@ def keep_trained_classes(folds: Sequence[Fold], label: NDArray[Any], classes: Se
     """
     usable: list[Fold] = []
     for number, fold in enumerate(folds, 1):
-        if len(present := set(label[fold.valid].tolist())) < 2:
-            raise ValueError(
-                f"the validation rows of fold {number} are all of one class, {sorted(present)}. {MEND_CLASSES}"
-            )
-        missing = sorted(set(classes) - set(label[fold.train].tolist()))
+        if len(present := model.list_labels(label[fold.valid])) < 2:
+            raise ValueError(f"the validation rows of fold {number} are all of one class, {present}. {MEND_CLASSES}")
+        missing = sorted(set(classes).difference(model.list_labels(label[fold.train])))
         if len(classes) - len(missing) < 2:
             log.warning("fold %s is left out: its training rows hold none of the class %s", number, missing)
             continue
@@ -128,6 +127,6 @@ def keep_trained_classes(folds: Sequence[Fold], label: NDArray[Any], classes: Se
             )
         usable.append(Fold(fold.train, fold.valid & ~unknown) if missing else fold)
     if not usable:
-        missing = sorted(set(classes) - set(label[folds[0].train].tolist()))
+        missing = sorted(set(classes).difference(model.list_labels(label[folds[0].train])))
         raise ValueError(f"the training rows of fold 1 hold none of the class {missing}. {MEND_CLASSES}")
     return usable

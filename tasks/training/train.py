@@ -194,7 +194,7 @@ def calibrate(
     if p.train.calibration == "none":
         return fields
     margins, codes = score() if score else _score_out_of_fold(rows, cut, tuned, p, classes)
-    unscored = ~np.isin(Spec(task, (), {}, classes).encode_label(seen), codes)
+    unscored = ~np.isin(Spec(task, (), {}, classes).encode_label(seen), np.unique(codes))
     if unscored.mean() > MOST_UNSCORED:
         log.warning(
             "%.1f %% of the training rows are of classes without an out-of-fold row: calibration is left out until "

@@ -26,7 +26,6 @@ DRAWN = {"subsample": 0.8, "colsample_bytree": 0.7, "max_depth": 5}
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a period is several blocks, and a block does not end with a period."""
     monkeypatch.setattr(featurerows, "BLOCK_ROWS", 300)
-    monkeypatch.setattr(storedrows, "BLOCK_ROWS", 300)
 
 
 def open_both(folder: Path, task: Task = "binary") -> tuple[Params, Rows, StoredRows]:
