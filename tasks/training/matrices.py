@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -102,6 +103,7 @@ class Encoded:
             raise
         weakref.finalize(data, shutil.rmtree, folder, ignore_errors=True)
         (folder / PASSED).unlink(missing_ok=True)
+        pa.default_memory_pool().release_unused()  # what Arrow has read the files into
         data.set_label(self.label)
         return data
 
