@@ -71,6 +71,10 @@ class StoredRows:
         places = np.arange(len(self))
         return self.take((places >= begin) & (places < end))
 
+    def weigh(self) -> int:
+        """The bytes that they take in memory, about: as they are, and as a model learns from them."""
+        return len(self) * _weigh_row(pq.read_schema(self.paths[0]))
+
     def load(self) -> Rows:
         """All of them in memory."""
         tables = [block for block in self._read_files(None) if block.num_rows]
@@ -139,9 +143,20 @@ def open_rows(features: Path, *, memory: float) -> AnyRows:
     """The feature rows of a folder: in memory where they take so many bytes at most, about, else in their files."""
     paths = tuple(featurerows.list_paths(features))
     rows = sum(pq.read_metadata(path).num_rows for path in paths)
-    if rows * _weigh_row(pq.read_schema(paths[0])) <= memory:
-        return featurerows.read_rows(features)
-    return StoredRows(paths, np.ones(rows, dtype=bool))
+    stored = StoredRows(paths, np.ones(rows, dtype=bool))
+    return featurerows.read_rows(features) if stored.weigh() <= memory else stored
+
+
+def write_rows(rows: AnyRows, folder: Path) -> StoredRows:
+    """Rows as rows in files: of those in memory, one is written to the folder. It holds no keys."""
+    if isinstance(rows, StoredRows):
+        return rows
+    times = {EVENT_TIME: pa.array(rows.event_time), KNOWN_AT: pa.array(rows.known_at)}
+    table = pa.table({**times, LABEL: pa.array(rows.label, from_pandas=True)})
+    for name in rows.table.column_names:
+        table = table.append_column(rows.schema.field(name), rows.table[name])
+    pq.write_table(table, path := folder / "rows.parquet", row_group_size=BLOCK_ROWS)
+    return StoredRows((path,), np.ones(len(rows), dtype=bool))
 
 
 def _weigh_row(schema: pa.Schema) -> int:

@@ -56,12 +56,38 @@ class Params(sections.Section):
                 f"train.warm {spell(self.train.warm)} needs split.window null, since the booster that a fit goes on "
                 f"from forgets no row, but split.window is {spell(self.split.window)}. Set one of them to null."
             )
+        if self.train.distributed:
+            _check_distributed(self)
         if self.label.task == "binary" and self.evaluate.costs is None:
             raise ValueError(
                 "label.task binary needs evaluate.costs, from which its decision threshold follows, but there are "
                 "none. Set them, such as {false_positive: 1, false_negative: 3}, to what your mistakes cost."
             )
         return self
+
+
+def _check_distributed(p: Params) -> None:
+    cluster, workers = p.stage.cluster or "", p.train.workers
+    if not cluster:
+        raise ValueError(
+            f"train.distributed needs stage.cluster, but that is null. Set it to local:{workers} or to a Dask "
+            "scheduler's address, or set train.distributed to false."
+        )
+    if cluster.startswith("local:") and int(cluster.removeprefix("local:")) < workers:
+        raise ValueError(
+            f"train.workers must not be more than the processes of stage.cluster, but got {workers} for {cluster}. "
+            f"Set stage.cluster to local:{workers}. To lower train.workers makes another recipe."
+        )
+    if p.train.warm:
+        raise ValueError(
+            f"train.warm {spell(p.train.warm)} does not go with train.distributed, since the boosters that it keeps "
+            "are made by one process. Set train.warm to null, or train.distributed to false."
+        )
+    if p.train.device != "cpu":
+        raise ValueError(
+            f"train.device {p.train.device} does not go with train.distributed, whose workers learn on their CPUs. "
+            "Set train.device to cpu, or train.distributed to false."
+        )
 
 
 def _check_table(name: str, table: sections.Table, p: Params) -> None:

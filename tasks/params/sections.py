@@ -163,6 +163,8 @@ class Train(Section):
     categories: Literal["coded", "native"] = "coded"
     bag: int = Field(1, ge=1)
     warm: Annotated[Duration, Field(gt=timedelta(0))] | None = None
+    distributed: bool = False
+    workers: int = Field(2, ge=2)
     device: Annotated[str, spelled_as(r"cpu|cuda(:\d+)?", "a device is cpu, cuda or cuda:<number>")] = "cpu"
 
 

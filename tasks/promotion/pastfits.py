@@ -20,7 +20,7 @@ from tasks import log
 from tasks.data.storedrows import AnyRows
 from tasks.params import Params
 from tasks.promotion.weekgrid import WEEK, Grid
-from tasks.runtime import cost, engine, files
+from tasks.runtime import cost, files
 from tasks.runtime.threads import stop_event
 from tasks.training import fitting, model, split, train
 from tasks.training.model import Model
@@ -65,7 +65,7 @@ class Maker:
         threads: int,
     ) -> None:
         names = [f"the fit up to {self.grid.begin_of(week):%Y-%m-%d}" for week in weeks]
-        engine.map_ordered(work, self, weeks, self.p, names=names, threads=threads, report=report)
+        fitting.map_fits(work, self, weeks, self.p, names=names, threads=threads, report=report)
 
     def place(self, week: int) -> Path:
         return self.folder / self.grid.begin_of(week).strftime("%Y-%m-%dT%H")

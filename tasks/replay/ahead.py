@@ -1,7 +1,8 @@
 """ahead: candidates and past fits that are known to be needed, made side by side in processes of their own.
 
 Each process fits with one thread, so the cores are shared evenly and a candidate's seconds of CPU are its own. Nothing
-is handed back: what is made lies on the shelf, where a killed replay finds it again.
+is handed back: what is made lies on the shelf, where a killed replay finds it again. With train.distributed they are
+made in this process, one after the other, since each fit wants the workers for itself.
 """
 
 import contextlib
@@ -65,6 +66,8 @@ def open_workers(history: History) -> Iterator[Workers]:
     alone = history.p.model_copy(update={"stage": stage.model_copy(update={"threads": 1, "cluster": None})})
     cluster = stage.cluster or f"{engine.LOCAL}{stage.threads}"
     spread = history.p.model_copy(update={"stage": stage.model_copy(update={"cluster": cluster})})
+    if history.p.train.distributed:
+        alone, spread = history.p, alone
     try:
         yield Workers(replace(history, p=alone), spread)
     finally:

@@ -68,7 +68,7 @@ def divide(p: Params) -> Params:
     """The settings of one of the processes of `local:<processes>`: a share of the threads and of the memory."""
     if not is_spread(p) or not str(p.stage.cluster).startswith(LOCAL):
         return p
-    count = _count_processes(str(p.stage.cluster))
+    count = count_processes(str(p.stage.cluster))
     amount, unit = p.stage.split_memory()
     shares = {"threads": max(1, p.stage.threads // count), "memory": f"{amount / count:.3f}{unit}"}
     return p.model_copy(update={"stage": p.stage.model_copy(update=shares)})
@@ -78,7 +78,7 @@ def start(p: Params) -> None:
     """Have the processes of `local:<processes>` start now, where what follows is timed."""
     if is_spread(p):
         with contextlib.suppress(ClusterLost):  # a map says so
-            _find_cluster(str(p.stage.cluster))
+            find_cluster(str(p.stage.cluster))
 
 
 def map_ordered(
@@ -108,7 +108,7 @@ def map_ordered(
     if not is_spread(p) or not items:
         works = [lambda item=item: function(shared, item) for item in items]
         return run_threads(works, threads or p.stage.threads, report=report)
-    with _scratch() as folder:
+    with open_scratch() as folder:
         place = engine_task.write_shared(folder, shared)
         messages = [engine_task.Message.pack(function, place, item) for item in items]
         for message, name in zip(messages, names, strict=True):
@@ -125,7 +125,7 @@ def map_ordered(
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-class _Cluster:
+class Cluster:
     """A client of a scheduler: of one in this process, with `local:<processes>`, or of one elsewhere."""
 
     def __init__(self, address: str) -> None:
@@ -162,10 +162,13 @@ class _Cluster:
                 time.sleep(ASK_S)
 
     def _start(self) -> Any:
+        import dask
         from distributed import LocalCluster, Security
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
-        count = _count_processes(self.address)
+        count = count_processes(self.address)
+        # Dask gives up one that does not start again in time, and reads how long that is when it happens.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": LOST_S})
         self._own = LocalCluster(
             n_workers=count,
             threads_per_worker=1,
@@ -182,17 +185,41 @@ class _Cluster:
         )
         return self._own
 
-    def count_threads(self) -> int:
-        """Of all workers that the scheduler has."""
+    def list_workers(self) -> dict[str, int]:
+        """The threads of each worker that the scheduler has, by address."""
         with self._losing():
-            threads = self.client.sync(self.client.scheduler.ncores, callback_timeout=CONNECT_S)
-        return sum(threads.values())
+            threads: dict[str, int] = self.client.sync(self.client.scheduler.ncores, callback_timeout=CONNECT_S)
+        return threads
 
-    def submit(self, message: bytes, name: str) -> Any:
-        """Dask's future of an item. Its key is new each time, so that nothing is taken for something older."""
+    @contextlib.contextmanager
+    def take_turn(self, name: str, wait: Callable[[], None]) -> Iterator[None]:
+        """One at a time of all who ask this scheduler for this name. `wait` is called each second without a turn."""
+        from distributed import Lock
+
+        lock = Lock(name, scheduler_rpc=self.client.scheduler, loop=self.client.loop)
+        while not self._acquire(lock):
+            wait()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(Exception):  # the scheduler is gone, and its locks with it
+                lock.release()
+
+    def _acquire(self, lock: Any) -> bool:
+        with self._losing():
+            return bool(lock.acquire(timeout=ASK_S))
+
+    def submit(self, message: bytes, name: str, *, worker: str | None = None) -> Any:
+        """Dask's future of an item. Its key is new each time, so that nothing is taken for something older.
+
+        Args:
+            worker: the only one that may work on it.
+        """
+        place = {"workers": [worker], "allow_other_workers": False} if worker else {}
         with self._losing():
             key = f"{name}-{os.urandom(8).hex()}"
-            return self.client.submit(engine_task.run, engine_task.hash_code(), message, key=key, pure=False)
+            code = engine_task.hash_code()
+            return self.client.submit(engine_task.run, code, message, key=key, pure=False, **place)
 
     def wait(self, futures: Sequence[Any]) -> None:
         """Until one has ended, or for a second."""
@@ -240,26 +267,26 @@ class _Cluster:
         self.client = self._own = None
 
 
-_CLUSTERS: dict[str, _Cluster] = {}
+_CLUSTERS: dict[str, Cluster] = {}
 _LOCK = threading.Lock()
 _NUMBERS = itertools.count()
 
 
-def _count_processes(address: str) -> int:
+def count_processes(address: str) -> int:
     return int(address.removeprefix(LOCAL))
 
 
-def _find_cluster(address: str) -> _Cluster:
+def find_cluster(address: str) -> Cluster:
     """The one of this process: made when it is first asked for, closed when the process ends."""
     with _LOCK:
         atexit.unregister(close)
         atexit.register(close)  # once
-        cluster = _CLUSTERS.setdefault(address, _Cluster(address))
+        cluster = _CLUSTERS.setdefault(address, Cluster(address))
         cluster.open()
         return cluster
 
 
-def _forget_cluster(address: str) -> None:
+def forget_cluster(address: str) -> None:
     with _LOCK:
         if cluster := _CLUSTERS.pop(address, None):
             cluster.close()
@@ -275,7 +302,7 @@ def close() -> None:
 
 
 @contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
+def open_scratch() -> Iterator[Path]:
     """A private folder for a map, on the disk of the data."""
     folder = stage.spill_folder(Path.cwd()).absolute() / f"engine-{next(_NUMBERS)}"
     folder.mkdir(mode=0o700)
@@ -319,12 +346,12 @@ class _Map:
         while before := self.missing:
             cluster = None
             try:
-                cluster = _find_cluster(address)
+                cluster = find_cluster(address)
                 return self._run_on(cluster)
             except ClusterLost as error:
                 if cluster and cluster.ended:
                     raise Stopped from error
-                _forget_cluster(address)
+                forget_cluster(address)
                 lost = lost + 1 if self.missing == before else 1
                 if isinstance(error, Unreachable) or (lost == TRIES and not address.startswith(LOCAL)):
                     raise
@@ -337,13 +364,13 @@ class _Map:
         for place in self.missing:
             self.accept(place, engine_task.run_here(self.messages[place]))
 
-    def _run_on(self, cluster: _Cluster) -> None:
+    def _run_on(self, cluster: Cluster) -> None:
         """One item a thread of the cluster at a time: when a worker dies, Dask counts it against all that it held."""
         running: dict[Any, int] = {}
         seen = time.monotonic()
         try:
             while missing := self.missing:
-                room = cluster.count_threads()
+                room = sum(cluster.list_workers().values())
                 seen = time.monotonic() if room else seen
                 if time.monotonic() - seen > LOST_S:
                     lost = ClusterLost if cluster.is_local else Unreachable  # its own ones are made anew

@@ -16,10 +16,13 @@ import numpy as np
 from tasks.data.featurerows import Rows
 from tasks.data.storedrows import AnyRows
 from tasks.params import Params
+from tasks.runtime import engine
 from tasks.training import matrices, model, split
 from tasks.training.matrices import Encoded
 
 T = TypeVar("T")
+Shared = TypeVar("Shared")
+Item = TypeVar("Item")
 METRIC = {"binary": "logloss", "multiclass": "mlogloss", "regression": "rmse"}
 OBJECTIVE = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}
 VALIDATED = 4  # rows of a fold's validation that a search on fewer rows has, for each of tune.rows
@@ -41,8 +44,24 @@ def take_training(rows: AnyRows, cut: datetime, p: Params) -> AnyRows:
 
 
 def count_beside(rows: AnyRows, p: Params) -> int:
-    """How many fits of these rows run side by side: one, where memory does not hold the rows."""
-    return p.stage.threads if isinstance(rows, Rows) else 1
+    """How many fits of these rows run side by side: one, where memory does not hold the rows or each is distributed."""
+    return p.stage.threads if isinstance(rows, Rows) and not p.train.distributed else 1
+
+
+def map_fits(
+    function: Callable[[Shared, Item], T],
+    shared: Shared,
+    items: Sequence[Item],
+    p: Params,
+    *,
+    names: Sequence[str],
+    threads: int,
+    report: Callable[[int], None] = lambda _: None,
+) -> list[T]:
+    """`engine.map_ordered` for a function that fits: here and one after the other, where each fit is spread itself."""
+    if p.train.distributed:
+        p, threads = p.model_copy(update={"stage": p.stage.model_copy(update={"cluster": None})}), 1
+    return engine.map_ordered(function, shared, items, p, names=names, threads=threads, report=report)
 
 
 def to_booster_params(drawn: dict[str, Any], p: Params, *, classes: int) -> dict[str, Any]:
@@ -80,6 +99,8 @@ def run_side_by_side(works: Sequence[Callable[[], T]], workers: int, *, stop: th
     Several fits at once use the cores better than one after the other, by half here; the bytes are the same.
     """
     model.import_xgboost()  # it gives its warnings only to the thread that imports it, and check_space needs them
+    if workers == 1:
+        return [work() for work in works]  # Ctrl-C comes here by itself
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(work) for work in works]
         try:

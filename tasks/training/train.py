@@ -24,9 +24,9 @@ from tasks.data import storedrows
 from tasks.data.manifest import FeaturesManifest
 from tasks.data.storedrows import AnyRows
 from tasks.params import Costs, Params, Task
-from tasks.runtime import engine, files, stage
+from tasks.runtime import files, stage
 from tasks.runtime.threads import stop_event
-from tasks.training import bagging, calibration, fitting, matrices, model, split, warm
+from tasks.training import bagging, calibration, distributed, fitting, matrices, model, split, warm
 from tasks.training.matrices import Encoded
 from tasks.training.model import Floats, Model, Spec
 from tasks.training.trials import Tuned
@@ -38,7 +38,7 @@ MOST_UNSCORED = 0.01  # share of training rows whose classes may lack an out-of-
 def train(p: Params, folder: Path = Path()) -> None:
     """Write <models>/twin.ubj, twins/ and model.ubj. Raises ValueError for a target with one class."""
     source, target = folder / p.paths.features, folder / p.paths.models
-    rows = storedrows.open_rows(source, memory=p.stage.memory_bytes)
+    rows = storedrows.open_rows(source, memory=0 if p.train.distributed else p.stage.memory_bytes)
     as_of = FeaturesManifest.read(source).as_of
     tuned = Tuned.load(target / "tuned.json")
     start = split.find_holdout(as_of, p.split, deadline=p.label.deadline).begin
@@ -61,7 +61,7 @@ def fit_twins(rows: AnyRows, cut: datetime, tuned: Tuned, p: Params, *, seeds: i
     table = Table(seen, tuned, p, threads=max(1, p.stage.threads // min(seeds, beside)))
     model.import_xgboost()  # here, since threads that import it at once get in each other's way
     names = [f"the twin of seed {seed}" for seed in range(seeds)]
-    twins = engine.map_ordered(Table.fit_seed, table, range(seeds), p, names=names, threads=beside)
+    twins = fitting.map_fits(Table.fit_seed, table, range(seeds), p, names=names, threads=beside)
     extras = calibrate(rows, cut, tuned, p, classes=twins[0].spec.classes)
     return [twin.with_spec(until=cut.isoformat(), **extras) for twin in twins]
 
@@ -112,7 +112,8 @@ def fit(
     stop: threading.Event | None = None,
 ) -> Model:
     """A booster on these very rows, without calibration: the mean of train.bag boosters (bagging.py), each of which
-    goes on from a base with train.warm (warm.py).
+    goes on from a base with train.warm (warm.py). With train.distributed each is the work of several workers
+    (distributed.py).
 
     Args:
         seed: added to tune.seed.
@@ -135,10 +136,12 @@ def fit(
 
 
 def _boost(
-    seen: Encoded, older: int, settings: dict[str, Any], *, tuned: Tuned, p: Params, stop: threading.Event | None
+    seen: Encoded, older: int, settings: dict[str, Any], *, tuned: Tuned, p: Params, stop: threading.Event
 ) -> Any:
     """The recipe's booster on encoded rows, with settings that hold its seed; it goes on from a base of the oldest rows
     where `older` says how many those are."""
+    if p.train.distributed:
+        return distributed.boost(seen, settings, drawn=tuned.params, rounds=tuned.rounds, p=p, stop=stop)
     boost = partial(_boost_rounds, settings=settings, drawn=tuned.params, memory=p.stage.memory_bytes, stop=stop)
     if not older:
         return boost(seen, rounds=tuned.rounds)
@@ -219,7 +222,7 @@ def _score_out_of_fold(rows: AnyRows, cut: datetime, tuned: Tuned, p: Params, cl
     threads = 1 if beside > 1 else p.stage.threads
     table = Table(rows, tuned, p, threads=threads, classes=classes, folds=tuple(fold.train for fold in folds))
     names = [f"the calibration's fold {place + 1}" for place in range(len(folds))]
-    fits = engine.map_ordered(Table.fit_fold, table, range(len(folds)), p, names=names, threads=beside)
+    fits = fitting.map_fits(Table.fit_fold, table, range(len(folds)), p, names=names, threads=beside)
     return join_scores(
         score_unseen(fitted, rows.take(fold.valid), tuned, p, trained_on=rows.label[fold.train])
         for fold, fitted in zip(folds, fits, strict=True)

@@ -14,7 +14,7 @@ import psutil
 
 from tasks import log
 from tasks.params import Params
-from tasks.runtime import engine
+from tasks.runtime import engine, gang
 from tests.tasks import small
 
 ROOT = Path(__file__).parents[3]
@@ -89,6 +89,46 @@ def see(_shared: None, _item: int) -> tuple[int, str, str | None, list[str]]:
 def listening(pid: int) -> list[str]:
     connections = psutil.Process(pid).net_connections(kind="inet")
     return [str(one.laddr.ip) for one in connections if one.status == psutil.CONN_LISTEN]
+
+
+# --- gangs
+
+
+def meet(folder: Path, host: str) -> str:
+    """Each try of a gang leaves a mark."""
+    with (folder / "tries").open("a") as stream:
+        stream.write("x")
+    return host
+
+
+def tell(_folder: Path, part: gang.Part) -> tuple[int, str, int]:
+    return part.place, part.meeting, os.getpid()
+
+
+def fail_at_1(folder: Path, part: gang.Part) -> None:
+    """The other part would wait for ever."""
+    (folder / f"pid-{part.place}").write_text(f"{os.getpid()}")
+    if part.place == 1:
+        raise ValueError("part 1 is wrong")
+    time.sleep(1000)
+
+
+def wait_for_ever(folder: Path, part: gang.Part) -> None:
+    (folder / f"pid-{part.place}").write_text(f"{os.getpid()}")
+    time.sleep(1000)
+
+
+def lose_link(_folder: Path, part: gang.Part) -> None:
+    raise gang.LinkLost(f"part {part.place} hears nothing")
+
+
+def die_once_at_1(folder: Path, part: gang.Part) -> int:
+    """The second part dies in the first try; the first one waits for it for ever."""
+    if (folder / "tries").read_text() == "x":
+        if part.place == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1000)
+    return part.place
 
 
 def find_free_port() -> int:
