@@ -162,13 +162,10 @@ class Cluster:
                 time.sleep(ASK_S)
 
     def _start(self) -> Any:
-        import dask
         from distributed import LocalCluster, Security
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         count = count_processes(self.address)
-        # Dask gives up one that does not start again in time, and reads how long that is when it happens.
-        dask.config.set({"distributed.deploy.lost-worker-timeout": LOST_S})
         self._own = LocalCluster(
             n_workers=count,
             threads_per_worker=1,
