@@ -155,7 +155,7 @@ def write_rows(rows: AnyRows, folder: Path) -> StoredRows:
     table = pa.table({**times, LABEL: pa.array(rows.label, from_pandas=True)})
     for name in rows.table.column_names:
         table = table.append_column(rows.schema.field(name), rows.table[name])
-    pq.write_table(table, path := folder / "rows.parquet", row_group_size=BLOCK_ROWS)
+    pq.write_table(table, path := folder / "rows.parquet", row_group_size=featurerows.BLOCK_ROWS)
     return StoredRows((path,), np.ones(len(rows), dtype=bool))
 
 
