@@ -2,12 +2,12 @@
 
     oldest |----- worker 1 -----|----- worker 2 -----| newest        each worker reads its own part of the files
 
-The workers make common bins and add up each level's histograms by XGBoost's collective, which is what xgboost.dask
-does too: of the same parts both make the same bytes. Which rows a tree draws and where the sums are rounded follows
+The workers make common bins and add up each level's histograms by XGBoost's collective, which xgboost.dask is made of
+too. Which rows a tree draws and where the sums are rounded follows
 from the parts. So train.workers belongs to the recipe, and the model is another one than on one machine.
 
-A part that does not fit into its worker's stage.memory stays in its files and is binned on disk, which xgboost.dask
-cannot do. And a worker that dies ends the others' fit, which then begins anew (tasks/runtime/gang.py).
+A part that does not fit into its worker's stage.memory stays in its files and is binned on disk.
+A worker that dies ends the others' fit, which then begins anew (tasks/runtime/gang.py).
 """
 
 import contextlib
