@@ -8,6 +8,8 @@ A booster that learns from a matrix is the same to the last bit, whichever way i
     take more than stage.memory                 a page at a time, in each level of each tree
 """
 
+import contextlib
+import ctypes
 import secrets
 import shutil
 import weakref
@@ -103,7 +105,7 @@ class Encoded:
             raise
         weakref.finalize(data, shutil.rmtree, folder, ignore_errors=True)
         (folder / PASSED).unlink(missing_ok=True)
-        pa.default_memory_pool().release_unused()  # what Arrow has read the files into
+        _give_back_memory()
         data.set_label(self.label)
         return data
 
@@ -139,6 +141,13 @@ def _make_iterator(encoded: Encoded, folder: Path, *, cached: bool) -> Any:
             return block is not None
 
     return Blocks()
+
+
+def _give_back_memory() -> None:
+    """What reading and binning have freed, but Arrow and the C library keep: a long fit follows."""
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _read_again(path: Path, features: int) -> Iterator[Matrix]:
