@@ -246,6 +246,8 @@ def test_a_copy_is_on_the_disk_before_it_has_its_name(
     monkeypatch.setattr(files, "sync", lambda path: (done.append(path.name), sync(path)))
     monkeypatch.setattr(Path, "rename", lambda path, to: (done.append(f"rename {path.name}"), rename(path, to))[1])
     registry_mirror.copy_versions(shop.known, tmp_path)
+    above, *done = done
+    assert above == tmp_path.name  # it holds the new folder of all copies
     assert set(done[:4]) == {*versions.FILES, "version.json"}
     copy = done[4]
     assert copy.startswith(registry_mirror.NEW)
