@@ -66,7 +66,7 @@ repro: setup  ## the pipeline by hand: dvc repro in this checkout
 test: setup  ## the fast tests, under 8 minutes on 2 cores
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not faults and not slow"
 
-test-slow: setup  ## simulations: error rates counted over hundreds of made histories, a few minutes
+test-slow: setup  ## simulations: error rates over hundreds of made histories; kills in all places of the engine
 	@$(BIN)/python -m pytest -q -n 2 --dist load -m slow
 
 test-faults: setup  ## kills, locks, full disks, the loop on real servers: under 15 minutes on 2 cores

@@ -15,7 +15,7 @@ from tests.faults.strikes import PLACES, Result, Victim
 from tests.flows.conftest import DAYS, make_checkout
 
 SOME = ("build_period", "fit_trial", "Maker.fit_plain")  # a scheduler and its workers take seconds to start again
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # many minutes: each kill is waited for
 
 
 def settings() -> dict[str, Any]:
