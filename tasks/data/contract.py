@@ -61,6 +61,8 @@ def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".
         return f"CASE WHEN {fits} THEN {cast} END"
     if column.type == "DOUBLE":
         return f"CASE WHEN isfinite({cast}) THEN {cast} END"
+    if text and column.format:
+        return f"CAST(TRY_STRPTIME(trim({value}), {literal(column.format)}) AS {column.type})"
     if text and column.type == "TIMESTAMP":
         return timestamp_sql(value)
     if text and column.type == "DATE":
@@ -90,10 +92,11 @@ def _column_rules(name: str, column: Column, text: bool) -> Iterator[Rule]:
     raw, value = f"raw.{quote(name)}", f"typed.{quote(name)}"
     shown = f"CAST({value} AS VARCHAR)"
     misfit = f"{raw} IS NOT NULL AND {value} IS NULL"
-    if text and column.type in ("TIMESTAMP", "DATE"):
+    if text and column.type in ("TIMESTAMP", "DATE") and not column.format:
         yield from _zone_rules(name, raw, value, has_clock=column.type == "TIMESTAMP")
         misfit = f"CASE WHEN {misfit} THEN {zone_sql(raw)} = '' ELSE FALSE END"
-    yield Rule(f"{name}: type", misfit, _reason_sql(name, f"CAST({raw} AS VARCHAR)", f"is no {column.type}"))
+    rule = f"is no {column.type}" + (f" of the form {column.format}" if column.format else "")
+    yield Rule(f"{name}: type", misfit, _reason_sql(name, f"CAST({raw} AS VARCHAR)", rule))
     if column.required:
         yield Rule(f"{name}: required", f"{raw} IS NULL", literal(f"{name} is missing"))
     if column.min is not None:

@@ -79,7 +79,7 @@ def _fetch_feeds(p: Params, key_id: str | None) -> dict[str, feeds.Feed]:
     fetched_feeds: dict[str, feeds.Feed] = {}
     for name, source in p.sources.items():
         fetched, table = sources.fetch_files(source.address), p.contract[name]
-        columns = [(column, rule.type, rule.pii, rule.outcome) for column, rule in table.columns.items()]
+        columns = [(column, rule.type, rule.format, rule.pii, rule.outcome) for column, rule in table.columns.items()]
         settings = (source.model_dump(exclude={"address"}), columns, table.key, p.ingest.period)
         identity = periods.hash_inputs(
             name, fetched.fingerprint, *settings, key_id, [feed.identity for feed in fetched_feeds.values()], CODE

@@ -56,6 +56,10 @@ def judge(con: duckdb.DuckDBPyConnection) -> Callable[..., list[str]]:
         ("inf", {"type": "DOUBLE"}, ["x inf is no DOUBLE"]),
         ("nan", {"type": "DOUBLE"}, ["x nan is no DOUBLE"]),
         ("9007199254740993.4", {"type": "BIGINT"}, ["x 9007199254740993.4 is no BIGINT"]),
+        ("31.12.2020", {"type": "DATE", "format": "%d.%m.%Y"}, []),
+        ("1/2/2020 4:05 PM", {"type": "TIMESTAMP", "format": "%m/%d/%Y %I:%M %p"}, []),
+        ("12/31/2020", {"type": "DATE", "format": "%d/%m/%Y"}, ["x 12/31/2020 is no DATE of the form %d/%m/%Y"]),
+        ("2020-12-31", {"type": "DATE", "format": "%d/%m/%Y"}, ["x 2020-12-31 is no DATE of the form %d/%m/%Y"]),
         ("epoch", {"type": "TIMESTAMP"}, ["x epoch is no TIMESTAMP"]),
         ("2024-02-01 10:00 PST", {"type": "TIMESTAMP"}, [f"x 2024-02-01 10:00 PST has the zone PST{ZONES}"]),
         ("2024-02-01 10:00 UTC", {"type": "TIMESTAMP"}, [f"x 2024-02-01 10:00 UTC has the zone UTC{ZONES}"]),
@@ -105,6 +109,22 @@ def test_a_value_breaks_the_rules_that_it_breaks_and_no_other(
 def test_a_time_with_an_offset_is_turned_to_utc(con: duckdb.DuckDBPyConnection, text: str, hour: int) -> None:
     typed = contract.typed_sql("x", Column(type="TIMESTAMP"))
     assert con.execute(f"SELECT hour({typed}) FROM (SELECT ? AS x)", [text]).fetchall() == [(hour,)]
+
+
+def test_a_day_comes_before_its_month_where_the_format_says_so(con: duckdb.DuckDBPyConnection) -> None:
+    typed = contract.typed_sql("x", Column(type="DATE", format="%d/%m/%y"))
+    assert str(con.execute(f"SELECT {typed} FROM (SELECT ' 3/2/12 ' AS x)").fetchall()[0][0]) == "2012-02-03"
+
+
+@pytest.mark.parametrize("form", ["dd.mm.yyyy", "%d.%m.%Y %Z", "%Q"])
+def test_a_format_that_is_none_is_refused(form: str) -> None:
+    with pytest.raises(ValueError, match="strptime's marks"):
+        Column(type="DATE", format=form)
+
+
+def test_only_a_time_has_a_format() -> None:
+    with pytest.raises(ValueError, match="the type is INTEGER"):
+        Column(type="INTEGER", format="%Y")
 
 
 @settings(max_examples=30)
