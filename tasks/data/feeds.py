@@ -15,7 +15,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.data import contract, expressions, sources, sqlcheck
+from tasks.data import contract, csvtext, expressions, packing, sqlcheck
+from tasks.data.sources.fetch import Fetched
 from tasks.params import PLACE, TIMES, Column, Params, Source, Table
 from tasks.runtime import locks, stage
 from tasks.runtime.sql import literal, parquet, quote
@@ -42,7 +43,7 @@ class Feed:
     name: str
     source: Source
     table: Table
-    fetched: sources.Fetched
+    fetched: Fetched
     identity: str
 
     @property
@@ -165,7 +166,7 @@ class Part:
 
 
 def load_table(
-    con: duckdb.DuckDBPyConnection, fetched: sources.Fetched, source: Source, columns: dict[str, Column], into: str
+    con: duckdb.DuckDBPyConnection, fetched: Fetched, source: Source, columns: dict[str, Column], into: str
 ) -> Delivery:
     """Read a source into the temporary table `into`: v0, v1, ... for the columns asked, and blank, file and start.
 
@@ -174,7 +175,7 @@ def load_table(
     Raises:
         ValueError: a file is torn or no table (with its name and the line), or no file has a column.
     """
-    with locks.open_folder(sources.scratch_root()) as folder:
+    with locks.open_folder(packing.scratch_root()) as folder:
         parts = []
         for i, (file, name) in enumerate(zip(fetched.files, name_files(fetched), strict=True)):
             with _naming_file(fetched, name):
@@ -194,7 +195,7 @@ def load_table(
     return Delivery(rows, empty, {i: names for i, names in lacking.items() if names})
 
 
-def name_files(fetched: sources.Fetched) -> list[str]:
+def name_files(fetched: Fetched) -> list[str]:
     """What each file is called in messages: its name, and its folder where a name comes twice."""
     for depth in (1, 2):
         names = ["/".join(file.parts[-depth:]) for file in fetched.files]
@@ -204,7 +205,7 @@ def name_files(fetched: sources.Fetched) -> list[str]:
 
 
 @contextlib.contextmanager
-def _naming_file(fetched: sources.Fetched, name: str) -> Iterator[None]:
+def _naming_file(fetched: Fetched, name: str) -> Iterator[None]:
     """An error names the file."""
     try:
         yield
@@ -213,7 +214,7 @@ def _naming_file(fetched: sources.Fetched, name: str) -> Iterator[None]:
 
 
 def _open_part(con: duckdb.DuckDBPyConnection, file: Path, folder: Path, name: str, encoding: str) -> Part:
-    plain = sources.unpack(file, folder)
+    plain = packing.unpack(file, folder)
     if plain.suffix.lower() == ".parquet":
         try:
             columns = tuple(pq.read_schema(plain).names)
@@ -221,14 +222,14 @@ def _open_part(con: duckdb.DuckDBPyConnection, file: Path, folder: Path, name: s
         except (pa.ArrowException, OSError, duckdb.Error):
             raise ValueError("it is no Parquet file, or its end is missing. Fetch it again") from None
         return Part(name, plain, parquet([plain]), columns, kinds)
-    delimiter, columns = sources.read_layout(plain, encoding)
+    delimiter, columns = csvtext.read_layout(plain, encoding)
     width = len(columns)
-    if encoding != "utf-8" or not sources.is_plain(plain):
-        plain = sources.rewrite(plain, delimiter, width, folder / "rewritten.csv", encoding)
-    return Part(name, plain, sources.csv_sql(plain, delimiter, width), columns, ("VARCHAR",) * width, delimiter)
+    if encoding != "utf-8" or not csvtext.is_plain(plain):
+        plain = csvtext.rewrite(plain, delimiter, width, folder / "rewritten.csv", encoding)
+    return Part(name, plain, csvtext.csv_sql(plain, delimiter, width), columns, ("VARCHAR",) * width, delimiter)
 
 
-def _check_names(parts: list[Part], columns: Collection[str], fetched: sources.Fetched) -> None:
+def _check_names(parts: list[Part], columns: Collection[str], fetched: Fetched) -> None:
     """Raises ValueError for a file that names a column twice, or none of them: it has no header. Also for a column that
     no file has; one that some files lack is for the caller to judge."""
     for part in parts:
@@ -272,12 +273,12 @@ def _append(con: duckdb.DuckDBPyConnection, part: Part, values: list[str], into:
     except duckdb.Error:
         if not part.delimiter:
             raise ValueError("its bytes are damaged. Fetch it again") from None
-        sources.rewrite(part.file, part.delimiter, width, again)
+        csvtext.rewrite(part.file, part.delimiter, width, again)
         try:
-            con.execute(insert + sources.csv_sql(again, part.delimiter, width) + named)
+            con.execute(insert + csvtext.csv_sql(again, part.delimiter, width) + named)
         except duckdb.Error:
             raise ValueError(
-                f"a line may have {sources.LONGEST_LINE:,} characters at most. "
+                f"a line may have {csvtext.LONGEST_LINE:,} characters at most. "
                 "Is a quote left open before a longer one?"
             ) from None
 

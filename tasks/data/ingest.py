@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from tasks import log
-from tasks.data import contract, expressions, feasibility, feeds, manifest, periods, sources, timeline
+from tasks.data import contract, csvtext, expressions, feasibility, feeds, manifest, packing, periods, timeline
+from tasks.data.sources import fetch
 from tasks.params import FAULT, PLACE, TIMES, Params, to_utc
 from tasks.runtime import sql, stage
 from tasks.runtime.sql import parquet, quote, time_sql
@@ -30,9 +31,10 @@ NO_TIME = datetime(1970, 1, 1)  # "now" of a source whose rows all go to quarant
 CODE = periods.hash_code(
     __file__,
     contract.__file__,
+    csvtext.__file__,
     expressions.__file__,
     feeds.__file__,
-    sources.__file__,
+    packing.__file__,
     sql.__file__,
     timeline.__file__,
 )
@@ -78,7 +80,7 @@ def _fetch_feeds(p: Params, key_id: str | None) -> dict[str, feeds.Feed]:
     """In the order of params.yaml: a table's expressions may use the tables above it."""
     fetched_feeds: dict[str, feeds.Feed] = {}
     for name, source in p.sources.items():
-        fetched, table = sources.fetch_files(source.address), p.contract[name]
+        fetched, table = fetch.fetch_files(source.address, source), p.contract[name]
         columns = [(column, rule.type, rule.format, rule.pii, rule.outcome) for column, rule in table.columns.items()]
         settings = (source.model_dump(exclude={"address"}), columns, table.key, p.ingest.period)
         identity = periods.hash_inputs(

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.data import feeds, sources
+from tasks.data import feeds
 from tasks.data.feeds import Delivery
+from tasks.data.sources import fetch
 from tasks.params import Column, Source
 
 Load = Callable[..., tuple[Delivery, list[tuple[Any, ...]]]]
@@ -36,7 +37,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
             address = f"{tmp_path}/part*"
             wanted = {name: Column(type=kind) for name, kind in columns.items()}
             source = Source(address=address, **settings)
-            found = feeds.load_table(con, sources.fetch_files(address), source, wanted, "arrived")
+            found = feeds.load_table(con, fetch.fetch_files(address), source, wanted, "arrived")
             sql = "SELECT * EXCLUDE (blank, file, start) FROM arrived WHERE NOT blank ORDER BY rowid"
             return found, con.execute(sql).fetchall()
 

