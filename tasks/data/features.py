@@ -63,7 +63,15 @@ def build(p: Params, clean: Path, out: Path, sql: str) -> manifest.Probes:
         Work(spans[place], tuple(plan[place]), alone, look_further=at_least > 0 and place >= len(spans) - 2)
         for place, alone in enumerate(leaks.spread_evenly(at_least, len(spans)))
     ]
-    rows = engine.map_ordered(build_period, task, works, p, names=[f"the period {name}" for name in names], threads=1)
+    rows = engine.map_ordered(
+        build_period,
+        task,
+        works,
+        p,
+        names=[f"the period {name}" for name in names],
+        costs=[float(work.count_passes()) for work in works],
+        threads=1,
+    )
     read = sqlcheck.find_tables(sql)
     return manifest.Probes(
         moments=sum(map(len, plan)), rows=sum(rows), unseen=[name for name in tables.static if name.lower() in read]
@@ -78,6 +86,10 @@ class Work:
     moments: Sequence[leaks.Moment]
     alone: int
     look_further: bool
+
+    def count_passes(self) -> int:
+        """How often features.sql is computed, whole or in part."""
+        return 1 + len(self.moments) + self.alone + self.look_further
 
 
 def build_period(task: "Build", work: Work) -> int:

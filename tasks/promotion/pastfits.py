@@ -65,7 +65,8 @@ class Maker:
         threads: int,
     ) -> None:
         names = [f"the fit up to {self.grid.begin_of(week):%Y-%m-%d}" for week in weeks]
-        fitting.map_fits(work, self, weeks, self.p, names=names, threads=threads, report=report)
+        costs = list(map(float, weeks))  # a later week has more rows before it
+        fitting.map_fits(work, self, weeks, self.p, names=names, costs=costs, threads=threads, report=report)
 
     def place(self, week: int) -> Path:
         return self.folder / self.grid.begin_of(week).strftime("%Y-%m-%dT%H")

@@ -88,6 +88,7 @@ def map_ordered(
     p: Params,
     *,
     names: Sequence[str] = (),
+    costs: Sequence[float] = (),
     threads: int | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> list[Result]:
@@ -96,6 +97,8 @@ def map_ordered(
     Args:
         function: of a module, so that a worker finds it by name.
         names: of the items, for errors; their places where not given.
+        costs: what each item is expected to take, in any unit. Other processes begin with the dearest, so that none
+            works alone at the end; in threads, and where not given, items begin in their order.
         threads: in this process, at most; stage.threads where not given.
         report: gets an item's place when it has ended, here.
 
@@ -117,9 +120,14 @@ def map_ordered(
                     f"an item to spread must be paths and parameters, at most {MOST_BYTES:,} bytes, but {name} has "
                     f"{len(message):,}: write what is large to a file, or share it between all items"
                 )
-        spread = _Map(messages, names, report)
+        spread = _Map(messages, names, report, order_by_cost(costs, len(items)))
         spread.run(str(p.stage.cluster))
         return spread.take()
+
+
+def order_by_cost(costs: Sequence[float], count: int) -> list[int]:
+    """The places of `count` items, the dearest first; of equals, and where no costs are given, the first."""
+    return sorted(range(count), key=lambda place: -costs[place] if costs else 0.0)
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -152,6 +160,9 @@ class Cluster:
             try:
                 target = self._start() if self.is_local else self.address
                 self.client = Client(target, timeout=CONNECT_S, set_as_default=False, name="evergreen")
+                if self.is_local:
+                    with contextlib.suppress(Exception):  # an item imports what it needs in any case
+                        self.client.run(engine_task.import_modules, engine_task.list_modules())
                 return self.client
             except (OSError, RuntimeError) as error:  # TimeoutError is an OSError
                 self.close()
@@ -315,14 +326,17 @@ def open_scratch() -> Iterator[Path]:
 class _Map:
     """One map_ordered on a cluster: what each item came to. Nothing behind the first error is wanted any more."""
 
-    def __init__(self, messages: Sequence[bytes], names: Sequence[str], report: Callable[[int], None]) -> None:
-        self.messages, self.names, self.report = messages, names, report
+    def __init__(
+        self, messages: Sequence[bytes], names: Sequence[str], report: Callable[[int], None], order: Sequence[int]
+    ) -> None:
+        self.messages, self.names, self.report, self.order = messages, names, report, order
         self.outcomes: dict[int, engine_task.Outcome] = {}
         self.end = len(messages)
 
     @property
     def missing(self) -> list[int]:
-        return [place for place in range(self.end) if place not in self.outcomes]
+        """The places of the items that are still wanted, in the order in which they begin."""
+        return [place for place in self.order if place < self.end and place not in self.outcomes]
 
     def accept(self, place: int, outcome: engine_task.Outcome) -> None:
         self.outcomes[place] = outcome

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,17 @@ def dask_setup(_worker: Any) -> None:
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     hash_code()  # now, before somebody edits
+
+
+def list_modules() -> list[str]:
+    """This project's modules that this process has imported."""
+    return sorted(name for name in sys.modules if name.startswith(f"{tasks.__name__}."))
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import what items will need, in a worker that has nothing to do yet."""
+    for name in names:
+        importlib.import_module(name)
 
 
 # --- pickles ---------------------------------------------------------------------------------------------------------

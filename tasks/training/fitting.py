@@ -55,13 +55,14 @@ def map_fits(
     p: Params,
     *,
     names: Sequence[str],
+    costs: Sequence[float] = (),
     threads: int,
     report: Callable[[int], None] = lambda _: None,
 ) -> list[T]:
     """`engine.map_ordered` for a function that fits: here and one after the other, where each fit is spread itself."""
     if p.train.distributed:
         p, threads = p.model_copy(update={"stage": p.stage.model_copy(update={"cluster": None})}), 1
-    return engine.map_ordered(function, shared, items, p, names=names, threads=threads, report=report)
+    return engine.map_ordered(function, shared, items, p, names=names, costs=costs, threads=threads, report=report)
 
 
 def to_booster_params(drawn: dict[str, Any], p: Params, *, classes: int) -> dict[str, Any]:

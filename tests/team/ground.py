@@ -157,11 +157,21 @@ class Ground:
             yield
 
     def restart(self, name: str) -> None:
-        """SIGKILL a server with all below it, and start it again at its address with its data."""
-        old = self.running[name]
-        kill(old)
-        self.running[name] = start(old.part, self.folder / "logs")
-        servers.wait(self.running[name])
+        """SIGKILL a server with all below it, and start it again at its address with its data.
+
+        One that ends while it starts is started again, as a supervisor does. Raises RuntimeError with its last lines.
+        """
+        for tries_left in reversed(range(3)):
+            kill(self.running[name])
+            running = self.running[name] = start(self.running[name].part, self.folder / "logs")
+            try:
+                servers.wait(running)
+                break
+            except RuntimeError as error:
+                lines = running.log.read_text(errors="replace").splitlines()[-20:]
+                print("\n".join([f"  {error}", *lines]), flush=True)
+                if not tries_left:
+                    raise
 
 
 def kill(running: Running) -> None:

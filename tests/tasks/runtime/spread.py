@@ -29,6 +29,12 @@ def square(factor: int, item: int) -> int:
     return factor * item * item
 
 
+def note(file: Path, item: int) -> int:
+    with file.open("a") as stream:
+        stream.write(f"{item}\n")
+    return item
+
+
 def fail_at_2_and_4(folder: Path, item: int) -> int:
     """4 fails at once, 2 a little later; what was begun leaves a mark each time."""
     with (folder / f"{item}").open("a") as stream:

@@ -36,6 +36,12 @@ def test_results_come_in_the_items_order(cluster: str | None) -> None:
     assert sorted(ended) == list(range(9))
 
 
+def test_the_dearest_item_begins_first_and_results_come_in_the_items_order(tmp_path: Path) -> None:
+    p, costs = spread.settings("local:1"), [2.0, 1.0, 3.0, 3.0]
+    assert engine.map_ordered(spread.note, tmp_path / "order", range(4), p, costs=costs) == [0, 1, 2, 3]
+    assert (tmp_path / "order").read_text().split() == ["2", "3", "0", "1"]
+
+
 @EVERYWHERE
 def test_nothing_to_do_starts_nothing(cluster: str | None) -> None:
     assert engine.map_ordered(spread.square, 3, [], spread.settings(cluster)) == []
