@@ -13,7 +13,7 @@ import yaml
 from tasks.params import Params
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("replay", "monitoring", "serving", "promotion", "training", "data", "runtime")  # top to bottom
+PACKAGES = ("replay", "monitoring", "serving", "promotion", "training", "drafting", "data", "runtime")  # top to bottom
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in (ROOT / "tasks").rglob("*.py")

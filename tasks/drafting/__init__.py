@@ -1,0 +1,1 @@
+"""A look at a person's table → params.yaml and features.sql that run."""

@@ -1,0 +1,203 @@
+"""init: look at a table, and write params.yaml and tasks/features.sql for it.
+
+    evergreen init data.csv --time date --label "delay > 15"
+
+What was guessed is listed with its reason, and stands beside each setting. What the table cannot tell is a question,
+with the flag that answers it. Work that git does not hold is never replaced: without --force both files must be as they
+were committed, or as init wrote them.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from tasks import params
+from tasks.data import feasibility, featuresql
+from tasks.drafting.draft import Draft, make_draft
+from tasks.drafting.sheet import open_sheet
+from tasks.drafting.wishes import Guess, Kind, Wishes
+from tasks.drafting.yamldraft import apply_draft
+from tasks.params import Task
+from tasks.runtime import files
+
+SETTINGS = Path("params.yaml")
+WRITTEN = "drafted"  # the folder in the home that holds both files as init wrote them last
+Names = Annotated[  # in a terminal: carrier,origin
+    list[str] | None,
+    Parameter(converter=lambda _type, tokens: ",".join(token.value for token in tokens).split(","), n_tokens=1),
+]
+Length = Annotated[
+    timedelta | None, Parameter(converter=lambda _type, tokens: params.parse_duration(tokens[0].value), n_tokens=1)
+]
+
+
+def main(
+    table: str,
+    *,
+    time: str | None = None,
+    label: str | None = None,
+    task: Task | None = None,
+    known_at: str | None = None,
+    delay: Length = None,
+    lead: Length = None,
+    kind: Kind | None = None,
+    entity: Names = None,
+    key: Names = None,
+    known: Names = None,
+    model: str | None = None,
+    force: bool = False,
+) -> None:
+    """Look at a table, and write params.yaml and tasks/features.sql for it.
+
+    Args:
+        table: A CSV or Parquet file, a .zip or .gz of one, files by *, or an address as of sources in params.yaml.
+        time: When a row happened: a column, or SQL over the columns. Empty: the one column that holds times.
+        label: What to predict: a column, or SQL over the columns, such as "delay > 15". Empty: the one likely column.
+        task: binary, multiclass or regression. Empty: by the label's values.
+        known_at: When the outcome became known: a column of times, or SQL. Empty: --delay after the event.
+        delay: How long after a row's event its outcome is known, such as 2d. Empty: a step of a series, else a day.
+        lead: How long before its event a prediction is asked, such as 2h. Empty: at the event's own time.
+        kind: series: one row a step of time, all columns measured together. events: rows that come as they come.
+            Empty: by how even the rows lie in time.
+        entity: The columns over which lags are taken, such as store,product. Empty: what tells series apart.
+        key: The columns that tell rows apart; event_time may be one. Empty: those that do.
+        known: Columns that are known when a prediction is asked, though the guess is otherwise.
+        model: The registered model's name. Empty: the file's.
+        force: Replace params.yaml and features.sql although git does not hold them; copies are left beside them.
+    """
+    wishes = Wishes(
+        time=time,
+        label=label,
+        task=task,
+        known_at=known_at,
+        delay=delay,
+        lead=lead or timedelta(0),
+        kind=kind,
+        key=tuple(key or ()),
+        entity=tuple(entity or ()),
+        known=tuple(known or ()),
+        model=model,
+    )
+    checkout = Path.cwd()
+    p = params.load(checkout / SETTINGS)
+    lost = find_unsaved(checkout)
+    if lost and not force:
+        raise ValueError(
+            f"{' and '.join(map(str, lost))} hold work that git does not: commit it, or give --force, which leaves "
+            "copies beside them"
+        )
+    address = spell_address(table, checkout)
+    with open_sheet(p, address) as sheet:
+        draft = make_draft(sheet, wishes, address=address, stem=name_stem(table))
+    text = apply_draft((checkout / SETTINGS).read_text(encoding="utf-8"), draft.sections, draft.values, draft.guesses)
+    try_draft(text, draft.sql)
+    copies = write_draft(checkout, text, draft.sql, keep=lost)
+    show(draft, table, copies)
+
+
+def spell_address(table: str, checkout: Path) -> str:
+    """The address of a source; a file below the checkout is relative to it, another absolute."""
+    if "://" in table:
+        return table
+    path = Path(os.path.abspath(Path(table).expanduser()))  # not resolved: a link may be meant to be moved
+    return str(path.relative_to(checkout)) if path.is_relative_to(checkout) else str(path)
+
+
+def name_stem(table: str) -> str:
+    """flights from data/flights.csv.zip and from data/flights*.csv."""
+    stem = re.sub(r"(\.(csv|tsv|txt|parquet|zip|gz))+$", "", table.rstrip("/").rpartition("/")[2], flags=re.IGNORECASE)
+    return stem.replace("*", " ").strip(" -_.") or "rows"
+
+
+# --- what is there already -------------------------------------------------------------------------------------------
+
+
+def find_unsaved(checkout: Path) -> list[Path]:
+    """Which of the two files hold what neither git has committed nor init has written."""
+    written = params.home(checkout) / WRITTEN
+    return [
+        path
+        for path in (SETTINGS, featuresql.SQL)
+        if (checkout / path).exists()
+        and not _is_committed(checkout, path)
+        and not _is_same(checkout / path, written / path.name)
+    ]
+
+
+def _is_committed(checkout: Path, path: Path) -> bool:
+    command = ["git", "status", "--porcelain", "--ignored", "--", str(path)]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    return done.returncode == 0 and not done.stdout.strip()
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return other.exists() and one.read_bytes() == other.read_bytes()
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def try_draft(text: str, sql: str) -> None:
+    """Raises ValueError where the draft does not fit itself: nothing is written then."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / featuresql.SQL).parent.mkdir()
+        (Path(folder) / featuresql.SQL).write_text(sql, encoding="utf-8")
+        (Path(folder) / SETTINGS).write_text(text, encoding="utf-8")
+        feasibility.dry_run(params.load(Path(folder) / SETTINGS), Path(folder))
+
+
+def write_draft(checkout: Path, text: str, sql: str, *, keep: list[Path]) -> list[Path]:
+    """Write both files, and what stands in their place to a copy for each in `keep`. Returns the copies."""
+    copies = [_copy(checkout / path) for path in keep]
+    written = params.home(checkout) / WRITTEN
+    for path, content in ((featuresql.SQL, sql), (SETTINGS, text)):
+        files.publish_text(written / path.name, content)
+        files.publish_text(checkout / path, content)
+    return copies
+
+
+def _copy(path: Path) -> Path:
+    number, target = 1, path.with_name(f"{path.name}.before")
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.before{number}")
+    files.publish_text(target, path.read_text(encoding="utf-8"))
+    return target
+
+
+# --- what a person sees ----------------------------------------------------------------------------------------------
+
+
+def show(draft: Draft, table: str, copies: list[Path]) -> None:
+    console = Console(highlight=False)
+    console.print(f"{table}: {draft.rows:,} rows. What was guessed, and why:\n")
+    console.print(_tabulate([guess for guess in draft.guesses if not guess.is_open]))
+    if questions := [guess for guess in draft.guesses if guess.is_open]:
+        console.print("\nWhat the table does not tell. Is it right?\n")
+        console.print(_tabulate(questions))
+    for copy in copies:
+        console.print(f"\nWhat stood there before is in {copy.name}.")
+    console.print(
+        f"\nWritten: {SETTINGS} and {featuresql.SQL}, with {len(draft.features)} features. Next:\n\n"
+        "  evergreen check      reads them against the data\n"
+        "  evergreen retrain    makes a first model, and judges it\n"
+    )
+
+
+def _tabulate(guesses: list[Guess]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold", max_width=40)
+    table.add_column(overflow="fold")
+    for guess in guesses:
+        change: Any = f" [dim]({guess.change})[/dim]" if guess.change else ""
+        table.add_row(guess.setting, guess.value, guess.why.replace("[", "\\[") + change)
+    return table
