@@ -75,7 +75,7 @@ def create_table(con: duckdb.DuckDBPyConnection, table: str, source: Source, pla
         except duckdb.Error as error:
             sqlcheck.raise_machine_error(error)
     raise ValueError(
-        f"{table} ({source.address}) does not fit its params: one of {', '.join(plan.unguarded)} fails for a row, and "
+        f"{table} ({source.shown}) does not fit its params: one of {', '.join(plan.unguarded)} fails for a row, and "
         "no single row can be put aside, since it holds a subquery, a window function or random(). Put TRY(...) around "
         "the part that fails; a subquery must give one row at most."
     )
@@ -98,14 +98,14 @@ def _find_kind(
             tables="the tables above this one",
         )
         raise ValueError(
-            f"{table} ({source.address}) does not fit its params: {cause} It must be SQL over the contract's columns."
+            f"{table} ({source.shown}) does not fit its params: {cause} It must be SQL over the contract's columns."
         ) from None
     except duckdb.Error as error:
         sqlcheck.raise_machine_error(error)
         return "TIMESTAMP" if step.is_time else "VARCHAR"
     if step.is_time and not kind.startswith(TIME_KINDS):
         raise ValueError(
-            f"{table} ({source.address}) does not fit its params: sources.{table}.{step.setting} must be a TIMESTAMP, "
+            f"{table} ({source.shown}) does not fit its params: sources.{table}.{step.setting} must be a TIMESTAMP, "
             f"a DATE or a text, but `{step.expression}` is a {kind}; to_timestamp(...) makes a TIMESTAMP of seconds."
         )
     return kind

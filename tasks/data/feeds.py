@@ -96,7 +96,7 @@ class Reader:
         except duckdb.Error as error:
             sqlcheck.raise_machine_error(error)
             raise ValueError(
-                f"{feed.name} ({feed.source.address}) does not fit its params: DuckDB cannot compute its rows "
+                f"{feed.name} ({feed.source.shown}) does not fit its params: DuckDB cannot compute its rows "
                 f"({type(error).__name__}). Check sources.{feed.name} and contract.{feed.name}."
             ) from None
 

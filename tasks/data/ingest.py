@@ -24,6 +24,7 @@ from tasks import log
 from tasks.data import contract, csvtext, expressions, feasibility, feeds, manifest, packing, periods, timeline
 from tasks.data.sources import fetch
 from tasks.params import FAULT, PLACE, TIMES, Params, to_utc
+from tasks.params.source import READING
 from tasks.runtime import sql, stage
 from tasks.runtime.sql import parquet, quote, time_sql
 
@@ -82,7 +83,7 @@ def _fetch_feeds(p: Params, key_id: str | None) -> dict[str, feeds.Feed]:
     for name, source in p.sources.items():
         fetched, table = fetch.fetch_files(source.address, source), p.contract[name]
         columns = [(column, rule.type, rule.format, rule.pii, rule.outcome) for column, rule in table.columns.items()]
-        settings = (source.model_dump(exclude={"address"}), columns, table.key, p.ingest.period)
+        settings = (source.model_dump(include=READING), columns, table.key, p.ingest.period)
         identity = periods.hash_inputs(
             name, fetched.fingerprint, *settings, key_id, [feed.identity for feed in fetched_feeds.values()], CODE
         )
@@ -146,7 +147,7 @@ def _check_lacking(feed: feeds.Feed, lacking: dict[str, list[str]]) -> None:
         file = names[int(index)]
         if required := [name for name in columns if feed.table.columns[name].required]:
             raise ValueError(
-                f"{feed.name} ({feed.source.address}): {file} lacks the column {', '.join(required)}, which "
+                f"{feed.name} ({feed.source.shown}): {file} lacks the column {', '.join(required)}, which "
                 f"contract.{feed.name} requires. Mend the file, take it out, or set `required: false`."
             )
         log.warning("%s: %s lacks the column %s, which is missing in its rows", feed.name, file, ", ".join(columns))
@@ -161,7 +162,7 @@ def _measure_spans(
     where = f"({outlier}) IS NULL" if outlier else "TRUE"
     rows = con.execute(f"SELECT {start}, {span} FROM {quote(feed.name)} WHERE {where} GROUP BY 1").fetchall()
     if not rows:
-        raise ValueError(f"{feed.name} ({feed.source.address}) has no rows")
+        raise ValueError(f"{feed.name} ({feed.source.shown}) has no rows")
     never, spans = datetime.min.isoformat(), {}
     for start, first, last in rows:
         period = periods.period_at(start, unit).name if isinstance(start, datetime) else start or periods.UNKNOWN
@@ -217,7 +218,7 @@ def _write_table(
     names, total = feeds.name_files(feed.fetched), sum(rows.values())
     log.info("%s: %s rows in %s periods, as of %s", feed.name, f"{total:,}", len(rows), as_of)
     return manifest.RawTable(
-        address=feed.source.address,
+        address=feed.source.shown,
         fingerprint=feed.fetched.fingerprint,
         rows=total,
         periods=rows,
@@ -226,6 +227,7 @@ def _write_table(
         empty=delivery["empty"],
         later=delivery["rows"] - delivery["empty"] - total,
         lacking={names[int(index)]: columns for index, columns in delivery["lacking"].items()},
+        fallback=feed.fetched.fallback,
     )
 
 

@@ -38,6 +38,7 @@ class RawTable(_Model):
     """One table of data/raw: its source, the rows by period, and what became of the rows of its files.
 
     Rows read = rows + empty + later (not known yet). `lacking`: by file, the columns of the contract that it lacks.
+    `fallback`: what was used because the source did not deliver.
     """
 
     address: str
@@ -49,6 +50,7 @@ class RawTable(_Model):
     empty: int
     later: int
     lacking: dict[str, list[str]]
+    fallback: str | None = None
 
 
 class RawManifest(Manifest):

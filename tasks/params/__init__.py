@@ -35,7 +35,6 @@ from tasks.params.sections import (
     Section,
     Serving,
     SignalKind,
-    Source,
     Spine,
     Split,
     Stage,
@@ -45,6 +44,7 @@ from tasks.params.sections import (
     Train,
     Tune,
 )
+from tasks.params.source import Source
 from tasks.params.values import parse_duration, spell, to_utc
 
 __all__ = [

@@ -11,12 +11,13 @@ from typing import Any, get_args
 from pydantic import ValidationError, model_validator
 
 from tasks.params import sections, yamltext
+from tasks.params.source import Source
 from tasks.params.values import spell, suggest
 
 
 class Params(sections.Section):
     clock: sections.Clock
-    sources: dict[str, sections.Source]
+    sources: dict[str, Source]
     contract: dict[str, sections.Table]
     ingest: sections.Ingest
     clean: sections.Clean
@@ -112,7 +113,7 @@ def _check_table(name: str, table: sections.Table, p: Params) -> None:
         _check_reference(f"contract.{name}.columns.{field}", column, others)
 
 
-def _check_names(name: str, table: sections.Table, source: sections.Source) -> None:
+def _check_names(name: str, table: sections.Table, source: Source) -> None:
     """SQL ignores case: names that differ in case alone are one column to it."""
     spelled: dict[str, str] = {}
     for column in [*table.columns, *source.derive]:

@@ -6,10 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks import LOOPBACK
-from tasks.params.values import Duration, Moment, normalize_encoding, spell, spelled_as, suggest
+from tasks.params.values import Duration, Moment, spell, spelled_as, suggest
 
 Task = Literal["binary", "multiclass", "regression"]
 SEED = 2**31 - 1  # the largest seed that each library takes
@@ -36,21 +36,6 @@ class Clock(Section):
                 f"step {spell(self.step)} needs an as_of to begin at: the newest event has nothing after it"
             )
         return self
-
-
-class Source(Section):
-    """Where a table comes from. A table without event_time is small and static: always read whole, always known.
-
-    `nulls` are the texts that stand for a missing value, `decimal` and `encoding` how its CSV files are written.
-    """
-
-    address: str
-    nulls: list[str] = []
-    decimal: Literal[".", ","] = "."
-    encoding: Annotated[str, AfterValidator(normalize_encoding)] = "utf-8"
-    event_time: str | None = None
-    known_at: str | None = None
-    derive: dict[str, str] = {}
 
 
 FORMAT = re.compile(r"(?:[^%]|%-?[dmyHIMS]|%[YbBaApfj%])*")

@@ -81,6 +81,14 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(name: str, near: s
         ("contract.orders.version", "delay", "'delay' is an outcome"),
         ("sources.orders.encoding", "latin1x", "an encoding is a name such as utf-8, cp1252 or latin-1"),
         ("sources.orders.decimal", ";", "sources.orders.decimal"),
+        ("sources.orders.address", "https://ada:pass@host/t.csv", "must hold no user and no password"),
+        ("sources.orders.address", "https:///t.csv", "needs a host"),
+        ("sources.orders.fallback", "last", "fallback: last and max_age go together"),
+        ("sources.orders.max_age", "1d", "fallback: last and max_age go together"),
+        ("sources.orders.sha256", "ABC", "a sha256 is 64 digits of 0-9 and a-f"),
+        ("sources.orders.headers", {"X-Key": "TOKEN"}, "headers are sent to http:// and https:// only"),
+        ("sources.orders.headers", {"X-Key": "Bearer abc"}, "by the name of an environment variable that holds it"),
+        ("sources.orders.timeout", "0s", "sources.orders.timeout"),
     ],
 )
 def test_names_and_settings_of_a_table_are_checked_where_they_enter(name: str, value: Any, said: str) -> None:

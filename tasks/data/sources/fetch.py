@@ -4,49 +4,97 @@ A new kind of address is a class in a file of its own, and an entry of SCHEMES.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tasks import log
 from tasks.data import packing, periods
+from tasks.data.sources import copies
 from tasks.data.sources.files import LocalFiles
 from tasks.data.sources.package import PackageFiles
-from tasks.data.sources.scheme import Scheme
+from tasks.data.sources.scheme import DeliveryError, Scheme
+from tasks.data.sources.web import WebFile
 from tasks.params import Source
+from tasks.params.source import LAST, scheme_of, show_address
 from tasks.runtime import locks
 
-SCHEMES: dict[str, Scheme] = {"": LocalFiles(), "file": LocalFiles(), "package": PackageFiles()}
+SCHEMES: dict[str, Scheme] = {
+    "": LocalFiles(),
+    "file": LocalFiles(),
+    "package": PackageFiles(),
+    "http": WebFile(),
+    "https": WebFile(),
+}
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """Local files that hold a table, packed or not, and the SHA-256 of their bytes as they were fetched."""
+    """Local files that hold a table, packed or not, and the SHA-256 of their bytes as they were fetched.
+
+    `address` is as messages show it. `fallback` says what was used in place of the source; None: the source itself.
+    """
 
     address: str
     files: tuple[Path, ...]
     fingerprint: str
+    fallback: str | None = None
 
 
 def fetch_files(address: str, source: Source | None = None) -> Fetched:
-    """Bring a source here.
+    """Bring a source here, or where it does not deliver, what its `fallback` names; a warning says so.
 
     Args:
         source: the table's settings in params.yaml; None: the usual ones.
 
     Raises:
-        ValueError: it is missing or empty.
+        DeliveryError: it is missing, empty or did not come whole, and no fallback did.
+        ValueError: a setting is wrong.
     """
+    source = source or Source(address=address)
     for root in {path.with_suffix("") for path in packing.scratch_root().glob("*")}:  # of processes that were killed
         locks.remove_ownerless(root)
-    scheme = address.partition("://")[0] if "://" in address else ""
+    try:
+        return _fetch(address, source)
+    except DeliveryError as error:
+        if source.fallback is None:
+            raise
+        return _fetch_fallback(source.fallback, source, error)
+
+
+def _fetch(address: str, source: Source) -> Fetched:
+    scheme, shown = scheme_of(address), show_address(address)
     if scheme not in SCHEMES:
-        raise ValueError(f"{address}: the scheme must be one of {sorted(filter(None, SCHEMES))}, but got {scheme!r}")
-    files, hashes = SCHEMES[scheme].fetch(address, source or Source(address=address)), []
+        raise ValueError(f"{shown}: the scheme must be one of {sorted(filter(None, SCHEMES))}, but got {scheme!r}")
+    return _describe(SCHEMES[scheme].fetch(address, source), shown, source)
+
+
+def _fetch_fallback(fallback: str, source: Source, error: DeliveryError) -> Fetched:
+    try:
+        if fallback == LAST:
+            files, checked = copies.read_last(source)
+            fetched, used = (
+                _describe(files, source.shown, source),
+                f"the last good copy, of {checked:%Y-%m-%d %H:%M} UTC",
+            )
+        else:
+            fetched, used = _fetch(fallback, source), show_address(fallback)
+    except DeliveryError as second:
+        raise DeliveryError(f"{error}. Nor does its fallback deliver: {second}") from None
+    log.warning("%s. Its fallback is used: %s", error, used)
+    return replace(fetched, address=source.shown, fallback=used)
+
+
+def _describe(files: list[Path], shown: str, source: Source) -> Fetched:
+    hashes = []
     for file in files:
         if not file.is_file():
-            raise ValueError(
-                f"{address}: {file} is no file; name the files in a folder with *, such as {address}/*.csv"
-            )
+            raise DeliveryError(f"{shown}: {file} is no file; name the files in a folder with *, such as {shown}/*.csv")
         if file.stat().st_size == 0:
-            raise ValueError(f"{address}: {file.name} is empty")
+            raise DeliveryError(f"{shown}: {file.name} is empty")
         hashes.append(periods.hash_file(file))
-    return Fetched(address, tuple(files), hashlib.sha256("".join(hashes).encode()).hexdigest())
+    if source.sha256 and hashes != [source.sha256]:
+        raise DeliveryError(
+            f"{shown}: it must be one file with the sha256 {source.sha256}, but it is {len(files)} with {hashes[0]}. "
+            "Correct `sha256`, or the source"
+        )
+    return Fetched(shown, tuple(files), hashlib.sha256("".join(hashes).encode()).hexdigest())

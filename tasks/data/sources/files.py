@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from tasks.data.sources.scheme import DeliveryError
 from tasks.params import Source
 
 
@@ -21,14 +22,14 @@ class LocalFiles:
 
 
 def find_files(path: str) -> list[Path]:
-    """The files of a path or a pattern. Raises ValueError where there are none.
+    """The files of a path or a pattern. Raises DeliveryError where there are none.
 
     A workspace holds what git tracks, at the run's commit. What it lacks is looked for in its checkout.
     """
     places = [Path(), *map(Path, filter(None, [os.environ.get("EVERGREEN_CHECKOUT")]))]
     files = {name: place / name for place in reversed(places) for name in _match(path, place)}
     if not files:
-        raise ValueError(
+        raise DeliveryError(
             f"{path} does not exist (seen from {' and from '.join(str(place.resolve()) for place in places)})"
         )
     return [files[name] for name in sorted(files, key=order_naturally)]  # by the name, whatever its place

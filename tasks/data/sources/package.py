@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from tasks.data.sources.files import find_files
+from tasks.data.sources.scheme import DeliveryError
 from tasks.params import Source
 
 
@@ -14,5 +15,5 @@ class PackageFiles:
         name, _, inside = address.removeprefix("package://").partition("/")
         spec = importlib.util.find_spec(name)
         if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"package {name} is not installed; add it to pyproject.toml and run `make setup`")
+            raise DeliveryError(f"package {name} is not installed; add it to pyproject.toml and run `make setup`")
         return find_files(str(Path(spec.submodule_search_locations[0]) / inside))

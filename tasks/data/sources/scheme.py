@@ -6,6 +6,22 @@ from typing import Protocol
 from tasks.params import Source
 
 
+class DeliveryError(ValueError):
+    """A source did not deliver. Another place may, which its `fallback` names."""
+
+
+class PassingError(DeliveryError):
+    """A source did not deliver this time: another try may succeed.
+
+    Args:
+        after: seconds that the source asks for before the next try.
+    """
+
+    def __init__(self, message: str, *, after: float = 0.0) -> None:
+        super().__init__(message)
+        self.after = after
+
+
 class Scheme(Protocol):
     """One kind of address, such as `package://`."""
 
@@ -20,5 +36,6 @@ class Scheme(Protocol):
             Local files, packed or not, in the order of their delivery.
 
         Raises:
-            ValueError: the files are not there.
+            DeliveryError: the files are not there, or did not come whole within `timeout`.
+            ValueError: a setting is missing or wrong, which no other address mends.
         """

@@ -1,0 +1,95 @@
+"""The `sources` section of params.yaml: where a table comes from, how it is fetched, and how its files are read."""
+
+import re
+from datetime import timedelta
+from typing import Annotated, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import AfterValidator, Field, model_validator
+
+from tasks.params.sections import Section
+from tasks.params.values import Duration, normalize_encoding, spelled_as
+
+READING = {"nulls", "decimal", "encoding", "event_time", "known_at", "derive"}  # what the rows depend on, once fetched
+COPIED = ("http", "https")  # schemes of which this machine keeps a copy
+WEB = ("http", "https")
+LAST = "last"  # as a fallback: the copy of the last good delivery
+Variable = Annotated[
+    str, spelled_as(r"[A-Za-z_]\w*", "a secret is given by the name of an environment variable that holds it")
+]
+
+
+def scheme_of(address: str) -> str:
+    """What stands before ://; empty for a plain path."""
+    return address.partition("://")[0] if "://" in address else ""
+
+
+def show_address(address: str) -> str:
+    """An address as messages, manifests and MLflow show it: the values of its query may be secrets."""
+    if scheme_of(address) not in WEB:
+        return address
+    parts = urlsplit(address)
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    return f"{parts.scheme}://{parts.netloc}{parts.path}" + ("?" + "&".join(f"{name}=…" for name in names)) * bool(
+        names
+    )
+
+
+def _check_address(address: str) -> str:
+    """No message quotes the address, since it may hold a password."""
+    scheme = scheme_of(address)
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*|", scheme):
+        raise ValueError("an address begins with a scheme in small letters, such as https://, or is a path")
+    if scheme in WEB:
+        netloc = urlsplit(address).netloc
+        if "@" in netloc:
+            raise ValueError("an address must hold no user and no password. Take them out, and set `headers`")
+        if not netloc:
+            raise ValueError(f"an address with {scheme}:// needs a host, such as {scheme}://example.org/table.csv")
+    return address
+
+
+class Source(Section):
+    """A table without event_time is small and static: always read whole, always known.
+
+    `nulls` are the texts that stand for a missing value, `decimal` and `encoding` how its CSV files are written.
+    `timeout` bounds a fetch with all its tries. `fallback` is used when the address does not deliver: a second address,
+    or `last`, the copy of the last good delivery, no older than `max_age`. `max_drop` is the share of its rows that the
+    table may lose between two ingests. `headers` are sent with each request: the name of a header, and that of the
+    environment variable that holds its value.
+    """
+
+    address: Annotated[str, AfterValidator(_check_address)]
+    nulls: list[str] = Field([])
+    decimal: Literal[".", ","] = "."
+    encoding: Annotated[str, AfterValidator(normalize_encoding)] = "utf-8"
+    event_time: str | None = None
+    known_at: str | None = None
+    derive: dict[str, str] = Field({})
+    timeout: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(minutes=10)
+    fallback: Annotated[str, AfterValidator(_check_address)] | None = None
+    max_age: Annotated[Duration, Field(gt=timedelta(0))] | None = None
+    sha256: Annotated[str, spelled_as(r"[0-9a-f]{64}", "a sha256 is 64 digits of 0-9 and a-f")] | None = None
+    headers: dict[str, Variable] = Field({})
+
+    @property
+    def shown(self) -> str:
+        """The address as messages, manifests and MLflow show it."""
+        return show_address(self.address)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Source":
+        scheme = scheme_of(self.address)
+        if (self.fallback == LAST) != (self.max_age is not None):
+            raise ValueError(
+                f"fallback: {LAST} and max_age go together: max_age, such as 7d, is how old the last good copy may be. "
+                "Give both or neither"
+            )
+        if self.fallback == LAST and scheme not in COPIED:
+            raise ValueError(
+                f"fallback: {LAST} needs an address of which a copy is kept ({', '.join(COPIED)}), but this one is "
+                f"{scheme + '://' if scheme else 'a path'}. Name a second address instead"
+            )
+        if self.headers and scheme not in WEB:
+            raise ValueError("headers are sent to http:// and https:// only. Take them out")
+        return self
