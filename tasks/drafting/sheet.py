@@ -13,7 +13,8 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 
-from tasks.data import feeds, sources
+from tasks.data import csvtext, feeds, packing
+from tasks.data.sources import fetch
 from tasks.params import TAKEN, Column, Params, Source
 from tasks.runtime import locks, stage
 from tasks.runtime.sql import quote
@@ -45,7 +46,7 @@ class Sheet:
 @contextmanager
 def open_sheet(p: Params, address: str) -> Iterator[Sheet]:
     """Raises ValueError where the address leads to no table, or its first line is no header."""
-    fetched = sources.fetch_files(address)
+    fetched = fetch.fetch_files(address)
     encoding, delimiter, names = _read_head(fetched)
     _check_header(address, names)
     columns, unusable = choose_columns(names)
@@ -63,13 +64,13 @@ def open_sheet(p: Params, address: str) -> Iterator[Sheet]:
         yield Sheet(con, address, encoding, delimiter, columns, unusable, rows)
 
 
-def _read_head(fetched: sources.Fetched) -> tuple[str, str, list[str]]:
+def _read_head(fetched: fetch.Fetched) -> tuple[str, str, list[str]]:
     """The encoding of all files, the delimiter of the last one, and the names of all columns in order."""
     names: dict[str, None] = {}
     encoding = delimiter = ""
-    with locks.open_folder(sources.scratch_root()) as folder:
+    with locks.open_folder(packing.scratch_root()) as folder:
         for i, file in enumerate(fetched.files):
-            plain = sources.unpack(file, folder / str(i))
+            plain = packing.unpack(file, folder / str(i))
             if plain.suffix.lower() == ".parquet":
                 names |= dict.fromkeys(pq.read_schema(plain).names)
                 continue
@@ -77,7 +78,7 @@ def _read_head(fetched: sources.Fetched) -> tuple[str, str, list[str]]:
             if encoding not in ("", "utf-8", one):
                 one = encoding if one == "utf-8" else "cp1252"
             encoding = one
-            delimiter, own = sources.read_layout(plain, encoding)
+            delimiter, own = csvtext.read_layout(plain, encoding)
             names |= dict.fromkeys(own)
             if twice := sorted({name for name in own if name and own.count(name) > 1}):
                 raise ValueError(f"{fetched.address} names the column {', '.join(twice)} more than once")
