@@ -11,7 +11,7 @@ from tasks.params.sections import Section
 from tasks.params.values import Duration, normalize_encoding, spelled_as
 
 READING = {"nulls", "decimal", "encoding", "event_time", "known_at", "derive"}  # what the rows depend on, once fetched
-COPIED = ("http", "https")  # schemes of which this machine keeps a copy
+COPIED = ("http", "https", "s3")  # schemes of which this machine keeps a copy
 WEB = ("http", "https")
 LAST = "last"  # as a fallback: the copy of the last good delivery
 Variable = Annotated[
@@ -46,6 +46,10 @@ def _check_address(address: str) -> str:
             raise ValueError("an address must hold no user and no password. Take them out, and set `headers`")
         if not netloc:
             raise ValueError(f"an address with {scheme}:// needs a host, such as {scheme}://example.org/table.csv")
+    if scheme == "s3" and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+/.+", address):
+        raise ValueError(
+            f"an address with s3:// needs a bucket and a key, such as s3://bucket/folder/*.csv, got {address}"
+        )
     return address
 
 

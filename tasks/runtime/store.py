@@ -220,7 +220,7 @@ class S3Store:
 
     @property
     def _client(self) -> Any:
-        return _connect(os.getpid())
+        return connect_s3()
 
     @contextlib.contextmanager
     def _explain(self, act: str, name: str) -> Iterator[None]:
@@ -248,13 +248,22 @@ def _code_of(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-@lru_cache(maxsize=1)
-def _connect(_process: int) -> Any:
-    """A client of S3 for this process: a forked child must not use its parent's connections."""
+def connect_s3(*, attempts: int = ATTEMPTS) -> Any:
+    """A client of S3: this process's, by the credentials, region and endpoint that boto3 finds.
+
+    Args:
+        attempts: how often it asks before it raises.
+    """
+    return _connect(os.getpid(), attempts)
+
+
+@lru_cache(maxsize=2)
+def _connect(_process: int, attempts: int) -> Any:
+    """A forked child must not use its parent's connections."""
     import boto3
     from botocore.config import Config
 
-    retries: Any = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+    retries: Any = {"mode": "standard", "total_max_attempts": attempts}
     config = Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries)
     # Of a session of its own: boto3's keeps the credentials that it found first.
     return boto3.Session().client("s3", config=config)

@@ -169,7 +169,7 @@ def _write(file: BinaryIO, answer: Answer, part: Path, limit: Limit, progress: l
     except DeliveryError:
         _sync(file, part, length, answer.mark)
         raise
-    return length
+    return _sync(file, part, length, answer.mark)
 
 
 def _sync(file: BinaryIO, part: Path, length: int, mark: str | None) -> int:

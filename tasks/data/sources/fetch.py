@@ -10,6 +10,7 @@ from pathlib import Path
 from tasks import log
 from tasks.data import packing, periods
 from tasks.data.sources import copies
+from tasks.data.sources.bucket import BucketObjects
 from tasks.data.sources.files import LocalFiles
 from tasks.data.sources.package import PackageFiles
 from tasks.data.sources.scheme import DeliveryError, Scheme
@@ -24,6 +25,7 @@ SCHEMES: dict[str, Scheme] = {
     "package": PackageFiles(),
     "http": WebFile(),
     "https": WebFile(),
+    "s3": BucketObjects(),
 }
 
 

@@ -141,3 +141,37 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(0.05)  # so that what was sent arrives before the reset
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
+
+
+class Relay:
+    """Connections to a server of this machine, each cut after so many bytes of its answers; then uncut ones."""
+
+    def __init__(self, port: int) -> None:
+        self.target, self.cuts = port, list[int]()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.target))
+                threading.Thread(target=self._pass_on, args=(client, server, False), daemon=True).start()
+                threading.Thread(target=self._pass_on, args=(server, client, True), daemon=True).start()
+
+    def _pass_on(self, one: socket.socket, other: socket.socket, is_answer: bool) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 14):
+                other.sendall(data)
+                passed += len(data)
+                if is_answer and self.cuts and passed >= self.cuts[0]:
+                    self.cuts.pop(0)
+                    break
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.close()
