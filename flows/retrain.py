@@ -96,11 +96,12 @@ def retrain(
     waits = LONGEST + (p.gate.approval_within if p.gate.approval == "required" else timedelta(0))
     turn, root = locks.take_turn(params.home(), say=get_run_logger().info, timeout=waits.total_seconds()), None
     try:
-        with turn:  # what is asked of the registry here must hold until the verdict
+        # What is asked of the registry in this turn must hold until the verdict.
+        with turn, same.start() as closer:
             overrides |= choose_recipe(p, kind) | limit_cost(p, kind, moment, force=force)
             with workspaces.open_workspace(Path.cwd(), overrides=overrides) as space:
                 root = space.root  # after an error it is kept
-                done = make_and_judge(space, answers.Asked(decision, kind, root), attempt, force=force)
+                done = make_and_judge(space, answers.Asked(decision, kind, root), attempt, closer, force=force)
     except Exception as error:
         if decision:
             answers.answer_fault(p, answers.Asked(decision, kind, root), moment, error)
@@ -110,7 +111,9 @@ def retrain(
     return done
 
 
-def make_and_judge(space: workspaces.Workspace, asked: answers.Asked, attempt: int, *, force: bool) -> Retrained | None:
+def make_and_judge(
+    space: workspaces.Workspace, asked: answers.Asked, attempt: int, closer: same.Closer, *, force: bool
+) -> Retrained | None:
     """The retrain in its workspace. None where no candidate is wanted."""
     p, decision = params.load(space.root / "params.yaml"), asked.decision
     if decision and answers.is_answered(p, decision):
@@ -120,16 +123,16 @@ def make_and_judge(space: workspaces.Workspace, asked: answers.Asked, attempt: i
         clock.refuse_ahead(params.load().clock, p.clock.as_of, force=force)
         if decision and answers.is_too_early(p, asked, p.clock.as_of):
             return None
-    with same.start() as closer:
 
-        def is_too_early(moment: datetime, limit: datetime | None) -> bool:
-            closer.stop()  # there is something to make, so there is something to judge
-            return answers.is_too_early(p, asked, moment, limit)
+    def is_too_early(moment: datetime, limit: datetime | None) -> bool:
+        closer.stop()  # there is something to make, so there is something to judge
+        return answers.is_too_early(p, asked, moment, limit)
 
-        stages = run_stages(space, force=force, stops=is_too_early)
-        if stages is None:
-            return None
-        closed = None if list_changed(stages) else close_same(p, space, asked, closer)
+    stages = run_stages(space, force=force, stops=is_too_early)
+    if stages is None:
+        return None
+    closed = None if list_changed(stages) else close_same(p, space, asked, closer)
+    closer.stop()
     if closed:
         reports, verdict = read_reports(p, space.root), closed.verdict
         return Retrained(closed.as_of, closed.record, verdict, closed.run_id, None, stages, reports, closed.links)
@@ -226,7 +229,9 @@ def close_same(
     p: params.Params, space: workspaces.Workspace, asked: answers.Asked, closer: same.Closer
 ) -> same.Closed | None:
     """Close a retrain whose stages came to what they came to before, if that is what serves."""
-    made = same.Made(space.root, name_decision(asked), asked.kind, asked.read_costs())
+    key = record.hash_entries(record.read_entries(space.root))
+    as_of = manifest.FeaturesManifest.read(space.root / p.paths.features).as_of
+    made = same.Made(space.root, key, as_of, name_decision(asked), asked.kind, asked.read_costs())
     if (closed := closer.close(made)) is None:
         return None
     get_run_logger().info("%s: %s", closed.verdict.outcome, " ".join(closed.verdict.reasons))

@@ -3,6 +3,8 @@
 Importing mlflow takes as long as all else that is left of such a retrain. So this is a program beside the flow: it
 imports mlflow while the flow finds out that nothing has changed, and is asked once. A retrain that has something to
 judge does not ask it. The program is the flow's own: it dies with it, and what passes between them is pickled.
+
+The program is without pandas and what comes with it, as mlflow-skinny is: mlflow would import them, and use none here.
 """
 
 import contextlib
@@ -13,16 +15,18 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from tasks import log, params
-from tasks.data import manifest
 from tasks.params import RetrainKind
-from tasks.promotion import ledger, outcome, record, tracking
+from tasks.promotion import ledger, outcome, tracking
 from tasks.promotion.registry import Version, open_registry
 from tasks.promotion.verdict import Verdict, hold_same
 from tasks.runtime import cost, stage
+
+UNUSED = ("numpy", "pandas", "pyarrow", "scipy")  # for tables as arguments, which nobody gives here
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,13 @@ class Made:
     """What the stages of a retrain left in a workspace, all of it taken from earlier runs.
 
     Attributes:
+        record: The hash of all of it.
         parts: CPU seconds that the retrain took, by part.
     """
 
     root: Path
+    record: str
+    as_of: datetime
     decision: str
     kind: RetrainKind
     parts: Mapping[str, float]
@@ -55,20 +62,20 @@ def close(made: Made) -> Closed | None:
     """Close a retrain that made what serves. None, and nothing is written, where it made anything else, or a promotion
     or rollback was cut off: then the gate is asked."""
     p, began = params.load(made.root / "params.yaml"), cost.read_usage()
-    registry, key = open_registry(p.registry), record.hash_entries(record.read_entries(made.root))
+    registry = open_registry(p.registry)
     with registry.tracking.lock:  # no rollback may come between the question who serves and the answer
-        champion, run_id = registry.find_champion(), registry.runs.find(key)
-        if champion is None or champion.record != key or run_id is None:
+        champion, run_id = registry.find_champion(), registry.runs.find(made.record)
+        if champion is None or champion.record != made.record or run_id is None:
             return None
         if ledger.find_unfinished(registry.read_ledger()):
             return None
-        as_of = manifest.FeaturesManifest.read(made.root / p.paths.features).as_of
         parts = {**made.parts, outcome.JUDGE: cost.read_usage() - began}
         verdict = outcome.add_costs(hold_same(champion.number), parts, made.kind, cpu_price=p.policy.cpu_price)
         outcome.add_verdict(registry.runs, run_id, verdict, cpu_price=p.policy.cpu_price)
-        outcome.append_verdict(registry, verdict, run_id, decision=made.decision, as_of=as_of, champion=champion.number)
+        number = champion.number
+        outcome.append_verdict(registry, verdict, run_id, decision=made.decision, as_of=made.as_of, champion=number)
     links = outcome.find_links(registry, run_id, verdict)
-    return Closed(key, run_id, as_of.isoformat(), champion, verdict, links)
+    return Closed(made.record, run_id, made.as_of.isoformat(), champion, verdict, links)
 
 
 class Closer:
@@ -132,4 +139,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the flow, and the flow this
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
+    for name in UNUSED:
+        sys.modules[name] = None  # type: ignore[assignment]  # importing it fails, as where it is not installed
     answer_once(sys.stdin.buffer, answers)
