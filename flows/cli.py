@@ -19,6 +19,8 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
+from tasks.runtime import leaving
+
 FLOWS = {  # flows/<name>.py holds the flow of that name, and `describe`, which puts its result into words
     "retrain": "Train a candidate, judge it, and let it serve if the gate says so.",
     "score": "Bring in what has arrived, and have the champion predict it.",
@@ -33,6 +35,7 @@ PROGRAMS = {
     "demo": ("flows.demo:demo", "Live through months of real flights: a first model, drift, a fresher model."),
     "deploy": ("flows.deploy:main", "Put prefect.yaml's deployments on the server at PREFECT_API_URL."),
     "up": ("infra.up:main", "Start Prefect, MLflow, Evidently, the API and a worker on this machine."),
+    "lineage": ("tasks.data.lineage:main", "From a feature back to the columns of the sources that it is made of."),
     "pull": ("tasks.promotion.pull:main", "Bring a registered version back with its data."),
     "gc": ("tasks.promotion.gc:main", "Show what could be freed on disk, or free it."),
     "cloud": ("infra.aws.cloud:app", "What it needs on AWS: up, status, down."),
@@ -116,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(command: str) -> None:
     """What `python -m flows.<command>` does: the command, with the options of this process."""
-    main([command, *sys.argv[1:]])
+    leaving.leave_after(lambda: main([command, *sys.argv[1:]]))
 
 
 if __name__ == "__main__":
-    main()
+    leaving.leave_after(main)

@@ -26,7 +26,7 @@ from tasks import params
 from tasks.data import manifest, state
 from tasks.monitoring import decisions, policy, skew
 from tasks.params import RetrainKind
-from tasks.promotion import changes, judge, ledger, outcome, recipe, record, same, tags
+from tasks.promotion import card, changes, datacard, judge, ledger, outcome, recipe, record, same, tags
 from tasks.promotion.page import render_verdict
 from tasks.promotion.registry import Registry, Version, open_registry
 from tasks.promotion.verdict import Verdict
@@ -147,6 +147,7 @@ def make_and_judge(
     # While a person decides, other retrains wait: they would be judged against a champion that is about to go.
     verdict = people.ask_approval(verdict, p.gate)
     verdict, version = carry_out(p, registry, run, verdict, decision=name_decision(asked))
+    write_cards(p, space.root, registry, run, verdict, version, return_state=True)  # a page less stops no retrain
     state.publish(p, space.root)
     return Retrained(run.as_of, run.record, verdict, run.run_id, version, stages, read_reports(p, space.root))
 
@@ -320,6 +321,23 @@ def carry_out(
         champion = serving.number if serving else None
         outcome.append_verdict(registry, verdict, run.run_id, decision=decision, as_of=as_of, champion=champion)
     return verdict, None
+
+
+@retried("cards")
+def write_cards(
+    p: params.Params, root: Path, registry: Registry, run: Recorded, verdict: Verdict, version: int | None
+) -> None:
+    """The cards of the candidate and its data: pages beside this run. The candidate's goes to its MLflow run too."""
+    lineage = registry.runs.read_data(run.run_id).tags
+    page = card.render_model_card(
+        card.read_facts(p, root), verdict, version=version, run_id=run.run_id, lineage=lineage
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / card.NAME).write_text(page, encoding="utf-8")
+        registry.runs.add_files(run.run_id, Path(scratch))
+    data = datacard.render_data_card(datacard.read_data(p, root, record.read_entries(root)))
+    for key, text in (("model-card", page), ("data-card", data)):
+        artifacts.create_markdown_artifact(text, key=key, description=f"as of {run.as_of}")
 
 
 def read_reports(p: params.Params, root: Path) -> dict[str, Any]:

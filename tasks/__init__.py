@@ -1,11 +1,9 @@
 """What is done to the data, in the order it passes through: plain functions that know nothing of Prefect.
 
 Importing this package, as every program of the project does, exempts this machine's own addresses from proxies, and
-has Python look for garbage less often: importing the libraries makes a million objects, and hardly one is garbage. When
-a program ends, Python looks at none of them once more.
+has Python look for garbage less often: importing the libraries makes a million objects, and hardly one is garbage.
 """
 
-import atexit
 import gc
 import logging
 import os
@@ -38,4 +36,3 @@ def exempt_loopback(environment: MutableMapping[str, str]) -> None:
 
 exempt_loopback(os.environ)
 gc.set_threshold(GARBAGE_THRESHOLD)
-atexit.register(gc.freeze)  # the first to be registered runs last

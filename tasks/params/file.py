@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic import ValidationError, model_validator
 
 from tasks.params import sections, yamltext
+from tasks.params.card import Card
 from tasks.params.source import Source
 from tasks.params.values import spell, suggest
 
@@ -30,6 +31,7 @@ class Params(sections.Section):
     evaluate: sections.Evaluate
     gate: sections.Gate
     registry: sections.Registry
+    card: Card = Card()
     journal: sections.Journal = sections.Journal()
     monitor: sections.Monitor = sections.Monitor()
     drift: sections.Drift = sections.Drift()
@@ -47,6 +49,8 @@ class Params(sections.Section):
             raise ValueError(
                 f"contract must not name tables that differ in case alone, but got {sorted(self.contract)}"
             )
+        if strange := sorted(self.card.licences.keys() - self.sources.keys()):
+            raise ValueError(f"card.licences must name tables of sources, {sorted(self.sources)}, but got {strange}")
         for name, table in self.contract.items():
             _check_table(name, table, self)
         _check_spine(self)

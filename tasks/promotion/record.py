@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from tasks import log
 from tasks.data import manifest, periods
 from tasks.params import Params, yamltext
-from tasks.promotion import figures, registry, tags, tracking, verdict
+from tasks.promotion import bill, datacard, figures, registry, tags, tracking, verdict
 from tasks.promotion.recipe import identify_recipe
 from tasks.promotion.runs import Bundle, Dataset, Runs
 from tasks.runtime import code, cost, files, stage
@@ -192,6 +192,9 @@ def _lay_out_artifacts(results: Results, target: Path) -> None:
     (target / "twins" / ".folder").touch()  # with train.seeds: 1 it is empty, and an object store has no empty folders
     if results.patch:
         (target / PATCH).write_bytes(results.patch)
+    data = datacard.read_data(results.p, folder, results.entries)
+    (target / datacard.NAME).write_text(datacard.render_data_card(data), encoding="utf-8")
+    files.publish_json(target / bill.NAME, bill.list_software(folder / "requirements.lock"))
     figures.draw_record(
         target / "pictures",
         trials=results.trials,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,32 @@ def test_the_evidence_is_a_picture_in_both_uis_and_candidates_are_comparable(sto
     assert any("viewStateShareKey=against-version-1" in link for link in shown("mlflow-compare"))
     together = story.known.tracking.search_runs(story.known.runs.experiment, "tags.`evergreen.against` = 'version 1'")
     assert story.later.run_id in {run.info.run_id for run in together}
+
+
+def test_each_candidate_has_a_card_of_itself_and_of_its_data_in_both_uis(story: Story, tmp_path: Path) -> None:
+    runs, run_id = story.known.runs, story.first.run_id
+    card, data, bill = (
+        runs.fetch(run_id, name, tmp_path).read_text() for name in ("model_card.md", "data_card.md", "sbom.json")
+    )
+    assert card in shown("model-card")
+    assert data in shown("data-card")
+    assert card.startswith("# Model card: made, version 1\n")
+    tags = runs.read_data(run_id).tags
+    assert tags["evergreen.record"] in card
+    assert tags["evergreen.recipe"] in card
+    loss = story.first.reports["metrics"]["log_loss"]
+    stated, low, high = map(
+        float, re.findall(r"its log loss is ([\d.]+) \(95% interval ([\d.]+) to ([\d.]+)\)", card)[0]
+    )
+    assert stated == pytest.approx(loss, rel=1e-3)
+    assert low < loss < high
+    assert {"xgboost-cpu", "prefect"} <= {part["name"] for part in json.loads(bill)["components"]}
+    counts = [
+        line.strip("| ").split(" | ") for line in data.partition("## What became of the rows")[2].splitlines()[2:]
+    ]
+    rows = [list(map(int, (cell.replace(",", "") for cell in line[1:]))) for line in counts[2:4]]
+    assert rows
+    assert all(read == sum(rest) > 0 for read, *rest in rows)
 
 
 def test_the_parameters_are_typed_for_the_form_of_the_prefect_ui(story: Story) -> None:

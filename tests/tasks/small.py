@@ -33,7 +33,7 @@ def settings(task: Task = "binary", **overrides: Any) -> Params:
     raw["spine"]["columns"] = ["store"]
     for name, value in overrides.items():
         section, key = name.split(".")
-        raw[section][key] = value
+        raw.setdefault(section, {})[key] = value
     return params.validate(raw)
 
 

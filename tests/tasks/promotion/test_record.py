@@ -54,6 +54,8 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest, in_store: None) -> Pa
     """A checkout after `dvc repro`, written by hand, with an experiment of its own."""
     raw = yaml.safe_load((PROJECT / "params.yaml").read_text())
     raw["registry"] |= {"model": request.node.name, "experiment": request.node.name}
+    raw["sources"]["orders"] = {"address": "package://p/orders.csv"}
+    raw["contract"]["orders"] = {"columns": {"size": {"type": "INTEGER"}, "email": {"type": "VARCHAR", "pii": True}}}
     raw["tune"]["space"] = {"eta": {"low": 0.04, "high": 0.25, "log": True}, "max_bin": {"choice": [64, 256]}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
     shutil.copy(PROJECT / "dvc.yaml", tmp_path)
@@ -106,6 +108,7 @@ def write_outputs(folder: Path) -> None:
     table = pa.table({"_label": [1.0, 0.0], "size": pa.array([3, None], pa.int32()), "store": ["north", None]})
     pq.write_table(table, folder / "data" / "features" / "2013-06.parquet")
     pq.write_table(table, folder / "reports" / "holdout.parquet")
+    pq.write_table(table.select(["size", "store"]), folder / "reports" / "reference.parquet")
     for name in ("model.ubj", "twin.ubj"):
         (folder / "models" / name).write_bytes(b"a model")
     (folder / "models" / "twins").mkdir()

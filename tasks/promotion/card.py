@@ -1,0 +1,199 @@
+"""card: what a candidate is, for people: model_card.md beside its run.
+
+The card is written once the verdict is known. Pure, but for `read_facts`. Its sections follow Mitchell et al., Model
+Cards for Model Reporting, FAT* 2019.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.data.manifest import FeaturesManifest, RawManifest
+from tasks.params import Params, spell
+from tasks.promotion import bill, datacard, tags
+from tasks.promotion.contest import estimate_loss, row_losses
+from tasks.promotion.interval import Estimate
+from tasks.promotion.verdict import METRIC_NAMES, Verdict, render_table
+from tasks.training.holdout import CANDIDATE, Holdout
+from tasks.training.model import Model
+
+NAME = "model_card.md"
+UNSAID = "Not stated: params.yaml's `card` is the place."
+MOST_SLICES = 30  # that the card shows, the largest first
+MOST_FEATURES = 12
+LINEAGE = (tags.COMMIT, tags.DIRTY, tags.RECORD, tags.RECIPE, tags.ENVIRONMENT, tags.FLOW_RUN)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the stages say of a candidate.
+
+    Attributes:
+        loss: gate.metric on the holdout, with its interval at gate.level.
+        period: of the holdout's rows.
+        importances: of each feature, the largest first.
+    """
+
+    p: Params
+    raw: RawManifest
+    manifest: FeaturesManifest
+    metrics: Mapping[str, Any]
+    leaderboard: Sequence[Mapping[str, Any]]
+    slices: Sequence[Mapping[str, Any]]
+    tuned: Mapping[str, Any]
+    loss: Estimate
+    period: tuple[str, str]
+    importances: Sequence[tuple[str, float]]
+
+
+def read_facts(p: Params, folder: Path) -> Facts:
+    """Of the workspace that the stages have worked in."""
+    reports, models = folder / p.paths.reports, folder / p.paths.models
+    twin, held = Model.load(models / "twin.ubj"), Holdout.load(reports / "holdout.parquet")
+    losses = row_losses(twin.spec.encode_label(held.label), held.predictions[CANDIDATE], metric=p.gate.metric)
+    metrics, leaderboard, slices = (
+        json.loads((reports / f"{name}.json").read_text()) for name in ("metrics", "leaderboard", "slices")
+    )
+    with (reports / "importance.csv").open(newline="", encoding="utf-8") as stream:
+        importances = [(row["feature"], float(row["importance"])) for row in csv.DictReader(stream)]
+    return Facts(
+        p=p,
+        raw=RawManifest.read(folder / p.paths.raw),
+        manifest=FeaturesManifest.read(folder / p.paths.features),
+        metrics=metrics,
+        leaderboard=leaderboard,
+        slices=slices,
+        tuned=json.loads((models / "tuned.json").read_text()),
+        loss=estimate_loss(losses, times=held.times, gate=p.gate),
+        period=(str(held.times.min())[:16], str(held.times.max())[:16]),
+        importances=importances,
+    )
+
+
+def render_model_card(
+    facts: Facts, verdict: Verdict, *, version: int | None, run_id: str, lineage: Mapping[str, str]
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        version: that the model was registered as; None where it was not promoted.
+        lineage: the run's tags.
+    """
+    model = facts.p.registry.model
+    sections = {
+        "What it is for": _render_purpose(facts),
+        "What it was made of": _render_data(facts),
+        "How good it is": _render_performance(facts),
+        "By slice": _render_slices(facts),
+        "Calibration": _render_calibration(facts),
+        "What it looks at": _render_importances(facts),
+        "Limits": _render_limits(facts),
+        "Who judged it": _render_verdict(verdict),
+        "Where it comes from": _render_lineage(run_id, lineage),
+    }
+    title = f"# Model card: {model}, version {version}" if version else f"# Model card: {model}, a candidate"
+    return "\n\n".join([title, *(f"## {name}\n\n{text}" for name, text in sections.items() if text)]) + "\n"
+
+
+def _render_purpose(facts: Facts) -> str:
+    card, label = facts.p.card, facts.p.label
+    asked = f"It answers `{' '.join(label.expression.split())}` ({label.task}) of a row of `{facts.p.spine.table}`, "
+    asked += f"{spell(facts.p.features.lead)} before its event."
+    owner = f"Ask {card.owner}." if card.owner else ""
+    return " ".join(filter(None, [card.purpose or UNSAID, asked, owner]))
+
+
+def _render_data(facts: Facts) -> str:
+    manifest, tuned = facts.manifest, facts.tuned
+    return (
+        f"{manifest.rows or 0:,} rows from {manifest.begin} to {manifest.end}, {manifest.labelled or 0:,} of them with "
+        f"a label: what was known at {facts.raw.as_of:%Y-%m-%d %H:%M} UTC; {datacard.NAME} tells of them. "
+        f"An XGBoost model of {tuned['rounds']} rounds with the parameters "
+        f"{', '.join(f'{name} {_spell(value)}' for name, value in tuned['params'].items())}."
+    )
+
+
+def _spell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _render_performance(facts: Facts) -> str:
+    """Of the twin, which has not seen the holdout."""
+    loss, metric = facts.loss, METRIC_NAMES[facts.p.gate.metric]
+    ends = (
+        ""
+        if loss.low is None or loss.high is None
+        else f" ({facts.p.gate.level:.0%} interval {loss.low:.5g} to {loss.high:.5g})"
+    )
+    head = (
+        f"On the {int(facts.metrics['rows']):,} rows of the holdout, {facts.period[0]} to {facts.period[1]}, which "
+        f"neither the search nor this fit has seen, its {metric} is {loss.value:.5g}{ends}."
+    )
+    return f"{head}\n\n{render_table(_align(facts.leaderboard))}"
+
+
+def _align(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the same columns: those that all of them have."""
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    return [{name: row[name] for name in names} for row in rows]
+
+
+def _render_slices(facts: Facts) -> str:
+    ranked = sorted(facts.slices, key=lambda row: -int(row["rows"]))
+    if not ranked:
+        return ""
+    metric, rest = facts.p.gate.metric, len(ranked) - MOST_SLICES
+    lines = [
+        {
+            "slice": f"{row['slice']} = {row['value']}",
+            "rows": f"{int(row['rows']):,}",
+            METRIC_NAMES[metric]: row[metric],
+        }
+        for row in ranked[:MOST_SLICES]
+    ]
+    return render_table(lines) + (f"\n\nAnd {rest} smaller ones, in reports/slices.json." if rest > 0 else "")
+
+
+def _render_calibration(facts: Facts) -> str:
+    error = facts.metrics.get("calibration_error")
+    if error is None:
+        return ""
+    method = facts.p.train.calibration
+    gap = f"the mean gap between what it says and what comes true is {error:.4f} on the holdout"
+    return f"Calibrated by `{method}`; {gap}."
+
+
+def _render_importances(facts: Facts) -> str:
+    total = sum(value for _, value in facts.importances) or 1.0
+    lines = [{"feature": name, "share": f"{value / total:.1%}"} for name, value in facts.importances[:MOST_FEATURES]]
+    return f"By mean absolute SHAP value on the holdout:\n\n{render_table(lines)}" if lines else ""
+
+
+def _render_limits(facts: Facts) -> str:
+    p, unlabelled = facts.p, facts.manifest.unlabelled_share
+    lines = [*p.card.limits]
+    lines.append(
+        f"It knows nothing after {facts.raw.as_of:%Y-%m-%d %H:%M} UTC. The monitor says when its age costs too much."
+    )
+    if unlabelled:
+        lines.append(f"{unlabelled:.1%} of the rows never got a label: it says nothing of how they end.")
+    if unseen := facts.metrics.get("unseen_class_rows"):
+        lines.append(f"{int(unseen)} rows of the holdout are of classes that it does not know.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _render_verdict(verdict: Verdict) -> str:
+    """An approval by a person is one of the reasons."""
+    lines = [f"**{verdict.outcome}**", "", *(f"- {reason}" for reason in verdict.reasons)]
+    return "\n".join(lines)
+
+
+def _render_lineage(run_id: str, lineage: Mapping[str, str]) -> str:
+    names = {name: name.removeprefix(tags.PREFIX).replace("_", " ") for name in LINEAGE}
+    rows = [{"": "MLflow run", "value": f"`{run_id}`"}]
+    rows += [{"": label, "value": f"`{lineage[name]}`"} for name, label in names.items() if lineage.get(name)]
+    more = f"The software is listed in {bill.NAME}. `evergreen reproduce` makes a version again, byte for byte."
+    return f"{render_table(rows)}\n\n{more}"

@@ -1,0 +1,1 @@
+"""The cards say what the stages know, and add up."""
