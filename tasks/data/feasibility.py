@@ -28,8 +28,8 @@ ALWAYS = periods.Period("all", datetime(1970, 1, 1), datetime(2200, 1, 1))
 DRIFT_WINDOWS = 3  # without overlap, that drift's thresholds need of a history (tasks/monitoring/drift.py)
 
 
-def dry_run(p: Params, folder: Path = Path()) -> None:
-    """Raises ValueError for SQL that cannot run over tables of the contract's types."""
+def dry_run(p: Params, folder: Path = Path()) -> list[str]:
+    """The names of the features. Raises ValueError for SQL that cannot run over tables of the contract's types."""
     with stage.connect(p) as con:
         for name, source in p.sources.items():  # in the order of params.yaml: SQL may use the tables above
             kinds = {column: rule.type for column, rule in p.contract[name].columns.items()}
@@ -41,7 +41,8 @@ def dry_run(p: Params, folder: Path = Path()) -> None:
         for name in p.contract:
             featuresql.create_table(con, p, name, [], where="TRUE")
         featuresql.create_spine(con, p, ALWAYS)
-        featuresql.compute_features(con, p, (folder / featuresql.SQL).read_text(encoding="utf-8"))
+        computed = featuresql.compute_features(con, p, (folder / featuresql.SQL).read_text(encoding="utf-8"))
+        return list(computed.column_names)
 
 
 @dataclass(frozen=True)

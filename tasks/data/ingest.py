@@ -58,7 +58,7 @@ def ingest(p: Params, folder: Path = Path()) -> None:
             f"ingest.pii_key_id is {p.ingest.pii_key_id}, but the key at hand has the id {key_id}: pseudonyms would "
             "change. Set EVERGREEN_PII_KEY to the key of that id, or write the new id into params.yaml."
         )
-    reader = feeds.Reader(p, _fetch_feeds(p, key_id), key)
+    reader = feeds.Reader(p, fetch_feeds(p, key_id), key)
     reach = _find_reach(reader, reader.feeds[p.spine.table])
     spans, deliveries = {}, {}
     for name, feed in reader.feeds.items():
@@ -77,8 +77,8 @@ def ingest(p: Params, folder: Path = Path()) -> None:
     manifest.RawManifest(as_of=as_of, limit=limit, pii_key_id=key_id, tables=tables).write(raw)
 
 
-def _fetch_feeds(p: Params, key_id: str | None) -> dict[str, feeds.Feed]:
-    """In the order of params.yaml: a table's expressions may use the tables above it."""
+def fetch_feeds(p: Params, key_id: str | None) -> dict[str, feeds.Feed]:
+    """The sources, fetched. In the order of params.yaml: a table's expressions may use the tables above it."""
     fetched_feeds: dict[str, feeds.Feed] = {}
     for name, source in p.sources.items():
         fetched, table = fetch.fetch_files(source.address, source), p.contract[name]

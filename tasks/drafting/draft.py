@@ -173,7 +173,7 @@ def _find_delay(
         return sql, wishes.delay, Guess("known_at", sql, "--delay says so")
     if shape.step:
         sql = f"event_time + INTERVAL {shape.step.sql}"
-        why = f"a row's values are measured over its {shape.step.words}, and known when that ends"
+        why = f"a row's values are measured over a {shape.step.words}, and known when that ends"
         return sql, shape.step.length, Guess("known_at", sql, why, flag)
     told = [name for name in roles.later if name in target.columns]
     if len(told) == 1 and (spelling := looked.columns[told[0]].spelling):
@@ -226,7 +226,7 @@ def _explain_file(sheet: Sheet, looked: Looked) -> Iterator[Guess]:
         if look.spelling and look.spelling.other:
             why = f"{look.spelling.other} fits as well: the more even one is taken"
             yield Guess(f"{name}.format", str(look.spelling.format), why, "format in contract", is_open=True)
-        elif look.spelling and look.spelling.format:
+        elif look.spelling and look.spelling.format and look.distinct > 1:
             yield Guess(f"{name}.format", look.spelling.format, f"all its texts fit, such as {look.levels[0]}")
 
 
@@ -235,7 +235,7 @@ def _explain_rows(shape: Shape, wishes: Wishes) -> Iterator[Guess]:
     yield Guess("event_time", shape.time, f"{span}; times without a zone are UTC", "" if wishes.time else "--time")
     if shape.step:
         whose = f" for each {', '.join(shape.entity)}" if shape.entity else ""
-        why = f"one row a {shape.step.words}{whose}: columns are measured together, and only the past predicts"
+        why = f"a row every {shape.step.words}{whose}: columns are measured together, and only the past predicts"
         yield Guess("rows", "series", why, "--kind events")
     else:
         yield Guess(
@@ -263,7 +263,11 @@ def _explain_columns(shape: Shape, roles: Roles) -> Iterator[Guess]:
     if shape.kind == "series" and (others := roles.outcomes):
         yield Guess("past only", listed(others), "measured with the label: their past predicts", "--known COLUMN")
     if roles.known:
-        yield Guess("known", listed(roles.known), "they stand in the row when it is asked")
+        is_open = shape.kind == "events"
+        why = "they stand in the row: is each known when a prediction is asked?" if is_open else "they never change"
+        yield Guess("known", listed(roles.known), why, "--outcome COLUMN where it is not" if is_open else "", is_open)
+    for name, why in roles.suspect.items():
+        yield Guess("suspect", name, f"{why}: is it known so early?", f"--outcome {name}", is_open=True)
 
 
 def _explain_label(target: Target, wishes: Wishes, delay: Guess) -> Iterator[Guess]:

@@ -52,6 +52,7 @@ def main(
     entity: Names = None,
     key: Names = None,
     known: Names = None,
+    outcome: Names = None,
     model: str | None = None,
     force: bool = False,
 ) -> None:
@@ -70,6 +71,7 @@ def main(
         entity: The columns over which lags are taken, such as store,product. Empty: what tells series apart.
         key: The columns that tell rows apart; event_time may be one. Empty: those that do.
         known: Columns that are known when a prediction is asked, though the guess is otherwise.
+        outcome: Columns that become known only with the label, though the guess is otherwise.
         model: The registered model's name. Empty: the file's.
         force: Replace params.yaml and features.sql although git does not hold them; copies are left beside them.
     """
@@ -84,6 +86,7 @@ def main(
         key=tuple(key or ()),
         entity=tuple(entity or ()),
         known=tuple(known or ()),
+        outcome=tuple(outcome or ()),
         model=model,
     )
     checkout = Path.cwd()

@@ -61,7 +61,8 @@ def choose_lengths(shape: Shape, *, deadline: timedelta, reach: timedelta) -> Le
     times = shape.times[(shape.times >= np.datetime64(shape.begin)) & (shape.times <= np.datetime64(shape.end))]
     span, rows = shape.end - shape.begin, len(times)
     even = shape.step.length if shape.step else timedelta(0)
-    held = _holdout(span - deadline, rows / max(span / HOUR, 1), even)
+    newest = shape.end - times[int((1 - HELD_SHARE) * (rows - 1))].item()  # rows may come ever more often, or ever less
+    held = _holdout(min(newest, (1 - HELD_SHARE) * span), rows / max(span / HOUR, 1), even)
     inside = times[times >= np.datetime64(shape.end - held)]
     block = _round_up(max(_floor(held / BLOCKS), even), even)
     blocks = len(np.unique(inside.astype(np.int64) // int(block / timedelta(microseconds=1))))
@@ -86,10 +87,9 @@ def choose_lengths(shape: Shape, *, deadline: timedelta, reach: timedelta) -> Le
     )
 
 
-def _holdout(span: timedelta, per_hour: float, even: timedelta) -> timedelta:
-    """A fifth of the history, or less where a shorter one has rows and days enough."""
-    enough = max(HELD_AT_LEAST, HELD_ROWS / max(per_hour, 1e-9) * HOUR if per_hour > 1e-6 else span)
-    return _whole(min(HELD_SHARE * span, enough), even)
+def _holdout(newest: timedelta, per_hour: float, even: timedelta) -> timedelta:
+    """The time of the newest fifth of the rows, or less where a shorter one has rows and days enough."""
+    return _whole(min(newest, max(HELD_AT_LEAST, min(HELD_ROWS / max(per_hour, 1e-9), 1e8) * HOUR)), even)
 
 
 def _window(history: timedelta, per_hour: float, even: timedelta) -> timedelta:

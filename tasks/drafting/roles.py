@@ -14,8 +14,9 @@ from tasks.runtime.sql import literal, quote
 TARGETS = re.compile(r"(?i)(label|target|class|outcome|y|ziel|response|churn(ed)?|default(ed)?|is_fraud|fraud)")
 POSITIVE = ("1", "true", "yes", "y", "positive", "ja", "late", "churn", "fraud", "t", "good", "success", "pass")
 MOST_CLASSES = 50
-TELLS_AUC = 0.995  # a column that ranks the outcome so well is made of it
-TELLS_CORRELATION = 0.999
+TELLS_AUC, SUSPECT_AUC = 0.995, 0.9  # a column that ranks the outcome so well is made of it; may be
+TELLS_CORRELATION, SUSPECT_CORRELATION = 0.999, 0.95
+NUMBERED = re.compile(r"(?i)(^|_)(id|ids|nr|no|num|number|key|code|index|row|rownames?|uuid)$|(?<=[a-z])(Id|ID|Nr|No)$")
 FEW_LEVELS = 0.5  # of the rows: a text with more levels is a name of the row
 
 
@@ -70,8 +71,8 @@ def _spell(look: Look, level: str) -> str:
 
 def _guess_label(columns: dict[str, Look]) -> str:
     names = [name for name, look in columns.items() if TARGETS.fullmatch(name) and look.distinct > 1]
-    if not names and len(columns) == 1:
-        names = list(columns)
+    if not names:  # one column beside the time, or one number beside texts
+        names = [name for name, look in columns.items() if len(columns) == 1 or (look.is_number and look.distinct > 1)]
     if len(names) == 1:
         return names[0]
     likely = [name for name, look in columns.items() if look.distinct > 1 and not look.personal and not look.is_time]
@@ -133,6 +134,7 @@ class Roles:
         outcomes: columns that are unknown until known_at, the label's first.
         names: columns that name a row: no feature, no outcome.
         telling: outcomes for the reason that they tell the label, each with how.
+        suspect: known columns that come near to it.
         empty: columns without a value or with one only, which are left out.
         personal: columns that seem to tell of persons, each with the reason.
         later: columns of times that lie after the event.
@@ -142,6 +144,7 @@ class Roles:
     outcomes: tuple[str, ...]
     names: tuple[str, ...]
     telling: dict[str, str]
+    suspect: dict[str, str]
     empty: tuple[str, ...]
     personal: dict[str, str]
     later: tuple[str, ...]
@@ -150,7 +153,8 @@ class Roles:
 def find_roles(sheet: Sheet, looked: Looked, shape: Shape, target: Target, wishes: Wishes) -> Roles:
     """Every column but those of the time has one role."""
     known, names, empty, later = list[str](), list[str](), list[str](), list[str]()
-    outcomes, telling, personal = list(target.columns), dict[str, str](), dict[str, str]()
+    outcomes, personal = list(target.columns), dict[str, str]()
+    telling, suspect = dict[str, str](), dict[str, str]()
     for name, look in looked.columns.items():
         if look.personal:
             personal[name] = look.personal
@@ -160,6 +164,8 @@ def find_roles(sheet: Sheet, looked: Looked, shape: Shape, target: Target, wishe
             known.append(name)
         elif look.distinct < 2:
             empty.append(name)
+        elif name in wishes.outcome:
+            outcomes.append(name)
         elif look.personal or name in shape.key or _names_rows(sheet, look):
             names.append(name)
         elif shape.kind == "series":
@@ -167,19 +173,24 @@ def find_roles(sheet: Sheet, looked: Looked, shape: Shape, target: Target, wishe
         elif look.is_time and _comes_later(sheet, look):
             later.append(name)
             outcomes.append(name)
-        elif reason := _tells(sheet, look, target):
-            telling[name] = reason
+        elif (strength := _measure_strength(sheet, look, target)) and strength.is_sure:
+            telling[name] = strength.words
             outcomes.append(name)
         else:
             known.append(name)
-    return Roles(tuple(known), tuple(outcomes), tuple(names), telling, tuple(empty), personal, tuple(later))
+            if strength:
+                suspect[name] = strength.words
+    return Roles(tuple(known), tuple(outcomes), tuple(names), telling, suspect, tuple(empty), personal, tuple(later))
 
 
 def _names_rows(sheet: Sheet, look: Look) -> bool:
     """A text that is another one in most rows, or a whole number that counts them."""
     if look.is_text:
         return look.distinct > FEW_LEVELS * look.filled
-    return look.type in ("INTEGER", "BIGINT") and look.distinct == look.filled == sheet.rows
+    if look.type not in ("INTEGER", "BIGINT") or look.is_time or not look.distinct == look.filled == sheet.rows:
+        return False
+    low, high = read_one(sheet, f"SELECT min({quote(look.name)}), max({quote(look.name)}) FROM typed")
+    return bool(NUMBERED.search(look.name)) or bool(high - low < 1.5 * sheet.rows)
 
 
 def _is_fixed(sheet: Sheet, shape: Shape, name: str) -> bool:
@@ -202,28 +213,24 @@ def _comes_later(sheet: Sheet, look: Look) -> bool:
     return bool(after > 0.05 * all_rows)
 
 
-def _tells(sheet: Sheet, look: Look, target: Target) -> str | None:
-    """How a column gives the outcome away; None where it does not. A column that does is most likely made of it."""
+@dataclass(frozen=True)
+class Strength:
+    """How well one column alone gives the outcome."""
+
+    words: str
+    is_sure: bool
+
+
+def _measure_strength(sheet: Sheet, look: Look, target: Target) -> Strength | None:
+    """None for a column that comes nowhere near. What gives the outcome surely is most likely made of it."""
     x, y = quote(look.name), f"({target.expression}\n)"
     if target.task == "regression":
-        if not look.is_number:
+        r = read_one(sheet, f"SELECT corr({x}, CAST({y} AS DOUBLE)) FROM typed")[0] if look.is_number else None
+        if r is None or abs(r) < SUSPECT_CORRELATION:
             return None
-        r = read_one(sheet, f"SELECT corr({x}, CAST({y} AS DOUBLE)) FROM typed")[0]
-        return f"its correlation with the label is {r:.4f}" if r is not None and abs(r) >= TELLS_CORRELATION else None
-    if look.is_text or look.type == "BOOLEAN" or look.distinct <= 20:
-        rows, right = read_one(
-            sheet,
-            "SELECT sum(n), sum(n) FILTER (place = 1) FROM "
-            "(SELECT n, row_number() OVER (PARTITION BY x ORDER BY n DESC) AS place FROM "
-            f" (SELECT {x} AS x, {y} AS y, count(*) AS n FROM typed WHERE {x} IS NOT NULL "
-            f"AND {y} IS NOT NULL GROUP BY 1, 2))",
-        )
-        base = read_one(
-            sheet,
-            f"SELECT max(n) FROM (SELECT count(*) AS n FROM typed WHERE {x} IS NOT NULL AND {y} IS NOT NULL "
-            f"GROUP BY {y})",
-        )[0]
-        return f"it tells {right / rows:.1%} of the labels" if rows and right >= TELLS_AUC * rows > base else None
+        return Strength(f"its correlation with the label is {r:.4f}", abs(r) >= TELLS_CORRELATION)
+    if look.is_text or look.type == "BOOLEAN" or (look.distinct <= 20 and not look.is_time):
+        return _measure_levels(sheet, x, y)
     if target.task != "binary" or not look.is_number:
         return None
     area = read_one(
@@ -233,5 +240,20 @@ def _tells(sheet: Sheet, look: Look, target: Target) -> str | None:
         f"(count(*) OVER (PARTITION BY x) - 1) / 2 AS r FROM (SELECT {x} AS x, CAST({y} AS BOOLEAN) AS y FROM typed) "
         "WHERE x IS NOT NULL AND y IS NOT NULL)",
     )[0]
-    sure = area is not None and max(area, 1 - area) >= TELLS_AUC
-    return f"it ranks the label with an AUC of {max(area, 1 - area):.4f}" if sure else None
+    if area is None or max(area, 1 - area) < SUSPECT_AUC:
+        return None
+    return Strength(f"it ranks the label with an AUC of {max(area, 1 - area):.3f}", max(area, 1 - area) >= TELLS_AUC)
+
+
+def _measure_levels(sheet: Sheet, x: str, y: str) -> Strength | None:
+    """By the share of rows that have the usual label of their level."""
+    rows, right, base = read_one(
+        sheet,
+        "SELECT sum(n), sum(n) FILTER (place = 1), max(label_rows) FROM (SELECT n, row_number() OVER (PARTITION BY x "
+        "ORDER BY n DESC) AS place, sum(n) OVER (PARTITION BY y) AS label_rows FROM "
+        f"(SELECT {x} AS x, {y} AS y, count(*) AS n FROM typed WHERE {x} IS NOT NULL AND {y} IS NOT NULL "
+        "GROUP BY 1, 2))",
+    )
+    if not rows or rows == base or (right - base) / (rows - base) < SUSPECT_AUC:
+        return None
+    return Strength(f"it tells {right / rows:.1%} of the labels", (right - base) / (rows - base) >= TELLS_AUC)

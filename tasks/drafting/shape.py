@@ -22,6 +22,8 @@ from tasks.drafting.sheet import Sheet
 from tasks.drafting.wishes import Kind, Wishes, listed
 from tasks.runtime.sql import quote
 
+DOUBLED_SHARE = 0.001  # of the rows of a series may come twice
+COVERED_SHARE = 0.3  # of all steps of all entities, that have a row
 EVEN_SHARE = 0.6  # of the gaps that are one step: weekends and holidays may be missing
 CALENDAR = {1: ("1 MONTH", 31), 3: ("3 MONTH", 92), 12: ("1 YEAR", 366)}  # months: an interval, and its days at most
 UNITS = ((86400, "DAY"), (3600, "HOUR"), (60, "MINUTE"), (1, "SECOND"))
@@ -203,7 +205,9 @@ def find_shape(sheet: Sheet, looked: Looked, wishes: Wishes, label: Collection[s
     if kind == "events":
         entity, step = wishes.entity, None
     key = wishes.key or (("event_time", *entity) if kind == "series" else _find_key(sheet, looked, others))
-    if unknown := [name for name in (*wishes.key, *wishes.entity, *wishes.known) if name not in looked.columns]:
+    if unknown := [
+        name for name in (*wishes.key, *wishes.entity, *wishes.known, *wishes.outcome) if name not in looked.columns
+    ]:
         raise ValueError(f"the table has no column {listed(unknown)}; it has {listed(looked.columns, 30)}")
     return Shape(time, time_columns, kind, step, entity, key, _count_doubled(sheet, key), times)
 
@@ -224,7 +228,7 @@ def _find_series(
     ]
     levels.sort(key=lambda name: (not looked.columns[name].is_text, looked.columns[name].distinct))
     for entity in [(), *((name,) for name in levels), *combinations(levels[:6], 2)]:
-        if step := _find_step(sheet, entity):
+        if (step := _find_step(sheet, entity)) and _covers(sheet, entity, step):
             return entity, step
     return (), None
 
@@ -248,7 +252,7 @@ def _find_step(sheet: Sheet, entity: Sequence[str]) -> Step | None:
     total, same, *months = read_one(
         sheet, f"SELECT count(*), count(*) FILTER (gap = INTERVAL 0 SECOND), {counts} FROM _gaps"
     )
-    if not total or same > (1 - 0.99) * total:
+    if not total or same > DOUBLED_SHARE * total:
         return None
     if (best := max(months)) >= EVEN_SHARE * total:
         text, days = CALENDAR[list(CALENDAR)[months.index(best)]]
@@ -261,9 +265,23 @@ def _find_step(sheet: Sheet, entity: Sequence[str]) -> Step | None:
     return Step(f"{seconds // size} {unit}", timedelta(seconds=seconds))
 
 
+def _covers(sheet: Sheet, entity: Sequence[str], step: Step) -> bool:
+    """Whether the series lie side by side: not each number of a flight is one."""
+    names = ", ".join(map(quote, entity))
+    count = f"(SELECT count(*) FROM (SELECT DISTINCT {names} FROM timed))" if entity else "1"
+    rows, entities, seconds = read_one(
+        sheet, f"SELECT count(*), {count}, epoch(max(_at)) - epoch(min(_at)) FROM timed WHERE _at IS NOT NULL"
+    )
+    steps = seconds / step.length.total_seconds() + 1
+    return bool(rows >= COVERED_SHARE * entities * steps and rows >= 3 * entities)
+
+
 def _find_key(sheet: Sheet, looked: Looked, others: Sequence[str]) -> tuple[str, ...]:
     """A column that is another one in each row; else the time with one or two columns. Empty where rows repeat."""
     full = [name for name in others if looked.columns[name].filled == sheet.rows and _can_be_key(looked.columns[name])]
+    full.sort(
+        key=lambda name: bool(looked.columns[name].personal)
+    )  # stable: a person's name only where nothing else is
     for name in full:
         if looked.columns[name].distinct == sheet.rows:
             return (name,)

@@ -18,6 +18,7 @@ class Wishes:
         delay: from a row's event to its outcome.
         entity: the columns whose values lags are taken over.
         known: columns that are known when a prediction is asked, though the guess is otherwise.
+        outcome: columns that become known with the label, though the guess is otherwise.
     """
 
     time: str | None = None
@@ -30,6 +31,7 @@ class Wishes:
     key: tuple[str, ...] = ()
     entity: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
+    outcome: tuple[str, ...] = ()
     model: str | None = None
 
 

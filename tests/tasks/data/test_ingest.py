@@ -155,7 +155,7 @@ def test_a_later_as_of_works_on_the_open_periods_only_and_ends_where_a_full_buil
     p = made.run("ingest", p=made.params(**{"clock.as_of": "2024-03-05"}))
     cut = {
         periods.hash_inputs("cut", feed.identity, "2024-03", p.clock.as_of)
-        for feed in ingest._fetch_feeds(p, contract.identify_key(KEY.encode())).values()
+        for feed in ingest.fetch_feeds(p, contract.identify_key(KEY.encode())).values()
     }
     assert entries(made) - before <= cut
     step_by_step = tree(made.folder / "data/raw")

@@ -1,71 +1,22 @@
 """`evergreen init` on tables that it has never seen: what it writes runs, and nothing of a person's is lost."""
 
-import math
-import shutil
-import subprocess
-from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-import duckdb
-import numpy as np
 import pytest
 
 from tasks import params
 from tasks.drafting import init
-from tasks.params import yamltext
 from tests.conftest import Made
-
-ROOT = Path(__file__).parents[3]
-DAYS = 400
-BEGIN = date(2021, 3, 1)
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
-    """A clone of the project's two files, committed, that is the working folder."""
-    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("EVERGREEN_PERIODS", str(tmp_path / "periods"))
-    monkeypatch.setenv("EVERGREEN_PII_KEY", "a key for the tests")
-    folder = tmp_path / "checkout"
-    (folder / "tasks").mkdir(parents=True)
-    shutil.copy2(ROOT / "params.yaml", folder)
-    shutil.copy2(ROOT / "tasks" / "features.sql", folder / "tasks")
-    git(folder, "init", "-q")
-    git(folder, "add", "-A")
-    git(folder, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "as it comes")
-    monkeypatch.chdir(folder)
-    return Made(folder, {}, monkeypatch)
-
-
-def git(folder: Path, *arguments: str) -> None:
-    subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
-
-
-def read_draft(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yamltext.read(folder / "params.yaml")[0]
-    return content
-
-
-def read_features(folder: Path) -> Any:
-    """All feature rows, in the order of time."""
-    files = str(folder / "data" / "features" / "*.parquet")
-    with duckdb.connect() as connection:
-        return connection.execute("SELECT * FROM read_parquet($1) ORDER BY _event_time", [files]).df()
-
-
-def write_weather(path: Path, *, days: int = DAYS, line: Callable[[date, list[float], str], str] | None = None) -> Path:
-    """A day a row: a temperature that follows the season, some wind, and whether it rained, more likely after rain."""
-    rng, lines, wet = np.random.default_rng(0), list[str](), False
-    for number in range(days):
-        day = BEGIN + timedelta(days=number)
-        wet = bool(rng.random() < (0.7 if wet else 0.2))
-        values = [round(10 - 9 * math.cos(number / 58) + rng.normal(), 1), round(float(rng.gamma(2, 2)), 1)]
-        sky = "rain" if wet else "sun"
-        lines.append(line(day, values, sky) if line else f"{day},{values[0]},{values[1]},{sky}")
-    path.write_text("day,temperature,wind,sky\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    return path
+from tests.tasks.drafting.tables import (
+    DAYS,
+    read_draft,
+    read_features,
+    write_messy,
+    write_orders,
+    write_prices,
+    write_weather,
+)
 
 
 def test_a_draft_of_a_daily_series_makes_features_that_know_only_the_past(checkout: Made, tmp_path: Path) -> None:
@@ -119,7 +70,7 @@ def test_work_that_git_does_not_hold_is_not_replaced(checkout: Made, tmp_path: P
 @pytest.mark.usefixtures("checkout")
 def test_what_cannot_be_told_is_asked_with_the_candidates(tmp_path: Path) -> None:
     before = Path("params.yaml").read_bytes()
-    with pytest.raises(ValueError, match=r"--label must say what to predict.*temperature, wind, sky"):
+    with pytest.raises(ValueError, match=r"(?s)--label must say what to predict.*temperature, wind, sky"):
         init.main(str(write_weather(tmp_path / "weather.csv")))
     two = tmp_path / "two.csv"
     two.write_text("sent,came,cost\n2021-01-01,2021-01-03,4\n2021-01-02,2021-01-05,5\n")
@@ -135,3 +86,54 @@ def test_the_written_file_is_what_params_reads(tmp_path: Path) -> None:
     assert p.features.lead == timedelta(days=2)
     assert p.label.task == "binary"
     assert p.contract["weather"].columns["sky"].outcome
+
+
+def test_a_messy_file_gives_the_rows_of_the_clean_one(checkout: Made, tmp_path: Path) -> None:
+    init.main(str(write_messy(tmp_path / "messy.csv")), label="Wetter")
+    draft = read_draft(checkout.folder)
+    source, columns = draft["sources"]["messy"], draft["contract"]["messy"]["columns"]
+    assert source["nulls"] == ["-200"]
+    assert (source["decimal"], source["encoding"]) == (",", "latin-1")
+    assert columns["Tag"] == {"type": "DATE", "format": "%d.%m.%Y", "required": True}
+    assert columns["Wärme"] == {"type": "DOUBLE", "outcome": True}
+    checkout.run("ingest", "clean", "features")
+    messy = read_features(checkout.folder)
+    init.main(str(write_weather(tmp_path / "weather.csv")), label="sky")
+    checkout.run("ingest", "clean", "features")
+    clean = read_features(checkout.folder)
+    assert (messy._event_time == clean._event_time).all()
+    assert (messy["Wind_1"].dropna() == clean["wind_1"].dropna()).all()
+    assert messy["Wärme_1"].isna().sum() == 11
+    assert (messy["Wärme_1"].dropna() == clean["temperature_1"][messy["Wärme_1"].notna()]).all()
+
+
+def test_events_are_predicted_by_what_stands_in_their_row(checkout: Made, tmp_path: Path) -> None:
+    init.main(str(write_orders(tmp_path / "orders.csv")), label="returned", delay=timedelta(days=3))
+    draft = read_draft(checkout.folder)
+    columns = draft["contract"]["orders"]["columns"]
+    assert draft["contract"]["orders"]["key"] == ["order_id"]
+    assert columns["ordered"]["format"] == "%m/%d/%Y %I:%M %p"
+    assert columns["contact"] == {"type": "VARCHAR", "pii": True}
+    assert columns["refund"]["outcome"], "it tells the label"
+    assert draft["label"]["deadline"] == "3d"
+    assert draft["evaluate"]["slices"] == ["store"]
+    checkout.run("ingest", "clean", "features")
+    features = read_features(checkout.folder)
+    assert {"store", "amount", "store_outcome_7d", "all_rows_1d"} <= set(features.columns)
+    assert {"contact", "order_id", "refund", "returned"}.isdisjoint(features.columns)
+    row = features.iloc[-1]
+    known = features[features._known_at.between(row._event_time - timedelta(days=7), row._event_time)]
+    assert row.store_outcome_7d == pytest.approx(known._label[known.store == row.store].mean(), abs=1e-6)
+
+
+def test_series_in_one_table_have_lags_of_their_own(checkout: Made, tmp_path: Path) -> None:
+    init.main(str(write_prices(tmp_path / "prices.csv")))
+    draft = read_draft(checkout.folder)
+    assert draft["label"]["expression"] == "price"
+    assert draft["contract"]["prices"]["key"] == ["event_time", "metal"]
+    assert draft["sources"]["prices"]["known_at"] == "event_time + INTERVAL 1 MONTH"
+    checkout.run("ingest", "clean", "features")
+    features = read_features(checkout.folder)
+    tin = features[features.metal == "tin"].reset_index(drop=True)
+    assert tin.price_1[1:].tolist() == pytest.approx(tin._label[:-1].tolist(), abs=1e-4)
+    assert tin.price_12m_before[12:].tolist() == pytest.approx(tin._label[:-12].tolist(), abs=1e-4)
