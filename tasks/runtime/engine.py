@@ -160,7 +160,7 @@ class Cluster:
             try:
                 target = self._start() if self.is_local else self.address
                 self.client = Client(target, timeout=CONNECT_S, set_as_default=False, name="evergreen")
-                with contextlib.suppress(Exception):  # an item imports what it needs in any case
+                if self.is_local:
                     self.client.run(engine_task.import_modules, engine_task.list_modules())
                 return self.client
             except (OSError, RuntimeError) as error:  # TimeoutError is an OSError
