@@ -15,6 +15,7 @@ from tasks import params
 from tasks.runtime import files
 from tests.benchmarks import (  # each puts its rows on the list
     calibration,  # noqa: F401
+    draft,  # noqa: F401
     drift,  # noqa: F401
     engine,  # noqa: F401
     event,  # noqa: F401

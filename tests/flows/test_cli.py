@@ -78,7 +78,7 @@ def minutes(number: int) -> Any:
     ("arguments", "message"),
     [
         (["flows.cli", "retrian"], "evergreen: there is no command 'retrian': did you mean retrain?"),
-        (["flows.cli", "x"], "evergreen: there is no command 'x': the commands are canary, cloud, demo, "),
+        (["flows.cli", "x"], "evergreen: there is no command 'x': the commands are canary, check, cloud, demo, "),
         (["flows.cli", "reproduce", "x"], 'evergreen: Invalid value for VERSION: unable to convert "x" into int.'),
         (["flows.retrain", "--trials", "0"], 'evergreen: Invalid value "0" for --trials. Input should be greater than'),
         (["flows.cli", "deploy"], "evergreen: "),
