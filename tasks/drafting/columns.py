@@ -154,7 +154,7 @@ def _look(sheet: Sheet, name: str, texts: _Texts, decimal: str) -> Look:
     if own and own not in blanks and rest and texts.others[own] >= max(MARK_ROWS, 0.9 * rest) and numbers > rest:
         blanks[own] = texts.others[own]
         rest -= texts.others[own]
-    is_whole = numbers == texts.whole
+    is_whole = numbers == texts.whole and name not in sheet.fractions
     if personal or not texts.filled:
         return replace(look, nulls=tuple(text for text in blanks if text in SURE_BLANKS))
     if numbers and rest <= MISFITS * texts.filled and not texts.padded:

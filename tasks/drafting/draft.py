@@ -1,11 +1,13 @@
 """The draft of one table: what goes into params.yaml, the text of features.sql, and every guess with its reason."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from tasks.data import timeline
 from tasks.drafting import featuretext, rates
 from tasks.drafting.columns import Look, Looked, look_at, type_table
 from tasks.drafting.rates import Lengths
@@ -16,6 +18,7 @@ from tasks.drafting.wishes import Guess, Wishes, listed
 from tasks.params import spell
 
 DAY = timedelta(days=1)
+USUAL_BAD_SHARE = 0.01  # of the rows: more need a higher clean.max_bad_share
 MOST_SLICES, SLICE_LEVELS = 2, (2, 20)
 
 
@@ -26,6 +29,8 @@ class Draft:
         sections: sections of params.yaml that are replaced whole.
         values: single settings, by `section.key`.
         sql: tasks/features.sql.
+        times: of the rows, in order.
+        as_of: when the outcome of the newest row is known.
     """
 
     table: str
@@ -35,6 +40,8 @@ class Draft:
     guesses: tuple[Guess, ...]
     rows: int
     features: tuple[str, ...]
+    times: timeline.Times
+    as_of: datetime
 
 
 def make_draft(sheet: Sheet, wishes: Wishes, *, address: str, stem: str) -> Draft:
@@ -57,15 +64,20 @@ def make_draft(sheet: Sheet, wishes: Wishes, *, address: str, stem: str) -> Draf
         "contract": {table: {"key": list(shape.key), "columns": _contract(looked, shape, roles)}},
         "spine": {"table": table, "columns": list(dict.fromkeys([*_spine(shape, roles), *roles.known]))},
     }
-    values = _values(target, wishes, lengths, slices, model, shape)
+    values = _values(table, target, wishes, lengths, slices, model, shape)
+    bad = sheet.rows - len(shape.times) + sum(look.misfits for look in looked.columns.values())
+    if bad > USUAL_BAD_SHARE * sheet.rows:
+        values["clean.max_bad_share"] = min(math.ceil(200 * bad / sheet.rows) / 100, 1)
     guesses = [
         *_explain_file(sheet, looked),
+        *_explain_bad(bad, values, sheet.rows),
         *_explain_rows(shape, wishes),
         *_explain_columns(shape, roles),
         *_explain_label(target, wishes, delay),
         *_explain_lengths(lengths, slices, text, model),
     ]
-    return Draft(table, sections, values, text.sql, tuple(guesses), sheet.rows, text.features)
+    as_of = shape.end + deadline
+    return Draft(table, sections, values, text.sql, tuple(guesses), sheet.rows, text.features, shape.times, as_of)
 
 
 def name_table(stem: str) -> str:
@@ -121,7 +133,7 @@ def _spine(shape: Shape, roles: Roles) -> Iterator[str]:
 
 
 def _values(
-    target: Target, wishes: Wishes, lengths: Lengths, slices: tuple[str, ...], model: str, shape: Shape
+    table: str, target: Target, wishes: Wishes, lengths: Lengths, slices: tuple[str, ...], model: str, shape: Shape
 ) -> dict[str, Any]:
     even = shape.step.length if shape.step else timedelta(0)
     window = lengths.window
@@ -146,6 +158,10 @@ def _values(
         "gate.min_blocks": lengths.min_blocks,
         "gate.backoff": spell(window),
         "registry.model": model,
+        "card.purpose": f"To tell {target.expression} of a row of {table}, {_asked(wishes.lead)}.",
+        "card.owner": None,
+        "card.limits": [],
+        "card.licences": {},
         "monitor.window": spell(window),
         "policy.refresh_every": spell(window),
         "policy.search_every": spell(max(13 * window, 90 * DAY)),
@@ -156,6 +172,10 @@ def _values(
         "serving.ahead": spell(max(timedelta(hours=2), even)),
         "serving.stale": spell(max(2 * DAY, 2 * even)),
     }
+
+
+def _asked(lead: timedelta) -> str:
+    return f"{spell(lead)} before its event" if lead else "at its event"
 
 
 def _find_delay(
@@ -230,6 +250,13 @@ def _explain_file(sheet: Sheet, looked: Looked) -> Iterator[Guess]:
             yield Guess(f"{name}.format", look.spelling.format, f"all its texts fit, such as {look.levels[0]}")
 
 
+def _explain_bad(bad: int, values: Mapping[str, Any], rows: int) -> Iterator[Guess]:
+    share = values.get("clean.max_bad_share")
+    if share is not None:
+        why = f"{bad:,} of {rows:,} rows have no time, or a value that fits no type: they go to quarantine"
+        yield Guess("clean.max_bad_share", str(share), why, "mend the file, or the contract", is_open=True)
+
+
 def _explain_rows(shape: Shape, wishes: Wishes) -> Iterator[Guess]:
     span = f"{shape.begin:%Y-%m-%d} to {shape.end:%Y-%m-%d}"
     yield Guess("event_time", shape.time, f"{span}; times without a zone are UTC", "" if wishes.time else "--time")
@@ -299,3 +326,4 @@ def _explain_lengths(
             "evaluate.slices", ", ".join(slices), f"few levels, {lengths.slice_rows} rows of each in the holdout"
         )
     yield Guess("registry.model", model, "the file's name", "--model")
+    yield Guess("card", "purpose alone", "whom to ask, what it must not be used for, the data's licence", "card", True)

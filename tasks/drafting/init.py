@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tasks import params
@@ -101,9 +102,9 @@ def main(
     with open_sheet(p, address) as sheet:
         draft = make_draft(sheet, wishes, address=address, stem=name_stem(table))
     text = apply_draft((checkout / SETTINGS).read_text(encoding="utf-8"), draft.sections, draft.values, draft.guesses)
-    try_draft(text, draft.sql)
+    problems = try_draft(text, draft)
     copies = write_draft(checkout, text, draft.sql, keep=lost)
-    show(draft, table, copies)
+    show(draft, table, problems, copies)
 
 
 def spell_address(table: str, checkout: Path) -> str:
@@ -148,13 +149,15 @@ def _is_same(one: Path, other: Path) -> bool:
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
-def try_draft(text: str, sql: str) -> None:
-    """Raises ValueError where the draft does not fit itself: nothing is written then."""
+def try_draft(text: str, draft: Draft) -> list[feasibility.Problem]:
+    """What a table has too few rows for. Raises ValueError where the draft does not fit itself: nothing is written."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / featuresql.SQL).parent.mkdir()
-        (Path(folder) / featuresql.SQL).write_text(sql, encoding="utf-8")
+        (Path(folder) / featuresql.SQL).write_text(draft.sql, encoding="utf-8")
         (Path(folder) / SETTINGS).write_text(text, encoding="utf-8")
-        feasibility.dry_run(params.load(Path(folder) / SETTINGS), Path(folder))
+        p = params.load(Path(folder) / SETTINGS)
+        feasibility.dry_run(p, Path(folder))
+    return feasibility.find_problems(draft.times, draft.as_of, p)
 
 
 def write_draft(checkout: Path, text: str, sql: str, *, keep: list[Path]) -> list[Path]:
@@ -179,13 +182,15 @@ def _copy(path: Path) -> Path:
 # --- what a person sees ----------------------------------------------------------------------------------------------
 
 
-def show(draft: Draft, table: str, copies: list[Path]) -> None:
+def show(draft: Draft, table: str, problems: list[feasibility.Problem], copies: list[Path]) -> None:
     console = Console(highlight=False)
-    console.print(f"{table}: {draft.rows:,} rows. What was guessed, and why:\n")
+    console.print(f"{escape(table)}: {draft.rows:,} rows. What was guessed, and why:\n", soft_wrap=True)
     console.print(_tabulate([guess for guess in draft.guesses if not guess.is_open]))
     if questions := [guess for guess in draft.guesses if guess.is_open]:
         console.print("\nWhat the table does not tell. Is it right?\n")
         console.print(_tabulate(questions))
+    for problem in problems:
+        console.print(f"\n[bold]{problem.setting}[/bold]  {escape(problem.message)}")
     for copy in copies:
         console.print(f"\nWhat stood there before is in {copy.name}.")
     console.print(
@@ -201,6 +206,6 @@ def _tabulate(guesses: list[Guess]) -> Table:
     table.add_column(overflow="fold", max_width=40)
     table.add_column(overflow="fold")
     for guess in guesses:
-        change: Any = f" [dim]({guess.change})[/dim]" if guess.change else ""
-        table.add_row(guess.setting, guess.value, guess.why.replace("[", "\\[") + change)
+        change: Any = f" [dim]({escape(guess.change)})[/dim]" if guess.change else ""
+        table.add_row(escape(guess.setting), escape(guess.value), escape(guess.why) + change)
     return table

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.data import csvtext, feeds, packing
@@ -32,6 +33,7 @@ class Sheet:
     Attributes:
         columns: those that a contract can name, in the order of the file.
         unusable: the others, each with the reason.
+        fractions: columns whose type in a Parquet file is one of fractions, whatever their values are.
     """
 
     con: duckdb.DuckDBPyConnection
@@ -40,6 +42,7 @@ class Sheet:
     delimiter: str
     columns: tuple[str, ...]
     unusable: dict[str, str]
+    fractions: frozenset[str]
     rows: int
 
 
@@ -47,7 +50,7 @@ class Sheet:
 def open_sheet(p: Params, address: str) -> Iterator[Sheet]:
     """Raises ValueError where the address leads to no table, or its first line is no header."""
     fetched = fetch.fetch_files(address)
-    encoding, delimiter, names = _read_head(fetched)
+    encoding, delimiter, names, fractions = _read_head(fetched)
     _check_header(address, names)
     columns, unusable = choose_columns(names)
     if not columns:
@@ -61,18 +64,22 @@ def open_sheet(p: Params, address: str) -> Iterator[Sheet]:
         rows = delivery.rows - delivery.empty
         if not rows:
             raise ValueError(f"{address} has a header and no rows")
-        yield Sheet(con, address, encoding, delimiter, columns, unusable, rows)
+        yield Sheet(con, address, encoding, delimiter, columns, unusable, fractions, rows)
 
 
-def _read_head(fetched: fetch.Fetched) -> tuple[str, str, list[str]]:
-    """The encoding of all files, the delimiter of the last one, and the names of all columns in order."""
+def _read_head(fetched: fetch.Fetched) -> tuple[str, str, list[str], frozenset[str]]:
+    """The encoding of all files, the delimiter of the last one, the names of all columns in order, and those that are
+    fractions by their type."""
     names: dict[str, None] = {}
+    fractions: set[str] = set()
     encoding = delimiter = ""
     with locks.open_folder(packing.scratch_root()) as folder:
         for i, file in enumerate(fetched.files):
             plain = packing.unpack(file, folder / str(i))
             if plain.suffix.lower() == ".parquet":
-                names |= dict.fromkeys(pq.read_schema(plain).names)
+                schema = pq.read_schema(plain)
+                names |= dict.fromkeys(schema.names)
+                fractions |= {field.name for field in schema if pa.types.is_floating(field.type)}
                 continue
             one = guess_encoding(plain)
             if encoding not in ("", "utf-8", one):
@@ -82,7 +89,7 @@ def _read_head(fetched: fetch.Fetched) -> tuple[str, str, list[str]]:
             names |= dict.fromkeys(own)
             if twice := sorted({name for name in own if name and own.count(name) > 1}):
                 raise ValueError(f"{fetched.address} names the column {', '.join(twice)} more than once")
-    return encoding or "utf-8", delimiter, list(names)
+    return encoding or "utf-8", delimiter, list(names), frozenset(fractions)
 
 
 def guess_encoding(file: Path) -> str:
