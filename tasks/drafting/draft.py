@@ -158,7 +158,7 @@ def _values(
         "gate.min_blocks": lengths.min_blocks,
         "gate.backoff": spell(window),
         "registry.model": model,
-        "card.purpose": f"To tell {target.expression} of a row of {table}, {_asked(wishes.lead)}.",
+        "card.purpose": f"To predict {target.expression} of a row of {table}, {_asked(wishes.lead)}.",
         "card.owner": None,
         "card.limits": [],
         "card.licences": {},

@@ -52,7 +52,7 @@ def _set(block: list[str], key: str, value: Any, guess: Guess | None) -> list[st
     comment = re.search(r"\s#\s.*$", _without_quotes(block[place]))
     tail = block[place][comment.start() :].strip() if comment else ""
     after = place + 1
-    while after < len(block) and re.match(r"   +[^ #]", block[after]):
+    while after < len(block) and re.match(r"   +[^ #]|  - ", block[after]):  # a list may stand as far out as its key
         after += 1
     line = f"{written:<27} {tail}".rstrip() if tail else written
     return [*before, *note, line, *block[after:]]
@@ -101,7 +101,7 @@ def spell_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{spell_key(name)}: {spell_value(one)}" for name, one in value.items()) + "}"
+        return "{" + ", ".join(f"{spell_key(name)}: {spell_item(one)}" for name, one in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(spell_item(one) for one in value) + "]"
     if not isinstance(value, str):
