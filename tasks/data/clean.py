@@ -62,7 +62,7 @@ class Job:
 
     @property
     def table(self) -> Table:
-        return self.p.contract[self.name]
+        return contract.hide_texts(self.p.contract[self.name])
 
     @property
     def source(self) -> Source:
@@ -135,7 +135,7 @@ def _clean_file(job: Job, file: Path, into: Path) -> None:
     names = [name for name in columns if name not in TIMES]
     texts = {field.name for field in schema if str(field.type) in ("string", "large_string")}
     typed = {
-        name: contract.typed_sql(name, columns[name], text=name in texts, decimal=job.source.decimal) for name in names
+        name: contract.clean_sql(name, columns[name], text=name in texts, decimal=job.source.decimal) for name in names
     }
     typed |= {name: name for name in TIMES if name in schema.names}
     rules = list(_build_rules(job, texts, schema.names))
@@ -167,7 +167,8 @@ def _clean_file(job: Job, file: Path, into: Path) -> None:
 
 def _build_rules(job: Job, texts: Collection[str], columns: Collection[str]) -> Iterator[contract.Rule]:
     """The contract's rules, then those that concern the whole row. `columns` are those of the raw file."""
-    yield from (rule for rule in contract.build_rules(job.table, texts=texts) if rule.name.split(":")[0] not in TIMES)
+    rules = contract.build_rules(job.table, texts=texts, decimal=job.source.decimal)
+    yield from (rule for rule in rules if rule.name.split(":")[0] not in TIMES)
     for step in expressions.list_steps(job.source):
         setting = f"sources.{job.name}.{step.setting}"
         reason = literal(f"{setting} cannot be computed for this row")

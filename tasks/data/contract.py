@@ -11,6 +11,7 @@ counted in the quality report.
 
 import hashlib
 import hmac
+import math
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ PLAIN = rf"\s*{DATE}(?:[T ]{TIME}Z?)?\s*"
 OFFSET = rf"\s*({DATE}[T ]{TIME})\s*(?:([zZ])|([+-](?:0\d|1[0-4])):?([0-5]\d)?)\s*"
 NAMED = rf"\s*({DATE}[T ]{TIME})\s+([A-Za-z_]+(?:/[A-Za-z0-9_+-]+)+)\s*"
 ANY_ZONE = rf"^\s*{DATE}(?:[T ]{TIME})?\s*([A-Za-z+(\[-].*?)\s*$"
+FATES = {"clip": ", clipped", "empty": ", emptied", "keep": ", kept"}  # of a number beyond a bound, in a rule's name
+BLANK = r"[ \t\r\n\f\v]"
+SPELLINGS = {  # in the order in which they are applied
+    "trim": f"regexp_replace({{}}, '^{BLANK}+|{BLANK}+$', '', 'g')",
+    "squeeze": f"regexp_replace({{}}, '{BLANK}+', ' ', 'g')",
+    "lower": "lower({})",
+    "upper": "upper({})",
+}
 ZONE_RULE = ", but only an offset such as +02:00, Z or a name such as Europe/Berlin is taken"
 
 
@@ -40,8 +49,36 @@ class Rule:
     is_bad: bool = True  # False: the row is reported, and kept
 
 
-def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:
-    """A column's value in the contract's type; NULL where it does not fit.
+def clean_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:
+    """A column's value as everything after it sees it: in its type, spelled anew and clipped if the contract says so.
+
+    For the arguments see `typed_sql`.
+    """
+    return mend_sql(typed_sql(quote(name), column, text=text, decimal=decimal), column)
+
+
+def mend_sql(value: str, column: Column) -> str:
+    """A typed value, spelled anew (`text`), and clipped or emptied where it lies beyond a bound (`outside`)."""
+    if column.text:
+        for step in (step for step in SPELLINGS if step in column.text):
+            value = SPELLINGS[step].format(value)
+        return f"nullif({value}, '')"
+    low, high = column.min, column.max
+    if column.type != "DOUBLE":  # the nearest whole numbers within
+        low, high = (math.ceil(low) if low is not None else None), (math.floor(high) if high is not None else None)
+    if column.outside == "empty":
+        beyond = [f"{value} < {low}"] if low is not None else []
+        beyond += [f"{value} > {high}"] if high is not None else []
+        return f"CASE WHEN NOT ({' OR '.join(beyond)}) THEN {value} END"
+    if column.outside == "clip":
+        bounded = f"greatest({value}, {low})" if low is not None else value
+        bounded = f"least({bounded}, {high})" if high is not None else bounded
+        return f"CASE WHEN {value} IS NOT NULL THEN CAST({bounded} AS {column.type}) END"
+    return value
+
+
+def typed_sql(value: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:
+    """The SQL value in the contract's type; NULL where it does not fit.
 
     DuckDB's own cast would round 12.7 to 13, forget a time's offset from UTC or guess its zone, and take infinity for a
     number.
@@ -50,7 +87,6 @@ def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".
         text: the value is a text now; else it has the contract's type already.
         decimal: what stands before the fraction of a number.
     """
-    value = quote(name)
     if text and decimal == "," and column.type in ("INTEGER", "BIGINT", "DOUBLE"):
         value = f"CASE WHEN NOT contains({value}, '.') THEN replace({value}, ',', '.') END"
     cast = f"TRY_CAST({value} AS {column.type})"
@@ -73,6 +109,14 @@ def typed_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".
     return cast
 
 
+def hide_texts(table: Table) -> Table:
+    """The table as data/raw holds it: ingest has spelled its personal texts anew, and they are pseudonyms now."""
+    columns = {
+        name: column.model_copy(update={"text": ()}) if column.pii else column for name, column in table.columns.items()
+    }
+    return table.model_copy(update={"columns": columns})
+
+
 def columns_sql(table: Table, *, has_times: bool = True) -> str:
     """The columns of a clean table, as CREATE TABLE wants them."""
     return ", ".join(
@@ -83,26 +127,38 @@ def columns_sql(table: Table, *, has_times: bool = True) -> str:
     )
 
 
-def build_rules(table: Table, *, texts: Collection[str]) -> list[Rule]:
-    """Every rule of a table over its raw columns (`raw.` names, `texts` of them as text) and its typed ones."""
-    return [rule for name, column in table.columns.items() for rule in _column_rules(name, column, name in texts)]
+def build_rules(table: Table, *, texts: Collection[str], decimal: str = ".") -> list[Rule]:
+    """Every rule of a table over its raw columns (`raw.` names, `texts` of them as text) and its clean ones (`typed.`).
+
+    Args:
+        decimal: what stands before the fraction of a number in a text.
+    """
+    return [
+        rule for name, column in table.columns.items() for rule in _column_rules(name, column, name in texts, decimal)
+    ]
 
 
-def _column_rules(name: str, column: Column, text: bool) -> Iterator[Rule]:
+def _column_rules(name: str, column: Column, text: bool, decimal: str) -> Iterator[Rule]:
     raw, value = f"raw.{quote(name)}", f"typed.{quote(name)}"
-    shown = f"CAST({value} AS VARCHAR)"
-    misfit = f"{raw} IS NOT NULL AND {value} IS NULL"
+    shown, bare = f"CAST({value} AS VARCHAR)", value
+    if column.text or column.outside != "quarantine":  # its clean value does not show what it was
+        bare = typed_sql(raw, column, text=text, decimal=decimal)
+    misfit = f"{raw} IS NOT NULL AND ({bare}) IS NULL"
     if text and column.type in ("TIMESTAMP", "DATE") and not column.format:
         yield from _zone_rules(name, raw, value, has_clock=column.type == "TIMESTAMP")
         misfit = f"CASE WHEN {misfit} THEN {zone_sql(raw)} = '' ELSE FALSE END"
     rule = f"is no {column.type}" + (f" of the form {column.format}" if column.format else "")
     yield Rule(f"{name}: type", misfit, _reason_sql(name, f"CAST({raw} AS VARCHAR)", rule))
     if column.required:
-        yield Rule(f"{name}: required", f"{raw} IS NULL", literal(f"{name} is missing"))
-    if column.min is not None:
-        yield Rule(f"{name}: min", f"{value} < {column.min}", _reason_sql(name, shown, f"is below {column.min:g}"))
-    if column.max is not None:
-        yield Rule(f"{name}: max", f"{value} > {column.max}", _reason_sql(name, shown, f"is above {column.max:g}"))
+        missing = f"{raw} IS NULL" + (f" OR {value} IS NULL" if column.text else "")
+        yield Rule(f"{name}: required", missing, literal(f"{name} is missing"))
+    if column.text:
+        yield Rule(f"{name}: spelled anew", f"{raw} IS DISTINCT FROM {value}", "''", is_bad=False)
+    for bound, limit, sign, side in (("min", column.min, "<", "below"), ("max", column.max, ">", "above")):
+        if limit is not None:
+            fate, is_bad = FATES.get(column.outside, ""), column.outside == "quarantine"
+            reason = _reason_sql(name, shown, f"is {side} {limit:g}")
+            yield Rule(f"{name}: {bound}{fate}", f"({bare}) {sign} {limit}", reason, is_bad=is_bad)
     if column.allowed is not None:
         other = f"{shown} NOT IN ({', '.join(map(literal, column.allowed))})"
         yield Rule(f"{name}: allowed", other, _reason_sql(name, shown, "is not allowed"))

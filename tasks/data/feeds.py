@@ -129,7 +129,7 @@ def _typed_sql(feed: Feed, is_text: dict[str, bool]) -> str:
         ]
     )
     pairs = [
-        f"{contract.typed_sql(name, feed.table.columns[name], text=text, decimal=feed.source.decimal)} "
+        f"{contract.clean_sql(name, feed.table.columns[name], text=text, decimal=feed.source.decimal)} "
         f"AS {quote(name)}, {quote(name)} AS {raw_name(name)}"
         for name, text in is_text.items()
     ]

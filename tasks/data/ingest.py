@@ -279,6 +279,7 @@ def _select_period(reader: feeds.Reader, feed: feeds.Feed, period: str) -> pa.Ta
             is_misfit = "FALSE" if name in feed.source.derive else f"{quote(name)} IS NULL"
             value = f"CASE WHEN known_at IS NOT NULL OR {is_misfit} THEN {value} END"
         if feed.table.columns[name].pii:
+            value = contract.mend_sql(value, feed.table.columns[name])  # of one person, one pseudonym
             joins += _join_pseudonyms(con, name, value, reader.key)
             value = f"{quote('pii ' + name)}.pseudonym"
         columns.append(f"{value} AS {quote(name)}")

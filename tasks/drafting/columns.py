@@ -259,7 +259,7 @@ def type_table(sheet: Sheet, looked: Looked) -> None:
         for name in looked.columns
     )
     typed = ", ".join(
-        f"{contract.typed_sql(name, look.column, decimal=looked.decimal)} AS {quote(name)}"
+        f"{contract.typed_sql(quote(name), look.column, decimal=looked.decimal)} AS {quote(name)}"
         for name, look in looked.columns.items()
     )
     sheet.con.execute(f"CREATE OR REPLACE TEMP TABLE typed AS SELECT {typed} FROM (SELECT {raw} FROM raw)")

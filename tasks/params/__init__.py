@@ -3,6 +3,7 @@
 An unknown or mistyped key is an error that names the key, the rule and the nearest key that exists.
 """
 
+from tasks.params.contract import Column, Table
 from tasks.params.file import Params, load, validate
 from tasks.params.folders import home
 from tasks.params.sections import (
@@ -15,7 +16,6 @@ from tasks.params.sections import (
     Challenger,
     Clean,
     Clock,
-    Column,
     Costs,
     Drift,
     Evaluate,
@@ -39,7 +39,6 @@ from tasks.params.sections import (
     Split,
     Stage,
     Stream,
-    Table,
     Task,
     Train,
     Tune,

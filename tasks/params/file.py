@@ -12,6 +12,7 @@ from pydantic import ValidationError, model_validator
 
 from tasks.params import sections, yamltext
 from tasks.params.card import Card
+from tasks.params.contract import Column, Table
 from tasks.params.source import Source
 from tasks.params.values import spell, suggest
 
@@ -19,7 +20,7 @@ from tasks.params.values import spell, suggest
 class Params(sections.Section):
     clock: sections.Clock
     sources: dict[str, Source]
-    contract: dict[str, sections.Table]
+    contract: dict[str, Table]
     ingest: sections.Ingest
     clean: sections.Clean
     spine: sections.Spine
@@ -95,7 +96,7 @@ def _check_distributed(p: Params) -> None:
         )
 
 
-def _check_table(name: str, table: sections.Table, p: Params) -> None:
+def _check_table(name: str, table: Table, p: Params) -> None:
     timed = p.sources[name].event_time is not None
     if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "spine":
         raise ValueError(f"a table's name is a letter, then letters, digits and _, and not spine, but got {name!r}")
@@ -117,7 +118,7 @@ def _check_table(name: str, table: sections.Table, p: Params) -> None:
         _check_reference(f"contract.{name}.columns.{field}", column, others)
 
 
-def _check_names(name: str, table: sections.Table, source: Source) -> None:
+def _check_names(name: str, table: Table, source: Source) -> None:
     """SQL ignores case: names that differ in case alone are one column to it."""
     spelled: dict[str, str] = {}
     for column in [*table.columns, *source.derive]:
@@ -138,7 +139,7 @@ def _check_names(name: str, table: sections.Table, source: Source) -> None:
         raise ValueError(f"contract.{name}.version must be known with its row, but {table.version!r} is an outcome")
 
 
-def _check_reference(name: str, column: sections.Column, others: dict[str, sections.Table]) -> None:
+def _check_reference(name: str, column: Column, others: dict[str, Table]) -> None:
     if not column.references:
         return
     table, _, field = column.references.partition(".")

@@ -38,47 +38,6 @@ class Clock(Section):
         return self
 
 
-FORMAT = re.compile(r"(?:[^%]|%-?[dmyHIMS]|%[YbBaApfj%])*")
-
-
-class Column(Section):
-    """`format` is how a file spells a time, in strptime's marks, such as %d.%m.%Y; without one, as ISO 8601 does."""
-
-    type: Literal["VARCHAR", "INTEGER", "BIGINT", "DOUBLE", "BOOLEAN", "DATE", "TIMESTAMP"]
-    format: str | None = None
-    required: bool = False
-    min: float | None = None
-    max: float | None = None
-    allowed: Annotated[list[str], Field(min_length=1)] | None = None
-    references: Annotated[str, spelled_as(r"\w+\.\w+", "a reference is <table>.<column>")] | None = None
-    unmatched: Literal["quarantine", "report"] = "quarantine"
-    outcome: bool = False
-    pii: bool = False
-
-    @model_validator(mode="after")
-    def _fits(self) -> "Column":
-        if (self.min is not None or self.max is not None) and self.type not in ("INTEGER", "BIGINT", "DOUBLE"):
-            raise ValueError(f"min and max need a number's type, but got {self.type}; write sources.<table>.derive")
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min must not be above max, but got min {self.min:g} and max {self.max:g}")
-        if self.format is not None and self.type not in ("DATE", "TIMESTAMP"):
-            raise ValueError(f"format says how a DATE or a TIMESTAMP is spelled, but the type is {self.type}")
-        if self.format is not None and ("%" not in self.format or not FORMAT.fullmatch(self.format)):
-            raise ValueError(
-                "format is made of strptime's marks, such as %d.%m.%Y or %m/%d/%Y %H:%M:%S, without a zone, but got "
-                f"{self.format!r}"
-            )
-        if self.pii and (self.type != "VARCHAR" or self.allowed):
-            raise ValueError("pii: true makes a pseudonym, a text: it needs type VARCHAR and no allowed")
-        return self
-
-
-class Table(Section):
-    key: list[str] = []
-    version: str | None = None
-    columns: dict[str, Column]
-
-
 class Ingest(Section):
     period: Literal["day", "week", "month"] = "month"
     pii_key_id: str | None = None

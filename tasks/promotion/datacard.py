@@ -146,6 +146,10 @@ def list_rules(column: Column) -> Iterator[str]:
         yield f"one of {len(column.allowed)} values"
     if column.references:
         yield f"is in {column.references}"
+    if column.text:
+        yield f"spelled anew: {', '.join(column.text)}"
+    if column.outside != "quarantine":
+        yield f"beyond a bound: {column.outside}"
     if column.outcome:
         yield "an outcome: unknown until known_at"
     if column.pii:

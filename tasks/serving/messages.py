@@ -6,11 +6,14 @@ tables are checked where the tables are (tables.py).
 
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
+from functools import cache, partial
 from typing import Annotated, Any, Literal
 
+import duckdb
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -19,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from tasks.data import contract
 from tasks.data.featuresql import LARGEST_LABEL
 from tasks.params import Column, Params, to_utc
 
@@ -88,12 +92,36 @@ def _make_model(name: str, fields: dict[str, Any], base: type[Message] = Message
 
 
 def _field_of(name: str, column: Column) -> tuple[Any, Any]:
-    """Under an alias: a column may be called as pydantic calls something of its own."""
-    python_type = _type_of(column)
-    return (python_type, Field(alias=name)) if column.required else (python_type | None, Field(None, alias=name))
+    """Under an alias: a column may be called as pydantic calls something of its own.
+
+    What clean mends is mended here too; what it puts into quarantine is refused.
+    """
+    kind = _type_of(column) if column.required else _type_of(column) | None
+    if column.text:
+        kind = Annotated[kind, BeforeValidator(partial(_mend, column))]
+    elif column.outside in ("clip", "empty"):
+        kind = Annotated[kind, AfterValidator(partial(_mend, column))]
+    return (kind, Field(alias=name)) if column.required else (kind, Field(None, alias=name))
+
+
+def _mend(column: Column, value: Any) -> Any:
+    """By the SQL that mends a table's values: there is one rule of how a text is spelled."""
+    if not isinstance(value, str if column.text else (int, float)):
+        return value  # no value, or one of another type, which is refused
+    query = f"SELECT {contract.mend_sql(f'CAST($1 AS {column.type})', column)}"
+    ((mended,),) = _connect().cursor().execute(query, [value]).fetchall()
+    if mended is None and column.required:
+        raise ValueError("it is required, and nothing of it is left once it is mended as the contract says")
+    return mended
+
+
+@cache
+def _connect() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect()
 
 
 def _type_of(column: Column) -> Any:
+    low, high = (column.min, column.max) if column.outside == "quarantine" else (None, None)
     if column.allowed:
         return Literal[tuple(column.allowed)]
     if column.type == "TIMESTAMP":
@@ -102,10 +130,10 @@ def _type_of(column: Column) -> Any:
         return Annotated[str, Field(max_length=LONGEST)]
     if column.type in BITS:
         edge = 2 ** BITS[column.type]
-        low, high = column.min if column.min is not None else -edge, column.max if column.max is not None else edge - 1
+        low, high = low if low is not None else -edge, high if high is not None else edge - 1
         return Annotated[int, Field(ge=low, le=high)]
     if column.type == "DOUBLE":
-        return Annotated[float, Field(ge=column.min, le=column.max, allow_inf_nan=False)]
+        return Annotated[float, Field(ge=low, le=high, allow_inf_nan=False)]
     return PLAIN[column.type]
 
 

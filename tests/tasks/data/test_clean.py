@@ -323,6 +323,27 @@ def test_the_row_of_the_higher_version_wins_wherever_it_stands(made: Made) -> No
     assert (quality(made)["orders"]["bad"], quality(made)["orders"]["superseded"]) == (0, 2)
 
 
+def test_what_the_contract_mends_is_kept_and_counted_and_a_person_has_one_pseudonym_however_it_is_spelled(
+    cleaned: Callable[..., dict[str, Any]], made: Made
+) -> None:
+    columns = made.raw["contract"]["orders"]["columns"]
+    columns["store"]["text"] = ["trim", "lower"]
+    columns["email"] |= {"text": ["trim", "upper"]}
+    columns["distance"]["outside"] = "clip"
+    columns["amount"]["outside"] = "empty"
+    made.raw["contract"]["customers"]["columns"]["email"] |= {"text": ["trim", "upper"]}
+    counts = cleaned(
+        {"store": " North"}, {"email": " Person1@example.ORG "}, {"distance": "100.5"}, {"amount": "-1"}, {"store": "x"}
+    )
+    good = rows(made, "clean")
+    assert good["store"].to_pylist() == ["north"] * 4
+    assert len(set(good["email"].to_pylist())) == 1
+    assert good["distance"].to_pylist() == [3, 3, 100, 3]
+    assert good["amount"].to_pylist() == [10.5, 10.5, 10.5, None]
+    assert counts["reported"] == {"store: spelled anew": 1, "distance: max, clipped": 1, "amount: min, emptied": 1}
+    assert (counts["rows"], counts["bad"], counts["by_rule"]) == (5, 1, {"store: allowed": 1})
+
+
 def test_rows_without_a_key_are_not_copies_of_each_other(cleaned: Callable[..., dict[str, Any]]) -> None:
     found = cleaned({}, {"number": ""}, {"number": ""})
     assert found["by_rule"] == {"number: required": 2}

@@ -27,15 +27,16 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
 
 @pytest.fixture
 def judge(con: duckdb.DuckDBPyConnection) -> Callable[..., list[str]]:
-    """A column and a raw value → what its broken rules say."""
+    """A column and a raw value → what its broken rules say; of those that are only counted, the names."""
 
     def judge(value: Any, **column: Any) -> list[str]:
         found = Table(columns={"x": Column(**column)})
-        typed = contract.typed_sql("x", found.columns["x"])
+        typed = contract.clean_sql("x", found.columns["x"])
         con.execute("CREATE OR REPLACE TEMP TABLE given AS SELECT ? AS x", [value])
         con.execute(f"CREATE OR REPLACE TEMP TABLE checked AS SELECT raw, {{'x': {typed}}} AS typed FROM given raw")
         reasons = [
-            f"CASE WHEN {rule.broken} THEN {rule.reason} END" for rule in contract.build_rules(found, texts={"x"})
+            f"CASE WHEN {rule.broken} THEN {rule.reason if rule.is_bad else sql.literal(rule.name)} END"
+            for rule in contract.build_rules(found, texts={"x"})
         ]
         said = con.execute(f"SELECT {', '.join(reasons)} FROM checked").fetchall()[0]
         return [each for each in said if each]
@@ -120,6 +121,53 @@ def test_a_day_comes_before_its_month_where_the_format_says_so(con: duckdb.DuckD
 def test_a_format_that_is_none_is_refused(form: str) -> None:
     with pytest.raises(ValueError, match="strptime's marks"):
         Column(type="DATE", format=form)
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "mended", "said"),
+    [
+        ("7", {"type": "INTEGER", "max": 5, "outside": "clip"}, 5, ["x: max, clipped"]),
+        ("-7", {"type": "INTEGER", "min": -2.5, "outside": "clip"}, -2, ["x: min, clipped"]),
+        ("7.25", {"type": "DOUBLE", "min": 0, "max": 5.5, "outside": "clip"}, 5.5, ["x: max, clipped"]),
+        ("9007199254740993", {"type": "BIGINT", "min": 0, "outside": "clip"}, 9007199254740993, []),
+        ("3", {"type": "INTEGER", "min": 0, "max": 5, "outside": "clip"}, 3, []),
+        (None, {"type": "INTEGER", "min": 0, "outside": "clip"}, None, []),
+        ("x", {"type": "INTEGER", "min": 0, "outside": "clip"}, None, ["x x is no INTEGER"]),
+        ("7", {"type": "INTEGER", "max": 5, "outside": "empty"}, None, ["x: max, emptied"]),
+        ("7", {"type": "INTEGER", "max": 5, "outside": "keep"}, 7, ["x: max, kept"]),
+        (" Red\t ", {"type": "VARCHAR", "text": ["trim", "lower"]}, "red", ["x: spelled anew"]),
+        ("a \n b", {"type": "VARCHAR", "text": ["squeeze"]}, "a b", ["x: spelled anew"]),
+        ("straße", {"type": "VARCHAR", "text": ["upper"]}, "STRAẞE", ["x: spelled anew"]),
+        (" red", {"type": "VARCHAR", "text": ["trim"], "allowed": ["red"]}, "red", ["x: spelled anew"]),
+        ("red", {"type": "VARCHAR", "text": ["trim"]}, "red", []),
+        ("  ", {"type": "VARCHAR", "text": ["trim"]}, None, ["x: spelled anew"]),
+        ("  ", {"type": "VARCHAR", "text": ["trim"], "required": True}, None, ["x is missing", "x: spelled anew"]),
+        (None, {"type": "VARCHAR", "text": ["trim"]}, None, []),
+    ],
+)
+def test_a_value_is_mended_where_the_contract_says_so_and_each_mended_one_is_counted(
+    con: duckdb.DuckDBPyConnection,
+    judge: Callable[..., list[str]],
+    value: Any,
+    column: dict[str, Any],
+    mended: Any,
+    said: list[str],
+) -> None:
+    assert judge(value, **column) == said
+    assert con.execute("SELECT typed.x FROM checked").fetchall() == [(mended,)]
+
+
+@pytest.mark.parametrize(
+    ("column", "rule"),
+    [
+        ({"type": "INTEGER", "outside": "clip"}, "needs a min or a max"),
+        ({"type": "INTEGER", "text": ["trim"]}, "the type is INTEGER"),
+        ({"type": "VARCHAR", "text": ["upper", "lower"]}, "got both"),
+    ],
+)
+def test_a_way_to_mend_that_cannot_be_is_refused(column: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        Column(**column)
 
 
 def test_only_a_time_has_a_format() -> None:

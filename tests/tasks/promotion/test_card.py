@@ -26,6 +26,10 @@ def test_no_value_of_a_category_is_shown() -> None:
 def test_each_rule_of_a_column_is_in_words() -> None:
     number = Column(type="DOUBLE", required=True, min=0, max=2.5)
     assert list(datacard.list_rules(number)) == ["required", "at least 0", "at most 2.5"]
+    clipped = Column(type="DOUBLE", max=1, outside="clip")
+    assert list(datacard.list_rules(clipped)) == ["at most 1", "beyond a bound: clip"]
+    spelled = Column(type="VARCHAR", text=("trim", "lower"))
+    assert list(datacard.list_rules(spelled)) == ["spelled anew: trim, lower"]
     text = Column(type="VARCHAR", pii=True, references="planes.tailnum", outcome=True)
     assert list(datacard.list_rules(text)) == [
         "is in planes.tailnum",

@@ -1,0 +1,65 @@
+"""The section `contract`: each table's columns, with their types and rules."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tasks.params.sections import Section
+from tasks.params.values import spelled_as
+
+FORMAT = re.compile(r"(?:[^%]|%-?[dmyHIMS]|%[YbBaApfj%])*")
+
+
+class Column(Section):
+    """A column, and what becomes of a value that breaks its rules.
+
+    Attributes:
+        format: how a file spells a time, in strptime's marks, such as %d.%m.%Y; without one, as ISO 8601 does.
+        text: how a text is spelled anew before anything compares it: `trim` blanks at its ends, `squeeze` those inside
+            to one each, `lower` or `upper` its letters. What is empty then is missing.
+        outside: what becomes of a number beyond min or max: its row goes to quarantine, or it is clipped to the bound,
+            emptied, or kept. The last three are counted in the quality report.
+    """
+
+    type: Literal["VARCHAR", "INTEGER", "BIGINT", "DOUBLE", "BOOLEAN", "DATE", "TIMESTAMP"]
+    format: str | None = None
+    required: bool = False
+    min: float | None = None
+    max: float | None = None
+    outside: Literal["quarantine", "clip", "empty", "keep"] = "quarantine"
+    allowed: Annotated[list[str], Field(min_length=1)] | None = None
+    text: tuple[Literal["trim", "squeeze", "lower", "upper"], ...] = ()
+    references: Annotated[str, spelled_as(r"\w+\.\w+", "a reference is <table>.<column>")] | None = None
+    unmatched: Literal["quarantine", "report"] = "quarantine"
+    outcome: bool = False
+    pii: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Column":
+        if (self.min is not None or self.max is not None) and self.type not in ("INTEGER", "BIGINT", "DOUBLE"):
+            raise ValueError(f"min and max need a number's type, but got {self.type}; write sources.<table>.derive")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min must not be above max, but got min {self.min:g} and max {self.max:g}")
+        if self.outside != "quarantine" and self.min is None and self.max is None:
+            raise ValueError(f"outside {self.outside} needs a min or a max that values can lie outside of")
+        if self.text and self.type != "VARCHAR":
+            raise ValueError(f"text says how a VARCHAR is spelled, but the type is {self.type}")
+        if {"lower", "upper"} <= set(self.text):
+            raise ValueError("text takes lower or upper, but got both")
+        if self.format is not None and self.type not in ("DATE", "TIMESTAMP"):
+            raise ValueError(f"format says how a DATE or a TIMESTAMP is spelled, but the type is {self.type}")
+        if self.format is not None and ("%" not in self.format or not FORMAT.fullmatch(self.format)):
+            raise ValueError(
+                "format is made of strptime's marks, such as %d.%m.%Y or %m/%d/%Y %H:%M:%S, without a zone, but got "
+                f"{self.format!r}"
+            )
+        if self.pii and (self.type != "VARCHAR" or self.allowed):
+            raise ValueError("pii: true makes a pseudonym, a text: it needs type VARCHAR and no allowed")
+        return self
+
+
+class Table(Section):
+    key: list[str] = Field(default_factory=list)
+    version: str | None = None
+    columns: dict[str, Column]
