@@ -21,7 +21,18 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from tasks import log
-from tasks.data import contract, csvtext, expressions, feasibility, feeds, manifest, packing, periods, timeline
+from tasks.data import (
+    contract,
+    csvtext,
+    expressions,
+    feasibility,
+    feeds,
+    manifest,
+    packing,
+    periods,
+    shrinkage,
+    timeline,
+)
 from tasks.data.sources import fetch
 from tasks.params import FAULT, PLACE, TIMES, Params, to_utc
 from tasks.params.source import READING
@@ -48,7 +59,7 @@ def ingest(p: Params, folder: Path = Path()) -> None:
     """Write <raw>/<table>/<period>.parquet and <raw>/manifest.json.
 
     Raises:
-        ValueError: a source is missing, cannot be read, or does not fit params.yaml.
+        ValueError: a source is missing, cannot be read, has lost rows, or does not fit params.yaml.
     """
     has_pii = any(column.pii for table in p.contract.values() for column in table.columns.values())
     key = contract.load_pii_key() if has_pii else b""
@@ -63,6 +74,9 @@ def ingest(p: Params, folder: Path = Path()) -> None:
     spans, deliveries = {}, {}
     for name, feed in reader.feeds.items():
         spans[name], deliveries[name] = _find_spans(reader, feed, p.ingest.period)
+    filled = {name: delivery["rows"] - delivery["empty"] for name, delivery in deliveries.items()}
+    for name, source in p.sources.items():
+        shrinkage.check_rows(name, source, filled[name])
     if reach is None and deliveries[p.spine.table]["misfits"]:
         log.warning("no row of %s has an event time: all of them go to quarantine, with their reasons", p.spine.table)
         as_of = limit = to_utc(p.clock.as_of) if p.clock.as_of else NO_TIME
@@ -75,6 +89,8 @@ def ingest(p: Params, folder: Path = Path()) -> None:
         for name, feed in reader.feeds.items()
     }
     manifest.RawManifest(as_of=as_of, limit=limit, pii_key_id=key_id, tables=tables).write(raw)
+    for name, source in p.sources.items():
+        shrinkage.note_rows(name, source, filled[name])
 
 
 def fetch_feeds(p: Params, key_id: str | None) -> dict[str, feeds.Feed]:

@@ -98,6 +98,11 @@ def _check_distributed(p: Params) -> None:
 
 def _check_table(name: str, table: Table, p: Params) -> None:
     timed = p.sources[name].event_time is not None
+    if p.sources[name].watermark and not table.key:
+        raise ValueError(
+            f"sources.{name}.watermark needs contract.{name}.key, since a row that has changed is read again, and its "
+            "key says which row it is. Give the key, or take the watermark out."
+        )
     if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "spine":
         raise ValueError(f"a table's name is a letter, then letters, digits and _, and not spine, but got {name!r}")
     allowed, reserved = sections.TIMES if timed else (), (*sections.TAKEN, *sections.TIMES)

@@ -11,8 +11,8 @@ from tasks.params.sections import Section
 from tasks.params.values import Duration, normalize_encoding, spelled_as
 
 READING = {"nulls", "decimal", "encoding", "event_time", "known_at", "derive"}  # what the rows depend on, once fetched
-COPIED = ("http", "https", "s3")  # schemes of which this machine keeps a copy
-WEB = ("http", "https")
+COPIED = ("http", "https", "s3", "postgresql")  # schemes of which this machine keeps a copy
+WEB, DATABASE = ("http", "https"), "postgresql"
 LAST = "last"  # as a fallback: the copy of the last good delivery
 Variable = Annotated[
     str, spelled_as(r"[A-Za-z_]\w*", "a secret is given by the name of an environment variable that holds it")
@@ -26,7 +26,7 @@ def scheme_of(address: str) -> str:
 
 def show_address(address: str) -> str:
     """An address as messages, manifests and MLflow show it: the values of its query may be secrets."""
-    if scheme_of(address) not in WEB:
+    if scheme_of(address) not in (*WEB, DATABASE):
         return address
     parts = urlsplit(address)
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
@@ -46,6 +46,15 @@ def _check_address(address: str) -> str:
             raise ValueError("an address must hold no user and no password. Take them out, and set `headers`")
         if not netloc:
             raise ValueError(f"an address with {scheme}:// needs a host, such as {scheme}://example.org/table.csv")
+    if scheme == DATABASE:
+        parts = urlsplit(address)
+        if ":" in parts.netloc.rpartition("@")[0] or "password" in parts.query:
+            raise ValueError(
+                "an address must hold no password. Take it out, and put it into the environment variable PGPASSWORD, "
+                "or the one that `password` names"
+            )
+        if parts.netloc.rpartition("@")[2] == "" or parts.path in ("", "/"):
+            raise ValueError("an address in PostgreSQL is postgresql://user@host:port/database. Complete it")
     if scheme == "s3" and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+/.+", address):
         raise ValueError(
             f"an address with s3:// needs a bucket and a key, such as s3://bucket/folder/*.csv, got {address}"
@@ -61,6 +70,10 @@ class Source(Section):
     or `last`, the copy of the last good delivery, no older than `max_age`. `max_drop` is the share of its rows that the
     table may lose between two ingests. `headers` are sent with each request: the name of a header, and that of the
     environment variable that holds its value.
+
+    In PostgreSQL a table is what `query` gives, a name or a SELECT. With `watermark`, one of its columns, only what is
+    newer is read, and again what lies `overlap` below the newest: a length of time, or a number as the watermark is.
+    `password` names an environment variable.
     """
 
     address: Annotated[str, AfterValidator(_check_address)]
@@ -73,8 +86,13 @@ class Source(Section):
     timeout: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(minutes=10)
     fallback: Annotated[str, AfterValidator(_check_address)] | None = None
     max_age: Annotated[Duration, Field(gt=timedelta(0))] | None = None
+    max_drop: float = Field(0.1, ge=0, le=1)
     sha256: Annotated[str, spelled_as(r"[0-9a-f]{64}", "a sha256 is 64 digits of 0-9 and a-f")] | None = None
     headers: dict[str, Variable] = Field({})
+    query: str | None = None
+    watermark: str | None = None
+    overlap: Annotated[int, Field(ge=0, strict=True)] | Duration | None = None
+    password: Variable | None = None
 
     @property
     def shown(self) -> str:
@@ -96,4 +114,10 @@ class Source(Section):
             )
         if self.headers and scheme not in WEB:
             raise ValueError("headers are sent to http:// and https:// only. Take them out")
+        if (scheme == DATABASE) != (self.query is not None):
+            raise ValueError("query goes with an address of postgresql://, and that with a query. Give both or neither")
+        if scheme != DATABASE and (self.watermark or self.overlap or self.password):
+            raise ValueError("watermark, overlap and password go with an address of postgresql://. Take them out")
+        if self.overlap is not None and self.watermark is None:
+            raise ValueError("overlap is how far below the last watermark rows are read again. Give a watermark")
         return self

@@ -89,6 +89,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(name: str, near: s
         ("sources.orders.headers", {"X-Key": "TOKEN"}, "headers are sent to http:// and https:// only"),
         ("sources.orders.headers", {"X-Key": "Bearer abc"}, "by the name of an environment variable that holds it"),
         ("sources.orders.timeout", "0s", "sources.orders.timeout"),
+        ("sources.orders.address", "postgresql://ada:pass@host/db", "must hold no password"),
+        ("sources.orders.address", "postgresql://host", "is postgresql://user@host:port/database"),
+        ("sources.orders.address", "postgresql://host/db", "query goes with an address of postgresql://"),
+        ("sources.orders.query", "orders", "query goes with an address of postgresql://"),
+        ("sources.orders.watermark", "placed", "watermark, overlap and password go with an address of postgresql://"),
+        ("sources.orders.address", "s3://bucket", "needs a bucket and a key"),
     ],
 )
 def test_names_and_settings_of_a_table_are_checked_where_they_enter(name: str, value: Any, said: str) -> None:

@@ -145,7 +145,8 @@ def open_copies(address: str, source: Source) -> Iterator[Copies]:
         DeliveryError: another process has had them for as long as the source's timeout.
     """
     shown, wait_s = show_address(address), source.timeout.total_seconds()
-    folder = home() / "sources" / hashlib.sha256(address.encode()).hexdigest()[:24]
+    asked = json.dumps([address, source.query, source.watermark]) if source.query else address
+    folder = home() / "sources" / hashlib.sha256(asked.encode()).hexdigest()[:24]
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     lock = locks.open_lock(folder.parent, folder.name, local=True)

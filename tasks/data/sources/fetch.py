@@ -11,6 +11,7 @@ from tasks import log
 from tasks.data import packing, periods
 from tasks.data.sources import copies
 from tasks.data.sources.bucket import BucketObjects
+from tasks.data.sources.database import DatabaseQuery
 from tasks.data.sources.files import LocalFiles
 from tasks.data.sources.package import PackageFiles
 from tasks.data.sources.scheme import DeliveryError, Scheme
@@ -26,6 +27,7 @@ SCHEMES: dict[str, Scheme] = {
     "http": WebFile(),
     "https": WebFile(),
     "s3": BucketObjects(),
+    "postgresql": DatabaseQuery(),
 }
 
 

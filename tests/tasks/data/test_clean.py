@@ -212,7 +212,7 @@ def test_a_changed_reference_is_checked_again(made: Made) -> None:
     assert quality(made)["orders"]["bad"] == 0
     customers = made.folder / "source/customers.csv"
     customers.write_text("\n".join(customers.read_text().splitlines()[:-50]) + "\n")
-    made.run("ingest", "clean")
+    made.run("ingest", "clean", p=made.params(**{"sources.customers.max_drop": 0.5}))
     assert quality(made)["orders"]["by_rule"]["email: references"] > 0
 
 
