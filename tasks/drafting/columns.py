@@ -71,7 +71,7 @@ class Look:
 
     @property
     def is_number(self) -> bool:
-        return self.type in NUMBERS and not (self.spelling and self.spelling.epoch)
+        return self.type in NUMBERS and not self.is_time
 
     @property
     def is_time(self) -> bool:
@@ -79,7 +79,7 @@ class Look:
 
     @property
     def is_text(self) -> bool:
-        return self.type == "VARCHAR"
+        return self.type == "VARCHAR" and not self.is_time
 
     @property
     def column(self) -> Column:

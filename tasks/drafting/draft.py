@@ -193,7 +193,7 @@ def _find_delay(
         return sql, wishes.delay, Guess("known_at", sql, "--delay says so")
     if shape.step:
         sql = f"event_time + INTERVAL {shape.step.sql}"
-        why = f"a row's values are measured over a {shape.step.words}, and known when that ends"
+        why = f"a row's values are measured over the {shape.step.words}, and known when that ends"
         return sql, shape.step.length, Guess("known_at", sql, why, flag)
     told = [name for name in roles.later if name in target.columns]
     if len(told) == 1 and (spelling := looked.columns[told[0]].spelling):

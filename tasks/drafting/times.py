@@ -1,4 +1,4 @@
-"""How a column of texts spells a time: as ISO 8601 does, by a format of strptime's, or as seconds since 1970."""
+"""How a column spells a time: as ISO 8601 does, by a format of strptime's, in quarters, in seconds since 1970."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -28,6 +28,7 @@ DATES = (
     "%b-%y",
     "%Y-%m",
     "%m/%Y",
+    "%YM%m",
     "%Y.%m.%d",
     "%Y%m%d",
 )
@@ -37,7 +38,8 @@ SHARE = 0.99  # of the texts, that a format must fit
 YEARS = "BETWEEN TIMESTAMP '1700-01-01' AND TIMESTAMP '2200-01-01'"
 YEAR_NAME = re.compile(r"(?i)(^|[^a-z])(year|yr|jahr|annee|ano)([^a-z]|$)")
 EPOCH_NAME = re.compile(r"(?i)time|date|stamp|epoch|created|updated|(^|_)(ts|at)$")
-EPOCHS = {"s": (10**8, 5 * 10**9), "ms": (10**11, 5 * 10**12)}
+EPOCHS = {"epoch_ms({} * 1000)": (10**8, 5 * 10**9), "epoch_ms({})": (10**11, 5 * 10**12)}
+QUARTERS = (r"\d{4}[- ]?[Qq][1-4]", "make_date(CAST(left({}, 4) AS INTEGER), 3 * CAST(right({}, 1) AS INTEGER) - 2, 1)")
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,17 @@ class Spelling:
     Attributes:
         format: None for ISO 8601.
         other: a second format that fits as well, where day and month cannot be told apart.
-        epoch: the texts are numbers since 1970, in s or ms.
+        made: SQL that makes the time of the typed column, whose name takes the place of {}; None for a column of times.
     """
 
-    type: Literal["DATE", "TIMESTAMP", "BIGINT"]
+    type: Literal["DATE", "TIMESTAMP", "BIGINT", "VARCHAR"]
     format: str | None = None
     other: str | None = None
-    epoch: Literal["s", "ms"] | None = None
+    made: str | None = None
 
     def sql(self, column: str) -> str:
         """The time, over the typed column of this name."""
-        if self.epoch:
-            return f"epoch_ms({column}{' * 1000' if self.epoch == 's' else ''})"
-        return column
+        return self.made.replace("{}", column) if self.made else column
 
 
 def find_spelling(con: DuckDBPyConnection, column: str, *, whole: bool, without: Sequence[str] = ()) -> Spelling | None:
@@ -84,6 +84,9 @@ def find_spelling(con: DuckDBPyConnection, column: str, *, whole: bool, without:
     if _fits(con, contract.timestamp_sql("v"), texts):
         has_clock = con.execute("SELECT count(*) FROM _texts WHERE contains(v, ':')").fetchall()[0][0]
         return Spelling("TIMESTAMP" if has_clock else "DATE")
+    form, made = QUARTERS
+    if _fits(con, f"CASE WHEN regexp_full_match(v, {literal(form)}) THEN {made.replace('{}', 'v')} END", texts):
+        return Spelling("VARCHAR", made=made)
     formats = [form for form in list_formats(_sample(con)) if _fits(con, _parsed(form), texts)]
     if not formats:
         return None
@@ -110,10 +113,10 @@ def _find_number(con: DuckDBPyConnection, column: str, texts: int) -> Spelling |
     year = f"CASE WHEN regexp_full_match(v, '(1[7-9]|20)\\d\\d') THEN {_parsed('%Y')} END"
     if YEAR_NAME.search(column) and _fits(con, year, texts):
         return Spelling("DATE", "%Y")
-    for unit, (low, high) in EPOCHS.items():
+    for made, (low, high) in EPOCHS.items():
         within = f"CASE WHEN TRY_CAST(v AS BIGINT) BETWEEN {low} AND {high} THEN TIMESTAMP '2000-01-01' END"
         if EPOCH_NAME.search(column) and _fits(con, within, texts):
-            return Spelling("BIGINT", epoch="s" if unit == "s" else "ms")
+            return Spelling("BIGINT", made=made)
     return None
 
 

@@ -66,11 +66,14 @@ def test_a_type_holds_every_value(read: Read, values: list[str], kind: str) -> N
         (["31-Jan-20", "01-Feb-20"], "DATE", "%d-%b-%y"),
         (["1/31/2020 4:05 PM", "2/1/2020 11:30 AM"], "TIMESTAMP", "%m/%d/%Y %I:%M %p"),
         (["20200131", "20200201"], "DATE", "%Y%m%d"),
+        (["2020M01", "2020M02"], "DATE", "%YM%m"),
+        (["2020Q1", "2020Q2"], "VARCHAR", None),
     ],
 )
 def test_a_time_is_read_as_it_is_spelled(read: Read, values: list[str], kind: str, form: str | None) -> None:
     look = read(column(values))[1].columns["x"]
-    assert (look.type, look.spelling and look.spelling.format) == (kind, form)
+    assert look.spelling is not None
+    assert (look.type, look.spelling.format) == (kind, form)
 
 
 def test_a_whole_number_is_a_time_only_where_its_name_says_so(read: Read) -> None:
