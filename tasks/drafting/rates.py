@@ -23,7 +23,7 @@ WINDOW_ROWS = 500
 WINDOWS = 8  # of the monitor, in the history before the holdout, at least
 ENOUGH_SLICE_ROWS = 50
 LENGTHS = [HOUR * n for n in (1, 2, 3, 6, 12)] + [
-    DAY * n for n in (1, 2, 3, 7, 14, 28, 61, 92, 184, 366, 731, 1827, 3653)
+    DAY * n for n in (1, 2, 3, 7, 14, 28, 56, 91, 182, 364, 728, 1820, 3640)
 ]
 
 

@@ -1,9 +1,9 @@
 """The windows of a history: its units of time, what each window holds that the rest does not, and trimmed means.
 
-A window slides over the history by a unit: a day, or the whole window where it is no number of days. It is compared
-with the rest of the history, as a new window is compared with all of it. So a value that occurs in one window alone is
-new there, and a number beyond all others is out of range there. Without this rule a column of many levels would seem
-to change in each new window, and in none of its history. Pure numpy.
+A window slides over the history by a unit: a day, some days where it is long, or the whole window where it is no number
+of days. It is compared with the rest of the history, as a new window is compared with all of it. So a value that occurs
+in one window alone is new there, and a number beyond all others is out of range there. Without this rule a column of
+many levels would seem to change in each new window, and in none of its history. Pure numpy.
 """
 
 from datetime import timedelta
@@ -16,13 +16,17 @@ Floats = NDArray[np.floating[Any]]
 Codes = NDArray[np.int64]
 Times = NDArray[np.datetime64]
 DAY = timedelta(days=1)
+MOST_UNITS = 92  # of a window: a longer one slides by more days, since each unit's window is held in memory
 WEEK = 7  # units, of which the most extreme is left out at either end
 LEAST_SHARE_OF_UNITS = 0.5  # a window with rows in fewer units than this share of the usual number is no evidence
 
 
 def choose_unit(window: timedelta) -> timedelta:
-    """By how much windows of this length slide."""
-    return DAY if window % DAY == timedelta(0) else window
+    """By how much windows of this length slide: the least number of days that divides it into MOST_UNITS or fewer."""
+    if window % DAY:
+        return window
+    days = window // DAY
+    return next(DAY * step for step in range(1, days + 1) if days % step == 0 and days <= step * MOST_UNITS)
 
 
 def units_in(window: timedelta) -> int:

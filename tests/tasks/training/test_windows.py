@@ -1,6 +1,7 @@
 """training.windows and training.joint: a value of one window is new; only columns that part are found."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -163,3 +164,16 @@ def test_a_term_that_is_constant_in_a_window_says_nothing() -> None:
         [2, 0],
     ]
     assert joint.measure_loosening(found, np.ones(2), np.full(2, 0.1)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("days", "step"), [(1, 1), (7, 1), (28, 1), (92, 1), (93, 3), (364, 4), (3640, 40), (3653, 281), (97, 97)]
+)
+def test_a_long_window_slides_by_more_than_a_day(days: int, step: int) -> None:
+    window = timedelta(days=days)
+    assert windows.choose_unit(window) == timedelta(days=step)
+    assert windows.units_in(window) == days // step <= windows.MOST_UNITS
+
+
+def test_a_window_of_no_number_of_days_slides_by_itself() -> None:
+    assert windows.choose_unit(timedelta(hours=30)) == timedelta(hours=30)
