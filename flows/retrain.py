@@ -327,17 +327,19 @@ def carry_out(
 def write_cards(
     p: params.Params, root: Path, registry: Registry, run: Recorded, verdict: Verdict, version: int | None
 ) -> None:
-    """The cards of the candidate and its data: pages beside this run. The candidate's goes to its MLflow run too."""
-    lineage = registry.runs.read_data(run.run_id).tags
-    page = card.render_model_card(
-        card.read_facts(p, root), verdict, version=version, run_id=run.run_id, lineage=lineage
-    )
+    """The cards of the candidate and its data: pages beside this run, and files of its MLflow run."""
+    against = verdict.figures.get("champion_version")
+    pages = {
+        card.NAME: card.make_page(p, root, registry.runs, verdict, version=version, run_id=run.run_id),
+        datacard.NAME: card.make_data_page(p, root, registry.read_version(against) if against else None, registry.runs),
+    }
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / card.NAME).write_text(page, encoding="utf-8")
+        for name, page in pages.items():
+            (Path(scratch) / name).write_text(page, encoding="utf-8")
         registry.runs.add_files(run.run_id, Path(scratch))
-    data = datacard.render_data_card(datacard.read_data(p, root, record.read_entries(root)))
-    for key, text in (("model-card", page), ("data-card", data)):
-        artifacts.create_markdown_artifact(text, key=key, description=f"as of {run.as_of}")
+    for name, page in pages.items():
+        key = name.removesuffix(".md").replace("_", "-")
+        artifacts.create_markdown_artifact(page, key=key, description=f"as of {run.as_of}")
 
 
 def read_reports(p: params.Params, root: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@ contract does not name are not read.
 """
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -68,11 +68,17 @@ class Feed:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What came: the rows of all files, the empty ones among them, and by file the columns that it lacks."""
+    """What came: the rows of all files, the empty ones among them, and columns.
+
+    Attributes:
+        lacking: by file, the columns that it lacks.
+        unread: the columns of the files that the contract does not name.
+    """
 
     rows: int
     empty: int
     lacking: dict[int, list[str]]
+    unread: list[str]
 
 
 class Reader:
@@ -179,7 +185,7 @@ def load_table(
         parts = []
         for i, (file, name) in enumerate(zip(fetched.files, name_files(fetched), strict=True)):
             with _naming_file(fetched, name):
-                parts.append(_open_part(con, file, folder / str(i), name, source.encoding))
+                parts.append(rename_columns(_open_part(con, file, folder / str(i), name, source.encoding), columns))
         _check_names(parts, columns, fetched)
         forms = [choose_form({part.kind(name) for part in parts}, rule.type) for name, rule in columns.items()]
         fields = [f"v{i} {form}" for i, form in enumerate(forms)]
@@ -192,7 +198,8 @@ def load_table(
                 _append(con, part, [*values, part.blank_sql, str(i)], into, folder / f"{i}.again.csv")
     rows, empty = con.execute(f"SELECT count(*), count(*) FILTER (blank) FROM {into}").fetchall()[0]
     lacking = {i: [name for name in columns if name not in part.columns] for i, part in enumerate(parts)}
-    return Delivery(rows, empty, {i: names for i, names in lacking.items() if names})
+    unread = sorted({name for part in parts for name in part.columns if name} - columns.keys())
+    return Delivery(rows, empty, {i: names for i, names in lacking.items() if names}, unread)
 
 
 def name_files(fetched: Fetched) -> list[str]:
@@ -229,9 +236,16 @@ def _open_part(con: duckdb.DuckDBPyConnection, file: Path, folder: Path, name: s
     return Part(name, plain, csvtext.csv_sql(plain, delimiter, width), columns, ("VARCHAR",) * width, delimiter)
 
 
-def _check_names(parts: list[Part], columns: Collection[str], fetched: Fetched) -> None:
+def rename_columns(part: Part, columns: Mapping[str, Column]) -> Part:
+    """A file with the contract's names for those of its columns that it calls by an alias. An alias beside the name
+    itself is another column."""
+    names = {alias: name for name, column in columns.items() for alias in column.alias if name not in part.columns}
+    return replace(part, columns=tuple(names.get(name, name) for name in part.columns))
+
+
+def _check_names(parts: list[Part], columns: Mapping[str, Column], fetched: Fetched) -> None:
     """Raises ValueError for a file that names a column twice, or none of them: it has no header. Also for a column that
-    no file has; one that some files lack is for the caller to judge."""
+    no file has and that may not be absent; one that some files lack is for the caller to judge."""
     for part in parts:
         if twice := [name for name in columns if part.columns.count(name) > 1]:
             raise ValueError(f"{fetched.address}: {part.name} names the column {', '.join(twice)} more than once")
@@ -242,10 +256,11 @@ def _check_names(parts: list[Part], columns: Collection[str], fetched: Fetched) 
                 f"out of {fetched.address}."
             )
     present = {name for part in parts for name in part.columns if name}
-    if missing := [name for name in columns if name not in present]:
+    if missing := [name for name, column in columns.items() if name not in present and column.absent == "refuse"]:
         raise ValueError(
             f"{fetched.address} lacks the column {_hint_names(missing, present)}; it has {sorted(present)}. Mend the "
-            "source or the contract's columns."
+            "source or the contract's columns: `alias` says what else a column is called, and `absent: empty` that a "
+            "source may be without it."
         )
 
 

@@ -98,7 +98,7 @@ def fetch_feeds(p: Params, key_id: str | None) -> dict[str, feeds.Feed]:
     fetched_feeds: dict[str, feeds.Feed] = {}
     for name, source in p.sources.items():
         fetched, table = fetch.fetch_files(source.address, source), p.contract[name]
-        columns = [(column, rule.type, rule.format, rule.pii, rule.outcome) for column, rule in table.columns.items()]
+        columns = [(column, *rule.reading) for column, rule in table.columns.items()]
         settings = (source.model_dump(include=READING), columns, table.key, p.ingest.period)
         identity = periods.hash_inputs(
             name, fetched.fingerprint, *settings, key_id, [feed.identity for feed in fetched_feeds.values()], CODE
@@ -140,6 +140,8 @@ def _find_spans(reader: feeds.Reader, feed: feeds.Feed, unit: str) -> tuple[Span
         periods.hash_inputs("spans", feed.identity, feed.name in reader.outlier), "spans.json", measure
     )
     _check_lacking(feed, content["delivery"]["lacking"])
+    if unread := content["delivery"]["unread"]:
+        log.info("%s: not read, since the contract does not name them: %s", feed.name, ", ".join(unread))
     moments = {period: map(datetime.fromisoformat, span) for period, span in content["spans"].items()}
     return {period: (first, last) for period, (first, last) in moments.items()}, content["delivery"]
 
@@ -243,6 +245,7 @@ def _write_table(
         empty=delivery["empty"],
         later=delivery["rows"] - delivery["empty"] - total,
         lacking={names[int(index)]: columns for index, columns in delivery["lacking"].items()},
+        unread=delivery["unread"],
         fallback=feed.fetched.fallback,
     )
 

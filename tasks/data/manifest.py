@@ -38,7 +38,8 @@ class RawTable(_Model):
     """One table of data/raw: its source, the rows by period, and what became of the rows of its files.
 
     Rows read = rows + empty + later (not known yet). `lacking`: by file, the columns of the contract that it lacks.
-    `fallback`: what was used because the source did not deliver.
+    `unread`: the columns of the files that the contract does not name. `fallback`: what was used because the source
+    did not deliver.
     """
 
     address: str
@@ -50,6 +51,7 @@ class RawTable(_Model):
     empty: int
     later: int
     lacking: dict[str, list[str]]
+    unread: list[str] = []
     fallback: str | None = None
 
 

@@ -1,7 +1,7 @@
 """The section `contract`: each table's columns, with their types and rules."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,12 +18,16 @@ class Column(Section):
         format: how a file spells a time, in strptime's marks, such as %d.%m.%Y; without one, as ISO 8601 does.
         text: how a text is spelled anew before anything compares it: `trim` blanks at its ends, `squeeze` those inside
             to one each, `lower` or `upper` its letters. What is empty then is missing.
+        alias: what else a file may call it, such as the name that it had before.
+        absent: a source without it is refused, or it is empty in all rows.
         outside: what becomes of a number beyond min or max: its row goes to quarantine, or it is clipped to the bound,
             emptied, or kept. The last three are counted in the quality report.
     """
 
     type: Literal["VARCHAR", "INTEGER", "BIGINT", "DOUBLE", "BOOLEAN", "DATE", "TIMESTAMP"]
     format: str | None = None
+    alias: tuple[str, ...] = ()
+    absent: Literal["refuse", "empty"] = "refuse"
     required: bool = False
     min: float | None = None
     max: float | None = None
@@ -43,6 +47,8 @@ class Column(Section):
             raise ValueError(f"min must not be above max, but got min {self.min:g} and max {self.max:g}")
         if self.outside != "quarantine" and self.min is None and self.max is None:
             raise ValueError(f"outside {self.outside} needs a min or a max that values can lie outside of")
+        if self.required and self.absent == "empty":
+            raise ValueError("a required column may not be absent: set required: false or absent: refuse")
         if self.text and self.type != "VARCHAR":
             raise ValueError(f"text says how a VARCHAR is spelled, but the type is {self.type}")
         if {"lower", "upper"} <= set(self.text):
@@ -58,8 +64,21 @@ class Column(Section):
             raise ValueError("pii: true makes a pseudonym, a text: it needs type VARCHAR and no allowed")
         return self
 
+    @property
+    def reading(self) -> tuple[Any, ...]:
+        """All that decides which value of a file the column has, and what an expression sees of it."""
+        bounds = (self.outside, self.min, self.max) if self.outside in ("clip", "empty") else ()
+        return (self.type, self.format, self.alias, self.absent, self.outcome, self.pii, self.text, bounds)
+
 
 class Table(Section):
     key: list[str] = Field(default_factory=list)
     version: str | None = None
     columns: dict[str, Column]
+
+    @model_validator(mode="after")
+    def _has_own_names(self) -> "Table":
+        names = [*self.columns, *(alias for column in self.columns.values() for alias in column.alias)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"a name may stand for one column, but {twice} stand for several: take them out of alias")
+        return self

@@ -6,16 +6,21 @@ Cards for Model Reporting, FAT* 2019.
 
 import csv
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tasks import log, params
+from tasks.data import manifest
 from tasks.data.manifest import FeaturesManifest, RawManifest
 from tasks.params import Params, spell
-from tasks.promotion import bill, datacard, tags
+from tasks.promotion import bill, datacard, evolution, record, tags
 from tasks.promotion.contest import estimate_loss, row_losses
 from tasks.promotion.interval import Estimate
+from tasks.promotion.registry import Version
+from tasks.promotion.runs import Runs
 from tasks.promotion.verdict import METRIC_NAMES, Verdict, render_table
 from tasks.training.holdout import CANDIDATE, Holdout
 from tasks.training.model import Model
@@ -39,7 +44,7 @@ class Facts:
 
     p: Params
     raw: RawManifest
-    manifest: FeaturesManifest
+    features: FeaturesManifest
     metrics: Mapping[str, Any]
     leaderboard: Sequence[Mapping[str, Any]]
     slices: Sequence[Mapping[str, Any]]
@@ -62,7 +67,7 @@ def read_facts(p: Params, folder: Path) -> Facts:
     return Facts(
         p=p,
         raw=RawManifest.read(folder / p.paths.raw),
-        manifest=FeaturesManifest.read(folder / p.paths.features),
+        features=FeaturesManifest.read(folder / p.paths.features),
         metrics=metrics,
         leaderboard=leaderboard,
         slices=slices,
@@ -71,6 +76,33 @@ def read_facts(p: Params, folder: Path) -> Facts:
         period=(str(held.times.min())[:16], str(held.times.max())[:16]),
         importances=importances,
     )
+
+
+def make_page(p: Params, folder: Path, runs: Runs, verdict: Verdict, *, version: int | None, run_id: str) -> str:
+    """The card of a candidate, from the workspace that its stages have worked in and its run."""
+    lineage = runs.read_data(run_id).tags
+    return render_model_card(read_facts(p, folder), verdict, version=version, run_id=run_id, lineage=lineage)
+
+
+def make_data_page(p: Params, folder: Path, champion: Version | None, runs: Runs) -> str:
+    """The card of a candidate's data, with what changed since the champion's."""
+    data = datacard.read_data(p, folder, record.read_entries(folder))
+    if champion is None:
+        return datacard.render_data_card(data)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            before = _fetch_side(runs, champion, Path(scratch))
+        except ValueError as error:  # an older version has no such file, or its params.yaml had other keys
+            log.info("what changed since version %s is not known: %s", champion.number, str(error).splitlines()[0])
+            return datacard.render_data_card(data)
+    changes = evolution.list_changes(before, evolution.Side(p, data.raw))
+    return datacard.render_data_card(replace(data, changes=changes, since=champion.number))
+
+
+def _fetch_side(runs: Runs, version: Version, folder: Path) -> evolution.Side:
+    settings = params.load(runs.fetch(version.run_id, "params.yaml", folder))
+    runs.fetch(version.run_id, record.RAW, folder).replace(folder / manifest.NAME)
+    return evolution.Side(settings, RawManifest.read(folder))
 
 
 def render_model_card(
@@ -107,9 +139,9 @@ def _render_purpose(facts: Facts) -> str:
 
 
 def _render_data(facts: Facts) -> str:
-    manifest, tuned = facts.manifest, facts.tuned
+    made, tuned = facts.features, facts.tuned
     return (
-        f"{manifest.rows or 0:,} rows from {manifest.begin} to {manifest.end}, {manifest.labelled or 0:,} of them with "
+        f"{made.rows or 0:,} rows from {made.begin} to {made.end}, {made.labelled or 0:,} of them with "
         f"a label: what was known at {facts.raw.as_of:%Y-%m-%d %H:%M} UTC; {datacard.NAME} tells of them. "
         f"An XGBoost model of {tuned['rounds']} rounds with the parameters "
         f"{', '.join(f'{name} {_spell(value)}' for name, value in tuned['params'].items())}."
@@ -173,7 +205,7 @@ def _render_importances(facts: Facts) -> str:
 
 
 def _render_limits(facts: Facts) -> str:
-    p, unlabelled = facts.p, facts.manifest.unlabelled_share
+    p, unlabelled = facts.p, facts.features.unlabelled_share
     lines = [*p.card.limits]
     lines.append(
         f"It knows nothing after {facts.raw.as_of:%Y-%m-%d %H:%M} UTC. The monitor says when its age costs too much."

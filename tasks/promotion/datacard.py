@@ -4,7 +4,7 @@ Its sections follow Gebru et al., Datasheets for Datasets, CACM 2021, as far as 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from tasks.data.manifest import FeaturesManifest, RawManifest, RawTable
 from tasks.params import Column, Params, spell
+from tasks.promotion import evolution
 from tasks.promotion.verdict import render_table
 
 NAME = "data_card.md"
@@ -29,6 +30,7 @@ class Data:
     Attributes:
         quality: quality.json: by table, what became of the rows that were read.
         sample: rows of the features, drawn evenly over time.
+        changes: since the data of another version; and that version's number.
         stages: the entries of dvc.lock, by stage.
     """
 
@@ -38,6 +40,8 @@ class Data:
     quality: Mapping[str, Any]
     sample: pa.Table
     stages: Mapping[str, Any]
+    changes: Sequence[evolution.Change] = ()
+    since: int | None = None
 
 
 def read_data(p: Params, folder: Path, stages: Mapping[str, Any]) -> Data:
@@ -56,6 +60,7 @@ def read_data(p: Params, folder: Path, stages: Mapping[str, Any]) -> Data:
 def render_data_card(data: Data) -> str:
     """The card as Markdown."""
     sections = {
+        f"What changed since version {data.since}": _render_changes(data),
         "Sources": _render_sources(data),
         "What became of the rows": _render_quality(data),
         "Schema": "\n\n".join(_render_schema(data)),
@@ -78,6 +83,13 @@ def _render_head(data: Data) -> str:
             f"- **Asked** {spell(data.p.features.lead)} before the event: no feature holds what became known later",
         ]
     )
+
+
+def _render_changes(data: Data) -> str:
+    if data.since is None:
+        return ""
+    rows = evolution.to_rows(list(data.changes))
+    return render_table(rows) if rows else "No table, column or rule, and nothing of what the sources deliver."
 
 
 def _render_sources(data: Data) -> str:
@@ -115,6 +127,11 @@ def _render_quality(data: Data) -> str:
             **{f"{rule} (reported)": n for rule, n in table.get("reported", {}).items()},
         }
         reasons += [f"- `{name}`, {rule}: {count:,}" for rule, count in by_rule.items()]
+    reasons += [
+        f"- `{name}`: not read, since the contract does not name them: {', '.join(table.unread)}"
+        for name, table in data.raw.tables.items()
+        if table.unread
+    ]
     return "\n\n".join(filter(None, [render_table(counts), "\n".join(reasons)]))
 
 

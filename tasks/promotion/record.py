@@ -31,6 +31,7 @@ from tasks.training import holdout, trials
 
 NAME = "record"
 PATCH = "uncommitted.patch"
+RAW = "raw.json"  # what ingest wrote of the sources
 SECTIONS = ("clean", "clock", "evaluate", "features", "ingest", "label", "split", "train", "tune")  # as MLflow params
 REPORTS = (
     "curves",
@@ -182,6 +183,7 @@ def _lay_out_artifacts(results: Results, target: Path) -> None:
         "params.yaml": folder / "params.yaml",
         "dvc.lock": folder / "dvc.lock",
         "features.sql": folder / "tasks" / "features.sql",
+        RAW: folder / paths.raw / manifest.NAME,
         "twins": models / "twins",
         "reports/tuned.json": models / "tuned.json",
         **{f"reports/{name}": reports / name for name in REPORTS if (reports / name).exists()},  # no curves, say

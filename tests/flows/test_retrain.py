@@ -140,6 +140,9 @@ def test_each_candidate_has_a_card_of_itself_and_of_its_data_in_both_uis(story: 
     card, data, bill = (
         runs.fetch(run_id, name, tmp_path).read_text() for name in ("model_card.md", "data_card.md", "sbom.json")
     )
+    assert "changed since" not in data
+    later = runs.fetch(story.later.run_id, "data_card.md", tmp_path / "later").read_text()
+    assert "## What changed since version 1\n\nNo table, column or rule" in later
     assert card in shown("model-card")
     assert data in shown("data-card")
     assert card.startswith("# Model card: made, version 1\n")

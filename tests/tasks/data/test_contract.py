@@ -163,11 +163,17 @@ def test_a_value_is_mended_where_the_contract_says_so_and_each_mended_one_is_cou
         ({"type": "INTEGER", "outside": "clip"}, "needs a min or a max"),
         ({"type": "INTEGER", "text": ["trim"]}, "the type is INTEGER"),
         ({"type": "VARCHAR", "text": ["upper", "lower"]}, "got both"),
+        ({"type": "VARCHAR", "required": True, "absent": "empty"}, "may not be absent"),
     ],
 )
 def test_a_way_to_mend_that_cannot_be_is_refused(column: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         Column(**column)
+
+
+def test_a_name_stands_for_one_column() -> None:
+    with pytest.raises(ValueError, match=r"\['x'\] stand for several"):
+        Table(columns={"x": Column(type="VARCHAR"), "y": Column(type="VARCHAR", alias=("x",))})
 
 
 def test_only_a_time_has_a_format() -> None:

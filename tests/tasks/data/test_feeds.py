@@ -35,7 +35,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
                 else:
                     (tmp_path / f"part{i}.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
             address = f"{tmp_path}/part*"
-            wanted = {name: Column(type=kind) for name, kind in columns.items()}
+            wanted = {name: kind if isinstance(kind, Column) else Column(type=kind) for name, kind in columns.items()}
             source = Source(address=address, **settings)
             found = feeds.load_table(con, fetch.fetch_files(address), source, wanted, "arrived")
             sql = "SELECT * EXCLUDE (blank, file, start) FROM arrived WHERE NOT blank ORDER BY rowid"
@@ -159,6 +159,33 @@ def test_a_file_without_the_header_is_refused_by_its_name_and_its_first_row_is_n
 def test_a_column_that_no_file_has_is_refused_with_the_nearest_name(load: Load) -> None:
     with pytest.raises(ValueError, match=r"lacks the column `Store` \(did you mean `store`\?\)"):
         load("store,x\na,1\n", columns={"x": "VARCHAR", "Store": "VARCHAR"})
+
+
+def test_a_column_may_have_had_another_name(load: Load) -> None:
+    shop = Column(type="VARCHAR", alias=("shop", "branch"))
+    delivery, rows = load("shop,x\na,1\n", "x,store\n2,b\n", "branch\nc\n", columns={"store": shop, "x": "VARCHAR"})
+    assert rows == [("a", "1"), ("b", "2"), ("c", None)]
+    assert (delivery.lacking, delivery.unread) == ({2: ["x"]}, [])
+
+
+def test_an_alias_beside_the_name_itself_is_another_column_and_two_aliases_are_refused(load: Load) -> None:
+    columns = {"store": Column(type="VARCHAR", alias=("shop", "branch"))}
+    delivery, rows = load("shop,store\na,b\n", columns=columns)
+    assert (rows, delivery.unread) == ([("b",)], ["shop"])
+    with pytest.raises(ValueError, match="names the column store more than once"):
+        load("shop,branch\na,b\n", columns=columns)
+
+
+def test_a_column_that_may_be_absent_is_empty_where_no_file_has_it(load: Load) -> None:
+    columns = {"a": "VARCHAR", "b": Column(type="DOUBLE", absent="empty")}
+    delivery, rows = load("a\n1\n", "a\n2\n", columns=columns)
+    assert rows == [("1", None), ("2", None)]
+    assert delivery.lacking == {0: ["b"], 1: ["b"]}
+
+
+def test_a_column_that_the_contract_does_not_name_is_not_read_and_told(load: Load) -> None:
+    delivery, _ = load("a,b\n1,2\n", "c,a\n3,4\n", columns={"a": "VARCHAR"})
+    assert delivery.unread == ["b", "c"]
 
 
 def test_rows_stand_in_the_order_in_which_they_were_delivered(load: Load) -> None:

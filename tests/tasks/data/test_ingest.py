@@ -190,6 +190,19 @@ def test_a_bound_that_ingest_does_not_use_costs_it_nothing(made: Made) -> None:
     assert entries(made) == before
 
 
+@pytest.mark.parametrize(
+    ("column", "rule"), [("delay", {"max": 30, "outside": "clip"}), ("email", {"text": ["upper"]})]
+)
+def test_a_way_to_mend_that_expressions_or_pseudonyms_see_is_not_taken_from_the_cache(
+    made: Made, column: str, rule: dict[str, Any]
+) -> None:
+    made.run("ingest")
+    before = data(made)
+    mended = {**made.raw["contract"]["orders"]["columns"][column], **rule}
+    made.run("ingest", p=made.params(**{f"contract.orders.columns.{column}": mended}))
+    assert data(made) != before
+
+
 def test_a_growing_source_changes_no_period_that_got_no_row(made: Made) -> None:
     made.run("ingest")
     before = data(made)
