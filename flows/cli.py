@@ -36,6 +36,7 @@ PROGRAMS = {
     "demo": ("flows.demo:demo", "Live through months of real flights: a first model, drift, a fresher model."),
     "deploy": ("flows.deploy:main", "Put prefect.yaml's deployments on the server at PREFECT_API_URL."),
     "up": ("infra.up:main", "Start Prefect, MLflow, Evidently, the API and a worker on this machine."),
+    "contract": ("tasks.drafting.odcs:app", "The contract of params.yaml as an Open Data Contract (ODCS), and back."),
     "lineage": ("tasks.data.lineage:main", "From a feature back to the columns of the sources that it is made of."),
     "pull": ("tasks.promotion.pull:main", "Bring a registered version back with its data."),
     "gc": ("tasks.promotion.gc:main", "Show what could be freed on disk, or free it."),

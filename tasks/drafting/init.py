@@ -162,7 +162,7 @@ def try_draft(text: str, draft: Draft) -> list[feasibility.Problem]:
 
 def write_draft(checkout: Path, text: str, sql: str, *, keep: list[Path]) -> list[Path]:
     """Write both files, and what stands in their place to a copy for each in `keep`. Returns the copies."""
-    copies = [_copy(checkout / path) for path in keep]
+    copies = [keep_copy(checkout / path) for path in keep]
     written = params.home(checkout) / WRITTEN
     for path, content in ((featuresql.SQL, sql), (SETTINGS, text)):
         files.publish_text(written / path.name, content)
@@ -170,7 +170,7 @@ def write_draft(checkout: Path, text: str, sql: str, *, keep: list[Path]) -> lis
     return copies
 
 
-def _copy(path: Path) -> Path:
+def keep_copy(path: Path) -> Path:
     number, target = 1, path.with_name(f"{path.name}.before")
     while target.exists():
         number += 1
