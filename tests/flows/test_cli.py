@@ -28,10 +28,11 @@ def call(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=120)
 
 
-CLOUD = ("cloud up", "cloud status", "cloud down")
+NESTED = ("cloud up", "cloud status", "cloud down", "contract export", "contract import")
+GROUPS = {command.split()[0] for command in NESTED}
 
 
-@pytest.fixture(params=[*cli.FLOWS, *(name for name in cli.PROGRAMS if name != "cloud"), *CLOUD])
+@pytest.fixture(params=[*cli.FLOWS, *(name for name in cli.PROGRAMS if name not in GROUPS), *NESTED])
 def command(request: pytest.FixtureRequest) -> App:
     app = cli.app
     for name in request.param.split():
@@ -78,7 +79,7 @@ def minutes(number: int) -> Any:
     ("arguments", "message"),
     [
         (["flows.cli", "retrian"], "evergreen: there is no command 'retrian': did you mean retrain?"),
-        (["flows.cli", "x"], "evergreen: there is no command 'x': the commands are canary, check, cloud, demo, "),
+        (["flows.cli", "x"], "evergreen: there is no command 'x': the commands are canary, check, cloud, contract, "),
         (["flows.cli", "reproduce", "x"], 'evergreen: Invalid value for VERSION: unable to convert "x" into int.'),
         (["flows.retrain", "--trials", "0"], 'evergreen: Invalid value "0" for --trials. Input should be greater than'),
         (["flows.cli", "deploy"], "evergreen: "),
