@@ -6,14 +6,15 @@ The scheduled tick of the loop. With clock.step each run brings that much more o
 """
 
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import flow, get_run_logger
 
-from flows import cli, runs, stages
+from flows import cli, people, runs, stages
 from tasks import params
-from tasks.data import state
+from tasks.data import freshness, state
+from tasks.data.manifest import RawManifest
 from tasks.promotion.registry import open_registry
 from tasks.runtime import clock, locks
 from tasks.serving import score as work
@@ -40,7 +41,9 @@ def score(
         if moment:
             clock.refuse_ahead(settings, moment, force=force, ticks=True)
         with stages.make_features({"clock.as_of": moment}, force=force) as space:
-            done = journal_predictions(params.load(space.root / "params.yaml"), space.root)
+            p = params.load(space.root / "params.yaml")
+            done = journal_predictions(p, space.root)
+            tell_stale(p, space.root, moment or datetime.now(UTC).replace(tzinfo=None), return_state=True)
         _tick(settings, done)
     runs.publish(describe(done), key="scored", description=f"as of {done.as_of}")
     return done
@@ -72,6 +75,14 @@ def journal_predictions(p: params.Params, root: Path) -> work.Scored:
         done = work.score(p, root, registry=open_registry(p.registry), journal=journal)
         journal.compact()
     return done
+
+
+@runs.retried("tell what is stale")
+def tell_stale(p: params.Params, root: Path, now: datetime) -> None:
+    """Tell a person of each table that does not keep what `fresh_within` promises, once for each newest row."""
+    for stale in freshness.find_stale(p, RawManifest.read(root / p.paths.raw), now):
+        subject = f"evergreen: the table {stale.table} of {p.registry.model} is stale"
+        people.tell(p, subject, stale.message, cause=stale.cause)
 
 
 def describe(done: work.Scored) -> str:

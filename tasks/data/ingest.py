@@ -27,6 +27,7 @@ from tasks.data import (
     expressions,
     feasibility,
     feeds,
+    freshness,
     jsonlines,
     manifest,
     packing,
@@ -90,7 +91,10 @@ def ingest(p: Params, folder: Path = Path()) -> None:
         name: _write_table(reader, feed, spans[name], as_of, raw / name, deliveries[name])
         for name, feed in reader.feeds.items()
     }
-    manifest.RawManifest(as_of=as_of, limit=limit, pii_key_id=key_id, tables=tables).write(raw)
+    made = manifest.RawManifest(as_of=as_of, limit=limit, pii_key_id=key_id, tables=tables)
+    if reaches := freshness.describe_reach(made):
+        log.info("what is known as of %s reaches: %s", as_of, reaches)
+    made.write(raw)
     for name, source in p.sources.items():
         shrinkage.note_rows(name, source, filled[name])
 
@@ -249,7 +253,20 @@ def _write_table(
         lacking={names[int(index)]: columns for index, columns in delivery["lacking"].items()},
         unread=delivery["unread"],
         fallback=feed.fetched.fallback,
+        newest=_find_newest(folder) if feed.has_times else None,
     )
+
+
+def _find_newest(folder: Path) -> datetime | None:
+    """The newest event of a table's usual periods, by what their files say of their columns."""
+    for _, path in reversed(list(periods.list_files(folder))):
+        groups = pq.read_metadata(path)
+        place = pq.read_schema(path).names.index("event_time")
+        ends = [groups.row_group(i).column(place).statistics.max for i in range(groups.num_row_groups)]
+        if known := [end for end in ends if end is not None]:
+            newest: datetime = max(known)
+            return newest
+    return None
 
 
 def _provide_period(reader: feeds.Reader, feed: feeds.Feed, period: str, *targets: Path) -> None:

@@ -39,7 +39,7 @@ class RawTable(_Model):
 
     Rows read = rows + empty + later (not known yet). `lacking`: by file, the columns of the contract that it lacks.
     `unread`: the columns of the files that the contract does not name. `fallback`: what was used because the source
-    did not deliver.
+    did not deliver. `newest`: the newest event among the rows.
     """
 
     address: str
@@ -53,6 +53,7 @@ class RawTable(_Model):
     lacking: dict[str, list[str]]
     unread: list[str] = []
     fallback: str | None = None
+    newest: datetime | None = None
 
 
 class RawManifest(Manifest):

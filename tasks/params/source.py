@@ -69,7 +69,8 @@ class Source(Section):
     `timeout` bounds a fetch with all its tries. `fallback` is used when the address does not deliver: a second address,
     or `last`, the copy of the last good delivery, no older than `max_age`. `max_drop` is the share of its rows that the
     table may lose between two ingests. `headers` are sent with each request: the name of a header, and that of the
-    environment variable that holds its value.
+    environment variable that holds its value. `fresh_within` promises how old the newest row may be: score tells a
+    person when it is older.
 
     In PostgreSQL a table is what `query` gives, a name or a SELECT. With `watermark`, one of its columns, only what is
     newer is read, and again what lies `overlap` below the newest: a length of time, or a number as the watermark is.
@@ -87,6 +88,7 @@ class Source(Section):
     fallback: Annotated[str, AfterValidator(_check_address)] | None = None
     max_age: Annotated[Duration, Field(gt=timedelta(0))] | None = None
     max_drop: float = Field(0.1, ge=0, le=1)
+    fresh_within: Annotated[Duration, Field(gt=timedelta(0))] | None = None
     sha256: Annotated[str, spelled_as(r"[0-9a-f]{64}", "a sha256 is 64 digits of 0-9 and a-f")] | None = None
     headers: dict[str, Variable] = Field({})
     query: str | None = None
@@ -112,6 +114,8 @@ class Source(Section):
                 f"fallback: {LAST} needs an address of which a copy is kept ({', '.join(COPIED)}), but this one is "
                 f"{scheme + '://' if scheme else 'a path'}. Name a second address instead"
             )
+        if self.fresh_within and self.event_time is None:
+            raise ValueError("fresh_within is of the newest event: it needs event_time. Give that, or take it out")
         if self.headers and scheme not in WEB:
             raise ValueError("headers are sent to http:// and https:// only. Take them out")
         if (scheme == DATABASE) != (self.query is not None):

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import pytest
 from prefect import flow
 
 from flows import people
+from flows.score import tell_stale
 from tasks.params import Monitor, Params
 from tasks.serving.journal import Journal
 from tasks.serving.journal_log import LocalLogs
 from tests.tasks import small
+from tests.tasks.data import test_freshness
 from tests.waiting import PATIENCE_S
 
 BLOCK = "custom-webhook/ops"
@@ -115,6 +118,29 @@ def test_a_later_run_does_not_tell_it_again(receiver: Receiver, journal: Journal
     assert journal.compact() == 1
     assert tell(["drift"], Journal(journal.logs, journal.address), settings()) == [False]
     assert len(receiver.got) == 1
+
+
+@flow(name="staleness")
+def look(p: Params, root: Path, now: datetime) -> None:
+    """As a tick of score does."""
+    tell_stale(p, root, now)
+
+
+def test_a_table_that_breaks_its_promise_is_told_once_for_each_newest_row(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / "home"))
+    save_block(receiver.port)
+    p, newest = settings(), datetime(2024, 1, 20)
+    promised = {"fresh_within": timedelta(days=1)}
+    orders = p.sources["orders"].model_copy(update=promised)
+    p = p.model_copy(update={"sources": {**p.sources, "orders": orders}})
+    for end, days in ((newest, 0), (newest, 2), (newest, 3), (newest + timedelta(days=1), 3)):
+        test_freshness.manifest(p, end).write(tmp_path / p.paths.raw)
+        look(p, tmp_path, newest + timedelta(days=days))
+    assert [message["title"] for message in receiver.got] == [
+        f"evergreen: the table orders of {p.registry.model} is stale"
+    ] * 2
 
 
 def test_a_receiver_that_stumbles_is_tried_again(receiver: Receiver, journal: Journal) -> None:
