@@ -11,8 +11,8 @@ from tasks.params.sections import Section
 from tasks.params.values import Duration, normalize_encoding, spelled_as
 
 READING = {"nulls", "decimal", "encoding", "event_time", "known_at", "derive"}  # what the rows depend on, once fetched
-COPIED = ("http", "https", "s3", "postgresql")  # schemes of which this machine keeps a copy
-WEB, DATABASE = ("http", "https"), "postgresql"
+COPIED = ("http", "https", "s3", "postgresql", "kafka")  # schemes of which this machine keeps a copy
+WEB, DATABASE, KAFKA = ("http", "https"), "postgresql", "kafka"
 LAST = "last"  # as a fallback: the copy of the last good delivery
 Variable = Annotated[
     str, spelled_as(r"[A-Za-z_]\w*", "a secret is given by the name of an environment variable that holds it")
@@ -55,6 +55,8 @@ def _check_address(address: str) -> str:
             )
         if parts.netloc.rpartition("@")[2] == "" or parts.path in ("", "/"):
             raise ValueError("an address in PostgreSQL is postgresql://user@host:port/database. Complete it")
+    if scheme == KAFKA and not re.fullmatch(r"kafka://[^/@\s]+/[A-Za-z0-9._-]{1,249}", address):
+        raise ValueError("an address in Kafka is kafka://broker:port,broker:port/topic, without a password. Correct it")
     if scheme == "s3" and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+/.+", address):
         raise ValueError(
             f"an address with s3:// needs a bucket and a key, such as s3://bucket/folder/*.csv, got {address}"
@@ -74,7 +76,8 @@ class Source(Section):
 
     In PostgreSQL a table is what `query` gives, a name or a SELECT. With `watermark`, one of its columns, only what is
     newer is read, and again what lies `overlap` below the newest: a length of time, or a number as the watermark is.
-    `password` names an environment variable.
+    `password` names an environment variable. In Kafka, `client` has more of librdkafka's settings, and `group` is the
+    consumer group to which offsets are committed, for people to see.
     """
 
     address: Annotated[str, AfterValidator(_check_address)]
@@ -95,6 +98,8 @@ class Source(Section):
     watermark: str | None = None
     overlap: Annotated[int, Field(ge=0, strict=True)] | Duration | None = None
     password: Variable | None = None
+    group: str = Field("evergreen-sources", min_length=1)
+    client: dict[str, str | bool | int | float] = Field({})
 
     @property
     def shown(self) -> str:
@@ -120,8 +125,14 @@ class Source(Section):
             raise ValueError("headers are sent to http:// and https:// only. Take them out")
         if (scheme == DATABASE) != (self.query is not None):
             raise ValueError("query goes with an address of postgresql://, and that with a query. Give both or neither")
-        if scheme != DATABASE and (self.watermark or self.overlap or self.password):
-            raise ValueError("watermark, overlap and password go with an address of postgresql://. Take them out")
+        if scheme != DATABASE and (self.watermark or self.overlap):
+            raise ValueError("watermark and overlap go with an address of postgresql://. Take them out")
+        if scheme not in (DATABASE, KAFKA) and self.password:
+            raise ValueError("password goes with an address of postgresql:// or kafka://. Take it out")
+        if scheme != KAFKA and self.client:
+            raise ValueError("client goes with an address of kafka://. Take it out")
+        if secret := [name for name in self.client if re.search(r"password|secret|\.pem$|jaas", name)]:
+            raise ValueError(f"client must hold no secrets, but has {secret}: `password` names the variable that does")
         if self.overlap is not None and self.watermark is None:
             raise ValueError("overlap is how far below the last watermark rows are read again. Give a watermark")
         return self

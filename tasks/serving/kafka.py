@@ -1,4 +1,4 @@
-"""kafka: messages from one topic and to others, by confluent_kafka. Its only importer.
+"""kafka: messages from one topic and to others, by confluent_kafka, which tasks/data/sources/topic.py imports too.
 
 What is consumed is committed only by `commit`; what is sent is reported on before `send` returns.
 """

@@ -93,7 +93,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(name: str, near: s
         ("sources.orders.address", "postgresql://host", "is postgresql://user@host:port/database"),
         ("sources.orders.address", "postgresql://host/db", "query goes with an address of postgresql://"),
         ("sources.orders.query", "orders", "query goes with an address of postgresql://"),
-        ("sources.orders.watermark", "placed", "watermark, overlap and password go with an address of postgresql://"),
+        ("sources.orders.watermark", "placed", "watermark and overlap go with an address of postgresql://"),
+        ("sources.orders.address", "kafka://host", "is kafka://broker:port,broker:port/topic"),
+        ("sources.orders.client", {"sasl.username": "me"}, "client goes with an address of kafka://"),
+        ("sources.orders.password", "SECRET", "password goes with an address of postgresql:// or kafka://"),
         ("sources.orders.address", "s3://bucket", "needs a bucket and a key"),
     ],
 )

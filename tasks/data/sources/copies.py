@@ -137,6 +137,11 @@ def _safe_name(part: str) -> str:
     return part
 
 
+def folder_of(asked: str) -> Path:
+    """The folder of an address, and of what is asked there."""
+    return home() / "sources" / hashlib.sha256(asked.encode()).hexdigest()[:24]
+
+
 @contextlib.contextmanager
 def open_copies(address: str, source: Source) -> Iterator[Copies]:
     """The copies of an address, for this process alone: another that wants the same waits.
@@ -145,8 +150,7 @@ def open_copies(address: str, source: Source) -> Iterator[Copies]:
         DeliveryError: another process has had them for as long as the source's timeout.
     """
     shown, wait_s = show_address(address), source.timeout.total_seconds()
-    asked = json.dumps([address, source.query, source.watermark]) if source.query else address
-    folder = home() / "sources" / hashlib.sha256(asked.encode()).hexdigest()[:24]
+    folder = folder_of(json.dumps([address, source.query, source.watermark]) if source.query else address)
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     lock = locks.open_lock(folder.parent, folder.name, local=True)

@@ -15,6 +15,7 @@ from tasks.data.sources.database import DatabaseQuery
 from tasks.data.sources.files import LocalFiles
 from tasks.data.sources.package import PackageFiles
 from tasks.data.sources.scheme import DeliveryError, Scheme
+from tasks.data.sources.topic import TopicRows
 from tasks.data.sources.web import WebFile
 from tasks.params import Source
 from tasks.params.source import LAST, scheme_of, show_address
@@ -28,6 +29,7 @@ SCHEMES: dict[str, Scheme] = {
     "https": WebFile(),
     "s3": BucketObjects(),
     "postgresql": DatabaseQuery(),
+    "kafka": TopicRows(),
 }
 
 
