@@ -3,13 +3,13 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from tasks.data import timeline
 from tasks.drafting import featuretext, rates
-from tasks.drafting.columns import Look, Looked, look_at, type_table
+from tasks.drafting.columns import Look, Looked, look_at, read_one, type_table
 from tasks.drafting.rates import Lengths
 from tasks.drafting.roles import Roles, Target, find_roles, find_target
 from tasks.drafting.shape import Shape, describe_sql, find_shape, find_time, quote_plain
@@ -19,6 +19,7 @@ from tasks.params import spell
 
 DAY = timedelta(days=1)
 USUAL_BAD_SHARE = 0.01  # of the rows: more need a higher clean.max_bad_share
+NEAR = 0.9  # correlation of a series with itself, from which its change is the better label
 MOST_SLICES, SLICE_LEVELS = 2, (2, 20)
 
 
@@ -52,6 +53,9 @@ def make_draft(sheet: Sheet, wishes: Wishes, *, address: str, stem: str) -> Draf
     target = find_target(sheet, looked, wishes, time_columns)
     shape = find_shape(sheet, looked, wishes, target.columns)
     roles = find_roles(sheet, looked, shape, target, wishes)
+    change = _find_change(sheet, looked, shape, target, wishes)
+    if change and wishes.change:
+        target = replace(target, expression=change.expression, is_column=False, why="--change says so")
     known_at, deadline, delay = _find_delay(sheet, looked, shape, target, roles, wishes)
     past = featuretext.choose_past(shape, shape.end - shape.begin)
     lengths = rates.choose_lengths(shape, deadline=deadline, reach=past.reach + wishes.lead)
@@ -59,11 +63,14 @@ def make_draft(sheet: Sheet, wishes: Wishes, *, address: str, stem: str) -> Draf
     text = featuretext.write_features(table, looked, shape, target, roles, past, lengths.lookback)
     slices = _choose_slices(looked, roles, lengths)
     model = wishes.model or name_model(stem)
-    sections = {
+    sections: dict[str, Any] = {
         "sources": {table: _source(sheet, looked, shape, known_at, address)},
         "contract": {table: {"key": list(shape.key), "columns": _contract(looked, shape, roles)}},
         "spine": {"table": table, "columns": list(dict.fromkeys([*_spine(shape, roles), *roles.known]))},
     }
+    if change and wishes.change:
+        sections["sources"][table]["derive"] = {change.before: change.sql}
+        sections["contract"][table]["columns"][change.before] = {"type": "DOUBLE", "outcome": True}
     values = _values(table, target, wishes, lengths, slices, model, shape)
     bad = sheet.rows - len(shape.times) + sum(look.misfits for look in looked.columns.values())
     if bad > USUAL_BAD_SHARE * sheet.rows:
@@ -74,10 +81,41 @@ def make_draft(sheet: Sheet, wishes: Wishes, *, address: str, stem: str) -> Draf
         *_explain_rows(shape, wishes),
         *_explain_columns(shape, roles),
         *_explain_label(target, wishes, delay),
+        *_explain_change(change, wishes),
         *_explain_lengths(lengths, slices, text, model),
     ]
     as_of = shape.end + deadline
     return Draft(table, sections, values, text.sql, tuple(guesses), sheet.rows, text.features, shape.times, as_of)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A series' label as the change since the newest value that is known when a prediction is asked.
+
+    Attributes:
+        before: the column of that value, and `sql` that makes it.
+        nearness: the correlation of a value with it.
+    """
+
+    before: str
+    sql: str
+    expression: str
+    nearness: float
+
+
+def _find_change(sheet: Sheet, looked: Looked, shape: Shape, target: Target, wishes: Wishes) -> Change | None:
+    """None where there is none: for events, classes and expressions. Raises ValueError where --change asks for one."""
+    name = target.columns[0] if target.columns else ""
+    if shape.step is None or target.task != "regression" or not target.is_column or f"{name}_before" in looked.columns:
+        if wishes.change:
+            raise ValueError("--change needs a series whose label is one column of numbers")
+        return None
+    by = f"PARTITION BY {', '.join(map(quote_plain, shape.entity))} " if shape.entity else ""
+    back = 1 + math.ceil(wishes.lead / shape.step.length)
+    column, before = quote_plain(name), f"{name}_before"
+    sql = f"lag({column}{f', {back}' if back > 1 else ''}) OVER ({by}ORDER BY {shape.time})"
+    nearness = read_one(sheet, f"SELECT corr({column}, b) FROM (SELECT *, {sql} AS b FROM timed)")[0]
+    return Change(before, sql, f"{column} - {quote_plain(before)}", nearness or 0.0)
 
 
 def name_table(stem: str) -> str:
@@ -147,8 +185,9 @@ def _values(
         "features.lead": spell(wishes.lead),
         "features.lookback": spell(lengths.lookback),
         "split.holdout": spell(lengths.holdout),
-        "split.folds": 2,
+        "split.folds": lengths.folds,
         "split.fold": spell(lengths.fold),
+        "tune.halvings": 3 if lengths.is_small else 0,
         "evaluate.costs": {"false_positive": 1, "false_negative": 1} if target.task == "binary" else None,
         "evaluate.slices": list(slices),
         "evaluate.slice_rows": lengths.slice_rows,
@@ -308,6 +347,15 @@ def _explain_label(target: Target, wishes: Wishes, delay: Guess) -> Iterator[Gue
         yield Guess("features.lead", "0s", "a prediction is asked at the event's own time", "--lead", is_open=True)
 
 
+def _explain_change(change: Change | None, wishes: Wishes) -> Iterator[Guess]:
+    if change and not wishes.change and change.nearness >= NEAR:
+        why = (
+            f"a value and the one known before it correlate by {change.nearness:.3f}: trees learn the change between "
+            "them better, and never predict a value beyond what they have seen"
+        )
+        yield Guess("change", "not taken", why, "--change predicts the change", is_open=True)
+
+
 def _explain_lengths(
     lengths: Lengths, slices: tuple[str, ...], text: featuretext.Drafted, model: str
 ) -> Iterator[Guess]:
@@ -316,7 +364,9 @@ def _explain_lengths(
     )
     held = f"{lengths.held_rows:,} of {lengths.rows:,} rows, the newest"
     yield Guess("split.holdout", spell(lengths.holdout), held)
-    yield Guess("split.fold", spell(lengths.fold), "two of them before the holdout")
+    yield Guess("split.fold", spell(lengths.fold), f"{lengths.folds} of them before the holdout")
+    if lengths.is_small:
+        yield Guess("tune.halvings", "3", f"fits of {lengths.rows:,} rows cost little")
     yield Guess(
         "gate.block", spell(lengths.block), f"gate.min_rows {lengths.min_rows:,}, min_blocks {lengths.min_blocks}"
     )

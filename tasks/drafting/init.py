@@ -55,6 +55,7 @@ def main(
     known: Names = None,
     outcome: Names = None,
     model: str | None = None,
+    change: bool = False,
     force: bool = False,
 ) -> None:
     """Look at a table, and write params.yaml and tasks/features.sql for it.
@@ -74,6 +75,7 @@ def main(
         known: Columns that are known when a prediction is asked, though the guess is otherwise.
         outcome: Columns that become known only with the label, though the guess is otherwise.
         model: The registered model's name. Empty: the file's.
+        change: Of a series of numbers, predict the change since the newest known value, in place of the value.
         force: Replace params.yaml and features.sql although git does not hold them; copies are left beside them.
     """
     wishes = Wishes(
@@ -89,6 +91,7 @@ def main(
         known=tuple(known or ()),
         outcome=tuple(outcome or ()),
         model=model,
+        change=change,
     )
     checkout = Path.cwd()
     p = params.load(checkout / SETTINGS)

@@ -10,7 +10,6 @@ from datetime import timedelta
 
 import numpy as np
 
-from tasks.data import timeline
 from tasks.drafting.shape import Shape
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -19,6 +18,7 @@ HELD_ROWS, HELD_AT_LEAST = 2000, timedelta(days=28)  # where there are more, the
 BLOCKS = 28  # that a holdout is cut into
 MIN_BLOCKS = 14
 QUIET = 0.5  # of the usual rows, that a quiet stretch still has
+SMALL_ROWS = 20_000  # with fewer, fits cost little: more and shorter folds, whose training is more like the last one's
 WINDOW_ROWS = 500
 WINDOWS = 8  # of the monitor, in the history before the holdout, at least
 ENOUGH_SLICE_ROWS = 50
@@ -36,6 +36,7 @@ class Lengths:
     deadline: timedelta
     holdout: timedelta
     held_rows: int
+    folds: int
     fold: timedelta
     block: timedelta
     min_rows: int
@@ -47,9 +48,8 @@ class Lengths:
     lookback: timedelta
 
     @property
-    def step(self) -> timedelta:
-        """Between two decisions of a monitor."""
-        return self.window
+    def is_small(self) -> bool:
+        return self.rows < SMALL_ROWS
 
 
 def choose_lengths(shape: Shape, *, deadline: timedelta, reach: timedelta) -> Lengths:
@@ -75,7 +75,8 @@ def choose_lengths(shape: Shape, *, deadline: timedelta, reach: timedelta) -> Le
         deadline=deadline,
         holdout=held,
         held_rows=len(inside),
-        fold=_whole(min(held, history / 4), even),
+        folds=4 if rows < SMALL_ROWS else 2,
+        fold=_whole(min(held, history / (10 if rows < SMALL_ROWS else 4)), even),
         block=block,
         min_rows=max(min(int(QUIET * len(inside)), HELD_ROWS), 2),
         min_blocks=max(min(MIN_BLOCKS, int(QUIET * blocks)), 2),
@@ -121,7 +122,3 @@ def measure_delay(delays: "np.ndarray[tuple[int], np.dtype[np.timedelta64]]") ->
     late = timedelta(microseconds=int(np.quantile(delays.astype("timedelta64[us]").astype(np.int64), 0.99)))
     unit = DAY if late > 2 * DAY else HOUR
     return max(math.ceil(late / unit), 1) * unit
-
-
-def is_pausing(times: timeline.Times, longer: timedelta) -> bool:
-    return bool(timeline.find_gaps(times, longer=longer))

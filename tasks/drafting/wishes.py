@@ -18,6 +18,7 @@ class Wishes:
         delay: from a row's event to its outcome.
         entity: the columns whose values lags are taken over.
         known: columns that are known when a prediction is asked, though the guess is otherwise.
+        change: of a series, predict the change since the newest known value, not the value.
         outcome: columns that become known with the label, though the guess is otherwise.
     """
 
@@ -33,6 +34,7 @@ class Wishes:
     known: tuple[str, ...] = ()
     outcome: tuple[str, ...] = ()
     model: str | None = None
+    change: bool = False
 
 
 @dataclass(frozen=True)

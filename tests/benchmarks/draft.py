@@ -46,6 +46,8 @@ def make_messy(text: str) -> bytes:
 CASES = [
     Case("messy", "vega_datasets", "_data/seattle-weather.csv", ("--label", "precipitation > 0"), make_messy),
     Case("temps", "vega_datasets", "_data/seattle-temps.csv", ()),
+    Case("stocks", "vega_datasets", "_data/stocks.csv", ()),
+    Case("co2", "statsmodels", "datasets/co2/co2.csv", ()),
     Case("employment", "vega_datasets", "_data/us-employment.csv", ("--label", "nonfarm_change")),
     Case("sunspots", "statsmodels", "datasets/sunspots/sunspots.csv", ("--label", "SUNACTIVITY")),
 ]
