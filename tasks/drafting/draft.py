@@ -20,6 +20,7 @@ from tasks.params import spell
 DAY = timedelta(days=1)
 USUAL_BAD_SHARE = 0.01  # of the rows: more need a higher clean.max_bad_share
 NEAR = 0.9  # correlation of a series with itself, from which its change is the better label
+DRESSED = re.compile(r"(?=.*[^\d.+-])\W{0,3}\d{1,3}(?:[,.' ]?\d{3})*(?:[.,]\d+)?\W{0,3}")  # 1,234.50, 5 % or $3
 MOST_SLICES, SLICE_LEVELS = 2, (2, 20)
 
 
@@ -80,6 +81,7 @@ def make_draft(sheet: Sheet, wishes: Wishes, *, address: str, stem: str) -> Draf
         *_explain_bad(bad, values, sheet.rows),
         *_explain_rows(shape, wishes),
         *_explain_columns(shape, roles),
+        *_explain_dressed(looked),
         *_explain_label(target, wishes, delay),
         *_explain_change(change, wishes),
         *_explain_lengths(lengths, slices, text, model),
@@ -238,7 +240,7 @@ def _find_delay(
     if len(told) == 1 and (spelling := looked.columns[told[0]].spelling):
         sql = spelling.sql(quote_plain(told[0]))
         return sql, _measure(sheet, sql, "known_at", looked), Guess("known_at", sql, "the label is made of it", flag)
-    hint = f"; {listed(roles.later)} come after the event" if roles.later else ""
+    hint = f"; after the event comes {listed(roles.later)}" if roles.later else ""
     why = f"how late the outcome becomes known is not in the table: a day is taken{hint}"
     return "event_time + INTERVAL 1 DAY", DAY, Guess("known_at", "event_time + INTERVAL 1 DAY", why, flag, is_open=True)
 
@@ -334,6 +336,15 @@ def _explain_columns(shape: Shape, roles: Roles) -> Iterator[Guess]:
         yield Guess("known", listed(roles.known), why, "--outcome COLUMN where it is not" if is_open else "", is_open)
     for name, why in roles.suspect.items():
         yield Guess("suspect", name, f"{why}: is it known so early?", f"--outcome {name}", is_open=True)
+
+
+def _explain_dressed(looked: Looked) -> Iterator[Guess]:
+    """Numbers with marks of thousands, a currency or a percent sign, which no type of the contract takes."""
+    for name, look in looked.columns.items():
+        if look.is_text and not look.personal and look.levels and all(map(DRESSED.fullmatch, look.levels)):
+            why = f"numbers such as {look.levels[0]} are read as texts"
+            way = "a column of sources.derive, by regexp_replace and TRY_CAST, makes numbers of them"
+            yield Guess(name, "VARCHAR", why, way, is_open=True)
 
 
 def _explain_label(target: Target, wishes: Wishes, delay: Guess) -> Iterator[Guess]:

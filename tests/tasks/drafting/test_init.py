@@ -12,6 +12,7 @@ from tests.tasks.drafting.tables import (
     DAYS,
     read_draft,
     read_features,
+    write_lines,
     write_messy,
     write_orders,
     write_prices,
@@ -151,3 +152,23 @@ def test_series_in_one_table_have_lags_of_their_own(checkout: Made, tmp_path: Pa
     tin = features[features.metal == "tin"].reset_index(drop=True)
     assert tin.price_1[1:].tolist() == pytest.approx(tin._label[:-1].tolist(), abs=1e-4)
     assert tin.price_12m_before[12:].tolist() == pytest.approx(tin._label[:-12].tolist(), abs=1e-4)
+
+
+def test_numbers_in_dress_are_told_of(checkout: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        f"{number};2022-01-{1 + number % 28:02} 10:{number % 60:02};1,{number:03}.50 $;{number % 3}"
+        for number in range(300)
+    ]
+    init.main(str(write_lines(tmp_path / "sales.csv", "id;sold;total;late", lines)), label="late > 1")
+    assert read_draft(checkout.folder)["contract"]["sales"]["columns"]["total"] == {"type": "VARCHAR"}
+    assert "sources.derive" in capsys.readouterr().out
+
+
+def test_rows_without_a_time_go_to_quarantine_and_stop_nothing(checkout: Made, tmp_path: Path) -> None:
+    table = write_weather(tmp_path / "weather.csv")
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines, *["n/a,1.0,2.0,sun"] * 20]) + "\n")
+    init.main(str(table), label="temperature")
+    assert read_draft(checkout.folder)["clean"]["max_bad_share"] == 0.1
+    checkout.run("ingest", "clean", "features")
+    assert len(read_features(checkout.folder)) == DAYS
