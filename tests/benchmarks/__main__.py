@@ -23,6 +23,7 @@ from tests.benchmarks import (  # each puts its rows on the list
     kills,  # noqa: F401
     loop,  # noqa: F401
     month,  # noqa: F401
+    mutated,  # noqa: F401
     out_of_core,  # noqa: F401
     probe,  # noqa: F401
     replay,  # noqa: F401
