@@ -108,7 +108,7 @@ def _check_rows(p: Params, reader: feeds.Reader, feed: feeds.Feed) -> Iterator[F
     counts = "".join(f", count(*) FILTER (b{i})" for i in range(len(rules)))
     span = ", min(event_time), max(event_time)" if feed.has_times else ", NULL, NULL"
     times = ", event_time" if feed.has_times else ""
-    rows, all_bad, first, last, *each = con.execute(
+    rows, all_bad, first, last, *counted = con.execute(
         f"SELECT count(*), count(*) FILTER ({either}){span}{counts} FROM (SELECT TRUE AS one{times}{flags} FROM "
         f"(SELECT struct_pack({raw}) AS raw, struct_pack({typed}) AS typed, * FROM {quote(name)}))"
     ).fetchall()[0]
@@ -118,7 +118,7 @@ def _check_rows(p: Params, reader: feeds.Reader, feed: feeds.Feed) -> Iterator[F
     when = f", {first:%Y-%m-%d} to {last:%Y-%m-%d}" if first else ""
     yield Finding("fine", name, f"{rows:,} rows{when}, {len(feed.columns)} columns")
     share = all_bad / rows
-    shown = sorted(((n, rule.name) for n, rule in zip(each, rules, strict=True) if n and rule.is_bad), reverse=True)
+    shown = sorted(((n, rule.name) for n, rule in zip(counted, rules, strict=True) if n and rule.is_bad), reverse=True)
     reasons = "; ".join(f"{rule} {n:,}" for n, rule in shown[:MOST_RULES])
     if share > p.clean.max_bad_share:
         yield Finding(
@@ -154,7 +154,7 @@ def _check_spine(p: Params, reader: feeds.Reader) -> Iterator[Finding]:
     usual = f"({timeline.outlier_sql(reach, feed.outcomes)}) IS NULL"
     con.execute(
         f"CREATE OR REPLACE TEMP TABLE _mature AS SELECT *, known_at <= least({time_sql(as_of)}, event_time + INTERVAL "
-        f"{int(p.label.deadline.total_seconds())} SECOND) AS _told FROM {quote(feed.name)} "
+        f"{int(p.label.deadline.total_seconds())} SECOND) AS _is_known FROM {quote(feed.name)} "
         f"WHERE event_time <= {time_sql(as_of)} AND {usual}"
     )
     rows = con.sql("SELECT event_time FROM _mature ORDER BY 1").fetchnumpy()["event_time"]
@@ -166,7 +166,7 @@ def _check_spine(p: Params, reader: feeds.Reader) -> Iterator[Finding]:
 
 def _check_label(p: Params, reader: feeds.Reader, as_of: datetime) -> Iterator[Finding]:
     end = as_of - p.label.deadline
-    before = "SELECT count(*), count(v), count(DISTINCT v) FROM (SELECT CASE WHEN _told THEN ("
+    before = "SELECT count(*), count(v), count(DISTINCT v) FROM (SELECT CASE WHEN _is_known THEN ("
     expression = p.label.expression
     try:
         rows, labelled, distinct = reader.con.execute(
