@@ -1,4 +1,4 @@
-"""A series' label as the change since the newest value that is known: trees predict none beyond those they have seen."""
+"""A series' label as the change since the newest known value: trees predict none beyond those they have seen."""
 
 import math
 from dataclasses import dataclass
