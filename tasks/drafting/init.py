@@ -61,7 +61,7 @@ def main(
     """Look at a table, and write params.yaml and tasks/features.sql for it.
 
     Args:
-        table: A CSV or Parquet file, a .zip or .gz of one, files by *, or an address as of sources in params.yaml.
+        table: A CSV, Parquet or JSON lines file, a .zip or .gz of one, files by *, or an address as in params.yaml.
         time: When a row happened: a column, or SQL over the columns. Empty: the one column that holds times.
         label: What to predict: a column, or SQL over the columns, such as "delay > 15". Empty: the one likely column.
         task: binary, multiclass or regression. Empty: by the label's values.
@@ -120,7 +120,8 @@ def spell_address(table: str, checkout: Path) -> str:
 
 def name_stem(table: str) -> str:
     """flights from data/flights.csv.zip and from data/flights*.csv."""
-    stem = re.sub(r"(\.(csv|tsv|txt|parquet|zip|gz))+$", "", table.rstrip("/").rpartition("/")[2], flags=re.IGNORECASE)
+    packed = r"(\.(csv|tsv|txt|parquet|jsonl|ndjson|zip|gz))+$"
+    stem = re.sub(packed, "", table.rstrip("/").rpartition("/")[2], flags=re.IGNORECASE)
     return stem.replace("*", " ").strip(" -_.") or "rows"
 
 

@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.data import csvtext, feeds, packing
+from tasks.data import csvtext, feeds, jsonlines, packing
 from tasks.data.sources import fetch
 from tasks.params import TAKEN, Column, Params, Source
 from tasks.runtime import locks, stage
@@ -80,6 +80,9 @@ def _read_head(fetched: fetch.Fetched) -> tuple[str, str, list[str], frozenset[s
                 schema = pq.read_schema(plain)
                 names |= dict.fromkeys(schema.names)
                 fractions |= {field.name for field in schema if pa.types.is_floating(field.type)}
+                continue
+            if plain.suffix.lower() in jsonlines.SUFFIXES:
+                names |= dict.fromkeys(jsonlines.convert(plain, folder / f"{i}.converted")[0])
                 continue
             one = guess_encoding(plain)
             if encoding not in ("", "utf-8", one):

@@ -6,6 +6,7 @@ process may be reading it. The folders are private: they hold the rows as the so
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -65,7 +66,7 @@ class Copies:
             content = json.loads((self.folder / NAME).read_text(encoding="utf-8"))
             FORMAT.check(content["format"], self.folder / NAME)
             copies = tuple(Copy(**copy) for copy in content["copies"])
-            if all(periods.hash_file(self.folder / copy.path) == copy.sha256 for copy in copies):
+            if all(hash_file(self.folder / copy.path) == copy.sha256 for copy in copies):
                 return Delivery(copies, datetime.fromisoformat(content["checked"]), content["state"])
         return None
 
@@ -124,6 +125,17 @@ class Copies:
                     (folder / ".named").touch()
             elif not (folder / ".named").exists() or (folder / ".named").stat().st_mtime < before:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def hash_file(file: Path) -> str:
+    """The hash of a file's bytes, looked at once by a process while the file stays as it is."""
+    status = file.stat()
+    return _hash_once(file, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _hash_once(file: Path, *_: int) -> str:
+    return periods.hash_file(file)
 
 
 def _safe_name(part: str) -> str:

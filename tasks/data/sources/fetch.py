@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks import log
-from tasks.data import packing, periods
+from tasks.data import packing
 from tasks.data.sources import copies
 from tasks.data.sources.bucket import BucketObjects
 from tasks.data.sources.database import DatabaseQuery
@@ -97,7 +97,7 @@ def _describe(files: list[Path], shown: str, source: Source) -> Fetched:
             raise DeliveryError(f"{shown}: {file} is no file; name the files in a folder with *, such as {shown}/*.csv")
         if file.stat().st_size == 0:
             raise DeliveryError(f"{shown}: {file.name} is empty")
-        hashes.append(periods.hash_file(file))
+        hashes.append(copies.hash_file(file))
     if source.sha256 and hashes != [source.sha256]:
         raise DeliveryError(
             f"{shown}: it must be one file with the sha256 {source.sha256}, but it is {len(files)} with {hashes[0]}. "

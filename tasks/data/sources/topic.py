@@ -145,7 +145,7 @@ def _consume(
     heard = time.monotonic()
     while waiting:
         limit.check()
-        messages = consumer.consume(BATCH, 1.0)
+        messages = consumer.consume(BATCH, 0.2)
         if messages:
             heard = time.monotonic()
         elif time.monotonic() - heard > SILENCE_S:

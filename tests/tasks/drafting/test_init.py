@@ -1,5 +1,7 @@
 """`evergreen init` on tables that it has never seen: what it writes runs, and nothing of a person's is lost."""
 
+import csv
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -105,6 +107,16 @@ def test_a_messy_file_gives_the_rows_of_the_clean_one(checkout: Made, tmp_path: 
     assert (messy["Wind_1"].dropna() == clean["wind_1"].dropna()).all()
     assert messy["Wärme_1"].isna().sum() == 11
     assert (messy["Wärme_1"].dropna() == clean["temperature_1"][messy["Wärme_1"].notna()]).all()
+
+
+def test_json_lines_give_the_draft_of_their_csv(checkout: Made, tmp_path: Path) -> None:
+    path = write_weather(tmp_path / "weather.csv")
+    init.main(str(path), label="sky")
+    contract = read_draft(checkout.folder)["contract"]
+    with path.open(newline="") as lines, (tmp_path / "weather.jsonl").open("w") as out:
+        out.writelines(json.dumps(row) + "\n" for row in csv.DictReader(lines))
+    init.main(str(tmp_path / "weather.jsonl"), label="sky")
+    assert read_draft(checkout.folder)["contract"] == contract
 
 
 def test_events_are_predicted_by_what_stands_in_their_row(checkout: Made, tmp_path: Path) -> None:
