@@ -14,7 +14,7 @@ from tasks.drafting.sheet import Sheet
 from tasks.drafting.wishes import Guess, Wishes, listed
 from tasks.params import spell
 
-DRESSED = re.compile(r"(?=.*[^\d.+-])\W{0,3}\d{1,3}(?:[,.' ]?\d{3})*(?:[.,]\d+)?\W{0,3}")  # 1,234.50, 5 % or $3
+DRESSED = re.compile(r"\W{0,3}\d{1,3}(?:[,.' ]?\d{3})*(?:[.,]\d+)?\W{0,3}")  # 1,234.50, 5 % or $3
 
 
 def explain_file(sheet: Sheet, looked: Looked) -> Iterator[Guess]:
@@ -62,7 +62,7 @@ def explain_rows(shape: Shape, wishes: Wishes) -> Iterator[Guess]:
 def explain_columns(shape: Shape, roles: Roles) -> Iterator[Guess]:
     for name, why in roles.personal.items():
         change = "remove pii: true in contract where it is none"
-        yield Guess(f"{name}.pii", "true", f"{why}: only a keyed hash is kept", change, is_open=True)
+        yield Guess(f"{name}.pii", "true", f"{why}: only a keyed hash is kept; is it personal?", change, is_open=True)
     for name, why in roles.telling.items():
         yield Guess("outcome", name, f"{why}: taken as unknown until the outcome is", f"--known {name}")
     if roles.later:
@@ -84,8 +84,9 @@ def explain_columns(shape: Shape, roles: Roles) -> Iterator[Guess]:
 def explain_dressed(looked: Looked) -> Iterator[Guess]:
     """Numbers with marks of thousands, a currency or a percent sign, which no type of the contract takes."""
     for name, look in looked.columns.items():
-        if look.is_text and not look.personal and look.levels and all(map(DRESSED.fullmatch, look.levels)):
-            why = f"numbers such as {look.levels[0]} are read as texts"
+        dressed = [level for level in look.levels if re.search(r"[^\d.+-]", level)]
+        if look.is_text and not look.personal and dressed and all(map(DRESSED.fullmatch, look.levels)):
+            why = f"numbers such as {dressed[0]} are read as texts"
             way = "a column of sources.derive, by regexp_replace and TRY_CAST, makes numbers of them"
             yield Guess(name, "VARCHAR", why, way, is_open=True)
 

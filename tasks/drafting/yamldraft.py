@@ -19,10 +19,11 @@ PLAIN = re.compile(r"[A-Za-z0-9_(./'\"%-](?:[^#:\[\]{}\n]|:(?=\S)|(?<=\S)#)*(?<=
 def apply_draft(text: str, sections: Mapping[str, Any], values: Mapping[str, Any], guesses: Iterable[Guess]) -> str:
     """The text with the draft in it. A setting that the file leaves out is added to its section."""
     reasons = {guess.setting: guess for guess in guesses}
+    notes = {_place(guess.setting): guess.why for guess in guesses if guess.why}
     blocks = _cut(text)
     for name, content in sections.items():
         head = blocks[name][0] if name in blocks else f"{name}:"
-        blocks[name] = [head, *_write_mapping(content, 1), ""]
+        blocks[name] = [head, *_write_mapping(content, 1, notes), ""]
     for name, value in values.items():
         section, key = name.split(".", 1)
         blocks[section] = _set(blocks.get(section, [f"{section}:", ""]), key, value, reasons.get(name))
@@ -63,12 +64,19 @@ def _without_quotes(line: str) -> str:
     return re.sub(r"\"[^\"]*\"|(?<![\w])'[^']*'", lambda match: "x" * len(match[0]), line)
 
 
-def _write_mapping(content: Mapping[str, Any], depth: int) -> list[str]:
+def _place(setting: str) -> str:
+    """The key that a guess is of, in a section that is replaced whole: nulls of sources.nulls, a column of its pii."""
+    return setting.removeprefix("sources.").removesuffix(".pii").removesuffix(".format")
+
+
+def _write_mapping(content: Mapping[str, Any], depth: int, notes: Mapping[str, str]) -> list[str]:
     lines = []
     for name, value in content.items():
+        if depth > 1 and name in notes:
+            lines.append(f"{'  ' * depth}{MARK}{notes[name]}")
         start = f"{'  ' * depth}{spell_key(name)}:"
         if isinstance(value, Mapping) and (depth < 3 or not all(_is_small(one) for one in value.values())):
-            lines += [start, *_write_mapping(value, depth + 1)]
+            lines += [start, *_write_mapping(value, depth + 1, notes)]
             continue
         line = f"{start} {spell_value(value)}"
         lines += [line] if len(line) <= WIDTH or not isinstance(value, list) else _wrap(start, value, depth)

@@ -62,6 +62,17 @@ def test_a_section_is_replaced_and_a_setting_or_section_that_is_not_there_is_add
     assert "sources:                    # where they lie\n" in text
 
 
+def test_what_was_guessed_of_a_source_or_a_column_stands_above_it() -> None:
+    guesses = [Guess("sources.nulls", "NA", "it is missing"), Guess("phone.pii", "true", "its name says so")]
+    sections = {
+        "sources": {"calls": {"address": "x.csv", "nulls": ["NA"]}},
+        "contract": {"calls": {"columns": {"phone": {"type": "VARCHAR", "pii": True}}}},
+    }
+    text = apply_draft("sources:\n", sections, {}, guesses)
+    assert "    # guessed: it is missing\n    nulls: [NA]\n" in text
+    assert "      # guessed: its name says so\n      phone: {type: VARCHAR, pii: true}\n" in text
+
+
 def test_a_long_list_is_wrapped() -> None:
     names = [f"column_{number}" for number in range(60)]
     text = apply_draft("spine:\n", {"spine": {"columns": names}}, {}, [])
