@@ -188,6 +188,9 @@ def _reserved() -> frozenset[str]:
 
 def find_shape(sheet: Sheet, looked: Looked, wishes: Wishes, label: Collection[str]) -> Shape:
     """`label`: the columns of the label. Raises ValueError where no row has a time, or the flags do not fit."""
+    named = {*wishes.key, *wishes.entity, *wishes.known, *wishes.outcome} - {"event_time"}
+    if unknown := sorted(named - looked.columns.keys()):
+        raise ValueError(f"the table has no column {listed(unknown)}; it has {listed(looked.columns, 30)}")
     time, time_columns = find_time(sheet, looked, wishes.time)
     sheet.con.execute(f"CREATE OR REPLACE TEMP TABLE timed AS SELECT *, CAST({time} AS TIMESTAMP) AS _at FROM typed")
     arrived = sheet.con.sql("SELECT _at FROM timed WHERE _at IS NOT NULL ORDER BY _at").fetchnumpy()["_at"]
@@ -205,10 +208,6 @@ def find_shape(sheet: Sheet, looked: Looked, wishes: Wishes, label: Collection[s
     if kind == "events":
         entity, step = wishes.entity, None
     key = wishes.key or (("event_time", *entity) if kind == "series" else _find_key(sheet, looked, others))
-    if unknown := [
-        name for name in (*wishes.key, *wishes.entity, *wishes.known, *wishes.outcome) if name not in looked.columns
-    ]:
-        raise ValueError(f"the table has no column {listed(unknown)}; it has {listed(looked.columns, 30)}")
     return Shape(time, time_columns, kind, step, entity, key, _count_doubled(sheet, key), times)
 
 

@@ -54,7 +54,10 @@ def open_sheet(p: Params, address: str) -> Iterator[Sheet]:
     _check_header(address, names)
     columns, unusable = choose_columns(names)
     if not columns:
-        raise ValueError(f"{address} has no column that can be used: {unusable}")
+        raise ValueError(
+            f"{address} has no column with a name that can be used: it is no CSV with a header, and no Parquet. Of a "
+            "spreadsheet, save the sheet as CSV."
+        )
     with stage.connect(p) as con:
         source = Source(address=address, encoding=encoding)
         delivery = feeds.load_table(con, fetched, source, {name: Column(type="VARCHAR") for name in columns}, "_came")

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,6 +166,23 @@ def test_series_in_one_table_have_lags_of_their_own(checkout: Made, tmp_path: Pa
     tin = features[features.metal == "tin"].reset_index(drop=True)
     assert tin.price_1[1:].tolist() == pytest.approx(tin._label[:-1].tolist(), abs=1e-4)
     assert tin.price_12m_before[12:].tolist() == pytest.approx(tin._label[:-12].tolist(), abs=1e-4)
+
+
+@pytest.mark.usefixtures("checkout")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"entity": ["town"]}, "the table has no column town; it has day, temperature, wind, sky"),
+        ({"time": "wind"}, "--time wind holds no times that can be read"),
+        ({"known_at": "wind"}, "gives a DOUBLE, but a DATE or a TIMESTAMP is needed"),
+        ({"label": "rain"}, "there is no column `rain` here"),
+        ({"label": "day"}, "--label day is a time"),
+        ({"time": "day", "task": "binary"}, "--task binary needs a condition"),
+    ],
+)
+def test_a_flag_that_does_not_fit_the_table_is_refused(flags: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        init.main(str(write_weather(tmp_path / "weather.csv")), **({"label": "temperature"} | flags))
 
 
 def test_numbers_in_dress_are_told_of(checkout: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
