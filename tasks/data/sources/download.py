@@ -169,6 +169,9 @@ def _write(file: BinaryIO, answer: Answer, part: Path, limit: Limit, progress: l
     except DeliveryError:
         _sync(file, part, length, answer.mark)
         raise
+    except OSError:  # what has come would keep a full disk full, and can come again
+        discard(part)
+        raise
     return _sync(file, part, length, answer.mark)
 
 

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import logging
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -292,6 +293,18 @@ def test_an_empty_file_does_not_replace_the_last_good_one(web: Web) -> None:
     with pytest.raises(DeliveryError, match=r"t\.csv is empty"):
         bring(web)
     assert bring(web, fallback="last", max_age="1d") == ROWS
+
+
+def test_a_full_disk_is_no_fault_of_the_source_and_what_has_come_goes(web: Web, home: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # as a disk that is full after so many bytes
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            bring(web, fallback=f"{web.address}/none.csv")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert leftovers(home) == []
+    assert bring(web) == ROWS
 
 
 def test_files_that_no_delivery_names_are_removed_after_a_day(
