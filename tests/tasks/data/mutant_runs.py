@@ -81,18 +81,18 @@ def judge_rows(folder: Path, expected: mutants.Expected | None) -> Iterator[str]
         return
     counts = json.loads((folder / "reports/quality.json").read_text())["tables"]["rows"]
     rows, held = (read_rows(folder / "data" / place / "rows") for place in ("clean", "quarantine"))
-    found = counts["rows"] + counts["empty"] + counts["later"]
-    if counts["read"] != found or counts["rows"] != len(rows) + len(held):
-        yield f"rows are unaccounted for: {counts['read']} read, {found} told, {len(rows)} + {len(held)} written"
+    total = counts["rows"] + counts["empty"] + counts["later"]
+    if counts["read"] != total or counts["rows"] != len(rows) + len(held):
+        yield f"rows are unaccounted for: {counts['read']} read, {total} told, {len(rows)} + {len(held)} written"
     if counts["read"] - counts["empty"] != expected.rows:
         yield f"{counts['read'] - counts['empty']} rows were read, but there are {expected.rows}"
     outlying = {str(row["id"]) for row in held if "far" in row["reason"] or "outlier" in row["reason"]}
-    kept = {f"{row['id']} {row['moment']:%Y-%m}": tuple(row[name] for name in TYPES) for row in rows}
-    if len(kept) != len(rows):
+    read = {f"{row['id']} {row['moment']:%Y-%m}": tuple(row[name] for name in TYPES) for row in rows}
+    if len(read) != len(rows):
         yield "a key came twice"
-    for name in sorted(kept.keys() | expected.kept.keys()):
-        if kept.get(name) != expected.kept.get(name) and name.split(" ")[0] not in outlying:
-            yield f"{name}: {_shorten(kept.get(name))} instead of {_shorten(expected.kept.get(name))}"
+    for name in sorted(read.keys() | expected.good_rows.keys()):
+        if read.get(name) != expected.good_rows.get(name) and name.split(" ")[0] not in outlying:
+            yield f"{name}: {_shorten(read.get(name))} instead of {_shorten(expected.good_rows.get(name))}"
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

@@ -282,11 +282,11 @@ class Expected:
     """What a reader with explicit types makes of the files.
 
     Attributes:
-        kept: by id, the values of the rows that are good and that no other row of their key supersedes.
+        good_rows: by id and month, the values of the rows that are good and that no other row of their key supersedes.
         rows: that were read, but for empty lines.
     """
 
-    kept: dict[str, tuple[Any, ...]]
+    good_rows: dict[str, tuple[Any, ...]]
     rows: int
 
 
@@ -297,13 +297,13 @@ def read_expected(mutant: Mutant, paths: Sequence[Path]) -> Expected:
     for row in rows:
         if row["id"] and row["moment"] is not None:
             groups.setdefault((row["id"], f"{row['moment']:%Y-%m}"), []).append(row)
-    kept = {}
+    good_rows = {}
     for (name, _), group in groups.items():
         good = [row for row in group if row["good"] and row["moment"] < AS_OF]
         if good:
             best = max(good, key=lambda row: row["place"])
-            kept[f"{name} {best['moment']:%Y-%m}"] = tuple(best[column] for column in TYPES)
-    return Expected(kept, len(rows))
+            good_rows[f"{name} {best['moment']:%Y-%m}"] = tuple(best[column] for column in TYPES)
+    return Expected(good_rows, len(rows))
 
 
 def _read_file(mutant: Mutant, path: Path, place: int) -> Iterator[dict[str, Any]]:

@@ -42,10 +42,10 @@ def manifest(p: Params, newest: datetime | None) -> RawManifest:
 @pytest.mark.parametrize(("hours", "stale"), [(0, False), (24, False), (25, True)])
 def test_a_table_is_stale_beyond_what_it_promises(made_params: Params, hours: int, stale: bool) -> None:
     p = promise(made_params, orders="1d")
-    found = list(freshness.find_stale(p, manifest(p, NEWEST), NEWEST + timedelta(hours=hours)))
-    assert [one.table for one in found] == ["orders"] * stale
+    stale_tables = list(freshness.find_stale(p, manifest(p, NEWEST), NEWEST + timedelta(hours=hours)))
+    assert [one.table for one in stale_tables] == ["orders"] * stale
     sentence = "promises a row at most 1d old, but its newest row is of 2024-01-20 10:00:00, 1 day"
-    assert all(sentence in one.message for one in found)
+    assert all(sentence in one.message for one in stale_tables)
 
 
 def test_a_table_without_rows_is_stale_and_one_without_a_promise_never(made_params: Params) -> None:

@@ -18,10 +18,10 @@ def test_a_wrong_value_a_lost_row_and_a_row_too_many_are_seen(tmp_path: Path) ->
     assert mutant_runs.run(0, tmp_path).faults == ()
     mutant = mutants.make_mutant(0)
     expected = mutants.read_expected(mutant, sorted((tmp_path / "source").iterdir()))
-    name, values = next(iter(expected.kept.items()))
-    wrong = replace(expected, kept={**expected.kept, name: (*values[:-1], not values[-1])})
-    more = replace(expected, kept={**expected.kept, "r9999 2024-01": values}, rows=expected.rows + 1)
-    less = replace(expected, kept={key: row for key, row in expected.kept.items() if key != name})
+    name, values = next(iter(expected.good_rows.items()))
+    wrong = replace(expected, good_rows={**expected.good_rows, name: (*values[:-1], not values[-1])})
+    more = replace(expected, good_rows={**expected.good_rows, "r9999 2024-01": values}, rows=expected.rows + 1)
+    less = replace(expected, good_rows={key: row for key, row in expected.good_rows.items() if key != name})
     assert [len(list(mutant_runs.judge_rows(tmp_path, one))) for one in (expected, wrong, more, less, None)] == [
         0,
         1,
