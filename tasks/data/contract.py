@@ -164,9 +164,10 @@ def _column_rules(name: str, column: Column, text: bool, decimal: str) -> Iterat
         yield Rule(f"{name}: allowed", other, _reason_sql(name, shown, "is not allowed"))
     if column.references:
         other, _, field = column.references.partition(".")
+        known = f"SELECT {quote(field)} FROM {quote(other)} WHERE {quote(field)} IS NOT NULL"
         yield Rule(
             f"{name}: references",
-            f"{value} IS NOT NULL AND NOT EXISTS (FROM {quote(other)} o WHERE o.{quote(field)} = {value})",
+            f"{value} IS NOT NULL AND {value} NOT IN ({known})",  # NOT EXISTS takes twice as long
             _reason_sql(name, shown, f"is not in {column.references}"),
             is_bad=column.unmatched == "quarantine",
         )

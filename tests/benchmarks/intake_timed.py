@@ -40,8 +40,9 @@ def write(p: Params, times: int, until: str) -> None:
         read = f"read_csv({unpacked}, nullstr = 'NA', all_varchar = TRUE)"
         con.execute(f"CREATE TABLE flights AS SELECT {casts} FROM {read}")
         for (month,) in con.execute("SELECT DISTINCT strftime(time_hour, '%Y-%m') FROM flights").fetchall():
+            number = f"(flight + {APART} * copy)::INTEGER"
             con.execute(
-                f"COPY (SELECT * REPLACE (flight + {APART} * copy AS flight) FROM flights, range({times}) _(copy) "
+                f"COPY (SELECT * REPLACE ({number} AS flight) FROM flights, range({times}) _(copy) "
                 f"WHERE strftime(time_hour, '%Y-%m') = {literal(month)} AND time_hour < {literal(until)}::TIMESTAMP) "
                 f"TO {literal(path_text(FOLDER / f'flights-{month}.parquet'))} (FORMAT parquet, COMPRESSION zstd)"
             )
