@@ -50,8 +50,6 @@ class Params(sections.Section):
             raise ValueError(
                 f"contract must not name tables that differ in case alone, but got {sorted(self.contract)}"
             )
-        if strange := sorted(self.card.licences.keys() - self.sources.keys()):
-            raise ValueError(f"card.licences must name tables of sources, {sorted(self.sources)}, but got {strange}")
         for name, table in self.contract.items():
             _check_table(name, table, self)
         _check_spine(self)

@@ -5,11 +5,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pyarrow as pa
-import pytest
 
 from tasks.params import Column
 from tasks.promotion import bill, datacard
-from tests.tasks import small
 
 
 def test_numbers_are_shown_by_their_range_and_what_is_missing() -> None:
@@ -55,8 +53,3 @@ def test_the_bill_names_what_the_lock_has_and_this_environment_runs(tmp_path: Pa
 def test_without_a_lock_it_names_all_that_is_installed(tmp_path: Path) -> None:
     names = {part["name"] for part in bill.list_software(tmp_path / "none")["components"]}
     assert {"prefect", "pytest"} <= names
-
-
-def test_a_licence_of_a_table_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"card\.licences must name tables of sources.*no_such"):
-        small.settings(**{"card.licences": {"no_such": "MIT"}})
