@@ -33,6 +33,7 @@ FLOWS = {  # flows/<name>.py holds the flow of that name, and `describe`, which 
 PROGRAMS = {
     "init": ("tasks.drafting.init:main", "Look at a table, and write params.yaml and features.sql for it."),
     "check": ("tasks.drafting.check:main", "Read params.yaml and features.sql against the data, before anything runs."),
+    "plan": ("tasks.drafting.plan:main", "Which stages and periods the next run will work on, and for about how long."),
     "demo": ("flows.demo:demo", "Live through months of real flights: a first model, drift, a fresher model."),
     "deploy": ("flows.deploy:main", "Put prefect.yaml's deployments on the server at PREFECT_API_URL."),
     "up": ("infra.up:main", "Start Prefect, MLflow, Evidently, the API and a worker on this machine."),

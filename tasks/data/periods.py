@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import log, params
-from tasks.runtime import files, stage, store
+from tasks.runtime import cost, files, stage, store
 
 FORMATS = {"day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m"}
 WHOLE = "all"  # the one period of a table without event times
@@ -101,11 +102,12 @@ def provide(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) 
     `make(folder)` writes the files that `targets` asks for by name. An entry appears whole, by a rename, or not at all.
     One that no longer holds the bytes that were made is made again.
     """
-    root = Path(os.environ.get("EVERGREEN_PERIODS") or params.home() / "periods")
-    folder, made = root / entry[:2] / entry, False
+    folder, made = _folder_of(entry), False
     for _ in range(TRIES):
         if not folder.is_dir() and not _fetch(folder):
+            began = time.monotonic()
             _make(folder, make)
+            cost.note_made(targets, time.monotonic() - began)
             _share(folder)
             made = True
         try:
@@ -116,6 +118,20 @@ def provide(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) 
             log.warning("the cache of periods no longer holds what was made, and it is made again: %s", error)
             files.discard_folder(folder)
     raise OSError(f"{folder} was damaged {TRIES} times in a row, each time after it was made. Check the disk.")
+
+
+def is_made(entry: str) -> bool:
+    """Whether this machine's cache has an entry."""
+    return _folder_of(entry).is_dir()
+
+
+def _folder_of(entry: str) -> Path:
+    return find_cache() / entry[:2] / entry
+
+
+def find_cache(checkout: Path | None = None) -> Path:
+    """The folder of the cache: EVERGREEN_PERIODS, else in the home."""
+    return Path(os.environ.get("EVERGREEN_PERIODS") or params.home(checkout) / "periods")
 
 
 def remember(entry: str, name: str, compute: Callable[[], Any]) -> Any:

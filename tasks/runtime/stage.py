@@ -43,6 +43,7 @@ T = TypeVar("T")
 def main(name: str, *acts: Callable[[Params], None]) -> None:
     """Run one stage as a program, its acts in order: exit 0, or 1 with the error in one line, or 124 past its limit."""
     die_with_parent()
+    began, imported = time.monotonic(), cost.read_usage()  # the CPU time of the imports stands for how long they took
     logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s")
     if name == cost.FIRST:
         cost.begin(Path())
@@ -50,8 +51,12 @@ def main(name: str, *acts: Callable[[Params], None]) -> None:
         p = params.load()
         check_settings(p)
         limit_time(name, p.stage.limits.get(name))
+        made_before = len(cost.read_made(Path()))
         for act in acts:
             act(p)
+        if size := find_size(name, p):
+            made = cost.read_made(Path())[made_before:]
+            cost.keep(params.home(), name, time.monotonic() - began + imported, made, size=size)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -59,6 +64,13 @@ def main(name: str, *acts: Callable[[Params], None]) -> None:
         sys.exit(1)
     finally:
         cost.note(Path(), name, cost.read_usage())
+
+
+def find_size(name: str, p: Params) -> float:
+    """What a stage's time grows with, to reckon the next run's by; 0 for a run that tells nothing of the next one."""
+    if name != "tune":
+        return 1.0
+    return 0.0 if p.tune.recipe else float(p.tune.trials)
 
 
 def check_settings(p: Params, folder: Path = Path()) -> None:

@@ -162,7 +162,7 @@ def open_copies(address: str, source: Source) -> Iterator[Copies]:
         DeliveryError: another process has had them for as long as the source's timeout.
     """
     shown, wait_s = show_address(address), source.timeout.total_seconds()
-    folder = folder_of(json.dumps([address, source.query, source.watermark]) if source.query else address)
+    folder = _folder_of_source(address, source)
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     lock = locks.open_lock(folder.parent, folder.name, local=True)
@@ -178,6 +178,18 @@ def open_copies(address: str, source: Source) -> Iterator[Copies]:
         yield Copies(folder, shown)
     finally:
         lock.release()
+
+
+def _folder_of_source(address: str, source: Source) -> Path:
+    return folder_of(json.dumps([address, source.query, source.watermark]) if source.query else address)
+
+
+def find_last(source: Source) -> list[Path]:
+    """The files of the last good delivery, whatever its age, by reading alone. Raises DeliveryError without one."""
+    folder = _folder_of_source(source.address, source)
+    if (delivery := Copies(folder, source.shown).read()) is None:
+        raise DeliveryError(f"{source.shown} has not been fetched on this machine yet")
+    return [folder / copy.path for copy in delivery.copies]
 
 
 def read_last(source: Source) -> tuple[list[Path], datetime]:

@@ -4,6 +4,7 @@ A new kind of address is a class in a file of its own, and an entry of SCHEMES.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from tasks.params import Source
 from tasks.params.source import LAST, scheme_of, show_address
 from tasks.runtime import locks
 
+LAST_COPIES = "EVERGREEN_LAST_COPIES"  # set: what was fetched last stands for a source elsewhere, which is not asked
+LOCAL = ("", "file", "package")
 SCHEMES: dict[str, Scheme] = {
     "": LocalFiles(),
     "file": LocalFiles(),
@@ -71,6 +74,8 @@ def _fetch(address: str, source: Source) -> Fetched:
     scheme, shown = scheme_of(address), show_address(address)
     if scheme not in SCHEMES:
         raise ValueError(f"{shown}: the scheme must be one of {sorted(filter(None, SCHEMES))}, but got {scheme!r}")
+    if os.environ.get(LAST_COPIES) and scheme not in LOCAL:
+        return _describe(copies.find_last(source), shown, source)
     return _describe(SCHEMES[scheme].fetch(address, source), shown, source)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks.data.manifest import RawManifest
-from tasks.data.sources import copies, download
+from tasks.data.sources import copies, download, fetch
 from tasks.data.sources.scheme import DeliveryError
 from tests.conftest import Made
 from tests.tasks.data.faulty import Fault, File, Web, serve
@@ -38,6 +38,20 @@ def test_a_table_from_the_web_is_that_of_the_file(made: Made, web: Web) -> None:
     assert remote.fingerprint == local.fingerprint
     assert remote.periods == local.periods
     assert remote.fallback is local.fallback is None
+    assert len(web.requests) == 1
+
+
+def test_a_rehearsal_asks_no_source_and_takes_what_came_last(
+    made: Made, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fetch.LAST_COPIES, "1")
+    with pytest.raises(DeliveryError, match="has not been fetched on this machine yet"):
+        ingest(made)
+    monkeypatch.delenv(fetch.LAST_COPIES)
+    came = ingest(made)
+    web.files["/orders.csv"] = File(b"another table")
+    monkeypatch.setenv(fetch.LAST_COPIES, "1")
+    assert ingest(made) == came
     assert len(web.requests) == 1
 
 

@@ -73,3 +73,30 @@ def test_where_dvc_has_no_folder_nothing_is_kept(tmp_path: Path) -> None:
 
 def test_money_is_the_hours_of_one_cpu_times_its_price() -> None:
     assert cost.price({"tune": 1800.0, "judge": 5400.0}, 0.05) == pytest.approx(0.1)
+
+
+def test_the_home_keeps_what_each_period_took_when_it_was_last_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, seconds in (("2024-01", 2.0), ("2024-02", 3.0)):
+        cost.note_made(
+            [Path(f"data/clean/orders/{name}.parquet"), Path(f"data/quarantine/orders/{name}.parquet")], seconds
+        )
+    cost.note_made([tmp_path / "elsewhere" / "probed.json"], 9.0)
+    cost.keep(tmp_path, "clean", 6.0, cost.read_made(tmp_path))
+    assert cost.read_past(tmp_path, "clean") == cost.Past(
+        6.0, 1.0, {"orders/2024-01": 2.0, "orders/2024-02": 3.0}, ("orders/2024-01", "orders/2024-02")
+    )
+    cost.keep(tmp_path, "clean", 5.0, [(Path("data/clean/orders/2024-02.parquet"), 4.0)])
+    past = cost.read_past(tmp_path, "clean")
+    assert past is not None
+    assert (past.made, past.fixed) == ({"orders/2024-01": 2.0, "orders/2024-02": 4.0}, 1.0)
+
+
+def test_a_past_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    assert cost.read_past(tmp_path, "clean") is None
+    (tmp_path / "cost").mkdir()
+    (tmp_path / "cost" / "clean.json").write_text('{"wall": 1}')
+    assert cost.read_past(tmp_path, "clean") is None
