@@ -20,6 +20,7 @@ from graphlib import CycleError, TopologicalSorter
 from tasks.params import TIMES, Column, Table, home
 from tasks.runtime.sql import literal, quote
 
+HIDDEN = "\x1f"  # begins the names of columns that no header can have
 MAX_EXACT = 2**53  # up to here a DOUBLE holds every whole number
 MIN_KEY_LENGTH = 16  # characters; shorter keys can be found by trying
 DATE = r"\d{4}[-/]\d{1,2}[-/]\d{1,2}"
@@ -39,6 +40,11 @@ SPELLINGS = {  # in the order in which they are applied
 ZONE_RULE = ", but only an offset such as +02:00, Z or a name such as Europe/Berlin is taken"
 
 
+def raw_name(name: str) -> str:
+    """The column beside a typed one that holds its value as it came, as SQL."""
+    return quote(f"{HIDDEN}raw {name}")
+
+
 @dataclass(frozen=True)
 class Rule:
     """One thing that must hold, as SQL: `broken` is true for a bad row, and `reason` then says why."""
@@ -47,6 +53,7 @@ class Rule:
     broken: str
     reason: str
     is_bad: bool = True  # False: the row is reported, and kept
+    looks_up: bool = False  # it looks into another table: DuckDB makes a join of it, which mixes up the rows
 
 
 def clean_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:
@@ -128,7 +135,7 @@ def columns_sql(table: Table, *, has_times: bool = True) -> str:
 
 
 def build_rules(table: Table, *, texts: Collection[str], decimal: str = ".") -> list[Rule]:
-    """Every rule of a table over its raw columns (`raw.` names, `texts` of them as text) and its clean ones (`typed.`).
+    """Every rule of a table over its raw columns (`raw_name`, `texts` of them as text) and its typed ones.
 
     Args:
         decimal: what stands before the fraction of a number in a text.
@@ -139,7 +146,7 @@ def build_rules(table: Table, *, texts: Collection[str], decimal: str = ".") -> 
 
 
 def _column_rules(name: str, column: Column, text: bool, decimal: str) -> Iterator[Rule]:
-    raw, value = f"raw.{quote(name)}", f"typed.{quote(name)}"
+    raw, value = raw_name(name), quote(name)
     shown, bare = f"CAST({value} AS VARCHAR)", value
     if column.text or column.outside != "quarantine":  # its clean value does not show what it was
         bare = typed_sql(raw, column, text=text, decimal=decimal)
@@ -170,6 +177,7 @@ def _column_rules(name: str, column: Column, text: bool, decimal: str) -> Iterat
             f"{value} IS NOT NULL AND {value} NOT IN ({known})",  # NOT EXISTS takes twice as long
             _reason_sql(name, shown, f"is not in {column.references}"),
             is_bad=column.unmatched == "quarantine",
+            looks_up=True,
         )
 
 

@@ -4,17 +4,18 @@ A fault in an expression itself is refused with the setting's name. When one fai
 with each row guarded. The rows that fail are marked, and clean puts them into quarantine with the reason.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import duckdb
 
 from tasks.data import contract, sqlcheck
+from tasks.data.contract import HIDDEN
 from tasks.params import FAULT, Source
 from tasks.runtime.sql import literal, quote
 
 NO_TIME = ": no time"  # after a setting's name: it gives a text that is no time
 TIME_KINDS = ("TIMESTAMP", "DATE", "VARCHAR", '"NULL"')
-HIDDEN = "\x1f"  # begins the names of columns that no header can have
 FAILED = f"{HIDDEN}failed "  # begins the name of the column that says whether an expression failed
 # Beyond these no clock is right, and half of all libraries fail: such a time counts as none.
 SANE = "BETWEEN TIMESTAMP '1700-01-01' AND TIMESTAMP '2200-01-01'"
@@ -52,25 +53,39 @@ class Plan:
 def plan_expressions(con: duckdb.DuckDBPyConnection, table: str, source: Source, base: str, present: list[str]) -> Plan:
     """`base` is SQL with the columns `present`. Raises ValueError, with the setting's name, for what is no SQL."""
     kinds, unguarded, sql, guarded = dict[str, str](), list[str](), base, base
+    marks, guarded_marks = list[str](), list[str]()  # the columns that say whether a step failed
     for step in list_steps(source):
         kinds[step.name] = kind = _find_kind(con, table, source, step, sql, present)
         sql, can_guard = _step_sql(sql, step, kind, present, guard=False), True
+        is_text = step.is_time and kind == "VARCHAR"
+        marks += [FAILED + step.name] if is_text else []
         try:
-            con.execute(f"DESCRIBE SELECT {_guarded_sql(step)} FROM ({guarded})")
+            con.execute(f"DESCRIBE SELECT {_guarded_sql(step)} FROM ({guarded})").fetchall()
         except duckdb.Error:  # DuckDB guards no subquery, no window function and nothing random
             unguarded.append(f"sources.{table}.{step.setting}")
             can_guard = False
         guarded = _step_sql(guarded, step, kind, present, guard=can_guard)
+        guarded_marks += [FAILED + step.name] if is_text or can_guard else []
         present = [*present, step.name]
-    return Plan(_marked_sql(sql, source), _marked_sql(guarded, source), unguarded, kinds)
+    return Plan(_marked_sql(sql, marks), _marked_sql(guarded, guarded_marks), unguarded, kinds)
 
 
-def create_table(con: duckdb.DuckDBPyConnection, table: str, source: Source, plan: Plan, beside: list[str]) -> None:
-    """Make the temporary table, with the columns `beside` (SQL). Raises ValueError when a bad row cannot be marked."""
-    target = f"CREATE TEMP TABLE {quote(table)} AS SELECT {', '.join(['*', *beside])} FROM "
+def has_window(con: duckdb.DuckDBPyConnection, source: Source) -> bool:
+    """Whether an expression looks at other rows of its table: then a row cannot be computed by itself."""
+    texts = [f"SELECT ({step.expression}\n)" for step in list_steps(source)]
+    trees = (con.execute("SELECT json_serialize_sql(?)", [text]).fetchall()[0][0] for text in texts)
+    return any('"class":"WINDOW"' in tree for tree in trees)
+
+
+def run_plan(plan: Plan, table: str, source: Source, act: Callable[[str], object]) -> None:
+    """Have `act` make the rows of the plan's SQL, guarded where it fails for a row as it is.
+
+    Raises:
+        ValueError: a row fails that cannot be marked.
+    """
     for sql in (plan.sql, plan.guarded):
         try:
-            con.execute(f"{target}({sql})")
+            act(sql)
             return
         except duckdb.Error as error:
             sqlcheck.raise_machine_error(error)
@@ -117,26 +132,28 @@ def _guarded_sql(step: Step) -> str:
 
 
 def _step_sql(sql: str, step: Step, kind: str, present: list[str], *, guard: bool) -> str:
-    """The columns of `sql`, the step's, and whether it failed."""
+    """The columns of `sql`, the step's, and where it can fail for a row, whether it did."""
     hidden = quote(HIDDEN + step.name)
-    value, fails = (f"{hidden}.v", f"{hidden} IS NULL") if guard else (hidden, "FALSE")
+    value, failures = (
+        (f"{hidden}.v", [f"WHEN {hidden} IS NULL THEN {literal(step.setting)}"]) if guard else (hidden, [])
+    )
     inner = f"SELECT *, {_guarded_sql(step) if guard else f'({step.expression}{chr(10)})'} AS {hidden} FROM ({sql})"
-    failure = f"WHEN {fails} THEN {literal(step.setting)}"
     if step.is_time:
         moment = f"CAST({value} AS TIMESTAMP)"
         if kind == "VARCHAR":
             moment = contract.timestamp_sql(value)
             no_time = literal(step.setting + NO_TIME)
-            failure += f" WHEN {value} IS NOT NULL AND {moment} IS NULL THEN {no_time}"
+            failures.append(f"WHEN {value} IS NOT NULL AND {moment} IS NULL THEN {no_time}")
         value = f"CASE WHEN {moment} {SANE} THEN {moment} END"
     column = f"{value} AS {quote(step.name)}"
     columns = f" REPLACE ({column})" if step.name in present else f", {column}"
-    return f"SELECT * EXCLUDE ({hidden}){columns}, CASE {failure} END AS {quote(FAILED + step.name)} FROM ({inner})"
+    mark = f", CASE {' '.join(failures)} END AS {quote(FAILED + step.name)}" if failures else ""
+    return f"SELECT * EXCLUDE ({hidden}){columns}{mark} FROM ({inner})"
 
 
-def _marked_sql(sql: str, source: Source) -> str:
+def _marked_sql(sql: str, marks: list[str]) -> str:
     """One list of the settings that failed for a row; NULL where none did."""
-    failures = [quote(FAILED + step.name) for step in list_steps(source)]
+    failures = [quote(mark) for mark in marks]
     if not failures:
         return f"SELECT *, CAST(NULL AS VARCHAR[]) AS {quote(FAULT)} FROM ({sql})"
     names = f"list_filter([{', '.join(failures)}], lambda name: name IS NOT NULL)"

@@ -24,6 +24,11 @@ def scratch_root() -> Path:
     return home() / "unpacked"
 
 
+def list_suffixes(file: Path) -> tuple[str, ...]:
+    """What a file's name says of how it is packed and written, in small letters: .csv and .gz."""
+    return tuple(suffix.lower() for suffix in file.suffixes[-2 if file.suffix.lower() == ".gz" else -1 :])
+
+
 def unpack(file: Path, folder: Path) -> Path:
     """The file itself, or what a .zip or .gz holds, written to `folder`. Raises ValueError when it is torn."""
     if (suffix := file.suffix.lower()) not in PACKED:

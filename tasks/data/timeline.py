@@ -186,22 +186,28 @@ def find_reach(event_time: Times, known_at: Times) -> Reach:
 # --- outliers, as SQL -----------------------------------------------------------------------------------------------
 
 
-def measure_reach(con: DuckDBPyConnection, table: str, outcomes: Sequence[str]) -> Reach | None:
-    """The reach of the rows that have an event time. An outcome counts as known where the row holds one."""
-    moment = f"CASE WHEN {_is_known_sql(outcomes)} THEN known_at END AS known_at"
-    rows = con.sql(f"SELECT event_time, {moment} FROM {quote(table)} WHERE event_time IS NOT NULL").to_arrow_table()
-    return find_reach(rows["event_time"].to_numpy(), rows["known_at"].to_numpy()) if rows.num_rows else None
+def measure_reach(con: DuckDBPyConnection, rows: str, known: str) -> Reach | None:
+    """The reach of the rows that have an event time.
+
+    Args:
+        rows: a table or a table function, as SQL.
+        known: whether an outcome of a row is known, as SQL (`known_sql`).
+    """
+    moment = f"CASE WHEN {known} THEN known_at END AS known_at"
+    times = con.sql(f"SELECT event_time, {moment} FROM {rows} WHERE event_time IS NOT NULL").to_arrow_table()
+    return find_reach(times["event_time"].to_numpy(), times["known_at"].to_numpy()) if times.num_rows else None
 
 
-def _is_known_sql(outcomes: Sequence[str]) -> str:
+def known_sql(outcomes: Sequence[str]) -> str:
+    """Whether a row holds an outcome, as SQL. Without outcomes every row counts."""
     return "(" + (" OR ".join(f"{quote(name)} IS NOT NULL" for name in outcomes) or "TRUE") + ")"
 
 
-def outlier_sql(reach: Reach | None, outcomes: Sequence[str]) -> str:
-    """The reason why a row is an outlier in time; NULL for every other row."""
+def outlier_sql(reach: Reach | None, known: str) -> str:
+    """The reason why a row is an outlier in time; NULL for every other row. `known` is as in `measure_reach`."""
     if reach is None:
         return "CAST(NULL AS VARCHAR)"
-    lines = (("event_time", reach.events, "TRUE"), ("known_at", reach.known, _is_known_sql(outcomes)))
+    lines = (("event_time", reach.events, "TRUE"), ("known_at", reach.known, known))
     return f"CASE {' '.join(_case_sql(name, line, where) for name, line, where in lines if line)} END"
 
 

@@ -100,17 +100,15 @@ def _check_rows(p: Params, reader: feeds.Reader, feed: feeds.Feed) -> Iterator[F
     """How many rows break the contract, by rule."""
     con, name = reader.con, feed.name
     rules = list(_list_rules(reader, feed))
-    typed = ", ".join(f"{quote(column)} := {quote(column)}" for column in feed.columns)
-    raw = ", ".join(f"{quote(column)} := {feeds.raw_name(column)}" for column in feed.columns)
     broken = [f"({rule.broken})" for rule in rules]
     either = " OR ".join(f"coalesce(b{i}, FALSE)" for i, rule in enumerate(rules) if rule.is_bad) or "FALSE"
     flags = "".join(f", {sql} AS b{i}" for i, sql in enumerate(broken))
     counts = "".join(f", count(*) FILTER (b{i})" for i in range(len(rules)))
     span = ", min(event_time), max(event_time)" if feed.has_times else ", NULL, NULL"
     times = ", event_time" if feed.has_times else ""
+    checked = f"(SELECT TRUE AS one{times}{flags} FROM {quote(name)})"
     rows, all_bad, first, last, *counted = con.execute(
-        f"SELECT count(*), count(*) FILTER ({either}){span}{counts} FROM (SELECT TRUE AS one{times}{flags} FROM "
-        f"(SELECT struct_pack({raw}) AS raw, struct_pack({typed}) AS typed, * FROM {quote(name)}))"
+        f"SELECT count(*), count(*) FILTER ({either}){span}{counts} FROM {checked}"
     ).fetchall()[0]
     if not rows:
         yield Finding("fault", name, f"{feed.source.address} has no rows")
@@ -134,7 +132,7 @@ def _check_rows(p: Params, reader: feeds.Reader, feed: feeds.Feed) -> Iterator[F
 def _list_rules(reader: feeds.Reader, feed: feeds.Feed) -> Iterator[contract.Rule]:
     """The contract's rules, and those of a source's expressions."""
     kinds = dict(reader.con.execute(f"SELECT column_name, column_type FROM (DESCRIBE {quote(feed.name)})").fetchall())
-    texts = {column for column in feed.columns if kinds[feeds.raw_name(column)[1:-1]] == "VARCHAR"}
+    texts = {column for column in feed.columns if kinds[contract.raw_name(column)[1:-1]] == "VARCHAR"}
     yield from (rule for rule in contract.build_rules(feed.table, texts=texts) if rule.name.split(":")[0] not in TIMES)
     for step in expressions.list_steps(feed.source):
         yield contract.Rule(f"{step.setting}: fails", f"list_contains({FAULT}, {literal(step.setting)})", "''")
@@ -145,13 +143,14 @@ def _list_rules(reader: feeds.Reader, feed: feeds.Feed) -> Iterator[contract.Rul
 def _check_spine(p: Params, reader: feeds.Reader) -> Iterator[Finding]:
     """What a retrain would find: rows enough as of now, and labels that can be learnt."""
     feed, con = reader.feeds[p.spine.table], reader.con
-    reach = timeline.measure_reach(con, feed.name, feed.outcomes)
+    known = timeline.known_sql(feed.outcomes)
+    reach = timeline.measure_reach(con, quote(feed.name), known)
     if reach is None:
         yield Finding("fault", feed.name, f"no row has an event time: mend sources.{feed.name}.event_time")
         return
     now = reach.now(deadline=p.label.deadline, today=datetime.now(UTC).replace(tzinfo=None))
     as_of = to_utc(p.clock.as_of) if p.clock.as_of else now
-    usual = f"({timeline.outlier_sql(reach, feed.outcomes)}) IS NULL"
+    usual = f"({timeline.outlier_sql(reach, known)}) IS NULL"
     con.execute(
         f"CREATE OR REPLACE TEMP TABLE _mature AS SELECT *, known_at <= least({time_sql(as_of)}, event_time + INTERVAL "
         f"{int(p.label.deadline.total_seconds())} SECOND) AS _is_known FROM {quote(feed.name)} "

@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.data import csvtext, feeds, jsonlines, packing
+from tasks.data import csvtext, jsonlines, loading, packing
 from tasks.data.sources import fetch
 from tasks.params import TAKEN, Column, Params, Source
 from tasks.runtime import locks, stage
@@ -60,7 +60,7 @@ def open_sheet(p: Params, address: str) -> Iterator[Sheet]:
         )
     with stage.connect(p) as con:
         source = Source(address=address, encoding=encoding)
-        delivery = feeds.load_table(con, fetched, source, {name: Column(type="VARCHAR") for name in columns}, "_came")
+        delivery = loading.load_table(con, fetched, source, {name: Column(type="VARCHAR") for name in columns}, "_came")
         values = ", ".join(f"nullif(trim(v{i}), '') AS {quote(name)}" for i, name in enumerate(columns))
         con.execute(f"CREATE TEMP TABLE raw AS SELECT {values} FROM _came WHERE NOT blank")
         con.execute("DROP TABLE _came")

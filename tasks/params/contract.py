@@ -22,6 +22,7 @@ class Column(Section):
         absent: a source without it is refused, or it is empty in all rows.
         outside: what becomes of a number beyond min or max: its row goes to quarantine, or it is clipped to the bound,
             emptied, or kept. The last three are counted in the quality report.
+        scale: a number's unit must not change from one period to the next (tasks/data/units.py), or it may.
     """
 
     type: Literal["VARCHAR", "INTEGER", "BIGINT", "DOUBLE", "BOOLEAN", "DATE", "TIMESTAMP"]
@@ -32,6 +33,7 @@ class Column(Section):
     min: float | None = None
     max: float | None = None
     outside: Literal["quarantine", "clip", "empty", "keep"] = "quarantine"
+    scale: Literal["steady", "free"] = "steady"
     allowed: Annotated[list[str], Field(min_length=1)] | None = None
     text: tuple[Literal["trim", "squeeze", "lower", "upper"], ...] = ()
     references: Annotated[str, spelled_as(r"\w+\.\w+", "a reference is <table>.<column>")] | None = None

@@ -7,7 +7,20 @@ from typing import Any
 from tasks.data.manifest import RawManifest, RawTable
 from tasks.params import Column, Params
 
-RULES = ("required", "min", "max", "outside", "allowed", "references", "text", "outcome", "pii", "format", "unmatched")
+RULES = (
+    "required",
+    "min",
+    "max",
+    "outside",
+    "scale",
+    "allowed",
+    "references",
+    "text",
+    "outcome",
+    "pii",
+    "format",
+    "unmatched",
+)
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,8 @@ def connect(p: Params) -> "DuckDBPyConnection":
             "errors_as_json": True,  # with their place, for tasks/data/sqlcheck.py
         }
     )
-    con.execute("SET TimeZone = 'UTC'")
+    for scope in ("GLOBAL", "SESSION"):  # the first for its cursors
+        con.execute(f"SET {scope} TimeZone = 'UTC'")
     return con
 
 

@@ -1,4 +1,4 @@
-"""fetch: a source's address → its files on this machine, in the order of their delivery, and their fingerprint.
+"""fetch: a source's address → its files on this machine, in the order of their delivery, and their hashes.
 
 A new kind of address is a class in a file of its own, and an entry of SCHEMES.
 """
@@ -38,15 +38,20 @@ SCHEMES: dict[str, Scheme] = {
 
 @dataclass(frozen=True)
 class Fetched:
-    """Local files that hold a table, packed or not, and the SHA-256 of their bytes as they were fetched.
+    """Local files that hold a table, packed or not, and the SHA-256 of the bytes of each as they were fetched.
 
     `address` is as messages show it. `fallback` says what was used in place of the source; None: the source itself.
     """
 
     address: str
     files: tuple[Path, ...]
-    fingerprint: str
+    hashes: tuple[str, ...]
     fallback: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash of all files, in their order."""
+        return hashlib.sha256("".join(self.hashes).encode()).hexdigest()
 
 
 def fetch_files(address: str, source: Source | None = None) -> Fetched:
@@ -108,4 +113,4 @@ def _describe(files: list[Path], shown: str, source: Source) -> Fetched:
             f"{shown}: it must be one file with the sha256 {source.sha256}, but it is {len(files)} with {hashes[0]}. "
             "Correct `sha256`, or the source"
         )
-    return Fetched(shown, tuple(files), hashlib.sha256("".join(hashes).encode()).hexdigest())
+    return Fetched(shown, tuple(files), tuple(hashes))

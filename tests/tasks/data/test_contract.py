@@ -33,7 +33,9 @@ def judge(con: duckdb.DuckDBPyConnection) -> Callable[..., list[str]]:
         found = Table(columns={"x": Column(**column)})
         typed = contract.clean_sql("x", found.columns["x"])
         con.execute("CREATE OR REPLACE TEMP TABLE given AS SELECT ? AS x", [value])
-        con.execute(f"CREATE OR REPLACE TEMP TABLE checked AS SELECT raw, {{'x': {typed}}} AS typed FROM given raw")
+        con.execute(
+            f"CREATE OR REPLACE TEMP TABLE checked AS SELECT {typed} AS x, x AS {contract.raw_name('x')} FROM given"
+        )
         reasons = [
             f"CASE WHEN {rule.broken} THEN {rule.reason if rule.is_bad else sql.literal(rule.name)} END"
             for rule in contract.build_rules(found, texts={"x"})
@@ -154,7 +156,7 @@ def test_a_value_is_mended_where_the_contract_says_so_and_each_mended_one_is_cou
     said: list[str],
 ) -> None:
     assert judge(value, **column) == said
-    assert con.execute("SELECT typed.x FROM checked").fetchall() == [(mended,)]
+    assert con.execute("SELECT x FROM checked").fetchall() == [(mended,)]
 
 
 @pytest.mark.parametrize(

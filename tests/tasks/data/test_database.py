@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from infra import postgres
-from tasks.data import feeds
+from tasks.data import loading
 from tasks.data.sources import download, fetch
 from tasks.data.sources.scheme import DeliveryError
 from tasks.params import Column, Source
@@ -218,7 +218,7 @@ def test_values_are_read_as_they_are_in_the_database(shop: Shop) -> None:
         con.execute("SET TimeZone = 'UTC'")
         wanted = {name: Column(type=kind) for name, kind in types.items()}  # type: ignore[arg-type]
         source = Source(address=shop.address, query=query)
-        feeds.load_table(con, fetch.fetch_files(source.address, source), source, wanted, "arrived")
+        loading.load_table(con, fetch.fetch_files(source.address, source), source, wanted, "arrived")
         ((*values,),) = con.execute("SELECT * EXCLUDE (blank, file, start) FROM arrived").fetchall()
     assert [str(value) for value in values] == [
         "12345678901234567.25",

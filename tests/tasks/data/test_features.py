@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import params
-from tasks.data import clean, featurerows, features, featuresql, feeds, ingest, periods, sqlcheck
+from tasks.data import clean, featurerows, features, featuresql, ingest, loading, periods, sqlcheck
 from tasks.data.contract import columns_sql
 from tasks.data.manifest import RawManifest
 from tasks.data.sources import fetch
@@ -197,7 +197,7 @@ def slice_of_the_year(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
         for name, where in (("flights", "CAST(flight AS INTEGER) % 4 = 0"), ("weather", "TRUE")):
             source, columns = Source(**raw["sources"][name]), raw["contract"][name]["columns"]
             wanted = {key: Column(**column) for key, column in columns.items() if key not in source.derive}
-            feeds.load_table(con, fetch.fetch_files(source.address), source, wanted, "delivered")
+            loading.load_table(con, fetch.fetch_files(source.address), source, wanted, "delivered")
             named = ", ".join(f'v{i} AS "{key}"' for i, key in enumerate(wanted))
             con.execute(f"CREATE OR REPLACE TABLE arrived AS SELECT {named} FROM delivered")
             days = "CAST(time_hour AS TIMESTAMP) BETWEEN TIMESTAMP '2013-01-22' AND TIMESTAMP '2013-02-07'"

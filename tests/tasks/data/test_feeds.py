@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.data import feeds
-from tasks.data.feeds import Delivery
+from tasks.data import loading
+from tasks.data.loading import Delivery
 from tasks.data.sources import fetch
 from tasks.params import Column, Source
 
@@ -37,7 +37,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
             address = f"{tmp_path}/part*"
             wanted = {name: kind if isinstance(kind, Column) else Column(type=kind) for name, kind in columns.items()}
             source = Source(address=address, **settings)
-            found = feeds.load_table(con, fetch.fetch_files(address), source, wanted, "arrived")
+            found = loading.load_table(con, fetch.fetch_files(address), source, wanted, "arrived")
             sql = "SELECT * EXCLUDE (blank, file, start) FROM arrived WHERE NOT blank ORDER BY rowid"
             return found, con.execute(sql).fetchall()
 
@@ -211,6 +211,6 @@ def test_rows_keep_their_order_whatever_stands_for_a_missing_value(
     source = Source(address=str(tmp_path / "t.parquet"), nulls=["NA", "none", "-"])
     for _ in range(5):
         with duckdb.connect(config={"threads": 4}) as con:
-            feeds.load_table(con, fetch.fetch_files(source.address), source, {"n": Column(type="INTEGER")}, "arrived")
+            loading.load_table(con, fetch.fetch_files(source.address), source, {"n": Column(type="INTEGER")}, "arrived")
             rows = con.execute("SELECT v0 FROM arrived ORDER BY rowid").fetchall()
         assert [int(row[0]) for row in rows] == list(range(100_000))

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.data import feeds, packing
+from tasks.data import loading, packing
 from tasks.data.sources import fetch
 from tasks.params import Column, Source
 
@@ -42,7 +42,7 @@ def read(con: duckdb.DuckDBPyConnection) -> Callable[..., list[Any]]:
         types = dict.fromkeys(columns.split(), "VARCHAR") if isinstance(columns, str) else columns
         wanted = {name: Column(type=kind) for name, kind in types.items()}
         source = Source(address=str(address), **settings)
-        feeds.load_table(con, fetch.fetch_files(str(address)), source, wanted, "arrived")
+        loading.load_table(con, fetch.fetch_files(str(address)), source, wanted, "arrived")
         return [
             tuple(types),
             *con.execute("SELECT * EXCLUDE (blank, file, start) FROM arrived WHERE NOT blank").fetchall(),

@@ -12,7 +12,7 @@ import duckdb
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from tasks.data import feeds
+from tasks.data import loading
 from tasks.data.sources import download, fetch, topic
 from tasks.data.sources.scheme import DeliveryError
 from tasks.params import Column, Source
@@ -56,7 +56,7 @@ class Topic:
 def read(fetched: fetch.Fetched, *columns: str) -> list[Any]:
     with duckdb.connect() as con:
         wanted = {name: Column(type="VARCHAR") for name in columns}
-        feeds.load_table(con, fetched, Source(address="x"), wanted, "arrived")
+        loading.load_table(con, fetched, Source(address="x"), wanted, "arrived")
         return con.execute("SELECT * EXCLUDE (blank, file, start) FROM arrived ORDER BY rowid").fetchall()
 
 

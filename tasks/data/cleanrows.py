@@ -1,0 +1,217 @@
+"""cleanrows: one period's rows, typed and held against the rules → the good ones, and those that go to quarantine.
+
+Each row is computed once, and a row group of them is in memory at a time. First come rules that look into other tables,
+by themselves: DuckDB makes joins of them, which mix up the rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tasks.data import contract, periods, rowfiles, units
+from tasks.data.quality import Counts
+from tasks.params import PLACE, Table
+from tasks.runtime.sql import parquet, quote
+
+ROW = quote(f"{contract.HIDDEN}place")  # of a row in the period's file, from 0
+CODE = periods.hash_code(__file__, rowfiles.__file__, units.__file__)
+LOSING = quote(f"{contract.HIDDEN}losing")
+NUMBERS = ("INTEGER", "BIGINT", "DOUBLE")
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class PeriodFile:
+    """A period's file of data/raw, and what it is held against.
+
+    Attributes:
+        typed: each column as SQL in the contract's type.
+        rules: over the typed columns and the raw ones (`contract.raw_name`).
+        superseded: why a row goes that another one of its key supersedes, as SQL over LOSING.winner, a struct of file
+            and row; None where no key comes twice.
+    """
+
+    path: Path
+    table: Table
+    typed: dict[str, str]
+    rules: tuple[contract.Rule, ...]
+    superseded: str | None
+
+    @cached_property
+    def columns(self) -> list[str]:
+        return list(pq.read_schema(self.path).names)
+
+    @property
+    def steady(self) -> list[str]:
+        """The columns of numbers whose unit must not change."""
+        rules = {name: self.table.columns[name] for name in self.typed if name in self.table.columns}
+        return [name for name, rule in rules.items() if rule.type in NUMBERS and rule.scale == "steady"]
+
+    def rows_sql(self, where: str = "TRUE") -> str:
+        """The rows, each as it came, typed, and with its place. `where` is over the raw file."""
+        typed = [f"{value} AS {quote(name)}" for name, value in self.typed.items()]
+        raw = [f"{quote(name)} AS {contract.raw_name(name)}" for name in self.typed]
+        rest = [quote(name) for name in self.columns if name not in self.typed]
+        columns = ", ".join([*typed, *raw, *rest, f"file_row_number AS {ROW}"])
+        return f"(SELECT {columns} FROM {parquet([self.path], file_row_number='TRUE')} WHERE {where})"
+
+
+@dataclass(frozen=True)
+class _Losing:
+    """Of each row of a period, whether another one of its key wins, and whether both stand in one file."""
+
+    loses: Flags
+    is_double: Flags
+
+
+def split_rows(con: duckdb.DuckDBPyConnection, period: PeriodFile, into: Path) -> Counts:
+    """Write clean.parquet and held.parquet, and count. A connection that has the tables that the rules look into."""
+    looked_up, losing = _look_up(con, period), _decide_keys(con, period)
+    tally = _Tally(period)
+    with rowfiles.RowWriter(into / "clean.parquet") as writer:
+        for batch in _check_rows(con, period):
+            places = slice(tally.rows, tally.rows + batch.num_rows)
+            flags = [
+                looked_up[i][places] if i in looked_up else _read_flags(batch, i) for i in range(len(period.rules))
+            ]
+            typed = batch.select(list(period.typed))
+            is_held = tally.add(typed, flags, losing.loses[places], losing.is_double[places])
+            good = typed.filter(pa.array(~is_held)) if is_held.any() else typed
+            tally.sample(good)
+            writer.add(good)
+    _write_held(con, period, np.concatenate(tally.held), into / "held.parquet")
+    return tally.count()
+
+
+class _Tally:
+    """What became of the rows so far. `held`: the places of those that go to quarantine."""
+
+    def __init__(self, period: PeriodFile) -> None:
+        self.rules = period.rules
+        self.rows = self.bad = self.superseded = self.doubled = 0
+        self.broken = [0] * len(period.rules)
+        self.nulls = dict.fromkeys(period.typed, 0)
+        self.held: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        self._step = -(-pq.read_metadata(period.path).num_rows // units.SAMPLE) or 1
+        self._values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in period.steady}
+
+    def add(self, typed: pa.RecordBatch, flags: Sequence[Flags], loses: Flags, is_double: Flags) -> Flags:
+        """Count the next rows: `flags` (rules, rows). Returns which of them go to quarantine."""
+        is_bad = is_double.copy()
+        for i, (rule, breaks) in enumerate(zip(self.rules, flags, strict=True)):
+            self.broken[i] += int(breaks.sum())
+            is_bad |= breaks & rule.is_bad
+        for name in self.nulls:
+            self.nulls[name] += typed[name].null_count
+        self.bad += int(is_bad.sum())
+        self.superseded += int((loses & ~is_bad).sum())
+        self.doubled += int((loses & is_bad).sum())
+        self.held.append(np.flatnonzero(is_bad | loses) + self.rows)
+        self.rows += typed.num_rows
+        return is_bad | loses
+
+    def sample(self, good: pa.RecordBatch) -> None:
+        """Note values of the columns that are to stay in one unit."""
+        for name, values in self._values.items():
+            values.append(good[name][:: self._step].cast(pa.float64()).to_numpy(zero_copy_only=False))
+
+    def count(self) -> Counts:
+        broken = [(rule, count) for rule, count in zip(self.rules, self.broken, strict=True) if count]
+        by_rule = {rule.name: count for rule, count in broken if rule.is_bad}
+        return {
+            "rows": self.rows,
+            "bad": self.bad,
+            "superseded": self.superseded,
+            "by_rule": by_rule | ({"key: duplicate": self.doubled} if self.doubled else {}),
+            "reported": {rule.name: count for rule, count in broken if not rule.is_bad},
+            "nulls": self.nulls,
+            "spreads": {name: units.measure_spread(np.concatenate(values)) for name, values in self._values.items()},
+        }
+
+
+def _check_rows(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> Iterator[pa.RecordBatch]:
+    """The typed rows in their order, with a flag for every rule that looks into no other table."""
+    flags = [_flag_sql(rule, i) for i, rule in enumerate(period.rules) if not rule.looks_up]
+    columns = ", ".join([*map(quote, period.typed), *flags])
+    reader = con.sql(f"SELECT {columns} FROM {period.rows_sql()}").to_arrow_reader(rowfiles.GROUP_ROWS)
+    yield pa.RecordBatch.from_pylist([], reader.schema)  # a file without rows has its columns
+    yield from reader
+
+
+def _flag_sql(rule: contract.Rule, i: int) -> str:
+    return f"coalesce({rule.broken}, FALSE) AS {_flag(i)}"
+
+
+def _flag(i: int) -> str:
+    return quote(f"{contract.HIDDEN}b{i}")
+
+
+def _read_flags(batch: pa.RecordBatch, i: int) -> Flags:
+    flags: Flags = batch[_flag(i)[1:-1]].to_numpy(zero_copy_only=False)
+    return flags
+
+
+def _look_up(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> dict[int, Flags]:
+    """By the place of a rule that looks into another table: which rows break it."""
+    rules = {i: rule for i, rule in enumerate(period.rules) if rule.looks_up}
+    if not rules:
+        return {}
+    flags = ", ".join(_flag_sql(rule, i) for i, rule in rules.items())
+    broken = " OR ".join(map(_flag, rules))
+    query = f"SELECT * FROM (SELECT {ROW}, {flags} FROM {period.rows_sql()}) WHERE {broken}"
+    table = con.sql(query).to_arrow_table()
+    places, count = table[ROW[1:-1]].to_numpy(), pq.read_metadata(period.path).num_rows
+    looked_up = {i: np.zeros(count, bool) for i in rules}
+    for i, flags_of_rule in looked_up.items():
+        flags_of_rule[places] = table[_flag(i)[1:-1]].to_numpy()
+    return looked_up
+
+
+def _decide_keys(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> _Losing:
+    """Of rows with one key one wins: a good one before a bad one, the higher version, the later delivery. Leaves the
+    table `_losing` of the others, with their winners."""
+    count = pq.read_metadata(period.path).num_rows
+    losing = _Losing(np.zeros(count, bool), np.zeros(count, bool))
+    if period.superseded is None:
+        return losing
+    table = period.table
+    bad = " OR ".join(f"coalesce({rule.broken}, FALSE)" for rule in period.rules if rule.is_bad) or "FALSE"
+    version = f"{quote(table.version)} DESC NULLS LAST, " if table.version else ""
+    order = f"{bad}, {version}{PLACE[0]} DESC, {PLACE[1]} DESC, {ROW} DESC"
+    window = f"OVER (PARTITION BY {', '.join(map(quote, table.key))} ORDER BY {order})"
+    is_whole = " AND ".join(f"{quote(name)} IS NOT NULL" for name in table.key)
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE _losing AS SELECT place, file, winner FROM (SELECT {ROW} AS place, "
+        f"{PLACE[0]} AS file, first_value(struct_pack(file := {PLACE[0]}, row := {PLACE[1]})) {window} AS winner, "
+        f"row_number() {window} > 1 AND {is_whole} AS loses FROM {period.rows_sql(f'{PLACE[0]} IS NOT NULL')}) "
+        "WHERE loses"
+    )
+    # With a version, a lower one in the same file is no fault.
+    is_double = "FALSE" if table.version else "winner.file = file"
+    rows = con.sql(f"SELECT place, {is_double} AS is_double FROM _losing").to_arrow_table()
+    places = rows["place"].to_numpy()
+    losing.loses[places] = True
+    losing.is_double[places] = rows["is_double"].to_numpy()
+    return losing
+
+
+def _write_held(con: duckdb.DuckDBPyConnection, period: PeriodFile, places: NDArray[np.int64], path: Path) -> None:
+    """The rows of these places as they came, each with all its reasons."""
+    con.execute("CREATE OR REPLACE TEMP TABLE _held AS SELECT unnest($1::BIGINT[]) AS place", [places.tolist()])
+    reasons = [f"CASE WHEN {rule.broken} THEN {rule.reason} END" for rule in period.rules if rule.is_bad]
+    join = ""
+    if period.superseded is not None:
+        reasons.append(f"CASE WHEN {LOSING}.winner IS NOT NULL THEN {period.superseded} END")
+        join = f" LEFT JOIN _losing AS {LOSING} ON {LOSING}.place = {ROW}"
+    raw = [f"{contract.raw_name(name)} AS {quote(name)}" for name in period.typed]
+    reason = f"concat_ws('; ', {', '.join(reasons) or 'NULL'}) AS reason"
+    where = "file_row_number IN (SELECT place FROM _held)" if len(places) else "FALSE"
+    rows = f"{period.rows_sql(where)}{join}"
+    rowfiles.write_rows(con, f"SELECT {', '.join([*raw, reason])} FROM {rows} ORDER BY {ROW}", path)

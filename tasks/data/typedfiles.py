@@ -1,0 +1,207 @@
+"""typedfiles: each file of a source as typed rows with pseudonyms, in the cache: the same bytes are read once.
+
+A file's rows are computed by themselves, so that a new file costs what it brings, and files are read side by side. Only
+where an expression looks at other rows of its table are all files computed as one.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from tasks.data import contract, expressions, feeds, loading, periods, rowfiles, timeline
+from tasks.data.feeds import FILE, ROW, Feed, Reader
+from tasks.params import FAULT, TIMES, Column
+from tasks.runtime.sql import parquet, quote
+from tasks.runtime.threads import run_threads
+
+KNOWN = quote(f"{contract.HIDDEN}known")  # whether the row holds an outcome
+MISFIT = quote(f"{contract.HIDDEN}misfit")  # whether it has no event time because a value of it does not fit
+HELPERS = quote(f"{contract.HIDDEN}helpers")  # how many of the columns that only help to compute others are missing
+PLAIN = ("VARCHAR", "INTEGER", "BIGINT", "BOOLEAN", "DATE", "TIMESTAMP")  # equal where their raw values are
+CODE = periods.hash_inputs(feeds.CODE, periods.hash_code(__file__, rowfiles.__file__, timeline.__file__))
+
+
+@dataclass(frozen=True)
+class TypedFile:
+    """The rows of one file or of several, in the cache.
+
+    Attributes:
+        entry: the hash of all that they are made of.
+        first: the place of its first file among those of the source.
+        read, empty: rows of the file, and the empty ones among them.
+        misfits: whether a row has no event time because one of its values is no time, or cannot be made one.
+    """
+
+    entry: str
+    first: int
+    read: int
+    empty: int
+    misfits: bool
+
+
+@dataclass(frozen=True)
+class TypedTable:
+    """A source's files, typed: their layouts, and their rows as a table function of DuckDB.
+
+    Attributes:
+        folder: where the files that are asked for are linked to.
+        keys: the columns that hold the typed values of the table's key.
+    """
+
+    feed: Feed
+    files: tuple[TypedFile, ...]
+    delivery: loading.Delivery
+    folder: Path
+    keys: tuple[str, ...]
+
+    @property
+    def misfits(self) -> bool:
+        return any(file.misfits for file in self.files)
+
+    def rows_sql(self, places: Sequence[int] | None = None) -> str:
+        """The rows of these of the typed files, in their order; `file_index` counts them."""
+        return parquet([self._link(place) for place in (range(len(self.files)) if places is None else places)])
+
+    def _link(self, place: int) -> Path:
+        path = self.folder / self.feed.name / f"{place}.parquet"
+        if not path.exists():
+            periods.provide(self.files[place].entry, {path: "rows.parquet"}, _refuse)
+        return path
+
+
+def _refuse(_: Path) -> None:
+    raise OSError("the rows of a source that this run has read are gone from the cache of periods: run it again")
+
+
+def type_files(reader: Reader, feed: Feed, folder: Path, *, threads: int) -> TypedTable:
+    """Have a source's files in the cache, those that are new in threads.
+
+    Raises:
+        ValueError: a file cannot be read, or does not fit params.yaml.
+    """
+    with feeds.naming_table(feed), feeds.open_files(reader.con, feed) as files:
+        count = len(files.names)
+        groups = [range(count)] if expressions.has_window(reader.con, feed.source) else [[i] for i in range(count)]
+        works = [lambda places=places: _provide_file(reader, feed, files, places) for places in groups]
+        typed = run_threads(works, threads)
+        delivery = loading.Delivery(
+            rows=sum(file.read for file in typed),
+            empty=sum(file.empty for file in typed),
+            lacking=files.lacking,
+            unread=files.unread,
+        )
+        keys = tuple(_key_column(feed, name, files.forms) for name in feed.table.key)
+    return TypedTable(feed, tuple(typed), delivery, folder, keys)
+
+
+def _provide_file(reader: Reader, feed: Feed, files: loading.SourceFiles, places: Sequence[int]) -> TypedFile:
+    entry = periods.hash_inputs("typed", feed.identity, files.forms, [files.identify(place) for place in places], CODE)
+
+    def make(into: Path) -> None:
+        with feeds.naming_table(feed), reader.con.cursor() as con:
+            plan, beside = reader.plan(feed, files)
+            files.load(con, places, "_arrived")
+            read, empty = loading.count_rows(con, "_arrived")
+            _write_rows(con, reader.key, feed, files.forms, plan, beside, into / "rows.parquet")
+            content = {"read": read, "empty": empty, "misfits": feed.has_times and _has_misfits(con, into)}
+            (into / "delivery.json").write_text(json.dumps(content))
+
+    return TypedFile(entry, places[0], **periods.read_json(entry, "delivery.json", make))
+
+
+def _has_misfits(con: duckdb.DuckDBPyConnection, into: Path) -> bool:
+    return bool(
+        con.execute(f"SELECT coalesce(bool_or({MISFIT}), FALSE) FROM {parquet([into / 'rows.parquet'])}").fetchall()[0][
+            0
+        ]
+    )
+
+
+def _write_rows(
+    con: duckdb.DuckDBPyConnection,
+    key: bytes,
+    feed: Feed,
+    forms: Sequence[str],
+    plan: expressions.Plan,
+    beside: Sequence[str],
+    path: Path,
+) -> None:
+    """The raw columns in the contract's order, with pseudonyms, and what later steps ask of the typed ones."""
+    values = {name: _value_sql(feed, name) for name in feed.columns}
+    personal = [name for name in feed.columns if feed.table.columns[name].pii]
+    hidden = [
+        *(f"{quote(name)} AS {column}" for name, column in _hidden_keys(feed, forms)),
+        f"{timeline.known_sql(feed.outcomes)} AS {KNOWN}",
+        *([f"{_misfit_sql(feed)} AS {MISFIT}"] if feed.has_times else []),
+        *([f"{helpers} AS {HELPERS}"] if (helpers := _helpers_sql(feed)) else []),
+    ]
+
+    def write(rows: str) -> None:
+        rows, joins = f"(SELECT {', '.join(['*', *beside])} FROM ({rows}))", ""
+        for i, name in enumerate(personal):
+            clear = contract.mend_sql(values[name], feed.table.columns[name])  # of one person, one pseudonym
+            _name_persons(con, rows, clear, f"_persons{i}", key)
+            joins += f" LEFT JOIN _persons{i} ON _persons{i}.clear = {clear}"
+        shown = {**values, **{name: f"_persons{i}.pseudonym" for i, name in enumerate(personal)}}
+        columns = [
+            *(f"{value} AS {quote(name)}" for name, value in shown.items()),
+            *(FILE, ROW, FAULT),
+            *(TIMES if feed.has_times else ()),
+            *hidden,
+        ]
+        rowfiles.write_rows(con, f"SELECT {', '.join(columns)} FROM {rows}{joins}", path)
+
+    expressions.run_plan(plan, feed.name, feed.source, write)
+
+
+def _value_sql(feed: Feed, name: str) -> str:
+    """A raw value. An outcome without a known_at is dropped: nobody could say when to use it. One that does not fit its
+    type stays: known_at may be missing for that very reason, and clean must see it."""
+    value = contract.raw_name(name)
+    if name not in feed.outcomes:
+        return value
+    is_misfit = "FALSE" if name in feed.source.derive else f"{quote(name)} IS NULL"
+    return f"CASE WHEN known_at IS NOT NULL OR {is_misfit} THEN {value} END"
+
+
+def _misfit_sql(feed: Feed) -> str:
+    times = [name for name in feed.columns if feed.table.columns[name].type in ("DATE", "TIMESTAMP")]
+    misfits = [f"({contract.raw_name(name)} IS NOT NULL AND {quote(name)} IS NULL)" for name in times]
+    return f"(event_time IS NULL AND ({' OR '.join([f'{FAULT} IS NOT NULL', *misfits])}))"
+
+
+def _helpers_sql(feed: Feed) -> str:
+    """Has the expressions computed that make no column: what fails for a row must not depend on the other rows."""
+    names = [name for name in feed.source.derive if name not in feed.table.columns]
+    return " + ".join(f"CAST({quote(name)} IS NULL AS INTEGER)" for name in names)
+
+
+def _name_persons(con: duckdb.DuckDBPyConnection, rows: str, clear: str, table: str, key: bytes) -> None:
+    """Make a table of personal values and their pseudonyms."""
+    persons = con.execute(f"SELECT DISTINCT {clear} FROM {rows} WHERE {clear} IS NOT NULL").fetchall()
+    texts = [row[0] for row in persons]
+    # Lists as parameters, not con.register: that would import pandas, 1.4 s of it.
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE {table} AS "
+        "SELECT unnest($1::VARCHAR[]) AS clear, unnest($2::VARCHAR[]) AS pseudonym",
+        [texts, [contract.make_pseudonym(text, key) for text in texts]],
+    )
+
+
+def _hidden_keys(feed: Feed, forms: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The key's columns of which two raw values may be one typed value: they are stored typed, too."""
+    for name in feed.table.key:
+        if (column := _key_column(feed, name, forms)) != quote(name):
+            yield name, column
+
+
+def _key_column(feed: Feed, name: str, forms: Sequence[str]) -> str:
+    raw = dict(zip(feed.delivered, forms, strict=True))
+    rule: Column | None = feed.table.columns.get(name)
+    if name in TIMES or rule is None or rule.pii:
+        return quote(name)
+    is_plain = rule.type in PLAIN and not rule.text and rule.outside == "quarantine" and raw.get(name) == rule.type
+    return quote(name) if is_plain else quote(f"{contract.HIDDEN}key {name}")
