@@ -367,7 +367,14 @@ def raw_params(task: Task, days: int) -> dict[str, Any]:
                 "max_bin": {"choice": [32, 64]},
             },
         },
-        "train": {"refit": True, "seeds": 2, "calibration": "sigmoid", "categories": "coded", "device": "cpu"},
+        "train": {
+            "refit": True,
+            "seeds": 2,
+            "calibration": "sigmoid",
+            "categories": "coded",
+            "device": "cpu",
+            "offset": None,
+        },
         "evaluate": {
             "costs": {"false_positive": 1, "false_negative": 2},
             "slices": ["store"],

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tasks.data import periods
+from tasks.params.values import suggest
 
 EVENT_TIME, KNOWN_AT, LABEL = META = ("_event_time", "_known_at", "_label")  # columns beside the features
 KEY = "_key_"  # begins the names of the spine's key columns
@@ -128,3 +129,12 @@ def read_label(column: pa.ChunkedArray) -> NDArray[Any]:
         column = column.cast(pa.float64())
     labels: NDArray[Any] = column.to_numpy()
     return labels
+
+
+def check_offset(offset: str, numbers: Sequence[str]) -> None:
+    """Raises ValueError where train.offset is none of these features, which are numbers."""
+    if offset not in numbers:
+        raise ValueError(
+            f"train.offset must be a feature that is a number, but {offset!r} is none{suggest(offset, numbers)}: mend "
+            "the setting, or add the column to features.sql"
+        )

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tasks import params
-from tasks.data import contract, expressions, feasibility, featuresql, feeds, ingest, sqlcheck, timeline
+from tasks.data import contract, expressions, feasibility, featurerows, featuresql, feeds, ingest, sqlcheck, timeline
 from tasks.params import FAULT, TIMES, Params, to_utc
 from tasks.runtime import stage
 from tasks.runtime.sql import literal, quote, time_sql
@@ -66,14 +66,26 @@ def check(p: Params) -> Iterator[Finding]:
         stage.check_settings(p)
     except ValueError as error:
         yield Finding("fault", "params.yaml", str(error))
-    features: list[str] = []
     try:
         features = feasibility.dry_run(p)
-        yield Finding("fine", "SQL", f"runs on empty tables: {len(features)} features")
-        featuresql.check_slices(p.evaluate.slices, features)
     except (ValueError, OSError) as error:
-        yield Finding("fault", "SQL" if not features else "evaluate.slices", str(error))
+        yield Finding("fault", "SQL", str(error))
+    else:
+        yield Finding("fine", "SQL", f"runs on empty tables: {len(features)} features")
+        yield from _check_names(p, features)
     yield from _check_tables(p)
+
+
+def _check_names(p: Params, features: list[str]) -> Iterator[Finding]:
+    """Settings that name features."""
+    try:
+        featuresql.check_slices(p.evaluate.slices, features)
+    except ValueError as error:
+        yield Finding("fault", "evaluate.slices", str(error))
+    try:
+        featurerows.check_offset(p.train.offset or features[0], features)
+    except ValueError as error:
+        yield Finding("fault", "train.offset", str(error))
 
 
 def _check_tables(p: Params) -> Iterator[Finding]:

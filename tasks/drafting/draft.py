@@ -9,8 +9,9 @@ from typing import Any
 
 from tasks.data import timeline
 from tasks.drafting import explain, featuretext, rates
-from tasks.drafting.change import find_change
+from tasks.drafting.change import make_change
 from tasks.drafting.columns import Look, Looked, look_at, type_table
+from tasks.drafting.offset import find_offset
 from tasks.drafting.rates import Lengths
 from tasks.drafting.roles import Roles, Target, find_roles, find_target
 from tasks.drafting.shape import Shape, describe_sql, find_shape, find_time, quote_plain
@@ -53,14 +54,15 @@ def make_draft(sheet: Sheet, wishes: Wishes, *, address: str, stem: str) -> Draf
     target = find_target(sheet, looked, wishes, time_columns)
     shape = find_shape(sheet, looked, wishes, target.columns)
     roles = find_roles(sheet, looked, shape, target, wishes)
-    change = find_change(sheet, looked, shape, target, wishes)
-    if change and wishes.change:
+    change = make_change(looked, shape, target, wishes) if wishes.change else None
+    if change:
         target = replace(target, expression=change.expression, is_column=False, why="--change says so")
     known_at, deadline, delay = _find_delay(sheet, looked, shape, target, roles, wishes)
     past = featuretext.choose_past(shape, shape.end - shape.begin)
     lengths = rates.choose_lengths(shape, deadline=deadline, reach=past.reach + wishes.lead)
     table = name_table(stem)
     text = featuretext.write_features(table, looked, shape, target, roles, past, lengths.lookback)
+    offset = find_offset(sheet, shape, target, wishes, text.own, until=shape.end - lengths.holdout)
     slices = _choose_slices(looked, roles, lengths)
     model = wishes.model or name_model(stem)
     sections: dict[str, Any] = {
@@ -68,10 +70,11 @@ def make_draft(sheet: Sheet, wishes: Wishes, *, address: str, stem: str) -> Draf
         "contract": {table: {"key": list(shape.key), "columns": _contract(looked, shape, roles)}},
         "spine": {"table": table, "columns": list(dict.fromkeys([*_spine(shape, roles), *roles.known]))},
     }
-    if change and wishes.change:
+    if change:
         sections["sources"][table]["derive"] = {change.before: change.sql}
         sections["contract"][table]["columns"][change.before] = {"type": "DOUBLE", "outcome": True}
     values = _values(table, target, wishes, lengths, slices, model, shape)
+    values["train.offset"] = offset.feature if offset else None
     bad = sheet.rows - len(shape.times) + sum(look.misfits for look in looked.columns.values())
     if bad > USUAL_BAD_SHARE * sheet.rows:
         values["clean.max_bad_share"] = min(math.ceil(200 * bad / sheet.rows) / 100, 1)
@@ -82,7 +85,7 @@ def make_draft(sheet: Sheet, wishes: Wishes, *, address: str, stem: str) -> Draf
         *explain.explain_columns(shape, roles),
         *explain.explain_dressed(looked),
         *explain.explain_label(target, wishes, delay),
-        *explain.explain_change(change, wishes),
+        *explain.explain_offset(offset),
         *explain.explain_lengths(lengths, slices, text, model),
     ]
     as_of = shape.end + deadline

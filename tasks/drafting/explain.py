@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tasks.drafting.change import NEAR, Change
 from tasks.drafting.columns import Looked
 from tasks.drafting.featuretext import Drafted
+from tasks.drafting.offset import Offset
 from tasks.drafting.rates import Lengths
 from tasks.drafting.roles import Roles, Target
 from tasks.drafting.shape import Shape
@@ -102,13 +102,12 @@ def explain_label(target: Target, wishes: Wishes, delay: Guess) -> Iterator[Gues
         yield Guess("features.lead", "0s", "a prediction is asked at the event's own time", "--lead", is_open=True)
 
 
-def explain_change(change: Change | None, wishes: Wishes) -> Iterator[Guess]:
-    if change and not wishes.change and change.nearness >= NEAR:
+def explain_offset(offset: Offset | None) -> Iterator[Guess]:
+    if offset:
         why = (
-            f"a value and the one known before it correlate by {change.nearness:.3f}: trees learn the change between "
-            "them better, and never predict a value beyond what they have seen"
+            f"the label less it has {offset.left:.2%} of the label's variance: trees learn that, and it is added again"
         )
-        yield Guess("change", "not taken", why, "--change predicts the change", is_open=True)
+        yield Guess("train.offset", offset.feature, why, "null")
 
 
 def explain_lengths(lengths: Lengths, slices: tuple[str, ...], text: Drafted, model: str) -> Iterator[Guess]:

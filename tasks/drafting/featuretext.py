@@ -6,7 +6,7 @@ how many there were, and the mean outcome, over two windows, in all and for each
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from tasks.drafting.columns import Look, Looked
@@ -85,11 +85,17 @@ def choose_past(shape: Shape, span: timedelta) -> Past:
 
 @dataclass(frozen=True)
 class Drafted:
-    """The SQL, the names of its features, and the groups whose past it reads."""
+    """The SQL, the names of its features, and the groups whose past it reads.
+
+    Attributes:
+        own: of a series, the features that are the label's own value, by name: the season that it lies back; None: the
+            newest known.
+    """
 
     sql: str
     features: tuple[str, ...]
     groups: tuple[str, ...]
+    own: Mapping[str, Window | None] = field(default_factory=dict)
 
 
 def write_features(
@@ -122,6 +128,7 @@ class _Writer:
         self.target, self.roles, self.past, self.lookback = target, roles, past, lookback
         self.names: set[str] = {"row_id", "event_time", "known_at", "label", *map(str.lower, roles.outcomes)}
         self.features: list[str] = []
+        self.own: dict[str, Window | None] = {}
 
     def name(self, wanted: str, *, is_feature: bool = True) -> str:
         """A name that no other feature has, and that XGBoost takes."""
@@ -185,7 +192,7 @@ SELECT asked.row_id,
 FROM asked
 {chr(10).join(joins)}
 """
-        return Drafted(sql, tuple(self.features), self.shape.entity)
+        return Drafted(sql, tuple(self.features), self.shape.entity, self.own)
 
     @property
     def freshest(self) -> int:
@@ -197,6 +204,8 @@ FROM asked
         for name, value, is_text, is_main in self.list_measured():
             for lag in range(LAGS if is_main else 1):
                 column = self.name(f"{name}_{lag + 1}")
+                if self.is_label(name) and not lag:
+                    self.own[column] = None
                 yield f"{value if not lag else f'lag({value}, {lag}) OVER steps'} AS {quote_plain(column)}"
             if is_text:
                 continue
@@ -214,6 +223,10 @@ FROM asked
             if not look.is_time and not look.personal:
                 yield name, self.value_sql(look), look.is_text, name in own
 
+    def is_label(self, name: str) -> bool:
+        """Whether what has this name in `list_measured` is the label itself."""
+        return name == "outcome" if not self.target.is_column else name == self.target.columns[0]
+
     def season(self, one: Window, keys: Sequence[str]) -> tuple[str, list[str]]:
         """The row a season before the one that is asked, where it was known by then."""
         alias = f"before_{one.name}"
@@ -222,8 +235,10 @@ FROM asked
         columns = []
         for name, _, _, is_main in self.list_measured():
             if is_main and name in self.columns:
-                value = f"{alias}.{quote_plain(name)}"
-                columns.append(f"{value} AS {quote_plain(self.name(f'{name}_{one.name}_before'))}")
+                column = self.name(f"{name}_{one.name}_before")
+                if self.is_label(name):
+                    self.own[column] = one
+                columns.append(f"{alias}.{quote_plain(name)} AS {quote_plain(column)}")
         return f"LEFT JOIN {self.table} AS {alias} ON {' AND '.join(on)}", columns
 
     # --- events ------------------------------------------------------------------------------------------------------

@@ -55,6 +55,11 @@ class Params(sections.Section):
         _check_spine(self)
         if (self.label.task == "regression") != (self.gate.metric == "rmse"):
             raise ValueError(f"label.task {self.label.task} does not go with gate.metric {self.gate.metric}")
+        if self.train.offset and self.label.task != "regression":
+            raise ValueError(
+                f"train.offset {self.train.offset!r} needs label.task regression, since it is taken from a number, but "
+                f"got {self.label.task}. Set train.offset to null."
+            )
         if self.train.warm and self.split.window:
             raise ValueError(
                 f"train.warm {spell(self.train.warm)} needs split.window null, since the booster that a fit goes on "

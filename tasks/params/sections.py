@@ -114,6 +114,7 @@ class Tune(Section):
 
 
 class Train(Section):
+    offset: str | None = None
     refit: bool = True
     seeds: int = Field(3, ge=1)
     calibration: Literal["sigmoid", "none"] = "sigmoid"

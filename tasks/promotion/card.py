@@ -139,12 +139,13 @@ def _render_purpose(facts: Facts) -> str:
 
 
 def _render_data(facts: Facts) -> str:
-    made, tuned = facts.features, facts.tuned
+    made, tuned, offset = facts.features, facts.tuned, facts.p.train.offset
+    above = f" It learns what the label is above `{offset}`, and adds that again." if offset else ""
     return (
         f"{made.rows or 0:,} rows from {made.begin} to {made.end}, {made.labelled or 0:,} of them with "
         f"a label: what was known at {facts.raw.as_of:%Y-%m-%d %H:%M} UTC; {datacard.NAME} tells of them. "
         f"An XGBoost model of {tuned['rounds']} rounds with the parameters "
-        f"{', '.join(f'{name} {_spell(value)}' for name, value in tuned['params'].items())}."
+        f"{', '.join(f'{name} {_spell(value)}' for name, value in tuned['params'].items())}.{above}"
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tasks import log
 from tasks.data.featurerows import Rows
 from tasks.data.storedrows import AnyRows
-from tasks.training import fitting
+from tasks.training import fitting, matrices
 from tasks.training.model import Floats, Spec
 
 MOST_ROWS = 500_000  # that scikit-learn gets of a table that memory does not hold
@@ -22,10 +22,12 @@ RARE_ROWS = 20  # a category with fewer rows has no column of its own in the lin
 
 
 def predict_constant(seen: AnyRows, held: AnyRows, spec: Spec, _threads: int) -> Floats:
-    """The mean of training, or the share of each class."""
+    """The mean of training, above the offset where there is one, or the share of each class."""
     codes = spec.encode_label(seen.label)
     if spec.task != "multiclass":
-        return np.full(len(held), codes.mean(dtype=np.float64))
+        above = codes - matrices.find_offset(seen, spec)
+        mean = above[matrices.has_offset(seen, spec)].mean(dtype=np.float64)
+        return np.full(len(held), mean) + matrices.find_offset(held, spec)
     return np.tile(np.bincount(codes.astype(int), minlength=len(spec.classes)) / len(codes), (len(held), 1))
 
 
@@ -41,7 +43,7 @@ def predict_linear(seen: AnyRows, held: AnyRows, spec: Spec, _threads: int) -> F
     is_regression = spec.task == "regression"
     regression = linear_model.Ridge() if is_regression else linear_model.LogisticRegression(max_iter=300)
     loaded = load_rows(seen, spec)
-    fitted = pipeline.make_pipeline(inputs, regression).fit(spec.encode(loaded.table), spec.scale_label(loaded.label))
+    fitted = pipeline.make_pipeline(inputs, regression).fit(*_encode(loaded, spec))
     return _predict(fitted, held, spec)
 
 
@@ -62,7 +64,7 @@ def predict_forest(seen: AnyRows, held: AnyRows, spec: Spec, threads: int) -> Fl
         random_state=0,
         n_jobs=threads,
     )
-    forest.fit(spec.encode(loaded.table), spec.scale_label(loaded.label))
+    forest.fit(*_encode(loaded, spec))
     return _predict(forest.set_params(n_jobs=1), held, spec)
 
 
@@ -75,13 +77,20 @@ def load_rows(seen: AnyRows, spec: Spec) -> Rows:
     return loaded
 
 
+def _encode(seen: Rows, spec: Spec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Inputs (n, features) and what is learnt (n): of a number, what it is above its offset, where it has one."""
+    seen = seen.take(matrices.has_offset(seen, spec)) if spec.offset else seen
+    matrix = spec.encode(seen.table)
+    return matrix, spec.scale_label(seen.label, spec.find_offset(matrix))
+
+
 def _predict(fitted: Any, held: AnyRows, spec: Spec) -> Floats:
     return np.concatenate([_predict_block(fitted, spec.encode(block), spec) for block in held.read_blocks()])
 
 
 def _predict_block(fitted: Any, inputs: NDArray[np.float32], spec: Spec) -> Floats:
     if spec.task == "regression":
-        return spec.unscale(np.asarray(fitted.predict(inputs)))
+        return spec.unscale(np.asarray(fitted.predict(inputs)), spec.find_offset(inputs))
     shares = np.asarray(fitted.predict_proba(inputs))
     return shares[:, 1] if spec.task == "binary" else shares
 

@@ -38,10 +38,43 @@ Matrix = NDArray[np.float32]  # encoded rows (n, features)
 
 
 def make_spec(rows: AnyRows, p: Params) -> Spec:
-    """The spec that training rows call for. Raises ValueError as `model.make_spec` does."""
+    """The spec that training rows call for. Raises ValueError as `model.make_spec` does, and for an offset that is no
+    number of the features."""
     native = p.train.categories == "native"
     spec = model.make_spec(rows.schema.empty_table(), rows.label, task=p.label.task, native=native)
-    return replace(spec, categories=find_categories(rows, spec))
+    spec = replace(spec, categories=find_categories(rows, spec))
+    if p.train.offset is None:
+        return spec
+    featurerows.check_offset(p.train.offset, [one.name for one in rows.schema if not pa.types.is_string(one.type)])
+    return center_label(replace(spec, offset=p.train.offset, offset_else=spec.center), rows)
+
+
+def center_label(spec: Spec, rows: AnyRows) -> Spec:
+    """The spec of a number with the centre and the scale of these rows' labels, less their offsets. Raises ValueError
+    where no row with a label has an offset."""
+    above = rows.label - (_read_offset(rows, spec.offset) if spec.offset else 0.0)
+    if spec.offset and not np.isfinite(above).any():
+        raise ValueError(
+            f"train.offset {spec.offset!r} is missing in each of the {len(rows)} rows: take another feature"
+        )
+    center, scale = model.find_center(np.where(np.isfinite(above), above, np.nan))
+    return replace(spec, center=center, scale=scale)
+
+
+def find_offset(rows: AnyRows, spec: Spec) -> model.Floats | float:
+    """The offsets of rows (n); zero where the spec has none."""
+    return spec.fill_offset(_read_offset(rows, spec.offset)) if spec.offset else 0.0
+
+
+def has_offset(rows: AnyRows, spec: Spec) -> NDArray[np.bool_]:
+    """Which rows (n) can teach: not those whose offset is missing, since nothing tells what their labels lie above."""
+    return np.isfinite(_read_offset(rows, spec.offset)) if spec.offset else np.ones(len(rows), dtype=bool)
+
+
+def _read_offset(rows: AnyRows, name: str) -> NDArray[np.float32]:
+    """A number (n) as it is in the matrix, so that what is learnt and what is predicted have the same digits."""
+    values: NDArray[np.float32] = rows.read_column(name).cast(pa.float32(), safe=False).to_numpy()
+    return values
 
 
 def find_categories(rows: AnyRows, spec: Spec) -> dict[str, tuple[str, ...]]:
@@ -64,7 +97,12 @@ class Encoded:
     @property
     def label(self) -> NDArray[np.float32]:
         """Of each row (n)."""
-        return self.spec.scale_label(self.rows.label)
+        return self.spec.scale_label(self.rows.label, find_offset(self.rows, self.spec))
+
+    @property
+    def weight(self) -> NDArray[np.float32] | None:
+        """Of each row (n): 0 where it cannot teach, else 1; None where all can."""
+        return has_offset(self.rows, self.spec).astype(np.float32) if self.spec.offset else None
 
     def head(self, count: int) -> "Encoded":
         """The oldest rows, so many."""
@@ -89,6 +127,12 @@ class Encoded:
             memory: the bytes that the encoded matrix may take; a larger one is binned on disk.
             ref: the training rows' matrix, whose bins validation rows take.
         """
+        data = self._bin_rows(drawn, threads=threads, memory=memory, ref=ref)
+        if (weight := self.weight) is not None:
+            data.set_weight(weight)  # here, since weights that XGBoost has while it bins would move the bins
+        return data
+
+    def _bin_rows(self, drawn: dict[str, Any], *, threads: int, memory: float, ref: Any) -> Any:
         xgb = model.import_xgboost()
         settings = {"max_bin": int(drawn.get("max_bin", MAX_BIN)), "nthread": threads, "ref": ref}
         settings |= {"enable_categorical": self.spec.native}

@@ -117,8 +117,8 @@ def draw_calibration(spec: Spec, label: NDArray[Any], predictions: Floats) -> li
     bins = np.array_split(np.argsort(predictions, kind="stable"), BINS)
     return [
         {
-            "predicted": _mean_around(spec.center, predictions[places]),
-            "observed": _mean_around(spec.center, outcome[places]),
+            "predicted": _mean_around(spec.middle, predictions[places]),
+            "observed": _mean_around(spec.middle, outcome[places]),
             "rows": len(places),
         }
         for places in bins

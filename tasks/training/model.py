@@ -30,7 +30,7 @@ Floats = NDArray[np.floating[Any]]
 Task = Literal["binary", "multiclass", "regression"]
 # The booster's attributes. The spec is JSON; a field with a default may be added, anything else raises the version.
 SPEC_ATTRIBUTE, FORMAT_ATTRIBUTE = "evergreen", "evergreen.format"
-FORMAT = "model/1"
+FORMAT, OFFSET_FORMAT = "model/1", "model/2"  # a reader of 1 alone would leave the offset out
 SEAL = b"\nevergreen sha256 "
 
 
@@ -53,8 +53,10 @@ class Spec:
     intercept: tuple[float, ...] = ()
     threshold: float | None = None  # binary: a probability at or above it counts as positive
     until: str | None = None  # training saw nothing that was known at or after this
-    center: float = 0.0  # regression: XGBoost, which computes in float32, learns (label - center) / scale
+    center: float = 0.0  # regression: XGBoost, which computes in float32, learns (label - offset - center) / scale
     scale: float = 1.0
+    offset: str | None = None  # regression: a feature that is taken from the label, and added to what the booster says
+    offset_else: float = 0.0  # its value in rows that have none: the median of the labels
 
     @property
     def names(self) -> list[str]:
@@ -104,16 +106,36 @@ class Spec:
             codes[label == value] = code
         return codes
 
-    def scale_label(self, label: NDArray[Any]) -> NDArray[np.float32]:
-        """Labels (n) → what a booster of this spec trains on."""
+    @property
+    def middle(self) -> float:
+        """The median of a number's labels."""
+        return self.offset_else if self.offset else self.center
+
+    @cached_property
+    def _offset_place(self) -> int:
+        return self.names.index(str(self.offset))
+
+    def find_offset(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The offset (n) of rows as `encode` makes them (n, features); zero where the spec has none."""
+        if self.offset is None:
+            return np.zeros(len(matrix))
+        return self.fill_offset(matrix[:, self._offset_place])
+
+    def fill_offset(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Values of the offset's feature (n), as they are in the matrix → the offsets."""
+        return np.where(np.isfinite(values), values.astype(np.float64), self.offset_else)
+
+    def scale_label(self, label: NDArray[Any], offset: Floats | float = 0.0) -> NDArray[np.float32]:
+        """Labels (n) and their offsets → what a booster of this spec trains on."""
         values = self.encode_label(label)
+        values -= offset
         values -= self.center
         values /= self.scale
         return values.astype(np.float32)
 
-    def unscale(self, values: Floats) -> NDArray[np.float64]:
+    def unscale(self, values: Floats, offset: Floats | float = 0.0) -> NDArray[np.float64]:
         """What such a booster predicts of a number (n) → values of the label."""
-        return values.astype(np.float64) * self.scale + self.center
+        return values.astype(np.float64) * self.scale + self.center + offset
 
 
 @dataclass(frozen=True)
@@ -133,24 +155,29 @@ class Model:
 
     def predict_matrix(self, matrix: NDArray[np.float32]) -> Floats:
         """The same of rows that `spec.encode` has made a matrix of."""
-        return self.from_margins(self._find_margins(matrix))
+        return self.from_margins(self._find_margins(matrix), self.spec.find_offset(matrix))
 
     def contributions(self, table: pa.Table) -> Floats:
         """SHAP values (Lundberg et al. 2020) of feature rows (n), in units of the margin, or of a number's label:
         (n, features), or by class (n, classes, features). Exact, and so slow: about 3 ms a row for a few hundred deep
-        trees."""
+        trees. The offset's feature also has what its value adds to the labels' median."""
         spec = self.spec
+        matrix = spec.encode(table)
         data = import_xgboost().DMatrix(
-            spec.encode(table), feature_names=spec.names, feature_types=spec.types, enable_categorical=spec.native
+            matrix, feature_names=spec.names, feature_types=spec.types, enable_categorical=spec.native
         )
-        return np.asarray(self.booster.predict(data, pred_contribs=True))[..., :-1] * np.float32(spec.scale)
+        values = np.asarray(self.booster.predict(data, pred_contribs=True))[..., :-1] * np.float32(spec.scale)
+        if spec.offset is not None:
+            values[:, spec._offset_place] += spec.find_offset(matrix) - spec.offset_else
+        return values
 
     def _find_margins(self, matrix: NDArray[np.float32]) -> Floats:
         return np.asarray(self.booster.inplace_predict(matrix, predict_type="margin"))
 
-    def from_margins(self, margins: Floats) -> Floats:
+    def from_margins(self, margins: Floats, offset: Floats | float = 0.0) -> Floats:
+        """Raw scores (n), or (n, classes), and a number's offsets (n) → what `predict` gives."""
         if self.spec.task == "regression":
-            return self.spec.unscale(margins)
+            return self.spec.unscale(margins, offset)
         if self.spec.task == "binary":
             slope, shift = (self.spec.coef[0][0], self.spec.intercept[0]) if self.spec.coef else (1.0, 0.0)
             positive: Floats = np.exp(-np.logaddexp(0, -(margins.astype(np.float64) * slope + shift)))
@@ -171,7 +198,8 @@ class Model:
     def to_bytes(self) -> bytes:
         """The model file: the same model gives the same bytes."""
         spec = json.dumps(asdict(self.spec), sort_keys=True)
-        self.booster.set_attr(**{SPEC_ATTRIBUTE: spec, FORMAT_ATTRIBUTE: FORMAT})
+        mark = OFFSET_FORMAT if self.spec.offset else FORMAT
+        self.booster.set_attr(**{SPEC_ATTRIBUTE: spec, FORMAT_ATTRIBUTE: mark})
         return _sealed(bytes(self.booster.save_raw("ubj")))
 
     def write(self, path: Path) -> None:
@@ -196,10 +224,11 @@ class Model:
                 "Copy it again, or train it with tasks.training.train."
             )
         booster = import_xgboost().Booster(model_file=bytearray(raw))
-        if (mark := booster.attr(FORMAT_ATTRIBUTE)) != FORMAT:
+        if (mark := booster.attr(FORMAT_ATTRIBUTE)) not in (FORMAT, OFFSET_FORMAT):
             raise ValueError(
-                f"{path} is in format {mark or 'unknown'}, but this evergreen reads {FORMAT}. Use the evergreen that "
-                "wrote it, or begin a new home: set EVERGREEN_HOME to an empty folder and train again."
+                f"{path} is in format {mark or 'unknown'}, but this evergreen reads {FORMAT} and {OFFSET_FORMAT}. "
+                "Use the evergreen that wrote it, or begin a new home: set EVERGREEN_HOME to an empty folder and train "
+                "again."
             )
         return Model(booster, TypeAdapter(Spec).validate_json(booster.attr(SPEC_ATTRIBUTE)))
 

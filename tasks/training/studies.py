@@ -183,7 +183,8 @@ def open_log(p: Params, source: Path, as_of: datetime, *, home: Path | None = No
     """
     rows = [periods.hash_file(path) for _, path in periods.list_files(source)]
     search = p.tune.model_dump(exclude={"trials", "budget", "cpu", "finalists", "halvings"})
-    task = p.label.task, p.label.deadline, p.split.model_dump(), p.train.categories, p.train.device
+    train = p.train.model_dump(include={"categories", "device", "offset"})
+    task = p.label.task, p.label.deadline, p.split.model_dump(), train
     libraries = optuna.__version__, np.__version__, model.import_xgboost().__version__
     name = periods.hash_inputs(rows, as_of, search, task, CODE, libraries)
     folder = (home or params.home()) / "studies"

@@ -77,8 +77,7 @@ def name_base_first(spec: Spec, seen: AnyRows, count: int) -> Spec:
     }
     spec = replace(spec, categories=categories)
     if spec.task == "regression":
-        center, scale = model.find_center(seen.label[:count])
-        spec = replace(spec, center=center, scale=scale)
+        spec = matrices.center_label(spec, seen.slice(0, count))
     return spec
 
 

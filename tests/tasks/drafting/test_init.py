@@ -140,13 +140,8 @@ def test_events_are_predicted_by_what_stands_in_their_row(checkout: Made, tmp_pa
     assert row.store_outcome_7d == pytest.approx(known._label[known.store == row.store].mean(), abs=1e-6)
 
 
-def test_a_series_may_be_predicted_by_its_change(
-    checkout: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    table = str(write_prices(tmp_path / "prices.csv"))
-    init.main(table)
-    assert "--change" in capsys.readouterr().out
-    init.main(table, change=True)
+def test_a_series_may_be_predicted_by_its_change(checkout: Made, tmp_path: Path) -> None:
+    init.main(str(write_prices(tmp_path / "prices.csv")), change=True)
     checkout.run("ingest", "clean", "features")
     features = read_features(checkout.folder)
     tin = features[features.metal == "tin"].reset_index(drop=True)

@@ -125,7 +125,7 @@ def test_what_is_binned_on_disk_goes_with_its_matrix(tmp_path: Path, monkeypatch
 # --- the stages
 
 
-def run_stages(folder: Path, memory: str, task: Task, **overrides: Any) -> dict[str, bytes]:
+def run_stages(folder: Path, memory: str, task: Task, rows: Rows | None = None, **overrides: Any) -> dict[str, bytes]:
     """What tune, train and evaluate make within so much memory."""
     p = small.settings(
         task,
@@ -139,7 +139,7 @@ def run_stages(folder: Path, memory: str, task: Task, **overrides: Any) -> dict[
             **overrides,
         },
     )
-    small.write(folder, with_gaps(small.made_rows(task, per_day=60)), p)
+    small.write(folder, rows or with_gaps(small.made_rows(task, per_day=60)), p)
     tune.tune(p, folder, home=folder / "home")
     train.train(p, folder)
     evaluate.evaluate(p, folder)

@@ -184,7 +184,9 @@ def test_a_model_of_another_version_is_refused_with_the_way_out(
     monkeypatch.setattr(model, "FORMAT", SimpleNamespace(mark=mark))
     path = saved(fitted(), tmp_path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"model.ubj is in format .*, but this evergreen reads model/1. Use the"):
+    with pytest.raises(
+        ValueError, match=r"model.ubj is in format .*, but this evergreen reads model/1 and model/2. Use the"
+    ):
         Model.load(path)
 
 
