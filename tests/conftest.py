@@ -374,6 +374,7 @@ def raw_params(task: Task, days: int) -> dict[str, Any]:
             "categories": "coded",
             "device": "cpu",
             "offset": None,
+            "undersample": None,
         },
         "evaluate": {
             "costs": {"false_positive": 1, "false_negative": 2},

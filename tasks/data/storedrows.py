@@ -61,6 +61,14 @@ class StoredRows:
     def label(self) -> NDArray[Any]:
         return self._read_array(LABEL, featurerows.read_label)
 
+    @property
+    def keys(self) -> pa.Table:
+        """The spine's key columns, read at each call."""
+        schema = pq.read_schema(self.paths[0]).remove_metadata()
+        names = [name for name in schema.names if name.startswith(featurerows.KEY)]
+        tables = [schema.empty_table().select(names), *self._read_files(names)]
+        return pa.concat_tables(tables).rename_columns([name.removeprefix(featurerows.KEY) for name in names])
+
     def take(self, mask: Mask) -> "StoredRows":
         chosen = self.chosen.copy()
         chosen[self.chosen] = mask

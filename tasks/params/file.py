@@ -60,6 +60,11 @@ class Params(sections.Section):
                 f"train.offset {self.train.offset!r} needs label.task regression, since it is taken from a number, but "
                 f"got {self.label.task}. Set train.offset to null."
             )
+        if self.train.undersample and self.label.task == "regression":
+            raise ValueError(
+                f"train.undersample {self.train.undersample:g} is for classes, but label.task is regression. Set it to "
+                "null."
+            )
         if self.train.warm and self.split.window:
             raise ValueError(
                 f"train.warm {spell(self.train.warm)} needs split.window null, since the booster that a fit goes on "

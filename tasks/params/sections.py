@@ -115,6 +115,7 @@ class Tune(Section):
 
 class Train(Section):
     offset: str | None = None
+    undersample: float | None = Field(None, gt=0, lt=1)
     refit: bool = True
     seeds: int = Field(3, ge=1)
     calibration: Literal["sigmoid", "none"] = "sigmoid"

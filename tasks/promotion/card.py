@@ -196,7 +196,10 @@ def _render_calibration(facts: Facts) -> str:
         return ""
     method = facts.p.train.calibration
     gap = f"the mean gap between what it says and what comes true is {error:.4f} on the holdout"
-    return f"Calibrated by `{method}`; {gap}."
+    share, drawn = facts.p.train.undersample, ""
+    if share:
+        drawn = f" It learnt from {share:.1%} of the most frequent class's rows, and its odds are corrected for it."
+    return f"Calibrated by `{method}`; {gap}.{drawn}"
 
 
 def _render_importances(facts: Facts) -> str:

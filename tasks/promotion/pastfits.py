@@ -83,7 +83,7 @@ class Maker:
         cut, plain = self.grid.begin_of(week), Model.load(self.place(week) / PLAIN)
         older = list(self._load_older(week, plain.spec.classes))
         score = partial(self._score_folds, week, older) if len(older) == self.p.split.folds else None
-        fields = train.calibrate(self.rows, cut, self.tuned, self.p, classes=plain.spec.classes, score=score)
+        fields = train.calibrate(self.rows, cut, self.tuned, self.p, spec=plain.spec, score=score)
         files.publish(self.place(week) / MODEL, plain.with_spec(**fields).write)
 
     # --- the folds of a cut, by the fits that are older
@@ -139,7 +139,7 @@ class Maker:
 
     def _score(self, fitted: Model, fold: split.Mask) -> OutOfFold:
         seen = fitting.take_training(self.rows, datetime.fromisoformat(str(fitted.spec.until)), self.p)
-        return train.score_unseen(fitted, self.rows.take(fold), self.tuned, self.p, trained_on=seen.label)
+        return train.score_unseen(fitted, self.rows.take(fold), self.tuned, trained_on=seen.label)
 
 
 class _Progress:

@@ -17,7 +17,7 @@ from tasks.data.featurerows import Rows
 from tasks.data.storedrows import AnyRows
 from tasks.params import Params
 from tasks.runtime import engine
-from tasks.training import matrices, model, split
+from tasks.training import matrices, model, sampling, split
 from tasks.training.matrices import Encoded
 
 T = TypeVar("T")
@@ -116,11 +116,16 @@ def run_side_by_side(works: Sequence[Callable[[], T]], workers: int, *, stop: th
 
 @dataclass(frozen=True)
 class Binned:
-    """One fold, binned for one max_bin: XGBoost matrices, and the training rows' class codes."""
+    """One fold, binned for one max_bin: XGBoost matrices, and the training rows' class codes.
+
+    Attributes:
+        shares: of each class, how much of its rows training drew; none: all.
+    """
 
     train: Any
     valid: Any
     codes: model.Floats
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,12 @@ class Folds:
         self.spec: model.Spec = matrices.make_spec(used, p)
         if self.spec.classes:
             folds = split.keep_trained_classes(folds, rows.label, self.spec.classes)
-        self._whole = [(rows.take(fold.train), rows.take(fold.valid)) for fold in folds]
+        pairs = [(rows.take(fold.train), rows.take(fold.valid)) for fold in folds]
+        self._shares = [sampling.find_shares(train.label, self.spec, p.train.undersample) for train, _ in pairs]
+        self._whole = [
+            (sampling.draw_rows(train, self.spec, shares), valid)
+            for (train, valid), shares in zip(pairs, self._shares, strict=True)
+        ]
         most = p.tune.rows
         if most and max(len(train) for train, _ in self._whole) <= WORTH_THINNING * most:
             most = None  # all rows cost less than to fit finalists once more
@@ -181,27 +191,28 @@ class Folds:
         on its matrices."""
         key = drawn.get("max_bin"), side
         if key not in self._binned:
-            self._binned[key] = [self._bin(train, valid, drawn) for train, valid in self._parts]
+            self._binned[key] = [self._bin(part, place, drawn) for place, part in enumerate(self._parts)]
         return self._binned[key]
 
     def bin_whole(self, drawn: dict[str, Any]) -> Iterator[Binned]:
         """With all their rows, one fold in memory at a time."""
-        return (self._bin(train, valid, drawn) for train, valid in self._whole)
+        return (self._bin(part, place, drawn) for place, part in enumerate(self._whole))
 
     def bin_one(self, drawn: dict[str, Any], fold: int) -> Binned:
         """One fold with all its rows."""
-        return self._bin(*self._whole[fold], drawn)
+        return self._bin(self._whole[fold], fold, drawn)
 
     @property
     def count(self) -> int:
         return len(self._whole)
 
-    def _bin(self, train: AnyRows, valid: AnyRows, drawn: dict[str, Any]) -> Binned:
+    def _bin(self, part: tuple[AnyRows, AnyRows], place: int, drawn: dict[str, Any]) -> Binned:
         """A category that these training rows do not have is missing in validation, as it will be when serving."""
+        train, valid = part
         spec = replace(self.spec, categories=matrices.find_categories(train, self.spec))
         data = Encoded(spec, train).bin(drawn, threads=self._threads, memory=self._memory)
         held_out = Encoded(spec, valid).bin(drawn, threads=self._threads, memory=self._memory, ref=data)
-        return Binned(data, held_out, spec.encode_label(train.label))
+        return Binned(data, held_out, spec.encode_label(train.label), self._shares[place])
 
 
 def thin_rows(rows: AnyRows, most: int | None, spec: model.Spec) -> AnyRows:
@@ -239,8 +250,8 @@ def fit_folds(
     settings = to_booster_params(drawn, p, classes=len(spec.classes)) | {"nthread": threads}
     progress, rounds = Progress(unit=spec.scale), []
     for binned in parts:
-        if "class_weight" in drawn and spec.classes:
-            _weigh_classes(binned, spec, drawn["class_weight"])
+        if spec.classes and ("class_weight" in drawn or binned.shares):
+            _weigh_classes(binned, spec, drawn.get("class_weight", 0.0))
         rows = binned.valid.num_row()
         booster = fit_fold(settings, binned, p, watch(progress, rows))
         progress = progress.plus(float(booster.best_score), rows)
@@ -262,16 +273,16 @@ def fit_fold(settings: dict[str, Any], binned: Binned, p: Params, watcher: Any) 
 
 
 def _weigh_classes(binned: Binned, spec: model.Spec, strength: float) -> None:
-    """Weighs the classes in training, and takes the weights out of what is scored.
+    """Weighs the classes in training, and takes the weights out of what is scored, as under-sampling too.
 
-    Weights shift all margins alike, which calibration would undo. So each matrix begins at its own classes' shares
-    (Saerens et al. 2002), and the score shows what weighting does to the trees.
+    Both shift all margins alike, which is taken out again. So each matrix begins at its own classes' shares (Saerens et
+    al. 2002), and the score shows what they do to the trees.
     """
     codes = binned.codes.astype(int)
     weights = model.weigh_classes(binned.codes, spec.classes, strength)
     counts = np.bincount(codes, minlength=len(spec.classes)).astype(float)
     binned.train.set_weight(weights[codes])
-    for data, shares in ((binned.train, counts * weights), (binned.valid, counts)):
+    for data, shares in ((binned.train, counts * weights), (binned.valid, counts / (binned.shares or 1.0))):
         logs = np.log(np.maximum(shares, 1e-9) / shares.sum())
         rows = data.num_row()
         data.set_base_margin(np.full(rows, logs[1] - logs[0]) if spec.task == "binary" else np.tile(logs, (rows, 1)))

@@ -57,6 +57,7 @@ class Spec:
     scale: float = 1.0
     offset: str | None = None  # regression: a feature that is taken from the label, and added to what the booster says
     offset_else: float = 0.0  # its value in rows that have none: the median of the labels
+    shares: tuple[float, ...] = ()  # of each class's rows, those that training drew; the intercept corrects for them
 
     @property
     def names(self) -> list[str]:
@@ -322,8 +323,12 @@ def import_xgboost() -> ModuleType:
 
 def weigh_classes(codes: Floats, classes: Sequence[Any], strength: float) -> NDArray[np.float32]:
     """A weight per class: (n / (classes * its rows)) ** strength. 0: none; 1: every class weighs the same in all."""
-    counts = np.bincount(codes.astype(int), minlength=len(classes))
-    return np.asarray((len(codes) / (len(classes) * np.maximum(counts, 1))) ** strength, dtype=np.float32)
+    return weigh_counts(np.bincount(codes.astype(int), minlength=len(classes)), strength)
+
+
+def weigh_counts(counts: NDArray[Any], strength: float) -> NDArray[np.float32]:
+    """The same by how many rows each class has."""
+    return np.asarray((counts.sum() / (len(counts) * np.maximum(counts, 1))) ** strength, dtype=np.float32)
 
 
 def weigh_rows(codes: Floats, classes: Sequence[Any], strength: float) -> NDArray[np.float32]:

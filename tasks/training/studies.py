@@ -26,11 +26,11 @@ from tasks import log, params
 from tasks.data import features, periods
 from tasks.params import Params, Range
 from tasks.runtime import locks
-from tasks.training import fitting, matrices, model, split, trialfits, triallogs
+from tasks.training import fitting, matrices, model, sampling, split, trialfits, triallogs
 from tasks.training.trialfits import Fitted
 from tasks.training.trials import Trial
 
-DECIDES = features, fitting, matrices, model, split, trialfits  # a trial
+DECIDES = features, fitting, matrices, model, sampling, split, trialfits  # a trial
 CODE = periods.hash_code(__file__, *(str(one.__file__) for one in DECIDES))
 LEAST_ELDERS = 4  # trials that end before any is pruned
 RANDOM_TRIALS = 6  # drawn blindly before the sampler learns
@@ -183,7 +183,7 @@ def open_log(p: Params, source: Path, as_of: datetime, *, home: Path | None = No
     """
     rows = [periods.hash_file(path) for _, path in periods.list_files(source)]
     search = p.tune.model_dump(exclude={"trials", "budget", "cpu", "finalists", "halvings"})
-    train = p.train.model_dump(include={"categories", "device", "offset"})
+    train = p.train.model_dump(include={"categories", "device", "offset", "undersample"})
     task = p.label.task, p.label.deadline, p.split.model_dump(), train
     libraries = optuna.__version__, np.__version__, model.import_xgboost().__version__
     name = periods.hash_inputs(rows, as_of, search, task, CODE, libraries)

@@ -26,7 +26,7 @@ from tasks.data.storedrows import AnyRows
 from tasks.params import Costs, Params, Task
 from tasks.runtime import files, stage
 from tasks.runtime.threads import stop_event
-from tasks.training import bagging, calibration, distributed, fitting, matrices, model, split, warm
+from tasks.training import bagging, calibration, distributed, fitting, matrices, model, sampling, split, warm
 from tasks.training.matrices import Encoded
 from tasks.training.model import Floats, Model, Spec
 from tasks.training.trials import Tuned
@@ -62,7 +62,7 @@ def fit_twins(rows: AnyRows, cut: datetime, tuned: Tuned, p: Params, *, seeds: i
     model.import_xgboost()  # here, since threads that import it at once get in each other's way
     names = [f"the twin of seed {seed}" for seed in range(seeds)]
     twins = fitting.map_fits(Table.fit_seed, table, range(seeds), p, names=names, threads=beside)
-    extras = calibrate(rows, cut, tuned, p, classes=twins[0].spec.classes)
+    extras = calibrate(rows, cut, tuned, p, spec=twins[0].spec)
     return [twin.with_spec(until=cut.isoformat(), **extras) for twin in twins]
 
 
@@ -96,7 +96,7 @@ def _refit(rows: AnyRows, as_of: datetime, tuned: Tuned, p: Params, spec: Spec) 
     if later := int((model.is_labelled(rows.label) & ~is_known).sum()):
         log.warning("%s rows are of a class that the twin could not learn: left out until it can", later)
     seen = fitting.take_training(rows.take(is_known), as_of, p)
-    fitted = fit(seen, tuned, p, threads=p.stage.threads, classes=spec.classes)
+    fitted = fit(seen, tuned, p, threads=p.stage.threads, classes=spec.classes, shares=spec.shares)
     until = as_of.isoformat()
     return fitted.with_spec(until=until, coef=spec.coef, intercept=spec.intercept, threshold=spec.threshold)
 
@@ -109,6 +109,7 @@ def fit(
     threads: int,
     seed: int = 0,
     classes: tuple[Any, ...] = (),
+    shares: tuple[float, ...] = (),
     stop: threading.Event | None = None,
 ) -> Model:
     """A booster on these very rows, without calibration: the mean of train.bag boosters (bagging.py), each of which
@@ -118,10 +119,13 @@ def fit(
     Args:
         seed: added to tune.seed.
         classes: of the model, where the rows may lack one.
+        shares: of their rows that are drawn, where another fit has decided it; else train.undersample does.
         stop: ends the fit when it is set.
     """
-    spec = matrices.make_spec(seen, p)
-    spec = replace(spec, classes=classes or spec.classes)
+    every = Spec(p.label.task, (), {}, classes or model.find_classes(seen.label, task=p.label.task))
+    shares = shares or sampling.find_shares(seen.label, every, p.train.undersample)
+    seen = sampling.draw_rows(seen, every, shares)
+    spec = replace(matrices.make_spec(seen, p), classes=every.classes, shares=shares)
     older = warm.count_base_rows(seen, spec, p.train.warm, rounds=tuned.rounds)
     if older:
         spec = warm.name_base_first(spec, seen, older)
@@ -176,22 +180,23 @@ def calibrate(
     tuned: Tuned,
     p: Params,
     *,
-    classes: tuple[Any, ...],
+    spec: Spec,
     score: Callable[[], OutOfFold] | None = None,
 ) -> dict[str, Any]:
     """The spec's calibration and threshold, from models that have not seen the rows they score.
 
     Args:
+        spec: of the model that was fitted on all rows up to `cut`.
         score: Gives what such models say. None: one is trained for each fold.
     """
-    task, fields = p.label.task, dict[str, Any]()
+    task, fields, classes = p.label.task, dict[str, Any](), spec.classes
     if task == "regression":
         return fields
     if task == "binary":
         assert p.evaluate.costs  # tasks.params checks it
         fields["threshold"] = find_threshold(p.evaluate.costs)
     seen = fitting.take_training(rows, cut, p).label
-    offset = _undo_weights(seen, tuned, p, classes)
+    offset = _undo_weights(seen, tuned, spec)
     if offset.any():
         fields |= to_spec_fields(calibration.Map(np.eye(len(classes)), offset), task)
     if p.train.calibration == "none":
@@ -224,22 +229,23 @@ def _score_out_of_fold(rows: AnyRows, cut: datetime, tuned: Tuned, p: Params, cl
     names = [f"the calibration's fold {place + 1}" for place in range(len(folds))]
     fits = fitting.map_fits(Table.fit_fold, table, range(len(folds)), p, names=names, threads=beside)
     return join_scores(
-        score_unseen(fitted, rows.take(fold.valid), tuned, p, trained_on=rows.label[fold.train])
+        score_unseen(fitted, rows.take(fold.valid), tuned, trained_on=rows.label[fold.train])
         for fold, fitted in zip(folds, fits, strict=True)
     )
 
 
-def score_unseen(fitted: Model, unseen: AnyRows, tuned: Tuned, p: Params, *, trained_on: NDArray[Any]) -> OutOfFold:
-    """Margins (n, classes) of rows that a model has not seen, without class weights; the rows' classes (n).
+def score_unseen(fitted: Model, unseen: AnyRows, tuned: Tuned, *, trained_on: NDArray[Any]) -> OutOfFold:
+    """Margins (n, classes) of rows that a model has not seen, without class weights and under-sampling; the rows'
+    classes (n).
 
     Args:
-        trained_on: The labels of the rows that it was trained on.
+        trained_on: The labels of the rows that it was trained on, before under-sampling.
     """
     scores = np.concatenate([fitted.margins(block) for block in unseen.read_blocks()]).astype(np.float64)
     # A binary margin says as much for one class as against the other.
     margins = scores if scores.ndim == 2 else np.column_stack([-scores / 2, scores / 2])
     codes = fitted.spec.encode_label(unseen.label).astype(np.int64)
-    return margins + _undo_weights(trained_on, tuned, p, fitted.spec.classes), codes
+    return margins + _undo_weights(trained_on, tuned, fitted.spec), codes
 
 
 def join_scores(parts: Iterable[OutOfFold]) -> OutOfFold:
@@ -247,13 +253,20 @@ def join_scores(parts: Iterable[OutOfFold]) -> OutOfFold:
     return np.concatenate(margins), np.concatenate(codes)
 
 
-def _undo_weights(label: NDArray[Any], tuned: Tuned, p: Params, classes: tuple[Any, ...]) -> Floats:
-    """What takes class weights out of margins again, by class: a margin rose by the log of its class's weight."""
-    if "class_weight" not in tuned.params:
-        return np.zeros(len(classes))
-    codes = Spec(p.label.task, (), {}, classes).encode_label(label)
-    weights = model.weigh_classes(codes[~np.isnan(codes)], classes, tuned.params["class_weight"])
-    return np.asarray(-np.log(weights.astype(np.float64)))
+def _undo_weights(label: NDArray[Any], tuned: Tuned, spec: Spec) -> Floats:
+    """What takes class weights and under-sampling out of margins again, by class: a margin rose by the log of its
+    class's weight and of the share of its rows that were drawn.
+
+    Args:
+        label: of the rows, before under-sampling.
+    """
+    shares = np.asarray(spec.shares or np.ones(len(spec.classes)))
+    undone = -np.log(shares)
+    if "class_weight" in tuned.params:
+        codes = spec.encode_label(label)
+        counts = np.bincount(codes[~np.isnan(codes)].astype(int), minlength=len(spec.classes))
+        undone -= np.log(model.weigh_counts(counts * shares, tuned.params["class_weight"]).astype(np.float64))
+    return np.asarray(undone)
 
 
 def to_spec_fields(chosen: calibration.Map, task: Task) -> dict[str, Any]:

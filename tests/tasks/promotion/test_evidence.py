@@ -119,7 +119,7 @@ def test_a_fit_is_the_recipes_calibrated_by_what_an_older_one_says_of_rows_it_ha
     assert older.spec.until == before.isoformat()
     unseen = fits.rows.take((times >= np.datetime64(before)) & (times < known_by) & model.is_labelled(fits.rows.label))
     seen = take_training(fits.rows, before, fits.p).label
-    scores = train.score_unseen(older, unseen, fits.tuned, fits.p, trained_on=seen)
+    scores = train.score_unseen(older, unseen, fits.tuned, trained_on=seen)
     wanted = train.to_spec_fields(calibration.choose_map(*scores).map, task)
     assert (fitted.spec.coef, fitted.spec.intercept) == (wanted["coef"], wanted["intercept"])
     trained = train.fit_twins(fits.rows, cut, fits.tuned, fits.p, seeds=1)[0]
