@@ -208,7 +208,8 @@ def choose_recipe(p: params.Params, kind: RetrainKind) -> dict[str, Any]:
             raise ValueError("no recipe is in the race against the champion's: retrain with --kind search first")
         run = contender.run
     tuned = recipe.fetch_tuned(registry, run)
-    return {"tune.recipe": {"params": tuned.params, "rounds": tuned.rounds}, "evaluate.baselines": ["constant"]}
+    given = {"params": tuned.params, "rounds": tuned.rounds, "dropped": tuned.dropped}
+    return {"tune.recipe": given, "evaluate.baselines": ["constant"]}
 
 
 @retried("limit the cost")

@@ -92,10 +92,11 @@ class Range(Section):
 
 
 class Recipe(Section):
-    """What a search found: XGBoost's parameters, class_weight among them, and how many rounds."""
+    """What a search found: XGBoost's parameters, class_weight among them, how many rounds, which features go."""
 
     params: dict[str, int | float | str]
     rounds: int = Field(ge=1)
+    dropped: list[str] = []
 
 
 class Tune(Section):
@@ -107,6 +108,7 @@ class Tune(Section):
     rows: int | None = Field(None, ge=100)
     finalists: int = Field(5, ge=0)
     halvings: int = Field(0, ge=0)
+    drop: bool = False
     rounds: int = Field(400, ge=1)
     patience: int = Field(20, ge=1)
     seed: int = Field(0, ge=0, le=SEED)

@@ -205,7 +205,11 @@ def _render_calibration(facts: Facts) -> str:
 def _render_importances(facts: Facts) -> str:
     total = sum(value for _, value in facts.importances) or 1.0
     lines = [{"feature": name, "share": f"{value / total:.1%}"} for name, value in facts.importances[:MOST_FEATURES]]
-    return f"By mean absolute SHAP value on the holdout:\n\n{render_table(lines)}" if lines else ""
+    dropped = [f"`{name}`" for name in facts.tuned.get("dropped", ())]
+    more = (
+        f"\n\nDropped by the search, since they earned nothing on its folds: {', '.join(dropped)}." if dropped else ""
+    )
+    return f"By mean absolute SHAP value on the holdout:\n\n{render_table(lines)}{more}" if lines else ""
 
 
 def _render_limits(facts: Facts) -> str:

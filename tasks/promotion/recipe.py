@@ -42,7 +42,7 @@ def identify_recipe(p: params.Params, entries: Mapping[str, Any], tuned: Mapping
 
     Args:
         entries: Of the stages in dvc.lock.
-        tuned: The parameters and rounds, as in tuned.json.
+        tuned: The parameters, rounds and dropped features, as in tuned.json.
     """
     code = {
         stage: {dep["path"]: dep["md5"] for dep in entries[stage].get("deps", []) if dep["path"].endswith(CODE)}
@@ -51,6 +51,7 @@ def identify_recipe(p: params.Params, entries: Mapping[str, Any], tuned: Mapping
     sections = {name: getattr(p, name).model_dump(mode="json") for name in ("features", "label", "spine", "train")}
     contract = {name: table.model_dump(mode="json") for name, table in p.contract.items()}
     rest = {"window": str(p.split.window), "seed": p.tune.seed, "params": tuned["params"], "rounds": tuned["rounds"]}
+    rest |= {"dropped": dropped} if (dropped := tuned.get("dropped")) else {}
     text = json.dumps([code, sections, contract, rest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -64,7 +65,7 @@ def identify_stored(recipe: Recipe, p: params.Params, entries: Mapping[str, Any]
     """
     digest = hashlib.md5(recipe.sql.encode(), usedforsecurity=False).hexdigest()
     deps = [{**dep, "md5": digest} if dep["path"].endswith(SQL) else dep for dep in entries["features"].get("deps", [])]
-    tuned = {"params": recipe.tuned.params, "rounds": recipe.tuned.rounds}
+    tuned = {name: getattr(recipe.tuned, name) for name in ("params", "rounds", "dropped")}
     return identify_recipe(p, {**entries, "features": {**entries["features"], "deps": deps}}, tuned)
 
 

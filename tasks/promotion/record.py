@@ -235,7 +235,9 @@ def _flatten_params(results: Results) -> dict[str, str]:
     best = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in tuned["params"].items()}
     space = p.tune.model_dump(mode="json", exclude_defaults=True)["space"]
     dimensions = "; ".join(f"{name} {_render_dimension(dimension)}" for name, dimension in space.items())
-    return dict(_flatten({**sections, "best": {**best, "rounds": tuned["rounds"]}})) | {"tune.space": dimensions}
+    best |= {"rounds": tuned["rounds"]}
+    best |= {"dropped": tuned["dropped"]} if tuned.get("dropped") else {}
+    return dict(_flatten({**sections, "best": best})) | {"tune.space": dimensions}
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -156,7 +156,7 @@ class History:
         """The settings with the recipe that a search found."""
         if search not in self._recipes:
             tuned = self.candidate(search).tuned
-            given = Given(params=tuned.params, rounds=tuned.rounds)
+            given = Given(params=tuned.params, rounds=tuned.rounds, dropped=tuned.dropped)
             taken = self.p.tune.model_copy(update={"recipe": given})
             self._recipes[search] = self.p.model_copy(update={"tune": taken})
         return self._recipes[search]

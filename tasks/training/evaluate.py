@@ -6,6 +6,7 @@ The baselines learn from the rows that the twin learnt from. What the gate needs
 reports/holdout.parquet; what the monitor needs of the history goes to profile.json and reference.parquet.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def evaluate(p: Params, folder: Path = Path()) -> None:
     importance = {row["feature"]: row["importance"] for row in importances}
     made = _profile_history(p, history, as_of, held, columns, importance, contributions)
     files.publish_text(reports / "profile.json", made.to_json())
-    write_sample(reports / "reference.parquet", history, held, columns)
+    write_sample(reports / "reference.parquet", history, held, columns, names=twin.spec.names)
     brief = ", ".join(f"{name} {value:g}" for name, value in list(board[holdout.CANDIDATE].items())[:4])
     log.info("holdout %s to %s: %s", span.begin, span.end, brief)
 
@@ -133,6 +134,7 @@ def _profile_history(
     with_label, times = model.is_labelled(mature.label), mature.event_time
     return profile.build_profile(
         history,
+        names=list(importance),
         importance=importance,
         contributions=contributions.mean(axis=0),
         scores=scores,
@@ -146,9 +148,16 @@ def _profile_history(
     )
 
 
-def write_sample(path: Path, history: AnyRows, held: AnyRows, scores: dict[str, Floats]) -> None:
-    """reference.parquet: rows drawn evenly over time, of the history its features, of the holdout the twin's scores."""
+def write_sample(
+    path: Path, history: AnyRows, held: AnyRows, scores: dict[str, Floats], *, names: Sequence[str] | None = None
+) -> None:
+    """reference.parquet: rows drawn evenly over time, of the history its features, of the holdout the twin's scores.
+
+    Args:
+        names: of the features that the model sees; None: all.
+    """
     drawn = take_evenly(history, SAMPLE_ROWS).table
+    drawn = drawn.select([name for name in drawn.column_names if names is None or name in names])
     places = profile.draw_evenly(len(held), len(drawn))
     for name, values in scores.items():
         padded = np.full(len(drawn), np.nan)

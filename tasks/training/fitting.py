@@ -3,6 +3,7 @@
 The folds' rows are binned matrices that are made once; one trial's fit goes over all folds.
 """
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -202,14 +203,28 @@ class Folds:
         """One fold with all its rows."""
         return self._bin(self._whole[fold], fold, drawn)
 
+    def without(self, names: Sequence[str]) -> "Folds":
+        """The same rows, of which these features are not seen."""
+        lean = copy.copy(self)
+        lean.spec, lean._binned = self.spec.without(names), {}
+        return lean
+
+    def open_validation(self, fold: int, most: int) -> tuple[model.Spec, Rows]:
+        """At most so many of a fold's validation rows, evenly over time, with the spec of its training."""
+        train, valid = self._whole[fold]
+        return self._find_spec(train), take_evenly(valid, most).load()
+
+    def _find_spec(self, train: AnyRows) -> model.Spec:
+        """A category that these training rows do not have is missing in validation, as it will be when serving."""
+        return replace(self.spec, categories=matrices.find_categories(train, self.spec))
+
     @property
     def count(self) -> int:
         return len(self._whole)
 
     def _bin(self, part: tuple[AnyRows, AnyRows], place: int, drawn: dict[str, Any]) -> Binned:
-        """A category that these training rows do not have is missing in validation, as it will be when serving."""
         train, valid = part
-        spec = replace(self.spec, categories=matrices.find_categories(train, self.spec))
+        spec = self._find_spec(train)
         data = Encoded(spec, train).bin(drawn, threads=self._threads, memory=self._memory)
         held_out = Encoded(spec, valid).bin(drawn, threads=self._threads, memory=self._memory, ref=data)
         return Binned(data, held_out, spec.encode_label(train.label), self._shares[place])
@@ -224,11 +239,14 @@ def thin_rows(rows: AnyRows, most: int | None, spec: model.Spec) -> AnyRows:
         counts = np.bincount(spec.encode_label(rows.label).astype(int))
         rarest = int(counts[counts > 0].min())
         most = max(most, math.ceil(len(rows) * min(1.0, LEAST_RARE_ROWS / rarest)))
-    if most is None or len(rows) <= most:
-        return rows
-    thinned = np.zeros(len(rows), dtype=bool)
-    thinned[np.linspace(0, len(rows) - 1, most).astype(int)] = True
-    return rows.take(thinned).load()
+    return rows if most is None or len(rows) <= most else take_evenly(rows, most).load()
+
+
+def take_evenly(rows: AnyRows, most: int) -> AnyRows:
+    """So many of the rows, evenly over time; all of them where there are no more."""
+    drawn = np.zeros(len(rows), dtype=bool)
+    drawn[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)] = True
+    return rows.take(drawn)
 
 
 def fit_folds(
@@ -250,8 +268,7 @@ def fit_folds(
     settings = to_booster_params(drawn, p, classes=len(spec.classes)) | {"nthread": threads}
     progress, rounds = Progress(unit=spec.scale), []
     for binned in parts:
-        if spec.classes and ("class_weight" in drawn or binned.shares):
-            _weigh_classes(binned, spec, drawn.get("class_weight", 0.0))
+        balance_classes(binned, spec, drawn)
         rows = binned.valid.num_row()
         booster = fit_fold(settings, binned, p, watch(progress, rows))
         progress = progress.plus(float(booster.best_score), rows)
@@ -272,14 +289,16 @@ def fit_fold(settings: dict[str, Any], binned: Binned, p: Params, watcher: Any) 
     )
 
 
-def _weigh_classes(binned: Binned, spec: model.Spec, strength: float) -> None:
+def balance_classes(binned: Binned, spec: model.Spec, drawn: dict[str, Any]) -> None:
     """Weighs the classes in training, and takes the weights out of what is scored, as under-sampling too.
 
     Both shift all margins alike, which is taken out again. So each matrix begins at its own classes' shares (Saerens et
     al. 2002), and the score shows what they do to the trees.
     """
+    if not spec.classes or not ("class_weight" in drawn or binned.shares):
+        return
     codes = binned.codes.astype(int)
-    weights = model.weigh_classes(binned.codes, spec.classes, strength)
+    weights = model.weigh_classes(binned.codes, spec.classes, drawn.get("class_weight", 0.0))
     counts = np.bincount(codes, minlength=len(spec.classes)).astype(float)
     binned.train.set_weight(weights[codes])
     for data, shares in ((binned.train, counts * weights), (binned.valid, counts / (binned.shares or 1.0))):

@@ -13,7 +13,7 @@ import ctypes
 import secrets
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,11 +37,16 @@ MAX_BIN = 256  # where tune.space names none: XGBoost's own
 Matrix = NDArray[np.float32]  # encoded rows (n, features)
 
 
-def make_spec(rows: AnyRows, p: Params) -> Spec:
+def make_spec(rows: AnyRows, p: Params, *, dropped: Sequence[str] = ()) -> Spec:
     """The spec that training rows call for. Raises ValueError as `model.make_spec` does, and for an offset that is no
-    number of the features."""
+    number of the features.
+
+    Args:
+        dropped: features that the recipe leaves out.
+    """
     native = p.train.categories == "native"
     spec = model.make_spec(rows.schema.empty_table(), rows.label, task=p.label.task, native=native)
+    spec = spec.without(dropped)
     spec = replace(spec, categories=find_categories(rows, spec))
     if p.train.offset is None:
         return spec

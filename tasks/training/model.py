@@ -63,6 +63,12 @@ class Spec:
     def names(self) -> list[str]:
         return [feature.name for feature in self.features]
 
+    def without(self, names: Sequence[str]) -> "Spec":
+        """The spec of a model that does not see these features."""
+        features = tuple(feature for feature in self.features if feature.name not in names)
+        categories = {name: texts for name, texts in self.categories.items() if name not in names}
+        return replace(self, features=features, categories=categories)
+
     @property
     def types(self) -> list[str] | None:
         """XGBoost's feature types, when codes are to be split as categories."""

@@ -83,6 +83,7 @@ class Profile:
 def build_profile(
     rows: AnyRows,
     *,
+    names: Sequence[str] | None = None,
     importance: Mapping[str, float],
     contributions: Floats,
     scores: Mapping[str, Floats],
@@ -96,12 +97,13 @@ def build_profile(
 
     Args:
         rows: the history's (n); one column of all of them is in memory at a time.
+        names: of the features that the model sees; None: all.
         importance: of each feature to the model.
         scores: predictions of rows that the model had not seen (m), by the column's name.
         score_times: of each of those rows (m).
     """
     unit, span = windows.choose_unit(window), windows.units_in(window)
-    names = sorted(rows.schema.names)
+    names = sorted(rows.schema.names if names is None else names)
     units = windows.shorten_pauses(windows.number_units(rows.event_time, unit), span)
     columns = tuple(profile_column(name, rows.read_column(name), units, span) for name in names)
     score_units = windows.shorten_pauses(windows.number_units(score_times, unit), span)

@@ -182,7 +182,7 @@ def open_log(p: Params, source: Path, as_of: datetime, *, home: Path | None = No
         home: the folder of shared state, where not EVERGREEN_HOME.
     """
     rows = [periods.hash_file(path) for _, path in periods.list_files(source)]
-    search = p.tune.model_dump(exclude={"trials", "budget", "cpu", "finalists", "halvings"})
+    search = p.tune.model_dump(exclude={"trials", "budget", "cpu", "finalists", "halvings", "drop"})
     train = p.train.model_dump(include={"categories", "device", "offset", "undersample"})
     task = p.label.task, p.label.deadline, p.split.model_dump(), train
     libraries = optuna.__version__, np.__version__, model.import_xgboost().__version__

@@ -125,7 +125,7 @@ def fit(
     every = Spec(p.label.task, (), {}, classes or model.find_classes(seen.label, task=p.label.task))
     shares = shares or sampling.find_shares(seen.label, every, p.train.undersample)
     seen = sampling.draw_rows(seen, every, shares)
-    spec = replace(matrices.make_spec(seen, p), classes=every.classes, shares=shares)
+    spec = replace(matrices.make_spec(seen, p, dropped=tuned.dropped), classes=every.classes, shares=shares)
     older = warm.count_base_rows(seen, spec, p.train.warm, rounds=tuned.rounds)
     if older:
         spec = warm.name_base_first(spec, seen, older)

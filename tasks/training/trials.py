@@ -6,7 +6,7 @@ means something else, raises the format's version.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -29,6 +29,7 @@ class Tuned:
         trials, pruned: how many there were, and how many of them were pruned.
         ended_by: "trials"; "budget" or "cpu" where tune.budget or tune.cpu ended the search; "recipe" where there
             was none.
+        dropped: features that earned nothing on the folds, and that the recipe leaves out.
     """
 
     params: dict[str, Any]
@@ -39,6 +40,7 @@ class Tuned:
     trials: int
     pruned: int
     ended_by: str
+    dropped: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         files.publish_json(path, {"format": TUNED.mark} | asdict(self))

@@ -25,7 +25,7 @@ from tasks import log
 from tasks.data import feasibility, featuresql, manifest, storedrows
 from tasks.params import Params, Recipe
 from tasks.runtime import cost, engine, files, stage
-from tasks.training import fitting, studies, trialfits, triallogs, trials
+from tasks.training import dropping, fitting, studies, trialfits, triallogs, trials
 
 
 def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
@@ -51,15 +51,17 @@ def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
         ended_by = search.run()
         finals = search.rank_finalists()
         winner = search.slow_down(finals[0])
+        lean = search.drop_features(winner) if p.tune.drop else None
     tuned = trials.Tuned(
         params=winner.params,
-        rounds=winner.rounds,
-        score=winner.score,
+        rounds=lean.rounds if lean else winner.rounds,
+        score=lean.score if lean else winner.score,
         metric=fitting.METRIC[p.label.task],
         trial=finals[0].number,
         trials=len(study.trials),
         pruned=sum(trial.state.name == "PRUNED" for trial in study.trials),
         ended_by=ended_by,
+        dropped=lean.dropped if lean else [],
     )
     tuned.write(folder / p.paths.models / "tuned.json")
     files.publish_json(reports / "score.json", {"score": tuned.score})
@@ -82,6 +84,7 @@ def take_recipe(p: Params, recipe: Recipe, folder: Path) -> None:
         trials=0,
         pruned=0,
         ended_by="recipe",
+        dropped=list(recipe.dropped),
     )
     tuned.write(folder / p.paths.models / "tuned.json")
     files.publish_json(folder / p.paths.reports / "score.json", {})
@@ -214,9 +217,7 @@ class Search:
         logged = (Slower(**json.loads(line)) for line in triallogs.read_lines(self._slower_path))
         if (done := next((slower for slower in logged if slower.params == drawn), None)) is not None:
             return done
-        began, tune, eta = time.monotonic(), self.p.tune, drawn.get("eta", ETA)
-        settings = {"rounds": round(tune.rounds * max(1.0, ETA / eta)), "seed": tune.seed + 1}
-        p = self.p.model_copy(update={"tune": tune.model_copy(update=settings)})
+        began, eta, p = time.monotonic(), drawn.get("eta", ETA), self._give_room(drawn)
         draws = [trialfits.SlowDraw(drawn, p, fold) for fold in range(self.folds.count)]
         ended = engine.map_ordered(trialfits.fit_slower, self.task, draws, p)
         progress = functools.reduce(fitting.Progress.join, (progress for progress, _ in ended))
@@ -225,6 +226,16 @@ class Search:
         triallogs.append_rows(self._slower_path, [asdict(slower)])
         log.info("eta %.4f: %s %.5f after %s rounds", eta, fitting.METRIC[p.label.task], slower.score, rounds)
         return slower
+
+    def _give_room(self, drawn: dict[str, Any]) -> Params:
+        """The settings of a fit that no trial was: another seed, and as many rounds as its step size needs."""
+        tune = self.p.tune
+        rounds = round(tune.rounds * max(1.0, ETA / drawn.get("eta", ETA)))
+        return self.p.model_copy(update={"tune": tune.model_copy(update={"rounds": rounds, "seed": tune.seed + 1})})
+
+    def drop_features(self, winner: Slower) -> dropping.Leaner | None:
+        """The winner without what earns nothing; None where all features stay."""
+        return dropping.drop_features(self.folds, winner.params, winner.rounds, self._give_room(winner.params))
 
     def _reserve_seconds(self, trial: float) -> float:
         """What finalists and halvings will take, by what a trial takes: no more than RESERVE of tune.budget."""
