@@ -109,6 +109,7 @@ class Tune(Section):
     finalists: int = Field(5, ge=0)
     halvings: int = Field(0, ge=0)
     drop: bool = False
+    small: bool = False
     rounds: int = Field(400, ge=1)
     patience: int = Field(20, ge=1)
     seed: int = Field(0, ge=0, le=SEED)

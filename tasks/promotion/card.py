@@ -146,6 +146,20 @@ def _render_data(facts: Facts) -> str:
         f"a label: what was known at {facts.raw.as_of:%Y-%m-%d %H:%M} UTC; {datacard.NAME} tells of them. "
         f"An XGBoost model of {tuned['rounds']} rounds with the parameters "
         f"{', '.join(f'{name} {_spell(value)}' for name, value in tuned['params'].items())}.{above}"
+        f"{_render_preference(tuned.get('preferred'))}"
+    )
+
+
+def _render_preference(chosen: Mapping[str, float] | None) -> str:
+    """Of a search over loss and size."""
+    if chosen is None:
+        return ""
+    if chosen["trial"] == chosen["best_trial"]:
+        return " No smaller model of the search loses about as little."
+    return (
+        f" It is the smallest of the search whose loss is within a standard error of the best's: "
+        f"{chosen['size'] / 1e3:,.0f} kB against {chosen['best_size'] / 1e3:,.0f}, a loss more by "
+        f"{chosen['loss_more']:.3g} ± {chosen['error']:.2g} on the folds."
     )
 
 

@@ -270,6 +270,7 @@ def _list_counts(results: Results) -> dict[str, float]:
             "rows.labelled": results.features.labelled,
         }
         | {f"tune.{name}": results.tuned[name] for name in ("score", "trial", "trials", "pruned")}
+        | {f"tune.preferred.{name}": value for name, value in (results.tuned.get("preferred") or {}).items()}
         | cost.list_metrics(results.costs, results.p.policy.cpu_price)
     )
 

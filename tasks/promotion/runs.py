@@ -205,6 +205,7 @@ class Runs:
             trial_tags = {PARENT: run_id, NOTE: f"Trial {number} of the search."}
             trial_id = self.tracking.create_run(self.experiment, f"trial {number}", trial_tags)
             scores = {"trial_value": row["value"], "trial_final": row["final"], "rounds": row["rounds"]}
+            scores |= {"trial_size": row.get("size")}
             points = [Point(name, value, number) for name, value in scores.items() if value is not None]
             self.tracking.log_params(trial_id, row["params"])
             self.tracking.log_points(trial_id, points)
@@ -303,7 +304,7 @@ def _trial_row(trial: Trial) -> dict[str, Any]:
         "params": trial["params"],
         "rounds": final.get("rounds", trial["rounds"]),
         "final": final.get("score"),
-    }
+    } | ({"size": trial["size"]} if "size" in trial else {})
 
 
 def _rank_trial(row: Mapping[str, Any]) -> tuple[bool, float, int]:

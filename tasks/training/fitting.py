@@ -133,21 +133,24 @@ class Binned:
 class Progress:
     """The folds that a trial has behind it: the sum of their rows' losses, their rows, and how many folds.
 
-    `unit` is what a loss of 1 is in the label's own units: XGBoost learns a number on a scale of its own.
+    `unit` is what a loss of 1 is in the label's own units: XGBoost learns a number on a scale of its own. `size` is the
+    sum of their models' bytes, where it is asked.
     """
 
     total: float = 0.0
     rows: int = 0
     folds: int = 0
     unit: float = 1.0
+    size: int = 0
 
-    def plus(self, score: float, rows: int) -> "Progress":
-        return replace(self, total=self.total + score * self.unit * rows, rows=self.rows + rows, folds=self.folds + 1)
+    def plus(self, score: float, rows: int, size: int = 0) -> "Progress":
+        total, size = self.total + score * self.unit * rows, self.size + size
+        return replace(self, total=total, rows=self.rows + rows, folds=self.folds + 1, size=size)
 
     def join(self, other: "Progress") -> "Progress":
         """The folds of both."""
-        total, rows = self.total + other.total, self.rows + other.rows
-        return replace(self, total=total, rows=rows, folds=self.folds + other.folds)
+        total, rows, size = self.total + other.total, self.rows + other.rows, self.size + other.size
+        return replace(self, total=total, rows=rows, folds=self.folds + other.folds, size=size)
 
     @property
     def mean(self) -> float:
@@ -271,9 +274,14 @@ def fit_folds(
         balance_classes(binned, spec, drawn)
         rows = binned.valid.num_row()
         booster = fit_fold(settings, binned, p, watch(progress, rows))
-        progress = progress.plus(float(booster.best_score), rows)
+        progress = progress.plus(float(booster.best_score), rows, _measure_size(booster) if p.tune.small else 0)
         rounds.append(booster.best_iteration + 1)
     return progress, round(float(np.mean(rounds)))
+
+
+def _measure_size(booster: Any) -> int:
+    """Bytes of a booster up to its best round."""
+    return len(booster[: booster.best_iteration + 1].save_raw("ubj"))
 
 
 def fit_fold(settings: dict[str, Any], binned: Binned, p: Params, watcher: Any) -> Any:

@@ -165,13 +165,24 @@ def find_limits(study: optuna.Study, folds: int) -> tuple[float, ...]:
 
 def tell(study: optuna.Study, trial: optuna.Trial, fitted: Fitted) -> None:
     """Enter what a trial came to."""
-    for place, score in enumerate(fitted.steps):
-        trial.report(score, place + 1)
+    if len(study.directions) == 1:  # Optuna keeps no steps of a search for two things at once
+        for place, score in enumerate(fitted.steps):
+            trial.report(score, place + 1)
     if fitted.score is None:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     else:
         trial.set_user_attr("rounds", fitted.rounds)
-        study.tell(trial, fitted.score)
+        study.tell(trial, fitted.score if fitted.size is None else [fitted.score, fitted.size])
+
+
+def create_study(p: Params) -> optuna.Study:
+    """For the least loss; with tune.small for the least size too."""
+    return optuna.create_study(directions=["minimize"] * (1 + p.tune.small))
+
+
+def read_loss(trial: optuna.trial.FrozenTrial) -> float:
+    """Of a trial that has ended."""
+    return float(trial.values[0]) if trial.values else 0.0
 
 
 @contextmanager
@@ -201,14 +212,16 @@ def sum_seconds(path: Path) -> float:
 
 def to_row(trial: optuna.trial.FrozenTrial) -> Trial:
     """A trial as plain data, without anything of the clock."""
-    return {
+    values = trial.values if trial.state.name == "COMPLETE" else [None]
+    row: Trial = {
         "number": trial.number,
         "state": trial.state.name,
-        "value": trial.value if trial.state.name == "COMPLETE" else None,
+        "value": values[0],
         "params": trial.params,
         "rounds": trial.user_attrs.get("rounds"),
         "steps": {str(step): value for step, value in trial.intermediate_values.items()},
     }
+    return row | {"size": values[1]} if len(values) > 1 else row
 
 
 def restore_trials(study: optuna.Study, path: Path, p: Params) -> float:
@@ -227,7 +240,11 @@ def restore_trials(study: optuna.Study, path: Path, p: Params) -> float:
         study.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState[row["state"]],
-                value=row["value"],
+                values=None
+                if row["value"] is None
+                else [row["value"], row["size"]]
+                if "size" in row
+                else [row["value"]],
                 params=row["params"],
                 distributions={name: space[name] for name in row["params"]},
                 intermediate_values={int(step): value for step, value in row["steps"].items()},

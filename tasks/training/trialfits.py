@@ -69,6 +69,7 @@ class Fitted:
     score: float | None
     rounds: int
     steps: tuple[float, ...] = ()
+    size: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def fit_trial(task: Task, draw: Draw) -> Fitted:
         progress, rounds = fitting.fit_folds(draw.params, parts, task.folds.spec, task.p, watch, threads=task.threads)
     except Behind:
         return Fitted(None, 0, tuple(steps))
-    return Fitted(progress.mean, rounds, tuple(steps))
+    size = progress.size / progress.folds if task.p.tune.small else None
+    return Fitted(progress.mean, rounds, tuple(steps), size)
 
 
 def fit_final(task: Task, draw: Draw) -> Fitted:

@@ -29,6 +29,7 @@ class Tuned:
         trials, pruned: how many there were, and how many of them were pruned.
         ended_by: "trials"; "budget" or "cpu" where tune.budget or tune.cpu ended the search; "recipe" where there
             was none.
+        preferred: with tune.small the choice between loss and size (smallest.py).
         dropped: features that earned nothing on the folds, and that the recipe leaves out.
     """
 
@@ -40,6 +41,7 @@ class Tuned:
     trials: int
     pruned: int
     ended_by: str
+    preferred: dict[str, float] | None = None
     dropped: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
@@ -63,6 +65,7 @@ class Trial(TypedDict):
     rounds: int | None
     steps: dict[str, float]  # the score by step
     final: NotRequired[dict[str, Any] | None]
+    size: NotRequired[float | None]  # of its models, in bytes, with tune.small
 
 
 def write_trials(path: Path, trials: Sequence[Trial]) -> None:

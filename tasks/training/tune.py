@@ -25,7 +25,7 @@ from tasks import log
 from tasks.data import feasibility, featuresql, manifest, storedrows
 from tasks.params import Params, Recipe
 from tasks.runtime import cost, engine, files, stage
-from tasks.training import dropping, fitting, studies, trialfits, triallogs, trials
+from tasks.training import dropping, fitting, smallest, studies, trialfits, triallogs, trials
 
 
 def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
@@ -45,11 +45,14 @@ def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
         return
     task = trialfits.Task(p, source, as_of)
     vars(task)["folds"] = fitting.Folds(p, rows, as_of)  # of rows that are read already
-    study = optuna.create_study()
+    study = studies.create_study(p)
     with studies.open_log(p, source, as_of, home=home) as path:
         search = Search(task, study, path)
         ended_by = search.run()
         finals = search.rank_finalists()
+        choice = search.choose_smallest(finals) if p.tune.small else None
+        if choice:
+            finals = sorted(finals, key=lambda final: final.number != choice.trial)
         winner = search.slow_down(finals[0])
         lean = search.drop_features(winner) if p.tune.drop else None
     tuned = trials.Tuned(
@@ -61,6 +64,7 @@ def tune(p: Params, folder: Path = Path(), *, home: Path | None = None) -> None:
         trials=len(study.trials),
         pruned=sum(trial.state.name == "PRUNED" for trial in study.trials),
         ended_by=ended_by,
+        preferred=choice.to_dict() if choice else None,
         dropped=lean.dropped if lean else [],
     )
     tuned.write(folder / p.paths.models / "tuned.json")
@@ -164,7 +168,7 @@ class Search:
                 cpu += cost.read_own_usage() - began
                 rows = [studies.to_row(trial) for trial in self.study.get_trials(deepcopy=False)[first:]]
                 triallogs.append_rows(self.path, [{**row, "seconds": seconds / len(numbers)} for row in rows])
-                bar.set_postfix(best=f"{min((trial.value or 0.0 for trial in self._ended()), default=math.nan):.5f}")
+                bar.set_postfix(best=f"{min(map(studies.read_loss, self._ended()), default=math.nan):.5f}")
                 bar.update(len(numbers))
         return "trials"
 
@@ -175,18 +179,29 @@ class Search:
         have. The first finalists are fitted whatever the budget, the others as far as it goes.
         """
         ended = self._ended()
-        ranked = sorted(Final(trial.value or 0.0, trial.number, trial.user_attrs["rounds"]) for trial in ended)
+        front = self.study.best_trials if self.p.tune.small else ended
+        ranked = sorted(Final(studies.read_loss(trial), trial.number, trial.user_attrs["rounds"]) for trial in front)
         if not ranked:
             raise ValueError("no trial came to an end with a finite score: check label.expression for extreme values")
         if self.folds.thinning == 1 or not self.p.tune.finalists:
             seconds = studies.sum_seconds(self.path) / len(self.study.trials)
-            return [replace(ranked[0], seconds=seconds)]
+            most = smallest.FRONT if self.p.tune.small else 1
+            return [replace(final, seconds=seconds) for final in ranked[:most]]
         numbers = [final.number for final in ranked[: self.p.tune.finalists]]
         if ended[0].number == 0 and numbers[0] != 0:
             # A search on few rows may be misled: whatever the budget, it is never worse than its first trial.
             numbers = [numbers[0], 0, *(number for number in numbers[1:] if number != 0)]
         logged = [Final(**json.loads(line)) for line in triallogs.read_lines(self._finals_path)]
         return sorted(self._fit_finals(numbers, [final for final in logged if final.number in numbers]))
+
+    def choose_smallest(self, finals: Sequence[Final]) -> smallest.Choice:
+        """Of the finalists, the best first, the smallest that loses little more."""
+        trials = self.study.trials
+        candidates = [
+            smallest.Candidate(final.number, trials[final.number].params, final.rounds, trials[final.number].values[1])
+            for final in finals
+        ]
+        return smallest.choose_smallest(self.folds, candidates, self.p)
 
     def slow_down(self, best: Final) -> Slower:
         """The winner with half its step size, a quarter, and so on, as long as the folds gain and the budget has room.
@@ -195,7 +210,7 @@ class Search:
         trial had, the winner's own again too: the best of many trials owes some of its score to its seed.
         """
         winner = Slower(self.study.trials[best.number].params, best.score, best.rounds)
-        if not self.p.tune.halvings or not self._has_room(3 * best.seconds):
+        if self.p.tune.small or not self.p.tune.halvings or not self._has_room(3 * best.seconds):
             return winner
         winner = self._fit_slower(winner.params)
         for _ in range(self.p.tune.halvings):
