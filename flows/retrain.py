@@ -24,7 +24,7 @@ from flows.runs import pass_on_logs, retried
 from flows.stages import list_changed, list_lineage, push_outputs, run_stages
 from tasks import params
 from tasks.data import manifest, state
-from tasks.monitoring import decisions, policy, skew
+from tasks.monitoring import decisions, obstacles, skew
 from tasks.params import RetrainKind
 from tasks.promotion import card, changes, datacard, judge, ledger, outcome, recipe, record, same, tags
 from tasks.promotion.page import render_verdict
@@ -220,9 +220,9 @@ def limit_cost(p: params.Params, kind: RetrainKind, as_of: datetime | None, *, f
     entries = open_registry(p.registry).read_ledger()
     now = as_of or max((entry.as_of for entry in entries), default=datetime.max)
     costs = decisions.measure_costs(entries, now)
-    if obstacle := policy.explain_money(kind, p.policy, costs):
+    if obstacle := obstacles.explain_money(kind, p.policy, costs):
         raise ValueError(f"{obstacle} With --force it starts all the same.")
-    limit = policy.allot_trials(p.policy, costs)
+    limit = obstacles.allot_trials(p.policy, costs)
     return {"tune.cpu": params.spell(limit)} if limit and kind == "search" else {}
 
 

@@ -13,7 +13,7 @@ from typing import get_args
 
 import pyarrow as pa
 
-from tasks.monitoring import policy
+from tasks.monitoring import obstacles, policy
 from tasks.monitoring.signal import read_signals
 from tasks.params import Params, RetrainKind, spell
 from tasks.promotion import gate, judge, ledger
@@ -93,7 +93,7 @@ def read_requests(journal: Journal) -> list[Request]:
 
 def select_recent(requests: Sequence[Request]) -> list[Request]:
     """Those of the last 30 days by the wall clock."""
-    return [request for request in requests if request.last > _now() - policy.MONTH]
+    return [request for request in requests if request.last > _now() - obstacles.MONTH]
 
 
 def select_pending(requests: Sequence[Request], *, answered: set[str], p: Params, busy: bool = False) -> list[Request]:
@@ -154,33 +154,35 @@ def decide_first(
     return policy.decide_first(retrains, as_of=as_of, policy=p.policy)
 
 
-def read_retrains(p: Params, journal: Journal, registry: Registry, *, as_of: datetime, busy: bool) -> policy.Retrains:
+def read_retrains(
+    p: Params, journal: Journal, registry: Registry, *, as_of: datetime, busy: bool
+) -> obstacles.Retrains:
     """What was asked for and answered so far, what it took, and whether the last ones failed."""
     entries, requests = registry.read_ledger(), read_requests(journal)
     answered, unmade = ledger.find_answered(entries), ledger.find_empty_answers(entries)
     faults = [_on_wall_clock(line.made_at) for line in unmade if line.is_fault and line.made_at]
-    return policy.Retrains(
+    return obstacles.Retrains(
         made=ledger.find_retrains(entries),
         searched=ledger.find_retrains(entries, "search"),
         asked=[request.decision for request in select_asked(requests, answered=answered, p=p)],
         pending=[request.decision for request in select_pending(requests, answered=answered, p=p, busy=busy)],
         unmade=[line.decision for line in unmade],
-        refusal=policy.explain_rest(faults, _now()),
+        refusal=obstacles.explain_rest(faults, _now()),
         costs=measure_costs(entries, as_of),
         raced=contender.as_of if (contender := ledger.find_contender(entries)) else None,
     )
 
 
-def measure_costs(entries: Sequence[ledger.Entry], as_of: datetime) -> policy.Costs:
+def measure_costs(entries: Sequence[ledger.Entry], as_of: datetime) -> obstacles.Costs:
     """What retrains took, by the ledger."""
     last = {kind: ledger.find_last_cost(entries, kind) for kind in get_args(RetrainKind)}
-    spent = ledger.sum_cpu(entries, as_of - policy.MONTH, as_of)
-    return policy.Costs({kind: cpu for kind, cpu in last.items() if cpu is not None}, spent)
+    spent = ledger.sum_cpu(entries, as_of - obstacles.MONTH, as_of)
+    return obstacles.Costs({kind: cpu for kind, cpu in last.items() if cpu is not None}, spent)
 
 
 def list_recent_faults(lines: Sequence[ledger.Entry]) -> list[ledger.Entry]:
     """The retrains that failed in the last 30 days by the wall clock."""
-    since = _now() - policy.MONTH
+    since = _now() - obstacles.MONTH
     return [line for line in lines if line.is_fault and line.made_at and _on_wall_clock(line.made_at) > since]
 
 

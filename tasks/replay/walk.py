@@ -13,7 +13,7 @@ from datetime import datetime
 from itertools import takewhile
 
 from tasks import log
-from tasks.monitoring import policy
+from tasks.monitoring import obstacles, policy
 from tasks.monitoring.signal import Signal
 from tasks.params import Params, RetrainKind, SignalKind, spell
 from tasks.promotion import gate
@@ -165,18 +165,18 @@ def explain_retrain(state: PolicyState, now: datetime, p: Params) -> Wanted | No
     return Wanted(rule.kind, (f"{spell(rule.every)} have passed." if rule.every else "Its time has come.",))
 
 
-def _list_retrains(state: PolicyState, now: datetime, p: Params) -> policy.Retrains:
+def _list_retrains(state: PolicyState, now: datetime, p: Params) -> obstacles.Retrains:
     made = [one for one in state.retrains if one.outcome != FAILED]
     failed = takewhile(lambda one: one.outcome == FAILED, reversed(state.retrains))
-    return policy.Retrains(
+    return obstacles.Retrains(
         made=[state.began, *(one.as_of for one in made)],
         searched=[state.first_search or state.began, *(one.as_of for one in made if one.kind == "search")],
         asked=state.asked,
         unmade=[one.as_of.isoformat() for one in failed],
         refusal=gate.explain_backoff(max(state.looks, default=None), now, p.gate),
-        costs=policy.Costs(
+        costs=obstacles.Costs(
             last={one.kind: one.cpu for one in made},
-            spent=sum(one.cpu for one in made if one.as_of > now - policy.MONTH),
+            spent=sum(one.cpu for one in made if one.as_of > now - obstacles.MONTH),
         ),
     )
 

@@ -12,7 +12,8 @@ import pytest
 from tasks import params
 from tasks.monitoring import decisions
 from tasks.monitoring.decisions import Request
-from tasks.monitoring.policy import FIRST_REST, Decision
+from tasks.monitoring.obstacles import FIRST_REST
+from tasks.monitoring.policy import Decision
 from tasks.monitoring.signal import Signal, append_signals
 from tasks.params import Params, Policy
 from tasks.promotion import ledger, registry

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.monitoring import policy as work
-from tasks.monitoring.policy import FIRST_REST, LONGEST_REST, Costs, Decision, Retrains, explain_rest
+from tasks.monitoring.obstacles import FIRST_REST, LONGEST_REST, Costs, Retrains, allot_trials, explain_rest
+from tasks.monitoring.policy import Decision
 from tasks.monitoring.signal import Signal
 from tasks.params import Policy, RetrainKind
 
@@ -385,5 +386,5 @@ def test_what_would_exceed_the_months_money_is_not_started_and_says_so(kind: str
 )
 def test_trials_get_half_of_the_cpu_that_the_months_money_leaves(costs: Costs, seconds: int | None) -> None:
     policy = FRESH.model_copy(update={"money": 1.0, "cpu_price": 0.5})
-    assert work.allot_trials(policy, costs) == (seconds and timedelta(seconds=seconds))
-    assert work.allot_trials(FRESH, costs) is None
+    assert allot_trials(policy, costs) == (seconds and timedelta(seconds=seconds))
+    assert allot_trials(FRESH, costs) is None

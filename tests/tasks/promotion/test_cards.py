@@ -1,1 +1,0 @@
-"""The cards say what the stages know, and add up."""
