@@ -15,7 +15,7 @@ from tasks.promotion.gains import Course
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry
 from tasks.promotion.runs import Runs
-from tasks.promotion.verdict import METRIC_NAMES, Verdict
+from tasks.promotion.verdict import METRIC_NAMES, SAME, Verdict
 from tasks.runtime import cost
 
 JUDGE = "judge"  # a part of the costs, as the stages are
@@ -107,10 +107,13 @@ def append_verdict(
 def add_verdict(runs: Runs, run_id: str, verdict: Verdict, *, cpu_price: float) -> None:
     """Show on a candidate's run what the verdict says, and what making and judging it takes.
 
-    A candidate that is judged again keeps what its stages took when they ran.
+    A candidate that is judged again keeps what its stages took when they ran. One that is found to be what serves keeps
+    the verdict by which it came to serve.
     """
-    before, shown = runs.read_data(run_id).metrics, verdict.figures
-    parts = {name.removeprefix(cost.PART): value for name, value in before.items() if name.startswith(cost.PART)}
+    before, shown = runs.read_data(run_id), verdict.figures
+    parts = {
+        name.removeprefix(cost.PART): value for name, value in before.metrics.items() if name.startswith(cost.PART)
+    }
     costs = cost.list_metrics(parts | shown["cpu"], cpu_price)
     labels = {
         tags.KIND: shown["kind"],
@@ -119,6 +122,8 @@ def add_verdict(runs: Runs, run_id: str, verdict: Verdict, *, cpu_price: float) 
         tags.CPU: f"{costs['cpu_s']:.1f}",
         tags.COST: f"{costs['cost']:.4g}",
     }
+    if SAME in shown and tags.VERDICT in before.tags:
+        labels = {name: labels[name] for name in (tags.CPU, tags.COST)}
     gain, bound = find_gain(shown)
     numbers = {"gate.gain": gain, "gate.bound": bound, "gate.champion_age": shown.get("champion_age")}
     shortened = {

@@ -8,6 +8,7 @@ from typing import Any, Literal
 Outcome = Literal["PROMOTE", "HOLD", "REJECT"]
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f]")
 METRIC_NAMES = {"log_loss": "log loss", "rmse": "RMSE"}
+SAME = "same_as"  # the figure that names the version which a candidate is
 COMPARISONS = {
     ("superior", "PROMOTE"): "Better than",
     ("superior", "HOLD"): "Not surely better than",
@@ -44,7 +45,7 @@ def hold(*reasons: str, **figures: Any) -> Verdict:
 
 def hold_same(number: int) -> Verdict:
     """The HOLD of a candidate that is the version which serves."""
-    return hold(f"Same recipe and same data as version {number}: nothing to judge.", same_as=f"version {number}")
+    return hold(f"Same recipe and same data as version {number}: nothing to judge.", **{SAME: f"version {number}"})
 
 
 def describe_gain(figures: Mapping[str, Any]) -> str:

@@ -68,6 +68,12 @@ def test_when_nothing_changed_nothing_runs_and_no_version_is_made(story: Story) 
     assert "Same recipe and same data" in story.again.verdict.reasons[0]
 
 
+def test_when_nothing_changed_the_run_that_serves_keeps_its_verdict(story: Story) -> None:
+    shown = story.known.runs.read_data(story.first.run_id).tags
+    assert (shown["evergreen.verdict"], shown["evergreen.against"]) == ("PROMOTE", "baselines")
+    assert story.known.read_version(1).tags["evergreen.verdict"] == "PROMOTE"
+
+
 def test_a_challenger_is_judged_against_the_champion_by_its_stored_twin(story: Story) -> None:
     assert story.later.as_of == LATER.isoformat()
     assert story.later.run_id != story.first.run_id
