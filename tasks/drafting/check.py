@@ -155,6 +155,13 @@ def _list_rules(reader: feeds.Reader, feed: feeds.Feed) -> Iterator[contract.Rul
 def _check_spine(p: Params, reader: feeds.Reader) -> Iterator[Finding]:
     """What a retrain would find: rows enough as of now, and labels that can be learnt."""
     feed, con = reader.feeds[p.spine.table], reader.con
+    if not feed.table.key:
+        yield Finding(
+            "note",
+            feed.name,
+            f"contract.{feed.name}.key is empty: a model can be trained, but score cannot tell its predictions apart. "
+            "Name the columns that tell rows apart.",
+        )
     known = timeline.known_sql(feed.outcomes)
     reach = timeline.measure_reach(con, quote(feed.name), known)
     if reach is None:

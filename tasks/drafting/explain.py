@@ -53,9 +53,14 @@ def explain_rows(shape: Shape, wishes: Wishes) -> Iterator[Guess]:
             "rows", "events", "they come unevenly: what stands in a row is known when it is asked", "--kind series"
         )
     if not shape.key:
-        yield Guess("key", "none", "no column or two tell all rows apart: doubled rows stay", "--key")
+        why = "no column or two tell all rows apart: which do? Without a key score cannot tell its predictions apart"
+        yield Guess("key", "none", why, "--key", is_open=True)
     else:
-        why = "no two rows agree in it" if not shape.doubled else f"{shape.doubled:,} rows repeat one: the last counts"
+        why = (
+            "no two rows agree in it"
+            if not shape.doubled
+            else f"of rows that repeat one the last counts ({shape.doubled:,} go)"
+        )
         yield Guess("key", ", ".join(shape.key), why, "" if wishes.key else "--key")
 
 

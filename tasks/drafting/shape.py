@@ -23,6 +23,7 @@ from tasks.drafting.wishes import Kind, Wishes, listed
 from tasks.runtime.sql import quote
 
 DOUBLED_SHARE = 0.001  # of the rows of a series may come twice
+REPEATED_SHARE = 0.01  # of the rows of events may repeat another in every column
 COVERED_SHARE = 0.3  # of all steps of all entities, that have a row
 EVEN_SHARE = 0.6  # of the gaps that are one step: weekends and holidays may be missing
 CALENDAR = {1: ("1 MONTH", 31), 3: ("3 MONTH", 92), 12: ("1 YEAR", 366)}  # months: an interval, and its days at most
@@ -276,18 +277,21 @@ def _covers(sheet: Sheet, entity: Sequence[str], step: Step) -> bool:
 
 
 def _find_key(sheet: Sheet, looked: Looked, others: Sequence[str]) -> tuple[str, ...]:
-    """A column that is another one in each row; else the time with one or two columns. Empty where rows repeat."""
+    """A column that is another one in each row; else the time with one or two columns. Empty where rows repeat, but for
+    a few that repeat another as a whole: an export that ran twice, say."""
+    repeated = _count_doubled(sheet, sheet.columns)
+    repeated = repeated if repeated <= REPEATED_SHARE * sheet.rows else 0
     full = [name for name in others if looked.columns[name].filled == sheet.rows and _can_be_key(looked.columns[name])]
     full.sort(
         key=lambda name: bool(looked.columns[name].personal)
     )  # stable: a person's name only where nothing else is
     for name in full:
-        if looked.columns[name].distinct == sheet.rows:
+        if looked.columns[name].distinct == sheet.rows - repeated:
             return (name,)
     usable = sorted(full, key=lambda name: -looked.columns[name].distinct)[:6]
     for size in (0, 1, 2):
         for names in combinations(usable, size):
-            if not _count_doubled(sheet, ("event_time", *names)):
+            if _count_doubled(sheet, ("event_time", *names)) <= repeated:
                 return ("event_time", *names)
     return ()
 

@@ -81,7 +81,10 @@ def _name_again(new: pa.Table, made: pa.Table) -> pa.Table:
 def subjects_of_keys(rows: featurerows.Rows) -> NDArray[Any]:
     """What each row's prediction is about (n), made from its key. Raises ValueError for a spine without one."""
     if rows.keys is None or not rows.keys.num_columns:
-        raise ValueError("predictions are told apart by their key: name the spine table's in contract.<table>.key")
+        raise ValueError(
+            "predictions are told apart by their key, and the spine's table has none: name the columns that tell its "
+            "rows apart in contract.<table>.key of params.yaml"
+        )
     columns = [rows.keys[name].to_pylist() for name in rows.keys.column_names]
     return np.array([schema.make_entry(*key) for key in zip(*columns, strict=True)], dtype="U32")
 
