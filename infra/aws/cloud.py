@@ -3,7 +3,7 @@
 Two stacks: <name>-state holds what must not be lost (state.yaml), <name>-services what runs (services.yaml).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import boto3
@@ -12,7 +12,8 @@ from cyclopts.types import PositiveInt
 
 from infra.aws import buckets, stacks
 from infra.aws.stacks import Plan, Stack
-from infra.aws.templates import HERE, read_template
+from infra.aws.templates import read_template, write_template
+from tasks import params
 
 STATE, SERVICES = "state", "services"
 PLAN_S = 300.0
@@ -57,9 +58,15 @@ def up(
         if state is None:
             print(f"{name}-{SERVICES}: stands on {name}-{STATE}, and is planned once that is there")
             return
-        services = _put(name, SERVICES, {**state.outputs, **given}, dry_run=dry_run, seconds=60.0 * minutes)
+        secrets, given = list_secrets(), {**state.outputs, **given}
+        services = _put(name, SERVICES, given, dry_run=dry_run, seconds=60.0 * minutes, secrets=secrets)
         if services and not dry_run:
-            print(describe_use(state, services))
+            print(describe_use(state, services, secrets))
+
+
+def list_secrets() -> list[str]:
+    """The variables that hold the secrets of the sources of params.yaml."""
+    return sorted({name for source in params.load().sources.values() for name in source.secrets})
 
 
 def check_given(name: str, given: Mapping[str, str]) -> None:
@@ -76,7 +83,9 @@ def _spell_option(parameter: str) -> str:
     return "-" + "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in parameter)
 
 
-def _put(name: str, part: str, given: Mapping[str, str], *, dry_run: bool, seconds: float) -> Stack | None:
+def _put(
+    name: str, part: str, given: Mapping[str, str], *, dry_run: bool, seconds: float, secrets: Sequence[str] = ()
+) -> Stack | None:
     """Bring a stack to its template. Returns it; None for one that is not made yet, in a dry run."""
     stack, declared = f"{name}-{part}", read_template(part)["Parameters"]
     present = stacks.read_stack(stack)
@@ -84,7 +93,7 @@ def _put(name: str, part: str, given: Mapping[str, str], *, dry_run: bool, secon
     values |= {**(present.parameters if present else {}), **given}
     plan = stacks.plan_change(
         stack,
-        (HERE / f"{part}.yaml").read_text(),
+        write_template(part, secrets),
         {key: value for key, value in values.items() if key in declared},
         tags={"evergreen:name": name, "evergreen:part": part},
         seconds=PLAN_S,
@@ -108,7 +117,7 @@ def describe_plan(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def describe_use(state: Stack, services: Stack) -> str:
+def describe_use(state: Stack, services: Stack, secrets: Sequence[str] = ()) -> str:
     """What a person does next with what is there."""
     outputs = {**state.outputs, **services.outputs}
     lines = [
@@ -116,6 +125,12 @@ def describe_use(state: Stack, services: Stack) -> str:
         f"the image: docker push {outputs['Repository']}:TAG, then evergreen cloud up --image-tag TAG",
         f"inside the network: PREFECT_API_URL={outputs['PrefectApi']} MLFLOW_TRACKING_URI={outputs['MlflowUri']}",
     ]
+    if secrets:
+        values = ", ".join(f'"{name}": "…"' for name in secrets)
+        lines.append(
+            "the sources' secrets: aws secretsmanager put-secret-value --secret-id "
+            f"{outputs['SourcesSecret']} --secret-string '{{{values}}}'"
+        )
     pool = {"CLUSTER": outputs["Cluster"], "TASK": f"{outputs['Cluster']}-run"}
     pool |= {"SUBNETS": state.parameters["Subnets"], "GROUPS": outputs["RunGroupId"]}
     lines.append(f"to deploy from there: export {' '.join(f'POOL_{key}={value}' for key, value in pool.items())}")
@@ -140,7 +155,7 @@ def status(*, name: str = "evergreen") -> None:
             for bucket, number in count_versions(state).items():
                 print(f"  {bucket}: {spell_count(number)}")
             if services:
-                print(describe_use(state, services))
+                print(describe_use(state, services, list_secrets()))
 
 
 def list_services(cluster: str) -> list[str]:

@@ -17,10 +17,11 @@ from tasks.drafting.roles import Roles, Target, find_roles, find_target
 from tasks.drafting.shape import Shape, describe_sql, find_shape, find_time, quote_plain
 from tasks.drafting.sheet import Sheet
 from tasks.drafting.wishes import Guess, Wishes, listed
-from tasks.params import spell
+from tasks.params import Source, spell
 
 DAY = timedelta(days=1)
 USUAL_BAD_SHARE = 0.01  # of the rows: more need a higher clean.max_bad_share
+ASKED = ("address", "query", "watermark", "password")  # of a source: what only a person can say
 MOST_SLICES, SLICE_LEVELS = 2, (2, 20)
 
 
@@ -36,6 +37,7 @@ class Draft:
     """
 
     table: str
+    has_key: bool
     sections: Mapping[str, Any]
     values: Mapping[str, Any]
     sql: str
@@ -46,8 +48,12 @@ class Draft:
     as_of: datetime
 
 
-def make_draft(sheet: Sheet, wishes: Wishes, *, address: str, stem: str) -> Draft:
-    """Raises ValueError where the table does not say what a flag must, with the candidates."""
+def make_draft(sheet: Sheet, wishes: Wishes, *, source: Source, stem: str) -> Draft:
+    """Raises ValueError where the table does not say what a flag must, with the candidates.
+
+    Args:
+        source: where the table comes from, as a person has said it.
+    """
     looked = look_at(sheet)
     type_table(sheet, looked)
     _, time_columns = find_time(sheet, looked, wishes.time)
@@ -66,7 +72,7 @@ def make_draft(sheet: Sheet, wishes: Wishes, *, address: str, stem: str) -> Draf
     slices = _choose_slices(looked, roles, lengths)
     model = wishes.model or name_model(stem)
     sections: dict[str, Any] = {
-        "sources": {table: _source(sheet, looked, shape, known_at, address)},
+        "sources": {table: _source(sheet, looked, shape, known_at, source)},
         "contract": {table: {"key": list(shape.key), "columns": _contract(looked, shape, roles)}},
         "spine": {"table": table, "columns": list(dict.fromkeys([*_spine(shape, roles), *roles.known]))},
     }
@@ -89,7 +95,18 @@ def make_draft(sheet: Sheet, wishes: Wishes, *, address: str, stem: str) -> Draf
         *explain.explain_lengths(lengths, slices, text, model),
     ]
     as_of = shape.end + deadline
-    return Draft(table, sections, values, text.sql, tuple(guesses), sheet.rows, text.features, shape.times, as_of)
+    return Draft(
+        table,
+        bool(shape.key),
+        sections,
+        values,
+        text.sql,
+        tuple(guesses),
+        sheet.rows,
+        text.features,
+        shape.times,
+        as_of,
+    )
 
 
 def name_table(stem: str) -> str:
@@ -106,15 +123,15 @@ def name_model(stem: str) -> str:
 # --- parts of params.yaml --------------------------------------------------------------------------------------------
 
 
-def _source(sheet: Sheet, looked: Looked, shape: Shape, known_at: str, address: str) -> dict[str, Any]:
-    source: dict[str, Any] = {"address": address}
+def _source(sheet: Sheet, looked: Looked, shape: Shape, known_at: str, source: Source) -> dict[str, Any]:
+    section: dict[str, Any] = {name: getattr(source, name) for name in ASKED if getattr(source, name) is not None}
     if looked.nulls:
-        source["nulls"] = list(looked.nulls)
+        section["nulls"] = list(looked.nulls)
     if looked.decimal != ".":
-        source["decimal"] = looked.decimal
+        section["decimal"] = looked.decimal
     if sheet.encoding != "utf-8":
-        source["encoding"] = sheet.encoding
-    return source | {"event_time": shape.time, "known_at": known_at}
+        section["encoding"] = sheet.encoding
+    return section | {"event_time": shape.time, "known_at": known_at}
 
 
 def _contract(looked: Looked, shape: Shape, roles: Roles) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -26,7 +27,7 @@ from tasks.drafting.draft import Draft, make_draft
 from tasks.drafting.sheet import open_sheet
 from tasks.drafting.wishes import Guess, Kind, Wishes
 from tasks.drafting.yamldraft import apply_draft
-from tasks.params import Task
+from tasks.params import Source, Task
 from tasks.runtime import files
 
 SETTINGS = Path("params.yaml")
@@ -43,6 +44,9 @@ Length = Annotated[
 def main(
     table: str,
     *,
+    query: str | None = None,
+    watermark: str | None = None,
+    password: str | None = None,
     time: str | None = None,
     label: str | None = None,
     task: Task | None = None,
@@ -62,6 +66,10 @@ def main(
 
     Args:
         table: A CSV, Parquet or JSON lines file, a .zip or .gz of one, files by *, or an address as in params.yaml.
+        query: Of a database, postgresql://user@host/name: a table's name, or a SELECT.
+        watermark: A column of the query that grows, such as the time of a row's last change: later only newer rows are
+            read. Empty: all, each time.
+        password: The environment variable that holds the database's password. Empty: PGPASSWORD.
         time: When a row happened: a column, or SQL over the columns. Empty: the one column that holds times.
         label: What to predict: a column, or SQL over the columns, such as "delay > 15". Empty: the one likely column.
         task: binary, multiclass or regression. Empty: by the label's values.
@@ -101,9 +109,11 @@ def main(
             f"{' and '.join(map(str, lost))} hold work that git does not: commit it, or give --force, which leaves "
             "copies beside them"
         )
-    address = spell_address(table, checkout)
-    with open_sheet(p, address) as sheet:
-        draft = make_draft(sheet, wishes, address=address, stem=name_stem(table))
+    source = describe_source(spell_address(table, checkout), query, watermark, password)
+    with open_sheet(p, source) as sheet:
+        draft = make_draft(sheet, wishes, source=source, stem=name_stem(query_name(query) or table))
+    if watermark and not draft.has_key:
+        raise ValueError("--watermark needs a key: of a changed row both versions come, and the newer wins. Give --key")
     text = apply_draft((checkout / SETTINGS).read_text(encoding="utf-8"), draft.sections, draft.values, draft.guesses)
     problems = try_draft(text, draft)
     copies = write_draft(checkout, text, draft.sql, keep=lost)
@@ -116,6 +126,20 @@ def spell_address(table: str, checkout: Path) -> str:
         return table
     path = Path(os.path.abspath(Path(table).expanduser()))  # not resolved: a link may be meant to be moved
     return str(path.relative_to(checkout)) if path.is_relative_to(checkout) else str(path)
+
+
+def describe_source(address: str, query: str | None, watermark: str | None, password: str | None) -> Source:
+    """Raises ValueError, in the words of params.yaml, where these do not go together."""
+    try:
+        return Source(address=address, query=query, watermark=watermark, password=password)
+    except ValidationError as error:
+        messages = [str(one["ctx"]["error"] if "ctx" in one else one["msg"]) for one in error.errors()]
+        raise ValueError("; ".join(messages)) from None  # without the address: it may hold a password
+
+
+def query_name(query: str | None) -> str | None:
+    """The table that a query is the name of, without its schema."""
+    return query.rpartition(".")[2] if query and re.fullmatch(r"[\w.]+", query) else None
 
 
 def name_stem(table: str) -> str:

@@ -47,9 +47,10 @@ class Sheet:
 
 
 @contextmanager
-def open_sheet(p: Params, address: str) -> Iterator[Sheet]:
-    """Raises ValueError where the address leads to no table, or its first line is no header."""
-    fetched = fetch.fetch_files(address)
+def open_sheet(p: Params, source: Source) -> Iterator[Sheet]:
+    """Raises ValueError where the source's address leads to no table, or its first line is no header."""
+    address = source.shown
+    fetched = fetch.fetch_files(source.address, source)
     encoding, delimiter, names, fractions = _read_head(fetched)
     _check_header(address, names)
     columns, unusable = choose_columns(names)
@@ -59,8 +60,8 @@ def open_sheet(p: Params, address: str) -> Iterator[Sheet]:
             "spreadsheet, save the sheet as CSV."
         )
     with stage.connect(p) as con:
-        source = Source(address=address, encoding=encoding)
-        delivery = loading.load_table(con, fetched, source, {name: Column(type="VARCHAR") for name in columns}, "_came")
+        read_as = source.model_copy(update={"encoding": encoding})
+        delivery = loading.load_table(con, fetched, read_as, {name: Column(type="VARCHAR") for name in columns}, "_came")
         values = ", ".join(f"nullif(trim(v{i}), '') AS {quote(name)}" for i, name in enumerate(columns))
         con.execute(f"CREATE TEMP TABLE raw AS SELECT {values} FROM _came WHERE NOT blank")
         con.execute("DROP TABLE _came")

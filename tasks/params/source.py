@@ -13,6 +13,7 @@ from tasks.params.values import Duration, normalize_encoding, spelled_as
 READING = {"nulls", "decimal", "encoding", "event_time", "known_at", "derive"}  # what the rows depend on, once fetched
 COPIED = ("http", "https", "s3", "postgresql", "kafka")  # schemes of which this machine keeps a copy
 WEB, DATABASE, KAFKA = ("http", "https"), "postgresql", "kafka"
+PGPASSWORD = "PGPASSWORD"  # of a database, where `password` names no other
 LAST = "last"  # as a fallback: the copy of the last good delivery
 Variable = Annotated[
     str, spelled_as(r"[A-Za-z_]\w*", "a secret is given by the name of an environment variable that holds it")
@@ -100,6 +101,12 @@ class Source(Section):
     password: Variable | None = None
     group: str = Field("evergreen-sources", min_length=1)
     client: dict[str, str | bool | int | float] = Field({})
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The environment variables that hold what the source asks for: its headers, its password."""
+        password = self.password or (PGPASSWORD if scheme_of(self.address) == DATABASE else None)
+        return tuple(dict.fromkeys([*self.headers.values(), *([password] if password else [])]))
 
     @property
     def shown(self) -> str:

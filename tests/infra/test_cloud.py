@@ -9,6 +9,7 @@ from typing import Any
 
 import boto3
 import pytest
+import yaml
 from moto.cloudformation.models import cloudformation_backends
 
 from infra.aws import buckets, cloud, stacks
@@ -114,6 +115,24 @@ def test_a_second_up_changes_nothing_and_says_so(make_stacks: Make, capsys: Outp
     assert read_outputs("again") == before
     sets = boto3.client("cloudformation").list_change_sets(StackName="again-state")["Summaries"]
     assert [one for one in sets if one["StackName"] == "again-state" and one["Status"] == "FAILED"] == []
+
+
+def test_the_secrets_of_the_sources_are_variables_of_each_run(
+    make_stacks: Make, capsys: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_stacks("secrets")
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["sources"]["planes"] = {"address": "https://example.org/planes.csv", "headers": {"X-Key": "SHOP_KEY"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    cloud.up(name="secrets")
+    outputs = read_outputs("secrets")
+    definition = boto3.client("ecs").describe_task_definition(taskDefinition=outputs["RunDefinition"])["taskDefinition"]
+    given = {line["name"]: line["valueFrom"] for line in definition["containerDefinitions"][0]["secrets"]}
+    assert given["SHOP_KEY"] == f"{outputs['SourcesSecret']}:SHOP_KEY::"
+    printed = capsys.readouterr().out
+    assert f'--secret-id {outputs["SourcesSecret"]} --secret-string \'{{"SHOP_KEY": "…"}}\'' in printed
 
 
 def test_an_image_starts_the_servers_and_the_worker(make_stacks: Make, capsys: Output) -> None:

@@ -4,12 +4,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.aws.stacks import TEMPLATE_LIMIT
-from infra.aws.templates import HERE, read_template
+from infra.aws.templates import HERE, read_template, write_template
 
 PARTS = ("state", "services")
 RESOURCES: dict[str, Any] = {name: one for part in PARTS for name, one in read_template(part)["Resources"].items()}
@@ -44,8 +45,12 @@ def texts(value: Any) -> list[str]:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_the_linter_finds_nothing(part: str) -> None:
+    lint(HERE / f"{part}.yaml")
+
+
+def lint(path: Path) -> None:
     code = "import sys; from cfnlint.runner import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, str(HERE / f"{part}.yaml")]
+    command = [sys.executable, "-c", code, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
@@ -179,6 +184,23 @@ def test_a_task_gets_its_secrets_as_references() -> None:
     assert [name for name in plain if SECRET.search(name)] == []
     (run,) = of_kind("AWS::ECS::TaskDefinition")["RunTask"]["ContainerDefinitions"]
     assert {line["Name"] for line in run["Secrets"]} == {"EVERGREEN_PII_KEY", "EVERGREEN_LOCKS"}
+
+
+def test_a_run_gets_the_secrets_of_the_sources_by_name(tmp_path: Path) -> None:
+    names = ["PGPASSWORD", "SHOP_TOKEN"]
+    plain, written = (list_run_secrets(read_template("services", secrets)) for secrets in ([], names))
+    assert written[: len(plain)] == plain
+    assert written[len(plain) :] == [
+        {"Name": name, "ValueFrom": {"Fn::Sub": f"${{SourcesSecret}}:{name}::"}} for name in names
+    ]
+    path = tmp_path / "services.yaml"
+    path.write_text(write_template("services", names))
+    lint(path)
+
+
+def list_run_secrets(template: Any) -> list[Any]:
+    (run,) = template["Resources"]["RunTask"]["Properties"]["ContainerDefinitions"]
+    return list(run["Secrets"])
 
 
 def test_no_secret_is_written_in_a_template() -> None:

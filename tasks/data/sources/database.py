@@ -23,10 +23,9 @@ from tasks.data.sources import copies
 from tasks.data.sources.download import Limit, retry
 from tasks.data.sources.scheme import DeliveryError, PassingError
 from tasks.params import Source
-from tasks.params.source import show_address
+from tasks.params.source import PGPASSWORD, show_address
 from tasks.runtime import sql
 
-PASSWORD = "PGPASSWORD"
 CONNECT_TIMEOUT_S = 10
 OVERLAP, OVERLAP_STEPS = timedelta(hours=1), 1000  # of a watermark that is a time, and of one that is a number
 MEMORY = "1GB"  # to order the rows, beyond which they spill to the folder of the copies
@@ -83,12 +82,12 @@ def _fetch_newer(shelf: copies.Copies, url: str, source: Source, limit: Limit) -
         old = [] if cut is None else [f"SELECT * FROM {sql.parquet(rows)} WHERE {mark} < {_spell(cut)}"]
         every = " UNION ALL BY NAME ".join([*old, f"SELECT * FROM {sql.parquet([new])}"])
         columns = ", ".join(sql.quote(column) for column in pq.read_schema(new).names)
-        kept = []
+        delivered = []
         for file, where in (("settled", f"{mark} < {border}"), ("recent", f"coalesce({mark} >= {border}, TRUE)")):
             part = shelf.part_of(file)
             _copy(con, f"SELECT * FROM ({every}) WHERE {where} ORDER BY {mark}, {columns}", part)
-            kept.append(shelf.keep(part, f"{file}.parquet", {}))
-    return shelf.publish(tuple(kept), {"watermark": _format_mark(top)})
+            delivered.append(shelf.keep(part, f"{file}.parquet", {}))
+    return shelf.publish(tuple(delivered), {"watermark": _format_mark(top)})
 
 
 # --- what PostgreSQL is asked ----------------------------------------------------------------------------------------
@@ -96,7 +95,7 @@ def _fetch_newer(shelf: copies.Copies, url: str, source: Source, limit: Limit) -
 
 def _make_url(address: str, source: Source, limit: Limit) -> str:
     """The address as libpq reads it, with the password. Raises ValueError where its variable is not set."""
-    variable = source.password or PASSWORD
+    variable = source.password or PGPASSWORD
     password = os.environ.get(variable)
     if source.password and not password:
         raise ValueError(
@@ -206,7 +205,7 @@ def _plain(column: pa.Array) -> pa.Array:
     return column.storage if is_text else column
 
 
-# --- what is kept of it ----------------------------------------------------------------------------------------------
+# --- its copies ------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

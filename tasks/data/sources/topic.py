@@ -61,26 +61,26 @@ class TopicRows:
             offsets = {int(number): offset for number, offset in state["offsets"].items()}
             new = shelf.part_of("new")
             ends = retry(lambda: _read(address, source, offsets, new, limit), limit)
-            kept, count = before.copies if before else (), state["count"]
+            delivered, count = before.copies if before else (), state["count"]
             if new.stat().st_size:
-                kept, count = (*kept, shelf.keep(new, f"{count:06}.jsonl.gz", {})), count + 1
-            if not kept:
+                delivered, count = (*delivered, shelf.keep(new, f"{count:06}.jsonl.gz", {})), count + 1
+            if not delivered:
                 raise DeliveryError(f"{address} has no messages yet")
-            if len(kept) > FILES:
-                kept = (_merge(shelf, kept),)
-            paths = shelf.publish(kept, {"offsets": ends, "count": count})
+            if len(delivered) > FILES:
+                delivered = (_merge(shelf, delivered),)
+            paths = shelf.publish(delivered, {"offsets": ends, "count": count})
             _commit(address, source, ends)  # also where nothing is new: a broker forgets old offsets too
             return paths
 
 
-def _merge(shelf: copies.Copies, kept: tuple[copies.Copy, ...]) -> copies.Copy:
+def _merge(shelf: copies.Copies, delivered: tuple[copies.Copy, ...]) -> copies.Copy:
     """All files as one: gzip goes on where another begins."""
     part = shelf.part_of("merged")
     with part.open("wb") as whole:
-        for copy in kept:
+        for copy in delivered:
             with (shelf.folder / copy.path).open("rb") as file:
                 shutil.copyfileobj(file, whole)
-    return shelf.keep(part, kept[-1].name, {})
+    return shelf.keep(part, delivered[-1].name, {})
 
 
 def _read(address: str, source: Source, offsets: Offsets, target: Path, limit: Limit) -> Offsets:

@@ -148,13 +148,13 @@ class _Question:
     def _check(self, response: "httpx.Response") -> None:
         """Raises DeliveryError where the answer is no file, PassingError where another try may give it."""
         status = response.status_code
-        said = f"{self.limit.address} answers with {status} {response.reason_phrase}".rstrip()
+        message = f"{self.limit.address} answers with {status} {response.reason_phrase}".rstrip()
         if status in PASSING:
-            raise PassingError(said, after=_read_wait(response.headers.get("retry-after")))
+            raise PassingError(message, after=_read_wait(response.headers.get("retry-after")))
         if status in (401, 403):
-            raise DeliveryError(f"{said}. Give the source the `headers` that it needs, with valid secrets")
+            raise DeliveryError(f"{message}. Give the source the `headers` that it needs, with valid secrets")
         if status not in (200, 206):
-            raise DeliveryError(f"{said}. Correct the address")
+            raise DeliveryError(f"{message}. Correct the address")
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind in PAGES and PurePosixPath(_name_of(self.address)).suffix.lower() not in (".html", ".htm"):
             raise DeliveryError(

@@ -11,6 +11,7 @@ import pytest
 from tasks import params
 from tasks.drafting.columns import Looked, look_at
 from tasks.drafting.sheet import Sheet, guess_encoding, open_sheet
+from tasks.params import Source
 from tests.tasks.drafting.tables import ROOT
 
 Read = Callable[[str | bytes], tuple[Sheet, Looked]]
@@ -24,7 +25,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     def read(text: str | bytes, name: str = "table.csv") -> tuple[Sheet, Looked]:
         path = tmp_path / name
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        with open_sheet(params.load(ROOT / "params.yaml"), str(path)) as sheet:
+        with open_sheet(params.load(ROOT / "params.yaml"), Source(address=str(path))) as sheet:
             return sheet, look_at(sheet)
 
     return read
