@@ -15,7 +15,7 @@ from typing import Any
 from tasks import log, params
 from tasks.data import manifest
 from tasks.data.manifest import FeaturesManifest, RawManifest
-from tasks.params import Params, spell
+from tasks.params import Params
 from tasks.promotion import bill, datacard, evolution, record, tags
 from tasks.promotion.contest import estimate_loss, row_losses
 from tasks.promotion.interval import Estimate
@@ -133,7 +133,7 @@ def render_model_card(
 def _render_purpose(facts: Facts) -> str:
     card, label = facts.p.card, facts.p.label
     asked = f"It answers `{' '.join(label.expression.split())}` ({label.task}) of a row of `{facts.p.spine.table}`, "
-    asked += f"{spell(facts.p.features.lead)} before its event."
+    asked += f"{datacard.spell_lead(facts.p)}."
     owner = f"Ask {card.owner}." if card.owner else ""
     return " ".join(filter(None, [card.purpose or UNSAID, asked, owner]))
 
@@ -179,12 +179,13 @@ def _render_performance(facts: Facts) -> str:
         f"On the {int(facts.metrics['rows']):,} rows of the holdout, {facts.period[0]} to {facts.period[1]}, which "
         f"neither the search nor this fit has seen, its {metric} is {loss.value:.5g}{ends}."
     )
-    return f"{head}\n\n{render_table(_align(facts.leaderboard))}"
+    return f"{head}\n\n{render_table(_align(facts.leaderboard, facts.p.gate.metric))}"
 
 
-def _align(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with the same columns: those that all of them have."""
+def _align(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """The rows with the same columns: those that all of them have, the model and the gate's metric first."""
     names = [name for name in rows[0] if all(name in row for row in rows)]
+    names.sort(key=lambda name: (name != "model", name != metric))  # stable: the others stay in their order
     return [{name: row[name] for name in names} for row in rows]
 
 

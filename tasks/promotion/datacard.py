@@ -80,9 +80,21 @@ def _render_head(data: Data) -> str:
             f"- **Rows**: {rows:,}, one for each row of `{data.p.spine.table}` from {features.begin} to {features.end}",
             f"- **Label**: `{' '.join(label.expression.split())}` ({label.task}), known of {labelled:,} rows; it may "
             f"come {spell(label.deadline)} after the event",
-            f"- **Asked** {spell(data.p.features.lead)} before the event: no feature holds what became known later",
+            f"- **Asked** {spell_lead(data.p)}: no feature holds what became known later",
         ]
     )
+
+
+def spell_lead(p: Params) -> str:
+    """When a prediction is asked, in words."""
+    return f"{spell(p.features.lead)} before the event" if p.features.lead else "at the event's own time"
+
+
+def spell_number(value: float) -> str:
+    """A number as people read it: 71,220 and 0.01575, and none with an exponent but what is very large or small."""
+    if value == 0 or 1e-4 <= abs(value) < 1e15:
+        return f"{round(value):,}" if abs(value) >= 9999.5 else f"{value:.4g}"  # 2013 may be a year
+    return f"{value:.4g}"
 
 
 def _render_changes(data: Data) -> str:
@@ -211,7 +223,8 @@ def summarize_numbers(column: pa.ChunkedArray) -> dict[str, str]:
         return summary
     low, high = pc.min_max(values).values()
     (median,) = pc.quantile(values, q=0.5)
-    return summary | {"from": f"{low.as_py():.4g}", "median": f"{median.as_py():.4g}", "to": f"{high.as_py():.4g}"}
+    places = {"from": low, "median": median, "to": high}
+    return summary | {name: spell_number(value.as_py()) for name, value in places.items()}
 
 
 def summarize_categories(column: pa.ChunkedArray) -> dict[str, str]:

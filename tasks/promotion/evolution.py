@@ -99,6 +99,8 @@ def _compare_deliveries(table: str, old: RawTable | None, new: RawTable | None) 
 def _spell(value: Any) -> str:
     if value is None or value in ([], ()):
         return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

@@ -5,15 +5,38 @@ from importlib import metadata
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 from tasks.params import Column
-from tasks.promotion import bill, datacard
+from tasks.promotion import bill, card, datacard
+from tests.tasks import small
 
 
 def test_numbers_are_shown_by_their_range_and_what_is_missing() -> None:
     column = pa.chunked_array([[1, 2], [None, 9]])
     assert datacard.summarize_numbers(column) == {"missing": "25.0%", "from": "1", "median": "2", "to": "9"}
     assert datacard.summarize_numbers(pa.chunked_array([[None, None]], pa.float64())) == {"missing": "100.0%"}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(71220.4, "71,220"), (2013, "2013"), (9999.7, "10,000"), (0.015754, "0.01575"), (0, "0"), (-1e20, "-1e+20")],
+)
+def test_a_number_is_shown_as_people_read_it(value: float, words: str) -> None:
+    assert datacard.spell_number(value) == words
+
+
+@pytest.mark.parametrize(("lead", "words"), [("0s", "at the event's own time"), ("2h", "2h before the event")])
+def test_a_lead_of_nothing_is_the_event_itself(lead: str, words: str) -> None:
+    assert datacard.spell_lead(small.settings(**{"features.lead": lead})) == words
+
+
+def test_the_model_and_the_gate_s_metric_lead_the_table() -> None:
+    rows = [
+        {"auc": 0.7, "brier": 0.1, "log_loss": 0.4, "model": "candidate"},
+        {"auc": 0.5, "log_loss": 0.6, "model": "constant"},
+    ]
+    assert [list(row) for row in card._align(rows, "log_loss")] == [["model", "log_loss", "auc"]] * 2
 
 
 def test_no_value_of_a_category_is_shown() -> None:
