@@ -31,7 +31,7 @@ def make_freshness(kept: Kept | None, *, made_at: datetime, since: datetime, as_
     """The signal of a champion that was made at `made_at`; `since` is where its window begins."""
     age = max(1, round((as_of - made_at) / WEEK))
     known = "no fit of its recipe is kept yet: a refresh measures it"
-    cost = None
+    weeks, cost = f"{age} week{'s' * (age != 1)}", None
     if kept:
         cost = ageing.choose_cost(ageing.measure_ages(kept.evidence, age))
         known = f"fewer than {ageing.MIN_WEEKS} weeks tell, up to {kept.until:%Y-%m-%d}"
@@ -42,11 +42,11 @@ def make_freshness(kept: Kept | None, *, made_at: datetime, since: datetime, as_
         "rows_a_week": float(rows.sum() / len(rows)) if rows is not None else 0.0,
     }
     if cost is None:
-        message = f"Freshness: what an age of {age} weeks costs is not known; {known}."
+        message = f"Freshness: what an age of {weeks} costs is not known; {known}."
         return Signal("freshness", since, as_of, version, 0, alarm=False, message=message, detail=detail)
     gain, low, (young, old) = float(cost.bound.gain), float(cost.bound.low), cost.band
     message = (
-        f"Freshness: it is {age} weeks old; fits of its recipe that were {young} to {old} weeks old lost {gain:+.4g} a "
+        f"Freshness: it is {weeks} old; fits of its recipe that were {young} to {old} weeks old lost {gain:+.4g} a "
         f"row more than fresh ones in {cost.weeks} past weeks, surely more than {low:+.4g}."
     )
     return Signal(

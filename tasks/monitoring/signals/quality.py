@@ -48,9 +48,12 @@ def check_values(window: Window, _watched: Watched) -> Check:
     return Check(f"Quality: {shown}.", alarm=bool(faults))
 
 
-def check_volume(window: Window, _watched: Watched) -> Check:
-    """Fails when no rows came, or fewer than half as many as in the window before."""
-    length = spell(window.as_of - window.since)
+def check_volume(window: Window, watched: Watched) -> Check:
+    """Fails when no rows came, or fewer than half as many as in the window before. A first champion predicts no rows
+    that it was trained on: where none has come since, and none was predicted before, it may be too young."""
+    length, began = spell(window.as_of - window.since), watched.version.learnt_until
+    if not window.rows and not window.rows_before and began and began > window.since:
+        return Check(f"No row has come since version {watched.version.number}'s own time, {began}.", alarm=False)
     sentence = (
         f"{window.rows:,} rows came, {window.rows_before:,} in the monitor.window ({length}) before; fewer than half "
         "as many alarm."

@@ -23,6 +23,7 @@ from tasks.monitoring.excess import expect_log_loss
 from tasks.monitoring.monitor import Measured
 from tasks.monitoring.policy import Decision
 from tasks.monitoring.signal import Signal, name_cause, read_signals
+from tasks.monitoring.signals import quality
 from tasks.monitoring.signals.estimate import measure_estimate
 from tasks.monitoring.signals.performance import measure_performance
 from tasks.monitoring.window import (
@@ -248,6 +249,17 @@ def test_an_empty_window_is_an_alarm_of_volume_and_nothing_else(shop: Shop) -> N
     assert "no mature outcomes" in found["performance"].message
     assert "estimate" not in found
     assert shop.kept.read("signals").num_rows == len(found)
+
+
+@pytest.mark.parametrize(
+    ("since", "before", "alarm"), [(FIRST - DAY, 0, False), (FIRST - DAY, 3, True), (FIRST, 0, True)]
+)
+def test_an_empty_window_that_begins_before_a_first_champion_is_no_alarm(
+    since: datetime, before: int, alarm: bool, of: Watched
+) -> None:
+    found = quality.check_volume(Window(since, since + WINDOW, rows_before=before), of)
+    assert found.alarm is alarm
+    assert ("No row has come since version" in found.sentence) is not alarm
 
 
 def test_half_of_the_rows_is_an_alarm_of_volume(shop: Shop) -> None:
