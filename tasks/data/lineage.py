@@ -37,29 +37,32 @@ class Lineage:
 
 
 class Tracer:
-    """features.sql, parsed once for all of its features.
+    """features.sql, parsed once for all of its features. Names are as DuckDB takes them, whatever their capital
+    letters, and shown as they are written.
 
     Raises ValueError where sqlglot cannot read it.
     """
 
     def __init__(self, p: Params, sql: str) -> None:
-        from sqlglot import MappingSchema, errors, parse_one
+        from sqlglot import MappingSchema, errors, exp, parse_one
         from sqlglot.optimizer import build_scope
         from sqlglot.optimizer.qualify import qualify
 
         self.p, self.columns = p, list_columns(p)
         try:
-            schema = MappingSchema(self.columns, dialect=DIALECT)
-            tree = qualify(
-                parse_one(sql, dialect=DIALECT), schema=schema, dialect=DIALECT, validate_qualify_columns=False
-            )
+            schema, written = MappingSchema(self.columns, dialect=DIALECT), parse_one(sql, dialect=DIALECT)
+            names = [*(name for table in self.columns.values() for name in table)]
+            names += [identifier.name for identifier in written.find_all(exp.Identifier)]
+            self._spelled = {name.lower(): name for name in names}  # sqlglot gives all names in small letters
+            tree = qualify(written, schema=schema, dialect=DIALECT, validate_qualify_columns=False)
             self._scope: Any = build_scope(tree)
         except errors.SqlglotError as error:
             raise ValueError(f"features.sql cannot be traced: {str(error).splitlines()[0]}") from None
 
     @property
     def features(self) -> list[str]:
-        return [name for name in self._scope.expression.named_selects if name.lower() != ROW_ID]
+        names = [name for name in self._scope.expression.named_selects if name.lower() != ROW_ID]
+        return [self._spelled.get(name, name) for name in names]
 
     def trace(self, feature: str) -> Lineage:
         """What a feature is made of. Raises ValueError for a feature that is none."""
@@ -69,15 +72,15 @@ class Tracer:
             close = get_close_matches(feature, self.features, n=1)
             hint = f"did you mean {close[0]}?" if close else f"they are {', '.join(self.features)}"
             raise ValueError(f"features.sql gives no feature {feature!r}: {hint}")
-        tree: Any = lineage(feature, self._scope.expression, self.columns, scope=self._scope, dialect=DIALECT)
+        tree: Any = lineage(feature.lower(), self._scope.expression, self.columns, scope=self._scope, dialect=DIALECT)
         columns: set[tuple[str, str]] = set()
         steps: dict[tuple[str, str], str] = {}
         for node in tree.walk():
             if not node.downstream and type(node.source).__name__ == "Table":
-                table = self.p.spine.table if node.source.name == SPINE else node.source.name
+                table = self.p.spine.table if node.source.name == SPINE else self._spell_table(node.source.name)
                 name = node.name.rpartition(".")[2].strip('"')
                 if name != ROW_ID:
-                    self._resolve(table, name, columns, steps)
+                    self._resolve(table, self._spell_column(table, name), columns, steps)
         return Lineage(frozenset(columns), steps)
 
     def _resolve(self, table: str, name: str, columns: set[tuple[str, str]], steps: dict[tuple[str, str], str]) -> None:
@@ -93,6 +96,13 @@ class Tracer:
             others = [other.name for other in tree.find_all(exp.Table) if other.name in self.columns]
             for column in tree.find_all(exp.Column):
                 self._resolve(self._find_table(column.name, table, others), column.name, columns, steps)
+
+    def _spell_table(self, name: str) -> str:
+        return next((table for table in self.columns if table.lower() == name.lower()), name)
+
+    def _spell_column(self, table: str, name: str) -> str:
+        """A column as the contract writes it."""
+        return next((column for column in self.columns[table] if column.lower() == name.lower()), name)
 
     def _find_table(self, name: str, table: str, others: list[str]) -> str:
         """Whose column a name in an expression of a table is: its own, or that of a table in a subquery."""

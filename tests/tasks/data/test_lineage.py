@@ -49,6 +49,18 @@ def test_an_unknown_feature_is_an_error_that_names_the_nearest(tracer: lineage.T
         tracer.trace("seat")
 
 
+def test_names_are_shown_as_they_are_written_whatever_their_capital_letters() -> None:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["sources"]["planes"]["derive"] = {"Sitze": "seats"}
+    raw["contract"]["planes"]["columns"] |= {"Sitze": {"type": "INTEGER"}, "Größe m": {"type": "DOUBLE", "pii": False}}
+    sql = 'SELECT row_id, p."Größe m" AS "Länge", SITZE + 1 AS Plätze FROM spine JOIN Planes p USING (tailnum)'
+    tracer = lineage.Tracer(params.validate(raw), sql)
+    assert tracer.features == ["Länge", "Plätze"]
+    assert tracer.trace("Länge").columns == {("planes", "Größe m")}
+    assert tracer.trace("Plätze").columns == {("planes", "seats")}
+    assert tracer.trace("Plätze").steps == {("planes", "Sitze"): "seats"}
+
+
 def test_sql_that_cannot_be_read_is_an_error() -> None:
     p = params.load(ROOT / "params.yaml")
     with pytest.raises(ValueError, match=r"features\.sql cannot be traced"):
