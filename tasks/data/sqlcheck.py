@@ -244,6 +244,11 @@ def _sentence(error: duckdb.Error, sql: str, token: str, columns: Collection[str
         if match := re.search(pattern, message):
             return sentence.format(*match.groups())
     if subtype == "SYNTAX_ERROR" or kind == "ParserException":
+        if word := _find_own_word(sql, token, columns):
+            return (
+                f'`{word}` is a word of SQL\'s own. Where it names a column, put double quotes around it: "{word}" (in '
+                f"YAML, where it stands alone: '\"{word}\"')."
+            )
         if not token:
             return "it is no SQL that can be read: it ends too early. Is a parenthesis left open, or a word missing?"
         missing = ", or something is missing after it" if sql.rstrip().endswith(token) else ""
@@ -268,6 +273,24 @@ def _sentence(error: duckdb.Error, sql: str, token: str, columns: Collection[str
         return f"there is no {thing.lower() or 'entry'} `{name}`."
     first = message.splitlines()[0].rstrip(".!") if message else kind
     return f"DuckDB cannot plan it{at}: {first}. Mend what it names."
+
+
+def _find_own_word(sql: str, token: str, columns: Collection[str]) -> str | None:
+    """The word of SQL's own that was most likely meant as a column: all of the expression, or a column's name."""
+    whole = sql.strip()
+    names = {column.lower() for column in columns}
+    meant = [whole] if re.fullmatch(r"\w+", whole) else [token] if token.lower() in names else []
+    return next((word for word in meant if word.lower() in _list_own_words()), None)
+
+
+@cache
+def _list_own_words() -> frozenset[str]:
+    """Words that name no column without double quotes."""
+    with duckdb.connect() as con:
+        rows = con.execute(
+            "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category <> 'unreserved'"
+        ).fetchall()
+    return frozenset(word for (word,) in rows)
 
 
 def find_closest(name: str, names: Iterable[str]) -> str | None:

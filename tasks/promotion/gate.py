@@ -151,7 +151,8 @@ def explain_backoff(last_time: datetime | None, now: datetime, gate: Gate) -> st
         return None
     return (
         f"The last look, at {to_utc(last_time):%Y-%m-%d %H:%M}, did not promote. "
-        f"The next is gate.backoff ({spell(gate.backoff)}) later, from {until:%Y-%m-%d %H:%M} on."
+        f"The next is gate.backoff ({spell(gate.backoff)}) later, from {until:%Y-%m-%d %H:%M} on. For one now, which "
+        'costs evidence as each look does: --settings \'{"gate.backoff": "0s"}\'.'
     )
 
 

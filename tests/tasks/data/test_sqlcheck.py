@@ -301,6 +301,14 @@ def test_sql_that_cannot_be_parsed_is_told_before_anything_runs() -> None:
         sqlcheck.check_sql("SELECT row_id\n, FROM WHERE", ["orders"], ["amount"])
 
 
+@pytest.mark.parametrize("sql", ["at", "order", "amount + order"])
+def test_a_column_that_is_a_word_of_sql_is_told_to_be_quoted(sql: str, con: duckdb.DuckDBPyConnection) -> None:
+    with pytest.raises(duckdb.Error) as error:
+        con.execute(f"SELECT ({sql}\n) FROM (SELECT 1 AS amount)")
+    sentence = sqlcheck.explain(error.value, sql, setting="event_time", before="SELECT (", columns=["amount", "order"])
+    assert f'put double quotes around it: "{sql.split()[-1]}"' in sentence
+
+
 def test_what_the_machine_lacks_is_no_rows_fault() -> None:
     with pytest.raises(OSError, match="as where a disk is full: no space"):
         sqlcheck.raise_machine_error(duckdb.IOException("no space"))
