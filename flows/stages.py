@@ -10,10 +10,10 @@ from prefect import cache_policies, get_run_logger, runtime, task
 
 from flows.runs import retried
 from tasks import params
-from tasks.data import feasibility
+from tasks.data import datasets, feasibility
 from tasks.data.manifest import RawManifest
 from tasks.promotion import tracking
-from tasks.runtime import clock, pipeline, project, remote, workspaces
+from tasks.runtime import clock, openlineage, pipeline, project, remote, workspaces
 
 FIRST = "ingest"  # it knows what the sources have
 LAST_OF_DATA = "features"  # what comes after it is training
@@ -36,7 +36,8 @@ def run_stages(
     force: bool = False,
     stops: Callable[[datetime, datetime | None], bool] = lambda *_: False,
 ) -> tuple[pipeline.StageRun, ...] | None:
-    """The stages of dvc.yaml, all or up to `last`, each as a task run of its name that waits for those it needs.
+    """The stages of dvc.yaml, all or up to `last`, each as a task run of its name that waits for those it needs. What
+    they do is told to OpenLineage's receiver, where the environment names one.
 
     Args:
         stops: Called with what ingest has found, its as_of and the end of the data, before a stage that costs. If it
@@ -44,9 +45,21 @@ def run_stages(
 
     Raises ValueError, before anything is spent, for an as_of beyond what ingest has brought, unless it is forced.
     """
+    with openlineage.open_events() as events:
+        return _run_stages(space, events, last=last, force=force, stops=stops)
+
+
+def _run_stages(
+    space: workspaces.Workspace,
+    events: openlineage.Events,
+    *,
+    last: str | None,
+    force: bool,
+    stops: Callable[[datetime, datetime | None], bool],
+) -> tuple[pipeline.StageRun, ...] | None:
     p, stages = params.load(space.root / "params.yaml"), pipeline.list_stages(space.root)
     names = list(stages)[: list(stages).index(last) + 1 if last else None]
-    futures: dict[str, Any] = {FIRST: stage_task(FIRST).submit(space, FIRST)}
+    futures: dict[str, Any] = {FIRST: stage_task(FIRST).submit(space, FIRST, events)}
     _refuse_faulty_sql(p, space.root)  # while the sources are read
     futures[FIRST].wait()
     settled: dict[str, pipeline.StageRun] = {}
@@ -63,7 +76,7 @@ def run_stages(
             raise pipeline.StageFailed(f"{FIRST}: {misfit}")
     for name in names[1:]:
         needs = [futures[upstream] for upstream in stages[name]]
-        futures[name] = stage_task(name).submit(space, name, settled=settled.get(name), wait_for=needs)
+        futures[name] = stage_task(name).submit(space, name, events, settled=settled.get(name), wait_for=needs)
         futures[name].wait()
     runs = tuple(future.result() for future in futures.values())
     if last is None:
@@ -97,15 +110,38 @@ def stage_task(name: str) -> Any:
 
 
 def run_stage(
-    space: workspaces.Workspace, name: str, *, settled: pipeline.StageRun | None = None, force: bool = False
+    space: workspaces.Workspace,
+    name: str,
+    events: openlineage.Events,
+    *,
+    settled: pipeline.StageRun | None = None,
+    force: bool = False,
 ) -> pipeline.StageRun:
     """One stage, unless it is settled; what its program says goes to the log as it says it."""
     say = get_run_logger().info
-    done = settled or pipeline.run_stage(space.root, name, env=list_lineage(space), on_line=say, force=force)
+    if settled:
+        done = settled
+    else:
+        with watch_stage(space, name, events):
+            done = pipeline.run_stage(space.root, name, env=list_lineage(space), on_line=say, force=force)
     say("%s: %s, %.1f s, %.1f s of CPU", name, done.status, done.wall, done.cpu)
     if done.status == "ran" and project.find_remote(space.root):
         push_early(space, name)
     return done
+
+
+@contextmanager
+def watch_stage(space: workspaces.Workspace, name: str, events: openlineage.Events) -> Iterator[None]:
+    """Tell the receiver of lineage, if there is one, what a stage reads and makes, and how it ends."""
+    if events.receiver is None:
+        yield
+        return
+    p = params.load(space.root / "params.yaml")
+    tables = datasets.open_tables(p, space.root, events.receiver.namespace, Path.cwd())
+    parent = (str(runtime.flow_run.id), f"{p.registry.model}.{runtime.flow_run.flow_name}")
+    job = openlineage.Job(f"{p.registry.model}.{name}", parent)
+    with events.watch(job, str(runtime.task_run.id), lambda: tables.describe(name)):
+        yield
 
 
 def push_early(space: workspaces.Workspace, name: str) -> None:
