@@ -15,6 +15,7 @@ from tasks.promotion import ledger
 from tasks.promotion.runs import Runs
 from tasks.promotion.tags import AS_OF, COMMIT, DATA_TO, DECISION, MODEL_VERSIONS, PREFIX, RECORD, VERDICT
 from tasks.promotion.tracking import Tracking, asks_mlflow, connect, find, find_address, load_mlflow
+from tasks.promotion.verdict import SAME
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 RUNS_NOTE = "One run for each result of the pipeline, with its trials under it."
@@ -200,7 +201,8 @@ class Registry:
         name = f"{entry.mark} · {entry.decision[:12]}"
         run_id = self.tracking.create_run(self.ledger_experiment, name, ledger.to_tags(entry), start=entry.made_at)
         self.tracking.client.set_terminated(run_id, "FINISHED")
-        if entry.run and entry.outcome:
+        is_same = SAME in entry.verdict.get("figures", {})  # the run keeps the verdict by which it came to serve
+        if entry.run and entry.outcome and not is_same:
             self.tracking.client.set_tag(entry.run, VERDICT, entry.outcome)
 
     @asks_mlflow
