@@ -13,7 +13,11 @@ import pytest
 from nbclient import NotebookClient
 
 from tasks import params
+from tasks.promotion.registry import open_registry
+from tasks.promotion.runs import Bundle
+from tasks.training import evaluate, model, train
 from tests.conftest import FEATURES_SQL, KEY, Task, raw_params, write_params, write_sources
+from tests.tasks import small
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -96,6 +100,36 @@ def test_a_notebook_reads_whatever_table_params_names(
     assert pictures(notebook) > 0
     assert read_output(notebook, "stderr") == ""
     assert re.search(r"^orders: .*\b\d[\d,]* (rows|of)", read_output(notebook, "stdout"), re.MULTILINE)
+
+
+def test_the_two_newest_runs_on_record_are_compared(tmp_path: Path, kernel: None) -> None:  # noqa: ARG001
+    """Without making any: the project's sources are not there."""
+    copy_tasks(tmp_path)
+    write_params(raw_params("binary", small.DAYS), tmp_path)
+    p = small.settings(**{"train.seeds": 1, "evaluate.baselines": ["constant"]})
+    small.write(tmp_path, small.made_rows(), p)
+    uri = f"sqlite:///{tmp_path / '.evergreen' / 'mlflow.db'}"
+    (tmp_path / ".evergreen").mkdir()
+    registry = open_registry(params.load(tmp_path / "params.yaml").registry, uri=uri)
+    for number in range(3):
+        small.tuned(tmp_path, p, params={"max_depth": number + 1})
+        train.train(p, tmp_path)
+        evaluate.evaluate(p, tmp_path)
+        files = tmp_path / "recorded" / str(number)
+        shutil.copytree(tmp_path / "reports", files / "reports")
+        fitted = model.Model.load(tmp_path / "models" / "model.ubj")
+        features = [{"name": column.name, "kind": column.kind} for column in fitted.spec.features]
+        example = small.made_rows().table.slice(0, 2)
+        bundle = Bundle(tmp_path / "models" / "model.ubj", tmp_path / "models" / "twin.ubj", features, example)
+        empty: dict[str, Any] = {"params": {}, "metrics": {}, "counts": {}, "datasets": [], "trials": []}
+        registry.runs.log(
+            f"record {number}", name=f"run {number}", note="", tags={}, files=files, bundle=bundle, **empty
+        )
+    notebook = execute(ROOT / "notebooks" / "02-compare-runs.ipynb", tmp_path)
+    shown = read_output(notebook, "stdout")
+    assert re.search(r"^orders: run 1 \w{4} was held to [\d,]+ rows, run 2 \w{4} to", shown, re.MULTILINE)
+    assert re.search(r"^(?!0 )[\d,]+ rows that both predicted", shown, re.MULTILINE)
+    assert pictures(notebook) == 2
 
 
 @each_notebook

@@ -149,10 +149,8 @@ def summarize(steps: Sequence[Step]) -> str:
     unknown = [step.name for step in work if step.seconds is None]
     total = sum(step.seconds or 0.0 for step in work)
     words = f"About {spell_seconds(total)} in all, by what the last runs took"
-    if len(unknown) == len(work):
-        words = "How long it takes is not known: no run has been made here"
-    elif unknown:
-        words += f"; {', '.join(unknown)} come on top, of which no run is known here"
+    if unknown:
+        words = f"About {spell_seconds(total)}, and what {', '.join(unknown)} will take, of which no run is known here"
     return f"{words}. Nothing was changed. Next: evergreen retrain"
 
 

@@ -106,7 +106,6 @@ def add_file(checkout: Path) -> None:
 EDITS: dict[str, tuple[Edit, set[str]]] = {
     "nothing": (lambda _: None, {"ingest"}),
     "a lighter search": (make_light, {"ingest", "tune", "train", "evaluate", "record"}),
-    "an evaluate key": (set_param("evaluate.slice_rows", 60), {"ingest", "evaluate", "record"}),
     "a feature": (edit_feature, {*STAGES} - {"clean"}),
     "a rule": (set_param("contract.orders.columns.amount.min", 4.5), {*STAGES}),
     "a file": (add_file, {*STAGES}),
@@ -217,3 +216,14 @@ def test_the_table_shows_periods_by_table_and_few_by_name() -> None:
     step = Step("clean", "runs", ("x changed",), ("a/1", "b/1", "b/2", "b/3", "b/4"), 9, 3.0)
     assert describe_periods(step) == "5 of 9: a 1; b 1 … 4 (4)"
     assert tabulate([step]).row_count == 1
+
+
+def test_the_sum_names_what_it_leaves_out() -> None:
+    steps = [
+        Step("ingest", "runs", seconds=2.0),
+        Step("clean", "runs", seconds=3.0),
+        Step("tune", "may run", seconds=None),
+    ]
+    assert summarize(steps).startswith("About 5.0 s, and what tune will take, of which no run is known here.")
+    assert summarize(steps[:2]).startswith("About 5.0 s in all, by what the last runs took.")
+    assert summarize([Step("ingest", "runs"), Step("clean", "cached")]).startswith("Nothing has changed")
