@@ -61,7 +61,9 @@ def open_sheet(p: Params, source: Source) -> Iterator[Sheet]:
         )
     with stage.connect(p) as con:
         read_as = source.model_copy(update={"encoding": encoding})
-        delivery = loading.load_table(con, fetched, read_as, {name: Column(type="VARCHAR") for name in columns}, "_came")
+        delivery = loading.load_table(
+            con, fetched, read_as, {name: Column(type="VARCHAR") for name in columns}, "_came"
+        )
         values = ", ".join(f"nullif(trim(v{i}), '') AS {quote(name)}" for i, name in enumerate(columns))
         con.execute(f"CREATE TEMP TABLE raw AS SELECT {values} FROM _came WHERE NOT blank")
         con.execute("DROP TABLE _came")
