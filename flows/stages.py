@@ -112,7 +112,7 @@ def stage_task(name: str) -> Any:
 def run_stage(
     space: workspaces.Workspace,
     name: str,
-    events: openlineage.Events,
+    events: openlineage.Events | None = None,
     *,
     settled: pipeline.StageRun | None = None,
     force: bool = False,
@@ -131,9 +131,9 @@ def run_stage(
 
 
 @contextmanager
-def watch_stage(space: workspaces.Workspace, name: str, events: openlineage.Events) -> Iterator[None]:
+def watch_stage(space: workspaces.Workspace, name: str, events: openlineage.Events | None) -> Iterator[None]:
     """Tell the receiver of lineage, if there is one, what a stage reads and makes, and how it ends."""
-    if events.receiver is None:
+    if events is None or events.receiver is None:
         yield
         return
     p = params.load(space.root / "params.yaml")
