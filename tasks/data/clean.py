@@ -8,8 +8,8 @@ rows than clean.max_bad_share fails the stage, after its report is written.
 
 Of two good rows with one key the newest delivery wins: the later file, then the later row; or, where the contract names
 a `version`, the higher version. The other row goes to quarantine with the winner's place. It is bad when both stand in
-one file; else it is superseded, which is no fault. Work goes by period: a key that comes back in another period is
-reported, and its row is kept.
+one file; else it is superseded, which is no fault. So is a row whose key a later row says is gone (`deleted`). Work
+goes by period: a key that comes back in another period is reported, and its row is kept.
 """
 
 import shutil
@@ -23,7 +23,7 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
-from tasks.data import cleanrows, contract, expressions, manifest, periods, quality, timeline, units
+from tasks.data import cleanrows, contract, expressions, manifest, periods, quality, sqlcheck, timeline, units
 from tasks.params import FAULT, PLACE, TIMES, Params, Source, Table
 from tasks.runtime import engine, files, sql, stage
 from tasks.runtime.sql import literal, parquet, quote
@@ -105,8 +105,7 @@ def _clean_table(name: str, p: Params, folder: Path, raw: manifest.RawTable, bef
     names = [f"the period {path.stem} of {name}" for path in paths]
     counts = engine.map_ordered(clean_period, job, paths, p, names=names)
     spreads = {path.stem: count.pop("spreads") for path, count in zip(paths, counts, strict=True)}
-    job.create_view(job.con, name)
-    total = quality.add_counts([*counts, _count_across_periods(job.con, name, job.table)])
+    total = quality.add_counts([*counts, _count_across_periods(job) if len(paths) > 1 else {}])
     total |= raw.model_dump(include={"read", "empty", "later", "lacking"})
     return total | {"units": {column: asdict(change) for column, change in _find_changes(job, spreads)}}
 
@@ -145,7 +144,8 @@ def _name_winners(job: Job, file: Path) -> list[tuple[int, str]]:
     """The source's files that the rows of a period may name as the place of a winner. None where no key comes twice."""
     if not job.table.key:
         return []
-    indices = pq.read_table(file, columns=[PLACE[0]])[PLACE[0]].unique().to_pylist()
+    with pq.ParquetFile(file) as parquet_file:  # not read_table, which imports pandas
+        indices = parquet_file.read([PLACE[0]])[PLACE[0]].unique().to_pylist()
     return [(index, job.files[index]) for index in sorted(index for index in indices if index is not None)]
 
 
@@ -161,7 +161,21 @@ def _describe_file(con: duckdb.DuckDBPyConnection, job: Job, file: Path) -> clea
     typed |= {name: name for name in TIMES if name in schema.names}
     superseded = _superseded_sql(job) if _name_winners(job, file) else None
     period = cleanrows.PeriodFile(file, job.table, typed, (), superseded)
-    return replace(period, rules=tuple(_build_rules(con, job, period, texts)))
+    period = replace(period, rules=tuple(_build_rules(con, job, period, texts)))
+    return replace(period, deleted=_read_deletion(con, job, period)) if job.table.deleted else period
+
+
+def _read_deletion(con: duckdb.DuckDBPyConnection, job: Job, period: cleanrows.PeriodFile) -> str:
+    """contract.<table>.deleted as a condition. Raises ValueError for what is no condition over the columns."""
+    sql, setting, before = str(job.table.deleted), f"contract.{job.name}.deleted", "DESCRIBE SELECT ("
+    try:
+        kind = con.execute(f"{before}{sql}\n) AS v FROM {period.rows_sql()}").fetchall()[0][1]
+    except duckdb.Error as error:
+        cause = sqlcheck.explain(error, sql, setting=f"{setting} `{sql}`", before=before, columns=list(period.typed))
+        raise ValueError(f"{cause} It must be SQL over the contract's columns.") from None
+    if kind != "BOOLEAN":
+        raise ValueError(f"{setting} must be true or false for each row, but `{sql}` is a {kind}: write op = 'D'")
+    return f"coalesce(({sql}\n), FALSE)"
 
 
 def _build_rules(
@@ -207,13 +221,14 @@ def _superseded_sql(job: Job) -> str:
     return f"concat({place}, {literal(f' has the same {key} {why}')})"
 
 
-def _count_across_periods(con: duckdb.DuckDBPyConnection, name: str, table: Table) -> quality.Counts:
+def _count_across_periods(job: Job) -> quality.Counts:
     """How many keys come back in another period. `cleanrows` has seen to those that come back in one period."""
-    if not table.key or "event_time" in table.key:
+    if not job.table.key or "event_time" in job.table.key:
         return {}
-    key = ", ".join(map(quote, table.key))
-    count = con.execute(
-        f"SELECT count(*) FROM (FROM {quote(name)} SELECT {key} GROUP BY ALL HAVING count(*) > 1)"
+    job.create_view(job.con, job.name)
+    key = ", ".join(map(quote, job.table.key))
+    count = job.con.execute(
+        f"SELECT count(*) FROM (FROM {quote(job.name)} SELECT {key} GROUP BY ALL HAVING count(*) > 1)"
     ).fetchall()[0][0]
     return {"reported": {"key: again in another period": count}} if count else {}
 

@@ -22,6 +22,7 @@ from tasks.runtime.sql import parquet, quote
 
 ROW = quote(f"{contract.HIDDEN}place")  # of a row in the period's file, from 0
 CODE = periods.hash_code(__file__, rowfiles.__file__, units.__file__)
+DELETES = quote(f"{contract.HIDDEN}deletes")
 LOSING = quote(f"{contract.HIDDEN}losing")
 NUMBERS = ("INTEGER", "BIGINT", "DOUBLE")
 Flags = NDArray[np.bool_]
@@ -36,6 +37,7 @@ class PeriodFile:
         rules: over the typed columns and the raw ones (`contract.raw_name`).
         superseded: why a row goes that another one of its key supersedes, as SQL over LOSING.winner, a struct of file
             and row; None where no key comes twice.
+        deleted: whether a row says that the one of its key is gone, as SQL over the typed columns.
     """
 
     path: Path
@@ -43,10 +45,19 @@ class PeriodFile:
     typed: dict[str, str]
     rules: tuple[contract.Rule, ...]
     superseded: str | None
+    deleted: str = "FALSE"
 
     @cached_property
     def columns(self) -> list[str]:
         return list(pq.read_schema(self.path).names)
+
+    def bad_sql(self, i: int) -> str:
+        """Whether a row breaks a rule. A row that deletes another one needs its key alone."""
+        rule = self.rules[i]
+        column = rule.name.split(":")[0]
+        if self.deleted == "FALSE" or column not in self.table.columns or column in self.table.key:
+            return f"coalesce({rule.broken}, FALSE)"
+        return f"(coalesce({rule.broken}, FALSE) AND NOT {self.deleted})"
 
     @property
     def steady(self) -> list[str]:
@@ -82,7 +93,8 @@ def split_rows(con: duckdb.DuckDBPyConnection, period: PeriodFile, into: Path) -
                 looked_up[i][places] if i in looked_up else _read_flags(batch, i) for i in range(len(period.rules))
             ]
             typed = batch.select(list(period.typed))
-            is_held = tally.add(typed, flags, losing.loses[places], losing.is_double[places])
+            deletes = batch[DELETES[1:-1]].to_numpy(zero_copy_only=False)
+            is_held = tally.add(typed, flags, losing.loses[places] | deletes, losing.is_double[places])
             good = typed.filter(pa.array(~is_held)) if is_held.any() else typed
             tally.sample(good)
             writer.add(good)
@@ -138,15 +150,15 @@ class _Tally:
 
 def _check_rows(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> Iterator[pa.RecordBatch]:
     """The typed rows in their order, with a flag for every rule that looks into no other table."""
-    flags = [_flag_sql(rule, i) for i, rule in enumerate(period.rules) if not rule.looks_up]
-    columns = ", ".join([*map(quote, period.typed), *flags])
+    flags = [_flag_sql(period, i) for i, rule in enumerate(period.rules) if not rule.looks_up]
+    columns = ", ".join([*map(quote, period.typed), *flags, f"{period.deleted} AS {DELETES}"])
     reader = con.sql(f"SELECT {columns} FROM {period.rows_sql()}").to_arrow_reader(rowfiles.GROUP_ROWS)
     yield pa.RecordBatch.from_pylist([], reader.schema)  # a file without rows has its columns
     yield from reader
 
 
-def _flag_sql(rule: contract.Rule, i: int) -> str:
-    return f"coalesce({rule.broken}, FALSE) AS {_flag(i)}"
+def _flag_sql(period: PeriodFile, i: int) -> str:
+    return f"{period.bad_sql(i)} AS {_flag(i)}"
 
 
 def _flag(i: int) -> str:
@@ -163,7 +175,7 @@ def _look_up(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> dict[int, Fl
     rules = {i: rule for i, rule in enumerate(period.rules) if rule.looks_up}
     if not rules:
         return {}
-    flags = ", ".join(_flag_sql(rule, i) for i, rule in rules.items())
+    flags = ", ".join(_flag_sql(period, i) for i in rules)
     broken = " OR ".join(map(_flag, rules))
     query = f"SELECT * FROM (SELECT {ROW}, {flags} FROM {period.rows_sql()}) WHERE {broken}"
     table = con.sql(query).to_arrow_table()
@@ -182,7 +194,7 @@ def _decide_keys(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> _Losing:
     if period.superseded is None:
         return losing
     table = period.table
-    bad = " OR ".join(f"coalesce({rule.broken}, FALSE)" for rule in period.rules if rule.is_bad) or "FALSE"
+    bad = " OR ".join(period.bad_sql(i) for i, rule in enumerate(period.rules) if rule.is_bad) or "FALSE"
     version = f"{quote(table.version)} DESC NULLS LAST, " if table.version else ""
     order = f"{bad}, {version}{PLACE[0]} DESC, {PLACE[1]} DESC, {ROW} DESC"
     window = f"OVER (PARTITION BY {', '.join(map(quote, table.key))} ORDER BY {order})"
@@ -193,8 +205,8 @@ def _decide_keys(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> _Losing:
         f"row_number() {window} > 1 AND {is_whole} AS loses FROM {period.rows_sql(f'{PLACE[0]} IS NOT NULL')}) "
         "WHERE loses"
     )
-    # With a version, a lower one in the same file is no fault.
-    is_double = "FALSE" if table.version else "winner.file = file"
+    # With versions or deletions, a row that comes twice in one file is no fault.
+    is_double = "FALSE" if table.version or table.deleted else "winner.file = file"
     rows = con.sql(f"SELECT place, {is_double} AS is_double FROM _losing").to_arrow_table()
     places = rows["place"].to_numpy()
     losing.loses[places] = True
@@ -205,7 +217,10 @@ def _decide_keys(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> _Losing:
 def _write_held(con: duckdb.DuckDBPyConnection, period: PeriodFile, places: NDArray[np.int64], path: Path) -> None:
     """The rows of these places as they came, each with all its reasons."""
     con.execute("CREATE OR REPLACE TEMP TABLE _held AS SELECT unnest($1::BIGINT[]) AS place", [places.tolist()])
-    reasons = [f"CASE WHEN {rule.broken} THEN {rule.reason} END" for rule in period.rules if rule.is_bad]
+    reasons = [
+        f"CASE WHEN {period.bad_sql(i)} THEN {rule.reason} END" for i, rule in enumerate(period.rules) if rule.is_bad
+    ]
+    reasons += [f"CASE WHEN {period.deleted} THEN 'it says that the row of its key is gone' END"]
     join = ""
     if period.superseded is not None:
         reasons.append(f"CASE WHEN {LOSING}.winner IS NOT NULL THEN {period.superseded} END")

@@ -24,7 +24,6 @@ from tasks.data import (
     freshness,
     loading,
     manifest,
-    packing,
     periods,
     rawperiods,
     shrinkage,
@@ -34,7 +33,7 @@ from tasks.data import (
 from tasks.data.sources import fetch
 from tasks.params import Params, to_utc
 from tasks.params.source import READING
-from tasks.runtime import locks, stage
+from tasks.runtime import stage
 from tasks.runtime.threads import run_threads
 
 NO_TIME = datetime(1970, 1, 1)  # "now" of a source whose rows all go to quarantine: a constant, for the same bytes
@@ -55,16 +54,12 @@ def ingest(p: Params, folder: Path = Path()) -> None:
             "change. Set EVERGREEN_PII_KEY to the key of that id, or write the new id into params.yaml."
         )
     reader = feeds.Reader(p, fetch_feeds(p, key_id), key)
-    with locks.open_folder(packing.scratch_root()) as scratch:
-        _write_tables(p, reader, key_id, scratch, folder / p.paths.raw)
+    _write_tables(p, reader, key_id, folder / p.paths.raw)
 
 
-def _write_tables(p: Params, reader: feeds.Reader, key_id: str | None, scratch: Path, raw: Path) -> None:
+def _write_tables(p: Params, reader: feeds.Reader, key_id: str | None, raw: Path) -> None:
     con, spine = reader.con, p.spine.table
-    tables = {
-        name: typedfiles.type_files(reader, feed, scratch, threads=p.stage.threads)
-        for name, feed in reader.feeds.items()
-    }
+    tables = {name: typedfiles.type_files(reader, feed, threads=p.stage.threads) for name, feed in reader.feeds.items()}
     for table in tables.values():
         _check_lacking(table)
     reach = rawperiods.find_reach(con, tables[spine])

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tasks import log, params
 from tasks.runtime import cost, files, stage, store
@@ -33,6 +33,7 @@ UNKNOWN = "unknown"  # the period of rows whose event time cannot be told
 OUTLIERS = "outliers"  # of rows that lie far from all others in time
 WRITERS = ("duckdb", "pyarrow")
 HASHES = "hashes.json"  # in a sealed folder: the hash of each of its other files
+T = TypeVar("T")
 TRIES = 3  # an entry that is damaged again and again is the disk's fault
 
 
@@ -102,18 +103,38 @@ def provide(entry: str, targets: dict[Path, str], make: Callable[[Path], None]) 
     `make(folder)` writes the files that `targets` asks for by name. An entry appears whole, by a rename, or not at all.
     One that no longer holds the bytes that were made is made again.
     """
-    folder, made = _folder_of(entry), False
+    is_new = False
+
+    def make_and_note(into: Path) -> None:
+        nonlocal is_new
+        began, is_new = time.monotonic(), True
+        make(into)
+        cost.note_made(targets, time.monotonic() - began)
+
+    def place(folder: Path) -> None:
+        for target, name in targets.items():
+            _place(folder, name, target)
+
+    _use(entry, make_and_note, place)
+    return is_new
+
+
+def find_file(entry: str, name: str, make: Callable[[Path], None]) -> Path:
+    """An entry's file in the cache, to be read alone. It holds the bytes that were made."""
+    return _use(entry, make, lambda folder: _check(folder, name))
+
+
+def _use(entry: str, make: Callable[[Path], None], use: Callable[[Path], T]) -> T:
+    """What `use` makes of an entry's folder, which is made now, or again where it raises DamagedError."""
+    folder = _folder_of(entry)
     for _ in range(TRIES):
         if not folder.is_dir() and not _fetch(folder):
-            began = time.monotonic()
             _make(folder, make)
-            cost.note_made(targets, time.monotonic() - began)
             _share(folder)
-            made = True
         try:
-            for target, name in targets.items():
-                _place(folder, name, target)
-            return made
+            result = use(folder)
+            os.utime(folder)  # so that gc knows when it was last used, where nothing is linked
+            return result
         except DamagedError as error:
             log.warning("the cache of periods no longer holds what was made, and it is made again: %s", error)
             files.discard_folder(folder)
@@ -141,9 +162,7 @@ def remember(entry: str, name: str, compute: Callable[[], Any]) -> Any:
 
 def read_json(entry: str, name: str, make: Callable[[Path], None]) -> Any:
     """What an entry's JSON file of this name holds."""
-    with tempfile.TemporaryDirectory() as folder:
-        provide(entry, {Path(folder) / name: name}, make)
-        return json.loads((Path(folder) / name).read_text())
+    return json.loads(find_file(entry, name, make).read_text())
 
 
 class DamagedError(Exception):
@@ -222,9 +241,7 @@ def _read_hashes(folder: Path) -> Mapping[str, str]:
 
 def _place(folder: Path, name: str, target: Path) -> None:
     """Put an entry's file under another name. Raises DamagedError, with nothing in place, for other bytes."""
-    hashes = _read_hashes(folder)
-    if name not in hashes:
-        raise FileNotFoundError(f"{folder} must hold {name}, but what made it wrote only {sorted(hashes)}")
+    expected = _find_hash(folder, name)
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f".{target.name}.new")
     new.unlink(missing_ok=True)
@@ -232,9 +249,25 @@ def _place(folder: Path, name: str, target: Path) -> None:
         if not (folder / name).exists():
             raise DamagedError(f"{folder / name} is gone")
         files.link_or_copy(folder / name, new)
-        if hash_file(new) != hashes[name]:  # of the new name: its bytes are put in place
+        if hash_file(new) != expected:  # of the new name: its bytes are put in place
             raise DamagedError(f"{folder / name} holds other bytes")
         new.replace(target)
     finally:  # also after success: renaming one link of a file over another link of it does nothing, says POSIX
         new.unlink(missing_ok=True)
-    os.utime(folder)  # so that gc knows when it was last used, where nothing is linked
+
+
+def _check(folder: Path, name: str) -> Path:
+    """An entry's file. Raises DamagedError for other bytes."""
+    expected = _find_hash(folder, name)
+    if not (folder / name).exists():
+        raise DamagedError(f"{folder / name} is gone")
+    if hash_file(folder / name) != expected:
+        raise DamagedError(f"{folder / name} holds other bytes")
+    return folder / name
+
+
+def _find_hash(folder: Path, name: str) -> str:
+    hashes = _read_hashes(folder)
+    if name not in hashes:
+        raise FileNotFoundError(f"{folder} must hold {name}, but what made it wrote only {sorted(hashes)}")
+    return hashes[name]

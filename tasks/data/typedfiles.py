@@ -6,7 +6,7 @@ where an expression looks at other rows of its table are all files computed as o
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
@@ -47,15 +47,15 @@ class TypedTable:
     """A source's files, typed: their layouts, and their rows as a table function of DuckDB.
 
     Attributes:
-        folder: where the files that are asked for are linked to.
         keys: the columns that hold the typed values of the table's key.
+        paths: by entry, the files that were asked for.
     """
 
     feed: Feed
     files: tuple[TypedFile, ...]
     delivery: loading.Delivery
-    folder: Path
     keys: tuple[str, ...]
+    paths: dict[str, Path] = field(default_factory=dict)
 
     @property
     def misfits(self) -> bool:
@@ -63,20 +63,18 @@ class TypedTable:
 
     def rows_sql(self, places: Sequence[int] | None = None) -> str:
         """The rows of these of the typed files, in their order; `file_index` counts them."""
-        return parquet([self._link(place) for place in (range(len(self.files)) if places is None else places)])
-
-    def _link(self, place: int) -> Path:
-        path = self.folder / self.feed.name / f"{place}.parquet"
-        if not path.exists():
-            periods.provide(self.files[place].entry, {path: "rows.parquet"}, _refuse)
-        return path
+        entries = [self.files[place].entry for place in (range(len(self.files)) if places is None else places)]
+        for entry in entries:
+            if entry not in self.paths:
+                self.paths[entry] = periods.find_file(entry, "rows.parquet", _refuse)
+        return parquet([self.paths[entry] for entry in entries])
 
 
 def _refuse(_: Path) -> None:
     raise OSError("the rows of a source that this run has read are gone from the cache of periods: run it again")
 
 
-def type_files(reader: Reader, feed: Feed, folder: Path, *, threads: int) -> TypedTable:
+def type_files(reader: Reader, feed: Feed, *, threads: int) -> TypedTable:
     """Have a source's files in the cache, those that are new in threads.
 
     Raises:
@@ -94,7 +92,7 @@ def type_files(reader: Reader, feed: Feed, folder: Path, *, threads: int) -> Typ
             unread=files.unread,
         )
         keys = tuple(_key_column(feed, name, files.forms) for name in feed.table.key)
-    return TypedTable(feed, tuple(typed), delivery, folder, keys)
+    return TypedTable(feed, tuple(typed), delivery, keys)
 
 
 def _provide_file(reader: Reader, feed: Feed, files: loading.SourceFiles, places: Sequence[int]) -> TypedFile:

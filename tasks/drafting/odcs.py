@@ -71,7 +71,7 @@ def to_odcs(p: Params) -> OpenDataContractStandard:
 
 
 def _write_table(name: str, table: Table) -> SchemaObject:
-    own = {"version": table.version} if table.version else {}
+    own = {field: value for field, value in (("version", table.version), ("deleted", table.deleted)) if value}
     if not set(table.key) <= table.columns.keys():  # event_time is no column of the file
         own["key"] = ", ".join(table.key)
     return SchemaObject(
@@ -123,7 +123,7 @@ def _read_table(table: SchemaObject) -> dict[str, Any]:
     read = {str(column.name): dict(_read_column(str(table.name), column)) for column in columns}
     return {
         **({"key": key} if key else {}),
-        **({"version": own["version"]} if "version" in own else {}),
+        **{field: own[field] for field in ("version", "deleted") if field in own},
         "columns": read,
     }
 

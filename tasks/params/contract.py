@@ -74,8 +74,16 @@ class Column(Section):
 
 
 class Table(Section):
+    """The columns of a table, and which of its rows is the one that holds.
+
+    `key` names the columns that tell rows apart; of two rows with one key the later wins, or the one with the higher
+    `version`, a column. `deleted` is SQL over the columns: a row for which it is true says that the row of its key is
+    gone.
+    """
+
     key: list[str] = Field(default_factory=list)
     version: str | None = None
+    deleted: str | None = None
     columns: dict[str, Column]
 
     @model_validator(mode="after")

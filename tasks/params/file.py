@@ -148,6 +148,8 @@ def _check_names(name: str, table: Table, source: Source) -> None:
         raise ValueError(f"contract.{name}.version must name one of its columns, but got {table.version!r}{near}")
     if table.version is not None and not table.key:
         raise ValueError(f"contract.{name}.version tells rows of one key apart, so contract.{name}.key must be given")
+    if table.deleted is not None and not table.key:
+        raise ValueError(f"contract.{name}.deleted says which key is gone, so contract.{name}.key must be given")
     if table.version is not None and table.columns[table.version].outcome:
         raise ValueError(f"contract.{name}.version must be known with its row, but {table.version!r} is an outcome")
 

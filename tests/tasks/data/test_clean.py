@@ -294,7 +294,7 @@ def deliver(made: Made, **files: str) -> None:
 def file_of(*orders: dict[str, str], names: list[str] | None = None) -> str:
     names = names or HEAD
     rows = [{**dict(zip(HEAD, GOOD, strict=True)), **order} for order in orders]
-    return "\n".join([",".join(names), *(",".join(row[name] for name in names) for row in rows)]) + "\n"
+    return "\n".join([",".join(names), *(",".join(row.get(name, "") for name in names) for row in rows)]) + "\n"
 
 
 @pytest.mark.parametrize("amounts", [("10", "20"), ("20", "10")])
@@ -435,3 +435,66 @@ def test_a_checkout_whose_folder_looks_like_a_pattern_cleans_its_own_rows(make_w
         made.run("ingest", "clean", p=made.params())
         assert rows(made, "clean").column_names[-2:] == ["event_time", "known_at"]
         assert len(rows(made, "clean")) == 12
+
+
+CDC = [*HEAD, "op"]
+
+
+@pytest.fixture
+def changing(made: Made) -> Made:
+    """Orders with a column op, which is D for a row that says that its key is gone."""
+    made.raw["contract"]["orders"]["columns"]["op"] = {"type": "VARCHAR"}
+    made.raw["contract"]["orders"]["deleted"] = "op = 'D'"
+    made.raw["clean"]["max_bad_share"] = 0
+    return made
+
+
+def change(op: str, number: str, **more: str) -> dict[str, str]:
+    return {"number": number, "op": op, **more}
+
+
+def test_a_deletion_takes_the_row_of_its_key_along_and_neither_is_a_fault(changing: Made) -> None:
+    first = file_of(change("I", "1"), change("I", "2"), change("I", "3"), names=CDC)
+    empty = {"email": "", "store": "", "amount": "", "distance": ""}  # a deletion knows no more than its key and time
+    deliver(changing, a=first, b=file_of(change("D", "2", **empty), names=CDC))
+    changing.run("ingest", "clean", p=changing.params())
+    assert rows(changing, "clean")["number"].to_pylist() == [1, 3]
+    found = quality(changing)["orders"]
+    assert (found["rows"], found["bad"], found["superseded"], found["by_rule"]) == (4, 0, 2, {})
+    held = rows(changing, "quarantine").select(["op", "reason"]).to_pylist()
+    assert {row["op"]: row["reason"] for row in held} == {
+        "I": "row 1 of orders-b.csv has the same number and came later",
+        "D": "it says that the row of its key is gone",
+    }
+
+
+def test_a_key_that_comes_back_after_its_deletion_is_there_again(changing: Made) -> None:
+    text = file_of(change("I", "1", amount="1"), change("D", "1"), change("I", "1", amount="3"), names=CDC)
+    deliver(changing, a=text)
+    changing.run("ingest", "clean", p=changing.params())
+    assert rows(changing, "clean")["amount"].to_pylist() == [3.0]
+    assert (quality(changing)["orders"]["bad"], quality(changing)["orders"]["superseded"]) == (0, 2)
+
+
+def test_a_deletion_of_what_never_came_is_no_row(changing: Made) -> None:
+    deliver(changing, a=file_of(change("D", "1"), change("I", "2"), names=CDC))
+    changing.run("ingest", "clean", p=changing.params())
+    assert rows(changing, "clean")["number"].to_pylist() == [2]
+
+
+def test_a_deletion_without_its_key_is_a_fault(changing: Made) -> None:
+    changing.raw["clean"]["max_bad_share"] = 1
+    deliver(changing, a=file_of(change("D", "x"), change("I", "2"), names=CDC))
+    changing.run("ingest", "clean", p=changing.params())
+    assert quality(changing)["orders"]["bad"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [("opp = 'D'", "contract.orders.deleted .*`opp`.*op"), ("op", "contract.orders.deleted must be true or false")],
+)
+def test_a_rule_of_deletion_that_is_none_is_refused(changing: Made, rule: str, words: str) -> None:
+    changing.raw["contract"]["orders"]["deleted"] = rule
+    deliver(changing, a=file_of(change("I", "2"), names=CDC))
+    with pytest.raises(ValueError, match=words):
+        changing.run("ingest", "clean", p=changing.params())
