@@ -5,8 +5,10 @@ period before, turned from one well-known unit into another, and further away th
 A column that merely drifts fits no such factor at three places at once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,11 +67,13 @@ def measure_spread(values: NDArray[np.float64]) -> Spread | None:
 
 def find_change(spreads: Sequence[tuple[str, Spread]]) -> Change | None:
     """The latest change in a column's periods, oldest first, each with its percentiles."""
+    steps = [_measure_step(before, since) for (_, before), (_, since) in pairwise(spreads)]
     for place in range(len(spreads) - 1, LEAST_PERIODS - 1, -1):
-        steps = [_measure_step(spreads[i][1], spreads[i + 1][1]) for i in range(place - 1)]
+        usual = max(NEAR, *steps[: place - 1])
+        if usual > RESTLESS or steps[place - 1] <= FAR * usual:
+            continue
         (_, before), (period, since) = spreads[place - 1 : place + 1]
-        usual = max(NEAR, *steps)
-        if usual <= RESTLESS and (conversion := _find_conversion(np.array(before), np.array(since), usual)):
+        if conversion := _find_conversion(np.array(before), np.array(since), usual):
             return Change(period, before, since, conversion)
     return None
 
@@ -77,7 +81,7 @@ def find_change(spreads: Sequence[tuple[str, Spread]]) -> Change | None:
 def _measure_step(before: Spread, since: Spread) -> float:
     """How far two periods are apart, in distances from the 10th to the 90th percentile."""
     width = before[2] - before[0]
-    return max(abs(b - a) for a, b in zip(before, since, strict=True)) / width if width > 0 else np.inf
+    return max(abs(b - a) for a, b in zip(before, since, strict=True)) / width if width > 0 else math.inf
 
 
 def _find_conversion(before: NDArray[np.float64], since: NDArray[np.float64], usual: float) -> str | None:
