@@ -65,23 +65,34 @@ def clean_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".
 
 
 def mend_sql(value: str, column: Column) -> str:
-    """A typed value, spelled anew (`text`), and clipped or emptied where it lies beyond a bound (`outside`)."""
+    """A typed value, spelled anew (`text`), clipped or emptied where it lies beyond a bound (`outside`), and coarse."""
     if column.text:
         for step in (step for step in SPELLINGS if step in column.text):
             value = SPELLINGS[step].format(value)
-        return f"nullif({value}, '')"
+        value = f"nullif({value}, '')"
     low, high = column.min, column.max
     if column.type != "DOUBLE":  # the nearest whole numbers within
         low, high = (math.ceil(low) if low is not None else None), (math.floor(high) if high is not None else None)
     if column.outside == "empty":
         beyond = [f"{value} < {low}"] if low is not None else []
         beyond += [f"{value} > {high}"] if high is not None else []
-        return f"CASE WHEN NOT ({' OR '.join(beyond)}) THEN {value} END"
+        value = f"CASE WHEN NOT ({' OR '.join(beyond)}) THEN {value} END"
     if column.outside == "clip":
         bounded = f"greatest({value}, {low})" if low is not None else value
         bounded = f"least({bounded}, {high})" if high is not None else bounded
-        return f"CASE WHEN {value} IS NOT NULL THEN CAST({bounded} AS {column.type}) END"
-    return value
+        value = f"CASE WHEN {value} IS NOT NULL THEN CAST({bounded} AS {column.type}) END"
+    return coarse_sql(value, column)
+
+
+def coarse_sql(value: str, column: Column) -> str:
+    """A typed value with as much of it as `coarsen` lets through. What is coarse stays as it is."""
+    if column.coarsen is None:
+        return value
+    if column.type == "VARCHAR":
+        return f"left({value}, {column.coarsen})"
+    if column.type in ("DATE", "TIMESTAMP"):
+        return f"CAST(date_trunc({literal(str(column.coarsen))}, {value}) AS {column.type})"
+    return f"CAST(floor({value} / {column.coarsen}) * {column.coarsen} AS {column.type})"
 
 
 def typed_sql(value: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:

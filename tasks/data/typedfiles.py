@@ -14,12 +14,13 @@ import duckdb
 from tasks.data import contract, expressions, feeds, loading, periods, rowfiles, timeline
 from tasks.data.feeds import FILE, ROW, Feed, Reader
 from tasks.params import FAULT, TIMES, Column
-from tasks.runtime.sql import parquet, quote
+from tasks.runtime.sql import literal, parquet, quote
 from tasks.runtime.threads import run_threads
 
 KNOWN = quote(f"{contract.HIDDEN}known")  # whether the row holds an outcome
 MISFIT = quote(f"{contract.HIDDEN}misfit")  # whether it has no event time because a value of it does not fit
 HELPERS = quote(f"{contract.HIDDEN}helpers")  # how many of the columns that only help to compute others are missing
+UNREADABLE = "(unreadable)"  # stands for a text that does not fit the type of a column that is coarsened
 PLAIN = ("VARCHAR", "INTEGER", "BIGINT", "BOOLEAN", "DATE", "TIMESTAMP")  # equal where their raw values are
 CODE = periods.hash_inputs(feeds.CODE, periods.hash_code(__file__, rowfiles.__file__, timeline.__file__))
 
@@ -128,7 +129,8 @@ def _write_rows(
     path: Path,
 ) -> None:
     """The raw columns in the contract's order, with pseudonyms, and what later steps ask of the typed ones."""
-    values = {name: _value_sql(feed, name) for name in feed.columns}
+    form_of = dict(zip(feed.delivered, forms, strict=True))
+    values = {name: _value_sql(feed, name, form_of.get(name, "")) for name in feed.columns}
     personal = [name for name in feed.columns if feed.table.columns[name].pii]
     hidden = [
         *(f"{quote(name)} AS {column}" for name, column in _hidden_keys(feed, forms)),
@@ -155,14 +157,25 @@ def _write_rows(
     expressions.run_plan(plan, feed.name, feed.source, write)
 
 
-def _value_sql(feed: Feed, name: str) -> str:
+def _value_sql(feed: Feed, name: str, form: str) -> str:
     """A raw value. An outcome without a known_at is dropped: nobody could say when to use it. One that does not fit its
     type stays: known_at may be missing for that very reason, and clean must see it."""
-    value = contract.raw_name(name)
+    value = _coarse_sql(feed, name, form) if feed.table.columns[name].coarsen else contract.raw_name(name)
     if name not in feed.outcomes:
         return value
     is_misfit = "FALSE" if name in feed.source.derive else f"{quote(name)} IS NULL"
     return f"CASE WHEN known_at IS NOT NULL OR {is_misfit} THEN {value} END"
+
+
+def _coarse_sql(feed: Feed, name: str, form: str) -> str:
+    """A raw value of which nothing finer is left than the contract lets through. Of one that fits no type, nothing."""
+    rule, raw, typed = feed.table.columns[name], contract.raw_name(name), quote(name)
+    if form != "VARCHAR" or rule.type == "VARCHAR":
+        return typed
+    text = loading.text_sql(typed, rule.type)
+    if rule.format:
+        text = f"strftime({typed}, {literal(rule.format)})"
+    return f"CASE WHEN {typed} IS NOT NULL THEN {text} WHEN {raw} IS NOT NULL THEN {literal(UNREADABLE)} END"
 
 
 def _misfit_sql(feed: Feed) -> str:

@@ -43,7 +43,17 @@ LOGICAL = {  # by the contract's type
 TYPES = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN", "date": "DATE"}
 TYPES |= {"timestamp": "TIMESTAMP"}
 PERSONAL = "personal"  # the classification of a column with pii: true
-EXTRA = ("format", "absent", "outside", "text", "unmatched", "outcome", "alias", "scale")  # what ODCS has no word for
+EXTRA = (
+    "format",
+    "absent",
+    "outside",
+    "text",
+    "unmatched",
+    "outcome",
+    "alias",
+    "scale",
+    "coarsen",
+)  # what ODCS has no word for
 
 app = App(
     name="contract", help="The contract of params.yaml as an Open Data Contract (ODCS), and back.", version_flags=()

@@ -22,6 +22,8 @@ class Column(Section):
         absent: a source without it is refused, or it is empty in all rows.
         outside: what becomes of a number beyond min or max: its row goes to quarantine, or it is clipped to the bound,
             emptied, or kept. The last three are counted in the quality report.
+        coarsen: how much of a personal value is read: the first so many characters of a text, a number down to a
+            multiple of this, a time down to its hour, day, month or year. Nothing finer is ever written.
         scale: a number's unit must not change from one period to the next (tasks/data/units.py), or it may.
     """
 
@@ -34,6 +36,7 @@ class Column(Section):
     max: float | None = None
     outside: Literal["quarantine", "clip", "empty", "keep"] = "quarantine"
     scale: Literal["steady", "free"] = "steady"
+    coarsen: Annotated[int, Field(ge=1)] | Literal["hour", "day", "month", "year"] | None = None
     allowed: Annotated[list[str], Field(min_length=1)] | None = None
     text: tuple[Literal["trim", "squeeze", "lower", "upper"], ...] = ()
     references: Annotated[str, spelled_as(r"\w+\.\w+", "a reference is <table>.<column>")] | None = None
@@ -62,15 +65,43 @@ class Column(Section):
                 "format is made of strptime's marks, such as %d.%m.%Y or %m/%d/%Y %H:%M:%S, without a zone, but got "
                 f"{self.format!r}"
             )
+        self._check_coarsening()
         if self.pii and (self.type != "VARCHAR" or self.allowed):
             raise ValueError("pii: true makes a pseudonym, a text: it needs type VARCHAR and no allowed")
         return self
+
+    def _check_coarsening(self) -> None:
+        if self.coarsen is None:
+            return
+        units = {"DATE": ("month", "year"), "TIMESTAMP": ("hour", "day", "month", "year")}.get(self.type)
+        if self.type == "BOOLEAN" or (units is None) != isinstance(self.coarsen, int):
+            raise ValueError(
+                "coarsen is a number of characters for a VARCHAR, a step for a number, and one of "
+                f"{units or ('month', 'year')} for a time, but got {self.coarsen!r} for {self.type}"
+            )
+        if units and self.coarsen not in units:
+            raise ValueError(f"coarsen must be one of {units} for {self.type}, but got {self.coarsen!r}")
+        if self.pii or self.references:
+            raise ValueError("coarsen makes many values one, so the column can have neither pii: true nor references")
+        bounds = [bound for bound in (self.min, self.max) if bound is not None]
+        if bounds and isinstance(self.coarsen, int) and any(bound % self.coarsen for bound in bounds):
+            raise ValueError(f"min and max must be multiples of coarsen, {self.coarsen}, but got {bounds}")
 
     @property
     def reading(self) -> tuple[Any, ...]:
         """All that decides which value of a file the column has, and what an expression sees of it."""
         bounds = (self.outside, self.min, self.max) if self.outside in ("clip", "empty") else ()
-        return (self.type, self.format, self.alias, self.absent, self.outcome, self.pii, self.text, bounds)
+        return (
+            self.type,
+            self.format,
+            self.alias,
+            self.absent,
+            self.outcome,
+            self.pii,
+            self.text,
+            self.coarsen,
+            bounds,
+        )
 
 
 class Table(Section):

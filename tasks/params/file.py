@@ -148,6 +148,14 @@ def _check_names(name: str, table: Table, source: Source) -> None:
         raise ValueError(f"contract.{name}.version must name one of its columns, but got {table.version!r}{near}")
     if table.version is not None and not table.key:
         raise ValueError(f"contract.{name}.version tells rows of one key apart, so contract.{name}.key must be given")
+    coarse = [column for column, rule in table.columns.items() if rule.coarsen is not None]
+    if wrong := [column for column in coarse if column in (*table.key, table.version)]:
+        raise ValueError(f"contract.{name}: {', '.join(wrong)} tells rows apart, so it cannot be coarsened")
+    if derived := [column for column in coarse if column in source.derive]:
+        raise ValueError(
+            f"contract.{name}: {', '.join(derived)} is derived: leave coarsen out, and let its expression in "
+            f"sources.{name}.derive make it coarse"
+        )
     if table.deleted is not None and not table.key:
         raise ValueError(f"contract.{name}.deleted says which key is gone, so contract.{name}.key must be given")
     if table.version is not None and table.columns[table.version].outcome:

@@ -177,6 +177,8 @@ def list_rules(column: Column) -> Iterator[str]:
         yield f"is in {column.references}"
     if column.text:
         yield f"spelled anew: {', '.join(column.text)}"
+    if column.coarsen is not None:
+        yield f"read coarsely: {column.coarsen}"
     if column.outside != "quarantine":
         yield f"beyond a bound: {column.outside}"
     if column.outcome:

@@ -13,6 +13,7 @@ RULES = (
     "max",
     "outside",
     "scale",
+    "coarsen",
     "allowed",
     "references",
     "text",

@@ -4,6 +4,7 @@ The rules of the contract that a row alone decides are checked here, as clean ch
 tables are checked where the tables are (tables.py).
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from functools import cache, partial
@@ -97,16 +98,16 @@ def _field_of(name: str, column: Column) -> tuple[Any, Any]:
     What clean mends is mended here too; what it puts into quarantine is refused.
     """
     kind = _type_of(column) if column.required else _type_of(column) | None
-    if column.text:
+    if column.text or (column.type == "VARCHAR" and column.coarsen is not None):
         kind = Annotated[kind, BeforeValidator(partial(_mend, column))]
-    elif column.outside in ("clip", "empty"):
+    elif column.coarsen is not None or column.outside in ("clip", "empty"):
         kind = Annotated[kind, AfterValidator(partial(_mend, column))]
     return (kind, Field(alias=name)) if column.required else (kind, Field(None, alias=name))
 
 
 def _mend(column: Column, value: Any) -> Any:
     """By the SQL that mends a table's values: there is one rule of how a text is spelled."""
-    if not isinstance(value, str if column.text else (int, float)):
+    if not isinstance(value, str if column.type == "VARCHAR" else (int, float, date)):
         return value  # no value, or one of another type, which is refused
     query = f"SELECT {contract.mend_sql(f'CAST($1 AS {column.type})', column)}"
     ((mended,),) = _connect().cursor().execute(query, [value]).fetchall()
@@ -122,6 +123,9 @@ def _connect() -> duckdb.DuckDBPyConnection:
 
 def _type_of(column: Column) -> Any:
     low, high = (column.min, column.max) if column.outside == "quarantine" else (None, None)
+    if isinstance(column.coarsen, int) and high is not None and column.type != "VARCHAR":
+        above = high + column.coarsen  # all below it is coarsened to the bound itself
+        high = math.nextafter(above, -math.inf) if column.type == "DOUBLE" else int(above) - 1
     if column.allowed:
         return Literal[tuple(column.allowed)]
     if column.type == "TIMESTAMP":
