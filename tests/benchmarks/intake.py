@@ -14,9 +14,10 @@ TIMES, LAST_DAY = 10, "2013-12-30"
 
 @benchmark(COPY, MEMORY)
 def against_copy(bench: Bench) -> list[Row]:
-    """In turn. The stages type each row twice, check it against other tables, and write it twice, by period."""
+    """In turn. The stages derive columns, type each row twice, check it against other tables, and write it three times,
+    sorted and by period. What DuckDB takes to derive and sort alone stands in the detail."""
     sides = {times: write(bench, 2 if bench.quick and times > 1 else times) for times in (1, TIMES)}
-    stages, copies, peaks = [], [], {times: list[float]() for times in sides}
+    stages, copies, derived, peaks = [], [], [], {times: list[float]() for times in sides}
     for _ in range(bench.times(3)):
         for times, place in sides.items():
             place.empty_periods()
@@ -24,7 +25,8 @@ def against_copy(bench: Bench) -> list[Row]:
             peaks[times].append(made["peak"])
         stages.append(made["seconds"])
         copies.append(sides[TIMES].run(TIMED, "copy").output["seconds"])
-    detail = f"ingest + clean {seconds(stages)}, COPY {seconds(copies)}"
+        derived.append(sides[TIMES].run(TIMED, "derive").output["seconds"])
+    detail = f"ingest + clean {seconds(stages)}, COPY {seconds(copies)}, COPY that derives and sorts {seconds(derived)}"
     one, ten = (median(peaks[times]) for times in sides)
     memory = f"{ten / 1e6:,.0f} and {one / 1e6:,.0f} MB; stage.memory 4 GB"
     return [

@@ -3,10 +3,12 @@
     python -m tests.benchmarks.intake_timed write TIMES UNTIL
     python -m tests.benchmarks.intake_timed stages
     python -m tests.benchmarks.intake_timed copy
+    python -m tests.benchmarks.intake_timed derive
 
 In the folder that it is started in. `write` puts the flights before a day, each so many times, into source/, a file for
 each month. `stages` runs ingest and clean; `copy` is what DuckDB needs to read the same files, cast their columns and
-write them once. Both print their seconds, from after the imports, and the most memory that the process held.
+write them once, and `derive` also what it needs to compute the derived columns and to sort. All print their seconds,
+from after the imports, and the most memory that the process held.
 """
 
 import json
@@ -62,6 +64,18 @@ def copy(p: Params) -> None:
         con.execute(f"COPY (SELECT {casts} FROM {rows}) TO 'bare.parquet' (FORMAT parquet, COMPRESSION zstd)")
 
 
+def derive(p: Params) -> None:
+    """The same, with the columns that the source derives, in the order of time."""
+    (airports,) = fetch.fetch_files(p.sources["airports"].address, p.sources["airports"]).files
+    with duckdb.connect(config={"threads": p.stage.threads, "memory_limit": p.stage.memory}) as con:
+        con.execute("SET TimeZone = 'UTC'")
+        con.execute(f"CREATE TABLE airports AS FROM read_csv({literal(path_text(airports))}, nullstr = 'NA')")
+        rows = f"SELECT * FROM {parquet(sorted(FOLDER.glob('*.parquet')))}"
+        for name, expression in p.sources["flights"].derive.items():
+            rows = f"SELECT *, ({expression}\n) AS {quote(name)} FROM ({rows})"
+        con.execute(f"COPY (FROM ({rows}) ORDER BY time_hour) TO 'derived.parquet' (FORMAT parquet, COMPRESSION zstd)")
+
+
 def read_peak() -> int:
     """The most bytes that this process has held."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -73,7 +87,7 @@ def main(part: str, *arguments: str) -> None:
     if part == "write":
         return write(p, int(arguments[0]), arguments[1])
     began = time.perf_counter()
-    {"stages": run_stages, "copy": copy}[part](p)
+    {"stages": run_stages, "copy": copy, "derive": derive}[part](p)
     print(json.dumps({"seconds": time.perf_counter() - began, "peak": read_peak()}))
     return None
 
