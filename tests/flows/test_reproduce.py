@@ -57,7 +57,7 @@ def test_a_refreshed_version_comes_out_without_a_search(
 
 
 def test_a_search_ends_with_its_trials_and_a_recipe_stays_as_it_was(tmp_path: Path, project: Project) -> None:
-    recipe = {"params": {"eta": 0.1}, "rounds": 50}
+    recipe = {"params": {"eta": 0.1}, "rounds": 50, "dropped": []}
     for trials, tuned in ((3, None), (0, recipe)):
         version = Version(1, "r", "d", "h", AS_OF, "c", MappingProxyType({}))
         raw = {**project.raw, "tune": {**project.raw["tune"], "recipe": tuned}}
