@@ -214,7 +214,7 @@ def _can_guard(con: duckdb.DuckDBPyConnection, period: cleanrows.PeriodFile, fai
 
 def _superseded_sql(job: Job) -> str:
     """The reason of a row that another one supersedes, with the place of that."""
-    names, winner = ", ".join(map(literal, job.files)), f"{cleanrows.LOSING}.winner"
+    names, winner = ", ".join(map(literal, job.files)), cleanrows.WINNER
     place = f"'row ', {winner}.row, ' of ', list_extract([{names}], CAST({winner}.file + 1 AS BIGINT))"
     why = f"with a later {job.table.version}" if job.table.version else "and came later"
     key = ", ".join(job.table.key)

@@ -22,8 +22,8 @@ from tasks.runtime.sql import parquet, quote
 
 ROW = quote(f"{contract.HIDDEN}place")  # of a row in the period's file, from 0
 CODE = periods.hash_code(__file__, rowfiles.__file__, units.__file__)
-DELETES = quote(f"{contract.HIDDEN}deletes")
-LOSING = quote(f"{contract.HIDDEN}losing")
+DELETES, LOSES = quote(f"{contract.HIDDEN}deletes"), quote(f"{contract.HIDDEN}loses")
+LOSER, WINNER = quote(f"{contract.HIDDEN}loser"), quote(f"{contract.HIDDEN}winner")  # of a key: place, file and row
 NUMBERS = ("INTEGER", "BIGINT", "DOUBLE")
 Flags = NDArray[np.bool_]
 
@@ -35,8 +35,8 @@ class PeriodFile:
     Attributes:
         typed: each column as SQL in the contract's type.
         rules: over the typed columns and the raw ones (`contract.raw_name`).
-        superseded: why a row goes that another one of its key supersedes, as SQL over LOSING.winner, a struct of file
-            and row; None where no key comes twice.
+        superseded: why a row goes that another one of its key supersedes, as SQL over WINNER, a struct of file and
+            row; None where no key comes twice.
         deleted: whether a row says that the one of its key is gone, as SQL over the typed columns.
     """
 
@@ -200,14 +200,14 @@ def _decide_keys(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> _Losing:
     window = f"OVER (PARTITION BY {', '.join(map(quote, table.key))} ORDER BY {order})"
     is_whole = " AND ".join(f"{quote(name)} IS NOT NULL" for name in table.key)
     con.execute(
-        f"CREATE OR REPLACE TEMP TABLE _losing AS SELECT place, file, winner FROM (SELECT {ROW} AS place, "
-        f"{PLACE[0]} AS file, first_value(struct_pack(file := {PLACE[0]}, row := {PLACE[1]})) {window} AS winner, "
-        f"row_number() {window} > 1 AND {is_whole} AS loses FROM {period.rows_sql(f'{PLACE[0]} IS NOT NULL')}) "
-        "WHERE loses"
+        f"CREATE OR REPLACE TEMP TABLE _losing AS SELECT {LOSER}, {PLACE[0]}, {WINNER} FROM (SELECT {ROW} AS {LOSER}, "
+        f"{PLACE[0]}, first_value(struct_pack(file := {PLACE[0]}, row := {PLACE[1]})) {window} AS {WINNER}, "
+        f"row_number() {window} > 1 AND {is_whole} AS {LOSES} FROM {period.rows_sql(f'{PLACE[0]} IS NOT NULL')}) "
+        f"WHERE {LOSES}"
     )
     # With versions or deletions, a row that comes twice in one file is no fault.
-    is_double = "FALSE" if table.version or table.deleted else "winner.file = file"
-    rows = con.sql(f"SELECT place, {is_double} AS is_double FROM _losing").to_arrow_table()
+    is_double = "FALSE" if table.version or table.deleted else f"{WINNER}.file = {PLACE[0]}"
+    rows = con.sql(f"SELECT {LOSER} AS place, {is_double} AS is_double FROM _losing").to_arrow_table()
     places = rows["place"].to_numpy()
     losing.loses[places] = True
     losing.is_double[places] = rows["is_double"].to_numpy()
@@ -223,8 +223,8 @@ def _write_held(con: duckdb.DuckDBPyConnection, period: PeriodFile, places: NDAr
     reasons += [f"CASE WHEN {period.deleted} THEN 'it says that the row of its key is gone' END"]
     join = ""
     if period.superseded is not None:
-        reasons.append(f"CASE WHEN {LOSING}.winner IS NOT NULL THEN {period.superseded} END")
-        join = f" LEFT JOIN _losing AS {LOSING} ON {LOSING}.place = {ROW}"
+        reasons.append(f"CASE WHEN {WINNER} IS NOT NULL THEN {period.superseded} END")
+        join = f" LEFT JOIN (SELECT {LOSER}, {WINNER} FROM _losing) ON {LOSER} = {ROW}"
     raw = [f"{contract.raw_name(name)} AS {quote(name)}" for name in period.typed]
     reason = f"concat_ws('; ', {', '.join(reasons) or 'NULL'}) AS reason"
     where = "file_row_number IN (SELECT place FROM _held)" if len(places) else "FALSE"

@@ -133,7 +133,7 @@ def _guarded_sql(step: Step) -> str:
 
 def _step_sql(sql: str, step: Step, kind: str, present: list[str], *, guard: bool) -> str:
     """The columns of `sql`, the step's, and where it can fail for a row, whether it did."""
-    hidden = quote(HIDDEN + step.name)
+    hidden = quote(f"{HIDDEN}step {step.name}")
     value, failures = (
         (f"{hidden}.v", [f"WHEN {hidden} IS NULL THEN {literal(step.setting)}"]) if guard else (hidden, [])
     )

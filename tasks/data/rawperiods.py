@@ -13,12 +13,14 @@ import duckdb
 from pydantic import TypeAdapter
 
 from tasks.data import periods, rowfiles, timeline, typedfiles
+from tasks.data.contract import HIDDEN
 from tasks.data.feeds import FILE, ROW, Feed
 from tasks.data.typedfiles import KNOWN, TypedTable
 from tasks.params import FAULT, PLACE, TIMES
 from tasks.runtime.sql import parquet, quote, time_sql
 
 CODE = periods.hash_inputs(typedfiles.CODE, periods.hash_code(__file__))
+USUAL = quote(f"{HIDDEN}usual")  # whether a row is no outlier in time
 NEVER = datetime.min  # the moment of a period whose rows are there from the beginning
 REACH = TypeAdapter[timeline.Reach | None](timeline.Reach | None)
 
@@ -65,13 +67,13 @@ def find_spans(con: duckdb.DuckDBPyConnection, table: TypedTable, unit: str, out
 def _measure_spans(con: duckdb.DuckDBPyConnection, table: TypedTable, unit: str, outlier: str | None) -> Spans:
     feed = table.feed
     arrival = "event_time" if feed.outcomes else "greatest(event_time, known_at)"
-    ends = (f"min({arrival}) FILTER (usual)", "max(greatest(event_time, known_at)) FILTER (usual)")
+    ends = (f"min({arrival}) FILTER ({USUAL})", f"max(greatest(event_time, known_at)) FILTER ({USUAL})")
     first, newest = ends if feed.has_times else ("NULL", "NULL")
     start = f"date_trunc('{unit}', event_time)" if feed.has_times else f"'{periods.WHOLE}'"
     usual = f"({outlier}) IS NULL" if outlier else "TRUE"
     rows = con.execute(
-        f"SELECT {start}, file_index, count(*) FILTER (usual), count(*), {first}, {newest} "
-        f"FROM (SELECT *, file_index, {usual} AS usual FROM {table.rows_sql()}) "
+        f"SELECT {start}, file_index, count(*) FILTER ({USUAL}), count(*), {first}, {newest} "
+        f"FROM (SELECT *, file_index, {usual} AS {USUAL} FROM {table.rows_sql()}) "
         "GROUP BY 1, 2 ORDER BY 2"
     ).fetchall()
     if not rows:

@@ -45,7 +45,7 @@ class TypedFile:
 
 @dataclass(frozen=True)
 class TypedTable:
-    """A source's files, typed: their layouts, and their rows as a table function of DuckDB.
+    """A source's files, typed, and their rows as a table function of DuckDB.
 
     Attributes:
         keys: the columns that hold the typed values of the table's key.
@@ -76,7 +76,7 @@ def _refuse(_: Path) -> None:
 
 
 def type_files(reader: Reader, feed: Feed, *, threads: int) -> TypedTable:
-    """Have a source's files in the cache, those that are new in threads.
+    """Have the rows of a source's files in the cache. New files are read in threads.
 
     Raises:
         ValueError: a file cannot be read, or does not fit params.yaml.
@@ -112,11 +112,8 @@ def _provide_file(reader: Reader, feed: Feed, files: loading.SourceFiles, places
 
 
 def _has_misfits(con: duckdb.DuckDBPyConnection, into: Path) -> bool:
-    return bool(
-        con.execute(f"SELECT coalesce(bool_or({MISFIT}), FALSE) FROM {parquet([into / 'rows.parquet'])}").fetchall()[0][
-            0
-        ]
-    )
+    rows = parquet([into / "rows.parquet"])
+    return bool(con.execute(f"SELECT coalesce(bool_or({MISFIT}), FALSE) FROM {rows}").fetchall()[0][0])
 
 
 def _write_rows(

@@ -17,7 +17,8 @@ STAGES = ("ingest", "clean", "features", "tune", "train", "evaluate", "record") 
 TIMES = ("event_time", "known_at")  # every timed table has them, made from sources.<table>
 PLACE = ("_file", "_row")  # where a row of a doubled key came from: which of the source's files, which of its rows
 FAULT = "_fault"  # the expressions of the source that fail for a row
-TAKEN = ("row_id", "reason", "raw", "file_row_number", *PLACE, FAULT)  # columns that the stages add, or read it by
+# Columns that the stages add, or read rows by.
+TAKEN = ("row_id", "reason", "raw", "file_row_number", "file_index", *PLACE, FAULT)
 
 
 class Section(BaseModel):

@@ -498,3 +498,21 @@ def test_a_rule_of_deletion_that_is_none_is_refused(changing: Made, rule: str, w
     deliver(changing, a=file_of(change("I", "2"), names=CDC))
     with pytest.raises(ValueError, match=words):
         changing.run("ingest", "clean", p=changing.params())
+
+
+def test_a_table_may_use_the_names_that_the_queries_of_the_stages_use(made: Made) -> None:
+    names = ["usual", "place", "file", "row", "winner", "loses", "bad", "b0", "known", "value", "clear", "pseudonym"]
+    made.raw["sources"]["orders"]["derive"] = {name: f"number + {i}" for i, name in enumerate(names)}
+    made.raw["contract"]["orders"]["columns"] |= {name: {"type": "BIGINT", "min": 0} for name in names}
+    deliver(made, a=file_of({"number": "7"}, {"number": "8"}), b=file_of({"number": "7", "amount": "5"}))
+    made.run("ingest", "clean", p=made.params())
+    assert rows(made, "clean").select(["number", *names]).to_pylist() == [
+        {"number": number, **{name: number + i for i, name in enumerate(names)}} for number in (7, 8)
+    ]
+    assert reasons(made) == {"7": "row 1 of orders-b.csv has the same number and came later"}
+
+
+def test_a_name_that_rows_are_read_by_is_refused(made: Made) -> None:
+    made.raw["contract"]["orders"]["columns"]["file_index"] = {"type": "BIGINT"}
+    with pytest.raises(ValueError, match=r"must not be called .*file_index.*: rename them by sources\.orders\.derive"):
+        made.params()
