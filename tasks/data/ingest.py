@@ -22,6 +22,7 @@ from tasks.data import (
     feasibility,
     feeds,
     freshness,
+    lateness,
     loading,
     manifest,
     periods,
@@ -76,16 +77,21 @@ def _write_tables(p: Params, reader: feeds.Reader, key_id: str | None, raw: Path
     else:
         as_of, limit = _choose_as_of(p, spans[spine], reach)
     shutil.rmtree(raw, ignore_errors=True)  # DVC has done so already; by hand, nothing of an older run may stay
-    written = {
-        name: _write_table(con, table, spans[name], outliers.get(name), as_of, raw / name, threads=p.stage.threads)
-        for name, table in tables.items()
-    }
+    written, deliveries = dict[str, manifest.RawTable](), dict[str, lateness.Delivery]()
+    for name, table in tables.items():
+        written[name], contents = _write_table(p, con, table, spans[name], outliers.get(name), as_of, raw / name)
+        if p.ingest.lateness is not None:
+            identity = periods.hash_inputs(table.feed.identity, rawperiods.CODE)
+            deliveries[name] = lateness.Delivery(identity=identity, reach=limit, periods=contents)
+            lateness.check_periods(name, table.feed.source, deliveries[name], p.ingest.lateness)
     made = manifest.RawManifest(as_of=as_of, limit=limit, pii_key_id=key_id, tables=written)
     if reaches := freshness.describe_reach(made):
         log.info("what is known as of %s reaches: %s", as_of, reaches)
     made.write(raw)
     for name, source in p.sources.items():
         shrinkage.note_rows(name, source, filled[name])
+    for name, delivery in deliveries.items():
+        lateness.note_periods(name, p.sources[name], delivery)
 
 
 def fetch_feeds(p: Params, key_id: str | None) -> dict[str, feeds.Feed]:
@@ -146,32 +152,35 @@ def _choose_as_of(p: Params, spans: rawperiods.Spans, reach: timeline.Reach | No
 
 
 def _write_table(
+    p: Params,
     con: duckdb.DuckDBPyConnection,
     table: typedfiles.TypedTable,
     spans: rawperiods.Spans,
     outlier: str | None,
     as_of: datetime,
     folder: Path,
-    *,
-    threads: int,
-) -> manifest.RawTable:
-    """Put one table's periods in place. Returns what was written, and what became of the rows that were delivered."""
+) -> tuple[manifest.RawTable, lateness.Contents]:
+    """Put one table's periods in place. Returns what was written, and what became of the rows that were delivered; and
+    what the periods hold, whatever of it was known at as_of, where `ingest.lateness` asks for it."""
     feed, delivery = table.feed, table.delivery
+    contents: lateness.Contents = dict.fromkeys(spans)
 
     def write(period: str, span: rawperiods.Span) -> int:
         target = folder / f"{period}.parquet"
         with feeds.naming_table(feed), con.cursor() as cursor:
             entry = rawperiods.provide_period(cursor, table, period, span, outlier, target)
+            if p.ingest.lateness is not None:
+                contents[period] = lateness.measure_content(cursor, entry, target)
             if span.newest > as_of:
                 rawperiods.cut_period(cursor, feed, entry, as_of, target)
         return int(pq.read_metadata(target).num_rows)
 
     there = {period: span for period, span in spans.items() if span.first <= as_of}
     works = [lambda period=period, span=span: write(period, span) for period, span in there.items()]
-    rows = dict(zip(there, run_threads(works, threads), strict=True))
+    rows = dict(zip(there, run_threads(works, p.stage.threads), strict=True))
     names, total = loading.name_files(feed.fetched), sum(rows.values())
     log.info("%s: %s rows in %s periods, as of %s", feed.name, f"{total:,}", len(rows), as_of)
-    return manifest.RawTable(
+    written = manifest.RawTable(
         address=feed.source.shown,
         fingerprint=feed.fetched.fingerprint,
         rows=total,
@@ -185,6 +194,7 @@ def _write_table(
         fallback=feed.fetched.fallback,
         newest=_find_newest(folder) if feed.has_times else None,
     )
+    return written, contents
 
 
 def _find_newest(folder: Path) -> datetime | None:

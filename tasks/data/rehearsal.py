@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import params
-from tasks.data import clean, features, featuresql, ingest, periods
+from tasks.data import clean, deliveries, features, featuresql, ingest, periods
 from tasks.data.sources import fetch
 from tasks.params import Params
 from tasks.runtime import cost, engine, locks, store
@@ -82,12 +82,13 @@ def rehearse(checkout: Path, settings: Path) -> Iterator[Rehearsed]:
 
 
 def _mirror_home(home: Path, mirror: Path) -> None:
-    """What ingest reads in a home: the key of the pseudonyms, how many rows came last, and what was fetched."""
+    """What ingest reads in a home: the key of the pseudonyms, what came last, and what was fetched."""
     mirror.mkdir(mode=0o700)
     if (home / "pii.key").exists():
         shutil.copy2(home / "pii.key", mirror)
-    if (home / "deliveries").is_dir():
-        shutil.copytree(home / "deliveries", mirror / "deliveries")
+    for name in (deliveries.ROWS, deliveries.SETTLED):
+        if (home / name).is_dir():
+            shutil.copytree(home / name, mirror / name)
     if (home / "sources").is_dir():
         (mirror / "sources").symlink_to((home / "sources").resolve())
 

@@ -186,6 +186,11 @@ def _check_spine(p: Params) -> None:
         raise ValueError(f"spine.columns must be in contract.{spine.table}, but {unknown} are not{near}")
     if outcomes := [name for name in spine.columns if columns[name].outcome]:
         raise ValueError(f"spine.columns must be known when a prediction is asked, but {outcomes} are outcomes")
+    if p.ingest.lateness is not None and p.ingest.lateness < p.label.deadline:
+        raise ValueError(
+            f"ingest.lateness {spell(p.ingest.lateness)} must not be below label.deadline {spell(p.label.deadline)}, "
+            "up to which outcomes change the rows. Set it higher, or to null for no limit."
+        )
     asked = ["event_time", *p.contract[spine.table].key, *spine.columns]
     if unknown := [name for name in p.serving.challenger.sticky if name not in asked]:
         near = suggest(unknown[0], asked)

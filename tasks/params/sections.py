@@ -42,6 +42,7 @@ class Clock(Section):
 class Ingest(Section):
     period: Literal["day", "week", "month"] = "month"
     pii_key_id: str | None = None
+    lateness: Duration | None = None
 
 
 class Clean(Section):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 
 from infra import servers
@@ -50,8 +50,15 @@ class Station:
 
     def completed(self, run: FlowRun, *, seconds: float = 120) -> FlowRun:
         done = self.ended(run, seconds=seconds)
-        assert done.state_name == "Completed", self.worker.log.read_text(errors="replace")[-3000:]
+        assert done.state_name == "Completed", self.explain(done)
         return done
+
+    def explain(self, run: FlowRun) -> str:
+        """How a run ended, what it logged, and the end of its worker's log."""
+        chosen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+        lines = [line.message for line in self.client.read_logs(chosen, limit=200)]
+        state = f"{run.name} is {run.state_name}: {run.state and run.state.message}"
+        return "\n".join([state, *lines, self.worker.log.read_text(errors="replace")[-3000:]])
 
     def ended(self, run: FlowRun, *, seconds: float = 120) -> FlowRun:
         """The run in its final state. Raises AssertionError with the worker's log when it takes longer."""
