@@ -39,6 +39,7 @@ PROGRAMS = {
     "up": ("infra.up:main", "Start Prefect, MLflow, Evidently, the API and a worker on this machine."),
     "contract": ("tasks.drafting.odcs:app", "The contract of params.yaml as an Open Data Contract (ODCS), and back."),
     "lineage": ("tasks.data.lineage:main", "From a feature back to the columns of the sources that it is made of."),
+    "person": ("tasks.data.people:main", "In which tables and periods a person's rows are."),
     "pull": ("tasks.promotion.pull:main", "Bring a registered version back with its data."),
     "gc": ("tasks.promotion.gc:main", "Show what could be freed on disk, or free it."),
     "cloud": ("infra.aws.cloud:app", "What it needs on AWS: up, status, down."),
