@@ -1,6 +1,6 @@
-"""app: the web application: routes, API keys, limits. `create` makes it; what it needs lives in its lifespan.
+"""app: the web application and its routes. `create` makes it; what it needs lives in its lifespan.
 
-A request is checked here and answered by handler.py: by the version that serves at that moment, then journalled, then
+door.py checks a request and handler.py answers it: by the version that serves at that moment, then journalled, then
 sent. The bodies are in messages.py. OpenAPI is at /openapi.json, and no page loads a script from another machine.
 """
 
@@ -11,21 +11,20 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from tasks import log, params
 from tasks.serving import active, journal, journal_writer, keys, messages, registry_mirror
+from tasks.serving.door import FrontDoor, read_body
 from tasks.serving.handler import Answers, Handler
 from tasks.serving.metrics import Metrics
 from tasks.serving.tables import Refused
@@ -38,19 +37,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"description": "A row breaks the contract: its place, its field and the rule."},
     503: {"description": "No champion yet, or too many requests at once. Ask again after Retry-After seconds."},
 }
-
-
-async def _read_body(request: Request, kind: type[BaseModel]) -> Any:
-    """The request's body as a message. Raises what becomes a 413 or a 422."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > messages.MOST_BYTES:
-            raise HTTPException(413, f"a request may have {messages.MOST_BYTES:,} bytes")
-    try:
-        return kind.model_validate_json(bytes(body))
-    except ValidationError as error:
-        raise RequestValidationError(messages.list_faults(error)) from None
 
 
 async def _respond(answering: Awaitable[tuple[int, Answers]], kind: str) -> Response:
@@ -134,72 +120,6 @@ def _renew(handler: Handler) -> None:
         gc.freeze()  # the collector no longer walks through what stays loaded, which held up every answer
 
 
-# --- in front of every request -------------------------------------------------------------------------------------
-
-
-@dataclass
-class FrontDoor:
-    """Checks API keys, limits how many requests run at once and for how long, and counts the answers."""
-
-    app: Callable[..., Awaitable[None]]
-    handler: Handler
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        handler, began, status = self.handler, time.perf_counter(), 0  # 0: no answer has begun
-
-        async def counted(message: Any) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        asks = scope["path"].startswith("/v1/") and scope["method"] == "POST"
-        refusal = self._refusal(scope, asks=asks)
-        works = asks and refusal is None
-        handler.busy += works
-        try:
-            async with asyncio.timeout(handler.p.serving.within.total_seconds()):
-                await (refusal or self.app)(scope, receive, counted)
-        except TimeoutError:
-            if not status:
-                refusal = _refuse(503, "no answer within serving.within", {"Retry-After": "1"})
-                await refusal(scope, receive, counted)
-        finally:
-            handler.busy -= works
-            route = scope.get("route")
-            path = route.path if route else "other"
-            handler.metrics.count_request(path, status or 500, time.perf_counter() - began)
-
-    def _refusal(self, scope: Any, *, asks: bool) -> Response | None:
-        handler, wanted = self.handler, _scope_of(scope["path"])
-        if wanted is not None and handler.keys.keys:
-            given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-            key = handler.keys.owner(given.removeprefix("Bearer ")) if given.startswith("Bearer ") else None
-            if key is None:
-                headers = {"WWW-Authenticate": "Bearer"}
-                return _refuse(401, "send a known API key as Authorization: Bearer ...", headers)
-            if wanted not in key.scopes and "admin" not in key.scopes:
-                return _refuse(403, f"this key is not for {wanted}")
-        if asks and handler.busy >= handler.p.serving.busy:
-            return _refuse(503, "too many requests at once", {"Retry-After": "1"})
-        return None
-
-
-def _scope_of(path: str) -> keys.Scope | None:
-    """The scope that a key needs; None for what needs no key: whether the process lives."""
-    if path.startswith("/v1/predict"):
-        return "predict"
-    if path.startswith("/v1/outcomes"):
-        return "outcomes"
-    return None if path in ("/health", "/ready") else "admin"
-
-
-def _refuse(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"detail": detail}, status, headers)
-
-
 # --- routes --------------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +133,7 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
     async def predict_rows(request: Request) -> Response:
         """Predict raw rows with the columns of the spine. The server computes the features, by the champion's own
         features.sql."""
-        body = (await _read_body(request, handler.messages.rows)).model_dump(by_alias=True)
+        body = (await read_body(request, handler.messages.rows)).model_dump(by_alias=True)
         return await _respond(handler.predict_rows(body["rows"], reasons=body["reasons"]), "contract")
 
     @app.post(
@@ -225,7 +145,7 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
     async def predict_features(request: Request) -> Response:
         """Predict ready features, sent as `rows` of names and values or as `inputs`, a list for each column. A feature
         that is not sent is missing."""
-        body = await _read_body(request, handler.messages.features)
+        body = await read_body(request, handler.messages.features)
         return await _respond(handler.predict_features(body.rows, body.inputs, reasons=body.reasons), "feature")
 
     @app.post(
@@ -236,7 +156,7 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
     )
     async def accept_outcomes(request: Request) -> Response:
         """Send the outcomes of predictions, by their ids. A second outcome of one prediction corrects the first."""
-        outcomes = (await _read_body(request, handler.messages.outcomes)).outcomes
+        outcomes = (await read_body(request, handler.messages.outcomes)).outcomes
         await handler.accept_outcomes(outcomes)
         return JSONResponse({"accepted": len(outcomes)})
 
