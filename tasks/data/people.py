@@ -17,7 +17,7 @@ from rich.table import Table as Grid
 from tasks import params
 from tasks.data import contract
 from tasks.params import Column, Params
-from tasks.runtime.sql import parquet, path_text, quote
+from tasks.runtime.sql import parquet, quote
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _scan_column(
         return
     table_sql = parquet(paths, filename="TRUE")
     query = f"SELECT filename, count(*) FROM {table_sql} WHERE {quote(column)} = $1 GROUP BY 1 ORDER BY 1"
-    names = {path_text(path): path for path in paths}
+    names = {str(path.absolute()): path for path in paths}
     for name, rows in con.execute(query, [pseudonym]).fetchall():
         yield Place(names[name], column, rows)
 
