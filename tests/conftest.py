@@ -6,8 +6,10 @@ same bytes.
 """
 
 import copy
+import functools
 import gc
 import importlib
+import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -180,7 +182,7 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         made = Made(tmp_path / folder, raw_params(task, days), monkeypatch)
         (made.folder / "tasks").mkdir(parents=True)
         (made.folder / "tasks" / "features.sql").write_text(FEATURES_SQL)
-        write_sources(made.folder / "source", days=days, per_day=per_day, rng=np.random.default_rng(seed))
+        write_sources(made.folder / "source", days=days, per_day=per_day, seed=seed)
         write_params(made.raw, made.folder)
         return made
 
@@ -243,23 +245,32 @@ def team(shared: store.Store, request: pytest.FixtureRequest, monkeypatch: pytes
     return shared
 
 
-def write_sources(folder: Path, *, days: int, per_day: int, rng: np.random.Generator) -> None:
+def write_sources(folder: Path, *, days: int, per_day: int, seed: int = 0) -> None:
     """orders.csv, traffic.parquet and customers.csv: a delay depends on the store's jam, the distance and the hour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _draw_sources(days, per_day, seed).items():
+        (folder / name).write_bytes(content)
+
+
+@functools.cache
+def _draw_sources(days: int, per_day: int, seed: int) -> dict[str, bytes]:
+    """The files by name. Many tests have the same, and to draw them takes as long as a stage."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
     people = [f"person{i}@example.org" for i in range(200)]
     segments, ages = rng.choice(["new", "loyal", "trade"], len(people)), rng.integers(18, 90, len(people))
-    _csv(folder / "customers.csv", ["email,segment,age", *map(_line, people, segments, ages)])
     hours = [BEGIN + timedelta(hours=hour) for hour in range(24 * days)]
     jams = {store: _walk(rng, len(hours)) for store in STORES}
     rows = [(store, at, round(float(jams[store][i]), 3)) for i, at in enumerate(hours) for store in STORES]
-    names = ("store", "measured_at", "jam")
-    pq.write_table(
-        pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), folder / "traffic.parquet"
-    )
-    _csv(folder / "orders.csv", [_ORDERS, *_orders(rng, days, per_day, people, jams)])
+    names, traffic = ("store", "measured_at", "jam"), io.BytesIO()
+    pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), traffic)
+    return {
+        "customers.csv": _csv(["email,segment,age", *map(_line, people, segments, ages)]),
+        "traffic.parquet": traffic.getvalue(),
+        "orders.csv": _csv([_ORDERS, *_orders(rng, days, per_day, people, jams)]),
+    }
 
 
 _ORDERS = "number,placed,email,store,amount,distance,delay"
@@ -300,8 +311,8 @@ def _line(*values: Any) -> str:
     return ",".join(str(value) for value in values)
 
 
-def _csv(path: Path, lines: list[str]) -> None:
-    path.write_text("\n".join(lines) + "\n")
+def _csv(lines: list[str]) -> bytes:
+    return ("\n".join(lines) + "\n").encode()
 
 
 def raw_params(task: Task, days: int) -> dict[str, Any]:

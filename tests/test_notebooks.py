@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import numpy as np
 import pytest
 from nbclient import NotebookClient
 
@@ -17,6 +16,7 @@ from tasks.promotion.registry import open_registry
 from tasks.promotion.runs import Bundle
 from tasks.training import evaluate, model, train
 from tests.conftest import FEATURES_SQL, KEY, Task, raw_params, write_params, write_sources
+from tests.registries import place_tables
 from tests.tasks import small
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +92,7 @@ def test_a_notebook_reads_whatever_table_params_names(
 ) -> None:
     copy_tasks(tmp_path)
     (tmp_path / "tasks" / "features.sql").write_text(FEATURES_SQL)
-    write_sources(tmp_path / "source", days=40, per_day=60, rng=np.random.default_rng(0))
+    write_sources(tmp_path / "source", days=40, per_day=60, seed=0)
     raw = raw_params(task, 40)
     raw["evaluate"]["costs"] = None
     write_params(raw, tmp_path)
@@ -108,8 +108,7 @@ def test_the_two_newest_runs_on_record_are_compared(tmp_path: Path, kernel: None
     write_params(raw_params("binary", small.DAYS), tmp_path)
     p = small.settings(**{"train.seeds": 1, "evaluate.baselines": ["constant"]})
     small.write(tmp_path, small.made_rows(), p)
-    uri = f"sqlite:///{tmp_path / '.evergreen' / 'mlflow.db'}"
-    (tmp_path / ".evergreen").mkdir()
+    uri = place_tables(tmp_path / ".evergreen")
     registry = open_registry(params.load(tmp_path / "params.yaml").registry, uri=uri)
     for number in range(3):
         small.tuned(tmp_path, p, params={"max_depth": number + 1})

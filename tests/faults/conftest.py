@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from infra import servers
+from tests.registries import place_tables
 from tests.waiting import wait_until
 
 
@@ -60,6 +61,7 @@ def prefect_server() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     one = Server(tmp_path_factory.mktemp("mlflow"))
+    place_tables(one.folder)
     one.start()
     yield one
     one.stop()

@@ -25,6 +25,7 @@ from tasks.promotion.registry import Registry, open_registry
 from tasks.promotion.runs import Bundle
 from tasks.training.model import Model, import_xgboost, make_spec
 from tests.faults import forks
+from tests.registries import place_tables
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.faults
@@ -101,6 +102,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recorded(tmp_path_factory: pytest.TempPathFactory, made: Path) -> Store:
     """A store with one recorded run."""
     store = Store(tmp_path_factory.mktemp("recorded"))
+    place_tables(store.folder)
     open_registry(SETTINGS, uri=store.uri).runs.log("r1", **everything(made))
     return store
 

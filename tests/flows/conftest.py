@@ -15,7 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from filelock import FileLock
 from prefect.client.orchestration import get_client
@@ -25,6 +24,7 @@ from prefect.client.schemas.objects import TaskRun
 from tasks import params
 from tasks.promotion import changes, registry
 from tests.conftest import FEATURES_SQL, KEY, raw_params, write_params, write_sources
+from tests.registries import place_tables
 
 ROOT = Path(__file__).parents[2]
 DAYS = 75
@@ -110,6 +110,7 @@ def project(
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("checkout")
     raw = project_params()
     make_checkout(folder, raw)
+    place_tables(home)
     if made_before:
         shutil.copytree(made_before / "checkout" / ".dvc" / "cache", folder / ".dvc" / "cache")
         shutil.copytree(made_before / "home" / "periods", home / "periods")
@@ -165,7 +166,7 @@ def make_checkout(folder: Path, raw: dict[str, Any]) -> None:
         else:
             shutil.copy(source, target)
     (folder / "tasks" / "features.sql").write_text(FEATURES_SQL)
-    write_sources(folder / "source", days=DAYS, per_day=80, rng=np.random.default_rng(3))
+    write_sources(folder / "source", days=DAYS, per_day=80, seed=3)
     write_params(raw, folder)
     commit(folder, "made")
 

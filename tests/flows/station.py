@@ -18,7 +18,9 @@ from prefect.client.schemas.objects import FlowRun
 
 from infra import servers
 from infra.servers import HOST, Running
+from tasks.promotion.database import DATABASE
 from tests.conftest import KEY
+from tests.registries import place_tables
 from tests.waiting import PATIENCE_S, wait_until
 
 T = TypeVar("T")
@@ -91,6 +93,8 @@ def station(folder: Path, *, plain: bool = False) -> Iterator[Station]:
     port = servers.free_port()
     api, logs = f"http://{HOST}:{port}/api", folder / ".evergreen" / "logs"
     env = plain_environment(folder, api) if plain else environment(folder, api)
+    if not (folder / ".evergreen" / DATABASE).exists():
+        place_tables(folder / ".evergreen")
     running = [servers.start(servers.prefect(port, env), logs)]
     try:
         servers.wait(running[0])

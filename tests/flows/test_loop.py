@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Paused
@@ -56,7 +55,7 @@ def made(folder: Path) -> None:
     raw["monitor"] = {"window": "6d"}
     raw["policy"] = {"signals": ["performance"], "windows": 1, "min_rows": 50, "cool_down": "5d"}
     make_checkout(folder, raw)
-    write_sources(folder / "source", days=DAYS, per_day=80, rng=np.random.default_rng(3))
+    write_sources(folder / "source", days=DAYS, per_day=80, seed=3)
     orders = folder / "source" / "orders.csv"
     orders.write_text(turned(orders.read_text()))
     place_deployments(folder)

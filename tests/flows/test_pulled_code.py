@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
@@ -20,6 +19,7 @@ from tests.conftest import raw_params, write_sources
 from tests.flows.conftest import commit, make_checkout
 from tests.flows.station import Station, environment, program
 from tests.flows.test_loop import place_deployments
+from tests.registries import place_tables
 from tests.tasks.runtime.conftest import git
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]  # a minute, on real servers: with the other long ones
@@ -42,14 +42,14 @@ def place(tmp_path: Path, bucket: str, postgres_url: str) -> Iterator[Place]:
     for source in raw["sources"].values():
         source["address"] = str(tmp_path / source["address"])
     make_checkout(checkout, raw)
-    write_sources(tmp_path / "source", days=60, per_day=80, rng=np.random.default_rng(3))
+    write_sources(tmp_path / "source", days=60, per_day=80, seed=3)
     place_deployments(checkout)
     commit(checkout, "deployments")
     port = servers.free_port()
     api, logs = f"http://{servers.HOST}:{port}/api", tmp_path / "logs"
     aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     env = {**environment(checkout, api), **aws, store.VARIABLE: bucket, locks.VARIABLE: postgres_url}
-    env["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    env["MLFLOW_TRACKING_URI"] = place_tables(tmp_path)
     worker_env = {**env, "EVERGREEN_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
     for home in (env["PREFECT_HOME"], worker_env["PREFECT_HOME"]):
         Path(home).mkdir(parents=True)

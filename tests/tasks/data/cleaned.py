@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tasks import params
@@ -13,7 +12,7 @@ from tests.conftest import KEY, Made, raw_params, write_sources
 
 
 def write_cleaned(folder: Path, *, days: int, per_day: int) -> Path:
-    write_sources(folder / "source", days=days, per_day=per_day, rng=np.random.default_rng(0))
+    write_sources(folder / "source", days=days, per_day=per_day, seed=0)
     p = params.validate(raw_params("binary", days))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

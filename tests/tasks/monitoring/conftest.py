@@ -9,6 +9,7 @@ from tasks import params
 from tasks.promotion import registry
 from tasks.serving.journal import Journal
 from tasks.serving.journal_log import LocalLogs
+from tests.registries import place_tables
 
 if TYPE_CHECKING:
     from tests.tasks.monitoring.test_predecessor import Shop
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all: making its tables costs seconds. Each test has an experiment and a model of its own."""
-    return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    """One database for all. Each test has an experiment and a model of its own."""
+    return place_tables(tmp_path_factory.mktemp("registry"))
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, Version
 from tasks.serving.journal import Journal
 from tasks.serving.journal_log import LocalLogs
+from tests.registries import place_tables
 from tests.tasks import small
 
 DAY = timedelta(days=1)
@@ -94,7 +95,7 @@ class Loop:
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    return place_tables(tmp_path_factory.mktemp("registry"))
 
 
 @pytest.fixture

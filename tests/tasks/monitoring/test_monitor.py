@@ -47,6 +47,7 @@ from tasks.serving.predictions import latest_outcomes
 from tasks.serving.schema import make_entry
 from tasks.training import columns, evaluate, model, train
 from tasks.training.labels import EarlyLabels
+from tests.registries import place_tables
 from tests.tasks import journalled, small
 
 DAY = timedelta(days=1)
@@ -96,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    uri = place_tables(tmp_path_factory.mktemp("registry"))
     return registry.open_registry(params.Registry(model="made", experiment="made", top_trials=0), uri=uri)
 
 

@@ -24,6 +24,7 @@ from tasks.serving.journal import Journal
 from tasks.serving.journal_log import LocalLogs
 from tasks.training.model import Model, import_xgboost, make_spec
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, Made, raw_params, write_params, write_sources
+from tests.registries import place_tables
 from tests.tasks import small
 
 DAYS = 24
@@ -53,7 +54,7 @@ class Scene:
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose features have been made."""
     folder = tmp_path_factory.mktemp("origin")
-    write_sources(folder / "source", days=DAYS, per_day=24, rng=np.random.default_rng(0))
+    write_sources(folder / "source", days=DAYS, per_day=24, seed=0)
     (folder / "tasks").mkdir()
     (folder / "tasks/features.sql").write_text(FEATURES_SQL)
     write_params(raw_params("binary", DAYS), folder)
@@ -69,7 +70,7 @@ def shelf(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Regis
     """A registry with a champion, whose model is small and whose recipe is the project's."""
     folder = tmp_path_factory.mktemp("shelf")
     known = registry.open_registry(
-        params.Registry(model="made", experiment="made", top_trials=0), uri=f"sqlite:///{folder}/mlflow.db"
+        params.Registry(model="made", experiment="made", top_trials=0), uri=place_tables(folder)
     )
     files, rows = folder / "files", featurerows.read_rows(origin / "data/features")
     (files / "reports").mkdir(parents=True)

@@ -13,6 +13,7 @@ from tasks.promotion import interval
 from tasks.promotion.registry import Registry, open_registry
 from tasks.promotion.runs import Bundle, Dataset
 from tasks.training.model import Model, import_xgboost, make_spec
+from tests.registries import place_tables
 from tests.tasks.promotion.holdouts import Days
 
 AS_OF = datetime(2013, 7, 1)
@@ -25,8 +26,8 @@ TRIALS = tuple(
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all: making its tables costs seconds. Each test has experiments and a model of its own."""
-    return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    """One database for all. Each test has experiments and a model of its own."""
+    return place_tables(tmp_path_factory.mktemp("registry"))
 
 
 @pytest.fixture

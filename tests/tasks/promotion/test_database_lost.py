@@ -13,6 +13,7 @@ from tasks import params
 from tasks.promotion import changes, database, tracking
 from tasks.promotion.ledger import Entry
 from tasks.promotion.registry import Registry, open_registry
+from tests.registries import place_tables
 
 SETTINGS = params.Registry(model="late-flights", experiment="flights")
 ENTRY = Entry("verdict", "d1", datetime(2024, 1, 1), outcome="HOLD")
@@ -22,6 +23,7 @@ ENTRY = Entry("verdict", "d1", datetime(2024, 1, 1), outcome="HOLD")
 def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose registry holds a line. Tests work on copies of it."""
     home = tmp_path_factory.mktemp("used")
+    place_tables(home)
     opened(home).append(ENTRY)
     return home
 

@@ -13,6 +13,7 @@ import pytest
 from tasks import params
 from tasks.promotion import changes, database
 from tasks.promotion.registry import Registry, open_registry
+from tests.registries import place_tables
 from tests.tasks.promotion.conftest import BETTER
 
 AS_OF = datetime(2013, 7, 1)
@@ -23,6 +24,7 @@ SETTINGS = params.Registry(model="m", experiment="e", top_trials=1)
 def template(tmp_path_factory: pytest.TempPathFactory, made: dict[str, Any]) -> Path:
     """A home with two champions, one after the other. Its name has to be written otherwise in an address."""
     home = tmp_path_factory.mktemp("template") / "ho me é#%20"
+    place_tables(home)
     registry = open_at(home)
     for name in ("r1", "r2"):
         changes.promote(registry, registry.runs.log(name, **made), decision=name, verdict=BETTER, as_of=AS_OF, tags={})

@@ -28,6 +28,7 @@ from tasks.training.holdout import CANDIDATE, MODEL_PREFIX
 from tasks.training.model import Floats, Model, Spec
 from tasks.training.trials import Tuned
 from tests.conftest import FEATURES_SQL, KEY, raw_params, write_params, write_sources
+from tests.registries import place_tables
 from tests.tasks import small
 
 FIRST, LATER = small.AS_OF, small.AS_OF + timedelta(days=8)  # gate.backoff is shorter
@@ -119,7 +120,7 @@ class Shelf:
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    store = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    store = place_tables(tmp_path_factory.mktemp("registry"))
     known = registry.open_registry(params.Registry(model="made", experiment="made", top_trials=0), uri=store)
     return Shelf(known, tmp_path_factory.mktemp("files"))
 
@@ -151,7 +152,7 @@ def mean_loss(models: list[Model], held: Rows) -> float:
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     """A registry without a champion, where first models are refused."""
-    store = f"sqlite:///{tmp_path_factory.mktemp('empty')}/mlflow.db"
+    store = place_tables(tmp_path_factory.mktemp("empty"))
     known = registry.open_registry(params.Registry(model="none", experiment="none", top_trials=0), uri=store)
     return Shelf(known, tmp_path_factory.mktemp("none"))
 
@@ -445,7 +446,7 @@ def world(folder: Path, as_of: datetime, sql: str) -> Made:
     p = params.validate(raw)
     (folder / "tasks").mkdir()
     (folder / "tasks" / "features.sql").write_text(sql)
-    write_sources(folder / "source", days=70, per_day=60, rng=np.random.default_rng(0))
+    write_sources(folder / "source", days=70, per_day=60, seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVERGREEN_PII_KEY", KEY)
         patch.setenv("EVERGREEN_PERIODS", str(folder / "periods"))

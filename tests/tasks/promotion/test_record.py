@@ -24,6 +24,7 @@ from tasks.promotion import record, registry
 from tasks.promotion.registry import Registry
 from tasks.runtime import code
 from tests.programs import PROGRAMS
+from tests.registries import place_tables
 
 PROJECT = Path(__file__).parents[3]
 STAGES = ("ingest", "clean", "features", "tune", "train", "evaluate")
@@ -38,7 +39,7 @@ LOCK: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('record')}/mlflow.db"
+    return place_tables(tmp_path_factory.mktemp("record"))
 
 
 @pytest.fixture

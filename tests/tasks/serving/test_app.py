@@ -45,6 +45,7 @@ from tasks.serving.predictions import latest_outcomes
 from tasks.training.model import Model
 from tests.conftest import BEGIN, FEATURES_SQL, KEY, raw_params, write_params, write_sources
 from tests.programs import PROGRAMS
+from tests.registries import place_tables
 from tests.waiting import PATIENCE_S, wait_until
 
 DAYS, STAGES = 60, ("ingest", "clean", "features", "tune", "train", "evaluate")
@@ -69,10 +70,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     folder, home = tmp_path_factory.mktemp("shop"), tmp_path_factory.mktemp("home")
     (folder / "tasks").mkdir()
     (folder / "tasks" / "features.sql").write_text(FEATURES_SQL)
-    write_sources(folder / "source", days=DAYS, per_day=80, rng=np.random.default_rng(0))
+    write_sources(folder / "source", days=DAYS, per_day=80, seed=0)
     write_params(raw_params("binary", DAYS), folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        place_tables(home)
         patch.setenv("EVERGREEN_HOME", str(home))
         patch.setenv("EVERGREEN_PII_KEY", KEY)
         patch.delenv("EVERGREEN_API_KEYS", raising=False)

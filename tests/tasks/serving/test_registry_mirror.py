@@ -24,6 +24,7 @@ from tasks.serving.journal import Journal
 from tasks.serving.tables import Tables
 from tasks.training.model import Model
 from tests.conftest import FEATURES_SQL, raw_params, write_params
+from tests.registries import place_tables
 from tests.tasks import small
 from tests.tasks.monitoring.test_predecessor import GOOD_MODEL, LAST, POOR_MODEL, Shop
 from tests.waiting import wait_until
@@ -33,9 +34,7 @@ from tests.waiting import wait_until
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """Four versions; the first serves."""
     folder = tmp_path_factory.mktemp("shop")
-    known = registry.open_registry(
-        params.Registry(model="kept", experiment="kept"), uri=f"sqlite:///{folder}/mlflow.db"
-    )
+    known = registry.open_registry(params.Registry(model="kept", experiment="kept"), uri=place_tables(folder))
     made = Shop(known, Journal(folder / "logs", str(folder / "parquet")), folder)
     write_params(raw_params("binary", 60), folder)
     (folder / "features.sql").write_text(FEATURES_SQL)
