@@ -20,23 +20,17 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel
 
 from tasks import log, params
-from tasks.serving import active, journal, journal_writer, keys, messages, registry_mirror
+from tasks.serving import active, door, journal, journal_writer, keys, messages, registry_mirror
 from tasks.serving.door import FrontDoor, read_body
 from tasks.serving.handler import Answers, Handler
 from tasks.serving.metrics import Metrics
+from tasks.serving.protocols import routes
 from tasks.serving.tables import Refused
 
 LOOK_S = 0.5  # between looks for a newer version or state
-ERRORS: dict[int | str, dict[str, Any]] = {
-    401: {"description": "No API key, or an unknown one."},
-    403: {"description": "The key does not allow this."},
-    413: {"description": f"The body is longer than {messages.MOST_BYTES:,} bytes."},
-    422: {"description": "A row breaks the contract: its place, its field and the rule."},
-    503: {"description": "No champion yet, or too many requests at once. Ask again after Retry-After seconds."},
-}
+ERRORS = door.ERRORS | {422: {"description": "A row breaks the contract: its place, its field and the rule."}}
 
 
 async def _respond(answering: Awaitable[tuple[int, Answers]], kind: str) -> Response:
@@ -64,6 +58,7 @@ def create(p: params.Params, home: Path) -> FastAPI:
     )
     app.add_middleware(FrontDoor, handler=handler)
     _add_predictions(app, handler)
+    routes.add_routes(app, handler)
     _add_pages(app, handler)
     return app
 
@@ -128,7 +123,7 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
         "/v1/predict",
         response_model=messages.Predictions,
         responses=ERRORS,
-        openapi_extra=_body_schema(handler.messages.rows),
+        openapi_extra=messages.describe_body(handler.messages.rows),
     )
     async def predict_rows(request: Request) -> Response:
         """Predict raw rows with the columns of the spine. The server computes the features, by the champion's own
@@ -140,7 +135,7 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
         "/v1/predict/features",
         response_model=messages.Predictions,
         responses=ERRORS,
-        openapi_extra=_body_schema(handler.messages.features),
+        openapi_extra=messages.describe_body(handler.messages.features),
     )
     async def predict_features(request: Request) -> Response:
         """Predict ready features, sent as `rows` of names and values or as `inputs`, a list for each column. A feature
@@ -152,28 +147,13 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
         "/v1/outcomes",
         response_model=messages.Accepted,
         responses=ERRORS,
-        openapi_extra=_body_schema(handler.messages.outcomes),
+        openapi_extra=messages.describe_body(handler.messages.outcomes),
     )
     async def accept_outcomes(request: Request) -> Response:
         """Send the outcomes of predictions, by their ids. A second outcome of one prediction corrects the first."""
         outcomes = (await read_body(request, handler.messages.outcomes)).outcomes
         await handler.accept_outcomes(outcomes)
         return JSONResponse({"accepted": len(outcomes)})
-
-
-def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    """For OpenAPI. FastAPI does not read the body: so it is checked once, and fast."""
-    schema = kind.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inline(schema, schema)}}}}
-
-
-def _inline(part: Any, whole: dict[str, Any]) -> Any:
-    """A schema without references into itself."""
-    if isinstance(part, dict):
-        if "$ref" in part:
-            return _inline(whole["$defs"][part["$ref"].rpartition("/")[2]], whole)
-        return {name: _inline(value, whole) for name, value in part.items() if name != "$defs"}
-    return [_inline(item, whole) for item in part] if isinstance(part, list) else part
 
 
 def _add_pages(app: FastAPI, handler: Handler) -> None:

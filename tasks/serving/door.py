@@ -1,6 +1,7 @@
 """door: in front of every route: who may ask, how much at once and for how long; and the bodies of requests."""
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -13,6 +14,20 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.serving import keys, messages
 from tasks.serving.handler import Handler
+
+# Where Vertex AI sends its requests, and asks whether a model answers.
+VERTEX_ROUTE, VERTEX_HEALTH = (
+    os.environ.get("AIP_PREDICT_ROUTE", "/predict"),
+    os.environ.get("AIP_HEALTH_ROUTE", "/ping"),
+)
+PREDICTIONS = ("/v1/predict", "/invocations", "/v2/models/", VERTEX_ROUTE)
+OPEN = {"/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready", VERTEX_HEALTH}
+ERRORS: dict[int | str, dict[str, Any]] = {  # of every route that answers rows, for OpenAPI
+    401: {"description": "No API key, or an unknown one."},
+    403: {"description": "The key does not allow this."},
+    413: {"description": f"The body is longer than {messages.MOST_BYTES:,} bytes."},
+    503: {"description": "No champion yet, or too many requests at once. Ask again after Retry-After seconds."},
+}
 
 
 @dataclass
@@ -33,7 +48,7 @@ class FrontDoor:
             status = message.get("status", status)
             await send(message)
 
-        asks = scope["path"].startswith("/v1/") and scope["method"] == "POST"
+        asks = scope["method"] == "POST" and scope_of(scope["path"]) in ("predict", "outcomes")
         refusal = self._refusal(scope, asks=asks)
         works = asks and refusal is None
         handler.busy += works
@@ -67,11 +82,11 @@ class FrontDoor:
 
 def scope_of(path: str) -> keys.Scope | None:
     """The scope that a key needs; None for what needs no key: whether the process lives."""
-    if path.startswith("/v1/predict"):
+    if path.startswith(PREDICTIONS):
         return "predict"
     if path.startswith("/v1/outcomes"):
         return "outcomes"
-    return None if path in ("/health", "/ready") else "admin"
+    return None if path in OPEN else "admin"
 
 
 def refuse(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:

@@ -162,6 +162,22 @@ class Messages:
         self.outcomes = _make_model("Outcomes", {"outcomes": (list[outcome], most)})  # type: ignore[valid-type]
 
 
+def describe_body(kind: type[BaseModel] | dict[str, Any]) -> dict[str, Any]:
+    """What a route takes, for OpenAPI: a message, or its JSON schema. FastAPI does not read the body: so it is checked
+    once, and fast."""
+    schema = kind if isinstance(kind, dict) else kind.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inline(schema, schema)}}}}
+
+
+def _inline(part: Any, whole: dict[str, Any]) -> Any:
+    """A schema without references into itself."""
+    if isinstance(part, dict):
+        if "$ref" in part:
+            return _inline(whole["$defs"][part["$ref"].rpartition("/")[2]], whole)
+        return {name: _inline(value, whole) for name, value in part.items() if name != "$defs"}
+    return [_inline(item, whole) for item in part] if isinstance(part, list) else part
+
+
 def list_faults(error: ValidationError) -> list[Fault]:
     """Where each fault is and which rule it breaks."""
     if error.error_count() > COUNTED_FAULTS:  # to list so many would take longer than to answer

@@ -32,8 +32,19 @@ CHECKS = [
     response_schema_conformance,
     status_code_conformance,
 ]
-ASKED = ["GET /health", "GET /metrics", "GET /ready", "GET /v1/model"]
-SENT = ["POST /v1/outcomes", "POST /v1/predict", "POST /v1/predict/features"]
+ASKED = [
+    *("GET /health", "GET /metrics", "GET /ready", "GET /v1/model"),
+    *("GET /ping", "GET /version", "GET /v2", "GET /v2/health/live", "GET /v2/health/ready"),
+    *("GET /v2/models/{model}", "GET /v2/models/{model}/ready"),
+    *("GET /v2/models/{model}/versions/{version}", "GET /v2/models/{model}/versions/{version}/ready"),
+]
+SENT = [
+    *("POST /v1/outcomes", "POST /v1/predict", "POST /v1/predict/features"),
+    *("POST /invocations", "POST /predict"),
+    *("POST /v2/models/{model}/infer", "POST /v2/models/{model}/versions/{version}/infer"),
+]
+LISTS = ("rows", "outcomes", "inputs", "instances", "dataframe_records", "outputs")
+TENSOR = ("name", "shape", "datatype", "data", "parameters", "binary_data_size")
 quick = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
@@ -124,18 +135,21 @@ def test_a_row_that_the_contract_allows_has_a_probability(shop: Shop) -> None:
 
 def test_no_json_is_a_server_error(api: Client) -> None:
     plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
-    names = st.sampled_from(["rows", "inputs", "outcomes", "reasons", "id", "label", "store", "amount", "event_time"])
+    names = st.sampled_from(
+        ["rows", "inputs", "outcomes", "reasons", "id", "label", "store", "amount", "event_time", *TENSOR]
+    )
     anything = st.recursive(
         plain, lambda part: st.lists(part, max_size=4) | st.dictionaries(names | st.text(), part, max_size=4)
     )
-    near = st.fixed_dictionaries({}, optional={name: st.lists(anything) for name in ("rows", "outcomes", "inputs")})
+    near = st.fixed_dictionaries({}, optional={name: st.lists(anything) for name in LISTS})
 
     @settings(quick, max_examples=150)
     @given(anything | near, st.sampled_from(SENT))
     def check(body: Any, name: str) -> None:
-        answer = api.post(name.removeprefix("POST "), content=dumped(body))
+        path = name.removeprefix("POST ").format(model="made", version="1")
+        answer = api.post(path, content=dumped(body))
         assert answer.status_code < 500, answer.text
-        assert "detail" in answer.json() or answer.status_code == 200
+        assert {"detail", "error", "message"} & answer.json().keys() or answer.status_code == 200
 
     check()
 
