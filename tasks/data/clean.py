@@ -105,7 +105,7 @@ def _clean_table(name: str, p: Params, folder: Path, raw: manifest.RawTable, bef
     names = [f"the period {path.stem} of {name}" for path in paths]
     counts = engine.map_ordered(clean_period, job, paths, p, names=names)
     spreads = {path.stem: count.pop("spreads") for path, count in zip(paths, counts, strict=True)}
-    total = quality.add_counts([*counts, _count_across_periods(job) if len(paths) > 1 else {}])
+    total = quality.add_counts([*counts, _count_across_periods(job, sorted((cleaned / name).glob("*.parquet")))])
     total |= raw.model_dump(include={"read", "empty", "later", "lacking"})
     return total | {"units": {column: asdict(change) for column, change in _find_changes(job, spreads)}}
 
@@ -145,6 +145,10 @@ def _name_winners(job: Job, file: Path) -> list[tuple[int, str]]:
     if not job.table.key:
         return []
     with pq.ParquetFile(file) as parquet_file:  # not read_table, which imports pandas
+        metadata, place = parquet_file.metadata, parquet_file.schema_arrow.names.index(PLACE[0])
+        groups = [metadata.row_group(i).column(place).statistics for i in range(metadata.num_row_groups)]
+        if all(groups) and sum(group.null_count for group in groups) == metadata.num_rows:
+            return []
         indices = parquet_file.read([PLACE[0]])[PLACE[0]].unique().to_pylist()
     return [(index, job.files[index]) for index in sorted(index for index in indices if index is not None)]
 
@@ -154,7 +158,7 @@ def _describe_file(con: duckdb.DuckDBPyConnection, job: Job, file: Path) -> clea
     columns, schema = job.table.columns, pq.read_schema(file)
     texts = {field.name for field in schema if str(field.type) in ("string", "large_string")}
     typed = {
-        name: contract.clean_sql(name, rule, text=name in texts, decimal=job.source.decimal)
+        name: contract.clean_sql(name, rule, kind="VARCHAR" if name in texts else rule.type, decimal=job.source.decimal)
         for name, rule in columns.items()
         if name not in TIMES
     }
@@ -221,15 +225,19 @@ def _superseded_sql(job: Job) -> str:
     return f"concat({place}, {literal(f' has the same {key} {why}')})"
 
 
-def _count_across_periods(job: Job) -> quality.Counts:
+def _count_across_periods(job: Job, paths: Sequence[Path]) -> quality.Counts:
     """How many keys come back in another period. `cleanrows` has seen to those that come back in one period."""
-    if not job.table.key or "event_time" in job.table.key:
+    if not job.table.key or "event_time" in job.table.key or len(paths) < 2:
         return {}
-    job.create_view(job.con, job.name)
-    key = ", ".join(map(quote, job.table.key))
-    count = job.con.execute(
-        f"SELECT count(*) FROM (FROM {quote(job.name)} SELECT {key} GROUP BY ALL HAVING count(*) > 1)"
-    ).fetchall()[0][0]
+
+    def measure() -> int:
+        job.create_view(job.con, job.name)
+        key = ", ".join(map(quote, job.table.key))
+        query = f"SELECT count(*) FROM (FROM {quote(job.name)} SELECT {key} GROUP BY ALL HAVING count(*) > 1)"
+        return int(job.con.execute(query).fetchall()[0][0])
+
+    entry = periods.hash_inputs("across", [periods.hash_file(path) for path in paths], job.table.key, CODE)
+    count = periods.remember(entry, "count.json", measure)
     return {"reported": {"key: again in another period": count}} if count else {}
 
 

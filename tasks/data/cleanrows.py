@@ -15,17 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks.data import contract, periods, rowfiles, units
+from tasks.data import arrays, contract, periods, rowfiles, units
+from tasks.data.arrays import Flags
 from tasks.data.quality import Counts
 from tasks.params import PLACE, Table
 from tasks.runtime.sql import parquet, quote
 
 ROW = quote(f"{contract.HIDDEN}place")  # of a row in the period's file, from 0
-CODE = periods.hash_code(__file__, rowfiles.__file__, units.__file__)
+CODE = periods.hash_code(__file__, arrays.__file__, rowfiles.__file__, units.__file__)
 DELETES, LOSES = quote(f"{contract.HIDDEN}deletes"), quote(f"{contract.HIDDEN}loses")
 LOSER, WINNER = quote(f"{contract.HIDDEN}loser"), quote(f"{contract.HIDDEN}winner")  # of a key: place, file and row
 NUMBERS = ("INTEGER", "BIGINT", "DOUBLE")
-Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,16 @@ def split_rows(con: duckdb.DuckDBPyConnection, period: PeriodFile, into: Path) -
         for batch in _check_rows(con, period):
             places = slice(tally.rows, tally.rows + batch.num_rows)
             flags = [
-                looked_up[i][places] if i in looked_up else _read_flags(batch, i) for i in range(len(period.rules))
+                looked_up[i][places] if i in looked_up else arrays.read_flags(batch[_flag(i)[1:-1]])
+                for i in range(len(period.rules))
             ]
             typed = batch.select(list(period.typed))
-            deletes = batch[DELETES[1:-1]].to_numpy(zero_copy_only=False)
+            deletes = arrays.read_flags(batch[DELETES[1:-1]])
             is_held = tally.add(typed, flags, losing.loses[places] | deletes, losing.is_double[places])
-            good = typed.filter(pa.array(~is_held)) if is_held.any() else typed
+            good = typed.filter(arrays.make_flags(~is_held)) if is_held.any() else typed
             tally.sample(good)
             writer.add(good)
-    _write_held(con, period, np.concatenate(tally.held), into / "held.parquet")
+    _write_held(con, period, np.concatenate(tally.held), tally.broken, into / "held.parquet")
     return tally.count()
 
 
@@ -132,7 +133,7 @@ class _Tally:
     def sample(self, good: pa.RecordBatch) -> None:
         """Note values of the columns that are to stay in one unit."""
         for name, values in self._values.items():
-            values.append(good[name][:: self._step].cast(pa.float64()).to_numpy(zero_copy_only=False))
+            values.append(arrays.read_floats(good[name][:: self._step]))
 
     def count(self) -> Counts:
         broken = [(rule, count) for rule, count in zip(self.rules, self.broken, strict=True) if count]
@@ -153,7 +154,7 @@ def _check_rows(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> Iterator[
     flags = [_flag_sql(period, i) for i, rule in enumerate(period.rules) if not rule.looks_up]
     columns = ", ".join([*map(quote, period.typed), *flags, f"{period.deleted} AS {DELETES}"])
     reader = con.sql(f"SELECT {columns} FROM {period.rows_sql()}").to_arrow_reader(rowfiles.GROUP_ROWS)
-    yield pa.RecordBatch.from_pylist([], reader.schema)  # a file without rows has its columns
+    yield arrays.make_empty(reader.schema)  # a file without rows has its columns
     yield from reader
 
 
@@ -165,11 +166,6 @@ def _flag(i: int) -> str:
     return quote(f"{contract.HIDDEN}b{i}")
 
 
-def _read_flags(batch: pa.RecordBatch, i: int) -> Flags:
-    flags: Flags = batch[_flag(i)[1:-1]].to_numpy(zero_copy_only=False)
-    return flags
-
-
 def _look_up(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> dict[int, Flags]:
     """By the place of a rule that looks into another table: which rows break it."""
     rules = {i: rule for i, rule in enumerate(period.rules) if rule.looks_up}
@@ -178,11 +174,11 @@ def _look_up(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> dict[int, Fl
     flags = ", ".join(_flag_sql(period, i) for i in rules)
     broken = " OR ".join(map(_flag, rules))
     query = f"SELECT * FROM (SELECT {ROW}, {flags} FROM {period.rows_sql()}) WHERE {broken}"
-    table = con.sql(query).to_arrow_table()
-    places, count = table[ROW[1:-1]].to_numpy(), pq.read_metadata(period.path).num_rows
-    looked_up = {i: np.zeros(count, bool) for i in rules}
-    for i, flags_of_rule in looked_up.items():
-        flags_of_rule[places] = table[_flag(i)[1:-1]].to_numpy()
+    looked_up = {i: np.zeros(pq.read_metadata(period.path).num_rows, bool) for i in rules}
+    for batch in con.sql(query).to_arrow_reader(rowfiles.GROUP_ROWS):
+        places = arrays.read_whole(batch[ROW[1:-1]])
+        for i, flags_of_rule in looked_up.items():
+            flags_of_rule[places] = arrays.read_flags(batch[_flag(i)[1:-1]])
     return looked_up
 
 
@@ -207,18 +203,23 @@ def _decide_keys(con: duckdb.DuckDBPyConnection, period: PeriodFile) -> _Losing:
     )
     # With versions or deletions, a row that comes twice in one file is no fault.
     is_double = "FALSE" if table.version or table.deleted else f"{WINNER}.file = {PLACE[0]}"
-    rows = con.sql(f"SELECT {LOSER} AS place, {is_double} AS is_double FROM _losing").to_arrow_table()
-    places = rows["place"].to_numpy()
-    losing.loses[places] = True
-    losing.is_double[places] = rows["is_double"].to_numpy()
+    query = f"SELECT {LOSER} AS place, {is_double} AS is_double FROM _losing"
+    for batch in con.sql(query).to_arrow_reader(rowfiles.GROUP_ROWS):
+        places = arrays.read_whole(batch["place"])
+        losing.loses[places] = True
+        losing.is_double[places] = arrays.read_flags(batch["is_double"])
     return losing
 
 
-def _write_held(con: duckdb.DuckDBPyConnection, period: PeriodFile, places: NDArray[np.int64], path: Path) -> None:
-    """The rows of these places as they came, each with all its reasons."""
+def _write_held(
+    con: duckdb.DuckDBPyConnection, period: PeriodFile, places: NDArray[np.int64], broken: Sequence[int], path: Path
+) -> None:
+    """The rows of these places as they came, each with all its reasons. `broken`: by rule, how many rows break it."""
     con.execute("CREATE OR REPLACE TEMP TABLE _held AS SELECT unnest($1::BIGINT[]) AS place", [places.tolist()])
     reasons = [
-        f"CASE WHEN {period.bad_sql(i)} THEN {rule.reason} END" for i, rule in enumerate(period.rules) if rule.is_bad
+        f"CASE WHEN {period.bad_sql(i)} THEN {rule.reason} END"
+        for i, rule in enumerate(period.rules)
+        if rule.is_bad and broken[i]
     ]
     reasons += [f"CASE WHEN {period.deleted} THEN 'it says that the row of its key is gone' END"]
     join = ""

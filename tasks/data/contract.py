@@ -56,12 +56,12 @@ class Rule:
     looks_up: bool = False  # it looks into another table: DuckDB makes a join of it, which mixes up the rows
 
 
-def clean_sql(name: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:
+def clean_sql(name: str, column: Column, *, kind: str = "VARCHAR", decimal: str = ".") -> str:
     """A column's value as everything after it sees it: in its type, spelled anew and clipped if the contract says so.
 
     For the arguments see `typed_sql`.
     """
-    return mend_sql(typed_sql(quote(name), column, text=text, decimal=decimal), column)
+    return mend_sql(typed_sql(quote(name), column, kind=kind, decimal=decimal), column)
 
 
 def mend_sql(value: str, column: Column) -> str:
@@ -95,16 +95,19 @@ def coarse_sql(value: str, column: Column) -> str:
     return f"CAST(floor({value} / {column.coarsen}) * {column.coarsen} AS {column.type})"
 
 
-def typed_sql(value: str, column: Column, *, text: bool = True, decimal: str = ".") -> str:
+def typed_sql(value: str, column: Column, *, kind: str = "VARCHAR", decimal: str = ".") -> str:
     """The SQL value in the contract's type; NULL where it does not fit.
 
     DuckDB's own cast would round 12.7 to 13, forget a time's offset from UTC or guess its zone, and take infinity for a
     number.
 
     Args:
-        text: the value is a text now; else it has the contract's type already.
+        kind: the type that the value has now.
         decimal: what stands before the fraction of a number.
     """
+    if is_exact(column, kind):
+        return value
+    text = kind == "VARCHAR"
     if text and decimal == "," and column.type in ("INTEGER", "BIGINT", "DOUBLE"):
         value = f"CASE WHEN NOT contains({value}, '.') THEN replace({value}, ',', '.') END"
     cast = f"TRY_CAST({value} AS {column.type})"
@@ -125,6 +128,11 @@ def typed_sql(value: str, column: Column, *, text: bool = True, decimal: str = "
         number = f"CASE TRY_CAST({value} AS DOUBLE) WHEN 1 THEN TRUE WHEN 0 THEN FALSE END"
         return f"coalesce(TRY_CAST(trim({value}) AS BOOLEAN), {number})"
     return cast
+
+
+def is_exact(column: Column, kind: str) -> bool:
+    """Whether each value of a type fits a column as it is. A DOUBLE may be infinite."""
+    return kind == column.type != "DOUBLE"
 
 
 def hide_texts(table: Table) -> Table:
@@ -157,16 +165,17 @@ def build_rules(table: Table, *, texts: Collection[str], decimal: str = ".") -> 
 
 
 def _column_rules(name: str, column: Column, text: bool, decimal: str) -> Iterator[Rule]:
-    raw, value = raw_name(name), quote(name)
+    raw, value, kind = raw_name(name), quote(name), "VARCHAR" if text else column.type
     shown, bare = f"CAST({value} AS VARCHAR)", value
     if column.text or column.outside != "quarantine":  # its clean value does not show what it was
-        bare = typed_sql(raw, column, text=text, decimal=decimal)
+        bare = typed_sql(raw, column, kind=kind, decimal=decimal)
     misfit = f"{raw} IS NOT NULL AND ({bare}) IS NULL"
     if text and column.type in ("TIMESTAMP", "DATE") and not column.format:
         yield from _zone_rules(name, raw, value, has_clock=column.type == "TIMESTAMP")
         misfit = f"CASE WHEN {misfit} THEN {zone_sql(raw)} = '' ELSE FALSE END"
-    rule = f"is no {column.type}" + (f" of the form {column.format}" if column.format else "")
-    yield Rule(f"{name}: type", misfit, _reason_sql(name, f"CAST({raw} AS VARCHAR)", rule))
+    if not is_exact(column, kind):
+        rule = f"is no {column.type}" + (f" of the form {column.format}" if column.format else "")
+        yield Rule(f"{name}: type", misfit, _reason_sql(name, f"CAST({raw} AS VARCHAR)", rule))
     if column.required:
         missing = f"{raw} IS NULL" + (f" OR {value} IS NULL" if column.text else "")
         yield Rule(f"{name}: required", missing, literal(f"{name} is missing"))
@@ -252,7 +261,7 @@ def identify_key(key: bytes) -> str:
 
 def make_pseudonym(value: str, key: bytes) -> str:
     """HMAC-SHA256 (RFC 2104), cut to 64 bits: the same person, the same name, and no way back without the key."""
-    return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:16]
+    return hmac.digest(key, value.encode(), "sha256").hex()[:16]
 
 
 # --- times with zones ------------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@ import contextlib
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import duckdb
+from pydantic import TypeAdapter
 
 from tasks.data import contract, expressions, loading, packing, periods, sqlcheck
 from tasks.data.sources.fetch import Fetched
@@ -59,13 +61,31 @@ class Feed:
         return ", ".join(map(quote, [*TIMES[: self.has_times], *early_first, *(PLACE if self.table.key else ())]))
 
 
+@dataclass(frozen=True)
+class RowPlan:
+    """How the rows of a feed's `_arrived` are computed.
+
+    Attributes:
+        typed: SQL of the delivered columns, typed.
+        plan: the same with what is derived from them.
+        beside: the raw values of what is derived, as SQL.
+    """
+
+    typed: str
+    plan: expressions.Plan
+    beside: list[str]
+
+
+ROW_PLAN = TypeAdapter(RowPlan)
+
+
 class Reader:
     """The sources as typed tables in DuckDB. Each is read once, and only when it is first asked for."""
 
     def __init__(self, p: Params, feeds: dict[str, Feed], key: bytes) -> None:
         self.con, self.feeds, self.key = stage.connect(p), feeds, key
         self._loaded: set[str] = set()
-        self._plans: dict[str, tuple[expressions.Plan, list[str]]] = {}
+        self._plans: dict[str, RowPlan] = {}
         self._lock = threading.RLock()
 
     @contextlib.contextmanager
@@ -82,26 +102,36 @@ class Reader:
                 with self.open_table(self.feeds[name]):
                     pass
 
-    def plan(self, feed: Feed, files: loading.SourceFiles) -> tuple[expressions.Plan, list[str]]:
-        """How the rows of a feed's `_arrived` are typed and what is derived from them, and the raw values of that.
+    def plan(self, feed: Feed, files: loading.SourceFiles) -> RowPlan:
+        """How the rows of a feed's `_arrived` are computed.
 
         Any thread may ask. It has the tables in the database that the feed's expressions use.
         """
         with self._lock:
             if feed.name not in self._plans:
                 self.open_above(feed)
-                files.load(self.con, (), "_arrived")
-                self._plans[feed.name] = plan_rows(self.con, feed, files.forms)
+                self._plans[feed.name] = self._find_plan(feed, files)
             return self._plans[feed.name]
+
+    def _find_plan(self, feed: Feed, files: loading.SourceFiles) -> RowPlan:
+        """The plan is in the cache too: to ask DuckDB for the type of each expression takes 0.1 s."""
+
+        def make() -> Any:
+            files.load(self.con, (), "_arrived")
+            return asdict(plan_rows(self.con, feed, files.forms))
+
+        return ROW_PLAN.validate_python(
+            periods.remember(periods.hash_inputs("plan", feed.identity, files.forms, CODE), "plan.json", make)
+        )
 
     def _load(self, feed: Feed) -> None:
         if feed.name in self._loaded:
             return
         with open_files(self.con, feed) as files:
-            plan, beside = self.plan(feed, files)
+            plan = self.plan(feed, files)
             files.load(self.con, range(len(files.names)), "_arrived")
-        target = f"CREATE TABLE {quote(feed.name)} AS SELECT {', '.join(['*', *beside])} FROM "
-        expressions.run_plan(plan, feed.name, feed.source, lambda rows: self.con.execute(f"{target}({rows})"))
+        target = f"CREATE TABLE {quote(feed.name)} AS SELECT {', '.join(['*', *plan.beside])} FROM "
+        expressions.run_plan(plan.plan, feed.name, feed.source, lambda rows: self.con.execute(f"{target}({rows})"))
         self.con.execute("DROP TABLE _arrived")
         self._loaded.add(feed.name)
 
@@ -139,30 +169,30 @@ def find_mentioned(source: Source, tables: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in tables if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE))
 
 
-def plan_rows(con: duckdb.DuckDBPyConnection, feed: Feed, forms: Sequence[str]) -> tuple[expressions.Plan, list[str]]:
-    """How the rows of `_arrived` are typed and what is derived from them, and the raw values of what is derived."""
-    is_text = {column: form == "VARCHAR" for column, form in zip(feed.delivered, forms, strict=True)}
-    plan = expressions.plan_expressions(con, feed.name, feed.source, _typed_sql(feed, is_text), list(feed.delivered))
+def plan_rows(con: duckdb.DuckDBPyConnection, feed: Feed, forms: Sequence[str]) -> RowPlan:
+    """How the rows of `_arrived` are computed."""
+    typed = _typed_sql(feed, dict(zip(feed.delivered, forms, strict=True)))
+    plan = expressions.plan_expressions(con, feed.name, feed.source, typed, list(feed.delivered))
     beside = []
     for column in (column for column in feed.columns if column in feed.source.derive):
         kind, wanted = plan.kinds[column], feed.table.columns[column].type
         raw = loading.raw_sql(quote(column), kind, wanted, loading.choose_form({kind}, wanted))
         beside.append(f"{raw} AS {contract.raw_name(column)}")
-    return plan, beside
+    return RowPlan(typed, plan, beside)
 
 
-def _typed_sql(feed: Feed, is_text: dict[str, bool]) -> str:
+def _typed_sql(feed: Feed, forms: dict[str, str]) -> str:
     """The delivered columns typed, each with its raw value beside it, and each row's place."""
     columns = ", ".join(
         [
-            *[f"v{i} AS {quote(name)}" for i, name in enumerate(is_text)],
+            *[f"v{i} AS {quote(name)}" for i, name in enumerate(forms)],
             f"file AS {FILE}",
             f"rowid - start + 1 AS {ROW}",
         ]
     )
     pairs = [
-        f"{contract.clean_sql(name, feed.table.columns[name], text=text, decimal=feed.source.decimal)} "
+        f"{contract.clean_sql(name, feed.table.columns[name], kind=form, decimal=feed.source.decimal)} "
         f"AS {quote(name)}, {quote(name)} AS {contract.raw_name(name)}"
-        for name, text in is_text.items()
+        for name, form in forms.items()
     ]
     return f"SELECT {', '.join([*pairs, FILE, ROW])} FROM (SELECT {columns} FROM _arrived WHERE NOT blank)"

@@ -63,10 +63,11 @@ def _write_tables(p: Params, reader: feeds.Reader, key_id: str | None, raw: Path
     tables = {name: typedfiles.type_files(reader, feed, threads=p.stage.threads) for name, feed in reader.feeds.items()}
     for table in tables.values():
         _check_lacking(table)
-    reach = rawperiods.find_reach(con, tables[spine])
+    reach = rawperiods.find_reach(reader, tables[spine], threads=p.stage.threads)
     outliers = {spine: timeline.outlier_sql(reach, typedfiles.KNOWN)}
     spans = {
-        name: rawperiods.find_spans(con, table, p.ingest.period, outliers.get(name)) for name, table in tables.items()
+        name: rawperiods.find_spans(con, table, p.ingest.period, reach if name == spine else None)
+        for name, table in tables.items()
     }
     filled = {name: table.delivery.rows - table.delivery.empty for name, table in tables.items()}
     for name, source in p.sources.items():
@@ -168,11 +169,10 @@ def _write_table(
     def write(period: str, span: rawperiods.Span) -> int:
         target = folder / f"{period}.parquet"
         with feeds.naming_table(feed), con.cursor() as cursor:
-            entry = rawperiods.provide_period(cursor, table, period, span, outlier, target)
+            rawperiods.provide_period(cursor, table, period, span, outlier, as_of, target)
             if p.ingest.lateness is not None:
-                contents[period] = lateness.measure_content(cursor, entry, target)
-            if span.newest > as_of:
-                rawperiods.cut_period(cursor, feed, entry, as_of, target)
+                whole = rawperiods.select_period(table, period, span, outlier)
+                contents[period] = lateness.measure_content(cursor, *whole)
         return int(pq.read_metadata(target).num_rows)
 
     there = {period: span for period, span in spans.items() if span.first <= as_of}

@@ -8,17 +8,15 @@ end of the data at the last ingest, so it does not depend on `clock.as_of`.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from tasks import log
 from tasks.data import deliveries, periods
 from tasks.params import PLACE, Source, spell
-from tasks.runtime.sql import parquet, quote
+from tasks.runtime.sql import quote
 
 CODE = periods.hash_code(__file__)
 SHOWN = 3  # periods that a message names
@@ -64,18 +62,17 @@ class Change:
         return f"{self.period.name} ({self.before:,} rows before, {self.now:,} now)"
 
 
-def measure_content(con: duckdb.DuckDBPyConnection, entry: str, path: Path) -> Content:
-    """What a raw period holds that was made as an entry of the cache."""
-    remembered = periods.hash_inputs("content", entry, CODE)
-    return Content.model_validate(periods.remember(remembered, "content.json", lambda: _measure_content(con, path)))
+def measure_content(con: duckdb.DuckDBPyConnection, identity: str, rows: str) -> Content:
+    """What a period holds, whatever of it was known at as_of: the rows of a query, and the hash of what it reads."""
+    entry = periods.hash_inputs("content", identity, CODE)
+    return Content.model_validate(periods.remember(entry, "content.json", lambda: _measure_content(con, rows)))
 
 
-def _measure_content(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, Any]:
-    columns = ", ".join(quote(name) for name in pq.read_schema(path).names if name not in PLACE)
-    query = (
-        f"SELECT count(*), CAST(coalesce(sum(CAST(hash({columns}) AS HUGEINT)), 0) AS VARCHAR) FROM {parquet([path])}"
-    )
-    rows, fingerprint = con.execute(query).fetchall()[0]
+def _measure_content(con: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
+    columns = ", ".join(quote(name) for name in con.sql(query).columns if name not in PLACE)
+    rows, fingerprint = con.execute(
+        f"SELECT count(*), CAST(coalesce(sum(CAST(hash({columns}) AS HUGEINT)), 0) AS VARCHAR) FROM ({query})"
+    ).fetchall()[0]
     return {"rows": rows, "fingerprint": fingerprint}
 
 

@@ -4,25 +4,27 @@ A period is made of the files that have rows in it. So a file with late rows mak
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import numpy as np
 from pydantic import TypeAdapter
 
 from tasks.data import periods, rowfiles, timeline, typedfiles
 from tasks.data.contract import HIDDEN
-from tasks.data.feeds import FILE, ROW, Feed
-from tasks.data.typedfiles import KNOWN, TypedTable
+from tasks.data.feeds import FILE, ROW, Feed, Reader
+from tasks.data.typedfiles import KNOWN, Day, TypedFile, TypedTable
 from tasks.params import FAULT, PLACE, TIMES
-from tasks.runtime.sql import parquet, quote, time_sql
+from tasks.runtime.sql import quote, time_sql
+from tasks.runtime.threads import run_threads
 
 CODE = periods.hash_inputs(typedfiles.CODE, periods.hash_code(__file__))
 USUAL = quote(f"{HIDDEN}usual")  # whether a row is no outlier in time
 NEVER = datetime.min  # the moment of a period whose rows are there from the beginning
-REACH = TypeAdapter[timeline.Reach | None](timeline.Reach | None)
 
 
 @dataclass(frozen=True)
@@ -43,68 +45,128 @@ class Span:
 
 
 Spans = dict[str, Span]
-SPANS = TypeAdapter[Spans](Spans)
 
 
-def find_reach(con: duckdb.DuckDBPyConnection, table: TypedTable) -> timeline.Reach | None:
+@dataclass(frozen=True)
+class Part:
+    """What a file has of a period. `usual`: its rows that are no outliers in time, of which the moments are."""
+
+    period: str
+    usual: int
+    rows: int
+    first: datetime
+    newest: datetime
+
+
+PARTS = TypeAdapter(list[Part])
+
+
+def find_reach(reader: Reader, table: TypedTable, *, threads: int) -> timeline.Reach | None:
     """How far a table's rows reach in time. None where none has an event time."""
-    entry = periods.hash_inputs("reach", [file.entry for file in table.files], CODE)
-    measure = lambda: REACH.dump_python(timeline.measure_reach(con, table.rows_sql(), KNOWN), mode="json")  # noqa: E731
-    return REACH.validate_python(periods.remember(entry, "reach.json", measure))
+
+    def provide(place: int) -> timeline.Seen:
+        def make(into: Path) -> None:
+            with reader.con.cursor() as con:
+                seen = timeline.measure_moments(con, table.rows_sql([place]), KNOWN)
+            np.savez(into / "moments.npz", events=seen.events, known=seen.known, late=np.array(seen.late))
+
+        entry = periods.hash_inputs("moments", table.files[place].entry, CODE)
+        with np.load(periods.find_file(entry, "moments.npz", make)) as stored:
+            return timeline.Seen(stored["events"], stored["known"], bool(stored["late"]))
+
+    works = [lambda place=place: provide(place) for place in range(len(table.files))]
+    return timeline.join_reach(run_threads(works, threads))
 
 
-def find_spans(con: duckdb.DuckDBPyConnection, table: TypedTable, unit: str, outlier: str | None) -> Spans:
-    """A table's periods in order. `outlier`, SQL, says why a row is one (`timeline.outlier_sql`).
+def find_spans(
+    con: duckdb.DuckDBPyConnection, table: TypedTable, unit: str, reach: timeline.Reach | None = None
+) -> Spans:
+    """A table's periods in order. Rows that lie far beyond `reach` are outliers.
 
     Raises:
         ValueError: the source has no rows.
     """
-    entry = periods.hash_inputs("spans", [file.entry for file in table.files], unit, outlier, CODE)
-    measure = lambda: SPANS.dump_python(_measure_spans(con, table, unit, outlier), mode="json")  # noqa: E731
-    return SPANS.validate_python(periods.remember(entry, "spans.json", measure))
-
-
-def _measure_spans(con: duckdb.DuckDBPyConnection, table: TypedTable, unit: str, outlier: str | None) -> Spans:
-    feed = table.feed
-    arrival = "event_time" if feed.outcomes else "greatest(event_time, known_at)"
-    ends = (f"min({arrival}) FILTER ({USUAL})", f"max(greatest(event_time, known_at)) FILTER ({USUAL})")
-    first, newest = ends if feed.has_times else ("NULL", "NULL")
-    start = f"date_trunc('{unit}', event_time)" if feed.has_times else f"'{periods.WHOLE}'"
-    usual = f"({outlier}) IS NULL" if outlier else "TRUE"
-    rows = con.execute(
-        f"SELECT {start}, file_index, count(*) FILTER ({USUAL}), count(*), {first}, {newest} "
-        f"FROM (SELECT *, file_index, {usual} AS {USUAL} FROM {table.rows_sql()}) "
-        "GROUP BY 1, 2 ORDER BY 2"
-    ).fetchall()
-    if not rows:
+    feed, spans, apart = table.feed, dict[str, Span](), list[int]()
+    for place, file in enumerate(table.files):
+        is_mixed = timeline.has_outliers(reach, file.contents.events, file.contents.known)
+        for part in _split_parts(con, table, place, unit, reach) if is_mixed else _join_days(feed, file, unit):
+            if part.usual < part.rows:
+                apart.append(place)
+            spans[part.period] = _add_file(spans.get(part.period), place, part)
+    if not spans:
         raise ValueError(f"{feed.name} ({feed.source.shown}) has no rows")
-    spans, apart = dict[str, Span](), list[int]()
-    for start, place, rest, count, first, newest in rows:
-        if rest < count:
-            apart.append(place)
-        name = periods.period_at(start, unit).name if isinstance(start, datetime) else start or periods.UNKNOWN
-        spans[name] = _add_file(spans.get(name), place, bool(rest), rest < count, first or NEVER, newest or NEVER)
     if apart:
         spans[periods.OUTLIERS] = Span(NEVER, NEVER, tuple(sorted(set(apart))), True)
     return {name: spans[name] for name in sorted(spans) if spans[name].places}
 
 
-def _add_file(span: Span | None, place: int, has_rows: bool, is_mixed: bool, first: datetime, newest: datetime) -> Span:
-    places = (place,) if has_rows else ()
+def _join_days(feed: Feed, file: TypedFile, unit: str) -> Iterator[Part]:
+    """Of a file without outliers."""
+    days = dict[str, list[Day]]()
+    for day in file.contents.days:
+        days.setdefault(_name_period(feed, day.start, unit), []).append(day)
+    for name, of_period in days.items():
+        rows = sum(day.rows for day in of_period)
+        first, newest = min(day.first or NEVER for day in of_period), max(day.newest or NEVER for day in of_period)
+        yield Part(name, rows, rows, first, newest)
+
+
+def _split_parts(
+    con: duckdb.DuckDBPyConnection, table: TypedTable, place: int, unit: str, reach: timeline.Reach | None
+) -> list[Part]:
+    outlier = timeline.outlier_sql(reach, KNOWN)
+
+    def measure() -> Any:
+        arrival = "event_time" if table.feed.outcomes else "greatest(event_time, known_at)"
+        rows = con.execute(
+            f"SELECT date_trunc('{unit}', event_time), count(*) FILTER ({USUAL}), count(*), "
+            f"min({arrival}) FILTER ({USUAL}), max(greatest(event_time, known_at)) FILTER ({USUAL}) "
+            f"FROM (SELECT *, ({outlier}) IS NULL AS {USUAL} FROM {table.rows_sql([place])}) GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        parts = [
+            Part(_name_period(table.feed, start, unit), usual, count, first or NEVER, newest or NEVER)
+            for start, usual, count, first, newest in rows
+        ]
+        return PARTS.dump_python(parts, mode="json")
+
+    entry = periods.hash_inputs("parts", table.files[place].entry, unit, outlier, CODE)
+    return PARTS.validate_python(periods.remember(entry, "parts.json", measure))
+
+
+def _name_period(feed: Feed, start: datetime | None, unit: str) -> str:
+    if not feed.has_times:
+        return periods.WHOLE
+    return periods.period_at(start, unit).name if start else periods.UNKNOWN
+
+
+def _add_file(span: Span | None, place: int, part: Part) -> Span:
+    is_mixed = part.usual < part.rows or bool(span and span.is_mixed)
+    if not part.usual:
+        return replace(span, is_mixed=True) if span else Span(part.first, part.newest, (), True)
     if span is None or not span.places:
-        return Span(first, newest, places, is_mixed or bool(span and span.is_mixed))
-    if not has_rows:
-        first, newest = span.first, span.newest
-    return Span(min(span.first, first), max(span.newest, newest), (*span.places, *places), span.is_mixed or is_mixed)
+        return Span(part.first, part.newest, (place,), is_mixed)
+    return Span(min(span.first, part.first), max(span.newest, part.newest), (*span.places, place), is_mixed)
 
 
 def provide_period(
-    con: duckdb.DuckDBPyConnection, table: TypedTable, period: str, span: Span, outlier: str | None, target: Path
-) -> str:
-    """Put a period in place with all that the source has of it: every as_of is cut from it. Returns its entry."""
+    con: duckdb.DuckDBPyConnection,
+    table: TypedTable,
+    period: str,
+    span: Span,
+    outlier: str | None,
+    as_of: datetime,
+    target: Path,
+) -> None:
+    """Put a period in place: all that the source has of it or, where it has news after as_of, what was known then."""
     where = _period_sql(table.feed, period, outlier if span.is_mixed else None)
+    cut = as_of if span.newest > as_of else None
     files = [table.files[place] for place in span.places]
-    entry = periods.hash_inputs("period", [file.entry for file in files], period, where, CODE)
+    entry = periods.hash_inputs("period", [file.entry for file in files], period, where, cut, CODE)
+
+    def write(into: Path, firsts: Sequence[int] = ()) -> None:
+        query = _period_query(table, period, span, where, outlier, firsts)
+        query = query if cut is None else _known_query(table.feed, query, cut)
+        rowfiles.write_rows(con, f"SELECT * FROM ({query}) ORDER BY {table.feed.order}", into / "rows.parquet")
 
     def make(into: Path) -> None:
         has_doubles = _find_doubles(con, table, span.places, where)
@@ -112,21 +174,26 @@ def provide_period(
         if has_doubles:
             (into / "rows.parquet").touch()  # whose place depends on more than this entry
         else:
-            _write_period(con, table, period, span, where, outlier, into)
+            write(into)
 
     def make_with_places(into: Path) -> None:
         _find_doubles(con, table, span.places, where)
-        _write_period(con, table, period, span, where, outlier, into, firsts=[file.first for file in files])
+        write(into, [file.first for file in files])
 
-    periods.provide(entry, {target: "rows.parquet"}, make)
     if periods.read_json(entry, "doubles.json", make):
-        entry = periods.hash_inputs(entry, [file.first for file in files])
-        periods.provide(entry, {target: "rows.parquet"}, make_with_places)
-    return entry
+        entry, make = periods.hash_inputs(entry, [file.first for file in files]), make_with_places
+    periods.provide(entry, {target: "rows.parquet"}, make)
 
 
-def cut_period(con: duckdb.DuckDBPyConnection, feed: Feed, entry: str, as_of: datetime, target: Path) -> None:
-    """Replace a period that as_of falls into, or that had outcomes to come, by what was known at as_of.
+def select_period(table: TypedTable, period: str, span: Span, outlier: str | None) -> tuple[str, str]:
+    """All that the source has of a period, without the rows' places, as SQL, and the hash of all that it is made of."""
+    where = _period_sql(table.feed, period, outlier if span.is_mixed else None)
+    query = _period_query(table, period, span, where, outlier, ())
+    return periods.hash_inputs("whole", [table.files[place].entry for place in span.places], period, where, CODE), query
+
+
+def _known_query(feed: Feed, rows: str, as_of: datetime) -> str:
+    """What was known at as_of of a query's rows.
 
     A row is there from its event on, its outcomes from known_at on; a table without outcomes is there from known_at.
     A row without an event time stays: nobody could say when it came, and clean puts it aside.
@@ -137,12 +204,7 @@ def cut_period(con: duckdb.DuckDBPyConnection, feed: Feed, entry: str, as_of: da
     where = f"coalesce(event_time <= {moment}, TRUE)"
     if not feed.outcomes:
         where += f" AND coalesce(known_at <= {moment}, TRUE)"
-    query = f"SELECT * REPLACE ({masked}) FROM {parquet([target])} WHERE {where} ORDER BY {feed.order}"
-
-    def make(into: Path) -> None:
-        rowfiles.write_rows(con, query, into / "rows.parquet")
-
-    periods.provide(periods.hash_inputs("cut", entry, as_of), {target: "rows.parquet"}, make)
+    return f"SELECT * REPLACE ({masked}) FROM ({rows}) WHERE {where}"
 
 
 def _period_sql(feed: Feed, period: str, outlier: str | None) -> str:
@@ -169,26 +231,15 @@ def _find_doubles(con: duckdb.DuckDBPyConnection, table: TypedTable, places: Seq
     return bool(con.execute("SELECT count(*) FROM _doubled").fetchall()[0][0])
 
 
-def _write_period(
-    con: duckdb.DuckDBPyConnection,
-    table: TypedTable,
-    period: str,
-    span: Span,
-    where: str,
-    outlier: str | None,
-    into: Path,
-    *,
-    firsts: Sequence[int] = (),
-) -> None:
-    """The raw columns in the contract's order, with pseudonyms, in a fixed order."""
+def _period_query(
+    table: TypedTable, period: str, span: Span, where: str, outlier: str | None, firsts: Sequence[int]
+) -> str:
+    """The raw columns in the contract's order, with pseudonyms."""
     feed = table.feed
     columns = [*map(quote, feed.columns), *_place_columns(table, firsts), FAULT, *(TIMES if feed.has_times else ())]
     if period == periods.OUTLIERS:
         columns.append(f"{outlier} AS {timeline.OUTLIER}")
-    query = (
-        f"SELECT {', '.join(columns)} FROM {table.rows_sql(span.places)} AS _rows WHERE {where} ORDER BY {feed.order}"
-    )
-    rowfiles.write_rows(con, query, into / "rows.parquet")
+    return f"SELECT {', '.join(columns)} FROM {table.rows_sql(span.places)} AS _rows WHERE {where}"
 
 
 def _place_columns(table: TypedTable, firsts: Sequence[int]) -> list[str]:

@@ -7,6 +7,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.data import arrays
+
 GROUP_ROWS = 60 * 2048  # of a row group: whole vectors of DuckDB
 
 
@@ -52,6 +54,6 @@ def write_rows(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
     """Write a query's rows in their order."""
     reader = con.sql(query).to_arrow_reader(GROUP_ROWS)
     with RowWriter(path) as writer:
-        writer.add(pa.RecordBatch.from_pylist([], reader.schema))
+        writer.add(arrays.make_empty(reader.schema))
         for batch in reader:
             writer.add(batch)

@@ -10,7 +10,7 @@ What would begin in a pause, or before it, begins earlier by the length of the p
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -18,10 +18,12 @@ import numpy as np
 from duckdb import DuckDBPyConnection
 from numpy.typing import NDArray
 
+from tasks.data import arrays
 from tasks.runtime.sql import literal, quote, time_sql
 
 Times = NDArray[np.datetime64]
 Moments = NDArray[np.int64]  # microseconds
+Ends = tuple[datetime, datetime]  # the first and the last of some moments
 SLOTS = 4096  # the middle nine tenths of more rows than this are cut into so many: what lies closer is one moment
 EDGE_SHARE = 0.1  # of the slots at either end, where the outliers are: they say nothing of what is usual
 FAR_GAPS = 3  # usual gaps make a far one
@@ -52,7 +54,12 @@ class Timeline:
 
 def draw_timeline(times: Times) -> Timeline:
     """The timeline of rows (n > 0), in any order."""
-    slots = _cut_slots(_order(times))
+    return _draw_timeline(_order(times))
+
+
+def _draw_timeline(moments: Moments, rows: Moments | None = None) -> Timeline:
+    """Of moments in their order (n > 0), and how many rows each has; None: one."""
+    slots = _cut_slots(moments, rows)
     gap = _usual_gap(slots)
     return _draw_few(slots) if gap is None else _draw_many(slots, gap)
 
@@ -77,13 +84,18 @@ class _Slots:
         return self.first[1:] - self.last[:-1]
 
 
-def _cut_slots(moments: Moments) -> _Slots:
-    low, high = (int(moments[int(share * (len(moments) - 1))]) for share in (0.05, 0.95))
-    width = max((high - low) // SLOTS, 1) if len(moments) > SLOTS else 1
+def _cut_slots(moments: Moments, rows: Moments | None) -> _Slots:
+    until = None if rows is None else np.cumsum(rows)
+    count = len(moments) if until is None else int(until[-1])
+    places = [int(share * (count - 1)) for share in (0.05, 0.95)]
+    low, high = moments[places if until is None else np.searchsorted(until, places, side="right")].tolist()
+    width = max((high - low) // SLOTS, 1) if count > SLOTS else 1
     number = moments // width
     starts = np.append(0, np.flatnonzero(number[1:] != number[:-1]) + 1)
     ends = np.append(starts[1:], len(moments))
-    return _Slots(moments[starts], moments[ends - 1], ends - starts, width)
+    return _Slots(
+        moments[starts], moments[ends - 1], ends - starts if rows is None else np.add.reduceat(rows, starts), width
+    )
 
 
 def _usual_gap(slots: _Slots) -> int | None:
@@ -174,28 +186,80 @@ class Reach:
         return newest + max(DAY, self.events.gap, deadline)
 
 
-def find_reach(event_time: Times, known_at: Times) -> Reach:
-    """The reach of rows (n > 0). known_at is NaT where no outcome is known."""
+# --- the reach of a table, file by file -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What some rows of a table tell of its reach.
+
+    Attributes:
+        events, known: the moments of events and of known outcomes in order, and how many rows have each (2, n).
+        late: known_at is always the event's own time.
+    """
+
+    events: Moments
+    known: Moments
+    late: bool
+
+
+def see_times(event_time: Times, known_at: Times) -> Seen:
+    """What rows (n) tell. known_at is NaT where no outcome is known."""
     is_known = ~np.isnat(known_at)
-    if not is_known.any():
-        return Reach(draw_timeline(event_time), None, late=False)
     late = bool((known_at[is_known] == event_time[is_known]).all())
-    return Reach(draw_timeline(event_time), draw_timeline(known_at[is_known]), late)
+    return Seen(_count_times(event_time), _count_times(known_at[is_known]), late)
 
 
-# --- outliers, as SQL -----------------------------------------------------------------------------------------------
-
-
-def measure_reach(con: DuckDBPyConnection, rows: str, known: str) -> Reach | None:
-    """The reach of the rows that have an event time.
+def measure_moments(con: DuckDBPyConnection, rows: str, known: str) -> Seen:
+    """What the rows tell that have an event time, a part of them in memory at a time.
 
     Args:
         rows: a table or a table function, as SQL.
         known: whether an outcome of a row is known, as SQL (`known_sql`).
     """
-    moment = f"CASE WHEN {known} THEN known_at END AS known_at"
-    times = con.sql(f"SELECT event_time, {moment} FROM {rows} WHERE event_time IS NOT NULL").to_arrow_table()
-    return find_reach(times["event_time"].to_numpy(), times["known_at"].to_numpy()) if times.num_rows else None
+    moment = f"CASE WHEN {known} THEN CAST(known_at AS TIMESTAMP) END AS known_at"
+    query = f"SELECT CAST(event_time AS TIMESTAMP) AS event_time, {moment} FROM {rows} WHERE event_time IS NOT NULL"
+    batches = con.sql(query).to_arrow_reader()
+    return _join([see_times(*(arrays.read_times(column) for column in batch.columns)) for batch in batches])
+
+
+def join_reach(parts: Iterable[Seen]) -> Reach | None:
+    """The reach of a table whose rows are in these parts. None where no row has an event time."""
+    seen = _join(list(parts))
+    if not seen.events.size:
+        return None
+    if not seen.known.size:
+        return Reach(_draw_timeline(*seen.events), None, late=False)
+    return Reach(_draw_timeline(*seen.events), _draw_timeline(*seen.known), seen.late)
+
+
+def measure_reach(con: DuckDBPyConnection, rows: str, known: str) -> Reach | None:
+    """The reach of the rows that have an event time. The arguments are those of `measure_moments`."""
+    return join_reach([measure_moments(con, rows, known)])
+
+
+def _count_times(times: Times) -> Moments:
+    moments = times.astype("datetime64[us]", copy=False).view(np.int64)
+    return np.stack(np.unique(moments, return_counts=True))
+
+
+def _join(parts: Sequence[Seen]) -> Seen:
+    events, known = _add_counts([part.events for part in parts]), _add_counts([part.known for part in parts])
+    return Seen(events, known, all(part.late for part in parts))
+
+
+def _add_counts(parts: Sequence[Moments]) -> Moments:
+    """Moments with their rows (2, n), each moment once, in order."""
+    moments, rows = np.concatenate([np.zeros((2, 0), np.int64), *parts], axis=1)
+    if not len(moments):
+        return np.zeros((2, 0), np.int64)
+    order = np.argsort(moments, kind="stable")  # which is fast where the parts are in order
+    moments, rows = moments[order], rows[order]
+    starts = np.append(0, np.flatnonzero(moments[1:] != moments[:-1]) + 1)
+    return np.stack([moments[starts], np.add.reduceat(rows, starts)])
+
+
+# --- outliers, as SQL -----------------------------------------------------------------------------------------------
 
 
 def known_sql(outcomes: Sequence[str]) -> str:
@@ -204,11 +268,19 @@ def known_sql(outcomes: Sequence[str]) -> str:
 
 
 def outlier_sql(reach: Reach | None, known: str) -> str:
-    """The reason why a row is an outlier in time; NULL for every other row. `known` is as in `measure_reach`."""
+    """The reason why a row is an outlier in time; NULL for every other row. `known` is as in `measure_moments`."""
     if reach is None:
         return "CAST(NULL AS VARCHAR)"
     lines = (("event_time", reach.events, "TRUE"), ("known_at", reach.known, known))
     return f"CASE {' '.join(_case_sql(name, line, where) for name, line, where in lines if line)} END"
+
+
+def has_outliers(reach: Reach | None, events: Ends | None, known: Ends | None) -> bool:
+    """Whether any of some rows is an outlier, by the first and the last of their times (`outlier_sql` says which)."""
+    if reach is None:
+        return False
+    lines = ((reach.events, events), (reach.known, known))
+    return any(line and ends and not line.begin <= ends[0] <= ends[1] <= line.end for line, ends in lines)
 
 
 def _case_sql(name: str, line: Timeline, where: str) -> str:

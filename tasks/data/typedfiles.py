@@ -4,12 +4,13 @@ A file's rows are computed by themselves, so that a new file costs what it bring
 where an expression looks at other rows of its table are all files computed as one.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
+from pydantic import TypeAdapter
 
 from tasks.data import contract, expressions, feeds, loading, periods, rowfiles, timeline
 from tasks.data.feeds import FILE, ROW, Feed, Reader
@@ -26,21 +27,54 @@ CODE = periods.hash_inputs(feeds.CODE, periods.hash_code(__file__, rowfiles.__fi
 
 
 @dataclass(frozen=True)
+class Day:
+    """Rows with events of one day; of a table without event times, all rows of a file.
+
+    Attributes:
+        start: of the day; None where the event time cannot be told.
+        first: when the first of them is there. None: from the beginning.
+        newest: the newest moment of which they have news.
+    """
+
+    start: datetime | None
+    rows: int
+    first: datetime | None
+    newest: datetime | None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the rows of one file or of several are.
+
+    Attributes:
+        read, empty: rows of the file, and the empty ones among them.
+        misfits: whether a row has no event time because one of its values is no time, or cannot be made one.
+        events, known: the first and the last time of an event, and of an outcome that is known.
+    """
+
+    read: int
+    empty: int
+    misfits: bool
+    days: tuple[Day, ...]
+    events: timeline.Ends | None
+    known: timeline.Ends | None
+
+
+CONTENTS = TypeAdapter(Contents)
+
+
+@dataclass(frozen=True)
 class TypedFile:
     """The rows of one file or of several, in the cache.
 
     Attributes:
         entry: the hash of all that they are made of.
         first: the place of its first file among those of the source.
-        read, empty: rows of the file, and the empty ones among them.
-        misfits: whether a row has no event time because one of its values is no time, or cannot be made one.
     """
 
     entry: str
     first: int
-    read: int
-    empty: int
-    misfits: bool
+    contents: Contents
 
 
 @dataclass(frozen=True)
@@ -60,7 +94,7 @@ class TypedTable:
 
     @property
     def misfits(self) -> bool:
-        return any(file.misfits for file in self.files)
+        return any(file.contents.misfits for file in self.files)
 
     def rows_sql(self, places: Sequence[int] | None = None) -> str:
         """The rows of these of the typed files, in their order; `file_index` counts them."""
@@ -83,12 +117,13 @@ def type_files(reader: Reader, feed: Feed, *, threads: int) -> TypedTable:
     """
     with feeds.naming_table(feed), feeds.open_files(reader.con, feed) as files:
         count = len(files.names)
-        groups = [range(count)] if expressions.has_window(reader.con, feed.source) else [[i] for i in range(count)]
+        is_one = count > 1 and expressions.has_window(reader.con, feed.source)
+        groups = [range(count)] if is_one else [[i] for i in range(count)]
         works = [lambda places=places: _provide_file(reader, feed, files, places) for places in groups]
         typed = run_threads(works, threads)
         delivery = loading.Delivery(
-            rows=sum(file.read for file in typed),
-            empty=sum(file.empty for file in typed),
+            rows=sum(file.contents.read for file in typed),
+            empty=sum(file.contents.empty for file in typed),
             lacking=files.lacking,
             unread=files.unread,
         )
@@ -101,19 +136,41 @@ def _provide_file(reader: Reader, feed: Feed, files: loading.SourceFiles, places
 
     def make(into: Path) -> None:
         with feeds.naming_table(feed), reader.con.cursor() as con:
-            plan, beside = reader.plan(feed, files)
+            plan = reader.plan(feed, files)
             files.load(con, places, "_arrived")
             read, empty = loading.count_rows(con, "_arrived")
-            _write_rows(con, reader.key, feed, files.forms, plan, beside, into / "rows.parquet")
-            content = {"read": read, "empty": empty, "misfits": feed.has_times and _has_misfits(con, into)}
-            (into / "delivery.json").write_text(json.dumps(content))
+            _write_rows(con, reader.key, feed, files.forms, plan, into / "rows.parquet")
+            contents = _describe_rows(con, feed, into / "rows.parquet", read, empty)
+            (into / "contents.json").write_bytes(CONTENTS.dump_json(contents))
 
-    return TypedFile(entry, places[0], **periods.read_json(entry, "delivery.json", make))
+    return TypedFile(entry, places[0], CONTENTS.validate_python(periods.read_json(entry, "contents.json", make)))
 
 
-def _has_misfits(con: duckdb.DuckDBPyConnection, into: Path) -> bool:
-    rows = parquet([into / "rows.parquet"])
-    return bool(con.execute(f"SELECT coalesce(bool_or({MISFIT}), FALSE) FROM {rows}").fetchall()[0][0])
+def _describe_rows(con: duckdb.DuckDBPyConnection, feed: Feed, file: Path, read: int, empty: int) -> Contents:
+    rows = parquet([file])
+    if not feed.has_times:
+        count = con.execute(f"SELECT count(*) FROM {rows}").fetchall()[0][0]
+        return Contents(read, empty, False, (Day(None, count, None, None),) if count else (), None, None)
+    arrival = "event_time" if feed.outcomes else "greatest(event_time, known_at)"
+    known = f"CASE WHEN {KNOWN} THEN known_at END"
+    days = con.execute(
+        f"SELECT date_trunc('day', event_time) AS start, count(*), min({arrival}), "
+        "max(greatest(event_time, known_at)), bool_or("
+        f"{MISFIT}), min(event_time), max(event_time), min({known}), max({known}) FROM {rows} GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    return Contents(
+        read,
+        empty,
+        any(day[4] for day in days),
+        tuple(Day(*day[:4]) for day in days),
+        _find_ends(day[5:7] for day in days),
+        _find_ends(day[7:] for day in days),
+    )
+
+
+def _find_ends(pairs: Iterable[Sequence[datetime | None]]) -> timeline.Ends | None:
+    moments = [moment for pair in pairs for moment in pair if moment is not None]
+    return (min(moments), max(moments)) if moments else None
 
 
 def _write_rows(
@@ -121,8 +178,7 @@ def _write_rows(
     key: bytes,
     feed: Feed,
     forms: Sequence[str],
-    plan: expressions.Plan,
-    beside: Sequence[str],
+    plan: feeds.RowPlan,
     path: Path,
 ) -> None:
     """The raw columns in the contract's order, with pseudonyms, and what later steps ask of the typed ones."""
@@ -137,10 +193,11 @@ def _write_rows(
     ]
 
     def write(rows: str) -> None:
-        rows, joins = f"(SELECT {', '.join(['*', *beside])} FROM ({rows}))", ""
+        rows, joins = f"(SELECT {', '.join(['*', *plan.beside])} FROM ({rows}))", ""
         for i, name in enumerate(personal):
             clear = contract.mend_sql(values[name], feed.table.columns[name])  # of one person, one pseudonym
-            _name_persons(con, rows, clear, f"_persons{i}", key)
+            is_plain = name in feed.delivered and name not in feed.outcomes  # it needs nothing of what is derived
+            _name_persons(con, f"({plan.typed})" if is_plain else rows, clear, f"_persons{i}", key)
             joins += f" LEFT JOIN _persons{i} ON _persons{i}.clear = {clear}"
         shown = {**values, **{name: f"_persons{i}.pseudonym" for i, name in enumerate(personal)}}
         columns = [
@@ -151,7 +208,7 @@ def _write_rows(
         ]
         rowfiles.write_rows(con, f"SELECT {', '.join(columns)} FROM {rows}{joins}", path)
 
-    expressions.run_plan(plan, feed.name, feed.source, write)
+    expressions.run_plan(plan.plan, feed.name, feed.source, write)
 
 
 def _value_sql(feed: Feed, name: str, form: str) -> str:

@@ -84,7 +84,7 @@ class ConsistencyChecker:
 
 def _contradiction_sql(step: expressions.Step, column: Column, kind: str) -> str:
     given, made = quote(GIVEN + step.name), quote(step.name)
-    typed = made if step.is_time else contract.clean_sql(step.name, column, text=kind == "VARCHAR")
+    typed = made if step.is_time else contract.clean_sql(step.name, column, kind=kind)
     return f"coalesce({given} <> {typed}, FALSE)"
 
 

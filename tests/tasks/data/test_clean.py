@@ -56,7 +56,8 @@ def reasons(made: Made) -> dict[str, str]:
 
 
 def entries(made: Made) -> set[str]:
-    return {path.name for path in (made.folder.parent / "periods").glob("??/*")}
+    """Those of the cache that hold a period's clean rows."""
+    return {path.parent.name for path in (made.folder.parent / "periods").glob("??/*/clean.parquet")}
 
 
 @pytest.mark.parametrize(

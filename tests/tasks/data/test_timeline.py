@@ -111,8 +111,14 @@ def test_a_row_of_a_steady_stream_is_hardly_ever_an_outlier(seed: int, lone: int
 # --- now -----------------------------------------------------------------------------------------------------------
 
 
+def reach_of(event_time: Times, known_at: Times) -> timeline.Reach:
+    reach = timeline.join_reach([timeline.see_times(event_time, known_at)])
+    assert reach
+    return reach
+
+
 def told(event_time: Times, known_at: Times, *, today: datetime = TODAY) -> datetime:
-    return timeline.find_reach(event_time, known_at).now(deadline=DEADLINE, today=today)
+    return reach_of(event_time, known_at).now(deadline=DEADLINE, today=today)
 
 
 def late_by(event_time: Times, hours: int, *, today: np.datetime64) -> Times:
@@ -166,14 +172,27 @@ def test_an_outcome_that_was_known_in_another_century_is_not_now() -> None:
     known_at = LIVE + HOUR
     known_at[7] = FAR[0]
     assert told(LIVE, known_at) == (END + HOUR).item()
-    reach = timeline.find_reach(LIVE, known_at)
+    reach = reach_of(LIVE, known_at)
     assert reach.known
     assert reach.known.end < FAR[0].item()
 
 
 @pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("parts", [1, 2, 7])
+def test_the_parts_of_a_table_tell_its_reach_in_any_order(name: str, parts: int) -> None:
+    rng = np.random.default_rng(parts)
+    times = np.concatenate([TABLES[name], FAR])
+    known_at = np.where(rng.random(len(times)) < 0.3, np.datetime64("NaT", "us"), times + DAY)
+    part = rng.integers(0, parts, len(times))
+    seen = [timeline.see_times(times[part == i], known_at[part == i]) for i in range(parts)]
+    known = known_at[~np.isnat(known_at)]
+    whole = timeline.Reach(timeline.draw_timeline(times), timeline.draw_timeline(known), late=False)
+    assert timeline.join_reach(seen) == whole
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_the_limit_leaves_room_for_a_day_the_deadline_and_the_tables_own_gap(name: str) -> None:
     times = TABLES[name]
-    reach = timeline.find_reach(times, times)
+    reach = reach_of(times, times)
     limit = reach.limit(deadline=DEADLINE, today=TODAY)
     assert limit - times.max().item() == max(timedelta(days=1), DEADLINE, reach.events.gap)
