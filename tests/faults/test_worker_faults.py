@@ -4,9 +4,11 @@ import contextlib
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 
-from flows import deploy
+from flows import deploy, lost
 from infra import servers, up
 from tasks import params
 from tasks.promotion import registry
@@ -32,6 +34,12 @@ WEEK = timedelta(days=7)
 ONE_EACH = ["intent", "alias moved", "done"]
 LOST_S = 300.0  # until what was lost is taken up
 SILENCE = timedelta(seconds=10)  # the least that Prefect's detector takes
+AWAY = lost.SILENCE + 2 * lost.GRACE
+QUICK = """
+from flows import lost, worker
+lost.EVERY_S, lost.RETURN_S = 2.0, 5.0
+worker.main()
+"""
 HOLD = """
 
 def _hold(whole):
@@ -160,6 +168,19 @@ def arrived(here: Station, since: datetime, until_: datetime) -> list[str]:
     return [line for line in lines if since <= datetime.fromisoformat(line.split(",")[1]) < until_]
 
 
+def antedate(here: Station, run: FlowRun, by: timedelta) -> None:
+    """Time that passes while the server is away: the run's signs of life lie so much further back."""
+    columns = {"flow_run_state": "timestamp", "events": "occurred", "event_resources": "occurred"}
+    with closing(sqlite3.connect(here.home / "prefect" / "prefect.db", timeout=30)) as database, database:
+        for table, moment in columns.items():
+            owner, name = (
+                ("flow_run_id", str(run.id)) if moment == "timestamp" else ("resource_id", f"prefect.flow-run.{run.id}")
+            )
+            earlier = f"strftime('%Y-%m-%d %H:%M:%f000', {moment}, ?)"
+            values = [f"-{by.total_seconds():.0f} seconds", name]
+            assert database.execute(f"UPDATE {table} SET {moment} = {earlier} WHERE {owner} = ?", values).rowcount
+
+
 @pytest.mark.timeout(900)
 def test_a_run_that_is_lost_with_its_worker_and_its_server_is_made_again_once(here: Station) -> None:
     """The server that comes back has seen nothing of it: its automations would hold the news back, or have none."""
@@ -167,8 +188,8 @@ def test_a_run_that_is_lost_with_its_worker_and_its_server_is_made_again_once(he
     has_said, run = here.listen(), here.ask("retrain", decision="lost", as_of=(FIRST + WEEK).isoformat())
     until(lambda: has_said("Task run 'clean'"), 120, here.worker.log)
     kill(here.worker.process.pid)
-    restart_server(here)
-    restart_worker(here)
+    restart_server(here, lambda: antedate(here, run, AWAY))
+    restart_worker(here, QUICK)
     again = next_of(here, run, seconds=LOST_S)
     assert (again.parameters["decision"], again.parameters["attempt"]) == ("lost", 1)
     assert here.ended(run).state_name == "Crashed"

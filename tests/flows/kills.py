@@ -11,9 +11,9 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import cycle, islice, pairwise
 from pathlib import Path
@@ -231,21 +231,25 @@ def runs_of(station: Station, decision: str) -> list[FlowRun]:
     return sorted((run for run in runs if run.parameters.get("decision") == decision), key=lambda run: str(run.created))
 
 
-def restart_server(station: Station) -> None:
-    """SIGKILL it, and start it anew on its port."""
+def restart_server(station: Station, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """SIGKILL it, and start it anew on its port. `meanwhile`: called while there is none."""
     port = int(station.env["PREFECT_API_URL"].split(":")[2].split("/")[0])
-    _restart(station, 0, servers.prefect(port, station.env))
+    _restart(station, 0, servers.prefect(port, station.env), meanwhile)
 
 
-def restart_worker(station: Station) -> None:
-    """SIGKILL it alone, so that its runs live on, and start another of its name."""
-    _restart(station, 1, servers.worker(servers.read_pool(station.folder), station.env))
+def restart_worker(station: Station, program: str | None = None) -> None:
+    """SIGKILL it alone, so that its runs live on, and start another of its name, by another program if one is given."""
+    part = servers.worker(servers.read_pool(station.folder), station.env)
+    if program:
+        part = replace(part, arguments=("-c", program, *part.arguments[2:]))
+    _restart(station, 1, part)
 
 
-def _restart(station: Station, place: int, part: servers.Part) -> None:
+def _restart(station: Station, place: int, part: servers.Part, meanwhile: Callable[[], None] = lambda: None) -> None:
     old = station.running[place]
     os.kill(old.process.pid, signal.SIGKILL)
     old.process.wait()
+    meanwhile()
     station.running[place] = servers.start(part, station.home / f"logs-after-{old.process.pid}")
     servers.wait(station.running[place])
 
