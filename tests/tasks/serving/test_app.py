@@ -1,5 +1,6 @@
 """tasks.serving: what the API answers is what the batch path makes of the same rows, and what it answered is kept."""
 
+import functools
 import hashlib
 import importlib
 import json
@@ -67,18 +68,25 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    folder, home = tmp_path_factory.mktemp("shop"), tmp_path_factory.mktemp("home")
-    (folder / "tasks").mkdir()
+    """A copy of the one that is made for all modules."""
+    made, place = make_shop(tmp_path_factory.getbasetemp() / "shop"), tmp_path_factory.mktemp("shop")
+    folder, home = (Path(shutil.copytree(made / name, place / name)) for name in ("folder", "home"))
+    with at(folder, home):
+        p = params.load()
+        rows = featurerows.read_rows(folder / p.paths.features)
+        inside = rows.event_time >= np.datetime64(BEGIN + timedelta(days=DAYS) - NEWEST)
+        yield Shop(folder, home, p, registry.open_registry(p.registry), rows.take(inside), sent(folder))
+
+
+@functools.cache
+def make_shop(place: Path) -> Path:
+    folder, home = place / "folder", place / "home"
+    (folder / "tasks").mkdir(parents=True)
     (folder / "tasks" / "features.sql").write_text(FEATURES_SQL)
-    write_sources(folder / "source", days=DAYS, per_day=80, seed=0)
+    write_sources(folder / "source", days=DAYS, per_day=80)
     write_params(raw_params("binary", DAYS), folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        place_tables(home)
-        patch.setenv("EVERGREEN_HOME", str(home))
-        patch.setenv("EVERGREEN_PII_KEY", KEY)
-        patch.delenv("EVERGREEN_API_KEYS", raising=False)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    place_tables(home)
+    with at(folder, home):
         p = params.load()
         for name in STAGES:
             getattr(importlib.import_module(PROGRAMS[name]), name)(p)
@@ -86,9 +94,19 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         crowned(known, folder, p, "first")
         state.publish(p, folder)
         registry_mirror.copy_versions(known, home)
-        rows = featurerows.read_rows(folder / p.paths.features)
-        inside = rows.event_time >= np.datetime64(BEGIN + timedelta(days=DAYS) - NEWEST)
-        yield Shop(folder, home, p, known, rows.take(inside), sent(folder))
+    return place
+
+
+@contextmanager
+def at(folder: Path, home: Path) -> Iterator[None]:
+    """The working folder and its home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("EVERGREEN_HOME", str(home))
+        patch.setenv("EVERGREEN_PII_KEY", KEY)
+        patch.delenv("EVERGREEN_API_KEYS", raising=False)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
 
 
 def crowned(known: Registry, folder: Path, p: Params, name: str) -> int:
