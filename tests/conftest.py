@@ -79,7 +79,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_turn)
 
 
-LONG = ("test_worker_faults", "test_loop", "test_network_faults", "test_plain_server", "test_monitor_faults")
+# The first takes nothing from what is made once for all flows, which the second begins to make meanwhile.
+LONG = (
+    "test_retrain",
+    "test_worker_faults",
+    "test_loop",
+    "test_plan",
+    "test_network_faults",
+    "test_plain_server",
+    "test_monitor_faults",
+)
 
 
 def _turn(item: pytest.Item) -> int:

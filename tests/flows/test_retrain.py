@@ -266,31 +266,10 @@ def test_the_back_off_is_asked_before_the_stages_run_and_answers_the_decision(st
     assert "The last look, at 2024-03-12 00:00, did not promote." in line.reasons[0]
 
 
-@pytest.mark.faults  # a whole retrain: with the other long ones
-def test_another_key_for_the_pseudonyms_is_refused(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert story
-    monkeypatch.setenv("EVERGREEN_PII_KEY", "another key, as long")
-    with pytest.raises(ValueError, match="pseudonymised with the key"):
-        retrain(settings=LIGHT, as_of=LATER)
-
-
 def test_a_setting_that_does_not_exist_is_refused_by_name(story: Story) -> None:
     assert story
     with pytest.raises(ValueError, match=r"tune.trials"):
         retrain(settings={"tune.trails": 3})
-
-
-@pytest.mark.faults  # a further retrain: with the other long ones
-def test_a_contenders_look_fits_its_recipe_and_its_race_goes_on(story: Story) -> None:
-    before = ledger.find_contender(story.known.read_ledger())
-    assert before
-    done = retrain(as_of=LATER + timedelta(days=2), kind="contender", reason="contender")
-    assert done
-    assert done.reports["tuned"]["params"] == story.later.reports["tuned"]["params"]
-    assert done.verdict.figures["kind"] == "contender"
-    assert done.verdict.figures["race_recipe"] == before.recipe
-    assert done.verdict.figures["race_since"] == before.since.isoformat()
-    assert not done.verdict.counts_as_look
 
 
 def test_a_refresh_fits_the_champions_recipe_and_asks_what_age_costs(
@@ -340,21 +319,3 @@ def test_a_regression_needs_no_python(project: Project, story: Story) -> None:
     )
     assert done.verdict.outcome == "PROMOTE"
     assert {"rmse", "mae", "r2"} <= done.reports["metrics"].keys()
-
-
-@pytest.mark.faults  # a whole retrain: with the other long ones
-def test_several_classes_need_no_python(project: Project, story: Story) -> None:
-    assert project
-    assert story
-    expression = "CASE WHEN delay < 20 THEN 'early' WHEN delay < 40 THEN 'fair' ELSE 'late' END"
-    done: Any = retrain(
-        reason="multiclass",
-        settings={
-            "label.task": "multiclass",
-            "label.expression": expression,
-            "registry.model": "made-classes",
-            **LIGHT,
-        },
-    )
-    assert done.verdict.outcome == "PROMOTE"
-    assert {"log_loss", "accuracy", "f1_macro"} <= done.reports["metrics"].keys()

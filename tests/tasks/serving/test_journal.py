@@ -149,7 +149,7 @@ def test_compaction_that_is_killed_before_the_log_goes_can_be_run_again(
 
 
 def test_a_reader_never_sees_a_gap_while_logs_are_moved(kept: Journal) -> None:
-    count, seen, done = 40, set(), threading.Event()
+    count, seen, done = 15, set(), threading.Event()
     for first in range(0, 3 * count, 3):
         kept.append("predictions", rows(first))
         kept.close()
