@@ -220,7 +220,7 @@ class Handler:
 
     async def _write(self, answers: list[tuple[traffic.Part, predict.Answered]]) -> None:
         for part, answered in answers:
-            await self.writer.write("predictions", answered.rows)
+            await self.writer.write("predictions", answered.record)
             if not part.is_shadow:
                 scores = answered.scores.tolist() if answered.spec.task == "binary" else ()
                 self.metrics.count_predictions(answered.version, len(answered.entries), scores)

@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from tasks import log, params
 from tasks.runtime import files, store
 from tasks.serving import schema
-from tasks.serving.journal_log import LocalLogs, Log, Logs
+from tasks.serving.journal_log import LocalLogs, Log, Logs, have_equal_columns
 from tasks.serving.journal_segments import StoreLogs
+from tasks.serving.plainrows import PlainRows
 
 MERGE_FILES = 8  # a day with so many Parquet files gets one instead
 READ_ATTEMPTS = 5  # of a reader whose files are merged by another process meanwhile
@@ -87,7 +88,7 @@ class Journal:
     address: str
     _open: dict[schema.Kind, Log] = field(default_factory=dict)
 
-    def append(self, kind: schema.Kind, rows: pa.Table, *, sync: bool = True) -> int:
+    def append(self, kind: schema.Kind, rows: pa.Table | PlainRows, *, sync: bool = True) -> int:
         """Write rows with the columns of their kind (schema.py). They are durable when this returns, or it raises.
 
         Args:
@@ -98,7 +99,7 @@ class Journal:
             The number of bytes that the log grows by.
         """
         writer = self._open.get(kind)
-        if writer is None or writer.schema is None or not rows.schema.equals(writer.schema):
+        if writer is None or writer.schema is None or not have_equal_columns(rows.schema, writer.schema):
             schema.check_rows(kind, rows.schema)
         if not rows.num_rows:
             return 0

@@ -24,10 +24,13 @@ from filelock import FileLock
 from tasks import log
 from tasks.runtime import files, locks
 from tasks.serving import schema
+from tasks.serving.plainrows import PlainRows
 
 HEADER = struct.Struct(">3sBBQI")  # of a frame: MAGIC, schema.FORMAT's version, its content, its length and its CRC-32
 MAGIC, OLD_MAGIC = b"EVL", b"EVJ"  # OLD_MAGIC: of logs from before schema.FORMAT
-STREAM, BATCH = 0, 1  # content: an Arrow stream, or a batch with the schema of the last stream, which is half as long
+# Content: an Arrow stream; a batch with the schema of the last stream, which is half as long; or its columns as JSON.
+STREAM, BATCH, PLAIN = 0, 1, 2
+PLAIN_FORMAT = files.Format(schema.FORMAT.name, 2)  # of a frame of the third kind: readers of journal/1 refuse it
 TORN = ".torn"  # the suffix of a log that is kept because its end cannot be read
 
 
@@ -37,7 +40,7 @@ class Log(Protocol):
 
     schema: pa.Schema | None  # of the last rows
 
-    def append(self, rows: pa.Table, *, sync: bool = True) -> int:
+    def append(self, rows: pa.Table | PlainRows, *, sync: bool = True) -> int:
         """Write rows. They are durable when this returns, or without `sync` after the next; the bytes that it took."""
 
     def prepare_sync(self) -> Callable[[], None]:
@@ -71,18 +74,31 @@ class Logs(Protocol):
         """
 
 
-def pack_rows(rows: pa.Table, last: pa.Schema | None) -> bytes:
-    """A frame. Its schema is left out where it is that of the last frame."""
+def pack_rows(rows: pa.Table | PlainRows, last: pa.Schema | None) -> bytes:
+    """A frame, or two. Their schema is left out where it is that of the last frame."""
+    is_new = last is None or not have_equal_columns(rows.schema, last)
+    if isinstance(rows, PlainRows):
+        frame = _pack(PLAIN, rows.to_bytes())
+        return _pack_stream(pa.Table.from_batches([], rows.schema)) + frame if is_new else frame
     batches = rows.to_batches()
-    if len(batches) == 1 and last is not None and rows.schema.equals(last):
-        content, data = BATCH, batches[0].serialize().to_pybytes()
-    else:
-        buffer = io.BytesIO()
-        with pa.ipc.new_stream(buffer, rows.schema) as writer:
-            writer.write_table(rows)
-        content, data = STREAM, buffer.getvalue()
-    header = HEADER.pack(MAGIC, schema.FORMAT.version, content, len(data), zlib.crc32(data))
-    return header + bytes(data)
+    return _pack_stream(rows) if is_new or len(batches) != 1 else _pack(BATCH, batches[0].serialize().to_pybytes())
+
+
+def have_equal_columns(one: pa.Schema, other: pa.Schema) -> bool:
+    """Whether two schemas have the same columns: mostly they are one."""
+    return one is other or bool(one.equals(other))
+
+
+def _pack_stream(rows: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    with pa.ipc.new_stream(buffer, rows.schema) as writer:
+        writer.write_table(rows)
+    return _pack(STREAM, buffer.getvalue())
+
+
+def _pack(content: int, data: bytes) -> bytes:
+    version = PLAIN_FORMAT.version if content == PLAIN else schema.FORMAT.version
+    return HEADER.pack(MAGIC, version, content, len(data), zlib.crc32(data)) + data
 
 
 def unpack_frames(file: IO[bytes], name: object) -> Iterator[pa.Table]:
@@ -97,6 +113,8 @@ def unpack_frames(file: IO[bytes], name: object) -> Iterator[pa.Table]:
         if content == STREAM:
             rows = pa.ipc.open_stream(data).read_all()
             last = rows.schema
+        elif content == PLAIN:
+            rows = PlainRows.from_bytes(last, data).table
         else:
             rows = pa.Table.from_batches([pa.ipc.read_record_batch(pa.py_buffer(data), last)])
         yield rows
@@ -118,7 +136,8 @@ def _read_frame(file: IO[bytes], name: object) -> tuple[int, bytes] | None:
     if len(header) < HEADER.size or header[:3] != MAGIC:
         return None
     _, version, content, length, crc = HEADER.unpack(header)
-    schema.FORMAT.check(f"{schema.FORMAT.name}/{version}", name)
+    format_of_frame = PLAIN_FORMAT if content == PLAIN else schema.FORMAT
+    format_of_frame.check(f"{schema.FORMAT.name}/{version}", name)
     data = file.read(length)
     return (content, data) if data and len(data) == length and zlib.crc32(data) == crc else None
 
@@ -171,7 +190,7 @@ class LocalLog:
         files.sync(folder)
         return LocalLog(path, lock, file)
 
-    def append(self, rows: pa.Table, *, sync: bool = True) -> int:
+    def append(self, rows: pa.Table | PlainRows, *, sync: bool = True) -> int:
         frame, end = pack_rows(rows, self.schema), self.file.tell()
         try:
             self.file.write(frame)

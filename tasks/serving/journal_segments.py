@@ -19,6 +19,7 @@ from tasks import log
 from tasks.runtime.store import Store, StoreError
 from tasks.serving import schema
 from tasks.serving.journal_log import TORN, Log, make_log_name, pack_rows, split_frames, unpack_frames
+from tasks.serving.plainrows import PlainRows
 
 FOLDER = "journal/logs"
 JOINED_SEGMENTS, JOINED_BYTES = 64, 8_000_000  # a writer joins its last segments when they are so many, or so large
@@ -104,7 +105,7 @@ class _StoreLog:
     _number: int = 0  # of the next segment
     _written: list[tuple[str, bytes]] = field(default_factory=list)  # the segments since the last that were joined
 
-    def append(self, rows: pa.Table, *, sync: bool = True) -> int:
+    def append(self, rows: pa.Table | PlainRows, *, sync: bool = True) -> int:
         frame = pack_rows(rows, self.schema)
         self._frames.append(frame)
         self.schema = rows.schema

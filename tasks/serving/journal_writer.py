@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from tasks import log
 from tasks.serving.journal import Journal, prepare_sync
+from tasks.serving.plainrows import PlainRows
 from tasks.serving.schema import Kind
 
 LOG_BYTES = 32_000_000  # of a log before another is begun
@@ -37,7 +38,7 @@ class JournalWriter:
             self.sync = timedelta(0)
         self.error: OSError | None = None  # of the last write, if it failed
 
-    async def write(self, kind: Kind, rows: pa.Table) -> None:
+    async def write(self, kind: Kind, rows: pa.Table | PlainRows) -> None:
         """Returns when the rows are in the journal. Raises OSError when they cannot be."""
         try:
             await self._write(kind, rows)
@@ -46,7 +47,7 @@ class JournalWriter:
             raise
         self.error = None
 
-    async def _write(self, kind: Kind, rows: pa.Table) -> None:
+    async def _write(self, kind: Kind, rows: pa.Table | PlainRows) -> None:
         self._written += self.journal.append(kind, rows, sync=False)
         if self._next is None:
             self._next = asyncio.create_task(self._sync_later())

@@ -141,5 +141,6 @@ def sticky_of(p: Params, row: Mapping[str, Any]) -> str:
 
 def fits(champion: versions.Champion, challenger: versions.Champion | None) -> versions.Champion | None:
     """The challenger, if it needs only features that the champion has; else None, and it is left out."""
-    wanted = set(challenger.model.spec.features) if challenger else set()
-    return challenger if wanted <= set(champion.model.spec.features) else None
+    if challenger is None:
+        return None
+    return challenger if set(challenger.model.spec.features) <= set(champion.model.spec.features) else None

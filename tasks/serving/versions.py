@@ -7,6 +7,7 @@ version has a folder of its own; a pointer, a small JSON file, names the one tha
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import pyarrow as pa
 
 from tasks import params
 from tasks.data import periods
+from tasks.serving import schema
 from tasks.training.model import Model
 
+KINDS = {"number": pa.float32(), "category": pa.string()}
 FILES = ("model.ubj", "features.sql", "params.yaml")
 POINTER, CHALLENGER = "champion.json", "challenger.json"
 COPY_AGAIN = "Remove the file: the mirror copies it anew when the registry answers."
@@ -35,6 +38,17 @@ class Champion:
     def identity(self) -> tuple[int, Any]:
         """A number alone may also be that of another model, or of a registry made anew."""
         return self.number, self.card.get("run_id")
+
+    @cached_property
+    def journal_schema(self) -> pa.Schema:
+        """Of the journal's rows of ready features, which have no key."""
+        spec = self.model.spec
+        score = pa.list_(pa.float64()) if spec.task == "multiclass" else pa.float64()
+        types = {
+            name: pa.type_for_alias(alias) for name, alias in schema.COLUMNS["predictions"].items() if alias != "any"
+        }
+        features = {f"{schema.FEATURE}{feature.name}": KINDS[feature.kind] for feature in spec.features}
+        return pa.schema({**types, "score": score, **features})
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,6 @@ def load_version(home: Path, number: int) -> Champion:
 def load_and_warm(home: Path, number: int) -> Champion:
     """A version from the local copy. The first answer of a model takes longest: nobody should wait for it."""
     champion = load_version(home, number)
-    kinds = {"number": pa.float32(), "category": pa.string()}
-    empty = pa.table({feature.name: pa.nulls(1, kinds[feature.kind]) for feature in champion.model.spec.features})
+    empty = pa.table({feature.name: pa.nulls(1, KINDS[feature.kind]) for feature in champion.model.spec.features})
     champion.model.predict(empty)
     return champion

@@ -104,6 +104,11 @@ class Spec:
         """Of each feature its categories' codes; none for a number."""
         return {name: {text: i for i, text in enumerate(self.categories.get(name, ()))} for name in self.names}
 
+    @cached_property
+    def plan(self) -> tuple[tuple[str, str, dict[str, int]], ...]:
+        """Of each feature its name, its kind and its categories' codes: what it takes to encode a row."""
+        return tuple((feature.name, feature.kind, self.codes[feature.name]) for feature in self.features)
+
     def encode_label(self, label: NDArray[Any]) -> NDArray[np.float64]:
         """Labels (n) → what predictions are compared with: 0/1, the class's number, or the value; NaN without one."""
         if self.task != "multiclass":

@@ -29,6 +29,27 @@ def test_numbers_are_encoded_as_in_a_table(values: list[Any]) -> None:
     np.testing.assert_array_equal(matrix, SPEC.encode(table))
 
 
+@pytest.mark.parametrize("store", ["south", "west", None, ""])
+@pytest.mark.parametrize(
+    "size", [1.5, 2, True, None, -0.0, math.nan, math.inf, 1e300, -3.5e38, 16_777_217, 2**63, 1e-50]
+)
+def test_a_row_alone_is_encoded_as_among_others(size: Any, store: str | None) -> None:
+    alone = predict.encoded(SPEC, {"size": [size], "store": [store]}, 1)
+    among = predict.encoded(SPEC, {"size": [0.5, size], "store": ["north", store]}, 2)
+    assert alone.tobytes() == among[1:].tobytes()
+    assert (
+        predict.encoded(SPEC, {"size": [size]}, 1).tobytes()
+        == predict.encoded(SPEC, {"size": [size] * 2}, 2)[1:].tobytes()
+    )
+
+
+@pytest.mark.parametrize("values", [{"size": ["2"]}, {"size": [10**309]}, {"store": [1.0]}, {"store": ["n" * 1001]}])
+def test_a_row_alone_is_refused_by_the_same_rule(values: dict[str, Any]) -> None:
+    with pytest.raises(Refused, match="must be a") as refused:
+        predict.encoded(SPEC, values, 1)
+    assert (refused.value.row, refused.value.name) == (0, next(iter(values)))
+
+
 @pytest.mark.parametrize(
     ("values", "row"), [([1.0, "2"], 1), ([[1.0], 2.0], 0), ([None, {}], 1), ([1.0, 10**309], 1), ([None, 10**309], 1)]
 )
