@@ -348,6 +348,8 @@ class Serving(Section):
     rows: int = Field(1000, ge=1)
     busy: int = Field(64, ge=1)
     within: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=10)
+    arriving: int = Field(256, ge=4)
+    arrival: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=10)
     sync: Duration = timedelta(milliseconds=200)
     challenger: Challenger = Challenger()
     key_file: str | None = None

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from tasks import log, params
-from tasks.serving import keys
+from tasks.serving import keys, protocol
 
 MIRROR = (sys.executable, "-m", "tasks.serving.registry_mirror")
 PAUSE = 5.0  # seconds until a mirror that ended is begun anew
@@ -40,6 +40,8 @@ def main() -> None:
             workers=p.serving.workers,
             access_log=False,
             server_header=False,
+            http=protocol.BoundedHeaders,
+            ws="none",
             timeout_graceful_shutdown=10,
         )
 

@@ -23,6 +23,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from tasks import log, params
 from tasks.serving import active, door, journal, journal_writer, keys, messages, registry_mirror
+from tasks.serving.arrivals import Arrivals
 from tasks.serving.door import FrontDoor, read_body
 from tasks.serving.handler import Answers, Handler
 from tasks.serving.metrics import Metrics
@@ -56,7 +57,7 @@ def create(p: params.Params, home: Path) -> FastAPI:
     app = FastAPI(
         title=f"evergreen: {p.registry.model}", version="1", lifespan=_lifespan(handler), docs_url=None, redoc_url=None
     )
-    app.add_middleware(FrontDoor, handler=handler)
+    app.add_middleware(FrontDoor, handler=handler, arrivals=Arrivals(p.serving.arriving, door.ARRIVING_BYTES))
     _add_predictions(app, handler)
     routes.add_routes(app, handler)
     _add_pages(app, handler)

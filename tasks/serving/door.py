@@ -1,4 +1,9 @@
-"""door: in front of every route: who may ask, how much at once and for how long; and the bodies of requests."""
+"""door: in front of every route: who may ask, how much at once and for how long; and the bodies of requests.
+
+A request takes one of the serving.busy places once its body is whole. Until then it is one of the bodies that arrive
+(arrivals.py), so a body that never ends keeps nobody else out. A request whose client has gone, or that is over
+serving.within, is given up: what works for it is cancelled.
+"""
 
 import asyncio
 import os
@@ -7,12 +12,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 
+from tasks import params
 from tasks.serving import keys, messages
+from tasks.serving.arrivals import Arrival, Arrivals
 from tasks.serving.handler import Handler
 
 # Where Vertex AI sends its requests, and asks whether a model answers.
@@ -25,59 +32,179 @@ OPEN = {"/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready", VER
 ERRORS: dict[int | str, dict[str, Any]] = {  # of every route that answers rows, for OpenAPI
     401: {"description": "No API key, or an unknown one."},
     403: {"description": "The key does not allow this."},
+    408: {"description": "The body was not whole in time, or too many bodies arrived at once and it was the slowest."},
     413: {"description": f"The body is longer than {messages.MOST_BYTES:,} bytes."},
     503: {"description": "No champion yet, or too many requests at once. Ask again after Retry-After seconds."},
 }
+ARRIVING_BYTES = 16 * messages.MOST_BYTES  # of all bodies that arrive
+HEADER_BYTES = 16_384  # of a request's headers and its path
+WATCH_S = 0.05  # into a request, from when on it is looked whether its client has gone: most are answered before
+CLIENT_GONE = 499  # in /metrics alone, as nginx counts it
+CLOSE = {"Connection": "close"}  # what else comes of the body is not read
+Receive = Callable[[], Awaitable[Any]]
 
 
 @dataclass
 class FrontDoor:
-    """Checks API keys, limits how many requests run at once and for how long, and counts the answers."""
+    """Checks API keys, bounds what arrives, how many requests run at once and for how long, and counts the answers."""
 
     app: Callable[..., Awaitable[None]]
     handler: Handler
+    arrivals: Arrivals
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    def __post_init__(self) -> None:
+        settings = self.handler.p.serving
+        self.arrival_s, self.within_s = settings.arrival.total_seconds(), settings.within.total_seconds()
+
+    async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        handler, began, status = self.handler, time.perf_counter(), 0  # 0: no answer has begun
-
-        async def counted(message: Any) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        asks = scope["method"] == "POST" and scope_of(scope["path"]) in ("predict", "outcomes")
-        refusal = self._refusal(scope, asks=asks)
-        works = asks and refusal is None
-        handler.busy += works
+        visit = Visit(self, scope, receive, send)
+        began = time.perf_counter()
         try:
-            async with asyncio.timeout(handler.p.serving.within.total_seconds()):
-                await (refusal or self.app)(scope, receive, counted)
-        except TimeoutError:
-            if not status:
-                refusal = refuse(503, "no answer within serving.within", {"Retry-After": "1"})
-                await refusal(scope, receive, counted)
+            await visit.answer()
         finally:
-            handler.busy -= works
             route = scope.get("route")
             path = route.path if route else "other"
-            handler.metrics.count_request(path, status or 500, time.perf_counter() - began)
+            self.handler.metrics.count_request(path, visit.status or 500, time.perf_counter() - began)
 
-    def _refusal(self, scope: Any, *, asks: bool) -> Response | None:
+    def let_in(self, scope: Any) -> tuple[str, Response | None]:
+        """The client's name, by its key or else its address; and a refusal, unless it may come in."""
         handler, wanted = self.handler, scope_of(scope["path"])
+        name = scope["client"][0] if scope["client"] else ""
+        line = len(scope["raw_path"]) + len(scope["query_string"])
+        if line + sum(len(header) + len(value) for header, value in scope["headers"]) > HEADER_BYTES:
+            return name, refuse(431, f"the path and headers of a request may have {HEADER_BYTES:,} bytes", CLOSE)
+        headers = dict(scope["headers"])
         if wanted is not None and handler.keys.keys:
-            given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+            given = headers.get(b"authorization", b"").decode("latin-1")
             key = handler.keys.owner(given.removeprefix("Bearer ")) if given.startswith("Bearer ") else None
             if key is None:
-                headers = {"WWW-Authenticate": "Bearer"}
-                return refuse(401, "send a known API key as Authorization: Bearer ...", headers)
+                more = {"WWW-Authenticate": "Bearer"}
+                return name, refuse(401, "send a known API key as Authorization: Bearer ...", more)
             if wanted not in key.scopes and "admin" not in key.scopes:
-                return refuse(403, f"this key is not for {wanted}")
-        if asks and handler.busy >= handler.p.serving.busy:
-            return refuse(503, "too many requests at once", {"Retry-After": "1"})
-        return None
+                return name, refuse(403, f"this key is not for {wanted}")
+            name = f"key {key.name}"
+        if int(headers.get(b"content-length", b"0")) > messages.MOST_BYTES:
+            return name, _too_large()
+        return name, None
+
+
+class Visit:
+    """One request, from its headers on."""
+
+    def __init__(self, door: FrontDoor, scope: Any, receive: Receive, send: Any) -> None:
+        self.door, self.handler = door, door.handler
+        self.scope, self.receive, self._send = scope, receive, send
+        self.status = 0  # of the answer; 0: none has begun
+        self.gone = False  # whether the client is
+
+    async def answer(self) -> None:
+        name, refusal = self.door.let_in(self.scope)
+        if refusal is not None or self.scope["method"] != "POST":
+            await self._run(refusal or self.door.app, self.receive)
+            return
+        body = await self._read_body(name)
+        if self.gone:
+            self.status = CLIENT_GONE
+        elif isinstance(body, Response):
+            await self._run(body, self.receive)
+        elif self.handler.busy >= self.handler.p.serving.busy:
+            await self._run(refuse(503, "too many requests at once", {"Retry-After": "1"}), self.receive)
+        else:
+            self.handler.busy += 1
+            try:
+                await self._run(self.door.app, self._replay(body), watched=True)
+            finally:
+                self.handler.busy -= 1
+
+    async def _read_body(self, name: str) -> bytes | Response:
+        """The whole body, or why it is not taken. Sets `gone`."""
+        arrivals, body = self.door.arrivals, bytearray()
+        arrival: Arrival | None = None
+        try:
+            async with asyncio.timeout(self.door.arrival_s) as limit:
+                arrival = arrivals.begin(name, limit)
+                while True:
+                    message = await self.receive()
+                    self.gone = message["type"] == "http.disconnect"
+                    body += message.get("body", b"")
+                    if len(body) > messages.MOST_BYTES:
+                        return _too_large()
+                    if not message.get("more_body", False):
+                        return bytes(body)
+                    arrivals.grow(arrival, len(message["body"]))
+        except TimeoutError:
+            return self._too_slow(crowded_out=arrival is not None and arrival.crowded_out)
+        finally:
+            if arrival:
+                arrivals.end(arrival)
+
+    def _too_slow(self, *, crowded_out: bool) -> Response:
+        settings = self.handler.p.serving
+        rule = f"a body must be whole within serving.arrival = {params.spell(settings.arrival)}"
+        if crowded_out:
+            rule = f"too many bodies arrive at once (serving.arriving = {settings.arriving}), and this was the slowest"
+        return refuse(408, f"{rule}: send it again, faster or in parts", {**CLOSE, "Retry-After": "1"})
+
+    def _replay(self, body: bytes) -> Receive:
+        """The body once more, for whoever reads it, then what comes of the client."""
+        whole: list[bytes] = [body]
+
+        async def receive() -> Any:
+            if whole:
+                return {"type": "http.request", "body": whole.pop(), "more_body": False}
+            return await self.receive()
+
+        return receive
+
+    async def _run(self, app: Callable[..., Awaitable[None]], receive: Receive, *, watched: bool = False) -> None:
+        """Let it answer, for serving.within at most, and while the client is there."""
+        loop = asyncio.get_running_loop()
+        watch = None
+        try:
+            async with asyncio.timeout(self.door.within_s) as limit:
+                if watched:
+                    watch = Watch(self, limit)
+                    timer = loop.call_later(WATCH_S, watch.begin)
+                await app(self.scope, receive, self.send)
+        except TimeoutError:
+            if self.gone:
+                self.status = self.status or CLIENT_GONE
+            elif not self.status:
+                refusal = refuse(503, "no answer within serving.within", {"Retry-After": "1"})
+                await refusal(self.scope, receive, self.send)
+        finally:
+            if watch:
+                timer.cancel()
+                watch.end()
+
+    async def send(self, message: Any) -> None:
+        self.status = message.get("status", self.status)
+        await self._send(message)
+
+
+@dataclass
+class Watch:
+    """Ends the work for a client that goes before its answer begins."""
+
+    visit: Visit
+    limit: asyncio.Timeout
+    task: "asyncio.Task[None] | None" = None
+
+    def begin(self) -> None:
+        self.task = asyncio.get_running_loop().create_task(self._wait())
+
+    async def _wait(self) -> None:
+        message = await self.visit.receive()
+        if message["type"] == "http.disconnect" and not self.visit.status:
+            self.visit.gone = True
+            self.limit.reschedule(asyncio.get_running_loop().time())
+
+    def end(self) -> None:
+        if self.task:
+            self.task.cancel()
 
 
 def scope_of(path: str) -> keys.Scope | None:
@@ -93,21 +220,20 @@ def refuse(status: int, detail: str, headers: dict[str, str] | None = None) -> R
     return JSONResponse({"detail": detail}, status, headers)
 
 
+def _too_large() -> Response:
+    return refuse(413, f"a request may have {messages.MOST_BYTES:,} bytes", CLOSE)
+
+
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
 async def read_bytes(request: Request) -> bytes:
-    """The request's body. Raises what becomes a 413."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > messages.MOST_BYTES:
-            raise HTTPException(413, f"a request may have {messages.MOST_BYTES:,} bytes")
-    return bytes(body)
+    """The request's body, which is whole and of bounded length, since the front door has read it."""
+    return await request.body()
 
 
 async def read_body(request: Request, kind: type[BaseModel]) -> Any:
-    """The request's body as a message. Raises what becomes a 413 or a 422."""
+    """The request's body as a message. Raises what becomes a 422."""
     try:
         return kind.model_validate_json(await read_bytes(request))
     except ValidationError as error:

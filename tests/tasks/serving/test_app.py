@@ -36,6 +36,7 @@ from tasks.serving import (
     journal,
     messages,
     predict,
+    protocol,
     registry_mirror,
     score,
     tables,
@@ -157,7 +158,10 @@ def client(shop: Shop, **serving: Any) -> Iterator[Client]:
 @contextmanager
 def serves(one: FastAPI) -> Iterator[Client]:
     """A real server in a thread of this process."""
-    server = uvicorn.Server(uvicorn.Config(one, host="127.0.0.1", port=0, log_config=None))
+    config = uvicorn.Config(
+        one, host="127.0.0.1", port=0, log_config=None, http=protocol.BoundedHeaders, ws="none"
+    )  # as __main__ has it
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -1,0 +1,227 @@
+"""tasks.serving.door: no client starves another, and nobody comes in who may not; by sockets."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from httpx import Client
+
+from tasks.serving import app, door, keys, messages, protocol
+from tasks.serving.arrivals import Arrivals
+from tasks.serving.handler import Handler
+from tests.tasks.serving.test_app import Shop, client, serves, shop
+from tests.waiting import PATIENCE_S, wait_until
+
+__all__ = ["shop"]  # the fixture
+FEATURES = "/v1/predict/features"
+LONG = timedelta(seconds=PATIENCE_S)
+JSON = {"content-type": "application/json"}
+ROW = json.dumps({"rows": [{"store": "south", "amount": 3.5}]}).encode()
+
+
+@pytest.fixture(scope="module")
+def api(shop: Shop) -> Iterator[Client]:
+    with client(shop) as one:
+        yield one
+
+
+def head(path: str = FEATURES, length: int = len(ROW), **more: str) -> bytes:
+    """A POST up to its body. A header's name has _ for -."""
+    headers = {"host": "127.0.0.1", "content-type": "application/json", "content-length": str(length)}
+    headers |= {name.replace("_", "-"): value for name, value in more.items()}
+    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+@contextmanager
+def connection(one: Client) -> Iterator[socket.socket]:
+    with socket.create_connection((one.base_url.host, one.base_url.port or 80), timeout=PATIENCE_S) as open_socket:
+        yield open_socket
+
+
+def read_answer(one: socket.socket) -> tuple[int, str]:
+    """The status and the text of what comes next; 0 where the connection ends."""
+    with one.makefile("rb") as file:
+        line = file.readline()
+        length = 0
+        while header := file.readline().strip():
+            name, _, value = header.lower().partition(b":")
+            length = int(value) if name == b"content-length" else length
+        return (int(line.split()[1]), file.read(length).decode()) if line else (0, "")
+
+
+def count_of(one: Client, status: int, path: str = FEATURES) -> float:
+    name = f'evergreen_requests_total{{path="{path}",status="{status}"}} '
+    lines = [line for line in one.get("/metrics").text.splitlines() if line.startswith(name)]
+    return float(lines[0].removeprefix(name)) if lines else 0.0
+
+
+# --- bodies that arrive
+
+
+@contextmanager
+def counted(shop: Shop, **serving: Any) -> Iterator[tuple[Client, Handler, Arrivals]]:
+    """A server, and what its front door counts."""
+    p = shop.p.model_copy(update={"serving": shop.p.serving.model_copy(update=serving)})
+    made = app.create(p, shop.home)
+    (parts,) = (layer.kwargs for layer in made.user_middleware if layer.cls is door.FrontDoor)
+    with serves(made) as one:
+        yield one, parts["handler"], parts["arrivals"]
+
+
+def test_bodies_that_never_end_keep_nobody_out(shop: Shop) -> None:
+    """More of them than there are places, and than one client may have."""
+    with counted(shop, busy=4, arriving=16, arrival=LONG) as (one, handler, arrivals), ExitStack() as stack:
+        for _ in range(24):
+            stack.enter_context(connection(one)).sendall(head() + ROW[:9])
+        wait_until(lambda: arrivals.count == 4)
+        assert handler.busy == 0
+        for _ in range(8):
+            assert one.post(FEATURES, content=ROW, headers=JSON).status_code == 200
+
+
+def test_of_too_many_bodies_the_slowest_ends_with_408_and_the_newer_are_answered(shop: Shop) -> None:
+    with counted(shop, arriving=8, arrival=LONG) as (one, _, arrivals), ExitStack() as stack:
+        first, second, third = (stack.enter_context(connection(one)) for _ in range(3))
+        for place, unended in enumerate((first, second)):
+            unended.sendall(head() + ROW[:9])
+            wait_until(lambda place=place: arrivals.count == place + 1)
+        third.sendall(head() + ROW[:9])  # a quarter of 8 is one client's share
+        status, text = read_answer(first)
+        assert (status, "serving.arriving = 8" in text) == (408, True)
+        for unended in (second, third):
+            unended.sendall(ROW[9:])
+            assert read_answer(unended)[0] == 200
+        wait_until(lambda: arrivals.count == arrivals.size == 0)
+
+
+def test_a_body_that_is_not_whole_in_time_is_408(shop: Shop) -> None:
+    with counted(shop, arrival=timedelta(seconds=0.3)) as (one, handler, arrivals), connection(one) as slow:
+        slow.sendall(head() + ROW[:9])
+        status, text = read_answer(slow)
+        assert (status, "serving.arrival = 0.3s" in text) == (408, True)
+        assert slow.recv(1) == b""  # the connection ends
+        assert (arrivals.count, handler.busy) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("bodies", "stay"),
+    [
+        ([("a", 60), ("a", 60)], [("a", 60)]),  # a quarter of 400 bytes is one client's share: the longest ends
+        ([("a", 90), ("b", 90), ("c", 90), ("d", 90)], [("a", 90), ("b", 90), ("c", 90), ("d", 90)]),
+        ([("b", 90), ("a", 99), ("c", 90), ("d", 90), ("e", 40)], [("b", 90), ("c", 90), ("d", 90), ("e", 40)]),
+        ([("a", 1)] * 3 + [("b", 1)] * 2, [("a", 1)] * 2 + [("b", 1)] * 2),  # and a quarter of 8 bodies
+    ],
+)  # fmt: skip
+def test_no_client_may_have_more_than_a_share_of_the_bodies_or_bytes_that_arrive(
+    bodies: list[tuple[str, int]], stay: list[tuple[str, int]]
+) -> None:
+    async def hold(arrivals: Arrivals, name: str, size: int) -> None:
+        async with asyncio.timeout(None) as limit:
+            arrivals.grow(arrivals.begin(name, limit), size)
+            await asyncio.Event().wait()
+
+    async def check() -> None:
+        arrivals = Arrivals(most=8, most_bytes=400)
+        tasks = []
+        for body in bodies:
+            tasks.append(asyncio.create_task(hold(arrivals, *body)))
+            await asyncio.sleep(0)
+        for _ in range(10):  # until whoever must end has
+            await asyncio.sleep(0)
+        lives = [body for body, task in zip(bodies, tasks, strict=True) if not task.done()]
+        assert lives == stay
+        assert (arrivals.count, arrivals.size) == (len(stay), sum(size for _, size in stay))
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(check())
+
+
+def test_a_body_in_pieces_is_one_body(api: Client) -> None:
+    with connection(api) as one:
+        one.sendall(head())
+        for place in range(len(ROW)):
+            one.sendall(ROW[place : place + 1])
+        assert read_answer(one)[0] == 200
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_that_is_too_long_is_413_before_it_is_whole(api: Client, declared: bool) -> None:
+    with connection(api) as one:
+        if declared:
+            one.sendall(head(length=messages.MOST_BYTES + 1))
+        else:
+            one.sendall(head(transfer_encoding="chunked").replace(b"content-length: %d\r\n" % len(ROW), b""))
+            for _ in range(messages.MOST_BYTES // 100_000 + 1):
+                one.sendall(b"186a0\r\n" + b" " * 100_000 + b"\r\n")
+        status, text = read_answer(one)
+        assert (status, f"{messages.MOST_BYTES:,} bytes" in text) == (413, True)
+
+
+# --- requests that are given up
+
+
+def test_a_request_whose_client_has_gone_gives_its_place_back(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(Handler, "_raw_answers", lambda *_: goes_on.wait(PATIENCE_S))
+    row = json.dumps({"rows": shop.asked[:1]}).encode()
+    with counted(shop, within=LONG) as (one, handler, _):
+        with connection(one) as gone:
+            gone.sendall(head("/v1/predict", len(row)) + row)
+            wait_until(lambda: handler.busy == 1)
+        wait_until(lambda: handler.busy == 0)
+        wait_until(lambda: count_of(one, door.CLIENT_GONE, "/v1/predict") == 1)
+        goes_on.set()
+
+
+# --- headers
+
+
+def test_long_headers_are_refused_before_the_key_in_them_is_looked_at(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the key was looked at")
+
+    monkeypatch.setenv("EVERGREEN_API_KEYS", f"shop:predict:{'0' * 64}")
+    with client(shop) as one, connection(one) as long:
+        monkeypatch.setattr(keys.Keys, "owner", never)
+        long.sendall(head(authorization="Bearer " + "x" * door.HEADER_BYTES) + ROW)
+        status, text = read_answer(long)
+        assert (status, f"{door.HEADER_BYTES:,} bytes" in text) == (431, True)
+
+
+def test_headers_that_never_end_are_431_and_slow_ones_408(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client(shop) as one:
+        with connection(one) as long:
+            long.sendall(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer ")
+            with suppress(ConnectionError):  # it ends while we send
+                for _ in range(20):
+                    long.sendall(b"x" * protocol.HEADER_BYTES)
+            with suppress(ConnectionError):
+                assert read_answer(long)[0] in (431, 0)
+        monkeypatch.setattr(protocol, "HEADERS_S", 0.3)
+        for begin in (b"", b"GET /health HTTP/1.1\r\nhost: 127", b"GET /health HTTP/1.1\r\nhost: a\r\n\r\nGET /hea"):
+            with connection(one) as slow:
+                slow.sendall(begin)
+                answers = [read_answer(slow)[0]]
+                if begin.endswith(b"GET /hea"):
+                    answers.append(read_answer(slow)[0])
+                assert answers[-1] == 408
+                assert slow.recv(1) == b""
+
+
+def test_many_requests_on_one_connection_may_have_long_headers_together(api: Client) -> None:
+    asked = b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nx-some: " + b"x" * 5000 + b"\r\n\r\n"
+    with connection(api) as one:
+        for _ in range(40):
+            one.sendall(asked[:2600])
+            one.sendall(asked[2600:])
+            assert read_answer(one)[0] == 200
