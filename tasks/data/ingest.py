@@ -9,7 +9,9 @@ Only periods that are new, or were still open at the last as_of, are worked on. 
 later stages do no work for its periods that come out as before.
 """
 
+import contextlib
 import shutil
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from tasks.data import (
     manifest,
     periods,
     rawperiods,
+    rowfiles,
     shrinkage,
     timeline,
     typedfiles,
@@ -163,12 +166,14 @@ def _write_table(
 ) -> tuple[manifest.RawTable, lateness.Contents]:
     """Put one table's periods in place. Returns what was written, and what became of the rows that were delivered; and
     what the periods hold, whatever of it was known at as_of, where `ingest.lateness` asks for it."""
-    feed, delivery = table.feed, table.delivery
+    feed, delivery, turn = table.feed, table.delivery, threading.Lock()
     contents: lateness.Contents = dict.fromkeys(spans)
 
     def write(period: str, span: rawperiods.Span) -> int:
         target = folder / f"{period}.parquet"
-        with feeds.naming_table(feed), con.cursor() as cursor:
+        # DuckDB sorts parts of a large period side by side: two such periods at once would only take twice the memory.
+        taking = turn if span.rows > rowfiles.GROUP_ROWS else contextlib.nullcontext()
+        with taking, feeds.naming_table(feed), con.cursor() as cursor:
             rawperiods.provide_period(cursor, table, period, span, outlier, as_of, target)
             if p.ingest.lateness is not None:
                 whole = rawperiods.select_period(table, period, span, outlier)

@@ -83,6 +83,11 @@ class Part:
     file: Path
     sql: str
     layout: Layout
+    is_plain: bool = False  # a Parquet file as it was delivered
+
+    @property
+    def names(self) -> str:
+        return f" AS _({', '.join(f'c{i}' for i in range(len(self.layout.columns)))})"
 
 
 class SourceFiles:
@@ -139,6 +144,26 @@ class SourceFiles:
             with _naming_file(self.fetched, self.names[place]):
                 part = self._open(place, con)
                 _append(con, part, [*values, layout.blank_sql, str(i)], into, self._folder / f"{place}.again.csv")
+
+    def view(self, con: duckdb.DuckDBPyConnection, place: int, into: str) -> bool:
+        """Make the temporary view `into` of a Parquet file, as `load` makes a table: its rows need not be copied.
+
+        Returns:
+            Whether the file is one. What is wrong with its bytes shows when the view is read.
+        """
+        with _naming_file(self.fetched, self.names[place]):
+            part = self._open(place, con)
+        if not part.is_plain:
+            return False
+        columns = zip(self._columns.items(), self.forms, strict=True)
+        values = [
+            f"CAST({_value_sql(self.layouts[place], name, rule, self._source, form)} AS {form}) AS v{i}"
+            for i, ((name, rule), form) in enumerate(columns)
+        ]
+        values += ["FALSE AS blank", "0 AS file", "0 AS start", "file_row_number AS rowid"]
+        rows = f"{parquet([part.file], file_row_number='TRUE')}{part.names}"
+        con.execute(f"CREATE OR REPLACE TEMP VIEW {into} AS SELECT {', '.join(values)} FROM {rows}")
+        return True
 
     def _read_layout(self, place: int) -> Layout:
         def read() -> Any:
@@ -199,7 +224,7 @@ def _open_part(con: duckdb.DuckDBPyConnection, file: Path, folder: Path, encodin
             kinds = tuple(str(row[1]) for row in con.execute(f"DESCRIBE FROM {parquet([plain])}").fetchall())
         except (pa.ArrowException, OSError, duckdb.Error):
             raise ValueError("it is no Parquet file, or its end is missing. Fetch it again") from None
-        return Part(plain, parquet([plain]), Layout(columns, kinds))
+        return Part(plain, parquet([plain]), Layout(columns, kinds), is_plain=True)
     if plain.suffix.lower() in jsonlines.SUFFIXES:
         columns, converted = jsonlines.convert(plain, folder / "converted", encoding)
         return Part(plain, parquet(converted, union_by_name="TRUE"), Layout(columns, ("VARCHAR",) * len(columns)))
@@ -248,10 +273,9 @@ def _append(con: duckdb.DuckDBPyConnection, part: Part, values: list[str], into:
     """Add a file's rows. What DuckDB cannot read is read by Python, which either can, or names the faulty line."""
     start = con.execute(f"SELECT count(*) FROM {into}").fetchall()[0][0]
     width = len(part.layout.columns)
-    named = f" AS _({', '.join(f'c{i}' for i in range(width))})"
     insert = f"INSERT INTO {into} SELECT {', '.join([*values, str(start)])} FROM "
     try:
-        con.execute(insert + part.sql + named)
+        con.execute(insert + part.sql + part.names)
     except (duckdb.OutOfMemoryException, duckdb.InterruptException):
         raise MemoryError("stage.memory is too small for this file. Raise it in params.yaml") from None
     except duckdb.Error:
@@ -259,7 +283,7 @@ def _append(con: duckdb.DuckDBPyConnection, part: Part, values: list[str], into:
             raise ValueError("its bytes are damaged. Fetch it again") from None
         csvtext.rewrite(part.file, part.layout.delimiter, width, again)
         try:
-            con.execute(insert + csvtext.csv_sql(again, part.layout.delimiter, width) + named)
+            con.execute(insert + csvtext.csv_sql(again, part.layout.delimiter, width) + part.names)
         except duckdb.Error:
             raise ValueError(
                 f"a line may have {csvtext.LONGEST_LINE:,} characters at most. "

@@ -34,12 +34,14 @@ class Span:
     Attributes:
         first: when its first row is there.
         newest: the newest moment of which it has news.
+        rows: how many.
         places: of the typed files that have rows in it.
         is_mixed: whether rows of its time are outliers, which it does not hold.
     """
 
     first: datetime
     newest: datetime
+    rows: int
     places: tuple[int, ...]
     is_mixed: bool
 
@@ -86,17 +88,18 @@ def find_spans(
     Raises:
         ValueError: the source has no rows.
     """
-    feed, spans, apart = table.feed, dict[str, Span](), list[int]()
+    feed, spans, apart, outliers = table.feed, dict[str, Span](), list[int](), 0
     for place, file in enumerate(table.files):
         is_mixed = timeline.has_outliers(reach, file.contents.events, file.contents.known)
         for part in _split_parts(con, table, place, unit, reach) if is_mixed else _join_days(feed, file, unit):
             if part.usual < part.rows:
                 apart.append(place)
+                outliers += part.rows - part.usual
             spans[part.period] = _add_file(spans.get(part.period), place, part)
     if not spans:
         raise ValueError(f"{feed.name} ({feed.source.shown}) has no rows")
     if apart:
-        spans[periods.OUTLIERS] = Span(NEVER, NEVER, tuple(sorted(set(apart))), True)
+        spans[periods.OUTLIERS] = Span(NEVER, NEVER, outliers, tuple(sorted(set(apart))), True)
     return {name: spans[name] for name in sorted(spans) if spans[name].places}
 
 
@@ -142,10 +145,11 @@ def _name_period(feed: Feed, start: datetime | None, unit: str) -> str:
 def _add_file(span: Span | None, place: int, part: Part) -> Span:
     is_mixed = part.usual < part.rows or bool(span and span.is_mixed)
     if not part.usual:
-        return replace(span, is_mixed=True) if span else Span(part.first, part.newest, (), True)
+        return replace(span, is_mixed=True) if span else Span(part.first, part.newest, 0, (), True)
     if span is None or not span.places:
-        return Span(part.first, part.newest, (place,), is_mixed)
-    return Span(min(span.first, part.first), max(span.newest, part.newest), (*span.places, place), is_mixed)
+        return Span(part.first, part.newest, part.usual, (place,), is_mixed)
+    first, newest = min(span.first, part.first), max(span.newest, part.newest)
+    return Span(first, newest, span.rows + part.usual, (*span.places, place), is_mixed)
 
 
 def provide_period(

@@ -4,12 +4,16 @@ A file's rows are computed by themselves, so that a new file costs what it bring
 where an expression looks at other rows of its table are all files computed as one.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from tasks.data import contract, expressions, feeds, loading, periods, rowfiles, timeline
@@ -23,6 +27,7 @@ MISFIT = quote(f"{contract.HIDDEN}misfit")  # whether it has no event time becau
 HELPERS = quote(f"{contract.HIDDEN}helpers")  # how many of the columns that only help to compute others are missing
 UNREADABLE = "(unreadable)"  # stands for a text that does not fit the type of a column that is coarsened
 PLAIN = ("VARCHAR", "INTEGER", "BIGINT", "BOOLEAN", "DATE", "TIMESTAMP")  # equal where their raw values are
+LARGE_BYTES = 8_000_000  # of text, in about as many rows as a row group has
 CODE = periods.hash_inputs(feeds.CODE, periods.hash_code(__file__, rowfiles.__file__, timeline.__file__))
 
 
@@ -119,7 +124,8 @@ def type_files(reader: Reader, feed: Feed, *, threads: int) -> TypedTable:
         count = len(files.names)
         is_one = count > 1 and expressions.has_window(reader.con, feed.source)
         groups = [range(count)] if is_one else [[i] for i in range(count)]
-        works = [lambda places=places: _provide_file(reader, feed, files, places) for places in groups]
+        turn = threading.Lock()
+        works = [lambda places=places: _provide_file(reader, feed, files, places, turn) for places in groups]
         typed = run_threads(works, threads)
         delivery = loading.Delivery(
             rows=sum(file.contents.read for file in typed),
@@ -131,19 +137,44 @@ def type_files(reader: Reader, feed: Feed, *, threads: int) -> TypedTable:
     return TypedTable(feed, tuple(typed), delivery, keys)
 
 
-def _provide_file(reader: Reader, feed: Feed, files: loading.SourceFiles, places: Sequence[int]) -> TypedFile:
+def _provide_file(
+    reader: Reader, feed: Feed, files: loading.SourceFiles, places: Sequence[int], turn: threading.Lock
+) -> TypedFile:
     entry = periods.hash_inputs("typed", feed.identity, files.forms, [files.identify(place) for place in places], CODE)
 
     def make(into: Path) -> None:
-        with feeds.naming_table(feed), reader.con.cursor() as con:
+        # Of a large file DuckDB types parts side by side: two such files at once would only take twice the memory.
+        is_large = any(_is_large(files.fetched.files[place]) for place in places)
+        with turn if is_large else contextlib.nullcontext(), feeds.naming_table(feed), reader.con.cursor() as con:
             plan = reader.plan(feed, files)
-            files.load(con, places, "_arrived")
+            write = functools.partial(_write_rows, con, reader.key, feed, files.forms, plan, into / "rows.parquet")
+            if len(places) > 1 or not _write_in_place(con, files, places[0], write):
+                con.execute("DROP VIEW IF EXISTS _arrived")
+                files.load(con, places, "_arrived")
+                write()
             read, empty = loading.count_rows(con, "_arrived")
-            _write_rows(con, reader.key, feed, files.forms, plan, into / "rows.parquet")
             contents = _describe_rows(con, feed, into / "rows.parquet", read, empty)
             (into / "contents.json").write_bytes(CONTENTS.dump_json(contents))
 
     return TypedFile(entry, places[0], CONTENTS.validate_python(periods.read_json(entry, "contents.json", make)))
+
+
+def _write_in_place(
+    con: duckdb.DuckDBPyConnection, files: loading.SourceFiles, place: int, write: Callable[[], None]
+) -> bool:
+    """Write a file's rows as they are read, without a copy of them. False where that cannot be done: what is wrong with
+    a file is found out, and named, when it is loaded."""
+    with contextlib.suppress(duckdb.Error, ValueError):
+        if files.view(con, place, "_arrived"):
+            write()
+            return True
+    return False
+
+
+def _is_large(file: Path) -> bool:
+    if file.suffix.lower() == ".parquet":
+        return bool(pq.read_metadata(file).num_rows > rowfiles.GROUP_ROWS)
+    return file.stat().st_size > LARGE_BYTES
 
 
 def _describe_rows(con: duckdb.DuckDBPyConnection, feed: Feed, file: Path, read: int, empty: int) -> Contents:

@@ -148,7 +148,7 @@ def test_batches_do_not_show_in_a_file(sizes: list[int], tmp_path: Path) -> None
     assert (tmp_path / "cut.parquet").read_bytes() == (tmp_path / "expected.parquet").read_bytes()
     written = pq.ParquetFile(tmp_path / "cut.parquet")
     assert written.read().equals(table)
-    assert [written.metadata.row_group(i).num_rows for i in range(3)] == [122_880, 122_880, 54_240]
+    assert [written.metadata.row_group(i).num_rows for i in range(5)] == [*[61_440] * 4, 54_240]
 
 
 def test_good_rows_stay_in_their_order_in_a_large_period(made_large: Made) -> None:
@@ -160,6 +160,42 @@ def test_good_rows_stay_in_their_order_in_a_large_period(made_large: Made) -> No
     times = good["event_time"].to_pylist()
     assert times == sorted(times)
     assert set(bad["reason"].to_pylist()) == {"amount -1.0 is below 0"}
+
+
+def test_rows_that_are_read_where_they_lie_are_those_of_a_loaded_file(
+    made_large: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = made_large.folder / "source/orders.parquet"
+    table = pq.read_table(source)
+    source.unlink()
+    for i, rows in enumerate((table.slice(0, 80_000), table.slice(80_000, 90_000), table.slice(170_000))):
+        pq.write_table(rows, source.with_name(f"orders-{i}.parquet"), row_group_size=30_000)
+    made_large.raw["sources"]["orders"]["address"] = "source/orders-*.parquet"
+    made_large.run("ingest", p=made_large.params(**{"stage.threads": 3}))
+    in_place = raw(made_large)
+    monkeypatch.setenv("EVERGREEN_PERIODS", str(tmp_path / "empty"))
+    monkeypatch.setattr("tasks.data.loading.SourceFiles.view", lambda *_: False)
+    made_large.run("ingest", p=made_large.params(**{"stage.threads": 1}))
+    assert raw(made_large) == in_place
+
+
+def test_a_column_may_be_called_as_duckdb_calls_the_place_of_a_row(made_large: Made) -> None:
+    made_large.run("ingest", p=made_large.params())
+    before = raw(made_large)
+    source = made_large.folder / "source/orders.parquet"
+    table = pq.read_table(source)
+    pq.write_table(table.append_column("file_row_number", table["number"]), source)
+    made_large.run("ingest", p=made_large.params())
+    assert raw(made_large) == before
+
+
+def test_a_parquet_file_with_damaged_bytes_is_named(made_large: Made) -> None:
+    source = made_large.folder / "source/orders.parquet"
+    content = bytearray(source.read_bytes())
+    content[1_000:3_000] = bytes(2_000)  # of its first column; its end, which says what is in it, is whole
+    source.write_bytes(content)
+    with pytest.raises(ValueError, match=r"orders\.parquet cannot be read as a table: its bytes are damaged"):
+        made_large.run("ingest", p=made_large.params())
 
 
 @pytest.fixture
