@@ -337,6 +337,11 @@ class Stream(Section):
         return self
 
 
+Host = Annotated[
+    str, spelled_as(r"[A-Za-z0-9._-]+|[0-9a-fA-F:]+", "a host is a name or an address, without scheme and port")
+]
+
+
 class Serving(Section):
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
@@ -353,4 +358,16 @@ class Serving(Section):
     sync: Duration = timedelta(milliseconds=200)
     challenger: Challenger = Challenger()
     key_file: str | None = None
+    hosts: list[Host] = []
+    certificate: str | None = None
+    certificate_key: str | None = None
     stream: Stream = Stream()
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Serving":
+        if (self.certificate is None) != (self.certificate_key is None):
+            raise ValueError(
+                "certificate and certificate_key must be set together, but got "
+                f"{self.certificate!r} and {self.certificate_key!r}: name both files, or neither"
+            )
+        return self

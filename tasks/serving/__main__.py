@@ -6,6 +6,7 @@ python -m tasks.serving
 import argparse
 import logging
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ def main() -> None:
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="serving: %(message)s")
     keys.read_keys(p.serving)  # before anything listens
+    check_certificate(p.serving)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a request's rows are few, and requests are many
     with keep_mirror(), share_metrics(p.serving.workers):
         uvicorn.run(
@@ -42,8 +44,22 @@ def main() -> None:
             server_header=False,
             http=protocol.BoundedHeaders,
             ws="none",
+            ssl_certfile=p.serving.certificate,
+            ssl_keyfile=p.serving.certificate_key,
             timeout_graceful_shutdown=10,
         )
+
+
+def check_certificate(settings: params.Serving) -> None:
+    """Raises ValueError for files that are no certificate and its key."""
+    if settings.certificate:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate, settings.certificate_key)
+        except OSError as error:
+            raise ValueError(
+                "serving.certificate and serving.certificate_key must name PEM files of a certificate and its key, but "
+                f"{settings.certificate} and {settings.certificate_key} cannot be used: {error}"
+            ) from None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,23 @@ def create(p: params.Params, home: Path) -> FastAPI:
     _add_predictions(app, handler)
     routes.add_routes(app, handler)
     _add_pages(app, handler)
+    app.openapi = partial(_describe, app, handler, app.openapi)  # type: ignore[method-assign]
     return app
+
+
+def _describe(app: FastAPI, handler: Handler, describe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """OpenAPI's document, with the key that each operation needs and its scope, where there are keys."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    document = describe()
+    document.setdefault("components", {})["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "An API key, where the server has some."}
+    }
+    for path, operations in document["paths"].items():
+        scope = door.scope_of(path)
+        for operation in operations.values() if scope and handler.keys.keys else ():
+            operation["security"] = [{"key": [scope]}]
+    return document
 
 
 def app() -> FastAPI:
@@ -110,6 +127,7 @@ async def _watch(handler: Handler) -> None:
 
 
 def _renew(handler: Handler) -> None:
+    handler.keys = keys.renew_keys(handler.keys, handler.p.serving)
     for change in handler.active.renew(handler.p):
         log.info("%s", change)
         gc.collect()

@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 
-from tasks import params
+from tasks import LOOPBACK, params
 from tasks.serving import keys, messages
 from tasks.serving.arrivals import Arrival, Arrivals
 from tasks.serving.handler import Handler
@@ -31,11 +31,16 @@ PREDICTIONS = ("/v1/predict", "/invocations", "/v2/models/", VERTEX_ROUTE)
 OPEN = {"/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready", VERTEX_HEALTH}
 ERRORS: dict[int | str, dict[str, Any]] = {  # of every route that answers rows, for OpenAPI
     401: {"description": "No API key, or an unknown one."},
-    403: {"description": "The key does not allow this."},
+    403: {"description": "The key does not allow this; or a page or a name of another machine asks (serving.hosts)."},
     408: {"description": "The body was not whole in time, or too many bodies arrived at once and it was the slowest."},
     413: {"description": f"The body is longer than {messages.MOST_BYTES:,} bytes."},
+    415: {"description": "The body is not sent as application/json."},
     503: {"description": "No champion yet, or too many requests at once. Ask again after Retry-After seconds."},
 }
+# The content types of bodies, by how their path begins; elsewhere the first alone. A page of another site can send none
+# of them without being asked first, which is why a body without a content type is refused too.
+CONTENT_TYPES = {"": ("application/json",), "/v2/models/": ("application/json", "application/octet-stream")}
+SCOPES: dict[str, keys.Scope] = {"/metrics": "metrics", "/v1/model": "model", "/version": "model", "/v2": "model"}
 ARRIVING_BYTES = 16 * messages.MOST_BYTES  # of all bodies that arrive
 HEADER_BYTES = 16_384  # of a request's headers and its path
 WATCH_S = 0.05  # into a request, from when on it is looked whether its client has gone: most are answered before
@@ -55,6 +60,7 @@ class FrontDoor:
     def __post_init__(self) -> None:
         settings = self.handler.p.serving
         self.arrival_s, self.within_s = settings.arrival.total_seconds(), settings.within.total_seconds()
+        self.names = {*LOOPBACK, *map(str.lower, settings.hosts)}
 
     async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
         if scope["type"] != "http":
@@ -77,18 +83,48 @@ class FrontDoor:
         if line + sum(len(header) + len(value) for header, value in scope["headers"]) > HEADER_BYTES:
             return name, refuse(431, f"the path and headers of a request may have {HEADER_BYTES:,} bytes", CLOSE)
         headers = dict(scope["headers"])
+        if refusal := self._refuse_foreign(headers, is_open=wanted is None):
+            return name, refusal
         if wanted is not None and handler.keys.keys:
-            given = headers.get(b"authorization", b"").decode("latin-1")
-            key = handler.keys.owner(given.removeprefix("Bearer ")) if given.startswith("Bearer ") else None
+            key = handler.keys.owner(keys.read_token(headers.get(b"authorization", b"").decode("latin-1")))
             if key is None:
                 more = {"WWW-Authenticate": "Bearer"}
                 return name, refuse(401, "send a known API key as Authorization: Bearer ...", more)
             if wanted not in key.scopes and "admin" not in key.scopes:
                 return name, refuse(403, f"this key is not for {wanted}")
             name = f"key {key.name}"
-        if int(headers.get(b"content-length", b"0")) > messages.MOST_BYTES:
-            return name, _too_large()
-        return name, None
+        return name, _refuse_body(scope["path"], headers) if scope["method"] == "POST" else None
+
+    def _refuse_foreign(self, headers: dict[bytes, bytes], *, is_open: bool) -> Response | None:
+        """Without keys whoever reaches the port may ask, and so a page in a browser of this machine could: by a name
+        that leads here (DNS rebinding), or from another site. With keys, where serving.hosts says so."""
+        if self.handler.keys.keys and (is_open or not self.handler.p.serving.hosts):
+            return None
+        host = headers.get(b"host", b"").decode("latin-1")
+        origin = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
+        for kind, value in (("host", host), ("origin", origin)):
+            if value is not None and _host_of(value) not in self.names:
+                known = ", ".join(sorted(self.names))
+                rule = (
+                    f"the {kind} of a request must be one of {known}, but is {value[:100]!r}: serving.hosts allows more"
+                )
+                return refuse(403, rule, CLOSE)
+        return None
+
+
+def _host_of(value: str) -> str:
+    """The host in a Host or Origin header, without its port."""
+    place = value.rpartition("://")[2].lower()
+    return place[1:].partition("]")[0] if place.startswith("[") else place.partition(":")[0]
+
+
+def _refuse_body(path: str, headers: dict[bytes, bytes]) -> Response | None:
+    sent = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    allowed = next(types for begin, types in reversed(CONTENT_TYPES.items()) if path.startswith(begin))
+    if sent not in allowed:
+        rule = f"a body must be sent with content-type: {' or '.join(allowed)}, but got {sent[:100]!r}"
+        return refuse(415, f"{rule}. Of curl: --json, or -H 'content-type: {allowed[0]}'")
+    return _too_large() if int(headers.get(b"content-length", b"0")) > messages.MOST_BYTES else None
 
 
 class Visit:
@@ -213,7 +249,7 @@ def scope_of(path: str) -> keys.Scope | None:
         return "predict"
     if path.startswith("/v1/outcomes"):
         return "outcomes"
-    return None if path in OPEN else "admin"
+    return None if path in OPEN else SCOPES.get(path, "admin")
 
 
 def refuse(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:

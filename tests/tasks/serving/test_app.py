@@ -52,6 +52,7 @@ from tests.waiting import PATIENCE_S, wait_until
 
 DAYS, STAGES = 60, ("ingest", "clean", "features", "tune", "train", "evaluate")
 TOKEN = "ev_a-key-of-the-tests"
+JSON = {"content-type": "application/json"}
 NEWEST = timedelta(hours=20)  # of the rows that are asked for again
 
 
@@ -372,7 +373,10 @@ def test_features_that_cannot_be_taken_are_422(api: Client, body: Any, says: str
 
 def test_what_is_not_finite_is_missing(api: Client) -> None:
     bodies = (b'{"rows": [{"amount": 1e39}]}', b'{"rows": [{"amount": null}]}', b'{"rows": [{}]}')
-    scores = [api.post("/v1/predict/features", content=body).json()["predictions"][0]["score"] for body in bodies]
+    scores = [
+        api.post("/v1/predict/features", content=body, headers=JSON).json()["predictions"][0]["score"]
+        for body in bodies
+    ]
     assert len(set(scores)) == 1
 
 
@@ -542,7 +546,7 @@ def test_what_the_contract_lets_be_missing_may_be(shop: Shop, api: Client) -> No
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"rows": []}', b'{"rows": 3}', b"\xff\xfe", b'{"rows": [NaN]}'])
 def test_what_is_no_message_is_422(api: Client, body: bytes) -> None:
     for path in ("/v1/predict", "/v1/predict/features", "/v1/outcomes"):
-        assert api.post(path, content=body).status_code == 422
+        assert api.post(path, content=body, headers=JSON).status_code == 422
 
 
 def test_features_that_the_model_does_not_know_are_named(api: Client) -> None:
@@ -555,7 +559,7 @@ def test_too_much_is_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(messages, "MOST_BYTES", 1000)
     with client(shop, rows=2) as small:
         assert small.post("/v1/predict", json={"rows": shop.asked[:3]}).status_code == 422
-        assert small.post("/v1/predict", content=b" " * 2000).status_code == 413
+        assert small.post("/v1/predict", content=b" " * 2000, headers=JSON).status_code == 413
 
 
 def test_over_load_it_says_so_and_does_not_queue(shop: Shop) -> None:

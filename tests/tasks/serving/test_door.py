@@ -1,27 +1,38 @@
 """tasks.serving.door: no client starves another, and nobody comes in who may not; by sockets."""
 
 import asyncio
+import hashlib
 import json
+import os
+import shutil
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from httpx import Client
+import yaml
+from httpx import Client, ConnectError, RemoteProtocolError
 
+from infra import servers
+from tasks.params import Serving
 from tasks.serving import app, door, keys, messages, protocol
+from tasks.serving.__main__ import check_certificate
 from tasks.serving.arrivals import Arrivals
 from tasks.serving.handler import Handler
-from tests.tasks.serving.test_app import Shop, client, serves, shop
+from tests.conftest import write_params
+from tests.tasks.serving.test_app import JSON, Shop, client, serves, shop
 from tests.waiting import PATIENCE_S, wait_until
 
 __all__ = ["shop"]  # the fixture
 FEATURES = "/v1/predict/features"
 LONG = timedelta(seconds=PATIENCE_S)
-JSON = {"content-type": "application/json"}
 ROW = json.dumps({"rows": [{"store": "south", "amount": 3.5}]}).encode()
 
 
@@ -208,7 +219,7 @@ def test_headers_that_never_end_are_431_and_slow_ones_408(shop: Shop, monkeypatc
             with suppress(ConnectionError):
                 assert read_answer(long)[0] in (431, 0)
         monkeypatch.setattr(protocol, "HEADERS_S", 0.3)
-        for begin in (b"", b"GET /health HTTP/1.1\r\nhost: 127", b"GET /health HTTP/1.1\r\nhost: a\r\n\r\nGET /hea"):
+        for begin in (b"", b"GET /health HTTP/1.1\r\nhost: 1", b"GET /health HTTP/1.1\r\nhost: [::1]\r\n\r\nGET /hea"):
             with connection(one) as slow:
                 slow.sendall(begin)
                 answers = [read_answer(slow)[0]]
@@ -225,3 +236,185 @@ def test_many_requests_on_one_connection_may_have_long_headers_together(api: Cli
             one.sendall(asked[:2600])
             one.sendall(asked[2600:])
             assert read_answer(one)[0] == 200
+
+
+# --- loopback is no login
+
+HERE = ["127.0.0.1", "localhost:8080", "LOCALHOST", "[::1]:9", "127.0.0.1:1"]
+FOREIGN = ["evil.example", "127.0.0.1.evil.example:8080", "localhost.evil.example", "[::2]", "", "10.0.0.1"]
+
+
+def status_of(one: Client, path: str = FEATURES, **headers: str) -> int:
+    if path == FEATURES:
+        return one.post(path, content=ROW, headers=JSON | headers).status_code
+    return one.get(path, headers=headers).status_code
+
+
+def test_without_keys_a_foreign_name_or_page_is_refused_everywhere(api: Client) -> None:
+    for path in (FEATURES, "/v1/model", "/metrics", "/health", "/openapi.json"):
+        assert [status_of(api, path, host=host) for host in HERE] == [200] * len(HERE)
+        assert [status_of(api, path, host=host) for host in FOREIGN] == [403] * len(FOREIGN)
+        pages = {"http://localhost:3000": 200, "https://evil.example": 403, "null": 403, "http://127.0.0.1": 200}
+        assert {page: status_of(api, path, origin=page) for page in pages} == pages
+    answer = api.get("/v1/model", headers={"host": "evil.example"})
+    assert "'evil.example': serving.hosts allows more" in answer.json()["detail"]
+
+
+def test_serving_hosts_allows_names_and_with_keys_only_where_it_is_set(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client(shop, hosts=["Model.example"]) as one:
+        assert [status_of(one, host=host) for host in ("model.example:80", "evil.example")] == [200, 403]
+    monkeypatch.setenv("EVERGREEN_API_KEYS", line_of("shop", "predict"))
+    mine = {"authorization": "Bearer ev_shop"}
+    with client(shop) as one:
+        assert status_of(one, host="evil.example", origin="https://evil.example", **mine) == 200
+    with client(shop, hosts=["model.example"]) as one:
+        assert [status_of(one, host=host, **mine) for host in ("model.example", "evil.example")] == [200, 403]
+        assert status_of(one, "/health", host="10.0.0.7") == 200  # a probe asks by address
+
+
+@pytest.mark.parametrize("sent", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data", None])
+@pytest.mark.parametrize("path", [FEATURES, "/v1/predict", "/v1/outcomes", "/invocations", "/predict"])
+def test_what_a_page_of_another_site_can_send_unasked_is_415(api: Client, path: str, sent: str | None) -> None:
+    answer = api.post(path, content=ROW, headers={"content-type": sent} if sent else {})
+    assert (answer.status_code, "content-type: application/json" in answer.json()["detail"]) == (415, True)
+
+
+def test_json_may_name_its_charset(api: Client) -> None:
+    answer = api.post(FEATURES, content=ROW, headers={"content-type": "Application/JSON; charset=utf-8"})
+    assert answer.status_code == 200
+
+
+# --- keys
+
+
+def line_of(name: str, scopes: str) -> str:
+    """Of the key ev_<name>."""
+    return f"{name}:{scopes}:{hashlib.sha256(f'ev_{name}'.encode()).hexdigest()}"
+
+
+def test_keys_are_read_again_when_their_file_changes_and_a_broken_file_keeps_the_old(
+    shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+
+    def write(text: str) -> None:
+        (tmp_path / "new").write_text(text)
+        (tmp_path / "new").replace(file)
+
+    def statuses() -> list[int]:
+        return [status_of(one, authorization=f"Bearer ev_{name}") for name in ("old", "new")]
+
+    write(line_of("old", "predict"))
+    with client(shop, key_file=str(file)) as one:
+        assert statuses() == [200, 401]
+        write(f"{line_of('new', 'predict')}\n")
+        wait_until(lambda: statuses() == [401, 200])
+        for broken in ("nonsense", "", "# all are gone\n"):
+            caplog.clear()
+            write(broken)
+            wait_until(lambda: "the API keys stay as they were" in caplog.text)
+            assert statuses() == [401, 200]
+        file.unlink()
+        write(line_of("old", "predict"))
+        wait_until(lambda: statuses() == [200, 401])
+
+
+def test_a_key_file_without_a_key_is_an_error_at_start(shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# none\n")
+    with pytest.raises(ValueError, match="must hold one API key at least"), client(shop, key_file=f"{tmp_path}/keys"):
+        pass
+
+
+def test_a_scope_opens_its_own_pages_and_admin_all(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["predict", "outcomes", "metrics", "model", "admin"]
+    monkeypatch.setenv("EVERGREEN_API_KEYS", "\n".join(line_of(name, name) for name in names))
+    opened = {FEATURES: "predict", "/metrics": "metrics", "/v1/model": "model", "/openapi.json": "admin"}
+    with client(shop) as one:
+        for path, scope in opened.items():
+            statuses = {name: status_of(one, path, authorization=f"Bearer ev_{name}") for name in names}
+            assert statuses == {name: 200 if name in (scope, "admin") else 403 for name in names}
+
+
+def test_bearer_is_a_word_in_any_case(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERGREEN_API_KEYS", line_of("shop", "predict"))
+    sent = {"bearer ev_shop": 200, "BEARER  ev_shop": 200, "Bearer ev_sho": 401, "Basic ev_shop": 401, "ev_shop": 401}
+    with client(shop) as one:
+        assert {given: status_of(one, authorization=given) for given in sent} == sent
+
+
+def test_openapi_names_the_key_and_its_scope_where_there_are_keys(
+    shop: Shop, api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "security" not in api.get("/openapi.json").json()["paths"]["/v1/predict"]["post"]
+    monkeypatch.setenv("EVERGREEN_API_KEYS", line_of("shop", "admin"))
+    with client(shop) as one:
+        document = one.get("/openapi.json", headers={"authorization": "Bearer ev_shop"}).json()
+    scheme = document["components"]["securitySchemes"]["key"]
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    paths = document["paths"]
+    assert paths["/v1/predict"]["post"]["security"] == [{"key": ["predict"]}]
+    assert paths["/v1/model"]["get"]["security"] == [{"key": ["model"]}]
+    assert "security" not in paths["/health"]["get"]
+
+
+# --- TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with cert.pem, of localhost, and key.pem."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem -subj /CN=localhost"
+    subprocess.run(
+        [*command.split(), "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="it makes the certificate")
+def test_with_a_certificate_it_answers_by_tls_alone(shop: Shop, certificate: Path, tmp_path: Path) -> None:
+    raw = yaml.safe_load((shop.folder / "params.yaml").read_text())
+    raw["serving"] = {"certificate": f"{certificate}/cert.pem", "certificate_key": f"{certificate}/key.pem"}
+    write_params(raw, tmp_path)
+    port, log = servers.free_port(), tmp_path / "api.log"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "EVERGREEN_HOME": str(shop.home)}
+    with log.open("wb") as out:
+        command = [sys.executable, "-m", "tasks.serving", "--port", str(port)]
+        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=out, stderr=out)
+    try:
+        trust = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
+        with Client(base_url=f"https://localhost:{port}", verify=trust, timeout=30) as one:
+
+            def is_well() -> bool:
+                with suppress(ConnectError):
+                    return one.get("/health").status_code == 200
+                return False
+
+            wait_until(is_well, log=log)
+            assert one.post(FEATURES, content=ROW, headers=JSON).status_code == 200
+        with Client() as plain, pytest.raises(RemoteProtocolError):
+            plain.get(f"http://127.0.0.1:{port}/health")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_a_certificate_that_cannot_be_used_is_named_before_anything_listens(certificate: Path) -> None:
+    cert, key = str(certificate / "cert.pem"), str(certificate / "key.pem")
+    check_certificate(Serving(certificate=cert, certificate_key=key))
+    for bad in ({"certificate": "none.pem", "certificate_key": key}, {"certificate": cert, "certificate_key": cert}):
+        with pytest.raises(ValueError, match=r"serving\.certificate and serving\.certificate_key must name"):
+            check_certificate(Serving(**bad))
+    with pytest.raises(ValueError, match="must be set together"):
+        Serving(certificate=cert)
+
+
+@pytest.mark.parametrize("bad", ["https://a.example", "a.example:80", "", "*"])
+def test_a_host_is_a_name_without_scheme_and_port(bad: str) -> None:
+    with pytest.raises(ValueError, match="without scheme and port"):
+        Serving(hosts=[bad])

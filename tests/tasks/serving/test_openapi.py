@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.conftest import BEGIN, STORES
-from tests.tasks.serving.test_app import DAYS, Shop, client, shop
+from tests.tasks.serving.test_app import DAYS, JSON, Shop, client, shop
 
 __all__ = ["shop"]  # the fixture
 CHECKS = [
@@ -147,7 +147,7 @@ def test_no_json_is_a_server_error(api: Client) -> None:
     @given(anything | near, st.sampled_from(SENT))
     def check(body: Any, name: str) -> None:
         path = name.removeprefix("POST ").format(model="made", version="1")
-        answer = api.post(path, content=dumped(body))
+        answer = api.post(path, content=dumped(body), headers=JSON)
         assert answer.status_code < 500, answer.text
         assert {"detail", "error", "message"} & answer.json().keys() or answer.status_code == 200
 
