@@ -30,6 +30,7 @@ from tests.benchmarks import (  # each puts its rows on the list
     replay,  # noqa: F401
     search,  # noqa: F401
     serving,  # noqa: F401
+    serving_beside_lean,  # noqa: F401
     team,  # noqa: F401
     tuning,  # noqa: F401
 )

@@ -115,12 +115,12 @@ def four(loads: dict[str, float]) -> str:
     return f"on 4 connections {loads['ours']:.1f} and {loads['peer']:.1f}/s"
 
 
-def agree(place: Checkout, theirs: Server, mine: Server) -> bool:
+def agree(place: Checkout, theirs: Server, mine: Server, *, route: str = PEER, within: float = 1e-9) -> bool:
     """Whether both give the same scores for the same 1,000 rows."""
     (request,) = bodies.some(bodies.columnar(place), 1)
-    peers = post(theirs.address + PEER, request)["predictions"]
+    peers = post(theirs.address + route, request)["predictions"]
     own = [one["score"] for one in post(mine.address + FEATURES, request)["predictions"]]
-    return len(peers) == bodies.MANY and bool(np.allclose(peers, own, rtol=0, atol=1e-9))
+    return len(peers) == bodies.MANY and bool(np.allclose(peers, own, rtol=0, atol=within))
 
 
 def post(url: str, body: bytes) -> Any:

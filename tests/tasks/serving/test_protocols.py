@@ -10,6 +10,8 @@ import pytest
 from httpx import Client, Response
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from pandas.testing import assert_frame_equal
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
 
 from tests.tasks.serving.test_app import Shop, client, kept, shop
 
@@ -328,3 +330,36 @@ def test_a_text_that_is_cut_or_no_utf_8_is_named(api: Client) -> None:
         answer = send_binary(api, {"inputs": [tensor]}, raw)
         assert answer.status_code == 400
         assert_matches(message, answer.json()["error"])
+
+
+# --- with Triton's client
+
+
+def triton_inputs(rows: list[dict[str, Any]], *, binary: bool) -> list[InferInput]:
+    inputs = []
+    for tensor in tensors(rows):
+        one = InferInput(tensor["name"], tensor["shape"], tensor["datatype"])
+        kind = {"BYTES": np.object_, "INT64": np.int64, "FP64": np.float64}[tensor["datatype"]]
+        one.set_data_from_numpy(np.array(tensor["data"], kind), binary_data=binary)
+        inputs.append(one)
+    return inputs
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_tritons_own_client_gets_the_same_answers(
+    shop: Shop, api: Client, raw_answers: list[dict[str, Any]], binary: bool
+) -> None:
+    with InferenceServerClient(api.base_url.netloc.decode()) as one:
+        assert one.is_server_live()
+        assert one.is_server_ready()
+        assert one.is_model_ready("made", "1")
+        assert one.get_server_metadata()["name"] == "evergreen"
+        assert one.get_model_metadata("made")["versions"] == ["1"]
+        outputs = [InferRequestedOutput(name, binary_data=binary) for name in ("score", "id", "decision")]
+        answer = one.infer("made", triton_inputs(shop.asked, binary=binary), outputs=outputs, request_id="asked")
+        assert answer.as_numpy("score").tolist() == scores(raw_answers)
+        assert answer.as_numpy("decision").tolist() == [one["decision"] for one in raw_answers]
+        ids = [text.decode() if isinstance(text, bytes) else text for text in answer.as_numpy("id")]
+        assert ids == [one["id"] for one in raw_answers]
+        with pytest.raises(InferenceServerException, match="no feature of this model"):
+            one.infer("made", triton_inputs([{"nothing": 1.0}], binary=binary))
