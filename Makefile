@@ -63,6 +63,10 @@ up: setup  ## Prefect, MLflow, Evidently and a worker on 127.0.0.1, until Ctrl-C
 repro: setup  ## the pipeline by hand: dvc repro in this checkout
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m dvc repro
 
+# Two workers have a core each: threads of their own for linear algebra would only wait for each other.
+test test-slow test-faults: export OMP_NUM_THREADS = 1
+test test-slow test-faults: export OPENBLAS_NUM_THREADS = 1
+
 test: setup  ## the fast tests, under 8 minutes on 2 cores
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not faults and not slow"
 

@@ -39,6 +39,7 @@ def place(tmp_path: Path, bucket: str, postgres_url: str) -> Iterator[Place]:
     empty.mkdir()
     raw = raw_params("binary", 60)
     raw["tune"] |= {"trials": 2, "rounds": 40}
+    raw["train"]["seeds"], raw["evaluate"]["baselines"] = 1, ["constant"]
     for source in raw["sources"].values():
         source["address"] = str(tmp_path / source["address"])
     make_checkout(checkout, raw)

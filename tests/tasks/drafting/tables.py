@@ -85,7 +85,7 @@ def write_orders(path: Path, days: int = 120) -> Path:
     return write_lines(path, "order_id,ordered,store,amount,contact,returned,refund", lines)
 
 
-def write_prices(path: Path, months: int = 72) -> Path:
+def write_prices(path: Path, months: int = 50) -> Path:
     """Three series in one table, a month a row."""
     rng, lines = np.random.default_rng(2), list[str]()
     for name in ("copper", "tin", "zinc"):
