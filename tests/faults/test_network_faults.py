@@ -1,5 +1,6 @@
 """Retrain and score when MLflow goes away between their stages and the registry, and comes back."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -12,18 +13,22 @@ from flows import retrain as flow
 from flows import score as scoring
 from tasks import params
 from tasks.promotion import registry
-from tests.conftest import KEY, raw_params
+from tests.conftest import KEY
 from tests.faults.conftest import Server
-from tests.flows.conftest import DAYS, make_checkout
+from tests.flows.conftest import made_once as made_once
+from tests.flows.conftest import make_checkout, project_params
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600), pytest.mark.usefixtures("prefect_server")]
-FIRST, LATER = datetime(2024, 3, 1), datetime(2024, 3, 8)
+LATER = datetime(2024, 3, 8)
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[Path]:
+def checkout(tmp_path_factory: pytest.TempPathFactory, server: Server, made_once: Path) -> Iterator[Path]:
+    """What its stages make is in the cache: here they are over when the server goes away."""
     folder = tmp_path_factory.mktemp("checkout")
-    make_checkout(folder, raw_params("binary", DAYS) | {"clock": {"as_of": FIRST.isoformat()}})
+    make_checkout(folder, project_params())
+    shutil.copytree(made_once / "checkout" / ".dvc" / "cache", folder / ".dvc" / "cache")
+    shutil.copytree(made_once / "home" / "periods", folder / ".evergreen" / "periods")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("EVERGREEN_HOME", str(folder / ".evergreen"))
