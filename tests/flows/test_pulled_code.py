@@ -71,7 +71,7 @@ def place(tmp_path: Path, bucket: str, postgres_url: str) -> Iterator[Place]:
 def test_a_worker_from_nothing_makes_a_version_that_names_its_commit(
     place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    place.station.run("retrain")
+    place.station.completed(place.station.ask("retrain"), seconds=300)
     for name in ("MLFLOW_TRACKING_URI", store.VARIABLE, locks.VARIABLE):
         monkeypatch.setenv(name, place.env[name])
     champion = registry.open_registry(params.load(place.checkout / "params.yaml").registry).find_champion()
