@@ -351,6 +351,7 @@ class Serving(Section):
     beyond: Literal["refuse", "stale"] = "refuse"
     stale: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=2)
     rows: int = Field(1000, ge=1)
+    reasons: int = Field(100, ge=1)
     busy: int = Field(64, ge=1)
     within: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=10)
     arriving: int = Field(256, ge=4)

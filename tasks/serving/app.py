@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from tasks.serving.metrics import Metrics
 from tasks.serving.protocols import routes
 from tasks.serving.tables import Refused
 
+SWITCH_S = 0.0005  # until a thread that works apart lets the event loop go on, which would wait 5 ms by default
 LOOK_S = 0.5  # between looks for a newer version or state
 ERRORS = door.ERRORS | {422: {"description": "A row breaks the contract: its place, its field and the rule."}}
 
@@ -84,6 +86,7 @@ def _describe(app: FastAPI, handler: Handler, describe: Callable[[], dict[str, A
 def app() -> FastAPI:
     """The application for uvicorn's workers, from the checkout that they run in."""
     end_with_supervisor()
+    sys.setswitchinterval(SWITCH_S)
     return create(params.load(), params.home())
 
 
@@ -147,7 +150,7 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
     async def predict_rows(request: Request) -> Response:
         """Predict raw rows with the columns of the spine. The server computes the features, by the champion's own
         features.sql."""
-        body = (await read_body(request, handler.messages.rows)).model_dump(by_alias=True)
+        body = (await read_body(request, handler.messages.rows, handler)).model_dump(by_alias=True)
         return await _respond(handler.predict_rows(body["rows"], reasons=body["reasons"]), "contract")
 
     @app.post(
@@ -159,7 +162,7 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
     async def predict_features(request: Request) -> Response:
         """Predict ready features, sent as `rows` of names and values or as `inputs`, a list for each column. A feature
         that is not sent is missing."""
-        body = await read_body(request, handler.messages.features)
+        body = await read_body(request, handler.messages.features, handler)
         return await _respond(handler.predict_features(body.rows, body.inputs, reasons=body.reasons), "feature")
 
     @app.post(
@@ -170,7 +173,7 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
     )
     async def accept_outcomes(request: Request) -> Response:
         """Send the outcomes of predictions, by their ids. A second outcome of one prediction corrects the first."""
-        outcomes = (await read_body(request, handler.messages.outcomes)).outcomes
+        outcomes = (await read_body(request, handler.messages.outcomes, handler)).outcomes
         await handler.accept_outcomes(outcomes)
         return JSONResponse({"accepted": len(outcomes)})
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -43,6 +44,7 @@ CONTENT_TYPES = {"": ("application/json",), "/v2/models/": ("application/json", 
 SCOPES: dict[str, keys.Scope] = {"/metrics": "metrics", "/v1/model": "model", "/version": "model", "/v2": "model"}
 ARRIVING_BYTES = 16 * messages.MOST_BYTES  # of all bodies that arrive
 HEADER_BYTES = 16_384  # of a request's headers and its path
+LARGE_BYTES = 16_000  # a larger body is parsed apart from the event loop
 WATCH_S = 0.05  # into a request, from when on it is looked whether its client has gone: most are answered before
 CLIENT_GONE = 499  # in /metrics alone, as nginx counts it
 CLOSE = {"Connection": "close"}  # what else comes of the body is not read
@@ -142,6 +144,8 @@ class Visit:
             await self._run(refusal or self.door.app, self.receive)
             return
         body = await self._read_body(name)
+        if isinstance(body, bytes) and len(body) > LARGE_BYTES:
+            body = await self._refuse_many_values(body) or body
         if self.gone:
             self.status = CLIENT_GONE
         elif isinstance(body, Response):
@@ -183,6 +187,17 @@ class Visit:
         if crowded_out:
             rule = f"too many bodies arrive at once (serving.arriving = {settings.arriving}), and this was the slowest"
         return refuse(408, f"{rule}: send it again, faster or in parts", {**CLOSE, "Retry-After": "1"})
+
+    async def _refuse_many_values(self, body: bytes) -> Response | None:
+        """A refusal of what could not be a request, before it is parsed."""
+        headers = dict(self.scope["headers"])
+        length = headers.get(b"inference-header-content-length", b"")
+        text = body[: int(length)] if length.isdigit() else body  # binary tensors follow it
+        most = self.handler.most_values()
+        if (count := await self.handler.run_apart(messages.count_values, text)) <= most:
+            return None
+        rule = f"a request may have {most:,} values (serving.rows times the columns of a row), but this has {count:,}"
+        return refuse(413, f"{rule}: send it in parts")
 
     def _replay(self, body: bytes) -> Receive:
         """The body once more, for whoever reads it, then what comes of the client."""
@@ -268,9 +283,19 @@ async def read_bytes(request: Request) -> bytes:
     return await request.body()
 
 
-async def read_body(request: Request, kind: type[BaseModel]) -> Any:
+async def read_body(request: Request, kind: type[BaseModel], handler: Handler) -> Any:
     """The request's body as a message. Raises what becomes a 422."""
+    body = await read_bytes(request)
+    read = partial(_read_message, kind, body)
+    message = read() if len(body) <= LARGE_BYTES else await handler.run_apart(read)
+    if isinstance(message, list):
+        raise RequestValidationError(message)
+    return message
+
+
+def _read_message(kind: type[BaseModel], body: bytes) -> Any:
+    """A message, or the list of its faults."""
     try:
-        return kind.model_validate_json(await read_bytes(request))
+        return kind.model_validate_json(body)
     except ValidationError as error:
-        raise RequestValidationError(messages.list_faults(error)) from None
+        return messages.list_faults(error)

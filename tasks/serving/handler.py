@@ -5,12 +5,13 @@ as for dozens. Everything in a batch is answered by one champion and from one st
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -22,32 +23,37 @@ from tasks.serving.active import Active
 from tasks.serving.keys import Keys
 from tasks.serving.messages import Messages
 from tasks.serving.metrics import Metrics
-from tasks.serving.tables import Tables, hide_personal_data, pii_key_of, subjects_of
+from tasks.serving.tables import Refused, Tables, hide_personal_data, pii_key_of, subjects_of
 
 SMALL_ROWS = 32  # a request with more rows is a batch of its own, apart from the event loop
 BATCH_ROWS = 64  # rows of requests that are answered together
+REASON_ROWS = 16  # whose reasons are found before other requests have their turn
+OUTCOME_VALUES, MORE_VALUES = 3, 1000  # of an outcome; and of a request beside its rows
 Row = Mapping[str, Any]
 Columns = Mapping[str, Sequence[Any]]
 Answers = list[dict[str, Any]]
+Answered = list[tuple[traffic.Part, predict.Answered]]
+T = TypeVar("T")
+
+
+@dataclass
+class Asked:
+    """The raw rows of a request. What is given up is not journalled as answered."""
+
+    rows: Sequence[Row]
+    given_up: bool = False
 
 
 @dataclass(frozen=True)
 class Response:
-    """The answers in the order of the rows; and for each row the part, the batch and the place in it they come from."""
+    """The answers in the order of the rows."""
 
     champion: int
     answers: Answers
-    origin: list[tuple[traffic.Part, predict.Answered, int]]
     written: "asyncio.Future[None]"
 
     def slice(self, begin: int, end: int) -> "Response":
-        return Response(self.champion, self.answers[begin:end], self.origin[begin:end], self.written)
-
-    def reasons(self, count: int) -> list[Answers]:
-        return [
-            predict.reasons(part.version, answered.rows.slice(place, 1), count)[0]
-            for part, answered, place in self.origin
-        ]
+        return Response(self.champion, self.answers[begin:end], self.written)
 
 
 @dataclass
@@ -63,13 +69,15 @@ class Handler:
     busy: int = 0
 
     def __post_init__(self) -> None:
-        self.raw: microbatch.MicroBatches[Sequence[Row], Response] = microbatch.MicroBatches(
-            self._answer_raw, most=BATCH_ROWS, size=len
+        self.raw: microbatch.MicroBatches[Asked, Response] = microbatch.MicroBatches(
+            self._answer_raw, most=BATCH_ROWS, size=lambda asked: len(asked.rows)
         )
         self.ready: microbatch.MicroBatches[Sequence[Row], Response] = microbatch.MicroBatches(
             self._answer_ready, most=BATCH_ROWS, size=len
         )
         self._shadow: asyncio.Task[None] | None = None
+        # One thread for all that is large: more would take the event loop's turn, and large requests come in turn.
+        self._apart = ThreadPoolExecutor(1, "large")
 
     async def close(self) -> None:
         """Returns when everything that has begun is done and on disk."""
@@ -77,6 +85,17 @@ class Handler:
         await self.ready.close()
         await self._wait_for_shadow()
         await self.writer.close()
+        self._apart.shutdown()
+
+    async def run_apart(self, work: Callable[..., T], *args: Any) -> T:
+        """What would hold up other requests, in its turn. Given up, it does not begin."""
+        return await asyncio.get_running_loop().run_in_executor(self._apart, work, *args)
+
+    def most_values(self) -> int:
+        """Of a request's JSON: more are no request. A row is an object, and a form may number it."""
+        features = len(self.active.champion.model.spec.names) if self.active.champion else 0
+        columns = max(features, len(self.p.contract[self.p.spine.table].columns), OUTCOME_VALUES)
+        return self.p.serving.rows * (columns + 3) + MORE_VALUES
 
     async def _wait_for_shadow(self) -> None:
         """The waiting request may be cancelled; the shadow goes on."""
@@ -105,19 +124,52 @@ class Handler:
 
     async def predict_rows(self, rows: Sequence[Row], *, reasons: int = 0) -> tuple[int, Answers]:
         """Raw rows that fit the contract → the champion's number and the answers. Raises Refused."""
-        return await self._respond(await self.raw.ask(rows), reasons)
+        if reasons or len(rows) > SMALL_ROWS:
+            return await self._answer_apart(partial(self._raw_answers, rows), len(rows), reasons)
+        asked = Asked(rows)
+        try:
+            return await self._respond(await self.raw.ask(asked))
+        except asyncio.CancelledError:
+            asked.given_up = True
+            raise
 
     async def predict_features(
         self, rows: Sequence[Row] | None, inputs: Columns | None, *, reasons: int = 0
     ) -> tuple[int, Answers]:
         """Ready features, as rows or as columns. Raises Refused."""
-        if inputs is not None and len(next(iter(inputs.values()))) <= SMALL_ROWS:
+        count = len(next(iter(inputs.values()))) if inputs is not None else len(rows or [])
+        if inputs is not None and count <= SMALL_ROWS:
             rows = predict.rows_of(inputs)
-        predict.refuse_unknown(self.champion().model.spec, rows or [])
-        if rows is not None and len(rows) <= SMALL_ROWS:
-            return await self._respond(await self.ready.ask(rows), reasons)
-        job = self._ready_job(inputs or predict.columns_of(rows or []), rows)
-        return await self._respond(await self._finish(job, await asyncio.to_thread(job.answers)), reasons)
+        if rows is not None and count <= SMALL_ROWS and not reasons:
+            predict.refuse_unknown(self.champion().model.spec, rows)
+            return await self._respond(await self.ready.ask(rows))
+        return await self._answer_apart(partial(self._ready_answers, rows, inputs), count, reasons)
+
+    async def _answer_apart(
+        self, answer: Callable[[], tuple[traffic.Job, Answered]], count: int, reasons: int
+    ) -> tuple[int, Answers]:
+        """A request that is no part of a batch. It is journalled when all its work is done, unless it was given up."""
+        most = self.p.serving.reasons
+        if reasons and count > most:
+            rule = f"a request may ask for the reasons of {most:,} rows (serving.reasons), but this has {count:,}: "
+            raise Refused(most, "reasons", f"{rule}send it in parts, or ask for none")
+        job, answered = await self.run_apart(answer)
+        why = await self._find_reasons(answered, count, reasons) if reasons else []
+        champion, answers = await self._respond(await self._finish(job, answered))
+        return champion, [
+            {**one, "reasons": found} for one, found in zip(answers, why, strict=True)
+        ] if why else answers
+
+    async def _find_reasons(self, answered: Answered, count: int, most: int) -> list[Any]:
+        """Of each row. Other requests come between, and what was given up ends."""
+        reasons: list[Any] = [None] * count
+        for part, one in answered:
+            for begin in range(0, len(part.places), REASON_ROWS):
+                rows = one.rows.slice(begin, REASON_ROWS)
+                some = await self.run_apart(predict.reasons, part.version, rows, most)
+                for place, row in zip(part.places[begin:], some, strict=False):
+                    reasons[place] = row
+        return reasons
 
     async def accept_outcomes(self, outcomes: Sequence[Any]) -> None:
         """Outcomes, into the journal."""
@@ -135,26 +187,24 @@ class Handler:
             log.error("the journal cannot be written: %s", error)
             raise _unavailable("the journal cannot be written") from None
 
-    async def _respond(self, response: Response, reasons: int) -> tuple[int, Answers]:
+    async def _respond(self, response: Response) -> tuple[int, Answers]:
         """Journalled, and only then sent."""
         await self._wait_for(asyncio.shield(response.written))
-        if not reasons:
-            return response.champion, response.answers
-        pairs = zip(response.answers, await asyncio.to_thread(response.reasons, reasons), strict=True)
-        return response.champion, [{**answer, "reasons": why} for answer, why in pairs]
+        return response.champion, response.answers
 
     # --- batches
 
-    async def _answer_raw(self, batch: list[Sequence[Row]]) -> list[Response]:
-        job, answers = await asyncio.to_thread(self._raw_answers, [row for rows in batch for row in rows])
-        return _split(await self._finish(job, answers), batch)
+    async def _answer_raw(self, batch: list[Asked]) -> list[Response]:
+        job, answers = await asyncio.to_thread(self._raw_answers, [row for asked in batch for row in asked.rows])
+        wanted = [not asked.given_up for asked in batch for _ in asked.rows]
+        return _split(await self._finish(job, answers, wanted), [asked.rows for asked in batch])
 
     async def _answer_ready(self, batch: list[Sequence[Row]]) -> list[Response]:
         rows = [row for request in batch for row in request]
         job = self._ready_job(predict.columns_of(rows), rows)
         return _split(await self._finish(job, job.answers()), batch)
 
-    def _raw_answers(self, asked: Sequence[Row]) -> tuple[traffic.Job, list[tuple[traffic.Part, predict.Answered]]]:
+    def _raw_answers(self, asked: Sequence[Row]) -> tuple[traffic.Job, Answered]:
         champion, tables = self.champion(), self.tables()
         if not tables.prepare(champion):
             raise _unavailable(
@@ -183,6 +233,11 @@ class Handler:
         number = self.active.challenger.number if self.active.challenger else None
         log.warning("version %s, the challenger, could not answer: %s", number, type(error).__name__)
 
+    def _ready_answers(self, rows: Sequence[Row] | None, inputs: Columns | None) -> tuple[traffic.Job, Answered]:
+        predict.refuse_unknown(self.champion().model.spec, rows or [])
+        job = self._ready_job(inputs or predict.columns_of(rows or []), rows)
+        return job, job.answers()
+
     def _ready_job(self, columns: Columns, rows: Sequence[Row] | None) -> traffic.Job:
         champion = self.champion()
         challenger = traffic.fits(champion, self.active.challenger)
@@ -204,30 +259,36 @@ class Handler:
             parts = traffic.split(self.p, champion, challenger, rows or predict.rows_of(columns))
         return traffic.Job(champion, parts, ask, self._report_failure)
 
-    async def _finish(self, job: traffic.Job, answers: list[tuple[traffic.Part, predict.Answered]]) -> Response:
-        """Begin to write the answers and to score the shadow; the answers in the order of the rows."""
-        written = asyncio.ensure_future(self._write(answers))
+    async def _finish(self, job: traffic.Job, answers: Answered, wanted: Sequence[bool] = ()) -> Response:
+        """Begin to write the answers and to score the shadow; the answers in the order of the rows.
+
+        Args:
+            wanted: whether each row is still asked for; by default all are.
+        """
+        written = asyncio.ensure_future(self._write(answers, wanted))
         if any(part.is_shadow for part in job.parts):
             await self._wait_for_shadow()  # one at a time: requests that outrun the shadow are slowed
-            self._shadow = asyncio.create_task(self._write_shadow(job))
-        count = sum(len(part.places) for part, _ in answers)
-        sent: list[Any] = [None] * count
-        origin: list[Any] = [None] * count
+            self._shadow = asyncio.create_task(self._write_shadow(job, wanted))
+        sent: list[Any] = [None] * sum(len(part.places) for part, _ in answers)
         for part, answered in answers:
-            for place, (row, answer) in enumerate(zip(part.places, answered.to_dicts(), strict=True)):
-                sent[row], origin[row] = answer, (part, answered, place)
-        return Response(job.champion.number, sent, origin, written)
+            for row, answer in zip(part.places, answered.to_dicts(), strict=True):
+                sent[row] = answer
+        return Response(job.champion.number, sent, written)
 
-    async def _write(self, answers: list[tuple[traffic.Part, predict.Answered]]) -> None:
+    async def _write(self, answers: Answered, wanted: Sequence[bool] = ()) -> None:
         for part, answered in answers:
-            await self.writer.write("predictions", answered.record)
+            rows, scores = answered.rows, answered.scores
+            if not all(wanted):
+                places = [place for place, row in enumerate(part.places) if wanted[row]]
+                rows, scores = rows.take(pa.array(places, pa.int64())), scores[places]
+            await self.writer.write("predictions", rows)
             if not part.is_shadow:
-                scores = answered.scores.tolist() if answered.spec.task == "binary" else ()
-                self.metrics.count_predictions(answered.version, len(answered.entries), scores)
+                is_binary = answered.spec.task == "binary"
+                self.metrics.count_predictions(answered.version, len(scores), scores.tolist() if is_binary else ())
 
-    async def _write_shadow(self, job: traffic.Job) -> None:
+    async def _write_shadow(self, job: traffic.Job, wanted: Sequence[bool]) -> None:
         try:
-            await self._write(await asyncio.to_thread(job.shadows))
+            await self._write(await asyncio.to_thread(job.shadows), wanted)
         except OSError as error:
             log.warning("the challenger's scores in the shadow could not be journalled: %s", error)
 

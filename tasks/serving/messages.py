@@ -11,6 +11,7 @@ from functools import cache, partial
 from typing import Annotated, Any, Literal
 
 import duckdb
+import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -176,6 +177,19 @@ def _inline(part: Any, whole: dict[str, Any]) -> Any:
             return _inline(whole["$defs"][part["$ref"].rpartition("/")[2]], whole)
         return {name: _inline(value, whole) for name, value in part.items() if name != "$defs"}
     return [_inline(item, whole) for item in part] if isinstance(part, list) else part
+
+
+def count_values(body: bytes) -> int:
+    """How many commas and opening brackets there are in a body of JSON outside of its texts: it has hardly more values.
+
+    To parse a body takes as long as it has values, and nothing else runs meanwhile (Python's lock); to count them, a
+    tenth of that, and others run.
+    """
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    text = np.frombuffer(body, np.uint8)
+    is_inside = np.bitwise_xor.accumulate(text == ord('"'))
+    return int(np.count_nonzero(((text == ord(",")) | (text == ord("[")) | (text == ord("{"))) & ~is_inside))
 
 
 def list_faults(error: ValidationError) -> list[Fault]:

@@ -66,7 +66,8 @@ class MicroBatches(Generic[Item, Result]):
         except Exception as error:
             if len(batch) > 1:
                 for single in batch:
-                    await self._work_on([single])
+                    if not single[1].done():
+                        await self._work_on([single])
             elif not batch[0][1].done():
                 batch[0][1].set_exception(error)
                 batch[0][1].exception()  # whoever asked may have gone: nobody need hear of it then

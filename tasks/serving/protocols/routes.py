@@ -1,6 +1,5 @@
 """routes: where the protocols are answered, and what all of them do alike."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,7 +15,6 @@ from tasks.serving.handler import Answers, Columns, Handler
 from tasks.serving.protocols import open_inference, questions, scoring_server, vertex
 from tasks.serving.protocols.questions import MisfitError
 
-LARGE = 64_000  # bytes: a larger body is read in a thread, so that no other request waits for it
 JSON = "application/json"
 
 
@@ -95,7 +93,7 @@ async def _answer(request: Request, handler: Handler, dialect: Dialect) -> Respo
 
     try:
         body = await door.read_bytes(request)
-        columns, reasons = read(body) if len(body) <= LARGE else await asyncio.to_thread(read, body)
+        columns, reasons = read(body) if len(body) <= door.LARGE_BYTES else await handler.run_apart(read, body)
         version, answers = await questions.answer(handler, columns, reasons=reasons)
     except MisfitError as error:
         return JSONResponse(dialect.write_error(str(error)), 400)
@@ -197,7 +195,9 @@ async def _answer_tensors(request: Request, handler: Handler, model: str) -> Res
         return asked, open_inference.read_columns(asked, tensors, spec)
 
     body, length = await door.read_bytes(request), request.headers.get(open_inference.HEADER_LENGTH)
-    asked, columns = read(body, length) if len(body) <= LARGE else await asyncio.to_thread(read, body, length)
+    asked, columns = (
+        read(body, length) if len(body) <= door.LARGE_BYTES else await handler.run_apart(read, body, length)
+    )
     version, answers = await questions.answer(handler, columns, reasons=asked.reasons)
     tensors = open_inference.write_tensors(answers, spec, asked.outputs)
     body, json_length = open_inference.write_body(asked, model, version, tensors)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,8 +27,9 @@ from tasks.serving import app, door, keys, messages, protocol
 from tasks.serving.__main__ import check_certificate
 from tasks.serving.arrivals import Arrivals
 from tasks.serving.handler import Handler
+from tasks.serving.protocols import questions
 from tests.conftest import write_params
-from tests.tasks.serving.test_app import JSON, Shop, client, serves, shop
+from tests.tasks.serving.test_app import JSON, Shop, client, kept, serves, shop
 from tests.waiting import PATIENCE_S, wait_until
 
 __all__ = ["shop"]  # the fixture
@@ -190,6 +192,110 @@ def test_a_request_whose_client_has_gone_gives_its_place_back(shop: Shop, monkey
         wait_until(lambda: handler.busy == 0)
         wait_until(lambda: count_of(one, door.CLIENT_GONE, "/v1/predict") == 1)
         goes_on.set()
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", FEATURES])
+@pytest.mark.parametrize("ends", ["gone", "over"])
+def test_what_is_given_up_while_it_is_worked_on_is_not_journalled(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, ends: str
+) -> None:
+    """Another, which comes after it in its turn, is."""
+    begun, goes_on = threading.Event(), threading.Event()
+    name = "_raw_answers" if path == "/v1/predict" else "_ready_job"
+    real = getattr(Handler, name)
+
+    def slowly(self: Handler, *asked: Any) -> Any:
+        result = real(self, *asked)
+        if name == "_ready_job":  # whose answers are found in the thread for what is large
+
+            def answers() -> Any:
+                begun.set()
+                goes_on.wait(PATIENCE_S)
+                return result.answers()
+
+            return SimpleNamespace(answers=answers, parts=result.parts, champion=result.champion)
+        begun.set()
+        goes_on.wait(PATIENCE_S)
+        return result
+
+    many = 2 if path == "/v1/predict" else 40
+
+    def ask(number: int) -> dict[str, Any]:
+        raw, ready = shop.asked[0] | {"number": number}, {"store": "south", "amount": float(number)}
+        return {"rows": [raw if path == "/v1/predict" else ready] * many}
+
+    def entries() -> set[str]:
+        return set(kept(shop).read("predictions")["entry"].to_pylist())
+
+    lost = {"gone": 7_000_001, "over": 7_000_003}[ends]
+    body, before = json.dumps(ask(lost)).encode(), entries()
+    with counted(shop, within=LONG if ends == "gone" else timedelta(seconds=0.5)) as (one, handler, _):
+        with monkeypatch.context() as patch:
+            patch.setattr(Handler, name, slowly)
+            with connection(one) as given_up:
+                given_up.sendall(head(path, len(body)) + body)
+                assert begun.wait(PATIENCE_S)
+                if ends == "over":
+                    assert read_answer(given_up)[0] == 503
+            wait_until(lambda: handler.busy == 0)
+            goes_on.set()
+        wait_until(lambda: one.post(path, json=ask(7_000_002)).status_code == 200)
+        last = one.post(path, json=ask(7_000_002)).json()["predictions"]
+    assert {answer["id"] for answer in last} <= entries()
+    new = [row for row in kept(shop).read("predictions").to_pylist() if row["entry"] not in before]
+    assert not [row for row in new if lost in (row["key_number"], row["x_amount"])]
+
+
+# --- work
+
+
+NONSENSE = [
+    b'{"rows": [' + b",".join(b'{"a%d": [1]}' % i for i in range(90_000)) + b"]}",
+    b'{"rows": [{' + b",".join(b'"%d": 1' % i for i in range(90_000)) + b"}]}",
+    b'{"rows": [' + b"[]," * 90_000 + b"[]]}",
+    b"[" * 90_000,
+    b'{"rows": "' + b"\\\\" * 3 + b'", "x": [' + b"1," * 90_000 + b"1]}",
+]
+
+
+@pytest.mark.parametrize("place", range(len(NONSENSE)))
+@pytest.mark.parametrize("path", ["/v1/predict", FEATURES, "/v1/outcomes", "/invocations"])
+def test_more_values_than_a_request_can_have_are_refused_before_they_are_parsed(
+    api: Client, monkeypatch: pytest.MonkeyPatch, path: str, place: int
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it was parsed")
+
+    monkeypatch.setattr(door, "_read_message", never)
+    monkeypatch.setattr(questions, "parse_json", never)
+    answer = api.post(path, content=NONSENSE[place], headers=JSON)
+    assert (answer.status_code, "send it in parts" in answer.json()["detail"]) == (413, True)
+
+
+def test_marks_in_texts_are_no_values(api: Client) -> None:
+    text = ',[{\\"' * 160
+    rows = [{"store": text, "amount": 1.0}] * 900
+    body = json.dumps({"rows": rows}).encode()
+    assert len(body) > door.LARGE_BYTES
+    assert messages.count_values(body) == 900 * 3 + 1
+    assert api.post(FEATURES, content=body, headers=JSON).status_code == 200
+
+
+def test_the_reasons_of_many_rows_are_those_of_each_alone_and_too_many_are_refused(shop: Shop, api: Client) -> None:
+    rows = [{"store": "south", "amount": float(i)} for i in range(shop.p.serving.reasons)]
+    answers = api.post(FEATURES, json={"rows": rows, "reasons": 3}).json()["predictions"]
+    for place in (0, 15, 16, 17, 99):
+        (alone,) = api.post(FEATURES, json={"rows": [rows[place]], "reasons": 3}).json()["predictions"]
+        assert alone["reasons"] == answers[place]["reasons"]
+    raw = api.post("/v1/predict", json={"rows": shop.asked[:40], "reasons": 1}).json()["predictions"]
+    assert all(len(answer["reasons"]) == 1 for answer in raw)
+    for path in (FEATURES, "/invocations"):
+        form = {"rows": [*rows, rows[0]], "reasons": 3}
+        if path == "/invocations":
+            form = {"instances": form["rows"], "params": {"reasons": 3}}
+        answer = api.post(path, json=form)
+        assert answer.status_code in (400, 422)
+        assert "the reasons of 100 rows (serving.reasons), but this has 101: send it in parts" in answer.text
 
 
 # --- headers
