@@ -345,6 +345,7 @@ Host = Annotated[
 class Serving(Section):
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
+    grpc_port: int | None = Field(None, ge=0, le=65535)
     workers: int = Field(1, ge=1)
     behind: Duration = timedelta(days=1)
     ahead: Duration = timedelta(hours=2)

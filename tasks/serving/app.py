@@ -111,15 +111,27 @@ def _lifespan(handler: Handler) -> Callable[[FastAPI], contextlib.AbstractAsyncC
             log.warning("no API keys: everybody who reaches %s may ask everything", handler.p.serving.host)
         await asyncio.to_thread(_renew, handler)
         task = asyncio.create_task(_watch(handler))
+        calls = await _start_grpc(handler)
         try:
             yield
         finally:
+            if calls:
+                await calls.stop(grace=handler.p.serving.within.total_seconds())
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
             await handler.close()
 
     return living
+
+
+async def _start_grpc(handler: Handler) -> Any:
+    """The Open Inference Protocol over gRPC, if serving.grpc_port asks for it; else None."""
+    if handler.p.serving.grpc_port is None:
+        return None
+    from tasks.serving.protocols import open_inference_grpc  # of a server that does not speak it, grpc is not loaded
+
+    return await open_inference_grpc.start(handler, handler.p.serving.host, handler.p.serving.grpc_port)
 
 
 async def _watch(handler: Handler) -> None:

@@ -39,8 +39,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {  # of every route that answers rows,
     503: {"description": "No champion yet, or too many requests at once. Ask again after Retry-After seconds."},
 }
 # The content types of bodies, by how their path begins; elsewhere the first alone. A page of another site can send none
-# of them without being asked first, which is why a body without a content type is refused too.
-CONTENT_TYPES = {"": ("application/json",), "/v2/models/": ("application/json", "application/octet-stream")}
+# of them without being asked first: so a body without a content type is refused too. But Triton's client names
+# none: of such a body a page's Origin alone is looked at.
+CONTENT_TYPES = {"": ("application/json",), "/v2/models/": ("application/json", "application/octet-stream", "")}
 SCOPES: dict[str, keys.Scope] = {"/metrics": "metrics", "/v1/model": "model", "/version": "model", "/v2": "model"}
 ARRIVING_BYTES = 16 * messages.MOST_BYTES  # of all bodies that arrive
 HEADER_BYTES = 16_384  # of a request's headers and its path
@@ -124,7 +125,7 @@ def _refuse_body(path: str, headers: dict[bytes, bytes]) -> Response | None:
     sent = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     allowed = next(types for begin, types in reversed(CONTENT_TYPES.items()) if path.startswith(begin))
     if sent not in allowed:
-        rule = f"a body must be sent with content-type: {' or '.join(allowed)}, but got {sent[:100]!r}"
+        rule = f"a body must be sent with content-type: {' or '.join(filter(None, allowed))}, but got {sent[:100]!r}"
         return refuse(415, f"{rule}. Of curl: --json, or -H 'content-type: {allowed[0]}'")
     return _too_large() if int(headers.get(b"content-length", b"0")) > messages.MOST_BYTES else None
 

@@ -1,5 +1,6 @@
 """Other servers' clients get the very answers of /v1/predict, journalled: MLflow's, KServe's and Vertex's."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -10,9 +11,14 @@ import pytest
 from httpx import Client, Response
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from pandas.testing import assert_frame_equal
+from tritonclient import grpc as triton_grpc
+from tritonclient.grpc import service_pb2
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from infra.servers import free_port
+from tasks.serving.protocols.open_inference_messages import CLASSES
+from tasks.training.model import Model
 from tests.tasks.serving.test_app import Shop, client, kept, shop
 
 __all__ = ["shop"]  # the fixture
@@ -363,3 +369,105 @@ def test_tritons_own_client_gets_the_same_answers(
         assert ids == [one["id"] for one in raw_answers]
         with pytest.raises(InferenceServerException, match="no feature of this model"):
             one.infer("made", triton_inputs([{"nothing": 1.0}], binary=binary))
+
+
+# --- over gRPC
+
+
+@pytest.fixture(scope="module")
+def calls(shop: Shop) -> Iterator[triton_grpc.InferenceServerClient]:
+    port = free_port()
+    with client(shop, grpc_port=port), triton_grpc.InferenceServerClient(f"127.0.0.1:{port}") as one:
+        yield one
+
+
+def grpc_inputs(rows: list[dict[str, Any]]) -> list[triton_grpc.InferInput]:
+    inputs = []
+    for tensor in tensors(rows):
+        one = triton_grpc.InferInput(tensor["name"], tensor["shape"], tensor["datatype"])
+        kind = {"BYTES": np.object_, "INT64": np.int64, "FP64": np.float64}[tensor["datatype"]]
+        one.set_data_from_numpy(np.array(tensor["data"], kind))
+        inputs.append(one)
+    return inputs
+
+
+def test_tritons_own_client_gets_the_same_answers_over_grpc(
+    shop: Shop, calls: triton_grpc.InferenceServerClient, raw_answers: list[dict[str, Any]]
+) -> None:
+    assert calls.is_server_live()
+    assert calls.is_server_ready()
+    assert calls.is_model_ready("made", "1")
+    assert calls.get_server_metadata().name == "evergreen"
+    described = calls.get_model_metadata("made")
+    assert [tensor.name for tensor in described.inputs] == model_of(shop).spec.names
+    outputs = [triton_grpc.InferRequestedOutput(name) for name in ("score", "id", "decision")]
+    answer = calls.infer("made", grpc_inputs(shop.asked), outputs=outputs, request_id="asked")
+    assert answer.get_response().id == "asked"
+    assert answer.as_numpy("score").tolist() == scores(raw_answers)
+    assert [text.decode() for text in answer.as_numpy("id")] == [one["id"] for one in raw_answers]
+    assert answer.as_numpy("decision").tolist() == [one["decision"] for one in raw_answers]
+
+
+def model_of(shop: Shop) -> Model:
+    return Model.load(shop.folder / shop.p.paths.models / "model.ubj")
+
+
+def test_typed_contents_get_typed_contents(
+    calls: triton_grpc.InferenceServerClient, features: list[dict[str, Any]], ready_answers: list[dict[str, Any]]
+) -> None:
+    """As a client in another language sends them: by Triton's own description of the messages."""
+    request = service_pb2.ModelInferRequest(model_name="made", id="asked")
+    request.parameters["reasons"].int64_param = 2
+    fields = {"BYTES": "bytes_contents", "INT64": "int64_contents", "FP64": "fp64_contents"}
+    for tensor in tensors(features):
+        one = request.inputs.add(name=tensor["name"], datatype=tensor["datatype"], shape=tensor["shape"])
+        values = [np.nan if value is None else value for value in tensor["data"]]
+        texts = tensor["datatype"] == "BYTES"
+        getattr(one.contents, fields[tensor["datatype"]]).extend([v.encode() for v in values] if texts else values)
+    answer = calls._client_stub.ModelInfer(request)
+    outputs = {output.name: output.contents for output in answer.outputs}
+    assert list(outputs["score"].fp64_contents) == scores(ready_answers)
+    assert [json.loads(text) for text in outputs["reasons"].bytes_contents] == [one["reasons"] for one in ready_answers]
+
+
+def test_a_call_that_cannot_be_answered_has_a_status_and_the_rule(
+    calls: triton_grpc.InferenceServerClient, features: list[dict[str, Any]]
+) -> None:
+    bad = grpc_inputs([{"nothing": 1.0}])
+    for model, inputs, status, rule in [
+        ("made", bad, "INVALID_ARGUMENT", "row 0, nothing: is no feature of this model"),
+        ("other", grpc_inputs(features), "NOT_FOUND", "model 'made' in version 1 serves, and no other"),
+    ]:
+        with pytest.raises(InferenceServerException, match=rule) as caught:
+            calls.infer(model, inputs)
+        assert caught.value.status() == f"StatusCode.{status}"
+
+
+def test_a_call_needs_the_key_that_a_request_needs(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"{name}:{name}:{hashlib.sha256(name.encode()).hexdigest()}" for name in ("predict", "outcomes")]
+    monkeypatch.setenv("EVERGREEN_API_KEYS", "\n".join(lines))
+    port, rows = free_port(), grpc_inputs(shop.asked[:2])
+    with client(shop, grpc_port=port), triton_grpc.InferenceServerClient(f"127.0.0.1:{port}") as one:
+        assert one.is_server_live()
+        assert len(one.infer("made", rows, headers={"authorization": "Bearer predict"}).as_numpy("score")) == 2
+        for headers, status in [({}, "UNAUTHENTICATED"), ({"authorization": "Bearer outcomes"}, "PERMISSION_DENIED")]:
+            with pytest.raises(InferenceServerException) as caught:
+                one.infer("made", rows, headers=headers)
+            assert caught.value.status() == f"StatusCode.{status}"
+
+
+def test_the_messages_have_the_numbers_that_tritons_description_gives_them() -> None:
+    theirs = service_pb2.DESCRIPTOR.message_types_by_name
+    nested = {
+        "TensorMetadata": theirs["ModelMetadataResponse"].nested_types_by_name["TensorMetadata"],
+        "InferInputTensor": theirs["ModelInferRequest"].nested_types_by_name["InferInputTensor"],
+        "InferRequestedOutputTensor": theirs["ModelInferRequest"].nested_types_by_name["InferRequestedOutputTensor"],
+        "InferOutputTensor": theirs["ModelInferResponse"].nested_types_by_name["InferOutputTensor"],
+    }
+    for name, mine in CLASSES.items():
+        wanted = nested.get(name) or theirs[name]
+        described = [
+            {(field.name, field.number, field.type, field.is_repeated) for field in message.fields}
+            for message in (mine.DESCRIPTOR, wanted)
+        ]
+        assert described[0] == described[1], name
