@@ -66,13 +66,15 @@ class RowPlan:
     """How the rows of a feed's `_arrived` are computed.
 
     Attributes:
-        typed: SQL of the delivered columns, typed.
+        typed: SQL of the delivered columns, typed, with the raw values that differ.
         plan: the same with what is derived from them.
-        beside: the raw values of what is derived, as SQL.
+        twins: the raw values that are those of typed columns, as SQL: a column less to carry.
+        beside: these, and the raw values of what is derived.
     """
 
     typed: str
     plan: expressions.Plan
+    twins: list[str]
     beside: list[str]
 
 
@@ -171,28 +173,35 @@ def find_mentioned(source: Source, tables: Iterable[str]) -> tuple[str, ...]:
 
 def plan_rows(con: duckdb.DuckDBPyConnection, feed: Feed, forms: Sequence[str]) -> RowPlan:
     """How the rows of `_arrived` are computed."""
-    typed = _typed_sql(feed, dict(zip(feed.delivered, forms, strict=True)))
+    clean = {
+        name: contract.clean_sql(name, rule, kind=form, decimal=feed.source.decimal)
+        for (name, rule), form in zip(feed.delivered.items(), forms, strict=True)
+    }
+    same = [name for name, value in clean.items() if value == quote(name) and name not in TIMES]
+    twins = [f"{quote(name)} AS {contract.raw_name(name)}" for name in same]
+    typed = _typed_sql(clean, same)
     plan = expressions.plan_expressions(con, feed.name, feed.source, typed, list(feed.delivered))
-    beside = []
+    beside = list(twins)
     for column in (column for column in feed.columns if column in feed.source.derive):
         kind, wanted = plan.kinds[column], feed.table.columns[column].type
         raw = loading.raw_sql(quote(column), kind, wanted, loading.choose_form({kind}, wanted))
         beside.append(f"{raw} AS {contract.raw_name(column)}")
-    return RowPlan(typed, plan, beside)
+    return RowPlan(typed, plan, twins, beside)
 
 
-def _typed_sql(feed: Feed, forms: dict[str, str]) -> str:
-    """The delivered columns typed, each with its raw value beside it, and each row's place."""
+def _typed_sql(clean: dict[str, str], same: Sequence[str]) -> str:
+    """The delivered columns typed, with the raw value of each that is not the same, and each row's place.
+
+    Args:
+        clean: SQL of each column's typed value.
+    """
     columns = ", ".join(
         [
-            *[f"v{i} AS {quote(name)}" for i, name in enumerate(forms)],
+            *[f"v{i} AS {quote(name)}" for i, name in enumerate(clean)],
             f"file AS {FILE}",
             f"rowid - start + 1 AS {ROW}",
         ]
     )
-    pairs = [
-        f"{contract.clean_sql(name, feed.table.columns[name], kind=form, decimal=feed.source.decimal)} "
-        f"AS {quote(name)}, {quote(name)} AS {contract.raw_name(name)}"
-        for name, form in forms.items()
-    ]
-    return f"SELECT {', '.join([*pairs, FILE, ROW])} FROM (SELECT {columns} FROM _arrived WHERE NOT blank)"
+    typed = [f"{value} AS {quote(name)}" for name, value in clean.items()]
+    raw = [f"{quote(name)} AS {contract.raw_name(name)}" for name in clean if name not in same]
+    return f"SELECT {', '.join([*typed, *raw, FILE, ROW])} FROM (SELECT {columns} FROM _arrived WHERE NOT blank)"

@@ -166,12 +166,13 @@ def _write_table(
 ) -> tuple[manifest.RawTable, lateness.Contents]:
     """Put one table's periods in place. Returns what was written, and what became of the rows that were delivered; and
     what the periods hold, whatever of it was known at as_of, where `ingest.lateness` asks for it."""
-    feed, delivery, turn = table.feed, table.delivery, threading.Lock()
+    feed, delivery = table.feed, table.delivery
+    turn = threading.Semaphore(max(p.stage.threads // 2, 1))
     contents: lateness.Contents = dict.fromkeys(spans)
 
     def write(period: str, span: rawperiods.Span) -> int:
         target = folder / f"{period}.parquet"
-        # DuckDB sorts parts of a large period side by side: two such periods at once would only take twice the memory.
+        # DuckDB sorts parts of a large period side by side: one for each thread would only take more memory.
         taking = turn if span.rows > rowfiles.GROUP_ROWS else contextlib.nullcontext()
         with taking, feeds.naming_table(feed), con.cursor() as cursor:
             rawperiods.provide_period(cursor, table, period, span, outlier, as_of, target)

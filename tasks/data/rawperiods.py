@@ -70,11 +70,10 @@ def find_reach(reader: Reader, table: TypedTable, *, threads: int) -> timeline.R
         def make(into: Path) -> None:
             with reader.con.cursor() as con:
                 seen = timeline.measure_moments(con, table.rows_sql([place]), KNOWN)
-            np.savez(into / "moments.npz", events=seen.events, known=seen.known, late=np.array(seen.late))
+            np.save(into / "moments.npy", seen.pack())
 
         entry = periods.hash_inputs("moments", table.files[place].entry, CODE)
-        with np.load(periods.find_file(entry, "moments.npz", make)) as stored:
-            return timeline.Seen(stored["events"], stored["known"], bool(stored["late"]))
+        return timeline.Seen.unpack(np.load(periods.find_file(entry, "moments.npy", make)))
 
     works = [lambda place=place: provide(place) for place in range(len(table.files))]
     return timeline.join_reach(run_threads(works, threads))
@@ -184,9 +183,10 @@ def provide_period(
         _find_doubles(con, table, span.places, where)
         write(into, [file.first for file in files])
 
-    if periods.read_json(entry, "doubles.json", make):
-        entry, make = periods.hash_inputs(entry, [file.first for file in files]), make_with_places
     periods.provide(entry, {target: "rows.parquet"}, make)
+    if periods.read_json(entry, "doubles.json", make):
+        entry = periods.hash_inputs(entry, [file.first for file in files])
+        periods.provide(entry, {target: "rows.parquet"}, make_with_places)
 
 
 def select_period(table: TypedTable, period: str, span: Span, outlier: str | None) -> tuple[str, str]:

@@ -202,6 +202,16 @@ class Seen:
     known: Moments
     late: bool
 
+    def pack(self) -> Moments:
+        """As one array (2, n): first come how many moments are of events, and whether known_at is late."""
+        head = np.array([[self.events.shape[1]], [self.late]], np.int64)
+        return np.concatenate([head, self.events, self.known], axis=1)
+
+    @staticmethod
+    def unpack(packed: Moments) -> "Seen":
+        (count, late), rest = packed[:, 0], packed[:, 1:]
+        return Seen(rest[:, :count], rest[:, count:], bool(late))
+
 
 def see_times(event_time: Times, known_at: Times) -> Seen:
     """What rows (n) tell. known_at is NaT where no outcome is known."""
@@ -253,9 +263,13 @@ def _add_counts(parts: Sequence[Moments]) -> Moments:
     moments, rows = np.concatenate([np.zeros((2, 0), np.int64), *parts], axis=1)
     if not len(moments):
         return np.zeros((2, 0), np.int64)
-    order = np.argsort(moments, kind="stable")  # which is fast where the parts are in order
-    moments, rows = moments[order], rows[order]
-    starts = np.append(0, np.flatnonzero(moments[1:] != moments[:-1]) + 1)
+    if (moments[1:] < moments[:-1]).any():
+        order = np.argsort(moments, kind="stable")  # which is fast where the parts are in order
+        moments, rows = moments[order], rows[order]
+    is_new = moments[1:] != moments[:-1]
+    if is_new.all():
+        return np.stack([moments, rows])
+    starts = np.append(0, np.flatnonzero(is_new) + 1)
     return np.stack([moments[starts], np.add.reduceat(rows, starts)])
 
 

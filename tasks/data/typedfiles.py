@@ -124,7 +124,7 @@ def type_files(reader: Reader, feed: Feed, *, threads: int) -> TypedTable:
         count = len(files.names)
         is_one = count > 1 and expressions.has_window(reader.con, feed.source)
         groups = [range(count)] if is_one else [[i] for i in range(count)]
-        turn = threading.Lock()
+        turn = threading.Semaphore(max(threads // 2, 1))
         works = [lambda places=places: _provide_file(reader, feed, files, places, turn) for places in groups]
         typed = run_threads(works, threads)
         delivery = loading.Delivery(
@@ -138,12 +138,12 @@ def type_files(reader: Reader, feed: Feed, *, threads: int) -> TypedTable:
 
 
 def _provide_file(
-    reader: Reader, feed: Feed, files: loading.SourceFiles, places: Sequence[int], turn: threading.Lock
+    reader: Reader, feed: Feed, files: loading.SourceFiles, places: Sequence[int], turn: threading.Semaphore
 ) -> TypedFile:
     entry = periods.hash_inputs("typed", feed.identity, files.forms, [files.identify(place) for place in places], CODE)
 
     def make(into: Path) -> None:
-        # Of a large file DuckDB types parts side by side: two such files at once would only take twice the memory.
+        # Of a large file DuckDB types parts side by side: one for each thread would only take more memory.
         is_large = any(_is_large(files.fetched.files[place]) for place in places)
         with turn if is_large else contextlib.nullcontext(), feeds.naming_table(feed), reader.con.cursor() as con:
             plan = reader.plan(feed, files)
@@ -224,11 +224,12 @@ def _write_rows(
     ]
 
     def write(rows: str) -> None:
+        delivered = f"(SELECT {', '.join(['*', *plan.twins])} FROM ({plan.typed}))"
         rows, joins = f"(SELECT {', '.join(['*', *plan.beside])} FROM ({rows}))", ""
         for i, name in enumerate(personal):
             clear = contract.mend_sql(values[name], feed.table.columns[name])  # of one person, one pseudonym
             is_plain = name in feed.delivered and name not in feed.outcomes  # it needs nothing of what is derived
-            _name_persons(con, f"({plan.typed})" if is_plain else rows, clear, f"_persons{i}", key)
+            _name_persons(con, delivered if is_plain else rows, clear, f"_persons{i}", key)
             joins += f" LEFT JOIN _persons{i} ON _persons{i}.clear = {clear}"
         shown = {**values, **{name: f"_persons{i}.pseudonym" for i, name in enumerate(personal)}}
         columns = [

@@ -188,6 +188,7 @@ def test_the_parts_of_a_table_tell_its_reach_in_any_order(name: str, parts: int)
     known = known_at[~np.isnat(known_at)]
     whole = timeline.Reach(timeline.draw_timeline(times), timeline.draw_timeline(known), late=False)
     assert timeline.join_reach(seen) == whole
+    assert timeline.join_reach([timeline.Seen.unpack(part.pack()) for part in seen]) == whole
 
 
 @pytest.mark.parametrize("name", TABLES)
