@@ -387,6 +387,13 @@ def test_what_a_page_of_another_site_can_send_unasked_is_415(api: Client, path: 
     assert (answer.status_code, "content-type: application/json" in answer.json()["detail"]) == (415, True)
 
 
+def test_tensors_may_come_without_a_content_type_but_from_no_page_of_another_site(api: Client) -> None:
+    path = "/v2/models/made/infer"
+    assert api.post(path, content=b"{}").status_code == 400
+    assert api.post(path, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
+    assert api.post(path, content=b"{}", headers={"origin": "https://evil.example"}).status_code == 403
+
+
 def test_json_may_name_its_charset(api: Client) -> None:
     answer = api.post(FEATURES, content=ROW, headers={"content-type": "Application/JSON; charset=utf-8"})
     assert answer.status_code == 200
