@@ -186,7 +186,11 @@ def _add_predictions(app: FastAPI, handler: Handler) -> None:
     async def accept_outcomes(request: Request) -> Response:
         """Send the outcomes of predictions, by their ids. A second outcome of one prediction corrects the first."""
         outcomes = (await read_body(request, handler.messages.outcomes, handler)).outcomes
-        await handler.accept_outcomes(outcomes)
+        try:
+            await handler.accept_outcomes(outcomes)
+        except Refused as error:
+            fault = messages.make_fault("outcome", ("outcomes", error.row, error.name), error.rule)
+            raise RequestValidationError([fault]) from None
         return JSONResponse({"accepted": len(outcomes)})
 
 

@@ -120,6 +120,10 @@ class Handler:
             raise _unavailable("no state is published yet: run the score flow")
         return self.active.tables
 
+    def event_now(self) -> datetime:
+        """The time of the events; this machine's, where no state says it."""
+        return self.active.event_now() or datetime.now(UTC).replace(tzinfo=None)
+
     # --- the requests
 
     async def predict_rows(self, rows: Sequence[Row], *, reasons: int = 0) -> tuple[int, Answers]:
@@ -172,7 +176,12 @@ class Handler:
         return reasons
 
     async def accept_outcomes(self, outcomes: Sequence[Any]) -> None:
-        """Outcomes, into the journal."""
+        """Outcomes, into the journal. Raises Refused for one that is known in the future."""
+        limit = self.event_now() + self.p.serving.stale  # a state may be that much older than what is known
+        for place, outcome in enumerate(outcomes):
+            if outcome.known_at and outcome.known_at > limit:
+                rule = f"must not be after {limit:%Y-%m-%d %H:%M:%S}, the time of the events and serving.stale"
+                raise Refused(place, "known_at", f"{rule}: send an outcome when it is known")
         for kind in (str, float):  # a class is a text or a number, and a column has one type
             if chosen := [outcome for outcome in outcomes if isinstance(_label_of(outcome), kind)]:
                 await self._wait_for(self.writer.write("outcomes", self._outcome_rows(chosen)))
@@ -242,7 +251,7 @@ class Handler:
         champion = self.champion()
         challenger = traffic.fits(champion, self.active.challenger)
         count = len(next(iter(columns.values()))) if columns else len(rows or [])
-        at = self.active.event_now() or datetime.now(UTC).replace(tzinfo=None)
+        at = self.event_now()
         request = uuid4().hex
 
         def ask(part: traffic.Part) -> predict.Answered:
@@ -294,7 +303,7 @@ class Handler:
 
     def _outcome_rows(self, outcomes: Sequence[Any]) -> pa.Table:
         now, count = datetime.now(UTC).replace(tzinfo=None), len(outcomes)
-        event_now = self.active.event_now() or now
+        event_now = self.event_now()
         labels = [_label_of(outcome) for outcome in outcomes]
         entries = [schema.make_entry(outcome.id, label, now) for outcome, label in zip(outcomes, labels, strict=True)]
         columns = {

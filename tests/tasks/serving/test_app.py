@@ -281,6 +281,20 @@ def subjects(shop: Shop, end: datetime) -> set[str]:
     return set(kept(shop).read("predictions", since=since, until=end)["subject"].to_pylist())
 
 
+def test_an_outcome_cannot_be_known_in_the_future_and_none_of_its_request_is_kept(shop: Shop, api: Client) -> None:
+    end, before = BEGIN + timedelta(days=DAYS), kept(shop).read("outcomes").num_rows
+
+    def send(known_at: datetime) -> Any:
+        sent = [{"id": "sooner", "label": True}, {"id": "later", "label": True, "known_at": known_at.isoformat()}]
+        return api.post("/v1/outcomes", json={"outcomes": sent})
+
+    answer = send(end + shop.p.serving.stale + timedelta(days=300))
+    assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["outcomes", 1, "known_at"])
+    assert "must not be after" in answer.text
+    assert kept(shop).read("outcomes").num_rows == before
+    assert send(end + shop.p.serving.stale - timedelta(hours=1)).json() == {"accepted": 2}
+
+
 def test_an_outcome_of_a_prediction_that_nobody_made_is_kept_and_harms_nothing(shop: Shop, api: Client) -> None:
     for name in ("unknown", "a.b.c", f"a.{'0' * 16}.{'f' * 40}", "a." + "0" * 16 + ".-1"):
         answer = api.post("/v1/outcomes", json={"outcomes": [{"id": name, "label": True}]})
