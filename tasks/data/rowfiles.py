@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from tasks.data import arrays
 
-GROUP_ROWS = 30 * 2048  # of a row group: whole vectors of DuckDB
+GROUP_ROWS = 15 * 2048  # of a row group: whole vectors of DuckDB
 
 
 class RowWriter:

@@ -148,7 +148,7 @@ def test_batches_do_not_show_in_a_file(sizes: list[int], tmp_path: Path) -> None
     assert (tmp_path / "cut.parquet").read_bytes() == (tmp_path / "expected.parquet").read_bytes()
     written = pq.ParquetFile(tmp_path / "cut.parquet")
     assert written.read().equals(table)
-    assert [written.metadata.row_group(i).num_rows for i in range(5)] == [*[61_440] * 4, 54_240]
+    assert [written.metadata.row_group(i).num_rows for i in range(10)] == [*[30_720] * 9, 23_520]
 
 
 def test_good_rows_stay_in_their_order_in_a_large_period(made_large: Made) -> None:
