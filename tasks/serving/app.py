@@ -26,6 +26,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from tasks import log, params
 from tasks.serving import active, door, journal, journal_writer, keys, messages, registry_mirror
 from tasks.serving.arrivals import Arrivals
+from tasks.serving.direct import answer_directly
 from tasks.serving.door import FrontDoor, read_body
 from tasks.serving.handler import Answers, Handler
 from tasks.serving.metrics import Metrics
@@ -64,6 +65,7 @@ def create(p: params.Params, home: Path) -> FastAPI:
     _add_predictions(app, handler)
     routes.add_routes(app, handler)
     _add_pages(app, handler)
+    answer_directly(app)
     app.openapi = partial(_describe, app, handler, app.openapi)  # type: ignore[method-assign]
     return app
 

@@ -286,10 +286,10 @@ class Handler:
 
     async def _write(self, answers: Answered, wanted: Sequence[bool] = ()) -> None:
         for part, answered in answers:
-            rows, scores = answered.rows, answered.scores
+            rows, scores = answered.record, answered.scores
             if not all(wanted):
                 places = [place for place, row in enumerate(part.places) if wanted[row]]
-                rows, scores = rows.take(pa.array(places, pa.int64())), scores[places]
+                rows, scores = answered.rows.take(pa.array(places, pa.int64())), scores[places]
             await self.writer.write("predictions", rows)
             if not part.is_shadow:
                 is_binary = answered.spec.task == "binary"
