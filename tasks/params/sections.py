@@ -360,6 +360,7 @@ class Serving(Section):
     sync: Duration = timedelta(milliseconds=200)
     challenger: Challenger = Challenger()
     key_file: str | None = None
+    guarded: bool = False
     hosts: list[Host] = []
     certificate: str | None = None
     certificate_key: str | None = None

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from tasks import log, params
-from tasks.serving import keys, protocol
+from tasks.serving import address, keys, protocol
 
 MIRROR = (sys.executable, "-m", "tasks.serving.registry_mirror")
 PAUSE = 5.0  # seconds until a mirror that ended is begun anew
@@ -25,10 +25,13 @@ LOOK = 0.5  # seconds between looks whether it lives
 
 
 def main() -> None:
-    p = params.load()
     parser = argparse.ArgumentParser(prog="python -m tasks.serving", description=__doc__)
-    parser.add_argument("--port", type=int, default=p.serving.port, help=f"{p.serving.port} (serving.port)")
-    asked = parser.parse_args()
+    for name in (address.HOST, address.PORT, address.WORKERS):
+        field = name.rpartition("_")[2].lower()
+        parser.add_argument(f"--{field}", dest=name, help=f"by default {name}, else serving.{field} of params.yaml")
+    flags = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    os.environ.update(flags)  # which the processes of the workers read, too
+    p = address.read_address(params.load(), os.environ)
     logging.basicConfig(level=logging.INFO, format="serving: %(message)s")
     keys.read_keys(p.serving)  # before anything listens
     check_certificate(p.serving)
@@ -38,7 +41,7 @@ def main() -> None:
             "tasks.serving.app:app",
             factory=True,
             host=p.serving.host,
-            port=asked.port,
+            port=p.serving.port,
             workers=p.serving.workers,
             access_log=False,
             server_header=False,

@@ -24,7 +24,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from tasks import log, params
-from tasks.serving import active, door, journal, journal_writer, keys, messages, registry_mirror
+from tasks.serving import active, address, door, journal, journal_writer, keys, messages, registry_mirror
 from tasks.serving.arrivals import Arrivals
 from tasks.serving.direct import answer_directly
 from tasks.serving.door import FrontDoor, read_body
@@ -89,7 +89,7 @@ def app() -> FastAPI:
     """The application for uvicorn's workers, from the checkout that they run in."""
     end_with_supervisor()
     sys.setswitchinterval(SWITCH_S)
-    return create(params.load(), params.home())
+    return create(address.read_address(params.load(), os.environ), params.home())
 
 
 def end_with_supervisor() -> None:

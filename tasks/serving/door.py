@@ -101,7 +101,8 @@ class FrontDoor:
     def _refuse_foreign(self, headers: dict[bytes, bytes], *, is_open: bool) -> Response | None:
         """Without keys whoever reaches the port may ask, and so a page in a browser of this machine could: by a name
         that leads here (DNS rebinding), or from another site. With keys, where serving.hosts says so."""
-        if self.handler.keys.keys and (is_open or not self.handler.p.serving.hosts):
+        settings = self.handler.p.serving
+        if (self.handler.keys.keys or settings.guarded) and (is_open or not settings.hosts):
             return None
         host = headers.get(b"host", b"").decode("latin-1")
         origin = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
