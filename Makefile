@@ -67,7 +67,7 @@ repro: setup  ## the pipeline by hand: dvc repro in this checkout
 test test-slow test-faults: export OMP_NUM_THREADS = 1
 test test-slow test-faults: export OPENBLAS_NUM_THREADS = 1
 
-test: setup  ## the fast tests, under 8 minutes on 2 cores
+test: setup  ## the fast tests, about a quarter of an hour on 2 cores
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not faults and not slow"
 
 test-slow: setup  ## simulations: error rates over hundreds of made histories; kills in all places of the engine
