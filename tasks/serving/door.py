@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
@@ -43,6 +43,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {  # of every route that answers rows,
 # none: of such a body a page's Origin alone is looked at.
 CONTENT_TYPES = {"": ("application/json",), "/v2/models/": ("application/json", "application/octet-stream", "")}
 SCOPES: dict[str, keys.Scope] = {"/metrics": "metrics", "/v1/model": "model", "/version": "model", "/v2": "model"}
+ERROR_NAMES = {"/v2": "error", VERTEX_ROUTE: "error", "/invocations": "message"}  # of what is wrong, by protocol
 ARRIVING_BYTES = 16 * messages.MOST_BYTES  # of all bodies that arrive
 HEADER_BYTES = 16_384  # of a request's headers and its path
 LARGE_BYTES = 16_000  # a larger body is parsed apart from the event loop
@@ -50,6 +51,19 @@ WATCH_S = 0.05  # into a request, from when on it is looked whether its client h
 CLIENT_GONE = 499  # in /metrics alone, as nginx counts it
 CLOSE = {"Connection": "close"}  # what else comes of the body is not read
 Receive = Callable[[], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why nothing else is answered, as an ASGI application: in the words of the path's protocol."""
+
+    status: int
+    detail: str
+    headers: dict[str, str] | None = None
+
+    async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
+        name = next((name for begin, name in ERROR_NAMES.items() if scope["path"].startswith(begin)), "detail")
+        await JSONResponse({name: self.detail}, self.status, self.headers)(scope, receive, send)
 
 
 @dataclass
@@ -78,13 +92,13 @@ class FrontDoor:
             path = route.path if route else "other"
             self.handler.metrics.count_request(path, visit.status or 500, time.perf_counter() - began)
 
-    def let_in(self, scope: Any) -> tuple[str, Response | None]:
+    def let_in(self, scope: Any) -> tuple[str, Refusal | None]:
         """The client's name, by its key or else its address; and a refusal, unless it may come in."""
         handler, wanted = self.handler, scope_of(scope["path"])
         name = scope["client"][0] if scope["client"] else ""
         line = len(scope["raw_path"]) + len(scope["query_string"])
         if line + sum(len(header) + len(value) for header, value in scope["headers"]) > HEADER_BYTES:
-            return name, refuse(431, f"the path and headers of a request may have {HEADER_BYTES:,} bytes", CLOSE)
+            return name, Refusal(431, f"the path and headers of a request may have {HEADER_BYTES:,} bytes", CLOSE)
         headers = dict(scope["headers"])
         if refusal := self._refuse_foreign(headers, is_open=wanted is None):
             return name, refusal
@@ -92,13 +106,13 @@ class FrontDoor:
             key = handler.keys.owner(keys.read_token(headers.get(b"authorization", b"").decode("latin-1")))
             if key is None:
                 more = {"WWW-Authenticate": "Bearer"}
-                return name, refuse(401, "send a known API key as Authorization: Bearer ...", more)
+                return name, Refusal(401, "send a known API key as Authorization: Bearer ...", more)
             if wanted not in key.scopes and "admin" not in key.scopes:
-                return name, refuse(403, f"this key is not for {wanted}")
+                return name, Refusal(403, f"this key is not for {wanted}")
             name = f"key {key.name}"
         return name, _refuse_body(scope["path"], headers) if scope["method"] == "POST" else None
 
-    def _refuse_foreign(self, headers: dict[bytes, bytes], *, is_open: bool) -> Response | None:
+    def _refuse_foreign(self, headers: dict[bytes, bytes], *, is_open: bool) -> Refusal | None:
         """Without keys whoever reaches the port may ask, and so a page in a browser of this machine could: by a name
         that leads here (DNS rebinding), or from another site. With keys, where serving.hosts says so."""
         settings = self.handler.p.serving
@@ -112,7 +126,7 @@ class FrontDoor:
                 rule = (
                     f"the {kind} of a request must be one of {known}, but is {value[:100]!r}: serving.hosts allows more"
                 )
-                return refuse(403, rule, CLOSE)
+                return Refusal(403, rule, CLOSE)
         return None
 
 
@@ -122,12 +136,12 @@ def _host_of(value: str) -> str:
     return place[1:].partition("]")[0] if place.startswith("[") else place.partition(":")[0]
 
 
-def _refuse_body(path: str, headers: dict[bytes, bytes]) -> Response | None:
+def _refuse_body(path: str, headers: dict[bytes, bytes]) -> Refusal | None:
     sent = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     allowed = next(types for begin, types in reversed(CONTENT_TYPES.items()) if path.startswith(begin))
     if sent not in allowed:
         rule = f"a body must be sent with content-type: {' or '.join(filter(None, allowed))}, but got {sent[:100]!r}"
-        return refuse(415, f"{rule}. Of curl: --json, or -H 'content-type: {allowed[0]}'")
+        return Refusal(415, f"{rule}. Of curl: --json, or -H 'content-type: {allowed[0]}'")
     return _too_large() if int(headers.get(b"content-length", b"0")) > messages.MOST_BYTES else None
 
 
@@ -150,10 +164,10 @@ class Visit:
             body = await self._refuse_many_values(body) or body
         if self.gone:
             self.status = CLIENT_GONE
-        elif isinstance(body, Response):
+        elif isinstance(body, Refusal):
             await self._run(body, self.receive)
         elif self.handler.busy >= self.handler.p.serving.busy:
-            await self._run(refuse(503, "too many requests at once", {"Retry-After": "1"}), self.receive)
+            await self._run(Refusal(503, "too many requests at once", {"Retry-After": "1"}), self.receive)
         else:
             self.handler.busy += 1
             try:
@@ -161,7 +175,7 @@ class Visit:
             finally:
                 self.handler.busy -= 1
 
-    async def _read_body(self, name: str) -> bytes | Response:
+    async def _read_body(self, name: str) -> bytes | Refusal:
         """The whole body, or why it is not taken. Sets `gone`."""
         arrivals, body = self.door.arrivals, bytearray()
         arrival: Arrival | None = None
@@ -183,14 +197,14 @@ class Visit:
             if arrival:
                 arrivals.end(arrival)
 
-    def _too_slow(self, *, crowded_out: bool) -> Response:
+    def _too_slow(self, *, crowded_out: bool) -> Refusal:
         settings = self.handler.p.serving
         rule = f"a body must be whole within serving.arrival = {params.spell(settings.arrival)}"
         if crowded_out:
             rule = f"too many bodies arrive at once (serving.arriving = {settings.arriving}), and this was the slowest"
-        return refuse(408, f"{rule}: send it again, faster or in parts", {**CLOSE, "Retry-After": "1"})
+        return Refusal(408, f"{rule}: send it again, faster or in parts", {**CLOSE, "Retry-After": "1"})
 
-    async def _refuse_many_values(self, body: bytes) -> Response | None:
+    async def _refuse_many_values(self, body: bytes) -> Refusal | None:
         """A refusal of what could not be a request, before it is parsed."""
         headers = dict(self.scope["headers"])
         length = headers.get(b"inference-header-content-length", b"")
@@ -199,7 +213,7 @@ class Visit:
         if (count := await self.handler.run_apart(messages.count_values, text)) <= most:
             return None
         rule = f"a request may have {most:,} values (serving.rows times the columns of a row), but this has {count:,}"
-        return refuse(413, f"{rule}: send it in parts")
+        return Refusal(413, f"{rule}: send it in parts")
 
     def _replay(self, body: bytes) -> Receive:
         """The body once more, for whoever reads it, then what comes of the client."""
@@ -226,7 +240,7 @@ class Visit:
             if self.gone:
                 self.status = self.status or CLIENT_GONE
             elif not self.status:
-                refusal = refuse(503, "no answer within serving.within", {"Retry-After": "1"})
+                refusal = Refusal(503, "no answer within serving.within", {"Retry-After": "1"})
                 await refusal(self.scope, receive, self.send)
         finally:
             if watch:
@@ -269,12 +283,8 @@ def scope_of(path: str) -> keys.Scope | None:
     return None if path in OPEN else SCOPES.get(path, "admin")
 
 
-def refuse(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"detail": detail}, status, headers)
-
-
-def _too_large() -> Response:
-    return refuse(413, f"a request may have {messages.MOST_BYTES:,} bytes", CLOSE)
+def _too_large() -> Refusal:
+    return Refusal(413, f"a request may have {messages.MOST_BYTES:,} bytes", CLOSE)
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------

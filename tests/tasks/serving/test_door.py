@@ -269,7 +269,7 @@ def test_more_values_than_a_request_can_have_are_refused_before_they_are_parsed(
     monkeypatch.setattr(door, "_read_message", never)
     monkeypatch.setattr(questions, "parse_json", never)
     answer = api.post(path, content=NONSENSE[place], headers=JSON)
-    assert (answer.status_code, "send it in parts" in answer.json()["detail"]) == (413, True)
+    assert (answer.status_code, "send it in parts" in answer.text) == (413, True)
 
 
 def test_marks_in_texts_are_no_values(api: Client) -> None:
@@ -384,7 +384,7 @@ def test_serving_hosts_allows_names_and_with_keys_only_where_it_is_set(
 @pytest.mark.parametrize("path", [FEATURES, "/v1/predict", "/v1/outcomes", "/invocations", "/predict"])
 def test_what_a_page_of_another_site_can_send_unasked_is_415(api: Client, path: str, sent: str | None) -> None:
     answer = api.post(path, content=ROW, headers={"content-type": sent} if sent else {})
-    assert (answer.status_code, "content-type: application/json" in answer.json()["detail"]) == (415, True)
+    assert (answer.status_code, "content-type: application/json" in answer.text) == (415, True)
 
 
 def test_tensors_may_come_without_a_content_type_but_from_no_page_of_another_site(api: Client) -> None:

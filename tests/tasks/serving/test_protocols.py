@@ -471,3 +471,16 @@ def test_the_messages_have_the_numbers_that_tritons_description_gives_them() -> 
             for message in (mine.DESCRIPTOR, wanted)
         ]
         assert described[0] == described[1], name
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("/invocations", "message"), ("/predict", "error"), ("/v2/models/made/infer", "error"), ("/v1/predict", "detail")],
+)
+def test_a_refusal_at_the_door_is_in_the_words_of_the_protocol(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, name: str
+) -> None:
+    monkeypatch.setenv("EVERGREEN_API_KEYS", f"shop:predict:{hashlib.sha256(b'shop').hexdigest()}")
+    with client(shop) as one:
+        refused = one.post(path, json={})
+        assert (refused.status_code, list(refused.json())) == (401, [name])
